@@ -1,0 +1,5 @@
+"""`python -m losscomp`."""
+
+from .cli import main
+
+raise SystemExit(main())

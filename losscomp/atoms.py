@@ -1,0 +1,147 @@
+"""Named scalar functions: meaning, derivative, sign and sampling range of each, in one table.
+
+An atom is opaque to SymPy, so a stable form survives; the set is closed under differentiation. The smooth atoms are what
+the rules rewrite to; the kinks carry, as an argument, the value that their derivative takes at the tie, and the derivative
+of a step is zero: there is no Heaviside and no DiracDelta. Each target spells every atom in its own table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import sympy as sp
+
+from .nodes import Where
+
+Formula = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Atom:
+    """One scalar function.
+
+    Attributes:
+        name: what it is called in formulas and in every target.
+        meaning: the function in elementary terms; the oracle and the proofs of the rules evaluate this.
+        slopes: one derivative formula an argument; None where an argument is a convention and not a variable.
+        sign: "positive", "nonnegative" or "" when the sign varies.
+        ranges: where each argument is sampled by the tests, as (low, high).
+        stable: how the targets compute it, in words, for `losscomp show`.
+    """
+
+    name: str
+    meaning: Formula
+    slopes: tuple[Formula | None, ...]
+    sign: str = ""
+    ranges: tuple[tuple[float, float], ...] = ((-1e4, 1e4),)
+    stable: str = ""
+
+
+# The functions, by name; filled from the table below, whose formulas use them.
+softplus: Any
+sigmoid: Any
+log1p: Any
+expm1: Any
+expm1mx: Any
+xlogy: Any
+Sign: Any
+Abs: Any
+step: Any
+hinge: Any
+larger: Any
+smaller: Any
+same: Any
+root: Any
+inverse_root: Any
+binade: Any
+abs_power: Any
+signed_power: Any
+
+
+def _define(atom: Atom) -> type[sp.Function]:
+    """The SymPy function of an atom."""
+
+    def fdiff(self: Any, argindex: int = 1) -> Any:
+        slope = atom.slopes[argindex - 1]
+        return sp.S.Zero if slope is None else sp.sympify(slope(*self.args))
+
+    body: dict[str, Any] = {
+        "nargs": len(atom.slopes),
+        "atom": atom,
+        "fdiff": fdiff,
+        "is_real": True,
+        "_eval_evalf": lambda self, prec: None,      # mpmath knows other functions by some of these names
+        "__doc__": atom.stable or atom.name,
+    }
+    if atom.sign:
+        body[f"is_{atom.sign}"] = True
+    return type(atom.name, (sp.Function,), body)
+
+
+ONE, ZERO = sp.S.One, sp.S.Zero
+
+_smooth = (
+    Atom("softplus", lambda x: sp.log(1 + sp.exp(x)), (lambda x: sigmoid(x),), "positive",
+         stable="max(x, 0) + log1p(exp(-|x|))"),
+    Atom("sigmoid", lambda x: 1 / (1 + sp.exp(-x)), (lambda x: sigmoid(x) * sigmoid(-x),), "positive",
+         stable="e / (1 + e) or 1 / (1 + e), e = exp(-|x|)"),
+    Atom("log1p", lambda x: sp.log(1 + x), (lambda x: 1 / (1 + x),), ranges=((-0.999, 1e6),)),
+    Atom("expm1", lambda x: sp.exp(x) - 1, (lambda x: sp.exp(x),), ranges=((-700, 700),)),
+    Atom("expm1mx", lambda x: sp.exp(x) - 1 - x, (lambda x: expm1(x),), "nonnegative", ((-700, 700),),
+         stable="a series near 0, expm1(x) - x elsewhere"),
+    Atom("xlogy", lambda x, y: Where(sp.Eq(x, 0), 0, x * sp.log(y)), (lambda x, y: sp.log(y), lambda x, y: x / y),
+         ranges=((0, 1e4), (1e-300, 1e4)), stable="x log(y), 0 where x is 0"),
+)
+
+_kinks = (
+    Atom("Sign", lambda x: Where(x > 0, 1, Where(x < 0, -1, 0)), (lambda x: 0,)),
+    Atom("Abs", lambda x: Where(x < 0, -x, x), (lambda x: Sign(x),), "nonnegative"),
+    Atom("step", lambda x, tie: Where(x > 0, 1, Where(x < 0, 0, tie)), (lambda x, tie: 0, None), "nonnegative"),
+    Atom("hinge", lambda x, tie: Where(x < 0, 0, x), (lambda x, tie: step(x, tie), None), "nonnegative"),
+    Atom("larger", lambda a, b, tie: Where(a < b, b, a),
+         (lambda a, b, tie: step(a - b, tie), lambda a, b, tie: step(b - a, 1 - tie), None)),
+    Atom("smaller", lambda a, b, tie: Where(a > b, b, a),
+         (lambda a, b, tie: step(b - a, tie), lambda a, b, tie: step(a - b, 1 - tie), None)),
+    Atom("same", lambda a, b: Where(sp.Eq(a, b), 1, 0), (lambda a, b: 0, lambda a, b: 0), "nonnegative"),
+    Atom("root", lambda x: sp.sqrt(x), (lambda x: inverse_root(x) / 2,), "nonnegative", ((0, 1e30),),
+         stable="sqrt(x); its derivative is 0 at 0"),
+    Atom("inverse_root", lambda x: Where(sp.Eq(x, 0), 0, 1 / sp.sqrt(x)), (lambda x: -inverse_root(x) ** 3 / 2,),
+         "nonnegative", ((0, 1e30),), stable="1 / sqrt(x), 0 where x is 0"),
+    Atom("binade", lambda x: Where(sp.And(x > 0, x < sp.oo), 2 ** sp.floor(sp.log(x, 2)), 1), (lambda x: 0,), "positive", ((0, 1e30),),
+         stable="the power of two at or below x; 1 where x is 0 or infinite"),
+    Atom("abs_power", lambda x, p: Where(sp.Eq(x, 0), 0, Where(x < 0, -x, x) ** p),
+         (lambda x, p: p * signed_power(x, p - 1), None), "nonnegative", ((-1e3, 1e3), (0.25, 4)),
+         stable="|x|**p, 0 where x is 0, and so is its derivative"),
+    Atom("signed_power", lambda x, p: Where(sp.Eq(x, 0), 0, Where(x > 0, 1, -1) * Where(x < 0, -x, x) ** p),
+         (lambda x, p: p * abs_power(x, p - 1), None), "", ((-1e3, 1e3), (0.25, 4)),
+         stable="sign(x) |x|**p, 0 where x is 0"),
+)
+
+ATOMS: dict[str, Atom] = {atom.name: atom for atom in _smooth + _kinks}
+SMOOTH: frozenset[str] = frozenset(atom.name for atom in _smooth)
+FUNCTIONS: dict[str, type[sp.Function]] = {name: _define(atom) for name, atom in ATOMS.items()}
+
+softplus, sigmoid, log1p = FUNCTIONS["softplus"], FUNCTIONS["sigmoid"], FUNCTIONS["log1p"]
+expm1, expm1mx, xlogy = FUNCTIONS["expm1"], FUNCTIONS["expm1mx"], FUNCTIONS["xlogy"]
+Sign, Abs, step, hinge = FUNCTIONS["Sign"], FUNCTIONS["Abs"], FUNCTIONS["step"], FUNCTIONS["hinge"]
+larger, smaller, same = FUNCTIONS["larger"], FUNCTIONS["smaller"], FUNCTIONS["same"]
+root, inverse_root = FUNCTIONS["root"], FUNCTIONS["inverse_root"]
+binade, abs_power = FUNCTIONS["binade"], FUNCTIONS["abs_power"]
+signed_power = FUNCTIONS["signed_power"]
+
+
+def meaning(node: sp.Function) -> sp.Expr:
+    """An atom applied to its arguments, in elementary terms."""
+    return sp.sympify(ATOMS[type(node).__name__].meaning(*node.args))
+
+
+def is_atom(node: sp.Basic) -> bool:
+    """Is this one of our functions?"""
+    return FUNCTIONS.get(type(node).__name__) is type(node)
+
+
+def expand_atoms(expr: sp.Expr) -> sp.Expr:
+    """The expression in elementary functions and selections only: what the proofs look at."""
+    return expr.replace(is_atom, meaning)

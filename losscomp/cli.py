@@ -1,0 +1,206 @@
+"""The command line: words only. What a command does is in build.py, show.py, scaffold.py, doctor.py and verify.py."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+
+from . import __version__
+from .errors import LosscompError
+
+OK, FAILED, INTERRUPTED = 0, 1, 130
+STAGES = ("definition", "check", "smooth", "differentiate", "stabilise", "lower", "schedule", "emit")
+SHOWN = ("c", "numpy")
+OUT = "generated"
+DEFS = "a folder or file of definitions (default: those of losscomp)"
+MARKS = {True: "yes", False: "no "}
+
+
+def parser() -> argparse.ArgumentParser:
+    """Commands and arguments."""
+    top = argparse.ArgumentParser(
+        prog="losscomp", description="One formula of a loss in; derived, stable, checked code for every target out.")
+    top.add_argument("--version", action="version", version=f"losscomp {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, action: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        made.add_argument("--traceback", action="store_true", help="show where in losscomp an error came from")
+        made.set_defaults(action=action)
+        return made
+
+    build = command("build", run_build, "emit and compile a library from definitions")
+    build.add_argument("definitions", nargs="?", type=Path, metavar="DEFS", help=DEFS)
+    build.add_argument("--out", type=Path, default=Path(OUT), metavar="DIR", help=f"where the library goes (default: {OUT})")
+    build.add_argument("--name", metavar="N", help="its name in Python and C (default: as it is, at first losslib)")
+    build.add_argument("--targets", type=targets, metavar="T,...", help="for which targets, such as numpy,c (default: all)")
+    build.add_argument("--only", nargs="+", default=[], metavar="LOSS", help="renew these losses, keep the others as they are")
+    build.add_argument("--jobs", type=count, default=0, metavar="N", help="processes at a time (default: one for each core)")
+    build.add_argument("--no-compile", action="store_true", help="emit the sources, compile nothing")
+    build.add_argument("--check", action="store_true", help="change nothing; fail if a build would change something")
+    build.add_argument("-v", "--verbose", action="store_true", help="a line for each loss and file, also where nobody watches")
+
+    listing = command("list", run_list, "the losses: name, what it is, its peer")
+    listing.add_argument("definitions", nargs="?", type=Path, metavar="DEFS", help=DEFS)
+
+    show = command("show", run_show, "every stage of one loss, from the definition to the emitted code")
+    show.add_argument("loss", metavar="LOSS")
+    show.add_argument("--stage", choices=STAGES, metavar="STAGE", help=f"one stage: {', '.join(STAGES)}")
+    show.add_argument("--target", choices=SHOWN, default="c", help="whose loop nest and code (default: c)")
+    show.add_argument("--kernel", metavar="K", help="one kernel, such as value_and_grad")
+    show.add_argument("--variant", metavar="V", help="variants with V in their name, or all (default: the default arguments)")
+    show.add_argument("--defs", type=Path, metavar="DEFS", help=DEFS)
+
+    new = command("new", run_new, "a definition file to start from")
+    new.add_argument("name", metavar="NAME")
+    new.add_argument("--folder", type=Path, default=Path(), help="where it goes (default: here)")
+
+    verify = command("verify", run_verify, "how well the targets agree, with each other and with exact arithmetic")
+    verify.add_argument("losses", nargs="*", metavar="LOSS", help="these losses (default: all)")
+    verify.add_argument("--json", type=Path, metavar="FILE", help="write the table as JSON too")
+    verify.add_argument("--lib", type=Path, default=Path(OUT), metavar="DIR", help=f"the library (default: {OUT})")
+    verify.add_argument("--quick", action="store_true", help="fewer points")
+
+    command("doctor", run_doctor, "what this machine has, what that enables, how to get the rest")
+    return top
+
+
+def targets(text: str) -> tuple[str, ...]:
+    """The value of --targets."""
+    from .plan import TARGETS
+
+    chosen = tuple(word.strip() for word in text.split(","))
+    for word in chosen:
+        if word not in TARGETS:
+            raise argparse.ArgumentTypeError(f"there is no target {word!r}; there are {', '.join(TARGETS)}")
+    return chosen
+
+
+def count(text: str) -> int:
+    """The value of --jobs."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of processes: at least 1")
+    return int(text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code: 0 done, 1 failed, 2 misused (from argparse), 130 interrupted."""
+    args = parser().parse_args(argv)
+    try:
+        code: int = args.action(args)
+        sys.stdout.flush()
+        return code
+    except LosscompError as error:
+        if args.traceback:
+            raise
+        say(str(error) if error.stage == "losscomp" and not error.where else f"losscomp: {error}")
+    except KeyboardInterrupt:
+        say("losscomp: interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:                                  # `losscomp show ... | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        if args.traceback:
+            raise
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        say(f"losscomp: a defect: {type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})\n"
+            f"  --traceback shows all.")
+    return FAILED
+
+
+def say(text: str) -> None:
+    """To whoever watches."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def run_build(args: argparse.Namespace) -> int:
+    """losscomp build"""
+    from .build import Talk, build, check
+    from .plan import TARGETS, Options
+
+    watched = args.verbose or sys.stderr.isatty()
+    talk = Talk(lambda text: say(f"  {text}") if watched else None, lambda text: say(f"losscomp: {text}"))
+    options = Options(args.definitions, args.out, args.name, args.targets or TARGETS, tuple(args.only), args.jobs,
+                      not args.no_compile)
+    if args.check:
+        found = check(options, talk)
+        for difference in found:
+            print(f"{difference.kind:9} {args.out / difference.path}")
+        print(f"{args.out}: {plural(len(found), 'file')} to renew; run losscomp build" if found
+              else f"{args.out} is up to date")
+        return FAILED if found else OK
+    report = build(options, talk)
+    if report.restored:
+        say(f"losscomp: renewed what had been edited by hand: {', '.join(report.restored)}")
+    if report.lacking:
+        say(f"losscomp: {report.name}.c is not compiled, its sources are emitted: {report.lacking}")
+    did = {"derived": len(report.emitted), "compiled": len(report.compiled), "written": len(report.written),
+           "removed": len(report.removed)}
+    words = "up to date" if report.idle else ", ".join(f"{number} {word}" for word, number in did.items())
+    print(f"{report.name} in {args.out}: {plural(report.losses, 'loss')}, {words} ({report.seconds:.1f} s)")
+    return OK
+
+
+def plural(number: int, word: str) -> str:
+    """3 files, 1 file."""
+    return f"{number} {word if number == 1 else word + ('es' if word.endswith('s') else 's')}"
+
+
+def run_list(args: argparse.Namespace) -> int:
+    """losscomp list"""
+    from .render import data_folder
+    from .show import rows
+
+    found = rows(args.definitions or data_folder("definitions"))
+    names, peers = (max(len(getattr(row, column)) for row in found) for column in ("name", "peer"))
+    room = max(20, shutil.get_terminal_size().columns - names - peers - 4) if sys.stdout.isatty() else 1000
+    texts = [row.summary if len(row.summary) <= room else row.summary[:room - 3] + "..." for row in found]
+    wide = max(map(len, texts))
+    for row, text in zip(found, texts, strict=True):
+        print(f"{row.name:{names}}  {text:{wide}}  {row.peer}".rstrip())
+    return OK
+
+
+def run_show(args: argparse.Namespace) -> int:
+    """losscomp show"""
+    from .render import data_folder
+    from .show import find, show
+
+    definition = find(args.loss, args.defs or data_folder("definitions"))
+    for line in show(definition, args.stage, args.target, args.kernel, args.variant):
+        print(line)
+    return OK
+
+
+def run_new(args: argparse.Namespace) -> int:
+    """losscomp new"""
+    from .scaffold import new
+
+    path = new(args.name, args.folder)
+    print(path)
+    print(f"  see it:   losscomp show {args.name} --defs {path}")
+    print(f"  build it: losscomp build {path} --out {args.name}_lib --name {args.name}_lib")
+    return OK
+
+
+def run_verify(args: argparse.Namespace) -> int:
+    """losscomp verify"""
+    code: int = import_module(".verify", __package__).main(args)
+    return code
+
+
+def run_doctor(args: argparse.Namespace) -> int:
+    """losscomp doctor"""
+    from .doctor import examine
+
+    findings = examine()
+    wide = max(len(f.name) for f in findings)
+    for f in findings:
+        print(f"{MARKS[bool(f.found)]}  {f.name:{wide}}  {f.found or f'missing; enables {f.enables}. Get it: {f.get}'}")
+    return FAILED if any(f.needed and not f.found for f in findings) else OK

@@ -1,0 +1,163 @@
+"""One derivation serves the gradient, the directional derivative and the Hessian-vector product: only the seed differs.
+
+SymPy only ever differentiates a scalar formula: the parts that are ours are frozen to symbols first and thawed after, and
+each is multiplied by its own rate of change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import sympy as sp
+
+from .atoms import same
+from .errors import CheckError
+from .nodes import (
+    Delta,
+    Index,
+    IndexRecord,
+    Load,
+    Named,
+    Reduce,
+    Stated,
+    StopGradient,
+    StraightThrough,
+    Tensor,
+    Where,
+    free_indices,
+    outermost,
+    substitute,
+)
+
+Seed = Callable[[Load], sp.Expr]
+OPAQUE = (Load, Delta, Reduce, Named, Stated, StopGradient, StraightThrough, Where)
+
+
+def derive(expr: sp.Expr, seed: Seed) -> sp.Expr:
+    """The rate of change of `expr` while every load x[i] moves at the rate seed(x[i])."""
+    parts = outermost(expr, OPAQUE)
+    rates = {part: rate for part in parts if (rate := rate_of(part, seed)) != 0}
+    if not rates:
+        return sp.S.Zero
+    names = {part: sp.Dummy(f"frozen{k}", real=True, positive=part.is_positive) for k, part in enumerate(parts)}
+    thaw = {name: part for part, name in names.items()}
+    frozen = substitute(expr, names)
+    return sp.Add(*(substitute(frozen.diff(names[part]), thaw) * rate for part, rate in rates.items()))
+
+
+def rate_of(part: sp.Expr, seed: Seed) -> sp.Expr:
+    """The rate of change of an opaque part."""
+    match part:
+        case Load():
+            return sp.S.Zero if part.tensor.record.integer else sp.sympify(seed(part))
+        case Delta() | StopGradient():
+            return sp.S.Zero
+        case Named():
+            return derive(part.body, seed)
+        case StraightThrough():
+            return derive(part.through, seed)
+        case Where():
+            condition, a, b = part.args
+            return Where(condition, derive(a, seed), derive(b, seed))
+        case Stated():
+            slopes = dict(part.slopes)
+            stated = sp.Add(*(slope * seed(load) for load, slope in slopes.items()))
+            return stated + derive(part.body, lambda load: sp.S.Zero if load in slopes else seed(load))
+        case Reduce():
+            return reduction_rate(part, seed)
+    raise CheckError(f"{type(part).__name__} has no derivative: {part}")
+
+
+def reduction_rate(part: Reduce, seed: Seed) -> sp.Expr:
+    """The rate of a reduction: the rates of its terms, weighted by their share in it."""
+    bound = part.bound.axis.index()
+    body = substitute(part.body, {part.bound: bound})
+    rate = derive(body, seed)
+    if rate == 0:
+        return rate
+    terms = sp.Add.make_args(rate)
+    if part.op == "sum":
+        return total(rate, bound)
+    if part.op == "logsumexp":
+        return total(sp.Add(*(sp.exp(body - part) * term for term in terms)), bound)
+    ties = same(body, part)                                              # a maximum: shared evenly among the ties
+    return total(sp.Add(*(ties * term for term in terms)), bound) / total(ties, bound)
+
+
+def total(body: sp.Expr, index: Index) -> sp.Expr:
+    """The sum over an index. Collapses deltas and pulls out what does not depend on the index."""
+    deltas, rest = without_deltas(sp.sympify(body), index)
+    picked = []
+    for delta, factor in deltas.items():
+        other = delta.args[1] if delta.args[0] == index else delta.args[0]
+        picked.append(substitute(factor, {index: other}))
+    outer, inner = split(rest, index)
+    summed = sp.S.Zero if inner == 0 or outer == 0 else outer * Reduce("sum", inner, index)
+    return sp.Add(*picked, summed)
+
+
+Linear = tuple[dict[Delta, sp.Expr], sp.Expr]
+
+
+def without_deltas(expr: sp.Expr, index: Index) -> Linear:
+    """`expr`, which is linear in the deltas on an index, as a factor for each delta and a rest that has none."""
+    if not any(index in delta.args for delta in expr.atoms(Delta)):
+        return {}, expr
+    match expr:
+        case Delta():
+            return {expr: sp.S.One}, sp.S.Zero
+        case sp.Add():
+            parts = [without_deltas(term, index) for term in expr.args]
+            return merge([deltas for deltas, _ in parts]), sp.Add(*(rest for _, rest in parts))
+        case sp.Mul():
+            first = next(f for f in expr.args if any(index in delta.args for delta in f.atoms(Delta)))
+            others = expr / first
+            deltas, rest = without_deltas(first, index)
+            more, rest = without_deltas(rest * others, index) if rest != 0 else ({}, sp.S.Zero)
+            return merge([{delta: factor * others for delta, factor in deltas.items()}, more]), rest
+        case Where():
+            condition, a, b = expr.args
+            (above, a), (below, b) = without_deltas(a, index), without_deltas(b, index)
+            zero = sp.S.Zero
+            arms = {d: Where(condition, above.get(d, zero), below.get(d, zero)) for d in {**above, **below}}
+            return arms, Where(condition, a, b)
+        case Reduce():
+            bound = expr.bound.axis.index()
+            deltas, rest = without_deltas(substitute(expr.body, {expr.bound: bound}), index)
+            return {d: total(factor, bound) for d, factor in deltas.items()}, total(rest, bound)
+    raise CheckError(f"the derivative is not linear in {index}: {expr}")
+
+
+def merge(parts: list[dict[Delta, sp.Expr]]) -> dict[Delta, sp.Expr]:
+    """The factors of each delta, added up."""
+    result: dict[Delta, sp.Expr] = {}
+    for part in parts:
+        for delta, factor in part.items():
+            result[delta] = result.get(delta, sp.S.Zero) + factor
+    return result
+
+
+def split(body: sp.Expr, index: Index) -> tuple[sp.Expr, sp.Expr]:
+    """The factors that do not depend on the index, and those that do."""
+    factors = sp.Mul.make_args(body)
+    outer = sp.Mul(*(f for f in factors if index not in free_indices(f)))
+    return outer, sp.Mul(*(f for f in factors if index in free_indices(f)))
+
+
+def gradient(expr: sp.Expr, wrt: Tensor) -> tuple[sp.Expr, tuple[Index, ...]]:
+    """d expr / d wrt[j], and the free indices j."""
+    if wrt.record.integer:
+        raise CheckError(f"{wrt.name} holds integers: there is no derivative by it",
+                         repair="Ask for the gradient of a real tensor.")
+    j = output_index(wrt)
+    return derive(expr, lambda load: sp.Mul(*map(Delta, load.index, j)) if load.tensor == wrt else sp.S.Zero), j
+
+
+def output_index(tensor: Tensor) -> tuple[Index, ...]:
+    """The free indices of an output that has the axes of a tensor."""
+    return tuple(Index(IndexRecord(axis, f"out{k}")) for k, axis in enumerate(tensor.record.axes))
+
+
+def directional(expr: sp.Expr, directions: Mapping[Tensor, Tensor]) -> sp.Expr:
+    """d/dt expr(x + t v): linear in v. Of a gradient, this is the Hessian-vector product."""
+    return derive(expr, lambda load: Load(directions[load.tensor], *load.index) if load.tensor in directions else sp.S.Zero)

@@ -1,0 +1,314 @@
+"""The emit stage: from compiled losses to the text of every file of a library."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy as sp
+
+from . import formula, ir, nodes
+from .catalogue import module_name
+from .check import LEGACY, Checked
+from .dense import dense_functions
+from .language import BATCH, COUNT, REDUCTIONS, TOTAL, WEIGHT, Definition, Loss, Overload
+from .nodes import Param, Tensor
+from .pipeline import Compiled, compile_loss, kernels
+from .render import render
+from .targets import c as c_target
+from .targets import numpy as numpy_target
+
+Files = dict[str, str]
+TARGETS = ("numpy", "c")
+
+
+@dataclass
+class Emitted:
+    """What one loss gives: its files, and what the files about all losses need to know of it."""
+
+    name: str
+    class_name: str
+    files: Files
+    kernel_names: list[str]
+    summary: str
+    dense: list[dict[str, Any]] = field(default_factory=list)   # the typed functions of the C header
+
+
+def forms_of(definition: Definition) -> tuple[Loss, ...]:
+    """The formulas of a definition."""
+    return definition.forms if isinstance(definition, Overload) else (definition,)
+
+
+def compile_definition(definition: Definition) -> list[list[Compiled]]:
+    """Every variant of every form."""
+    forms = [compile_loss(form) for form in forms_of(definition)]
+    if len(forms) > 1:
+        tag_forms(forms)
+    return forms
+
+
+def tag_forms(forms: list[list[Compiled]]) -> None:
+    """Where a loss has several forms, functions are told apart by the tensors that are an index in one and real in another."""
+    kinds = [{t.name: "index" if t.record.integer else "real" for t in group[0].form.inputs} for group in forms]
+    for group, mine in zip(forms, kinds, strict=True):
+        differ = [name for name, kind in mine.items() if any(other.get(name, kind) != kind for other in kinds)]
+        for compiled in group:
+            compiled.mark = "".join(f"__{name}_{mine[name]}" for name in differ)
+
+
+def emit_loss(definition: Definition, package: str, source: str) -> Emitted:
+    """The files of one loss, for every target."""
+    compiled = compile_definition(definition)
+    name, files = definition.name, {}
+    first = compiled[0][0].form
+    lines = [line for group in compiled for line in formula.formula_lines(group[0].form)]
+    common = {"package": package, "prefix": package, "name": name, "source": source, "summary": summary_of(definition.doc, name),
+              "formula": "\n".join(lines), "shapes": shapes(compiled)}
+    flat = [c for group in compiled for c in group]
+    kernel_names: list[str] = []
+    tellers: tuple[tuple[bool, Any, str, str], ...] = (
+        (True, numpy_target.NumPyText, "numpy/loss.py.jinja", f"src/{package}/numpy/kernels/{name}.py"),
+        (False, c_target.CText, "c/loss.c.jinja", f"src/{package}/csrc/{name}.c"),
+    )
+    for arrays, text, template, path in tellers:
+        nests = [(c, kernels(c, arrays)) for c in flat]
+        variants = [{"suffix": c.mark + c.form.suffix, "words": words(c.form), "kernels": [text(k) for k in ks]} for c, ks in nests]
+        every = [k for _, ks in nests for k in ks]
+        tables = {"argument_rows": c_target.argument_rows(every), "param_rows": c_target.param_rows(every)}
+        files[path] = render(template, variants=variants, **tables, **common)
+        kernel_names = [k.name + c.mark + c.form.suffix for c, ks in nests for k in ks]
+    files[f"src/{package}/losses/{name}.py"] = emit_class(definition, compiled, package, source, lines)
+    return Emitted(name, module_name(definition), files, kernel_names, summary_of(definition.doc, first.loss.name),
+                   dense_functions(compiled))
+
+
+def summary_of(doc: str, name: str) -> str:
+    """The first line of a docstring."""
+    return (doc.strip().splitlines() or [name])[0]
+
+
+def words(form: Checked) -> str:
+    """The settings of a variant, as a person says them."""
+    said = [f"{name} is {'none of the special values' if value is None else value}" for name, value in form.settings]
+    return f", where {' and '.join(said)}" if said else ""
+
+
+def shapes(compiled: list[list[Compiled]]) -> str:
+    """The arrays of a loss and their shapes."""
+    found: dict[str, str] = {}
+    for group in compiled:
+        for t in group[0].form.inputs:
+            shape = (["batch"] if t.record.per_sample else []) + [a.name for a in t.record.axes]
+            found.setdefault(t.name, f"{t.name} [{', '.join(shape)}]")
+    return ", ".join(found.values())
+
+
+# The class of a loss
+
+def signature_words(definition: Definition, forms: list[Checked]) -> list[str]:
+    """The names of the arguments, in order."""
+    if definition.signature:
+        return definition.signature.split()
+    tensors = {t.name: t for f in forms for t in f.inputs}
+    scalars = {p.name: p for f in forms for p in f.params}
+    required = [t for t in tensors.values() if t.record.default is None]
+    optional = [t for t in tensors.values() if t.record.default is not None]
+    return [t.name for t in required] + [t.name for t in optional] + ["reduction"] + list(scalars)
+
+
+def emit_class(definition: Definition, compiled: list[list[Compiled]], package: str, source: str, lines: list[str]) -> str:
+    """The class that users call, with its signature and documentation."""
+    forms = [group[0].form for group in compiled]
+    order = signature_words(definition, forms)
+    tensors = {t.name: t for f in forms for t in f.inputs}
+    scalars = {p.name: p for f in forms for p in f.params}
+    reductions = forms[0].loss.reductions
+    required = [n for n in order if n in tensors and tensors[n].record.default is None]
+    declared = {n: declare(n, tensors, scalars) for n in order}
+    rest = [declared[n] for n in order if n not in required]
+    legacy = "legacy_reduction(size_average, reduce, reduction)" if LEGACY[0] in order else "reduction"
+    ordered_tensors = [n for n in order if n in tensors]
+    ordered_scalars = [n for n in order if n in scalars]
+    pack = f"({tuple_text(ordered_tensors)}), ({tuple_text(ordered_scalars)}), {legacy}"
+    doc = "\n".join(line.rstrip() for line in textwrap.indent(definition.doc.strip(), "    ").splitlines()).strip()
+    return render(
+        "library/package/losses.py.jinja", package=package, source=source, name=definition.name, class_name=module_name(definition),
+        reductions=reductions, tensors=ordered_tensors, scalars=ordered_scalars, quoted=quoted,
+        forms=[form_record(group) for group in compiled], doc=doc, formula=lines,
+        arguments=[argument_doc(n, tensors, scalars, reductions) for n in order if n not in LEGACY],
+        notes=definition.notes or forms[0].loss.notes, like=definition.like or forms[0].loss.like,
+        signature=", ".join(declared.values()), required=", ".join(declared[n] for n in required), rest=", ".join(rest), pack=pack)
+
+
+def declare(name: str, tensors: Mapping[str, Tensor], scalars: Mapping[str, Param]) -> str:
+    """An argument in the signature."""
+    if name in tensors:
+        return f"{name}: Any" + ("" if tensors[name].record.default is None else " = None")
+    if name in scalars:
+        record = scalars[name].record
+        kind = "bool" if record.only_special else "int" if record.integer else "float"
+        return f"{name}: {kind} = {number(record.default)}"
+    return f"{name}: str = 'mean'" if name == "reduction" else f"{name}: bool | None = None"
+
+
+def argument_doc(name: str, tensors: Mapping[str, Tensor], scalars: Mapping[str, Param], reductions: Iterable[str]) -> str:
+    """What the docstring says of an argument."""
+    if name == "reduction":
+        return f"reduction: one of {', '.join(reductions)}."
+    if name in tensors:
+        record = tensors[name].record
+        shape = (["batch"] if record.per_sample else []) + [a.name for a in record.axes]
+        said = f"{name}: [{', '.join(shape)}]"
+        at = [a for a in record.axes if a.record.position != -1 and record.per_sample]
+        said += f", {at[0].name} at dimension {at[0].record.position}" if at else ""
+        said += f", integers: positions along {record.into.name}" if record.into else ""
+        said += f"; samples where it equals {record.ignore} are left out" if record.ignore else ""
+        said += f"; {record.domain.words()}" if record.domain.bounded else ""
+        return said + ("; optional." if record.default is not None else ".")
+    record = scalars[name].record
+    return f"{name}: {'an option' if record.only_special else 'a number' if not record.integer else 'an integer'}" + (
+        f", {record.domain.words()}." if record.domain.bounded else ".")
+
+
+def form_record(group: list[Compiled]) -> dict[str, Any]:
+    """What the Form of the emitted class says."""
+    form, mark = group[0].form, group[0].mark
+    reads = tuple(t.name for t in nodes.tensors(sp.Tuple(*(c.form.weight for c in group))))
+    counted = all(c.form.weight == 1 for c in group)
+    alone = {weight_alone(c.form) for c in group}
+    return {
+        "inputs": [input_record(t) for t in form.inputs],
+        "parameters": [parameter_record(p) for p in form.params],
+        "axes": {a.name: a.record.position for a in form.axes},
+        "wrt": [t.name for t in form.wrt], "differentiable": [t.name for t in form.differentiable],
+        "weight_reads": None if counted else reads,
+        "weight_alone": alone.pop() if len(alone) == 1 else None,
+        "same_ndim": form.loss.same_ndim,
+        "kernels": [(c.form.suffix, kernel_records(c)) for c in group],
+        "mark": mark,
+    }
+
+
+def weight_alone(form: Checked) -> float | None:
+    """What a sample adds to the denominator when the optional inputs are left out, if that is a number."""
+    optional = [load for load in form.weight.atoms(nodes.Load) if load.tensor.record.default is not None]
+    rule = {load: sp.Float(load.tensor.record.default) for load in optional}
+    weight = nodes.substitute(form.weight, rule)
+    return float(weight) if weight.is_number else None
+
+
+def kernel_records(c: Compiled) -> list[tuple[str, list[str], list[str], list[str]]]:
+    """The names of what each kernel reads and writes."""
+    return [(k.name, [a.name for a in k.inputs], [p.name for p in k.params], [a.name for a in k.outputs]) for k in kernels(c, False)]
+
+
+def input_record(t: Tensor) -> str:
+    """An Input, as Python text."""
+    r = t.record
+    low, high, open_low = r.domain.interval
+    parts = [repr(r.name)]
+    parts += [f"axes=({tuple_text([repr(a.name) for a in r.axes])})"] if r.axes else []
+    parts += [] if r.per_sample else ["per_sample=False"]
+    parts += ["index=True", f"into={r.into.name!r}"] if r.into else []
+    parts += [f"ignore={r.ignore!r}"] if r.ignore else []
+    parts += [f"default={r.default!r}"] if r.default is not None else []
+    parts += [f"shape={r.shape!r}"] if r.shape != "mutual" else []
+    return f"Input({', '.join(parts + bounds(low, high, open_low))})"
+
+
+def bounds(low: float, high: float, open_low: bool) -> list[str]:
+    """The keywords of a domain that is not everything."""
+    parts = [("low", low, -math.inf), ("high", high, math.inf), ("open_low", open_low, False)]
+    return [f"{name}={value!r}" for name, value, usual in parts if value != usual]
+
+
+def parameter_record(p: Param) -> str:
+    """A Parameter, as Python text."""
+    from .check import spell_setting
+
+    r = p.record
+    parts = [repr(r.name), number(r.default), *bounds(*r.domain.interval)]
+    parts += ["integer=True"] if r.integer else []
+    if r.special:
+        pairs = [f"({number(v)}, '__{r.name}_{spell_setting(v)}')" for v in r.special]
+        parts.append(f"special=({tuple_text(pairs)})")
+    parts += ["option=True"] if r.only_special else []
+    return f"Parameter({', '.join(parts)})"
+
+
+def number(value: Any) -> str:
+    """A value as Python text."""
+    if value in (sp.true, sp.false) or isinstance(value, bool):
+        return str(bool(value))
+    if value == sp.oo:
+        return "math.inf"
+    value = int(value) if isinstance(value, int | sp.Integer) else float(value)
+    return repr(value)
+
+
+def quoted(names: Iterable[str]) -> str:
+    """The inside of a tuple of strings."""
+    return tuple_text([f'"{n}"' for n in names])
+
+
+def tuple_text(items: list[str]) -> str:
+    """The inside of a tuple."""
+    return ", ".join(items) + ("," if len(items) == 1 else "")
+
+
+# The files about all losses
+
+def reduction_records() -> list[dict[str, str]]:
+    """The reductions with their derivatives, as Python text."""
+    total_rate, weight_rate = sp.symbols("total_rate weight_rate", real=True)
+    out = []
+    for r in REDUCTIONS.values():
+        if r.formula is None:
+            continue
+        by_total, by_weight = r.formula.diff(TOTAL), r.formula.diff(WEIGHT)
+        rate = lambda e: e.diff(TOTAL) * total_rate + e.diff(WEIGHT) * weight_rate
+        out.append({"name": r.name, "value": str(r.formula), "by_total": str(by_total), "by_weight": str(by_weight),
+                    "by_total_rate": str(rate(by_total)), "by_weight_rate": str(rate(by_weight)), "rate": str(rate(r.formula))})
+    assert COUNT not in BATCH.free_symbols
+    return out
+
+
+def emit_library(emitted: list[Emitted], package: str, version: str) -> Files:
+    """The files of a library that are not about one loss."""
+    losses = [{"name": e.name, "class_name": e.class_name, "kernels": e.kernel_names, "summary": e.summary, "dense": e.dense}
+              for e in emitted]
+    values: dict[str, Any] = {"package": package, "losses": losses, "reductions": reduction_records(), "version": version,
+                              "axes": ir.MOST_AXES, "dims": ir.MOST_DIMENSIONS, "quoted": quoted}
+    src = f"src/{package}"
+    plan = {
+        f"{src}/errors.py": "library/package/errors.py.jinja",
+        f"{src}/spec.py": "library/package/spec.py.jinja",
+        f"{src}/reductions.py": "library/package/reductions.py.jinja",
+        f"{src}/arrays.py": "library/package/arrays.py.jinja",
+        f"{src}/runtime.py": "library/package/runtime.py.jinja",
+        f"{src}/__init__.py": "library/package/init.py.jinja",
+        f"{src}/py.typed": "library/package/py.typed.jinja",
+        f"{src}/losses/__init__.py": "library/package/losses_init.py.jinja",
+        f"{src}/numpy/kernels/__init__.py": "numpy/kernels_init.py.jinja",
+        f"{src}/numpy/_math.py": "numpy/math.py.jinja",
+        f"{src}/numpy/_backend.py": "numpy/backend.py.jinja",
+        f"{src}/c/_backend.py": "c/backend.py.jinja",
+        f"{src}/c/_build.py": "c/build.py.jinja",
+        f"{src}/csrc/{package}.c": "c/library.c.jinja",
+        f"{src}/csrc/{package}_internal.h": "c/internal.h.jinja",
+        f"{src}/csrc/{package}_math.h": "c/math.h.jinja",
+        f"{src}/csrc/{package}_float.h": "c/float.h.jinja",
+        f"{src}/csrc/{package}_double.h": "c/double.h.jinja",
+        f"{src}/include/{package}.h": "c/library.h.jinja",
+        "pyproject.toml": "library/pyproject.toml.jinja",
+        "setup.py": "library/setup.py.jinja",
+        "README.md": "library/README.md.jinja",
+        "CMakeLists.txt": "library/CMakeLists.txt.jinja",
+    }
+    files = {path: render(template, **values) for path, template in plan.items()}
+    for target, title in (("numpy", "NumPy"), ("c", "the compiled C library")):
+        files[f"{src}/{target}/__init__.py"] = render("library/package/target_init.py.jinja", target=target, title=title, **values)
+    return files

@@ -1,0 +1,330 @@
+"""The intermediate form: hash-consed scalar nodes, and statements around them. SymPy has ended; targets print from this.
+
+A kernel is about a run of samples: the batch is a loop variable like any other, the outermost. Nodes are real, integer or
+boolean (`kind_of`); reductions appear as nodes before scheduling and as loops after it. `legal` says what each stage may hold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Any, ClassVar, Literal
+
+from .errors import LoweringError
+
+Kind = Literal["real", "int", "bool"]
+
+
+class _Interned(type):
+    """Equal nodes are the same object, so sharing is identity and hashing is cheap."""
+
+    _table: ClassVar[dict[tuple[Any, ...], Any]] = {}
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        node = super().__call__(*args, **kwargs)
+        return _Interned._table.setdefault((cls, *(getattr(node, f.name) for f in fields(node))), node)
+
+
+@dataclass(frozen=True, eq=False)
+class Node(metaclass=_Interned):
+    """A scalar value."""
+
+    @property
+    def children(self) -> tuple[Node, ...]:
+        return ()
+
+
+@dataclass(frozen=True, eq=False)
+class Const(Node):
+    """An exact number: a ratio of integers, or an infinity (denominator 0)."""
+
+    numerator: int
+    denominator: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Number(Node):
+    """An irrational constant, with 40 digits."""
+
+    digits: str
+
+
+@dataclass(frozen=True, eq=False)
+class Param(Node):
+    """A run-time scalar."""
+
+    name: str
+    integer: bool = False
+    domain: tuple[float, float, bool] = (-math.inf, math.inf, False)
+
+
+@dataclass(frozen=True, eq=False)
+class Size(Node):
+    """The length of an axis."""
+
+    axis: str
+
+
+@dataclass(frozen=True, eq=False)
+class Var(Node):
+    """A loop variable over an axis; `depth` tells apart nested loops over the same axis."""
+
+    axis: str
+    depth: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.axis[0] + ("" if self.depth == 0 else str(self.depth))
+
+
+def loop_names(axes: tuple[str, ...], taken: frozenset[str] = frozenset()) -> dict[str, str]:
+    """A short name for the loop over each axis: n for the batch, else as many letters as tell it from the others."""
+    names: dict[str, str] = {}
+    for axis in (BATCH, *axes):
+        starts = [*("n" if axis == BATCH else axis[:k] for k in range(1, len(axis))), f"{axis}_index", f"{axis}_position"]
+        names.setdefault(axis, next(s for s in starts if s not in names.values() and s not in axes and s not in taken))
+    return names
+
+
+BATCH = "batch"
+# What the fixed-size tables of the C library hold.
+MOST_ARGUMENTS, MOST_AXES, MOST_PARAMS, MOST_DIMENSIONS = 40, 3, 8, 12
+SAMPLE = Var(BATCH)
+
+
+@dataclass(frozen=True, eq=False)
+class Load(Node):
+    """An element of a tensor. An index that is no loop variable makes it a gather."""
+
+    tensor: str
+    index: tuple[Node, ...]
+    integer: bool = False
+
+    @property
+    def children(self) -> tuple[Node, ...]:
+        return self.index
+
+    @property
+    def is_gather(self) -> bool:
+        return not all(isinstance(i, Var) for i in self.index)
+
+
+@dataclass(frozen=True, eq=False)
+class Op(Node):
+    """An operation on scalars; `where` selects, it does not branch."""
+
+    name: str
+    args: tuple[Node, ...]
+
+    @property
+    def children(self) -> tuple[Node, ...]:
+        return self.args
+
+
+@dataclass(frozen=True, eq=False)
+class Reduce(Node):
+    """sum or max over a loop variable; gone after scheduling."""
+
+    op: str
+    var: Var
+    body: Node
+
+    @property
+    def children(self) -> tuple[Node, ...]:
+        return (self.body,)
+
+
+@dataclass(frozen=True, eq=False)
+class Ref(Node):
+    """A named value; appears only after scheduling."""
+
+    name: str
+    vary: frozenset[Var]
+    kind: Kind = "real"
+
+
+CONDITIONS = frozenset({"lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not"})
+ARITHMETIC = frozenset({"add", "sub", "mul", "neg"})
+
+
+@cache
+def kind_of(node: Node) -> Kind:
+    """The type of a node. An integer constant counts as an integer, and joins reals freely."""
+    match node:
+        case Const(_, q):
+            return "int" if q == 1 else "real"
+        case Size() | Var():
+            return "int"
+        case Param(_, integer, _) | Load(_, _, integer):
+            return "int" if integer else "real"
+        case Ref():
+            return node.kind
+        case Op(name, args):
+            if name in CONDITIONS:
+                return "bool"
+            if name in ARITHMETIC or name == "where":
+                kinds = {kind_of(a) for a in (args[1:] if name == "where" else args)}
+                return "real" if "real" in kinds else "int"
+            return "int" if name in ("integer", "remainder", "floor_divide") else "real"
+    return "real"
+
+
+@cache
+def free(node: Node) -> frozenset[Var]:
+    """The loop variables that a node depends on."""
+    if isinstance(node, Var):
+        return frozenset({node})
+    if isinstance(node, Ref):
+        return node.vary
+    inside: frozenset[Var] = frozenset().union(*map(free, node.children)) if node.children else frozenset()
+    return inside - {node.var} if isinstance(node, Reduce) else inside
+
+
+# Statements
+
+@dataclass(frozen=True)
+class Let:
+    """A named value."""
+
+    name: str
+    value: Node
+
+
+@dataclass(frozen=True)
+class Start:
+    """A row reduction that is about to be accumulated; `vary`: the loop variables that its result depends on."""
+
+    op: str
+    name: str
+    over: Var
+    vary: frozenset[Var]
+
+
+@dataclass(frozen=True)
+class Accumulate:
+    """name = op(name, value), inside the loop over the reduction's variable."""
+
+    start: Start
+    value: Node
+
+
+@dataclass(frozen=True)
+class Store:
+    """tensor[index] = value; or, where the tensor is shared by samples, tensor[index] += value."""
+
+    tensor: str
+    index: tuple[Var, ...]
+    value: Node
+    adds: bool = False
+
+
+@dataclass(frozen=True)
+class Loop:
+    """`body` for every position of `var`; `starts` are the reductions that it accumulates."""
+
+    var: Var
+    starts: tuple[Start, ...]
+    body: tuple[Statement, ...]
+
+
+Statement = Let | Accumulate | Store | Loop
+Role = Literal["input", "scale", "direction", "output", "total"]
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A tensor that a kernel reads or writes. `axes` are those of one sample; per_sample puts the batch before them."""
+
+    name: str
+    axes: tuple[str, ...] = ()
+    role: Role = "input"
+    integer: bool = False
+    per_sample: bool = True
+    optional: bool = False
+    into: str | None = None
+    ignore: str | None = None             # an index: the parameter that it may equal all the same
+    domain: tuple[float, float, bool] = (-math.inf, math.inf, False)      # low, high, whether low itself is out
+    of: str = ""                          # the input that a gradient or a direction belongs to
+
+    @property
+    def shape(self) -> tuple[str, ...]:
+        return ((BATCH,) if self.per_sample else ()) + self.axes
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One emitted function: what it computes, what it reads, what it writes, and how."""
+
+    name: str
+    what: str
+    inputs: tuple[Argument, ...]
+    params: tuple[Param, ...]
+    outputs: tuple[Argument, ...]
+    axes: tuple[str, ...]
+    body: tuple[Statement, ...]
+
+    @property
+    def arguments(self) -> tuple[Argument, ...]:
+        return self.inputs + self.outputs
+
+    @property
+    def names(self) -> frozenset[str]:
+        """What the arguments and scalars are called."""
+        return frozenset(a.name for a in self.arguments) | {p.name for p in self.params}
+
+
+def statements(body: tuple[Statement, ...]) -> Iterator[Statement]:
+    """Every statement, those inside loops after their loop."""
+    for statement in body:
+        yield statement
+        if isinstance(statement, Loop):
+            yield from statements(statement.body)
+
+
+def walk(node: Node) -> Iterator[Node]:
+    """A node and everything below it."""
+    yield node
+    for child in node.children:
+        yield from walk(child)
+
+
+def count_operations(kernel: Kernel) -> int:
+    """How many scalar operations the text of a kernel has."""
+    values = [s.value for s in statements(kernel.body) if not isinstance(s, Loop)]
+    return sum(isinstance(node, Op) and node.name not in ("real", "integer") for value in values for node in walk(value))
+
+
+def check_scheduled(kernel: Kernel, arrays: bool) -> Kernel:
+    """The kernel, if every name is defined before its use, once, and no reduction is left. Raises LoweringError.
+
+    `arrays`: names outlive the loop that defines them.
+    """
+    known = {a.name for a in kernel.arguments}
+
+    def check(body: tuple[Statement, ...], names: set[str], bound: frozenset[Var]) -> None:
+        for s in body:
+            if isinstance(s, Loop):
+                if s.var in bound:
+                    raise LoweringError(f"{kernel.name}: two nested loops over {s.var.name}")
+                inside = names if arrays else set(names)
+                check(s.body, inside, bound | {s.var})
+                names |= {start.name for start in s.starts}
+                continue
+            for node in walk(s.value):
+                if isinstance(node, Reduce):
+                    raise LoweringError(f"{kernel.name}: a reduction was left unscheduled: {node.op} over {node.var.name}")
+                if isinstance(node, Ref) and node.name not in names:
+                    raise LoweringError(f"{kernel.name}: {node.name} is used before it is computed")
+                if isinstance(node, Var) and node not in bound:
+                    raise LoweringError(f"{kernel.name}: {node.name} is used outside its loop")
+                if isinstance(node, Load) and node.tensor not in known:
+                    raise LoweringError(f"{kernel.name}: {node.tensor} is read and is no argument")
+            if isinstance(s, Let):
+                if s.name in names or s.name in known:
+                    raise LoweringError(f"{kernel.name}: {s.name} is defined twice")
+                names.add(s.name)
+
+    check(kernel.body, set(), frozenset())
+    return kernel

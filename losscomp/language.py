@@ -1,0 +1,410 @@
+"""What authors of definitions import.
+
+A definition is a module that declares its inputs and builds one formula about one sample; the batch is implicit:
+
+    input, target = tensor("input"), tensor("target", fixed=True)
+    delta = param("delta", default=1, positive=True)
+    error = input - target
+    my_loss = Loss(Piecewise((error**2 / 2, Abs(error) < delta), (delta * (Abs(error) - delta / 2), True)))
+
+Everything is an ordinary SymPy expression. A kink says which derivative holds at the tie (`tie=`), a reduction binds an
+index, an integer tensor used as an index is a gather.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import sympy as sp
+from sympy import Rational, erf, exp, log, oo, pi, sqrt, tanh
+
+from . import atoms
+from .atoms import Abs, Sign, xlogy
+from .errors import DefinitionError
+from .nodes import (
+    Axis,
+    AxisRecord,
+    Chosen,
+    Delta,
+    Domain,
+    Index,
+    Load,
+    Named,
+    Param,
+    ParamRecord,
+    Reduce,
+    Stated,
+    StopGradient,
+    StraightThrough,
+    Tensor,
+    TensorRecord,
+    Where,
+    substitute,
+)
+
+__all__ = [
+    "Abs", "Eq", "Hinge", "If", "LogSumExp", "Loss", "Max", "MaxOver", "Min", "Ne", "Norm", "Overload", "Piecewise",
+    "Rational", "Sign", "Sqrt", "Sum", "Where", "axis", "erf", "exp", "index", "log", "named", "oo", "option", "param",
+    "pi", "sqrt", "stated", "stop_gradient", "straight_through", "table", "tanh", "tensor", "xlogy",
+]
+
+_order = itertools.count()
+
+
+def restart_order() -> None:
+    """Begin a definition file: declarations are numbered from 0, so that a file gives the same code whatever was loaded before."""
+    global _order
+    _order = itertools.count()
+
+
+SHAPES = ("mutual", "expand", "same", "reduced")
+
+
+# Declarations
+
+def axis(name: str, *, position: int = -1) -> Axis:
+    """A named axis of the tensors of one sample; in a formula it stands for its size.
+
+    Args:
+        name: also the name of the loop in the emitted code.
+        position: where the axis stands in the arrays that users pass. -1 is last; 1 is dimension 1 with any dimensions
+            behind it, as classification losses have it in PyTorch (dimension 0 of a tensor of one sample).
+    """
+    return Axis(AxisRecord(name, position))
+
+
+def _domain(positive: bool, nonnegative: bool, between: tuple[float, float] | None) -> Domain:
+    if between is not None:
+        return Domain(float(between[0]), float(between[1]))
+    return Domain(0.0, open_low=True) if positive else Domain(0.0) if nonnegative else Domain()
+
+
+class TensorRef:
+    """A tensor with axes of its own: `tensor[i, j]` is an element; an integer expression as an index is a gather."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def __getitem__(self, position: Any) -> Load:
+        position = tuple(map(sp.sympify, position if isinstance(position, tuple) else (position,)))
+        axes = self.tensor.record.axes
+        if len(position) != len(axes):
+            raise DefinitionError(
+                f"{self.tensor.name} has the axes ({', '.join(a.name for a in axes)}) and was read with {len(position)} "
+                f"indices", repair=f"Read it as {self.tensor.name}[{', '.join(a.name + '_index' for a in axes)}].")
+        for place, (i, ax) in enumerate(zip(position, axes, strict=True)):
+            if isinstance(i, Index) and i.axis != ax:
+                raise DefinitionError(
+                    f"index {place} of {self.tensor.name} runs along {ax.name}, and was given an index of {i.axis.name}",
+                    repair=f"Use an index made with {ax.name}.index().")
+            if isinstance(i, Axis) or not getattr(i, "is_integer", False):
+                raise DefinitionError(
+                    f"index {place} of {self.tensor.name} is {i}, which is no position along {ax.name}",
+                    repair=f"Use {ax.name}.index(), or an integer tensor declared with index(..., into={ax.name}).")
+            if isinstance(i, Load) and i.tensor.record.into != ax:
+                into = i.tensor.record.into
+                raise DefinitionError(
+                    f"{i.tensor.name} points into {into.name if into else 'nothing'}, but index {place} of "
+                    f"{self.tensor.name} runs along {ax.name}",
+                    repair=f"Declare it with index({i.tensor.name!r}, into={ax.name}).")
+        return Load(self.tensor, *position)
+
+
+def tensor(name: str, *axes: Axis, per_sample: bool = True, optional: bool = False, default: float | None = None,
+           fixed: bool = False, positive: bool = False, nonnegative: bool = False,
+           between: tuple[float, float] | None = None, shape: str = "mutual") -> Any:
+    """A tensor of real numbers.
+
+    Args:
+        name: the argument's name.
+        axes: the axes that one sample of it has; none makes it one number a sample, to be used in formulas as it is.
+        per_sample: False for a tensor that all samples share, such as class weights.
+        optional: the caller may leave it out; it is then 1 (or `default`) everywhere.
+        fixed: no gradient by default; the caller may still ask for one. Optional tensors are fixed.
+        positive, nonnegative, between: the domain, enforced on every target. NaN passes, and gives NaN.
+        shape: "mutual" broadcasts with the others; "expand" may be expanded to their shape but not enlarge it; "same"
+            must have exactly their shape; "reduced" may also lack the last dimension, or have size 1 in one.
+    """
+    if shape not in SHAPES:
+        raise DefinitionError(f"tensor {name!r} has shape={shape!r}", repair=f"Use one of {', '.join(SHAPES)}.")
+    given = default if default is not None else 1.0 if optional else None
+    made = Tensor(TensorRecord(name, axes, per_sample=per_sample, default=given, fixed=fixed or given is not None,
+                               domain=_domain(positive, nonnegative, between), shape=shape, order=next(_order)))
+    return TensorRef(made) if axes else Load(made)
+
+
+def index(name: str, *axes: Axis, into: Axis, ignore: str | None = None) -> Any:
+    """A tensor of integers that point into an axis. Values out of range are errors.
+
+    Args:
+        into: the axis that the values point into.
+        ignore: the name of a parameter (default -100); samples whose value equals it are left out of the loss and of
+            the denominator of the mean.
+    """
+    if ignore is not None and axes:
+        raise DefinitionError(f"index {name!r} has axes and ignore={ignore!r}: only an index of one value a sample can be "
+                              f"ignored", repair="Drop ignore=, and mask with Where.")
+    made = Tensor(TensorRecord(name, axes, integer=True, into=into, ignore=ignore, fixed=True, shape="same",
+                               order=next(_order)))
+    return TensorRef(made) if axes else Load(made)
+
+
+def param(name: str, *, default: Any, positive: bool = False, nonnegative: bool = False,
+          between: tuple[float, float] | None = None, special: tuple[Any, ...] = (), integer: bool = False) -> Param:
+    """A scalar chosen by the caller at run time.
+
+    Args:
+        special: values that change the formula's shape (p = 2, smoothing = 0); each is compiled on its own.
+    """
+    return Param(ParamRecord(name, default, _domain(positive, nonnegative, between), tuple(map(exact, special)),
+                             integer=integer, order=next(_order)))
+
+
+def exact(value: Any) -> sp.Basic:
+    """A number as SymPy compares it: 2.0 is 2."""
+    value = sp.sympify(value)
+    return sp.Integer(int(value)) if isinstance(value, sp.Float) and value == int(value) else value
+
+
+def option(name: str, *, default: bool) -> Param:
+    """A yes or no of the caller that is settled at build time; use it with `If`."""
+    return Param(ParamRecord(name, default, special=(sp.true, sp.false), only_special=True, order=next(_order)))
+
+
+# Formulas
+
+def Eq(a: Any, b: Any) -> Any:
+    """The condition a = b. For a parameter and one of its special values it is settled at build time."""
+    if isinstance(a, Param) and a.record.special and exact(b) in a.record.special:
+        return Chosen(a, exact(b))
+    return sp.Eq(a, b)
+
+
+def Ne(a: Any, b: Any) -> Any:
+    """The condition that a and b differ."""
+    same = Eq(a, b)
+    return ~same if isinstance(same, Chosen) else sp.Ne(a, b)
+
+
+def If(condition: Any, a: Any, b: Any) -> sp.Expr:
+    """a where the condition (or an option) holds, else b."""
+    if isinstance(condition, Param):
+        condition = Chosen(condition, sp.true)
+    return Where(condition, a, b)
+
+
+def Piecewise(*arms: tuple[Any, Any]) -> sp.Expr:
+    """The expression of the first condition that holds; at a joint, that arm's derivative holds too."""
+    *first, (last, otherwise) = arms
+    if otherwise is not True and otherwise is not sp.true:
+        raise DefinitionError("the last arm of a Piecewise has a condition", repair="Write it as (expression, True).")
+    result = sp.sympify(last)
+    for value, condition in reversed(first):
+        result = If(condition, value, result)
+    return result
+
+
+def _tie(name: str, tie: Any) -> sp.Expr:
+    if tie is None:
+        raise DefinitionError(
+            f"{name} has a kink where its arguments are equal, and no convention for its derivative there",
+            repair=f"Say it: {name}(..., tie=1) passes the derivative of the first argument at a tie, tie=0 that of the "
+                   f"second, tie=Rational(1, 2) half of each.")
+    return sp.sympify(tie)
+
+
+def Max(a: Any, b: Any, *, tie: Any = None) -> sp.Expr:
+    """The larger of two; `tie` is the share of the derivative that `a` gets where they are equal."""
+    return atoms.larger(a, b, _tie("Max", tie))
+
+
+def Min(a: Any, b: Any, *, tie: Any = None) -> sp.Expr:
+    """The smaller of two; `tie` is the share of the derivative that `a` gets where they are equal."""
+    return atoms.smaller(a, b, _tie("Min", tie))
+
+
+def Hinge(x: Any, *, tie: Any = None) -> sp.Expr:
+    """max(x, 0); `tie` is its derivative at 0."""
+    return atoms.hinge(x, _tie("Hinge", tie))
+
+
+def Sqrt(x: Any) -> sp.Expr:
+    """The square root whose derivative is 0 at 0, as a norm wants it."""
+    return atoms.root(x)
+
+
+def _over(op: str, body: Any, i: Index) -> sp.Expr:
+    if not isinstance(i, Index):
+        raise DefinitionError(f"a reduction binds an index, and was given {i}",
+                              repair="Make one with axis('classes').index().")
+    return Reduce(op, body, i)
+
+
+def Sum(body: Any, i: Index) -> sp.Expr:
+    """The sum over an index."""
+    return _over("sum", body, i)
+
+
+def MaxOver(body: Any, i: Index) -> sp.Expr:
+    """The largest value over an index; ties share the derivative evenly."""
+    return _over("max", body, i)
+
+
+def LogSumExp(body: Any, i: Index) -> sp.Expr:
+    """log(sum(exp(body))) over an index."""
+    return _over("logsumexp", body, i)
+
+
+def Norm(body: Any, i: Index, p: Any = 2, *, plus: Any = 0) -> sp.Expr:
+    """The p-norm over an index, p >= 0; 0 counts what is not 0. Its derivative is 0 at the zero vector.
+
+    Args:
+        plus: added to the sum of squares, where p is 2.
+
+    The terms are divided by a power of two near the largest, so that no power of them overflows or vanishes.
+    """
+    least = sp.Rational(float(sp.sqrt(sp.sympify(plus))))
+    unit = atoms.binade(MaxOver(Abs(body), i) + least)
+    scaled = Named("scaled", body / unit)
+    general = unit * atoms.abs_power(Sum(atoms.abs_power(scaled, p), i), 1 / sp.sympify(p))
+    arms = {
+        sp.S.Zero: Sum(Where(sp.Eq(body, 0), 0, 1), i),
+        sp.S.One: Sum(Abs(body), i),
+        sp.S(2): unit * Sqrt(Sum(scaled**2, i) + sp.sympify(plus) / unit**2),
+        sp.oo: MaxOver(Abs(body), i),
+    }
+    if not isinstance(p, Param):
+        return arms.get(exact(p), general)
+    settled = [(arms[value], Eq(p, value)) for value in p.record.special if value in arms]
+    return Piecewise(*settled, (general, True))
+
+
+def named(name: str, body: Any) -> sp.Expr:
+    """A sub-expression that keeps its name in the emitted code, and is differentiated as one piece."""
+    return Named(name, body)
+
+
+def table(name: str, i: Index, body: Any) -> Callable[[Any], sp.Expr]:
+    """A named table over an index: `table("log_p", c, ...)(label)` is its cell at `label`."""
+    return lambda position: Named(name, substitute(body, {i: position}))
+
+
+def stop_gradient(body: Any) -> sp.Expr:
+    """The value, taken as a constant by every derivative."""
+    return StopGradient(sp.sympify(body))
+
+
+def straight_through(value: Any, through: Any) -> sp.Expr:
+    """The value of the first, the derivative of the second."""
+    return StraightThrough(sp.sympify(value), sp.sympify(through))
+
+
+def stated(value: Any, slopes: Mapping[Any, Any]) -> sp.Expr:
+    """A value whose derivative by some inputs is stated, where a peer documents one that is not the derivative."""
+    for key in slopes:
+        if not isinstance(key, Load):
+            raise DefinitionError(f"a stated slope is by an input, and was given {key}",
+                                  repair="Name an input, or an element of one: {input: slope}, {input[c]: slope}.")
+    flat = [sp.sympify(part) for pair in slopes.items() for part in pair]
+    return Stated(sp.sympify(value), *flat)
+
+
+# Losses
+
+@dataclass(frozen=True)
+class Reduction:
+    """How the totals over the batch become the loss: a formula in TOTAL (sum of values), WEIGHT, COUNT and BATCH."""
+
+    name: str
+    formula: sp.Expr | None
+
+
+TOTAL, WEIGHT = sp.Symbol("total", real=True), sp.Symbol("weight", real=True)
+COUNT, BATCH = sp.Symbol("count", real=True), sp.Symbol("batch", real=True)
+REDUCTIONS: dict[str, Reduction] = {r.name: r for r in (
+    Reduction("none", None),
+    Reduction("mean", TOTAL / WEIGHT),
+    Reduction("sum", TOTAL),
+    Reduction("batchmean", TOTAL / BATCH),
+)}
+
+
+@dataclass
+class Loss:
+    """A loss: the formula for one sample, how samples are averaged, and the signature that users see.
+
+    Attributes:
+        value: the formula.
+        mean_over: what one sample adds to the denominator of the mean.
+        like: the peer that it is held against, as an import path.
+        module: the name of the class form.
+        signature: the names of the arguments in order; "reduction", "size_average" and "reduce" stand where the peer has
+            them. By default tensors and parameters in the order of declaration, with "reduction" after the tensors that
+            must be given.
+        reductions: the words that `reduction` accepts.
+        same_ndim: whether the tensors must have the same number of dimensions.
+        rewrites: the names of stability rules that the author asks for; they are honoured and shown.
+        notes: what a user should know, such as where it differs from its peer.
+        name, doc, path, names: filled in by the catalogue (names: what the author called each sub-expression).
+    """
+
+    value: Any
+    mean_over: Any = sp.S.One
+    like: str = ""
+    module: str = ""
+    signature: str = ""
+    reductions: tuple[str, ...] = ("none", "mean", "sum")
+    same_ndim: bool = False
+    rewrites: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    name: str = ""
+    doc: str = ""
+    path: str = ""
+    names: dict[sp.Expr, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.value, self.mean_over = sp.sympify(self.value), sp.sympify(self.mean_over)
+        unknown = [r for r in self.reductions if r not in REDUCTIONS]
+        if unknown:
+            raise DefinitionError(f"the reduction {unknown[0]!r} is not known", repair=f"Known: {', '.join(REDUCTIONS)}.")
+
+    def called(self, name: str, **fields: Any) -> Loss:
+        """The same loss under a name."""
+        return replace(self, name=name, **fields)
+
+
+@dataclass
+class Overload:
+    """Several formulas under one name and one signature, told apart by which tensor is an index and which is real."""
+
+    forms: tuple[Loss, ...]
+    like: str = ""
+    module: str = ""
+    signature: str = ""
+    notes: tuple[str, ...] = ()
+    name: str = ""
+    doc: str = ""
+    path: str = ""
+
+    def __init__(self, *forms: Loss, **fields: Any) -> None:
+        self.forms = forms
+        for key, value in fields.items():
+            setattr(self, key, value)
+
+
+Definition = Loss | Overload
+
+# What an unwary author may reach for in SymPy, and what to write instead.
+INSTEAD: dict[type, str] = {
+    sp.Max: "Max(a, b, tie=...) of losscomp.language, which says what holds at the tie",
+    sp.Min: "Min(a, b, tie=...) of losscomp.language, which says what holds at the tie",
+    sp.Heaviside: "Where(x > 0, 1, 0) of losscomp.language",
+    sp.Piecewise: "Piecewise of losscomp.language",
+    sp.Sum: "Sum(body, index) of losscomp.language",
+    sp.Indexed: "tensor(name, axis)[index] of losscomp.language",
+    sp.KroneckerDelta: "Where(Eq(i, j), 1, 0) of losscomp.language",
+}
+__all__ += ["BATCH", "COUNT", "Delta"]

@@ -1,0 +1,363 @@
+"""SymPy to the intermediate form. Branches, shifts and the order of evaluation are decided here; SymPy ends here."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from fractions import Fraction
+from functools import reduce as fold
+from typing import Any
+
+import sympy as sp
+
+from . import atoms, nodes
+from .errors import LoweringError
+from .ir import SAMPLE, Const, Load, Node, Number, Op, Param, Reduce, Size, Var, free, kind_of
+
+ZERO, ONE = Const(0), Const(1)
+Env = Mapping[nodes.Index, Var]
+
+RELATIONS: dict[type, str] = {
+    sp.StrictLessThan: "lt", sp.LessThan: "le", sp.StrictGreaterThan: "gt", sp.GreaterThan: "ge",
+    sp.Equality: "eq", sp.Unequality: "ne", sp.And: "and", sp.Or: "or", sp.Not: "not",
+}
+DIRECT: dict[type, str] = {
+    sp.log: "log", sp.tanh: "tanh", sp.erf: "erf", sp.sin: "sin", sp.cos: "cos", sp.sinh: "sinh", sp.cosh: "cosh",
+    sp.atan: "atan",
+    **{atoms.FUNCTIONS[name]: name for name in ("softplus", "sigmoid", "log1p", "expm1", "expm1mx", "xlogy", "inverse_root", "binade",
+                                                "abs_power", "signed_power")},
+    atoms.Abs: "abs", atoms.Sign: "sign", atoms.root: "sqrt", sp.Mod: "remainder",
+}
+# The same, where NaN has to pass: the comparison is false for NaN, and the other arm carries it.
+BRANCHES: dict[type, Callable[..., Node]] = {
+    atoms.hinge: lambda z, tie: where(Op("lt", (z, ZERO)), ZERO, z),
+    atoms.step: lambda z, tie: Op("step", (z, tie)),
+    atoms.larger: lambda a, b, tie: Op("larger", (a, b)),
+    atoms.smaller: lambda a, b, tie: Op("smaller", (a, b)),
+    atoms.same: lambda a, b: where(Op("eq", (a, b)), ONE, ZERO),
+}
+FOLDED: dict[str, Callable[[Fraction, Fraction], Fraction]] = {
+    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv,
+}
+REAL_OPERANDS = frozenset({"add", "sub", "mul", "lt", "le", "gt", "ge", "eq", "ne", "where"})
+
+
+def real(node: Node) -> Node:
+    """The node as a real number; integer constants are at home among reals."""
+    return Op("real", (node,)) if kind_of(node) == "int" and not isinstance(node, Const) else node
+
+
+def op(name: str, *args: Node) -> Node:
+    """Build an operation: fold what is trivially nothing, and join integers to reals."""
+    match name, args:
+        case "add" | "sub" | "mul" | "div", (Const(p, q), Const(r, s)) if q and s and (r or name != "div"):
+            exact = FOLDED[name](Fraction(p, q), Fraction(r, s))         # a division of integers means another thing in C
+            return Const(exact.numerator, exact.denominator)
+        case "mul", (a, b) if ONE in args:
+            return b if a is ONE else a
+        case "add", (a, b) if ZERO in args:
+            return b if a is ZERO else a
+        case "sub", (a, b) if b is ZERO:
+            return a
+    operands = args[1:] if name == "where" else args
+    kinds = {kind_of(a) for a in operands if not isinstance(a, Const)}
+    if name == "div" or name not in REAL_OPERANDS | {"neg", "and", "or", "not", "real", "integer"} or kinds == {"int", "real"}:
+        args = args[:len(args) - len(operands)] + tuple(map(real, operands))
+    return Op(name, args)
+
+
+def parameter(param: nodes.Param) -> Param:
+    """A scalar of the signature."""
+    return Param(param.name, param.record.integer, param.record.domain.interval)
+
+
+def where(condition: Node, a: Node, b: Node) -> Node:
+    """A selection."""
+    return a if a is b else op("where", condition, a, b)
+
+
+def product(above: Iterable[Node], below: Iterable[Node] = (), sign: bool = False) -> Node:
+    """A product of quotients, from the outermost loop inwards, so that an invariant prefix can leave the loop.
+
+    Each factor is divided by a divisor before the factors are multiplied, and equal factors stand apart: d * d / v is
+    (d / v) * d, which overflows only where the result does.
+    """
+    up, down = [n for n in above if n is not ONE], [n for n in below if n is not ONE]
+    depths = sorted({len(free(n)) for n in [*up, *down]})
+    result: Node = ONE
+    waiting: list[Node] = []
+    for depth in depths:
+        over = apart([n for n in up if len(free(n)) == depth])
+        under = waiting + [n for n in down if len(free(n)) == depth]
+        plain = [n for n in over if not isinstance(n, Const)]
+        for const in (n for n in over if isinstance(n, Const)):
+            result = op("mul", result, const)
+        if not plain and (result is ONE or isinstance(result, Const)):
+            waiting = under                                              # nothing to divide yet but a constant
+            continue
+        waiting = []
+        for k, factor in enumerate(plain):
+            result = op("mul", result, op("div", factor, under[k]) if k < len(under) else factor)
+        result = fold(lambda a, b: op("div", a, b), under[len(plain):], result)
+    result = fold(lambda a, b: op("div", a, b), waiting, result)
+    return op("neg", result) if sign else result
+
+
+def apart(nodes_: list[Node]) -> list[Node]:
+    """The factors, those of the caller (scales, directions) last, repetitions after everything else."""
+    given = sorted(nodes_, key=lambda n: isinstance(n, Load) and n.tensor.startswith(("scale", "direction_")))
+    first = list(dict.fromkeys(given))
+    rest = list(given)
+    for node in first:
+        rest.remove(node)
+    return first + rest
+
+
+class Lowering:
+    """One instance a kernel, so that value and gradient share what they can."""
+
+    def __init__(self, names: Mapping[sp.Expr, str] | None = None) -> None:
+        self.names = names or {}
+        self.done: dict[Any, Node] = {}
+        self.kept: set[Node] = set()                                     # named by the author: not to be taken apart
+        self.hints: dict[Node, str] = {}                                 # what a person would call a node
+
+    def __call__(self, expr: sp.Basic, env: Env) -> Node:
+        key = (expr, tuple(sorted((i.name, env[i].depth) for i in nodes.free_indices(expr))))
+        if key not in self.done:
+            node = self.lower(expr, env)
+            if expr in self.names:
+                self.called(self.names[expr], node)
+            self.done[key] = node
+        return self.done[key]
+
+    def called(self, name: str, node: Node, kept: bool = False) -> Node:
+        """Remember what a person would call a node; one that is kept is not taken apart."""
+        if isinstance(node, Op | Reduce):
+            self.hints.setdefault(node, name)
+            if kept:
+                self.kept.add(node)
+        return node
+
+    def factors(self, node: Node) -> tuple[list[Node], list[Node], bool]:
+        """What is multiplied, what is divided by, and whether the sign turns."""
+        if node in self.kept:
+            return [node], [], False
+        match node:
+            case Op("mul" | "div" as name, (a, b)):
+                (above, below, sign), (over, under, turn) = self.factors(a), self.factors(b)
+                turned = sign ^ turn
+                return (above + over, below + under, turned) if name == "mul" else (above + under, below + over, turned)
+            case Op("neg", (a,)):
+                above, below, sign = self.factors(a)
+                return above, below, not sign
+        return [node], [], False
+
+    def summed(self, var: Var, body: Node) -> Node:
+        """A sum whose invariant factors stand outside the loop."""
+        inside: Callable[[Node], bool] = lambda node: var in free(node)
+        if isinstance(body, Op) and body.name == "where" and body.args[1] is ZERO:
+            above, below, sign = self.factors(body.args[2])              # masked: factors leave the mask too
+            masked = op("where", body.args[0], ZERO, product(filter(inside, above), filter(inside, below)))
+            above = [masked, *(n for n in above if not inside(n))]
+            below = [n for n in below if not inside(n)]
+        else:
+            above, below, sign = self.factors(body)
+        over, under = [n for n in above if inside(n)], [n for n in below if inside(n)]
+        inner = Reduce("sum", var, real(product(over, under))) if over or under else real(Size(var.axis))
+        return product([*(n for n in above if not inside(n)), inner], [n for n in below if not inside(n)], sign)
+
+    def lower(self, expr: sp.Basic, env: Env) -> Node:
+        match expr:
+            case nodes.Index():
+                return env[expr]
+            case nodes.Axis():
+                return Size(expr.name)
+            case nodes.Param():
+                return parameter(expr)
+            case sp.Rational():
+                return Const(int(expr.p), int(expr.q))
+            case sp.Float():
+                return Const(*float(expr).as_integer_ratio())
+            case nodes.Load():
+                return self.load(expr, env)
+            case nodes.Delta(args=(a, b)):
+                return where(op("eq", self(a, env), self(b, env)), ONE, ZERO)
+            case nodes.Named():
+                return self.called(expr.label, self(expr.body, env), kept=True)
+            case nodes.Stated() | nodes.StopGradient() | nodes.StraightThrough():
+                return self(expr.body, env)
+            case nodes.Where(args=(condition, a, b)):
+                return where(self(condition, env), self(a, env), self(b, env))
+            case nodes.Reduce():
+                return self.reduction(expr, env)
+            case sp.Add():
+                return self.addition(expr, env)
+            case sp.Mul():
+                return self.product(expr.args, env)
+            case sp.exp():
+                return self.exponential(expr.args[0], env)
+            case sp.Pow():
+                return self.power(self(expr.base, env), expr.exp, env)
+            case sp.core.numbers.Infinity() | sp.core.numbers.NegativeInfinity():
+                return Const(1 if expr is sp.oo else -1, 0)
+        if isinstance(expr, sp.Expr) and expr.is_number and not expr.atoms(sp.Function):
+            return Number(str(sp.N(expr, 40)))
+        if isinstance(expr, sp.Expr) and expr.is_number:
+            return Number(str(atoms.expand_atoms(expr).evalf(40)))
+        if type(expr) in RELATIONS:
+            args = [self(a, env) for a in expr.args]
+            return fold(lambda a, b: op(RELATIONS[type(expr)], a, b), args) if len(args) > 1 else op(RELATIONS[type(expr)], *args)
+        if type(expr) in DIRECT:
+            return op(DIRECT[type(expr)], *(self(a, env) for a in expr.args))
+        if type(expr) in BRANCHES:
+            return BRANCHES[type(expr)](*(self(a, env) for a in expr.args))
+        raise LoweringError(f"no spelling for {type(expr).__name__} in {expr}",
+                            repair="Write it with the functions of losscomp.language, or add an atom for it in atoms.py.")
+
+    def load(self, expr: nodes.Load, env: Env) -> Node:
+        record = expr.tensor.record
+        index = tuple(self.position(i, env) for i in expr.index)
+        return Load(record.name, ((SAMPLE,) if record.per_sample else ()) + index, record.integer)
+
+    def position(self, index: sp.Expr, env: Env) -> Node:
+        """An index: an integer, also where it is chosen by a condition."""
+        node = self(index, env)
+        return node if kind_of(node) == "int" else Op("integer", (node,))
+
+    def reduction(self, expr: nodes.Reduce, env: Env) -> Node:
+        if expr.op == "logsumexp":
+            shift, rest = self.log_sum_exp(expr, env)
+            return self.called("log_sum_exp", op("add", shift, rest))
+        axis = expr.bound.axis.name
+        taken = {env[i] for i in nodes.free_indices(expr)}
+        var = next(v for k in range(9) if (v := Var(axis, k)) not in taken)
+        body = self(expr.body, {**env, expr.bound: var})
+        return self.summed(var, body) if expr.op == "sum" else Reduce(expr.op, var, real(body))
+
+    def log_sum_exp(self, lse: nodes.Reduce, env: Env) -> tuple[Node, Node]:
+        """The largest term, and the logarithm of the sum relative to it, where the largest counts exactly."""
+        others, ties = self.relative(lse, env)
+        rest = self.called("log_mass", op("log1p", op("add", others, op("sub", ties, ONE))))
+        return self.largest(lse, env), rest
+
+    def largest(self, lse: nodes.Reduce, env: Env) -> Node:
+        return self.called("largest", self(nodes.Reduce("max", lse.body, lse.bound), env))
+
+    def relative(self, lse: nodes.Reduce, env: Env) -> tuple[Node, Node]:
+        """The sum of exp(body - largest) over all but the largest, and how often the largest occurs."""
+        axis = lse.bound.axis.name
+        largest = self.largest(lse, env)
+        taken = {env[i] for i in nodes.free_indices(lse)}
+        var = next(v for k in range(9) if (v := Var(axis, k)) not in taken)
+        body = self(lse.body, {**env, lse.bound: var})
+        top = self.called("is_largest", op("eq", body, largest))
+        relative = self.called("relative", Op("exp_difference", (real(body), largest)))
+        others = Reduce("sum", var, where(top, ZERO, relative))
+        ties = Reduce("sum", var, real(where(top, ONE, ZERO)))
+        return self.called("others", others), self.called("ties", ties)
+
+    def exponential(self, power: sp.Expr, env: Env) -> Node:
+        """exp(a - logsumexp) is a softmax: exp(a - largest) / mass, and so for products of softmaxes."""
+        shares: list[nodes.Reduce] = []
+        rest: list[sp.Expr] = []
+        for term in sp.Add.make_args(sp.expand_mul(power)):
+            count, factor = term.as_coeff_Mul()
+            if isinstance(factor, nodes.Reduce) and factor.op == "logsumexp" and count.is_Integer and count < 0:
+                shares += [factor] * int(-count)
+            elif shares is not None and count.is_Integer and count > 0:
+                rest += [factor] * int(count)
+            else:
+                rest.append(term)
+        if not shares:
+            if len(rest) == 2 and any(t.as_coeff_Mul()[0] == -1 for t in rest):
+                a, b = sorted(rest, key=lambda t: t.as_coeff_Mul()[0] == -1)
+                return Op("exp_difference", (real(self(a, env)), real(self(-b, env))))
+            return op("exp", self(power, env))
+        below = [self.called("sum_exp", op("add", *self.relative(lse, env))) for lse in shares]
+        if len(rest) == len(shares):
+            above: list[Node] = [Op("exp_difference", (real(self(a, env)), self.largest(lse, env)))
+                     for a, lse in zip(rest, shares, strict=True)]
+        else:
+            shift = sp.Add(*rest, *(-nodes.Reduce("max", lse.body, lse.bound) for lse in shares))
+            above = [op("exp", self(shift, env))]
+        return product(above, below)
+
+    def addition(self, expr: sp.Add, env: Env) -> Node:
+        """What varies first, plus and minus in turn, so that large terms cancel before small ones are added."""
+        content, rest = self.content(expr)
+        if content != 1:                                                 # 2 a - 2 b is 2 (a - b): SymPy spreads numbers over sums
+            return self.product([content, rest], env)
+        plus: list[Node] = []
+        minus: list[Node] = []
+        late: list[tuple[str, Node]] = []
+        for term in expr.as_ordered_terms():
+            sign, rest = term.as_coeff_Mul()
+            side, name = (minus, "sub") if sign < 0 else (plus, "add")
+            if isinstance(rest, nodes.Reduce) and rest.op == "logsumexp" and abs(sign) == 1:
+                shift, tail = self.log_sum_exp(rest, env)                # a - lse is (a - largest) - log: the large parts cancel first
+                side.append(shift)
+                late.append((name, tail))
+            else:
+                side.append(self(-term if sign < 0 else term, env))
+        plus.sort(key=lambda node: -len(free(node)))                     # what varies most first: differences cancel exactly
+        minus.sort(key=lambda node: -len(free(node)))
+        result = plus.pop(0) if plus else op("neg", minus.pop(0))
+        while plus or minus:
+            turn = minus and (not plus or len(free(minus[0])) >= len(free(plus[0])))
+            result = op("sub", result, minus.pop(0)) if turn else op("add", result, plus.pop(0))
+        return fold(lambda a, b: op(b[0], a, b[1]), late, result)
+
+    def content(self, expr: sp.Expr) -> tuple[sp.Rational, sp.Expr]:
+        """A common number and sign of the terms of a sum, chosen so that what is left is known by a name, and the rest."""
+        if not isinstance(expr, sp.Add):
+            return sp.S.One, expr
+        content, rest = expr.primitive()
+        if content.q != 1 or abs(content.p) > 16:                        # a constant of the formula, and no factor that SymPy spread
+            content, rest = sp.S.One, expr
+        if rest in self.names:
+            return content, rest
+        turned = -rest
+        if turned in self.names or all(term.as_coeff_Mul()[0] < 0 for term in rest.args):
+            return -content, turned
+        return content, rest
+
+    def product(self, parts: Iterable[sp.Expr], env: Env) -> Node:
+        above: list[Node] = []
+        below: list[Node] = []
+        sign = False
+        contents = [self.content(f) for f in parts]
+        number = sp.Mul(*(c for c, _ in contents), *(f for _, f in contents if f.is_Rational))
+        for f in [number, *(f for _, f in contents if not f.is_Rational)]:
+            if f.is_Rational:
+                sign ^= bool(f < 0)
+                if f.q in (1, 2, 4, 8, 16):
+                    above.append(Const(abs(int(f.p)), int(f.q)))
+                else:
+                    above += [Const(abs(int(f.p)))] * (abs(f.p) != 1)
+                    below.append(Const(int(f.q)))
+            elif f.is_Pow and f.exp.is_Rational and f.exp < 0:
+                below += self.power_factors(f.base, -f.exp, env)
+            elif f.is_Pow and f.exp.is_Integer:
+                above += self.power_factors(f.base, f.exp, env)
+            else:
+                over, under, turn = self.factors(self(f, env))
+                above, below, sign = above + over, below + under, sign ^ turn
+        return product(above, below, sign)
+
+    def power_factors(self, base: sp.Expr, exponent: sp.Rational, env: Env) -> list[Node]:
+        """base ** exponent as factors, so that products can be divided step by step."""
+        if exponent.is_Integer and exponent <= 4:
+            return [real(self(base, env))] * int(exponent)
+        return [self.power(self(base, env), exponent, env)]
+
+    def power(self, base: Node, exponent: sp.Expr, env: Env) -> Node:
+        if exponent == sp.Rational(1, 2):
+            return op("sqrt", base)
+        if exponent == sp.Rational(-1, 2):
+            return op("div", ONE, op("sqrt", base))
+        if exponent.is_Integer and 1 < exponent <= 4:
+            return fold(lambda a, b: op("mul", a, b), [base] * int(exponent))
+        if exponent.is_Rational and exponent < 0:
+            return op("div", ONE, base if exponent == -1 else self.power(base, -exponent, env))
+        return op("pow", base, self(exponent, env))

@@ -1,0 +1,273 @@
+"""The map: definition -> check -> smooth -> differentiate -> stabilise -> lower -> schedule -> emit.
+
+| stage          | from                              | to                                                    |
+|----------------|-----------------------------------|-------------------------------------------------------|
+| check          | a Loss                            | a Checked form for each variant: value and weight     |
+| smooth         | value, weight                     | the same in smooth atoms                              |
+| differentiate  | the smooth value                  | an Output for each result of each kernel              |
+| stabilise      | Outputs                           | Outputs, each in its accurate form                    |
+| lower          | Outputs                           | stores of typed scalar nodes (ir.py)                  |
+| schedule       | stores                            | a Kernel: a loop nest                                 |
+| emit           | Kernels                           | text (targets/, templates/)                           |
+
+Building and verifying are not stages of one loss: see build.py and verify.py.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import sympy as sp
+
+from . import ir, nodes
+from .check import Checked, check
+from .differentiate import derive, directional, gradient, output_index
+from .errors import CheckError, LosscompError
+from .language import Loss
+from .lower import Lowering, parameter
+from .nodes import Delta, Load, Tensor, TensorRecord
+from .rewrite import Step, rewrite
+from .rules import SMOOTHING, STABILISING
+from .schedule import Scheduler
+
+STAGES = ("check", "smooth", "differentiate", "stabilise", "lower", "schedule", "emit")
+
+
+@dataclass(frozen=True)
+class Output:
+    """One result of a kernel: a formula, the indices that it is stored at, and what it is."""
+
+    argument: ir.Argument
+    expr: sp.Expr
+    index: tuple[nodes.Index, ...] = ()
+
+
+@dataclass(frozen=True)
+class Formula:
+    """What a kernel computes, before lowering. `moving` are the tensors whose gradient or direction it is about."""
+
+    name: str
+    what: str
+    outputs: tuple[Output, ...]
+    moving: tuple[Tensor, ...] = ()
+
+
+@dataclass
+class Compiled:
+    """One variant of one loss, with everything that each stage made of it."""
+
+    form: Checked
+    smooth: Checked
+    smoothing: list[Step]
+    formulas: list[Formula]                       # differentiated
+    stable: list[Formula]                         # stabilised
+    stabilising: dict[tuple[str, str], list[Step]]
+    seconds: dict[str, float] = field(default_factory=dict)
+    mark: str = ""                                # tells the functions of this form from those of another
+
+
+@contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Add the time spent to a stage's account."""
+    start = time.perf_counter()
+    yield
+    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+def compile_loss(loss: Loss) -> list[Compiled]:
+    """Every variant of a loss, through all stages that need no target. Raises CheckError, LoweringError."""
+    seconds: dict[str, float] = {}
+    with timed(seconds, "check"):
+        forms = check(loss)
+    return [compile_form(form, dict(seconds)) for form in forms]
+
+
+def compile_form(form: Checked, seconds: dict[str, float] | None = None) -> Compiled:
+    """One variant, through smooth, differentiate and stabilise."""
+    seconds = {} if seconds is None else seconds
+    with timed(seconds, "smooth"):
+        value, smoothing = rewrite(form.value, SMOOTHING)
+        weight, more = rewrite(form.weight, SMOOTHING)
+        smooth = replace(form, value=value, weight=weight, names=known_names(form.names))
+    with timed(seconds, "differentiate"):
+        formulas = differentiated(smooth)
+    stabilising: dict[tuple[str, str], list[Step]] = {}
+    stable = []
+    with timed(seconds, "stabilise"):
+        for formula in formulas:
+            outputs = []
+            for output in formula.outputs:
+                expr, steps = rewrite(plain(output.expr), STABILISING)
+                stabilising[formula.name, output.argument.name] = steps
+                outputs.append(replace(output, expr=expr))
+            stable.append(replace(formula, outputs=tuple(outputs)))
+    return Compiled(form, smooth, smoothing + more, formulas, stable, stabilising, seconds)
+
+
+def known_names(names: dict[sp.Expr, str]) -> dict[sp.Expr, str]:
+    """The author's names for sub-expressions, as those look after smoothing and below a reduction."""
+    found: dict[sp.Expr, str] = {}
+    for expr, name in names.items():
+        forms = [expr] if not isinstance(expr, sp.Expr) else [expr, rewrite(expr, SMOOTHING)[0]]
+        for form in forms:
+            loose = nodes.free_indices(form)
+            bound = [{i: nodes.Index(nodes.IndexRecord(i.axis, label)) for i in loose} for label in ("#1", "#2", "out0")]
+            for rule in [{}, *(bound if loose else [])]:
+                found.setdefault(plain(nodes.substitute(form, rule)), name)
+    return found
+
+
+def plain(expr: sp.Expr) -> sp.Expr:
+    """The value alone, once derivatives are taken: no statements about derivatives are left."""
+    kinds = (nodes.Stated, nodes.StopGradient, nodes.StraightThrough)
+    if not expr.has(*kinds):
+        return expr
+    return plain(expr.args[0]) if isinstance(expr, kinds) else expr.func(*map(plain, expr.args))
+
+
+def scale(name: str) -> Any:
+    """The upstream derivative of a total: one number a sample, or one for all with step 0."""
+    return Load(Tensor(TensorRecord(name)))
+
+
+def scaled(name: str, value: sp.Expr) -> sp.Expr:
+    """A scale times a value; a mask stays outside, so that what is left out is 0 whatever the scale is."""
+    match value:
+        case nodes.Where(args=(condition, sp.S.Zero, masked)):
+            return nodes.Where(condition, 0, scaled(name, masked))
+    return scale(name) * value
+
+
+def direction(tensor: Tensor) -> Tensor:
+    """The direction in which an input moves."""
+    return Tensor(replace(tensor.record, name=f"direction_{tensor.name}", default=None, domain=nodes.Domain()))
+
+
+def differentiated(form: Checked) -> list[Formula]:
+    """The results of every kernel. `moving` is the default set of inputs, and, where that is smaller, all of them."""
+    value, weight = form.value, form.weight
+    counted = bool(weight.is_number)                                     # the mean divides by the count: no total to keep
+    loss = Output(ir.Argument("loss", role="output"), value)
+    totals = [Output(ir.Argument("total_loss", role="total", per_sample=False), value)]
+    if not counted:
+        totals.append(Output(ir.Argument("total_weight", role="total", per_sample=False), weight))
+    formulas = [Formula("value", "the loss of each sample, and the totals", (loss, *totals))]
+    if not counted:
+        formulas.append(Formula("weight", "the denominator of the mean", (totals[1],)))
+    sets = [("", form.wrt)] + ([("_all", form.differentiable)] if form.differentiable != form.wrt else [])
+    for suffix, moving in sets:
+        if not moving:
+            continue
+        weight_moves = any(t in moving for t in nodes.tensors(weight))
+        objective = scaled("scale", value) + (scaled("scale_weight", weight) if weight_moves else 0)
+        grads = {t: gradient(objective, t) for t in moving}
+        formulas.append(Formula(f"value_and_grad{suffix}", "the loss, the totals, and the gradients times scale", (
+            loss, *totals, *(Output(result("grad", t), g, j) for t, (g, j) in grads.items())), moving))
+        ways = {t: direction(t) for t in moving}
+        rates = [Output(ir.Argument("rate", role="output"), directional(value, ways)),
+                 Output(ir.Argument("total_rate", role="total", per_sample=False), directional(value, ways))]
+        if weight_moves:
+            rates.append(Output(ir.Argument("total_weight_rate", role="total", per_sample=False), directional(weight, ways)))
+        formulas.append(Formula(f"jvp{suffix}", "the derivative along the directions", tuple(rates), moving))
+        if weight_moves:
+            ways |= {scale(s).tensor: scale(f"{s}_rate").tensor for s in ("scale", "scale_weight")}
+        products = [Output(result("hvp", t), directional(g, ways), j) for t, (g, j) in grads.items()]
+        formulas.append(Formula(f"hvp{suffix}", "the Hessian times the directions, times scale", tuple(products), moving))
+        if not weight_moves:
+            formulas.append(Formula(f"hessian_diag{suffix}", "the diagonal of the Hessian, times scale", tuple(
+                Output(result("hessian", t), diagonal(g, t, j), j) for t, (g, j) in grads.items()), moving))
+    return formulas
+
+
+def diagonal(grad: sp.Expr, tensor: Tensor, j: tuple[nodes.Index, ...]) -> sp.Expr:
+    """The derivative of each gradient cell by its own input cell."""
+    return derive(grad, lambda load: sp.Mul(*map(Delta, load.index, j)) if load.tensor == tensor else sp.S.Zero)
+
+
+def result(kind: str, tensor: Tensor) -> ir.Argument:
+    """The argument that receives a result with the shape of an input."""
+    record = tensor.record
+    return ir.Argument(f"{kind}_{record.name}", tuple(a.name for a in record.axes), "output", per_sample=record.per_sample,
+                       of=record.name)
+
+
+def kernels(compiled: Compiled, arrays: bool) -> list[ir.Kernel]:
+    """The loop nests of one variant, for targets that keep whole arrays or for targets that loop."""
+    try:
+        return [kernel(compiled, formula, arrays) for formula in compiled.stable]
+    except LosscompError as error:
+        raise error.at(compiled.form.loss.path or compiled.form.loss.name) from None
+
+
+def kernel(compiled: Compiled, formula: Formula, arrays: bool) -> ir.Kernel:
+    """Lower and schedule one formula."""
+    form, seconds = compiled.smooth, compiled.seconds
+    lowering = Lowering({**form.names, plain(form.value): "value"})
+    stores = []
+    with timed(seconds, "lower"):
+        for output in formula.outputs:
+            env = {i: ir.Var(i.axis.name) for i in output.index}
+            argument = output.argument
+            index = ((ir.SAMPLE,) if argument.per_sample else ()) + tuple(env[i] for i in output.index)
+            stores.append(ir.Store(argument.name, index, lowering(sp.sympify(output.expr), env), not argument.per_sample))
+    used = with_shapes(nodes.tensors(sp.Tuple(*(o.expr for o in formula.outputs))), formula, form)
+    inputs = tuple(argument_of(t, formula) for t in sorted(used, key=lambda t: rank(t, form)))
+    outputs = tuple(o.argument for o in formula.outputs)
+    exprs = sp.Tuple(*(o.expr for o in formula.outputs))
+    ignores = {a.ignore for a in inputs}                                 # checked with the index, whether the body needs them or not
+    params = tuple(parameter(p) for p in form.params if p.name in ignores or p in nodes.params(exprs))
+    axes = tuple(dict.fromkeys([*(a for arg in inputs + outputs for a in (*arg.axes, *([arg.into] if arg.into else [])) if a),
+                                *sorted(a.name for a in exprs.atoms(nodes.Axis))]))
+    check_limits(formula, len(inputs) + len(outputs), axes, params)
+    with timed(seconds, "schedule"):
+        names = frozenset({a.name for a in inputs + outputs} | {p.name for p in params})
+        taken = names | set(axes) | {ir.BATCH}
+        loops = {name + depth for name in ir.loop_names(axes, names).values() for depth in ("", "2", "3", "4")}
+        body = Scheduler(arrays, lowering.hints, taken | loops)(stores, ir.SAMPLE)
+    return ir.check_scheduled(ir.Kernel(formula.name, formula.what, inputs, params, outputs, axes, body), arrays)
+
+
+def check_limits(formula: Formula, arrays: int, axes: tuple[str, ...], params: tuple[ir.Param, ...]) -> None:
+    """A kernel may have only so many arguments. Raises CheckError."""
+    for what, count, most in (("arrays", arrays, ir.MOST_ARGUMENTS), ("axes", len(axes), ir.MOST_AXES),
+                              ("scalar parameters", len(params), ir.MOST_PARAMS)):
+        if count > most:
+            raise CheckError(f"the kernel {formula.name} would have {count} {what}, and may have {most}",
+                             repair="Put tensors of one shape into one tensor with an axis, or split the loss.")
+
+
+def with_shapes(used: list[Tensor], formula: Formula, form: Checked) -> list[Tensor]:
+    """The tensors that a kernel reads, and those that it needs to know the lengths of its outputs."""
+    exprs = sp.Tuple(*(o.expr for o in formula.outputs))
+    wanted = {ir.BATCH} | {axis for o in formula.outputs for axis in o.argument.axes}
+    wanted |= {a.name for a in exprs.atoms(nodes.Axis)} | {r.bound.axis.name for r in exprs.atoms(nodes.Reduce)}
+    shape = lambda t: ([ir.BATCH] if t.record.per_sample else []) + [a.name for a in t.record.axes]
+    for axis in sorted(wanted):
+        if not any(axis in shape(t) for t in used):
+            used = [*used, next(t for t in form.inputs if axis in shape(t))]
+    return used
+
+
+def rank(tensor: Tensor, form: Checked) -> tuple[int, int, str]:
+    """Inputs in the order of declaration, then scales, then directions."""
+    names = [t.name for t in form.inputs]
+    if tensor.name in names:
+        return 0, names.index(tensor.name), tensor.name
+    return (2, 0, tensor.name) if tensor.name.startswith("direction_") else (1, 0, tensor.name)
+
+
+def argument_of(tensor: Tensor, formula: Formula) -> ir.Argument:
+    """What the kernel's signature says of a tensor."""
+    record = tensor.record
+    moved = {f"direction_{t.name}": t.name for t in formula.moving}
+    role: ir.Role = "direction" if tensor.name in moved else "scale" if tensor.name.startswith("scale") else "input"
+    return ir.Argument(record.name, tuple(a.name for a in record.axes), role, record.integer, record.per_sample,
+                       record.default is not None, record.into.name if record.into else None, record.ignore,
+                       record.domain.interval, moved.get(tensor.name, ""))
+
+
+__all__ = ["Checked", "Compiled", "Formula", "Output", "compile_form", "compile_loss", "kernels", "output_index"]

@@ -1,0 +1,182 @@
+"""The rewriting engine: an associative-commutative matcher, rules as data, a trace of what was done and why."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import sympy as sp
+
+from .errors import LosscompError
+from .nodes import Axis, AxisRecord, Index, Reduce
+
+Binding = dict[Any, Any]
+Purpose = Literal["smooth", "stabilise"]
+
+
+class Hole(sp.Symbol):
+    """A pattern variable: matches any expression."""
+
+    def __new__(cls, name: str) -> Any:
+        return super().__new__(cls, name, real=True)
+
+
+class Over(sp.Function):
+    """Below a binder: any expression, which may use the bound index."""
+
+    nargs = 2
+    is_real = True
+
+
+ANY_AXIS = Axis(AxisRecord("any"))
+ANY_INDEX = ANY_AXIS.index()
+BOUND = sp.Dummy("bound", integer=True)
+
+
+def over(hole: Hole) -> sp.Expr:
+    """The body of a reduction in a pattern."""
+    return Over(hole, ANY_INDEX)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """pattern -> replacement.
+
+    Attributes:
+        name: what the trace calls it.
+        pattern, replacement: expressions in holes; a replacement may be a function of the binding.
+        why: the defect that it removes.
+        purpose: "smooth" rules turn a definition into smooth atoms before it is differentiated; "stabilise" rules work on
+            each result.
+        condition: when it may be applied.
+        domain: holes that are positive, as the proof assumes.
+        ranges: where the proof samples each hole.
+        unsound: why the rule is disabled, with the counterexample; an empty string for a sound rule.
+    """
+
+    name: str
+    pattern: Any
+    replacement: Any
+    why: str
+    purpose: Purpose = "smooth"
+    condition: Callable[[Binding], bool] = field(default=lambda match: True)
+    domain: tuple[Hole, ...] = ()
+    ranges: tuple[tuple[str, float, float], ...] = ()
+    unsound: str = ""
+
+    def apply(self, expr: sp.Expr) -> sp.Expr | None:
+        """The rewritten expression, or None. A sum or product pattern may match some of the terms and leave the rest."""
+        for part, rest in views(self.pattern, expr):
+            for found in match(self.pattern, part, {}):
+                if self.condition(found) and all(found[hole].is_positive for hole in self.domain):
+                    new = self.replacement(found) if callable(self.replacement) else self.replacement.xreplace(found)
+                    return new if rest is None else expr.func(new, *rest)
+        return None
+
+
+@dataclass(frozen=True)
+class Procedure:
+    """A rule that no pattern can say, because it compares coefficients; it has the same proof duties."""
+
+    name: str
+    apply: Callable[[sp.Expr], sp.Expr | None]
+    why: str
+    purpose: Purpose = "stabilise"
+    unsound: str = ""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One rewrite that happened."""
+
+    rule: str
+    why: str
+    before: sp.Expr
+    after: sp.Expr
+
+
+def match(pattern: Any, expr: Any, found: Binding) -> Iterator[Binding]:
+    """Every way to read `expr` as `pattern`. Sums and products match in any order; a last hole takes what is left."""
+    if isinstance(pattern, Hole):
+        if pattern in found:
+            if found[pattern] == expr:
+                yield found
+        elif isinstance(expr, sp.Expr):
+            yield {**found, pattern: expr}
+    elif isinstance(pattern, Reduce):
+        if isinstance(expr, Reduce) and pattern.op == expr.op:
+            bare = pattern.body.replace(lambda e: isinstance(e, Over), lambda e: e.args[0])
+            yield from (({**m, BOUND: expr.bound}) for m in match(bare, expr.body, found))
+    elif not pattern.args or not expr.args:
+        if pattern == expr:
+            yield found
+    elif pattern.func == expr.func:
+        if isinstance(pattern, sp.Add | sp.Mul):
+            yield from match_any_order(pattern, list(expr.args), found)
+        elif len(pattern.args) == len(expr.args):
+            yield from match_all(pattern.args, expr.args, found)
+
+
+def match_all(patterns: Any, exprs: Any, found: Binding) -> Iterator[Binding]:
+    """Match argument by argument."""
+    if not patterns:
+        yield found
+        return
+    for first in match(patterns[0], exprs[0], found):
+        yield from match_all(patterns[1:], exprs[1:], first)
+
+
+def match_any_order(pattern: Any, exprs: list[Any], found: Binding) -> Iterator[Binding]:
+    """Match a product or sum pattern against all of `exprs`; the last part takes what is left."""
+    parts = sorted(pattern.args, key=lambda p: (isinstance(p, Hole), sp.default_sort_key(p)))
+
+    def assign(k: int, left: list[Any], found: Binding) -> Iterator[Binding]:
+        if k == len(parts) - 1:
+            if left:
+                yield from match(parts[k], pattern.func(*left), found)
+            return
+        for i, candidate in enumerate(left):
+            for m in match(parts[k], candidate, found):
+                yield from assign(k + 1, left[:i] + left[i + 1:], m)
+
+    yield from assign(0, exprs, found)
+
+
+def views(pattern: Any, expr: Any) -> Iterator[tuple[Any, list[Any] | None]]:
+    """The expression, and, for a sum or product pattern that has no hole to take the rest, its parts of that size."""
+    yield expr, None
+    if isinstance(pattern, sp.Add | sp.Mul) and pattern.func == expr.func and not any(isinstance(p, Hole) for p in pattern.args):
+        size = len(pattern.args)
+        if size < len(expr.args) <= 12:
+            for some in itertools.combinations(range(len(expr.args)), size):
+                yield expr.func(*(expr.args[i] for i in some)), [a for i, a in enumerate(expr.args) if i not in some]
+
+
+def rewrite(expr: sp.Expr, rules: tuple[Rule | Procedure, ...], limit: int = 200) -> tuple[sp.Expr, list[Step]]:
+    """Apply the rules, innermost first, until none matches; and the steps taken."""
+    trace: list[Step] = []
+    done: dict[Any, Any] = {}
+
+    def visit(node: Any) -> Any:
+        if not node.args or isinstance(node, Index | Axis):
+            return node
+        if node not in done:
+            args = [visit(arg) for arg in node.args]
+            new = node if all(p is q for p, q in zip(args, node.args, strict=True)) else node.func(*args)
+            for rule in rules:
+                if not isinstance(new, sp.Expr) or rule.unsound:
+                    continue
+                after = rule.apply(new)
+                if after is not None and after != new:
+                    trace.append(Step(rule.name, rule.why, new, after))
+                    if len(trace) > limit:
+                        raise LosscompError(f"rewriting does not end: {[s.rule for s in trace[-4:]]} at {new}",
+                                            repair="Two rules undo each other; give one a condition.")
+                    new = visit(after)
+                    break
+            done[node] = new
+        return done[node]
+
+    return visit(expr), trace

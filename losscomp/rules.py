@@ -1,0 +1,190 @@
+"""The rules, one line each: what is replaced, by what, and which defect that removes.
+
+Two sets, one engine. Smoothing rules turn a definition into smooth atoms, which are then differentiated; stabilising rules
+choose the accurate form of each result. A rule is sound when both sides agree wherever both are defined, and the right side is
+defined wherever the left is. The tests prove every rule from this table, symbolically and at random points.
+"""
+
+from __future__ import annotations
+
+import sympy as sp
+
+from . import nodes
+from .atoms import expm1, hinge, log1p, sigmoid, softplus, step, xlogy
+from .nodes import Delta, Index, Named, Reduce, Where, substitute
+from .rewrite import ANY_INDEX, BOUND, Binding, Hole, Procedure, Rule, over
+
+a, b, f, k, x, y, t = map(Hole, "abfkxyt")
+_sum_exp = Reduce("sum", sp.exp(over(f)), ANY_INDEX)
+
+
+def _log_sum_exp(found: Binding) -> sp.Expr:
+    return Reduce("logsumexp", found[f], found[BOUND])
+
+
+def _exponential(found: Binding) -> bool:
+    """Does one side hold an exponential, so that taking the product apart removes an overflow?"""
+    return all(found[h].is_positive for h in (a, b)) and any(part.has(sp.exp, sigmoid) for part in (found[a], found[b]))
+
+
+# Softmaxes. A share near 1 is told from 1 by the sum of the others, where it is the largest; a mean under a softmax is taken
+# relative to the value at the largest, which has nearly all of the weight when differences matter.
+
+FROM_PEAK = "from_peak"
+
+
+def shares(expr: sp.Expr) -> list[tuple[sp.exp, Reduce, sp.Expr]]:
+    """The softmaxes in a product: exp(body at a position - logsumexp), with that logsumexp and the position's body."""
+    found = []
+    for factor in sp.Mul.make_args(expr):
+        if isinstance(factor, sp.exp):
+            for lse in factor.args[0].atoms(Reduce):
+                if lse.op == "logsumexp" and factor.args[0].coeff(lse) == -1:
+                    found.append((factor, lse, factor.args[0] + lse))
+    return found
+
+
+def without(product: sp.Expr, factor: sp.Expr) -> sp.Expr:
+    """A product less one factor; division would leave exp(x) exp(-x), which SymPy does not always join."""
+    factors = list(sp.Mul.make_args(product))
+    factors.remove(factor)
+    return sp.Mul(*factors)
+
+
+def position_of(here: sp.Expr, lse: Reduce) -> sp.Expr | None:
+    """The index at which a softmax is taken, if it is one."""
+    candidates = sorted((i for i in nodes.free_indices(here) if i.axis == lse.bound.axis), key=str)
+    return next((i for i in candidates if substitute(lse.body, {lse.bound: i}) == here), None)
+
+
+def relative(lse: Reduce) -> tuple[sp.Expr, sp.Expr, sp.Expr]:
+    """The largest term of a logsumexp, the sum of the others relative to it, and how often it occurs."""
+    largest = Reduce("max", lse.body, lse.bound)
+    top = sp.Eq(lse.body, largest, evaluate=False)
+    return (largest, Reduce("sum", Where(top, 0, sp.exp(lse.body - largest)), lse.bound),
+            Reduce("sum", Where(top, 1, 0), lse.bound))
+
+
+def complement(here: sp.Expr, lse: Reduce) -> sp.Expr:
+    """1 - softmax, where `here` is the body of the logsumexp at the position."""
+    largest, others, ties = relative(lse)
+    top = sp.Eq(here, largest, evaluate=False)
+    rest = Where(top, others + Named("more_ties", ties - 1), Named("sum_exp", others + ties) - sp.exp(here - largest))
+    return rest / (others + ties)
+
+
+def softmax_minus_one_hot(expr: sp.Expr) -> sp.Expr | None:
+    """k softmax(a) - k delta(a, b) is k softmax(a) off b, and -k (1 - softmax(b)) at b."""
+    if not isinstance(expr, sp.Add):
+        return None
+    for hit in expr.args:
+        delta = next((d for d in sp.Mul.make_args(hit) if isinstance(d, Delta)), None)
+        if delta is None:
+            continue
+        factor = -hit / delta
+        for term in expr.args:
+            share = term / factor
+            for _, lse, here in shares(share):
+                place = position_of(here, lse)
+                if place not in delta.args or share != sp.exp(here - lse):
+                    continue
+                other = next(p for p in delta.args if p != place)
+                at = substitute(here, {place: other})
+                new = factor * Where(sp.Eq(place, other), -complement(at, lse), share)
+                return sp.Add(new, *(rest for rest in expr.args if rest not in (hit, term)))
+    return None
+
+
+def softmax_times_complement(expr: sp.Expr) -> sp.Expr | None:
+    """k softmax(a) - k softmax(a)**2 is k softmax(a) (1 - softmax(a))."""
+    if not isinstance(expr, sp.Add):
+        return None
+    terms = list(sp.Add.make_args(sp.expand_mul(expr)))
+    for term in terms:
+        for share, lse, here in shares(term):
+            square = -term * share
+            if square in terms:
+                rest = list(terms)
+                rest.remove(term)
+                rest.remove(square)
+                return sp.Add(term * complement(here, lse), *rest)
+    return None
+
+
+def centred_softmax(expr: sp.Expr) -> sp.Expr | None:
+    """k softmax(a) (r(a) - sum over c of softmax(c) r(c)), with r taken relative to its value at the largest."""
+    if not isinstance(expr, sp.Add):
+        return None
+    terms = list(sp.Add.make_args(sp.expand_mul(expr)))
+    for mean in terms:
+        for total in (f for f in sp.Mul.make_args(mean) if isinstance(f, Reduce) and f.op == "sum"):
+            factor = -mean / total
+            for _, lse, here in shares(factor):
+                place = position_of(here, lse)
+                inner = substitute(total.body, {total.bound: place}) if place is not None else None
+                if place is None or inner is None or sp.exp(here - lse) not in sp.Mul.make_args(inner) or any(
+                        n.label == FROM_PEAK for n in inner.atoms(Named)):
+                    continue
+                own = without(inner, sp.exp(here - lse))
+                wanted = sp.Add.make_args(sp.expand_mul(factor * own))
+                if not all(w in terms for w in wanted):
+                    continue
+                rest = [t for t in terms if t not in wanted and t != mean]
+                return sp.Add(factor * centred(own, place, lse), *rest)
+    return None
+
+
+def centred(own: sp.Expr, place: Index, lse: Reduce) -> sp.Expr:
+    """own - the mean of own under the softmax, both relative to own at the largest."""
+    largest, _, ties = relative(lse)
+    i = lse.bound.axis.index()
+    body, value = substitute(lse.body, {lse.bound: i}), substitute(own, {place: i})
+    peak = Reduce("sum", Where(sp.Eq(body, largest, evaluate=False), value, 0), i) / ties
+    apart = Named(FROM_PEAK, value - peak)
+    return substitute(apart, {i: place}) - Reduce("sum", sp.exp(body - lse) * apart, i)
+
+
+def cancelling_terms(expr: sp.Expr) -> sp.Expr | None:
+    """Terms that cancel once products are multiplied out, as t s + (1 - t) s does."""
+    if not isinstance(expr, sp.Add):
+        return None
+    opened = sp.expand_mul(expr)
+    return opened if len(sp.Add.make_args(opened)) < len(expr.args) else None
+
+
+SMOOTHING: tuple[Rule | Procedure, ...] = (
+    Rule("log of a product", sp.log(a * b, evaluate=False), sp.log(a) + sp.log(b), "overflow under the logarithm of a softmax",
+         condition=_exponential, domain=(a, b)),
+    Rule("log of a power", sp.log(sp.Pow(a, k, evaluate=False), evaluate=False), k * sp.log(a), "overflow, underflow",
+         domain=(a,)),
+    Rule("log sum exp", sp.log(_sum_exp), _log_sum_exp, "overflow, cancellation"),
+    Rule("power of sum exp", _sum_exp**k, lambda found: sp.exp(found[k] * _log_sum_exp(found)), "overflow in a softmax"),
+    Rule("softplus", sp.log(1 + sp.exp(x)), softplus(x), "overflow, cancellation"),
+    Rule("sigmoid", 1 / (1 + sp.exp(x)), sigmoid(-x), "overflow"),
+    Rule("sigmoid of e^x", sp.exp(x) * sigmoid(-x), sigmoid(x), "overflow"),
+    Rule("log sigmoid", sp.log(sigmoid(x)), -softplus(-x), "log of an underflow"),
+    Rule("one minus sigmoid", 1 - sigmoid(x), sigmoid(-x), "cancellation"),
+    Rule("x log x", x * sp.log(x), lambda found: xlogy(found[x], found[x]), "0 log 0"),
+    Rule("log1p", sp.log(1 + x), log1p(x), "cancellation near 0", ranges=(("x", -0.999, 1e6),)),
+    Rule("expm1", sp.exp(x) - 1, expm1(x), "cancellation near 0"),
+    Rule("softplus less its line", softplus(x) - x * y, (1 - y) * softplus(x) + y * softplus(-x), "cancellation where y is 1"),
+)
+
+STABILISING: tuple[Rule | Procedure, ...] = (
+    Procedure("softmax minus one-hot", softmax_minus_one_hot, "cancellation at the target"),
+    Procedure("softmax times complement", softmax_times_complement, "cancellation where a share is near 1"),
+    Procedure("centred softmax", centred_softmax, "cancellation where a share is near 1"),
+    Procedure("cancelling terms", cancelling_terms, "terms that cancel exactly"),
+    Rule("one minus a quotient", 1 - a / b, (b - a) / b, "cancellation where the quotient is near 1", "stabilise",
+         condition=lambda found: not (found[a].is_number or found[b].is_number)),
+    Rule("one minus sigmoid", 1 - sigmoid(x), sigmoid(-x), "cancellation", "stabilise"),
+    Rule("sigmoid minus label", sigmoid(x) - y, (1 - y) * sigmoid(x) - y * sigmoid(-x), "cancellation where y is 1", "stabilise",
+         condition=lambda found: not found[y].is_number),
+    Rule("expm1", sp.exp(x) - 1, expm1(x), "cancellation near 0", "stabilise"),
+    Rule("log ratio", xlogy(y, y) - y * x, lambda found: Where(sp.Eq(found[y], 0), -found[y] * found[x],
+                                                                  found[y] * (sp.log(found[y]) - found[x])),
+         "cancellation where log y is near x", "stabilise", ranges=(("y", 0.0, 1e6),)),
+    Rule("hinge slope", hinge(x, t) * step(x, t), hinge(x, t), "a product with 0 or 1", "stabilise", ranges=(("t", 0.0, 1.0),)),
+)
+
+RULES = SMOOTHING + STABILISING

@@ -1,0 +1,248 @@
+"""How well the targets of a built library agree with exact arithmetic, with each other and with PyTorch.
+
+Every variant of every loss is evaluated on sampled inputs, without reduction, and each result is held against the oracle's:
+in ULP of the result's type, and in relative error. A result is lost where the truth is an ordinary number and the relative
+error exceeds 1e-2, or the result is no number at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import catalogue
+from .check import Checked, check
+from .emit import forms_of
+from .errors import BuildError, LosscompError
+from .language import Definition
+from .oracle import Exact, OracleError, Truth, exact, ulp_error
+from .sampling import STRATA, parameters, samples
+
+TYPES = ("float32", "float64")
+QUICK = ("normal",)                              # the strata of the agreement table that a build prints
+SKIPPED = 1e-2                                   # the relative error from which a result is lost
+
+
+@dataclass
+class Row:
+    """The agreement of one result of one loss on one target, over all variants.
+
+    Attributes:
+        output: "value", "grad" or "hvp".
+        points: how many numbers were compared.
+        typical, worst: the median and the largest error in ULP; over the strata without roots in `typical`'s case.
+        relative: the largest error relative to the largest magnitude in the same sample.
+        lost: results with a relative error above 1e-2, or that are no number, where the truth is an ordinary number.
+        example: where the worst lost result was, if any.
+    """
+
+    loss: str
+    output: str
+    dtype: str
+    target: str
+    points: int = 0
+    typical: float = 0.0
+    worst: float = 0.0
+    relative: float = 0.0
+    lost: int = 0
+    example: str = ""
+    errors: list[float] = field(default_factory=list, repr=False)
+
+
+def targets_of(folder: Path) -> dict[str, Any]:
+    """The targets of a built library, by name. Raises BuildError."""
+    src = folder / "src"
+    packages = sorted(p.parent.name for p in src.glob("*/runtime.py"))
+    if not packages:
+        raise BuildError(f"{folder} holds no library", repair="Build one: losscomp build")
+    sys.path.insert(0, str(src))
+    found: dict[str, Any] = {}
+    for target in ("numpy", "c"):
+        try:
+            found[target] = importlib.import_module(f"{packages[0]}.{target}")
+        except ImportError as error:
+            print(f"not checked: the target {target}: {error}", file=sys.stderr)
+    return found
+
+
+def verify(definitions: Mapping[str, Definition], targets: Mapping[str, Any], quick: bool = False) -> list[Row]:
+    """The agreement of every loss."""
+    rows: list[Row] = []
+    for definition in definitions.values():
+        rows += verify_loss(definition, targets, quick, QUICK if quick else STRATA)
+    return rows
+
+
+def verify_loss(definition: Definition, targets: Mapping[str, Any], quick: bool = False, strata: Iterable[str] = STRATA) -> list[Row]:
+    """The agreement of one loss: value, gradients and Hessian-vector products by the inputs that have a gradient by default."""
+    found: dict[tuple[str, str, str], Row] = {}
+    for form in (f for loss in forms_of(definition) for f in check(loss)):
+        params = parameters(form)
+        for dtype in TYPES:
+            for stratum in strata:
+                tensors = samples(form, stratum, 6 if quick else 40, dtype)
+                try:
+                    compare(found, definition, form, tensors, params, dtype, stratum, targets)
+                except OracleError:                                      # some sample spans too many exponents: one by one, without it
+                    for one in single_samples(form, tensors):
+                        with suppress(OracleError):
+                            compare(found, definition, form, one, params, dtype, stratum, targets)
+    for row in found.values():
+        row.typical = float(np.median(row.errors)) if row.errors else 0.0
+    return list(found.values())
+
+
+def single_samples(form: Checked, tensors: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    """The same inputs, a sample at a time."""
+    count = next(len(tensors[t.name]) for t in form.inputs if t.record.per_sample)
+    for n in range(count):
+        yield {name: array[n:n + 1] if form_has(form, name) else array for name, array in tensors.items()}
+
+
+def compare(found: dict[tuple[str, str, str], Row], definition: Definition, form: Checked, tensors: Mapping[str, np.ndarray],
+            params: Mapping[str, Any], dtype: str, stratum: str, targets: Mapping[str, Any]) -> None:
+    """Add the errors at some inputs to the rows of a loss."""
+    wrt = [t.name for t in form.wrt]
+    rng = np.random.default_rng(1)
+    directions = {n: rng.normal(size=tensors[n].shape).astype(dtype) for n in wrt}
+    settled = {k: np.dtype(dtype).type(v).item() if isinstance(v, float) else v for k, v in params.items()}
+    truth = exact(form, tensors, settled, reduction="none", wrt=wrt, directions=directions)
+    for target, results in evaluations(definition, form, tensors, settled, directions, wrt, targets):
+        for output, computed, expected in pairs(results, truth, wrt):
+            row = found.setdefault((output, dtype, target), Row(definition.name, output, dtype, target))
+            account(row, np.asarray(computed), expected, dtype, stratum, form, tensors)
+
+
+def evaluations(definition: Definition, form: Checked, tensors: Mapping[str, np.ndarray], params: Mapping[str, Any],
+                directions: Mapping[str, np.ndarray], wrt: list[str], targets: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What each target, and PyTorch where it has the loss, computes: value, gradients, Hessian-vector products."""
+    arguments = {**tensors, **params}
+    for name, module in targets.items():
+        f = getattr(module, definition.name)
+        value, grads = f.value_and_grad(**arguments, reduction="none", wrt=wrt)
+        products = f.hvp(direction=dict(directions), **arguments, reduction="none", wrt=wrt)
+        yield name, (value, tuple(grads), tuple(products))
+    peer = peer_results(definition, arguments, directions, wrt)
+    if peer is not None:
+        yield "torch", peer
+
+
+def peer_results(definition: Definition, arguments: Mapping[str, Any], directions: Mapping[str, np.ndarray], wrt: list[str]) -> Any:
+    """The same from PyTorch, by its autograd; None where it is not installed or refuses."""
+    like = definition.like or forms_of(definition)[0].like
+    if not like.startswith("torch."):
+        return None
+    try:
+        import torch
+    except ImportError:
+        return None
+    module, _, name = like.rpartition(".")
+    given = {k: torch.from_numpy(np.array(v)) if isinstance(v, np.ndarray) else v for k, v in arguments.items()}
+    for n in wrt:
+        given[n].requires_grad_()
+    try:
+        value = getattr(importlib.import_module(module), name)(**given, reduction="none")
+        inputs = [given[n] for n in wrt]
+        grads = torch.autograd.grad(value.sum(), inputs, create_graph=True, allow_unused=True)
+        along = [(g * torch.from_numpy(directions[n])).sum() for g, n in zip(grads, wrt, strict=True) if g is not None and g.requires_grad]
+        products = torch.autograd.grad(torch.stack(along).sum(), inputs, allow_unused=True) if along else [None] * len(wrt)
+    except (RuntimeError, ValueError, TypeError, NotImplementedError):
+        return None
+    zero = [np.zeros(arguments[n].shape) for n in wrt]
+    plain = lambda arrays: tuple(z if a is None else (a + 0).detach().numpy(force=True) for a, z in zip(arrays, zero, strict=True))
+    return value.detach().numpy(), plain(grads), plain(products)
+
+
+def pairs(results: Any, truth: Truth, wrt: list[str]) -> Iterator[tuple[str, np.ndarray, Exact]]:
+    """Each result with the truth."""
+    value, grads, products = results
+    yield "value", value, truth.value
+    for n, g, h in zip(wrt, grads, products, strict=True):
+        yield "grad", g, truth.grad[n]
+        yield "hvp", h, truth.hvp[n]
+
+
+def account(row: Row, computed: np.ndarray, truth: Exact, dtype: str, stratum: str, form: Checked,
+            tensors: Mapping[str, np.ndarray]) -> None:
+    """Add the errors of one array to a row."""
+    kind = np.finfo(dtype)
+    with np.errstate(all="ignore"):
+        ulps = np.atleast_1d(ulp_error(computed, truth, np.dtype(dtype)))
+        high, computed = np.atleast_1d(truth.high), np.atleast_1d(computed)
+        ordinary = np.isfinite(high) & (np.abs(high) >= kind.tiny) & (np.abs(high) <= kind.max)
+        off = np.abs(computed.astype(np.float64) - high)
+        own = off / np.abs(high)
+        lost = ordinary & ~(own <= SKIPPED)
+        axes = tuple(range(1, high.ndim))
+        largest = np.max(np.abs(np.where(np.isfinite(high), high, 0)), axis=axes, keepdims=True) if axes else np.abs(high)
+        relative = np.where(ordinary & np.isfinite(computed), off / np.maximum(largest, kind.tiny), 0)
+    row.points += int(ulps.size)
+    row.lost += int(lost.sum())
+    if lost.any() and not row.example:
+        place = tuple(int(k) for k in np.argwhere(lost)[0])
+        at = {name: array[place[0]].tolist() if form_has(form, name) else array.tolist() for name, array in tensors.items()}
+        row.example = f"{stratum}{list(place)}: {computed[place]!r} and not {high[place]!r} at {at} {dict(form.settings)}"
+    seen = ulps[ordinary & np.isfinite(ulps)]
+    if seen.size:
+        row.worst = max(row.worst, float(seen.max()))
+        row.relative = max(row.relative, float(relative.max()))
+        row.errors += [float(u) for u in seen]
+
+
+def form_has(form: Checked, name: str) -> bool:
+    """Has each sample its own values of this input?"""
+    return any(t.name == name and t.record.per_sample for t in form.inputs)
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as text: one line a loss, result and type; a column a target."""
+    names = list(dict.fromkeys(r.target for r in rows))
+    cells = {(r.loss, r.output, r.dtype, r.target): r for r in rows}
+    keys = list(dict.fromkeys((r.loss, r.output, r.dtype) for r in rows))
+    wide = max([len(r.loss) for r in rows] + [4])
+    lines = ["error in ULP: median / largest (results lost); against exact arithmetic", "",
+             f"{'loss':{wide}}  {'result':6}  {'type':7}  " + "".join(f"{n:>28}" for n in names)]
+    for loss, output, dtype in keys:
+        line = f"{loss:{wide}}  {output:6}  {dtype:7}  "
+        for name in names:
+            row = cells.get((loss, output, dtype, name))
+            line += f"{spell(row):>28}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def spell(row: Row | None) -> str:
+    """One cell of the table."""
+    if row is None:
+        return "-"
+    return f"{row.typical:.2g} / {row.worst:.3g}" + (f" ({row.lost} of {row.points} lost)" if row.lost else "")
+
+
+def main(args: argparse.Namespace) -> int:
+    """`losscomp verify`: 0 where every target of ours keeps every result, 1 where one loses some."""
+    definitions = catalogue.load(catalogue.builtin_definitions())
+    if args.losses:
+        unknown = [n for n in args.losses if n not in definitions]
+        if unknown:
+            raise LosscompError(f"there is no loss {unknown[0]!r}", repair="losscomp list shows all.")
+        definitions = {n: definitions[n] for n in args.losses}
+    rows = verify(definitions, targets_of(args.lib), args.quick)
+    print(table(rows))
+    if args.json:
+        text = json.dumps([{k: v for k, v in asdict(r).items() if k != "errors"} for r in rows], indent=1)
+        part = args.json.with_name(args.json.name + ".part")
+        part.write_text(text + "\n")
+        part.replace(args.json)
+    bad = [r for r in rows if r.lost and r.target != "torch"]
+    for r in bad:
+        print(f"lost: {r.loss} {r.output} {r.dtype} on {r.target}: {r.example}", file=sys.stderr)
+    return 1 if bad else 0
