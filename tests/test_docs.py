@@ -1,0 +1,52 @@
+"""What the documents say is so: the README's example, the page of differences, the map of the files."""
+
+from __future__ import annotations
+
+import doctest
+import re
+from pathlib import Path
+
+from losscomp import catalogue
+from losscomp.emit import forms_of
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_example_of_the_readme_gives_what_it_shows(monkeypatch) -> None:
+    monkeypatch.chdir(ROOT)
+    examples = "\n".join(re.findall(r"```python\n(>>>.*?)```", README, re.DOTALL))
+    test = doctest.DocTestParser().get_doctest(examples, {}, "README.md", "README.md", 0)
+    assert len(test.examples) >= 5
+    results = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(test)
+    assert results.failed == 0
+
+
+def test_the_definition_in_the_readme_is_the_one_in_the_catalogue() -> None:
+    shown = re.search(r"without its docstring:\n\n```python\n(.*?)```", README, re.DOTALL)
+    assert shown and shown.group(1) in (ROOT / "definitions/regression/huber_loss.py").read_text()
+
+
+def test_the_code_in_the_readme_is_emitted() -> None:
+    shown = re.search(r"```c\n(.*?)```", README, re.DOTALL)
+    code = (ROOT / "generated/src/losslib/csrc/huber_loss.c").read_text()
+    assert shown
+    for line in shown.group(1).splitlines():
+        assert line.strip().removesuffix("...").strip() in code, line
+
+
+def test_every_note_of_a_definition_is_among_the_differences() -> None:
+    page = (ROOT / "docs/differences-from-pytorch.md").read_text()
+    sections = dict(re.findall(r"^## (\w+)\n\n((?:- .*\n)+)", page + "\n", re.MULTILINE))
+    notes = {}
+    for name, definition in catalogue.load(catalogue.builtin_definitions()).items():
+        found = list(definition.notes) or [note for form in forms_of(definition) for note in form.notes]
+        if found:
+            notes[name] = "".join(f"- {note}\n" for note in found)
+    assert sections == notes
+
+
+def test_the_map_names_every_file() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    files = [p.name for p in (ROOT / "losscomp").glob("*.py") if not p.name.startswith("__")]
+    assert [name for name in files if f"`{name}`" not in text] == []
