@@ -31,7 +31,7 @@ build: $(LIBRARY)
 $(LIBRARY): .venv/installed FORCE
 	@$(BIN)/losscomp build
 
-.venv/agreement.txt: $(LIBRARY) $(wildcard losscomp/verify.py losscomp/oracle.py)
+.venv/agreement.txt: $(LIBRARY) $(wildcard losscomp/verify.py losscomp/oracle/*.py)
 	@$(BIN)/losscomp verify --quick > $@.new || { cat $@.new; exit 1; }
 	@mv $@.new $@
 

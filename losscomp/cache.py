@@ -14,7 +14,7 @@ from pathlib import Path
 
 LIMIT = 512 * 2**20     # bytes that the cache folder keeps
 KINDS = ("emitted", "objects", "compilers")
-# Modules that people talk to, or that look at what was built: they have no part in what is emitted.
+# Modules and packages that people talk to, or that look at what was built: they have no part in what is emitted.
 NOT_EMITTING = frozenset({"__main__", "cli", "show", "doctor", "scaffold", "oracle", "verify"})
 
 
@@ -54,7 +54,8 @@ def compiler_digest(templates: Path) -> str:
     """What decides, besides the definitions, what is emitted: losscomp's sources, its templates, the versions under it."""
     here = Path(__file__).resolve().parent
     modules = walk(here, "*.py", frozenset({"definitions", "templates", "__pycache__"}))
-    sources = {f"source/{p.relative_to(here).as_posix()}": p.read_bytes() for p in modules if p.stem not in NOT_EMITTING}
+    sources = {f"source/{p.relative_to(here).as_posix()}": p.read_bytes() for p in modules
+               if p.relative_to(here).with_suffix("").parts[0] not in NOT_EMITTING}
     texts = {f"template/{p.relative_to(templates).as_posix()}": p.read_bytes() for p in walk(templates, "*")}
     versions = [f"{name} {version(name)}" for name in ("sympy", "jinja2", "cffi")]
     return digest(digest_tree(sources | texts), *versions, f"python {sys.version_info[0]}.{sys.version_info[1]}")

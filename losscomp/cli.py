@@ -65,7 +65,8 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument("losses", nargs="*", metavar="LOSS", help="these losses (default: all)")
     verify.add_argument("--json", type=Path, metavar="FILE", help="write the table as JSON too")
     verify.add_argument("--lib", type=Path, default=Path(OUT), metavar="DIR", help=f"the library (default: {OUT})")
-    verify.add_argument("--quick", action="store_true", help="fewer points")
+    verify.add_argument("--defs", type=Path, metavar="DEFS", help="what the library was built from (default: losscomp's own)")
+    verify.add_argument("--quick", action="store_true", help="ordinary numbers only, and fewer of them")
 
     command("doctor", run_doctor, "what this machine has, what that enables, how to get the rest")
     return top

@@ -229,7 +229,7 @@ def spell(row: Row | None) -> str:
 
 def main(args: argparse.Namespace) -> int:
     """`losscomp verify`: 0 where every target of ours keeps every result, 1 where one loses some."""
-    definitions = catalogue.load(catalogue.builtin_definitions())
+    definitions = catalogue.load(args.defs or catalogue.builtin_definitions())
     if args.losses:
         unknown = [n for n in args.losses if n not in definitions]
         if unknown:

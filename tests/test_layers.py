@@ -19,14 +19,14 @@ TEMPLATES = ROOT / "templates"
 # From the bottom up; modules of one line do not import each other.
 LAYERS = [
     "__init__ errors",
-    "nodes ir cache",
-    "atoms schedule render compiler",
-    "rewrite language place scaffold doctor",
-    "rules lower plan catalogue targets.printer",
+    "nodes ir cache oracle.balls",
+    "atoms schedule render compiler oracle.jets oracle.results",
+    "rewrite language place scaffold doctor oracle.functions",
+    "rules lower plan catalogue targets.printer oracle.formulas",
     "check differentiate targets.c targets.numpy build",
-    "formula oracle sampling pipeline",
-    "dense",
-    "emit",
+    "formula sampling pipeline oracle.problem",
+    "dense oracle.evaluate",
+    "emit oracle",
     "verify show",
     "cli",
     "__main__",
@@ -39,9 +39,9 @@ LAZY_UP = {
 
 
 def modules() -> dict[str, Path]:
-    """Every module of the package, by its name below the package."""
-    return {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")
-            if path.relative_to(PACKAGE).parts != ("targets", "__init__.py")}
+    """Every module of the package, by its name below the package; what a package below exports is a module of its name."""
+    return {".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+            for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts != ("targets", "__init__.py")}
 
 
 def imported(name: str, path: Path) -> list[tuple[str, bool]]:
@@ -53,7 +53,7 @@ def imported(name: str, path: Path) -> list[tuple[str, bool]]:
         if isinstance(node, ast.Import):
             inside = [a.name.removeprefix("losscomp.") for a in node.names if a.name.startswith("losscomp.")]
         elif isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").partition(".")[0] == "losscomp"):
-            package = name.split(".")[:-1]
+            package = path.relative_to(PACKAGE).parent.parts
             base = package[:len(package) - node.level + 1] if node.level else []
             stem = (node.module or "").removeprefix("losscomp").removeprefix(".") if not node.level else node.module or ""
             start = [*base, *(stem.split(".") if stem else [])]

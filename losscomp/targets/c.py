@@ -11,6 +11,9 @@ from ..ir import Accumulate, Argument, Kernel, Let, Load, Loop, Node, Start, Sta
 from .printer import CALL, Printer, decimal
 
 ARRAYS = False
+# Outputs that the usual call, which asks for a reduced loss, does not want. The usual call wants every other output, and its
+# strides are the usual ones: the compiler sees it as a function of its own.
+SELDOM = ("loss", "rate")
 TYPES = {"real": "REAL", "int": "int64_t", "bool": "int"}
 
 
@@ -72,7 +75,8 @@ class CText:
             if argument not in self.read:
                 continue
             steps = [f"{argument.name}_{axis} = {self.step(n, argument, place)}" for place, axis in enumerate(argument.shape)]
-            out.append(f"{self.pointer(argument)}{argument.name} = run->data[{n}];")
+            data = f"dense ? NULL : run->data[{n}]" if argument.name in SELDOM else f"run->data[{n}]"
+            out.append(f"{self.pointer(argument)}{argument.name} = {data};")
             if steps:
                 out[-1] += f" const int64_t {', '.join(steps)};"
         out += [f"const {'int64_t' if p.integer else 'REAL'} {p.name} = ({'int64_t' if p.integer else 'REAL'})run->params[{n}];"
@@ -118,17 +122,19 @@ class CText:
     def dense(self) -> str:
         """The condition under which every stride is the usual one."""
         tests = [f"run->steps[{n}][{place}] == {self.usual(a, axis)}" for n, a in enumerate(self.kernel.arguments)
-                 for place, axis in enumerate(a.shape) if self.usual(a, axis) and a in self.read]
+                 for place, axis in enumerate(a.shape) if self.usual(a, axis) and a in self.read and a.name not in SELDOM]
+        for n, a in enumerate(self.kernel.arguments):
+            if a.role == "output" and a in self.read:
+                tests.append(f"run->data[{n}] {'==' if a.name in SELDOM else '!='} NULL")
         return " && ".join(tests) or "1"
 
     @property
     def body(self) -> list[tuple[int, str]]:
         """The lines of the function: how deep, and what."""
         lines: list[tuple[int, str]] = []
-        totals = [a.name for a in self.kernel.arguments if a.role == "total"]
-        lines += [(0, f"accumulator {name}_sum = {{0}};") for name in totals]
+        lines += [(0, f"accumulator {name}_sum = {{0}};") for name in self.totals]
         self.block(self.kernel.body, 0, lines)
-        lines += [(0, f"add({name}, &{name}_sum);") for name in totals]
+        lines += [(0, f"add({name}, &{name}_sum);") for name in self.totals]
         return lines
 
     def block(self, body: tuple[Statement, ...], depth: int, lines: list[tuple[int, str]]) -> None:
@@ -147,12 +153,35 @@ class CText:
             opening = "accumulator {0}_sum = {{0}};" if start.op == "sum" else "REAL {0} = -INFINITY;"
             lines.append((depth, opening.format(start.name)))
         i = self.p.var(s.var)
+        if s.var is ir.SAMPLE and self.tiled:
+            self.tiles(s, i, depth, lines)
+            return
         lines.append((depth, f"for (int64_t {i} = 0; {i} < {s.var.axis}; ++{i}) {{"))
         if s.var is ir.SAMPLE:
             lines += [(depth + 1, row) for row in self.rows()]
         self.block(s.body, depth + 1, lines)
         lines.append((depth, "}"))
         lines += [(depth, f"const REAL {t.name} = value_of(&{t.name}_sum);") for t in s.starts if t.op == "sum"]
+
+    @property
+    def totals(self) -> list[str]:
+        return [a.name for a in self.kernel.arguments if a.role == "total"]
+
+    @property
+    def tiled(self) -> bool:
+        """Does a loop over samples alone add up totals? Then it goes tile by tile, so that the loop itself adds nothing."""
+        return bool(self.totals) and not self.kernel.axes
+
+    def tiles(self, s: Loop, i: str, depth: int, lines: list[tuple[int, str]]) -> None:
+        """The loop over samples, a tile at a time: what is added up is kept in an array first."""
+        lines += [(depth, "for (int64_t first = 0; first < batch; first += TILE) {"),
+                  (depth + 1, "const int64_t end = first + TILE < batch ? first + TILE : batch;")]
+        lines += [(depth + 1, f"REAL {name}_tile[TILE];") for name in self.totals]
+        lines.append((depth + 1, f"for (int64_t {i} = first; {i} < end; ++{i}) {{"))
+        self.block(s.body, depth + 2, lines)
+        lines.append((depth + 1, "}"))
+        lines += [(depth + 1, f"accumulate_tile(&{name}_sum, {name}_tile, end - first);") for name in self.totals]
+        lines.append((depth, "}"))
 
     def rows(self) -> list[str]:
         """Pointers to the row of each tensor that has axes of its own."""
@@ -169,11 +198,11 @@ class CText:
     def store(self, s: Store) -> str:
         argument, text = self.p.arguments[s.tensor], self.p(s.value)
         if argument.role == "total":
-            return f"accumulate(&{s.tensor}_sum, {text});"
+            return f"{s.tensor}_tile[{self.p.var(ir.SAMPLE)} - first] = {text};" if self.tiled else f"accumulate(&{s.tensor}_sum, {text});"
         place = self.p.element(s.tensor, s.index)
         if s.adds:
-            return f"if ({s.tensor}) accumulate(&{place}, {text});"
-        return f"if ({s.tensor}) {place} = {text};"
+            return f"if (dense || {s.tensor}) accumulate(&{place}, {text});"
+        return f"if ({s.tensor if s.tensor in SELDOM else 'dense || ' + s.tensor}) {place} = {text};"
 
     @property
     def argument_names(self) -> str:

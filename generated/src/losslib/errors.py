@@ -31,5 +31,5 @@ class ReductionError(LossError, ValueError):
     """A reduction that the loss does not have."""
 
 
-class ArgumentError(LossError, TypeError, ValueError):
+class ArgumentError(LossError, TypeError, ValueError, RuntimeError):
     """An argument that the call does not take."""

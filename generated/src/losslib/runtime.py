@@ -465,7 +465,7 @@ def check_parameter(loss: str, p: Parameter, value: Any) -> Any:
 
 
 def check_foreign(spec: Spec, name: str, value: Any) -> None:
-    """A scalar that belongs to another form of the loss must be left alone."""
+    """A scalar that belongs to another form of the loss must be left alone; an integer below 0 marks nothing, and may stay."""
     default = next(p.default for form in spec.forms for p in form.parameters if p.name == name)
     if value != default and not (isinstance(value, int) and isinstance(default, int) and value < 0):
         raise ArgumentError(f"{spec.name}: {name}={value!r} does not apply to arrays of these kinds. Leave it out.")

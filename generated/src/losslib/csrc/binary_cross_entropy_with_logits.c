@@ -50,21 +50,26 @@ static inline void NAME(value)(const int64_t batch, const losslib_run *run, cons
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict weight = run->data[2]; const int64_t weight_batch = dense ? 0 : run->steps[2][0];
     const REAL *restrict pos_weight = run->data[3]; const int64_t pos_weight_batch = dense ? 0 : run->steps[3][0];
-    REAL *restrict loss = run->data[4]; const int64_t loss_batch = dense ? 1 : run->steps[4][0];
+    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = dense ? 1 : run->steps[4][0];
     accumulator *restrict total_loss = run->data[5];
 
     accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL value = ((1 - target[n * target_batch]) * softplus(input[n * input_batch]) + pos_weight[n * pos_weight_batch] * target[n * target_batch] * softplus(-input[n * input_batch])) * weight[n * weight_batch];
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_loss_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL value = ((1 - target[n * target_batch]) * softplus(input[n * input_batch]) + pos_weight[n * pos_weight_batch] * target[n * target_batch] * softplus(-input[n * input_batch])) * weight[n * weight_batch];
+            if (loss) loss[n * loss_batch] = value;
+            total_loss_tile[n - first] = value;
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
     add(total_loss, &total_loss_sum);
 }
 
 static void NAME(value_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 0 && run->steps[4][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 0 && run->data[4] == NULL)
         NAME(value)(batch, run, 1);
     else
         NAME(value)(batch, run, 0);
@@ -83,26 +88,31 @@ static inline void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     const REAL *restrict weight = run->data[2]; const int64_t weight_batch = dense ? 0 : run->steps[2][0];
     const REAL *restrict pos_weight = run->data[3]; const int64_t pos_weight_batch = dense ? 0 : run->steps[3][0];
     const REAL *restrict scale = run->data[4]; const int64_t scale_batch = dense ? 0 : run->steps[4][0];
-    REAL *restrict loss = run->data[5]; const int64_t loss_batch = dense ? 1 : run->steps[5][0];
+    REAL *restrict loss = dense ? NULL : run->data[5]; const int64_t loss_batch = dense ? 1 : run->steps[5][0];
     accumulator *restrict total_loss = run->data[6];
     REAL *restrict grad_input = run->data[7]; const int64_t grad_input_batch = dense ? 1 : run->steps[7][0];
 
     accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL difference = 1 - target[n * target_batch];
-        const REAL product = pos_weight[n * pos_weight_batch] * target[n * target_batch];
-        const REAL value = (difference * softplus(input[n * input_batch]) + product * softplus(-input[n * input_batch])) * weight[n * weight_batch];
-        const REAL p = sigmoid(input[n * input_batch]);
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-        if (grad_input) grad_input[n * grad_input_batch] = -(product * sigmoid(-input[n * input_batch]) - difference * p) * weight[n * weight_batch] * scale[n * scale_batch];
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_loss_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL difference = 1 - target[n * target_batch];
+            const REAL product = pos_weight[n * pos_weight_batch] * target[n * target_batch];
+            const REAL value = (difference * softplus(input[n * input_batch]) + product * softplus(-input[n * input_batch])) * weight[n * weight_batch];
+            const REAL p = sigmoid(input[n * input_batch]);
+            if (loss) loss[n * loss_batch] = value;
+            total_loss_tile[n - first] = value;
+            if (dense || grad_input) grad_input[n * grad_input_batch] = -(product * sigmoid(-input[n * input_batch]) - difference * p) * weight[n * weight_batch] * scale[n * scale_batch];
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
     add(total_loss, &total_loss_sum);
 }
 
 static void NAME(value_and_grad_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 0 && run->steps[4][0] == 0 && run->steps[5][0] == 1 && run->steps[7][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 0 && run->steps[4][0] == 0 && run->steps[7][0] == 1 && run->data[5] == NULL && run->data[7] != NULL)
         NAME(value_and_grad)(batch, run, 1);
     else
         NAME(value_and_grad)(batch, run, 0);
@@ -121,22 +131,27 @@ static inline void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
     const REAL *restrict weight = run->data[2]; const int64_t weight_batch = dense ? 0 : run->steps[2][0];
     const REAL *restrict pos_weight = run->data[3]; const int64_t pos_weight_batch = dense ? 0 : run->steps[3][0];
     const REAL *restrict direction_input = run->data[4]; const int64_t direction_input_batch = dense ? 1 : run->steps[4][0];
-    REAL *restrict rate = run->data[5]; const int64_t rate_batch = dense ? 1 : run->steps[5][0];
+    REAL *restrict rate = dense ? NULL : run->data[5]; const int64_t rate_batch = dense ? 1 : run->steps[5][0];
     accumulator *restrict total_rate = run->data[6];
 
     accumulator total_rate_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL p = sigmoid(input[n * input_batch]);
-        const REAL minus_product = -(pos_weight[n * pos_weight_batch] * target[n * target_batch] * sigmoid(-input[n * input_batch]) - (1 - target[n * target_batch]) * p) * weight[n * weight_batch] * direction_input[n * direction_input_batch];
-        if (rate) rate[n * rate_batch] = minus_product;
-        accumulate(&total_rate_sum, minus_product);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_rate_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL p = sigmoid(input[n * input_batch]);
+            const REAL minus_product = -(pos_weight[n * pos_weight_batch] * target[n * target_batch] * sigmoid(-input[n * input_batch]) - (1 - target[n * target_batch]) * p) * weight[n * weight_batch] * direction_input[n * direction_input_batch];
+            if (rate) rate[n * rate_batch] = minus_product;
+            total_rate_tile[n - first] = minus_product;
+        }
+        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
     }
     add(total_rate, &total_rate_sum);
 }
 
 static void NAME(jvp_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->steps[5][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->data[5] == NULL)
         NAME(jvp)(batch, run, 1);
     else
         NAME(jvp)(batch, run, 0);
@@ -161,13 +176,13 @@ static inline void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
     for (int64_t n = 0; n < batch; ++n) {
         const REAL sigmoid_minus_input = sigmoid(-input[n * input_batch]);
         const REAL p = sigmoid(input[n * input_batch]);
-        if (hvp_input) hvp_input[n * hvp_input_batch] = ((1 - target[n * target_batch]) * sigmoid_minus_input * p + pos_weight[n * pos_weight_batch] * target[n * target_batch] * sigmoid_minus_input * p) * weight[n * weight_batch] * direction_input[n * direction_input_batch] * scale[n * scale_batch];
+        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = ((1 - target[n * target_batch]) * sigmoid_minus_input * p + pos_weight[n * pos_weight_batch] * target[n * target_batch] * sigmoid_minus_input * p) * weight[n * weight_batch] * direction_input[n * direction_input_batch] * scale[n * scale_batch];
     }
 }
 
 static void NAME(hvp_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 0 && run->steps[4][0] == 0 && run->steps[5][0] == 1 && run->steps[6][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 0 && run->steps[4][0] == 0 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->data[6] != NULL)
         NAME(hvp)(batch, run, 1);
     else
         NAME(hvp)(batch, run, 0);
@@ -191,13 +206,13 @@ static inline void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
     for (int64_t n = 0; n < batch; ++n) {
         const REAL sigmoid_minus_input = sigmoid(-input[n * input_batch]);
         const REAL p = sigmoid(input[n * input_batch]);
-        if (hessian_input) hessian_input[n * hessian_input_batch] = ((1 - target[n * target_batch]) * sigmoid_minus_input * p + pos_weight[n * pos_weight_batch] * target[n * target_batch] * sigmoid_minus_input * p) * weight[n * weight_batch] * scale[n * scale_batch];
+        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = ((1 - target[n * target_batch]) * sigmoid_minus_input * p + pos_weight[n * pos_weight_batch] * target[n * target_batch] * sigmoid_minus_input * p) * weight[n * weight_batch] * scale[n * scale_batch];
     }
 }
 
 static void NAME(hessian_diag_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 0 && run->steps[4][0] == 0 && run->steps[5][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 0 && run->steps[4][0] == 0 && run->steps[5][0] == 1 && run->data[5] != NULL)
         NAME(hessian_diag)(batch, run, 1);
     else
         NAME(hessian_diag)(batch, run, 0);
@@ -216,7 +231,7 @@ static inline void NAME(value_and_grad_all)(const int64_t batch, const losslib_r
     const REAL *restrict weight = run->data[2]; const int64_t weight_batch = dense ? 0 : run->steps[2][0];
     const REAL *restrict pos_weight = run->data[3]; const int64_t pos_weight_batch = dense ? 0 : run->steps[3][0];
     const REAL *restrict scale = run->data[4]; const int64_t scale_batch = dense ? 0 : run->steps[4][0];
-    REAL *restrict loss = run->data[5]; const int64_t loss_batch = dense ? 1 : run->steps[5][0];
+    REAL *restrict loss = dense ? NULL : run->data[5]; const int64_t loss_batch = dense ? 1 : run->steps[5][0];
     accumulator *restrict total_loss = run->data[6];
     REAL *restrict grad_input = run->data[7]; const int64_t grad_input_batch = dense ? 1 : run->steps[7][0];
     REAL *restrict grad_target = run->data[8]; const int64_t grad_target_batch = dense ? 1 : run->steps[8][0];
@@ -224,27 +239,32 @@ static inline void NAME(value_and_grad_all)(const int64_t batch, const losslib_r
     REAL *restrict grad_pos_weight = run->data[10]; const int64_t grad_pos_weight_batch = dense ? 1 : run->steps[10][0];
 
     accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL difference = 1 - target[n * target_batch];
-        const REAL softplus_input = softplus(input[n * input_batch]);
-        const REAL product = pos_weight[n * pos_weight_batch] * target[n * target_batch];
-        const REAL softplus_minus_input = softplus(-input[n * input_batch]);
-        const REAL shifted = difference * softplus_input + product * softplus_minus_input;
-        const REAL value = shifted * weight[n * weight_batch];
-        const REAL p = sigmoid(input[n * input_batch]);
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-        if (grad_input) grad_input[n * grad_input_batch] = -(product * sigmoid(-input[n * input_batch]) - difference * p) * weight[n * weight_batch] * scale[n * scale_batch];
-        if (grad_target) grad_target[n * grad_target_batch] = -(softplus_input - pos_weight[n * pos_weight_batch] * softplus_minus_input) * weight[n * weight_batch] * scale[n * scale_batch];
-        if (grad_weight) grad_weight[n * grad_weight_batch] = shifted * scale[n * scale_batch];
-        if (grad_pos_weight) grad_pos_weight[n * grad_pos_weight_batch] = target[n * target_batch] * weight[n * weight_batch] * softplus_minus_input * scale[n * scale_batch];
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_loss_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL difference = 1 - target[n * target_batch];
+            const REAL softplus_input = softplus(input[n * input_batch]);
+            const REAL product = pos_weight[n * pos_weight_batch] * target[n * target_batch];
+            const REAL softplus_minus_input = softplus(-input[n * input_batch]);
+            const REAL shifted = difference * softplus_input + product * softplus_minus_input;
+            const REAL value = shifted * weight[n * weight_batch];
+            const REAL p = sigmoid(input[n * input_batch]);
+            if (loss) loss[n * loss_batch] = value;
+            total_loss_tile[n - first] = value;
+            if (dense || grad_input) grad_input[n * grad_input_batch] = -(product * sigmoid(-input[n * input_batch]) - difference * p) * weight[n * weight_batch] * scale[n * scale_batch];
+            if (dense || grad_target) grad_target[n * grad_target_batch] = -(softplus_input - pos_weight[n * pos_weight_batch] * softplus_minus_input) * weight[n * weight_batch] * scale[n * scale_batch];
+            if (dense || grad_weight) grad_weight[n * grad_weight_batch] = shifted * scale[n * scale_batch];
+            if (dense || grad_pos_weight) grad_pos_weight[n * grad_pos_weight_batch] = target[n * target_batch] * weight[n * weight_batch] * softplus_minus_input * scale[n * scale_batch];
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
     add(total_loss, &total_loss_sum);
 }
 
 static void NAME(value_and_grad_all_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 0 && run->steps[4][0] == 0 && run->steps[5][0] == 1 && run->steps[7][0] == 1 && run->steps[8][0] == 1 && run->steps[9][0] == 1 && run->steps[10][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 0 && run->steps[4][0] == 0 && run->steps[7][0] == 1 && run->steps[8][0] == 1 && run->steps[9][0] == 1 && run->steps[10][0] == 1 && run->data[5] == NULL && run->data[7] != NULL && run->data[8] != NULL && run->data[9] != NULL && run->data[10] != NULL)
         NAME(value_and_grad_all)(batch, run, 1);
     else
         NAME(value_and_grad_all)(batch, run, 0);
@@ -266,26 +286,31 @@ static inline void NAME(jvp_all)(const int64_t batch, const losslib_run *run, co
     const REAL *restrict direction_pos_weight = run->data[5]; const int64_t direction_pos_weight_batch = dense ? 1 : run->steps[5][0];
     const REAL *restrict direction_target = run->data[6]; const int64_t direction_target_batch = dense ? 1 : run->steps[6][0];
     const REAL *restrict direction_weight = run->data[7]; const int64_t direction_weight_batch = dense ? 1 : run->steps[7][0];
-    REAL *restrict rate = run->data[8]; const int64_t rate_batch = dense ? 1 : run->steps[8][0];
+    REAL *restrict rate = dense ? NULL : run->data[8]; const int64_t rate_batch = dense ? 1 : run->steps[8][0];
     accumulator *restrict total_rate = run->data[9];
 
     accumulator total_rate_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL difference = 1 - target[n * target_batch];
-        const REAL softplus_input = softplus(input[n * input_batch]);
-        const REAL product = pos_weight[n * pos_weight_batch] * target[n * target_batch];
-        const REAL softplus_minus_input = softplus(-input[n * input_batch]);
-        const REAL p = sigmoid(input[n * input_batch]);
-        const REAL shifted = (difference * softplus_input + product * softplus_minus_input) * direction_weight[n * direction_weight_batch] - (product * sigmoid(-input[n * input_batch]) - difference * p) * weight[n * weight_batch] * direction_input[n * direction_input_batch] - (softplus_input - pos_weight[n * pos_weight_batch] * softplus_minus_input) * weight[n * weight_batch] * direction_target[n * direction_target_batch] + target[n * target_batch] * weight[n * weight_batch] * softplus_minus_input * direction_pos_weight[n * direction_pos_weight_batch];
-        if (rate) rate[n * rate_batch] = shifted;
-        accumulate(&total_rate_sum, shifted);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_rate_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL difference = 1 - target[n * target_batch];
+            const REAL softplus_input = softplus(input[n * input_batch]);
+            const REAL product = pos_weight[n * pos_weight_batch] * target[n * target_batch];
+            const REAL softplus_minus_input = softplus(-input[n * input_batch]);
+            const REAL p = sigmoid(input[n * input_batch]);
+            const REAL shifted = (difference * softplus_input + product * softplus_minus_input) * direction_weight[n * direction_weight_batch] - (product * sigmoid(-input[n * input_batch]) - difference * p) * weight[n * weight_batch] * direction_input[n * direction_input_batch] - (softplus_input - pos_weight[n * pos_weight_batch] * softplus_minus_input) * weight[n * weight_batch] * direction_target[n * direction_target_batch] + target[n * target_batch] * weight[n * weight_batch] * softplus_minus_input * direction_pos_weight[n * direction_pos_weight_batch];
+            if (rate) rate[n * rate_batch] = shifted;
+            total_rate_tile[n - first] = shifted;
+        }
+        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
     }
     add(total_rate, &total_rate_sum);
 }
 
 static void NAME(jvp_all_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->steps[7][0] == 1 && run->steps[8][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->steps[7][0] == 1 && run->data[8] == NULL)
         NAME(jvp_all)(batch, run, 1);
     else
         NAME(jvp_all)(batch, run, 0);
@@ -325,16 +350,16 @@ static inline void NAME(hvp_all)(const int64_t batch, const losslib_run *run, co
         const REAL product_4 = weight[n * weight_batch] * softplus_minus_input;
         const REAL difference_3 = softplus(input[n * input_batch]) - pos_weight[n * pos_weight_batch] * softplus_minus_input;
         const REAL product_5 = target[n * target_batch] * softplus_minus_input;
-        if (hvp_input) hvp_input[n * hvp_input_batch] = -(difference_2 * direction_weight[n * direction_weight_batch] * scale[n * scale_batch] + product_2 * direction_target[n * direction_target_batch] * scale[n * scale_batch] + -(difference * sigmoid_minus_input * p + product * p) * weight[n * weight_batch] * direction_input[n * direction_input_batch] * scale[n * scale_batch] + product_3 * direction_pos_weight[n * direction_pos_weight_batch] * scale[n * scale_batch]);
-        if (hvp_target) hvp_target[n * hvp_target_batch] = product_4 * direction_pos_weight[n * direction_pos_weight_batch] * scale[n * scale_batch] - product_2 * direction_input[n * direction_input_batch] * scale[n * scale_batch] - difference_3 * direction_weight[n * direction_weight_batch] * scale[n * scale_batch];
-        if (hvp_weight) hvp_weight[n * hvp_weight_batch] = product_5 * direction_pos_weight[n * direction_pos_weight_batch] * scale[n * scale_batch] - difference_2 * direction_input[n * direction_input_batch] * scale[n * scale_batch] - difference_3 * direction_target[n * direction_target_batch] * scale[n * scale_batch];
-        if (hvp_pos_weight) hvp_pos_weight[n * hvp_pos_weight_batch] = product_4 * direction_target[n * direction_target_batch] * scale[n * scale_batch] - product_3 * direction_input[n * direction_input_batch] * scale[n * scale_batch] + product_5 * direction_weight[n * direction_weight_batch] * scale[n * scale_batch];
+        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = -(difference_2 * direction_weight[n * direction_weight_batch] * scale[n * scale_batch] + product_2 * direction_target[n * direction_target_batch] * scale[n * scale_batch] + -(difference * sigmoid_minus_input * p + product * p) * weight[n * weight_batch] * direction_input[n * direction_input_batch] * scale[n * scale_batch] + product_3 * direction_pos_weight[n * direction_pos_weight_batch] * scale[n * scale_batch]);
+        if (dense || hvp_target) hvp_target[n * hvp_target_batch] = product_4 * direction_pos_weight[n * direction_pos_weight_batch] * scale[n * scale_batch] - product_2 * direction_input[n * direction_input_batch] * scale[n * scale_batch] - difference_3 * direction_weight[n * direction_weight_batch] * scale[n * scale_batch];
+        if (dense || hvp_weight) hvp_weight[n * hvp_weight_batch] = product_5 * direction_pos_weight[n * direction_pos_weight_batch] * scale[n * scale_batch] - difference_2 * direction_input[n * direction_input_batch] * scale[n * scale_batch] - difference_3 * direction_target[n * direction_target_batch] * scale[n * scale_batch];
+        if (dense || hvp_pos_weight) hvp_pos_weight[n * hvp_pos_weight_batch] = product_4 * direction_target[n * direction_target_batch] * scale[n * scale_batch] - product_3 * direction_input[n * direction_input_batch] * scale[n * scale_batch] + product_5 * direction_weight[n * direction_weight_batch] * scale[n * scale_batch];
     }
 }
 
 static void NAME(hvp_all_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 0 && run->steps[4][0] == 0 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->steps[7][0] == 1 && run->steps[8][0] == 1 && run->steps[9][0] == 1 && run->steps[10][0] == 1 && run->steps[11][0] == 1 && run->steps[12][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 0 && run->steps[4][0] == 0 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->steps[7][0] == 1 && run->steps[8][0] == 1 && run->steps[9][0] == 1 && run->steps[10][0] == 1 && run->steps[11][0] == 1 && run->steps[12][0] == 1 && run->data[9] != NULL && run->data[10] != NULL && run->data[11] != NULL && run->data[12] != NULL)
         NAME(hvp_all)(batch, run, 1);
     else
         NAME(hvp_all)(batch, run, 0);
@@ -361,16 +386,16 @@ static inline void NAME(hessian_diag_all)(const int64_t batch, const losslib_run
     for (int64_t n = 0; n < batch; ++n) {
         const REAL sigmoid_minus_input = sigmoid(-input[n * input_batch]);
         const REAL p = sigmoid(input[n * input_batch]);
-        if (hessian_input) hessian_input[n * hessian_input_batch] = ((1 - target[n * target_batch]) * sigmoid_minus_input * p + pos_weight[n * pos_weight_batch] * target[n * target_batch] * sigmoid_minus_input * p) * weight[n * weight_batch] * scale[n * scale_batch];
-        if (hessian_target) hessian_target[n * hessian_target_batch] = 0;
-        if (hessian_weight) hessian_weight[n * hessian_weight_batch] = 0;
-        if (hessian_pos_weight) hessian_pos_weight[n * hessian_pos_weight_batch] = 0;
+        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = ((1 - target[n * target_batch]) * sigmoid_minus_input * p + pos_weight[n * pos_weight_batch] * target[n * target_batch] * sigmoid_minus_input * p) * weight[n * weight_batch] * scale[n * scale_batch];
+        if (dense || hessian_target) hessian_target[n * hessian_target_batch] = 0;
+        if (dense || hessian_weight) hessian_weight[n * hessian_weight_batch] = 0;
+        if (dense || hessian_pos_weight) hessian_pos_weight[n * hessian_pos_weight_batch] = 0;
     }
 }
 
 static void NAME(hessian_diag_all_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 0 && run->steps[4][0] == 0 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->steps[7][0] == 1 && run->steps[8][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 0 && run->steps[4][0] == 0 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->steps[7][0] == 1 && run->steps[8][0] == 1 && run->data[5] != NULL && run->data[6] != NULL && run->data[7] != NULL && run->data[8] != NULL)
         NAME(hessian_diag_all)(batch, run, 1);
     else
         NAME(hessian_diag_all)(batch, run, 0);

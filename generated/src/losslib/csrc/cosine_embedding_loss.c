@@ -48,7 +48,7 @@ static inline void NAME(value)(const int64_t batch, const losslib_run *run, cons
     const REAL *restrict input1 = run->data[0]; const int64_t input1_batch = run->steps[0][0], input1_features = dense ? 1 : run->steps[0][1];
     const REAL *restrict input2 = run->data[1]; const int64_t input2_batch = run->steps[1][0], input2_features = dense ? 1 : run->steps[1][1];
     const REAL *restrict target = run->data[2]; const int64_t target_batch = run->steps[2][0];
-    REAL *restrict loss = run->data[3]; const int64_t loss_batch = run->steps[3][0];
+    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = run->steps[3][0];
     accumulator *restrict total_loss = run->data[4];
     const REAL margin = (REAL)run->params[0];
 
@@ -95,7 +95,7 @@ static inline void NAME(value)(const int64_t batch, const losslib_run *run, cons
 
 static void NAME(value_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->data[3] == NULL)
         NAME(value)(batch, run, 1);
     else
         NAME(value)(batch, run, 0);
@@ -114,7 +114,7 @@ static inline void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     const REAL *restrict input2 = run->data[1]; const int64_t input2_batch = run->steps[1][0], input2_features = dense ? 1 : run->steps[1][1];
     const REAL *restrict target = run->data[2]; const int64_t target_batch = run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0];
+    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = run->steps[4][0];
     accumulator *restrict total_loss = run->data[5];
     REAL *restrict grad_input1 = run->data[6]; const int64_t grad_input1_batch = run->steps[6][0], grad_input1_features = dense ? 1 : run->steps[6][1];
     REAL *restrict grad_input2 = run->data[7]; const int64_t grad_input2_batch = run->steps[7][0], grad_input2_features = dense ? 1 : run->steps[7][1];
@@ -178,8 +178,8 @@ static inline void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             const REAL product_2 = ratio_2 * scaled_6;
             const REAL unit1_2 = scaled_5 / square_root;
             const REAL ratio_4 = unit1_2 / binade_3 / sqrt_shifted_2;
-            if (grad_input1) grad_input1_row[f * grad_input1_features] = scale[n * scale_batch] * (equal ? product - ratio_3 : (equal_2 ? step_2 * (ratio_3 - product) : 0));
-            if (grad_input2) grad_input2_row[f * grad_input2_features] = scale[n * scale_batch] * (equal ? product_2 - ratio_4 : (equal_2 ? step_2 * (ratio_4 - product_2) : 0));
+            if (dense || grad_input1) grad_input1_row[f * grad_input1_features] = scale[n * scale_batch] * (equal ? product - ratio_3 : (equal_2 ? step_2 * (ratio_3 - product) : 0));
+            if (dense || grad_input2) grad_input2_row[f * grad_input2_features] = scale[n * scale_batch] * (equal ? product_2 - ratio_4 : (equal_2 ? step_2 * (ratio_4 - product_2) : 0));
         }
         const REAL value = equal ? 1 - cosine : (equal_2 ? (difference < 0 ? 0 : difference) : 0);
         if (loss) loss[n * loss_batch] = value;
@@ -190,7 +190,7 @@ static inline void NAME(value_and_grad)(const int64_t batch, const losslib_run *
 
 static void NAME(value_and_grad_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->data[4] == NULL && run->data[6] != NULL && run->data[7] != NULL)
         NAME(value_and_grad)(batch, run, 1);
     else
         NAME(value_and_grad)(batch, run, 0);
@@ -210,7 +210,7 @@ static inline void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
     const REAL *restrict target = run->data[2]; const int64_t target_batch = run->steps[2][0];
     const REAL *restrict direction_input1 = run->data[3]; const int64_t direction_input1_batch = run->steps[3][0], direction_input1_features = dense ? 1 : run->steps[3][1];
     const REAL *restrict direction_input2 = run->data[4]; const int64_t direction_input2_batch = run->steps[4][0], direction_input2_features = dense ? 1 : run->steps[4][1];
-    REAL *restrict rate = run->data[5]; const int64_t rate_batch = run->steps[5][0];
+    REAL *restrict rate = dense ? NULL : run->data[5]; const int64_t rate_batch = run->steps[5][0];
     accumulator *restrict total_rate = run->data[6];
     const REAL margin = (REAL)run->params[0];
 
@@ -271,7 +271,7 @@ static inline void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
 
 static void NAME(jvp_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[3][1] == 1 && run->steps[4][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[3][1] == 1 && run->steps[4][1] == 1 && run->data[5] == NULL)
         NAME(jvp)(batch, run, 1);
     else
         NAME(jvp)(batch, run, 0);
@@ -408,15 +408,15 @@ static inline void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             const REAL product_17 = product_9 * scaled_5;
             const REAL product_18 = ratio_20 * scaled_5;
             const REAL difference_2 = direction_input1_row[f * direction_input1_features] / binade_2 / sqrt_shifted_2 - ratio_6 * input1_row[f * input1_features];
-            if (hvp_input1) hvp_input1_row[f * hvp_input1_features] = scale[n * scale_batch] * (equal ? product * (product_13 - product_14 - product_15) - difference / binade_2 / sqrt_shifted_2 + ratio_11 * scaled_6 + ratio_12 * direction_input1_row[f * direction_input1_features] : (equal_2 ? ratio_14 * difference - ratio_15 * scaled_6 - ratio_16 * direction_input1_row[f * direction_input1_features] + product_6 * (product_14 - product_13 + product_15) : 0));
-            if (hvp_input2) hvp_input2_row[f * hvp_input2_features] = scale[n * scale_batch] * (equal ? product_7 * (product_16 - product_17 - product_18) - difference_2 / binade_3 / square_root + ratio_21 * scaled_5 + ratio_22 * direction_input2_row[f * direction_input2_features] : (equal_2 ? ratio_24 * difference_2 - ratio_25 * scaled_5 - ratio_26 * direction_input2_row[f * direction_input2_features] + product_12 * (product_17 - product_16 + product_18) : 0));
+            if (dense || hvp_input1) hvp_input1_row[f * hvp_input1_features] = scale[n * scale_batch] * (equal ? product * (product_13 - product_14 - product_15) - difference / binade_2 / sqrt_shifted_2 + ratio_11 * scaled_6 + ratio_12 * direction_input1_row[f * direction_input1_features] : (equal_2 ? ratio_14 * difference - ratio_15 * scaled_6 - ratio_16 * direction_input1_row[f * direction_input1_features] + product_6 * (product_14 - product_13 + product_15) : 0));
+            if (dense || hvp_input2) hvp_input2_row[f * hvp_input2_features] = scale[n * scale_batch] * (equal ? product_7 * (product_16 - product_17 - product_18) - difference_2 / binade_3 / square_root + ratio_21 * scaled_5 + ratio_22 * direction_input2_row[f * direction_input2_features] : (equal_2 ? ratio_24 * difference_2 - ratio_25 * scaled_5 - ratio_26 * direction_input2_row[f * direction_input2_features] + product_12 * (product_17 - product_16 + product_18) : 0));
         }
     }
 }
 
 static void NAME(hvp_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->data[6] != NULL && run->data[7] != NULL)
         NAME(hvp)(batch, run, 1);
     else
         NAME(hvp)(batch, run, 0);
@@ -525,15 +525,15 @@ static inline void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
             const REAL product_12 = ratio_12 * unit1_2;
             const REAL product_13 = product_6 * scaled_5;
             const REAL product_14 = ratio_15 * scaled_5;
-            if (hessian_input1) hessian_input1_row[f * hessian_input1_features] = scale[n * scale_batch] * (equal ? 2 * ((product_9 - product_10 - product_11) / binade_2) * scaled_6 + ratio_6 * scaled_6 * unit2_2 + ratio_7 : (equal_2 ? product_4 * (product_10 - product_9 + product_11) * scaled_6 - ratio_9 * scaled_6 * unit2_2 - ratio_10 : 0));
-            if (hessian_input2) hessian_input2_row[f * hessian_input2_features] = scale[n * scale_batch] * (equal ? 2 * ((product_12 - product_13 - product_14) / binade_3) * scaled_5 + ratio_16 * scaled_5 * unit1_2 + ratio_17 : (equal_2 ? product_8 * (product_13 - product_12 + product_14) * scaled_5 - ratio_19 * scaled_5 * unit1_2 - ratio_20 : 0));
+            if (dense || hessian_input1) hessian_input1_row[f * hessian_input1_features] = scale[n * scale_batch] * (equal ? 2 * ((product_9 - product_10 - product_11) / binade_2) * scaled_6 + ratio_6 * scaled_6 * unit2_2 + ratio_7 : (equal_2 ? product_4 * (product_10 - product_9 + product_11) * scaled_6 - ratio_9 * scaled_6 * unit2_2 - ratio_10 : 0));
+            if (dense || hessian_input2) hessian_input2_row[f * hessian_input2_features] = scale[n * scale_batch] * (equal ? 2 * ((product_12 - product_13 - product_14) / binade_3) * scaled_5 + ratio_16 * scaled_5 * unit1_2 + ratio_17 : (equal_2 ? product_8 * (product_13 - product_12 + product_14) * scaled_5 - ratio_19 * scaled_5 * unit1_2 - ratio_20 : 0));
         }
     }
 }
 
 static void NAME(hessian_diag_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->data[4] != NULL && run->data[5] != NULL)
         NAME(hessian_diag)(batch, run, 1);
     else
         NAME(hessian_diag)(batch, run, 0);
@@ -552,7 +552,7 @@ static inline void NAME(value_and_grad_all)(const int64_t batch, const losslib_r
     const REAL *restrict input2 = run->data[1]; const int64_t input2_batch = run->steps[1][0], input2_features = dense ? 1 : run->steps[1][1];
     const REAL *restrict target = run->data[2]; const int64_t target_batch = run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0];
+    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = run->steps[4][0];
     accumulator *restrict total_loss = run->data[5];
     REAL *restrict grad_input1 = run->data[6]; const int64_t grad_input1_batch = run->steps[6][0], grad_input1_features = dense ? 1 : run->steps[6][1];
     REAL *restrict grad_input2 = run->data[7]; const int64_t grad_input2_batch = run->steps[7][0], grad_input2_features = dense ? 1 : run->steps[7][1];
@@ -617,20 +617,20 @@ static inline void NAME(value_and_grad_all)(const int64_t batch, const losslib_r
             const REAL product_2 = ratio_2 * scaled_6;
             const REAL unit1_2 = scaled_5 / square_root;
             const REAL ratio_4 = unit1_2 / binade_3 / sqrt_shifted_2;
-            if (grad_input1) grad_input1_row[f * grad_input1_features] = scale[n * scale_batch] * (equal ? product - ratio_3 : (equal_2 ? step_2 * (ratio_3 - product) : 0));
-            if (grad_input2) grad_input2_row[f * grad_input2_features] = scale[n * scale_batch] * (equal ? product_2 - ratio_4 : (equal_2 ? step_2 * (ratio_4 - product_2) : 0));
+            if (dense || grad_input1) grad_input1_row[f * grad_input1_features] = scale[n * scale_batch] * (equal ? product - ratio_3 : (equal_2 ? step_2 * (ratio_3 - product) : 0));
+            if (dense || grad_input2) grad_input2_row[f * grad_input2_features] = scale[n * scale_batch] * (equal ? product_2 - ratio_4 : (equal_2 ? step_2 * (ratio_4 - product_2) : 0));
         }
         const REAL value = equal ? 1 - cosine : (equal_2 ? (difference < 0 ? 0 : difference) : 0);
         if (loss) loss[n * loss_batch] = value;
         accumulate(&total_loss_sum, value);
-        if (grad_target) grad_target[n * grad_target_batch] = 0;
+        if (dense || grad_target) grad_target[n * grad_target_batch] = 0;
     }
     add(total_loss, &total_loss_sum);
 }
 
 static void NAME(value_and_grad_all_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->data[4] == NULL && run->data[6] != NULL && run->data[7] != NULL && run->data[8] != NULL)
         NAME(value_and_grad_all)(batch, run, 1);
     else
         NAME(value_and_grad_all)(batch, run, 0);
@@ -650,7 +650,7 @@ static inline void NAME(jvp_all)(const int64_t batch, const losslib_run *run, co
     const REAL *restrict target = run->data[2]; const int64_t target_batch = run->steps[2][0];
     const REAL *restrict direction_input1 = run->data[3]; const int64_t direction_input1_batch = run->steps[3][0], direction_input1_features = dense ? 1 : run->steps[3][1];
     const REAL *restrict direction_input2 = run->data[4]; const int64_t direction_input2_batch = run->steps[4][0], direction_input2_features = dense ? 1 : run->steps[4][1];
-    REAL *restrict rate = run->data[5]; const int64_t rate_batch = run->steps[5][0];
+    REAL *restrict rate = dense ? NULL : run->data[5]; const int64_t rate_batch = run->steps[5][0];
     accumulator *restrict total_rate = run->data[6];
     const REAL margin = (REAL)run->params[0];
 
@@ -711,7 +711,7 @@ static inline void NAME(jvp_all)(const int64_t batch, const losslib_run *run, co
 
 static void NAME(jvp_all_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[3][1] == 1 && run->steps[4][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[3][1] == 1 && run->steps[4][1] == 1 && run->data[5] == NULL)
         NAME(jvp_all)(batch, run, 1);
     else
         NAME(jvp_all)(batch, run, 0);
@@ -849,16 +849,16 @@ static inline void NAME(hvp_all)(const int64_t batch, const losslib_run *run, co
             const REAL product_17 = product_9 * scaled_5;
             const REAL product_18 = ratio_20 * scaled_5;
             const REAL difference_2 = direction_input1_row[f * direction_input1_features] / binade_2 / sqrt_shifted_2 - ratio_6 * input1_row[f * input1_features];
-            if (hvp_input1) hvp_input1_row[f * hvp_input1_features] = scale[n * scale_batch] * (equal ? product * (product_13 - product_14 - product_15) - difference / binade_2 / sqrt_shifted_2 + ratio_11 * scaled_6 + ratio_12 * direction_input1_row[f * direction_input1_features] : (equal_2 ? ratio_14 * difference - ratio_15 * scaled_6 - ratio_16 * direction_input1_row[f * direction_input1_features] + product_6 * (product_14 - product_13 + product_15) : 0));
-            if (hvp_input2) hvp_input2_row[f * hvp_input2_features] = scale[n * scale_batch] * (equal ? product_7 * (product_16 - product_17 - product_18) - difference_2 / binade_3 / square_root + ratio_21 * scaled_5 + ratio_22 * direction_input2_row[f * direction_input2_features] : (equal_2 ? ratio_24 * difference_2 - ratio_25 * scaled_5 - ratio_26 * direction_input2_row[f * direction_input2_features] + product_12 * (product_17 - product_16 + product_18) : 0));
+            if (dense || hvp_input1) hvp_input1_row[f * hvp_input1_features] = scale[n * scale_batch] * (equal ? product * (product_13 - product_14 - product_15) - difference / binade_2 / sqrt_shifted_2 + ratio_11 * scaled_6 + ratio_12 * direction_input1_row[f * direction_input1_features] : (equal_2 ? ratio_14 * difference - ratio_15 * scaled_6 - ratio_16 * direction_input1_row[f * direction_input1_features] + product_6 * (product_14 - product_13 + product_15) : 0));
+            if (dense || hvp_input2) hvp_input2_row[f * hvp_input2_features] = scale[n * scale_batch] * (equal ? product_7 * (product_16 - product_17 - product_18) - difference_2 / binade_3 / square_root + ratio_21 * scaled_5 + ratio_22 * direction_input2_row[f * direction_input2_features] : (equal_2 ? ratio_24 * difference_2 - ratio_25 * scaled_5 - ratio_26 * direction_input2_row[f * direction_input2_features] + product_12 * (product_17 - product_16 + product_18) : 0));
         }
-        if (hvp_target) hvp_target[n * hvp_target_batch] = 0;
+        if (dense || hvp_target) hvp_target[n * hvp_target_batch] = 0;
     }
 }
 
 static void NAME(hvp_all_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->data[6] != NULL && run->data[7] != NULL && run->data[8] != NULL)
         NAME(hvp_all)(batch, run, 1);
     else
         NAME(hvp_all)(batch, run, 0);
@@ -968,16 +968,16 @@ static inline void NAME(hessian_diag_all)(const int64_t batch, const losslib_run
             const REAL product_12 = ratio_12 * unit1_2;
             const REAL product_13 = product_6 * scaled_5;
             const REAL product_14 = ratio_15 * scaled_5;
-            if (hessian_input1) hessian_input1_row[f * hessian_input1_features] = scale[n * scale_batch] * (equal ? 2 * ((product_9 - product_10 - product_11) / binade_2) * scaled_6 + ratio_6 * scaled_6 * unit2_2 + ratio_7 : (equal_2 ? product_4 * (product_10 - product_9 + product_11) * scaled_6 - ratio_9 * scaled_6 * unit2_2 - ratio_10 : 0));
-            if (hessian_input2) hessian_input2_row[f * hessian_input2_features] = scale[n * scale_batch] * (equal ? 2 * ((product_12 - product_13 - product_14) / binade_3) * scaled_5 + ratio_16 * scaled_5 * unit1_2 + ratio_17 : (equal_2 ? product_8 * (product_13 - product_12 + product_14) * scaled_5 - ratio_19 * scaled_5 * unit1_2 - ratio_20 : 0));
+            if (dense || hessian_input1) hessian_input1_row[f * hessian_input1_features] = scale[n * scale_batch] * (equal ? 2 * ((product_9 - product_10 - product_11) / binade_2) * scaled_6 + ratio_6 * scaled_6 * unit2_2 + ratio_7 : (equal_2 ? product_4 * (product_10 - product_9 + product_11) * scaled_6 - ratio_9 * scaled_6 * unit2_2 - ratio_10 : 0));
+            if (dense || hessian_input2) hessian_input2_row[f * hessian_input2_features] = scale[n * scale_batch] * (equal ? 2 * ((product_12 - product_13 - product_14) / binade_3) * scaled_5 + ratio_16 * scaled_5 * unit1_2 + ratio_17 : (equal_2 ? product_8 * (product_13 - product_12 + product_14) * scaled_5 - ratio_19 * scaled_5 * unit1_2 - ratio_20 : 0));
         }
-        if (hessian_target) hessian_target[n * hessian_target_batch] = 0;
+        if (dense || hessian_target) hessian_target[n * hessian_target_batch] = 0;
     }
 }
 
 static void NAME(hessian_diag_all_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->data[4] != NULL && run->data[5] != NULL && run->data[6] != NULL)
         NAME(hessian_diag_all)(batch, run, 1);
     else
         NAME(hessian_diag_all)(batch, run, 0);

@@ -56,7 +56,7 @@ static inline void NAME(value__target_index__label_smoothing_0)(const int64_t ba
     const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
     const int64_t *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0];
     const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
-    REAL *restrict loss = run->data[3]; const int64_t loss_batch = run->steps[3][0];
+    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = run->steps[3][0];
     accumulator *restrict total_loss = run->data[4];
     accumulator *restrict total_weight = run->data[5];
     const int64_t ignore_index = (int64_t)run->params[0];
@@ -95,7 +95,7 @@ static inline void NAME(value__target_index__label_smoothing_0)(const int64_t ba
 
 static void NAME(value__target_index__label_smoothing_0_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[2][0] == 1)
+    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->data[3] == NULL)
         NAME(value__target_index__label_smoothing_0)(batch, run, 1);
     else
         NAME(value__target_index__label_smoothing_0)(batch, run, 0);
@@ -144,7 +144,7 @@ static inline void NAME(value_and_grad__target_index__label_smoothing_0)(const i
     const int64_t *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0];
     const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0];
+    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = run->steps[4][0];
     accumulator *restrict total_loss = run->data[5];
     accumulator *restrict total_weight = run->data[6];
     REAL *restrict grad_input = run->data[7]; const int64_t grad_input_batch = run->steps[7][0], grad_input_classes = dense ? 1 : run->steps[7][1];
@@ -179,7 +179,7 @@ static inline void NAME(value_and_grad__target_index__label_smoothing_0)(const i
         const REAL minus_ratio = -(input_at_safe_target == largest ? more_ties + others : sum_exp - exp_difference(input_at_safe_target, largest)) / sum_exp;
         for (int64_t c = 0; c < classes; ++c) {
             const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
-            if (grad_input) grad_input_row[c * grad_input_classes] = ignored ? 0 : product * (c == safe_target ? minus_ratio : relative_2 / sum_exp);
+            if (dense || grad_input) grad_input_row[c * grad_input_classes] = ignored ? 0 : product * (c == safe_target ? minus_ratio : relative_2 / sum_exp);
         }
         const REAL log_mass = log1p(others + more_ties);
         const REAL log_p = input_at_safe_target - largest - log_mass;
@@ -194,7 +194,7 @@ static inline void NAME(value_and_grad__target_index__label_smoothing_0)(const i
 
 static void NAME(value_and_grad__target_index__label_smoothing_0_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[7][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[7][1] == 1 && run->data[4] == NULL && run->data[7] != NULL)
         NAME(value_and_grad__target_index__label_smoothing_0)(batch, run, 1);
     else
         NAME(value_and_grad__target_index__label_smoothing_0)(batch, run, 0);
@@ -213,7 +213,7 @@ static inline void NAME(jvp__target_index__label_smoothing_0)(const int64_t batc
     const int64_t *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0];
     const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
     const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = run->steps[3][0], direction_input_classes = dense ? 1 : run->steps[3][1];
-    REAL *restrict rate = run->data[4]; const int64_t rate_batch = run->steps[4][0];
+    REAL *restrict rate = dense ? NULL : run->data[4]; const int64_t rate_batch = run->steps[4][0];
     accumulator *restrict total_rate = run->data[5];
     const int64_t ignore_index = (int64_t)run->params[0];
 
@@ -250,7 +250,7 @@ static inline void NAME(jvp__target_index__label_smoothing_0)(const int64_t batc
 
 static void NAME(jvp__target_index__label_smoothing_0_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[3][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[3][1] == 1 && run->data[4] == NULL)
         NAME(jvp__target_index__label_smoothing_0)(batch, run, 1);
     else
         NAME(jvp__target_index__label_smoothing_0)(batch, run, 0);
@@ -310,14 +310,14 @@ static inline void NAME(hvp__target_index__label_smoothing_0)(const int64_t batc
         for (int64_t c = 0; c < classes; ++c) {
             const REAL from_peak_2 = direction_input_row[c * direction_input_classes] - ratio;
             const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
-            if (hvp_input) hvp_input_row[c * hvp_input_classes] = ignored ? 0 : product * (from_peak_2 - ratio_2) * relative_2;
+            if (dense || hvp_input) hvp_input_row[c * hvp_input_classes] = ignored ? 0 : product * (from_peak_2 - ratio_2) * relative_2;
         }
     }
 }
 
 static void NAME(hvp__target_index__label_smoothing_0_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->data[5] != NULL)
         NAME(hvp__target_index__label_smoothing_0)(batch, run, 1);
     else
         NAME(hvp__target_index__label_smoothing_0)(batch, run, 0);
@@ -365,14 +365,14 @@ static inline void NAME(hessian_diag__target_index__label_smoothing_0)(const int
         for (int64_t c = 0; c < classes; ++c) {
             const int is_largest_2 = input_row[c * input_classes] == largest;
             const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
-            if (hessian_input) hessian_input_row[c * hessian_input_classes] = ignored ? 0 : product * (is_largest_2 ? shifted : sum_exp - relative_2) * relative_2;
+            if (dense || hessian_input) hessian_input_row[c * hessian_input_classes] = ignored ? 0 : product * (is_largest_2 ? shifted : sum_exp - relative_2) * relative_2;
         }
     }
 }
 
 static void NAME(hessian_diag__target_index__label_smoothing_0_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[4][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[4][1] == 1 && run->data[4] != NULL)
         NAME(hessian_diag__target_index__label_smoothing_0)(batch, run, 1);
     else
         NAME(hessian_diag__target_index__label_smoothing_0)(batch, run, 0);
@@ -392,7 +392,7 @@ static inline void NAME(value_and_grad_all__target_index__label_smoothing_0)(con
     const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
     const REAL *restrict scale_weight = run->data[4]; const int64_t scale_weight_batch = run->steps[4][0];
-    REAL *restrict loss = run->data[5]; const int64_t loss_batch = run->steps[5][0];
+    REAL *restrict loss = dense ? NULL : run->data[5]; const int64_t loss_batch = run->steps[5][0];
     accumulator *restrict total_loss = run->data[6];
     accumulator *restrict total_weight = run->data[7];
     REAL *restrict grad_input = run->data[8]; const int64_t grad_input_batch = run->steps[8][0], grad_input_classes = dense ? 1 : run->steps[8][1];
@@ -433,8 +433,8 @@ static inline void NAME(value_and_grad_all__target_index__label_smoothing_0)(con
             const int equal = c == safe_target;
             const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
             const REAL choice = (REAL)(equal ? 1 : 0);
-            if (grad_input) grad_input_row[c * grad_input_classes] = ignored ? 0 : product * (equal ? minus_ratio : relative_2 / sum_exp);
-            if (grad_weight) accumulate(&grad_weight[c * grad_weight_classes], (ignored ? 0 : scale_weight[n * scale_weight_batch] * choice) + (ignored ? 0 : -product_2 * choice));
+            if (dense || grad_input) grad_input_row[c * grad_input_classes] = ignored ? 0 : product * (equal ? minus_ratio : relative_2 / sum_exp);
+            if (dense || grad_weight) accumulate(&grad_weight[c * grad_weight_classes], (ignored ? 0 : scale_weight[n * scale_weight_batch] * choice) + (ignored ? 0 : -product_2 * choice));
         }
         const REAL value = ignored ? 0 : -weight_at_safe_target * log_p;
         if (loss) loss[n * loss_batch] = value;
@@ -447,7 +447,7 @@ static inline void NAME(value_and_grad_all__target_index__label_smoothing_0)(con
 
 static void NAME(value_and_grad_all__target_index__label_smoothing_0_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[8][1] == 1 && run->steps[9][0] == 1)
+    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[8][1] == 1 && run->steps[9][0] == 1 && run->data[5] == NULL && run->data[8] != NULL && run->data[9] != NULL)
         NAME(value_and_grad_all__target_index__label_smoothing_0)(batch, run, 1);
     else
         NAME(value_and_grad_all__target_index__label_smoothing_0)(batch, run, 0);
@@ -467,7 +467,7 @@ static inline void NAME(jvp_all__target_index__label_smoothing_0)(const int64_t 
     const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
     const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = run->steps[3][0], direction_input_classes = dense ? 1 : run->steps[3][1];
     const REAL *restrict direction_weight = run->data[4]; const int64_t direction_weight_classes = dense ? 1 : run->steps[4][0];
-    REAL *restrict rate = run->data[5]; const int64_t rate_batch = run->steps[5][0];
+    REAL *restrict rate = dense ? NULL : run->data[5]; const int64_t rate_batch = run->steps[5][0];
     accumulator *restrict total_rate = run->data[6];
     accumulator *restrict total_weight_rate = run->data[7];
     const int64_t ignore_index = (int64_t)run->params[0];
@@ -511,7 +511,7 @@ static inline void NAME(jvp_all__target_index__label_smoothing_0)(const int64_t 
 
 static void NAME(jvp_all__target_index__label_smoothing_0_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[3][1] == 1 && run->steps[4][0] == 1)
+    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[3][1] == 1 && run->steps[4][0] == 1 && run->data[5] == NULL)
         NAME(jvp_all__target_index__label_smoothing_0)(batch, run, 1);
     else
         NAME(jvp_all__target_index__label_smoothing_0)(batch, run, 0);
@@ -591,15 +591,15 @@ static inline void NAME(hvp_all__target_index__label_smoothing_0)(const int64_t 
             const int equal = c == safe_target;
             const REAL choice = equal ? minus_ratio : relative_2 / sum_exp;
             const REAL choice_2 = (REAL)(equal ? 1 : 0);
-            if (hvp_input) hvp_input_row[c * hvp_input_classes] = ignored ? 0 : product * (from_peak_2 - ratio_2) * relative_2 + product_2 * choice + product_3 * choice;
-            if (hvp_weight) accumulate(&hvp_weight[c * hvp_weight_classes], (ignored ? 0 : scale_weight_rate[n * scale_weight_rate_batch] * choice_2) + (ignored ? 0 : -(product_4 * choice_2 + product_5 * choice_2)));
+            if (dense || hvp_input) hvp_input_row[c * hvp_input_classes] = ignored ? 0 : product * (from_peak_2 - ratio_2) * relative_2 + product_2 * choice + product_3 * choice;
+            if (dense || hvp_weight) accumulate(&hvp_weight[c * hvp_weight_classes], (ignored ? 0 : scale_weight_rate[n * scale_weight_rate_batch] * choice_2) + (ignored ? 0 : -(product_4 * choice_2 + product_5 * choice_2)));
         }
     }
 }
 
 static void NAME(hvp_all__target_index__label_smoothing_0_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[6][1] == 1 && run->steps[7][0] == 1 && run->steps[8][1] == 1 && run->steps[9][0] == 1)
+    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[6][1] == 1 && run->steps[7][0] == 1 && run->steps[8][1] == 1 && run->steps[9][0] == 1 && run->data[8] != NULL && run->data[9] != NULL)
         NAME(hvp_all__target_index__label_smoothing_0)(batch, run, 1);
     else
         NAME(hvp_all__target_index__label_smoothing_0)(batch, run, 0);
@@ -617,7 +617,7 @@ static inline void NAME(value__target_index__label_smoothing_general)(const int6
     const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
     const int64_t *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0];
     const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
-    REAL *restrict loss = run->data[3]; const int64_t loss_batch = run->steps[3][0];
+    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = run->steps[3][0];
     accumulator *restrict total_loss = run->data[4];
     accumulator *restrict total_weight = run->data[5];
     const REAL label_smoothing = (REAL)run->params[0];
@@ -665,7 +665,7 @@ static inline void NAME(value__target_index__label_smoothing_general)(const int6
 
 static void NAME(value__target_index__label_smoothing_general_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[2][0] == 1)
+    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->data[3] == NULL)
         NAME(value__target_index__label_smoothing_general)(batch, run, 1);
     else
         NAME(value__target_index__label_smoothing_general)(batch, run, 0);
@@ -714,7 +714,7 @@ static inline void NAME(value_and_grad__target_index__label_smoothing_general)(c
     const int64_t *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0];
     const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0];
+    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = run->steps[4][0];
     accumulator *restrict total_loss = run->data[5];
     accumulator *restrict total_weight = run->data[6];
     REAL *restrict grad_input = run->data[7]; const int64_t grad_input_batch = run->steps[7][0], grad_input_classes = dense ? 1 : run->steps[7][1];
@@ -763,7 +763,7 @@ static inline void NAME(value_and_grad__target_index__label_smoothing_general)(c
         for (int64_t c = 0; c < classes; ++c) {
             const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
             const REAL log_p = input_row[c * input_classes] - largest - log_mass;
-            if (grad_input) grad_input_row[c * grad_input_classes] = ignored ? 0 : -(product_2 * (c == safe_target ? minus_ratio : relative_2 / sum_exp) + product_3 * (weight[c * weight_classes] - ratio_2 * relative_2));
+            if (dense || grad_input) grad_input_row[c * grad_input_classes] = ignored ? 0 : -(product_2 * (c == safe_target ? minus_ratio : relative_2 / sum_exp) + product_3 * (weight[c * weight_classes] - ratio_2 * relative_2));
             accumulate(&sum_product_sum, weight[c * weight_classes] * log_p);
         }
         const REAL sum_product = value_of(&sum_product_sum);
@@ -779,7 +779,7 @@ static inline void NAME(value_and_grad__target_index__label_smoothing_general)(c
 
 static void NAME(value_and_grad__target_index__label_smoothing_general_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[7][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[7][1] == 1 && run->data[4] == NULL && run->data[7] != NULL)
         NAME(value_and_grad__target_index__label_smoothing_general)(batch, run, 1);
     else
         NAME(value_and_grad__target_index__label_smoothing_general)(batch, run, 0);
@@ -798,7 +798,7 @@ static inline void NAME(jvp__target_index__label_smoothing_general)(const int64_
     const int64_t *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0];
     const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
     const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = run->steps[3][0], direction_input_classes = dense ? 1 : run->steps[3][1];
-    REAL *restrict rate = run->data[4]; const int64_t rate_batch = run->steps[4][0];
+    REAL *restrict rate = dense ? NULL : run->data[4]; const int64_t rate_batch = run->steps[4][0];
     accumulator *restrict total_rate = run->data[5];
     const REAL label_smoothing = (REAL)run->params[0];
     const int64_t ignore_index = (int64_t)run->params[1];
@@ -844,7 +844,7 @@ static inline void NAME(jvp__target_index__label_smoothing_general)(const int64_
 
 static void NAME(jvp__target_index__label_smoothing_general_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[3][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[3][1] == 1 && run->data[4] == NULL)
         NAME(jvp__target_index__label_smoothing_general)(batch, run, 1);
     else
         NAME(jvp__target_index__label_smoothing_general)(batch, run, 0);
@@ -917,14 +917,14 @@ static inline void NAME(hvp__target_index__label_smoothing_general)(const int64_
         for (int64_t c = 0; c < classes; ++c) {
             const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
             const REAL from_peak_2 = direction_input_row[c * direction_input_classes] - ratio;
-            if (hvp_input) hvp_input_row[c * hvp_input_classes] = ignored ? 0 : product_3 * relative_2 - product_4 * from_peak_2 * relative_2 - product_5 * relative_2 + product_6 * from_peak_2 * relative_2 + product_7 * (from_peak_2 - ratio_3) * relative_2;
+            if (dense || hvp_input) hvp_input_row[c * hvp_input_classes] = ignored ? 0 : product_3 * relative_2 - product_4 * from_peak_2 * relative_2 - product_5 * relative_2 + product_6 * from_peak_2 * relative_2 + product_7 * (from_peak_2 - ratio_3) * relative_2;
         }
     }
 }
 
 static void NAME(hvp__target_index__label_smoothing_general_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->data[5] != NULL)
         NAME(hvp__target_index__label_smoothing_general)(batch, run, 1);
     else
         NAME(hvp__target_index__label_smoothing_general)(batch, run, 0);
@@ -984,14 +984,14 @@ static inline void NAME(hessian_diag__target_index__label_smoothing_general)(con
             const int is_largest_2 = input_row[c * input_classes] == largest;
             const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
             const REAL choice = is_largest_2 ? shifted : sum_exp - relative_2;
-            if (hessian_input) hessian_input_row[c * hessian_input_classes] = ignored ? 0 : product_2 * choice * relative_2 - product_3 * choice * relative_2 + ratio_3 * choice * relative_2;
+            if (dense || hessian_input) hessian_input_row[c * hessian_input_classes] = ignored ? 0 : product_2 * choice * relative_2 - product_3 * choice * relative_2 + ratio_3 * choice * relative_2;
         }
     }
 }
 
 static void NAME(hessian_diag__target_index__label_smoothing_general_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[4][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[4][1] == 1 && run->data[4] != NULL)
         NAME(hessian_diag__target_index__label_smoothing_general)(batch, run, 1);
     else
         NAME(hessian_diag__target_index__label_smoothing_general)(batch, run, 0);
@@ -1011,7 +1011,7 @@ static inline void NAME(value_and_grad_all__target_index__label_smoothing_genera
     const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
     const REAL *restrict scale_weight = run->data[4]; const int64_t scale_weight_batch = run->steps[4][0];
-    REAL *restrict loss = run->data[5]; const int64_t loss_batch = run->steps[5][0];
+    REAL *restrict loss = dense ? NULL : run->data[5]; const int64_t loss_batch = run->steps[5][0];
     accumulator *restrict total_loss = run->data[6];
     accumulator *restrict total_weight = run->data[7];
     REAL *restrict grad_input = run->data[8]; const int64_t grad_input_batch = run->steps[8][0], grad_input_classes = dense ? 1 : run->steps[8][1];
@@ -1065,8 +1065,8 @@ static inline void NAME(value_and_grad_all__target_index__label_smoothing_genera
             const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
             const REAL choice = (REAL)(equal ? 1 : 0);
             const REAL log_p_2 = input_row[c * input_classes] - largest - log_mass;
-            if (grad_input) grad_input_row[c * grad_input_classes] = ignored ? 0 : -(product_2 * (equal ? minus_ratio : relative_2 / sum_exp) + product_3 * (weight[c * weight_classes] - ratio_2 * relative_2));
-            if (grad_weight) accumulate(&grad_weight[c * grad_weight_classes], (ignored ? 0 : scale_weight[n * scale_weight_batch] * choice) + (ignored ? 0 : product_4 * choice - product_3 * log_p_2));
+            if (dense || grad_input) grad_input_row[c * grad_input_classes] = ignored ? 0 : -(product_2 * (equal ? minus_ratio : relative_2 / sum_exp) + product_3 * (weight[c * weight_classes] - ratio_2 * relative_2));
+            if (dense || grad_weight) accumulate(&grad_weight[c * grad_weight_classes], (ignored ? 0 : scale_weight[n * scale_weight_batch] * choice) + (ignored ? 0 : product_4 * choice - product_3 * log_p_2));
             accumulate(&sum_product_sum, weight[c * weight_classes] * log_p_2);
         }
         const REAL sum_product = value_of(&sum_product_sum);
@@ -1081,7 +1081,7 @@ static inline void NAME(value_and_grad_all__target_index__label_smoothing_genera
 
 static void NAME(value_and_grad_all__target_index__label_smoothing_general_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[8][1] == 1 && run->steps[9][0] == 1)
+    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[8][1] == 1 && run->steps[9][0] == 1 && run->data[5] == NULL && run->data[8] != NULL && run->data[9] != NULL)
         NAME(value_and_grad_all__target_index__label_smoothing_general)(batch, run, 1);
     else
         NAME(value_and_grad_all__target_index__label_smoothing_general)(batch, run, 0);
@@ -1101,7 +1101,7 @@ static inline void NAME(jvp_all__target_index__label_smoothing_general)(const in
     const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
     const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = run->steps[3][0], direction_input_classes = dense ? 1 : run->steps[3][1];
     const REAL *restrict direction_weight = run->data[4]; const int64_t direction_weight_classes = dense ? 1 : run->steps[4][0];
-    REAL *restrict rate = run->data[5]; const int64_t rate_batch = run->steps[5][0];
+    REAL *restrict rate = dense ? NULL : run->data[5]; const int64_t rate_batch = run->steps[5][0];
     accumulator *restrict total_rate = run->data[6];
     accumulator *restrict total_weight_rate = run->data[7];
     const REAL label_smoothing = (REAL)run->params[0];
@@ -1155,7 +1155,7 @@ static inline void NAME(jvp_all__target_index__label_smoothing_general)(const in
 
 static void NAME(jvp_all__target_index__label_smoothing_general_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[3][1] == 1 && run->steps[4][0] == 1)
+    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[3][1] == 1 && run->steps[4][0] == 1 && run->data[5] == NULL)
         NAME(jvp_all__target_index__label_smoothing_general)(batch, run, 1);
     else
         NAME(jvp_all__target_index__label_smoothing_general)(batch, run, 0);
@@ -1263,15 +1263,15 @@ static inline void NAME(hvp_all__target_index__label_smoothing_general)(const in
             const REAL choice = equal ? minus_ratio : relative_2 / sum_exp;
             const REAL choice_2 = (REAL)(equal ? 1 : 0);
             const REAL log_p_2 = input_row[c * input_classes] - largest - log_mass;
-            if (hvp_input) hvp_input_row[c * hvp_input_classes] = ignored ? 0 : product_4 * relative_2 - product_5 * from_peak_2 * relative_2 - product_6 * choice - product_7 * choice - product_8 * relative_2 - product_9 * direction_weight[c * direction_weight_classes] - ratio * weight[c * weight_classes] * scale_rate[n * scale_rate_batch] + product_10 * from_peak_2 * relative_2 + product_11 * choice + product_12 * choice + product_13 * (from_peak_2 - ratio_4) * relative_2 + product_14 * relative_2 + product_15 * relative_2;
-            if (hvp_weight) accumulate(&hvp_weight[c * hvp_weight_classes], (ignored ? 0 : scale_weight_rate[n * scale_weight_rate_batch] * choice_2) + (ignored ? 0 : product_16 * choice_2 - product_9 * (direction_input_row[c * direction_input_classes] - ratio_6) + scale_rate[n * scale_rate_batch] * (product_17 * choice_2 - ratio * log_p_2)));
+            if (dense || hvp_input) hvp_input_row[c * hvp_input_classes] = ignored ? 0 : product_4 * relative_2 - product_5 * from_peak_2 * relative_2 - product_6 * choice - product_7 * choice - product_8 * relative_2 - product_9 * direction_weight[c * direction_weight_classes] - ratio * weight[c * weight_classes] * scale_rate[n * scale_rate_batch] + product_10 * from_peak_2 * relative_2 + product_11 * choice + product_12 * choice + product_13 * (from_peak_2 - ratio_4) * relative_2 + product_14 * relative_2 + product_15 * relative_2;
+            if (dense || hvp_weight) accumulate(&hvp_weight[c * hvp_weight_classes], (ignored ? 0 : scale_weight_rate[n * scale_weight_rate_batch] * choice_2) + (ignored ? 0 : product_16 * choice_2 - product_9 * (direction_input_row[c * direction_input_classes] - ratio_6) + scale_rate[n * scale_rate_batch] * (product_17 * choice_2 - ratio * log_p_2)));
         }
     }
 }
 
 static void NAME(hvp_all__target_index__label_smoothing_general_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[6][1] == 1 && run->steps[7][0] == 1 && run->steps[8][1] == 1 && run->steps[9][0] == 1)
+    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[6][1] == 1 && run->steps[7][0] == 1 && run->steps[8][1] == 1 && run->steps[9][0] == 1 && run->data[8] != NULL && run->data[9] != NULL)
         NAME(hvp_all__target_index__label_smoothing_general)(batch, run, 1);
     else
         NAME(hvp_all__target_index__label_smoothing_general)(batch, run, 0);
@@ -1289,7 +1289,7 @@ static inline void NAME(value__target_real__label_smoothing_0)(const int64_t bat
     const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
     const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
-    REAL *restrict loss = run->data[3]; const int64_t loss_batch = run->steps[3][0];
+    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = run->steps[3][0];
     accumulator *restrict total_loss = run->data[4];
 
     accumulator total_loss_sum = {0};
@@ -1326,7 +1326,7 @@ static inline void NAME(value__target_real__label_smoothing_0)(const int64_t bat
 
 static void NAME(value__target_real__label_smoothing_0_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->data[3] == NULL)
         NAME(value__target_real__label_smoothing_0)(batch, run, 1);
     else
         NAME(value__target_real__label_smoothing_0)(batch, run, 0);
@@ -1345,7 +1345,7 @@ static inline void NAME(value_and_grad__target_real__label_smoothing_0)(const in
     const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
     const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0];
+    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = run->steps[4][0];
     accumulator *restrict total_loss = run->data[5];
     REAL *restrict grad_input = run->data[6]; const int64_t grad_input_batch = run->steps[6][0], grad_input_classes = dense ? 1 : run->steps[6][1];
 
@@ -1379,7 +1379,7 @@ static inline void NAME(value_and_grad__target_real__label_smoothing_0)(const in
             const REAL product = weight[c * weight_classes] * target_row[c * target_classes];
             const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
             const REAL log_p = input_row[c * input_classes] - largest - log_mass;
-            if (grad_input) grad_input_row[c * grad_input_classes] = -scale[n * scale_batch] * (product - ratio * relative_2);
+            if (dense || grad_input) grad_input_row[c * grad_input_classes] = -scale[n * scale_batch] * (product - ratio * relative_2);
             accumulate(&sum_product_2_sum, product * log_p);
         }
         const REAL sum_product_2 = value_of(&sum_product_2_sum);
@@ -1392,7 +1392,7 @@ static inline void NAME(value_and_grad__target_real__label_smoothing_0)(const in
 
 static void NAME(value_and_grad__target_real__label_smoothing_0_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->steps[6][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->steps[6][1] == 1 && run->data[4] == NULL && run->data[6] != NULL)
         NAME(value_and_grad__target_real__label_smoothing_0)(batch, run, 1);
     else
         NAME(value_and_grad__target_real__label_smoothing_0)(batch, run, 0);
@@ -1411,7 +1411,7 @@ static inline void NAME(jvp__target_real__label_smoothing_0)(const int64_t batch
     const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
     const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
     const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = run->steps[3][0], direction_input_classes = dense ? 1 : run->steps[3][1];
-    REAL *restrict rate = run->data[4]; const int64_t rate_batch = run->steps[4][0];
+    REAL *restrict rate = dense ? NULL : run->data[4]; const int64_t rate_batch = run->steps[4][0];
     accumulator *restrict total_rate = run->data[5];
 
     accumulator total_rate_sum = {0};
@@ -1452,7 +1452,7 @@ static inline void NAME(jvp__target_real__label_smoothing_0)(const int64_t batch
 
 static void NAME(jvp__target_real__label_smoothing_0_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->steps[3][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->steps[3][1] == 1 && run->data[4] == NULL)
         NAME(jvp__target_real__label_smoothing_0)(batch, run, 1);
     else
         NAME(jvp__target_real__label_smoothing_0)(batch, run, 0);
@@ -1513,14 +1513,14 @@ static inline void NAME(hvp__target_real__label_smoothing_0)(const int64_t batch
         for (int64_t c = 0; c < classes; ++c) {
             const REAL from_peak_2 = direction_input_row[c * direction_input_classes] - ratio;
             const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
-            if (hvp_input) hvp_input_row[c * hvp_input_classes] = product * (from_peak_2 - ratio_2) * relative_2;
+            if (dense || hvp_input) hvp_input_row[c * hvp_input_classes] = product * (from_peak_2 - ratio_2) * relative_2;
         }
     }
 }
 
 static void NAME(hvp__target_real__label_smoothing_0_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->data[5] != NULL)
         NAME(hvp__target_real__label_smoothing_0)(batch, run, 1);
     else
         NAME(hvp__target_real__label_smoothing_0)(batch, run, 0);
@@ -1569,14 +1569,14 @@ static inline void NAME(hessian_diag__target_real__label_smoothing_0)(const int6
         for (int64_t c = 0; c < classes; ++c) {
             const int is_largest_2 = input_row[c * input_classes] == largest;
             const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
-            if (hessian_input) hessian_input_row[c * hessian_input_classes] = product * (is_largest_2 ? shifted : sum_exp - relative_2) * relative_2;
+            if (dense || hessian_input) hessian_input_row[c * hessian_input_classes] = product * (is_largest_2 ? shifted : sum_exp - relative_2) * relative_2;
         }
     }
 }
 
 static void NAME(hessian_diag__target_real__label_smoothing_0_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->steps[4][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->steps[4][1] == 1 && run->data[4] != NULL)
         NAME(hessian_diag__target_real__label_smoothing_0)(batch, run, 1);
     else
         NAME(hessian_diag__target_real__label_smoothing_0)(batch, run, 0);
@@ -1595,7 +1595,7 @@ static inline void NAME(value_and_grad_all__target_real__label_smoothing_0)(cons
     const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
     const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0];
+    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = run->steps[4][0];
     accumulator *restrict total_loss = run->data[5];
     REAL *restrict grad_input = run->data[6]; const int64_t grad_input_batch = run->steps[6][0], grad_input_classes = dense ? 1 : run->steps[6][1];
     REAL *restrict grad_target = run->data[7]; const int64_t grad_target_batch = run->steps[7][0], grad_target_classes = dense ? 1 : run->steps[7][1];
@@ -1632,9 +1632,9 @@ static inline void NAME(value_and_grad_all__target_real__label_smoothing_0)(cons
             const REAL product = weight[c * weight_classes] * target_row[c * target_classes];
             const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
             const REAL log_p = input_row[c * input_classes] - largest - log_mass;
-            if (grad_input) grad_input_row[c * grad_input_classes] = -scale[n * scale_batch] * (product - ratio * relative_2);
-            if (grad_target) grad_target_row[c * grad_target_classes] = -weight[c * weight_classes] * scale[n * scale_batch] * log_p;
-            if (grad_weight) accumulate(&grad_weight[c * grad_weight_classes], -scale[n * scale_batch] * target_row[c * target_classes] * log_p);
+            if (dense || grad_input) grad_input_row[c * grad_input_classes] = -scale[n * scale_batch] * (product - ratio * relative_2);
+            if (dense || grad_target) grad_target_row[c * grad_target_classes] = -weight[c * weight_classes] * scale[n * scale_batch] * log_p;
+            if (dense || grad_weight) accumulate(&grad_weight[c * grad_weight_classes], -scale[n * scale_batch] * target_row[c * target_classes] * log_p);
             accumulate(&sum_product_2_sum, product * log_p);
         }
         const REAL sum_product_2 = value_of(&sum_product_2_sum);
@@ -1647,7 +1647,7 @@ static inline void NAME(value_and_grad_all__target_real__label_smoothing_0)(cons
 
 static void NAME(value_and_grad_all__target_real__label_smoothing_0_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->steps[8][0] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->steps[8][0] == 1 && run->data[4] == NULL && run->data[6] != NULL && run->data[7] != NULL && run->data[8] != NULL)
         NAME(value_and_grad_all__target_real__label_smoothing_0)(batch, run, 1);
     else
         NAME(value_and_grad_all__target_real__label_smoothing_0)(batch, run, 0);
@@ -1668,7 +1668,7 @@ static inline void NAME(jvp_all__target_real__label_smoothing_0)(const int64_t b
     const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = run->steps[3][0], direction_input_classes = dense ? 1 : run->steps[3][1];
     const REAL *restrict direction_target = run->data[4]; const int64_t direction_target_batch = run->steps[4][0], direction_target_classes = dense ? 1 : run->steps[4][1];
     const REAL *restrict direction_weight = run->data[5]; const int64_t direction_weight_classes = dense ? 1 : run->steps[5][0];
-    REAL *restrict rate = run->data[6]; const int64_t rate_batch = run->steps[6][0];
+    REAL *restrict rate = dense ? NULL : run->data[6]; const int64_t rate_batch = run->steps[6][0];
     accumulator *restrict total_rate = run->data[7];
 
     accumulator total_rate_sum = {0};
@@ -1712,7 +1712,7 @@ static inline void NAME(jvp_all__target_real__label_smoothing_0)(const int64_t b
 
 static void NAME(jvp_all__target_real__label_smoothing_0_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->steps[3][1] == 1 && run->steps[4][1] == 1 && run->steps[5][0] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->steps[3][1] == 1 && run->steps[4][1] == 1 && run->steps[5][0] == 1 && run->data[6] == NULL)
         NAME(jvp_all__target_real__label_smoothing_0)(batch, run, 1);
     else
         NAME(jvp_all__target_real__label_smoothing_0)(batch, run, 0);
@@ -1792,16 +1792,16 @@ static inline void NAME(hvp_all__target_real__label_smoothing_0)(const int64_t b
             const REAL product_4 = scale[n * scale_batch] * direction_weight[c * direction_weight_classes];
             const REAL difference = direction_input_row[c * direction_input_classes] - ratio_3;
             const REAL log_p = input_row[c * input_classes] - largest - log_mass;
-            if (hvp_input) hvp_input_row[c * hvp_input_classes] = product * (from_peak_2 - ratio_2) * relative_2 - product_3 * direction_target_row[c * direction_target_classes] - product_4 * target_row[c * target_classes] + product_2 * relative_2;
-            if (hvp_target) hvp_target_row[c * hvp_target_classes] = -(product_3 * difference + product_4 * log_p);
-            if (hvp_weight) accumulate(&hvp_weight[c * hvp_weight_classes], -(scale[n * scale_batch] * difference * target_row[c * target_classes] + scale[n * scale_batch] * log_p * direction_target_row[c * direction_target_classes]));
+            if (dense || hvp_input) hvp_input_row[c * hvp_input_classes] = product * (from_peak_2 - ratio_2) * relative_2 - product_3 * direction_target_row[c * direction_target_classes] - product_4 * target_row[c * target_classes] + product_2 * relative_2;
+            if (dense || hvp_target) hvp_target_row[c * hvp_target_classes] = -(product_3 * difference + product_4 * log_p);
+            if (dense || hvp_weight) accumulate(&hvp_weight[c * hvp_weight_classes], -(scale[n * scale_batch] * difference * target_row[c * target_classes] + scale[n * scale_batch] * log_p * direction_target_row[c * direction_target_classes]));
         }
     }
 }
 
 static void NAME(hvp_all__target_real__label_smoothing_0_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->steps[6][0] == 1 && run->steps[7][1] == 1 && run->steps[8][1] == 1 && run->steps[9][0] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->steps[6][0] == 1 && run->steps[7][1] == 1 && run->steps[8][1] == 1 && run->steps[9][0] == 1 && run->data[7] != NULL && run->data[8] != NULL && run->data[9] != NULL)
         NAME(hvp_all__target_real__label_smoothing_0)(batch, run, 1);
     else
         NAME(hvp_all__target_real__label_smoothing_0)(batch, run, 0);
@@ -1853,16 +1853,16 @@ static inline void NAME(hessian_diag_all__target_real__label_smoothing_0)(const 
         for (int64_t c = 0; c < classes; ++c) {
             const int is_largest_2 = input_row[c * input_classes] == largest;
             const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
-            if (hessian_input) hessian_input_row[c * hessian_input_classes] = product * (is_largest_2 ? shifted : sum_exp - relative_2) * relative_2;
-            if (hessian_target) hessian_target_row[c * hessian_target_classes] = 0;
-            if (hessian_weight) accumulate(&hessian_weight[c * hessian_weight_classes], 0);
+            if (dense || hessian_input) hessian_input_row[c * hessian_input_classes] = product * (is_largest_2 ? shifted : sum_exp - relative_2) * relative_2;
+            if (dense || hessian_target) hessian_target_row[c * hessian_target_classes] = 0;
+            if (dense || hessian_weight) accumulate(&hessian_weight[c * hessian_weight_classes], 0);
         }
     }
 }
 
 static void NAME(hessian_diag_all__target_real__label_smoothing_0_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->steps[6][0] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->steps[6][0] == 1 && run->data[4] != NULL && run->data[5] != NULL && run->data[6] != NULL)
         NAME(hessian_diag_all__target_real__label_smoothing_0)(batch, run, 1);
     else
         NAME(hessian_diag_all__target_real__label_smoothing_0)(batch, run, 0);
@@ -1880,7 +1880,7 @@ static inline void NAME(value__target_real__label_smoothing_general)(const int64
     const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
     const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
-    REAL *restrict loss = run->data[3]; const int64_t loss_batch = run->steps[3][0];
+    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = run->steps[3][0];
     accumulator *restrict total_loss = run->data[4];
     const REAL label_smoothing = (REAL)run->params[0];
 
@@ -1921,7 +1921,7 @@ static inline void NAME(value__target_real__label_smoothing_general)(const int64
 
 static void NAME(value__target_real__label_smoothing_general_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->data[3] == NULL)
         NAME(value__target_real__label_smoothing_general)(batch, run, 1);
     else
         NAME(value__target_real__label_smoothing_general)(batch, run, 0);
@@ -1940,7 +1940,7 @@ static inline void NAME(value_and_grad__target_real__label_smoothing_general)(co
     const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
     const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0];
+    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = run->steps[4][0];
     accumulator *restrict total_loss = run->data[5];
     REAL *restrict grad_input = run->data[6]; const int64_t grad_input_batch = run->steps[6][0], grad_input_classes = dense ? 1 : run->steps[6][1];
     const REAL label_smoothing = (REAL)run->params[0];
@@ -1979,7 +1979,7 @@ static inline void NAME(value_and_grad__target_real__label_smoothing_general)(co
             const REAL product = weight[c * weight_classes] * smoothed_2;
             const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
             const REAL log_p = input_row[c * input_classes] - largest - log_mass;
-            if (grad_input) grad_input_row[c * grad_input_classes] = -scale[n * scale_batch] * (product - ratio_2 * relative_2);
+            if (dense || grad_input) grad_input_row[c * grad_input_classes] = -scale[n * scale_batch] * (product - ratio_2 * relative_2);
             accumulate(&sum_product_2_sum, product * log_p);
         }
         const REAL sum_product_2 = value_of(&sum_product_2_sum);
@@ -1992,7 +1992,7 @@ static inline void NAME(value_and_grad__target_real__label_smoothing_general)(co
 
 static void NAME(value_and_grad__target_real__label_smoothing_general_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->steps[6][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->steps[6][1] == 1 && run->data[4] == NULL && run->data[6] != NULL)
         NAME(value_and_grad__target_real__label_smoothing_general)(batch, run, 1);
     else
         NAME(value_and_grad__target_real__label_smoothing_general)(batch, run, 0);
@@ -2011,7 +2011,7 @@ static inline void NAME(jvp__target_real__label_smoothing_general)(const int64_t
     const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
     const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
     const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = run->steps[3][0], direction_input_classes = dense ? 1 : run->steps[3][1];
-    REAL *restrict rate = run->data[4]; const int64_t rate_batch = run->steps[4][0];
+    REAL *restrict rate = dense ? NULL : run->data[4]; const int64_t rate_batch = run->steps[4][0];
     accumulator *restrict total_rate = run->data[5];
     const REAL label_smoothing = (REAL)run->params[0];
 
@@ -2055,7 +2055,7 @@ static inline void NAME(jvp__target_real__label_smoothing_general)(const int64_t
 
 static void NAME(jvp__target_real__label_smoothing_general_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->steps[3][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->steps[3][1] == 1 && run->data[4] == NULL)
         NAME(jvp__target_real__label_smoothing_general)(batch, run, 1);
     else
         NAME(jvp__target_real__label_smoothing_general)(batch, run, 0);
@@ -2118,14 +2118,14 @@ static inline void NAME(hvp__target_real__label_smoothing_general)(const int64_t
         for (int64_t c = 0; c < classes; ++c) {
             const REAL from_peak_2 = direction_input_row[c * direction_input_classes] - ratio_2;
             const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
-            if (hvp_input) hvp_input_row[c * hvp_input_classes] = product * (from_peak_2 - ratio_3) * relative_2;
+            if (dense || hvp_input) hvp_input_row[c * hvp_input_classes] = product * (from_peak_2 - ratio_3) * relative_2;
         }
     }
 }
 
 static void NAME(hvp__target_real__label_smoothing_general_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->data[5] != NULL)
         NAME(hvp__target_real__label_smoothing_general)(batch, run, 1);
     else
         NAME(hvp__target_real__label_smoothing_general)(batch, run, 0);
@@ -2176,14 +2176,14 @@ static inline void NAME(hessian_diag__target_real__label_smoothing_general)(cons
         for (int64_t c = 0; c < classes; ++c) {
             const int is_largest_2 = input_row[c * input_classes] == largest;
             const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
-            if (hessian_input) hessian_input_row[c * hessian_input_classes] = product * (is_largest_2 ? shifted : sum_exp - relative_2) * relative_2;
+            if (dense || hessian_input) hessian_input_row[c * hessian_input_classes] = product * (is_largest_2 ? shifted : sum_exp - relative_2) * relative_2;
         }
     }
 }
 
 static void NAME(hessian_diag__target_real__label_smoothing_general_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->steps[4][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->steps[4][1] == 1 && run->data[4] != NULL)
         NAME(hessian_diag__target_real__label_smoothing_general)(batch, run, 1);
     else
         NAME(hessian_diag__target_real__label_smoothing_general)(batch, run, 0);
@@ -2202,7 +2202,7 @@ static inline void NAME(value_and_grad_all__target_real__label_smoothing_general
     const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
     const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0];
+    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = run->steps[4][0];
     accumulator *restrict total_loss = run->data[5];
     REAL *restrict grad_input = run->data[6]; const int64_t grad_input_batch = run->steps[6][0], grad_input_classes = dense ? 1 : run->steps[6][1];
     REAL *restrict grad_target = run->data[7]; const int64_t grad_target_batch = run->steps[7][0], grad_target_classes = dense ? 1 : run->steps[7][1];
@@ -2244,9 +2244,9 @@ static inline void NAME(value_and_grad_all__target_real__label_smoothing_general
             const REAL product = weight[c * weight_classes] * smoothed_2;
             const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
             const REAL log_p = input_row[c * input_classes] - largest - log_mass;
-            if (grad_input) grad_input_row[c * grad_input_classes] = -scale[n * scale_batch] * (product - ratio_2 * relative_2);
-            if (grad_target) grad_target_row[c * grad_target_classes] = -difference * weight[c * weight_classes] * scale[n * scale_batch] * log_p;
-            if (grad_weight) accumulate(&grad_weight[c * grad_weight_classes], -scale[n * scale_batch] * smoothed_2 * log_p);
+            if (dense || grad_input) grad_input_row[c * grad_input_classes] = -scale[n * scale_batch] * (product - ratio_2 * relative_2);
+            if (dense || grad_target) grad_target_row[c * grad_target_classes] = -difference * weight[c * weight_classes] * scale[n * scale_batch] * log_p;
+            if (dense || grad_weight) accumulate(&grad_weight[c * grad_weight_classes], -scale[n * scale_batch] * smoothed_2 * log_p);
             accumulate(&sum_product_2_sum, product * log_p);
         }
         const REAL sum_product_2 = value_of(&sum_product_2_sum);
@@ -2259,7 +2259,7 @@ static inline void NAME(value_and_grad_all__target_real__label_smoothing_general
 
 static void NAME(value_and_grad_all__target_real__label_smoothing_general_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->steps[8][0] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->steps[8][0] == 1 && run->data[4] == NULL && run->data[6] != NULL && run->data[7] != NULL && run->data[8] != NULL)
         NAME(value_and_grad_all__target_real__label_smoothing_general)(batch, run, 1);
     else
         NAME(value_and_grad_all__target_real__label_smoothing_general)(batch, run, 0);
@@ -2280,7 +2280,7 @@ static inline void NAME(jvp_all__target_real__label_smoothing_general)(const int
     const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = run->steps[3][0], direction_input_classes = dense ? 1 : run->steps[3][1];
     const REAL *restrict direction_target = run->data[4]; const int64_t direction_target_batch = run->steps[4][0], direction_target_classes = dense ? 1 : run->steps[4][1];
     const REAL *restrict direction_weight = run->data[5]; const int64_t direction_weight_classes = dense ? 1 : run->steps[5][0];
-    REAL *restrict rate = run->data[6]; const int64_t rate_batch = run->steps[6][0];
+    REAL *restrict rate = dense ? NULL : run->data[6]; const int64_t rate_batch = run->steps[6][0];
     accumulator *restrict total_rate = run->data[7];
     const REAL label_smoothing = (REAL)run->params[0];
 
@@ -2328,7 +2328,7 @@ static inline void NAME(jvp_all__target_real__label_smoothing_general)(const int
 
 static void NAME(jvp_all__target_real__label_smoothing_general_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->steps[3][1] == 1 && run->steps[4][1] == 1 && run->steps[5][0] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->steps[3][1] == 1 && run->steps[4][1] == 1 && run->steps[5][0] == 1 && run->data[6] == NULL)
         NAME(jvp_all__target_real__label_smoothing_general)(batch, run, 1);
     else
         NAME(jvp_all__target_real__label_smoothing_general)(batch, run, 0);
@@ -2414,16 +2414,16 @@ static inline void NAME(hvp_all__target_real__label_smoothing_general)(const int
             const REAL difference_2 = direction_input_row[c * direction_input_classes] - ratio_4;
             const REAL log_p = input_row[c * input_classes] - largest - log_mass;
             const REAL smoothed = difference * target_row[c * target_classes] + ratio;
-            if (hvp_input) hvp_input_row[c * hvp_input_classes] = label_smoothing * weight[c * weight_classes] * scale[n * scale_batch] * direction_target_row[c * direction_target_classes] - weight[c * weight_classes] * scale[n * scale_batch] * direction_target_row[c * direction_target_classes] - scale[n * scale_batch] * direction_weight[c * direction_weight_classes] * target_row[c * target_classes] - product_2 * direction_weight[c * direction_weight_classes] + product_3 * direction_weight[c * direction_weight_classes] * target_row[c * target_classes] + product_4 * (from_peak_2 - ratio_3) * relative_2 + product_5 * relative_2;
-            if (hvp_target) hvp_target_row[c * hvp_target_classes] = -(difference * weight[c * weight_classes] * scale[n * scale_batch] * difference_2 + product_6 * direction_weight[c * direction_weight_classes] * log_p);
-            if (hvp_weight) accumulate(&hvp_weight[c * hvp_weight_classes], -(product_6 * log_p * direction_target_row[c * direction_target_classes] + scale[n * scale_batch] * difference_2 * smoothed));
+            if (dense || hvp_input) hvp_input_row[c * hvp_input_classes] = label_smoothing * weight[c * weight_classes] * scale[n * scale_batch] * direction_target_row[c * direction_target_classes] - weight[c * weight_classes] * scale[n * scale_batch] * direction_target_row[c * direction_target_classes] - scale[n * scale_batch] * direction_weight[c * direction_weight_classes] * target_row[c * target_classes] - product_2 * direction_weight[c * direction_weight_classes] + product_3 * direction_weight[c * direction_weight_classes] * target_row[c * target_classes] + product_4 * (from_peak_2 - ratio_3) * relative_2 + product_5 * relative_2;
+            if (dense || hvp_target) hvp_target_row[c * hvp_target_classes] = -(difference * weight[c * weight_classes] * scale[n * scale_batch] * difference_2 + product_6 * direction_weight[c * direction_weight_classes] * log_p);
+            if (dense || hvp_weight) accumulate(&hvp_weight[c * hvp_weight_classes], -(product_6 * log_p * direction_target_row[c * direction_target_classes] + scale[n * scale_batch] * difference_2 * smoothed));
         }
     }
 }
 
 static void NAME(hvp_all__target_real__label_smoothing_general_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->steps[6][0] == 1 && run->steps[7][1] == 1 && run->steps[8][1] == 1 && run->steps[9][0] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->steps[6][0] == 1 && run->steps[7][1] == 1 && run->steps[8][1] == 1 && run->steps[9][0] == 1 && run->data[7] != NULL && run->data[8] != NULL && run->data[9] != NULL)
         NAME(hvp_all__target_real__label_smoothing_general)(batch, run, 1);
     else
         NAME(hvp_all__target_real__label_smoothing_general)(batch, run, 0);
@@ -2477,16 +2477,16 @@ static inline void NAME(hessian_diag_all__target_real__label_smoothing_general)(
         for (int64_t c = 0; c < classes; ++c) {
             const int is_largest_2 = input_row[c * input_classes] == largest;
             const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
-            if (hessian_input) hessian_input_row[c * hessian_input_classes] = product * (is_largest_2 ? shifted : sum_exp - relative_2) * relative_2;
-            if (hessian_target) hessian_target_row[c * hessian_target_classes] = 0;
-            if (hessian_weight) accumulate(&hessian_weight[c * hessian_weight_classes], 0);
+            if (dense || hessian_input) hessian_input_row[c * hessian_input_classes] = product * (is_largest_2 ? shifted : sum_exp - relative_2) * relative_2;
+            if (dense || hessian_target) hessian_target_row[c * hessian_target_classes] = 0;
+            if (dense || hessian_weight) accumulate(&hessian_weight[c * hessian_weight_classes], 0);
         }
     }
 }
 
 static void NAME(hessian_diag_all__target_real__label_smoothing_general_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->steps[6][0] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->steps[6][0] == 1 && run->data[4] != NULL && run->data[5] != NULL && run->data[6] != NULL)
         NAME(hessian_diag_all__target_real__label_smoothing_general)(batch, run, 1);
     else
         NAME(hessian_diag_all__target_real__label_smoothing_general)(batch, run, 0);

@@ -45,25 +45,30 @@ static inline void NAME(value__full_yes)(const int64_t batch, const losslib_run 
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict var = run->data[2]; const int64_t var_batch = dense ? 1 : run->steps[2][0];
-    REAL *restrict loss = run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
+    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
     accumulator *restrict total_loss = run->data[4];
     const REAL eps = (REAL)run->params[0];
 
     accumulator total_loss_sum = {0};
     const REAL product = (REAL)0.5 * ((REAL)1.837877066409345483560659472811235279723L);
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL difference = input[n * input_batch] - target[n * target_batch];
-        const REAL variance = larger(var[n * var_batch], eps);
-        const REAL value = (REAL)0.5 * (difference / variance) * difference + (REAL)0.5 * log(variance) + product;
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_loss_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL difference = input[n * input_batch] - target[n * target_batch];
+            const REAL variance = larger(var[n * var_batch], eps);
+            const REAL value = (REAL)0.5 * (difference / variance) * difference + (REAL)0.5 * log(variance) + product;
+            if (loss) loss[n * loss_batch] = value;
+            total_loss_tile[n - first] = value;
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
     add(total_loss, &total_loss_sum);
 }
 
 static void NAME(value__full_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->data[3] == NULL)
         NAME(value__full_yes)(batch, run, 1);
     else
         NAME(value__full_yes)(batch, run, 0);
@@ -81,7 +86,7 @@ static inline void NAME(value_and_grad__full_yes)(const int64_t batch, const los
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict var = run->data[2]; const int64_t var_batch = dense ? 1 : run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = dense ? 0 : run->steps[3][0];
-    REAL *restrict loss = run->data[4]; const int64_t loss_batch = dense ? 1 : run->steps[4][0];
+    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = dense ? 1 : run->steps[4][0];
     accumulator *restrict total_loss = run->data[5];
     REAL *restrict grad_input = run->data[6]; const int64_t grad_input_batch = dense ? 1 : run->steps[6][0];
     REAL *restrict grad_var = run->data[7]; const int64_t grad_var_batch = dense ? 1 : run->steps[7][0];
@@ -89,23 +94,28 @@ static inline void NAME(value_and_grad__full_yes)(const int64_t batch, const los
 
     accumulator total_loss_sum = {0};
     const REAL product = (REAL)0.5 * ((REAL)1.837877066409345483560659472811235279723L);
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL difference = input[n * input_batch] - target[n * target_batch];
-        const REAL variance = larger(var[n * var_batch], eps);
-        const REAL ratio = difference / variance;
-        const REAL product_2 = (REAL)0.5 * ratio;
-        const REAL value = product_2 * difference + (REAL)0.5 * log(variance) + product;
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-        if (grad_input) grad_input[n * grad_input_batch] = ratio * scale[n * scale_batch];
-        if (grad_var) grad_var[n * grad_var_batch] = ((REAL)0.5 / variance - product_2 * ratio) * scale[n * scale_batch];
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_loss_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL difference = input[n * input_batch] - target[n * target_batch];
+            const REAL variance = larger(var[n * var_batch], eps);
+            const REAL ratio = difference / variance;
+            const REAL product_2 = (REAL)0.5 * ratio;
+            const REAL value = product_2 * difference + (REAL)0.5 * log(variance) + product;
+            if (loss) loss[n * loss_batch] = value;
+            total_loss_tile[n - first] = value;
+            if (dense || grad_input) grad_input[n * grad_input_batch] = ratio * scale[n * scale_batch];
+            if (dense || grad_var) grad_var[n * grad_var_batch] = ((REAL)0.5 / variance - product_2 * ratio) * scale[n * scale_batch];
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
     add(total_loss, &total_loss_sum);
 }
 
 static void NAME(value_and_grad__full_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->steps[6][0] == 1 && run->steps[7][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 0 && run->steps[6][0] == 1 && run->steps[7][0] == 1 && run->data[4] == NULL && run->data[6] != NULL && run->data[7] != NULL)
         NAME(value_and_grad__full_yes)(batch, run, 1);
     else
         NAME(value_and_grad__full_yes)(batch, run, 0);
@@ -124,24 +134,29 @@ static inline void NAME(jvp__full_yes)(const int64_t batch, const losslib_run *r
     const REAL *restrict var = run->data[2]; const int64_t var_batch = dense ? 1 : run->steps[2][0];
     const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = dense ? 1 : run->steps[3][0];
     const REAL *restrict direction_var = run->data[4]; const int64_t direction_var_batch = dense ? 1 : run->steps[4][0];
-    REAL *restrict rate = run->data[5]; const int64_t rate_batch = dense ? 1 : run->steps[5][0];
+    REAL *restrict rate = dense ? NULL : run->data[5]; const int64_t rate_batch = dense ? 1 : run->steps[5][0];
     accumulator *restrict total_rate = run->data[6];
     const REAL eps = (REAL)run->params[0];
 
     accumulator total_rate_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL variance = larger(var[n * var_batch], eps);
-        const REAL ratio = (input[n * input_batch] - target[n * target_batch]) / variance;
-        const REAL shifted = ((REAL)0.5 / variance - (REAL)0.5 * ratio * ratio) * direction_var[n * direction_var_batch] + ratio * direction_input[n * direction_input_batch];
-        if (rate) rate[n * rate_batch] = shifted;
-        accumulate(&total_rate_sum, shifted);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_rate_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL variance = larger(var[n * var_batch], eps);
+            const REAL ratio = (input[n * input_batch] - target[n * target_batch]) / variance;
+            const REAL shifted = ((REAL)0.5 / variance - (REAL)0.5 * ratio * ratio) * direction_var[n * direction_var_batch] + ratio * direction_input[n * direction_input_batch];
+            if (rate) rate[n * rate_batch] = shifted;
+            total_rate_tile[n - first] = shifted;
+        }
+        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
     }
     add(total_rate, &total_rate_sum);
 }
 
 static void NAME(jvp__full_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->steps[5][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->data[5] == NULL)
         NAME(jvp__full_yes)(batch, run, 1);
     else
         NAME(jvp__full_yes)(batch, run, 0);
@@ -169,14 +184,14 @@ static inline void NAME(hvp__full_yes)(const int64_t batch, const losslib_run *r
         const REAL variance = larger(var[n * var_batch], eps);
         const REAL ratio = direction_input[n * direction_input_batch] / variance;
         const REAL ratio_2 = (input[n * input_batch] - target[n * target_batch]) / variance;
-        if (hvp_input) hvp_input[n * hvp_input_batch] = ratio * scale[n * scale_batch] - ratio_2 * (direction_var[n * direction_var_batch] / variance) * scale[n * scale_batch];
-        if (hvp_var) hvp_var[n * hvp_var_batch] = (ratio_2 * ratio_2 / variance - (REAL)0.5 / variance / variance) * direction_var[n * direction_var_batch] * scale[n * scale_batch] - ratio_2 * ratio * scale[n * scale_batch];
+        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = ratio * scale[n * scale_batch] - ratio_2 * (direction_var[n * direction_var_batch] / variance) * scale[n * scale_batch];
+        if (dense || hvp_var) hvp_var[n * hvp_var_batch] = (ratio_2 * ratio_2 / variance - (REAL)0.5 / variance / variance) * direction_var[n * direction_var_batch] * scale[n * scale_batch] - ratio_2 * ratio * scale[n * scale_batch];
     }
 }
 
 static void NAME(hvp__full_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->steps[7][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->steps[7][0] == 1 && run->data[6] != NULL && run->data[7] != NULL)
         NAME(hvp__full_yes)(batch, run, 1);
     else
         NAME(hvp__full_yes)(batch, run, 0);
@@ -201,14 +216,14 @@ static inline void NAME(hessian_diag__full_yes)(const int64_t batch, const lossl
     for (int64_t n = 0; n < batch; ++n) {
         const REAL variance = larger(var[n * var_batch], eps);
         const REAL ratio = (input[n * input_batch] - target[n * target_batch]) / variance;
-        if (hessian_input) hessian_input[n * hessian_input_batch] = scale[n * scale_batch] / variance;
-        if (hessian_var) hessian_var[n * hessian_var_batch] = (ratio * ratio / variance - (REAL)0.5 / variance / variance) * scale[n * scale_batch];
+        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = scale[n * scale_batch] / variance;
+        if (dense || hessian_var) hessian_var[n * hessian_var_batch] = (ratio * ratio / variance - (REAL)0.5 / variance / variance) * scale[n * scale_batch];
     }
 }
 
 static void NAME(hessian_diag__full_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->steps[5][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->data[4] != NULL && run->data[5] != NULL)
         NAME(hessian_diag__full_yes)(batch, run, 1);
     else
         NAME(hessian_diag__full_yes)(batch, run, 0);
@@ -226,7 +241,7 @@ static inline void NAME(value_and_grad_all__full_yes)(const int64_t batch, const
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict var = run->data[2]; const int64_t var_batch = dense ? 1 : run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = dense ? 0 : run->steps[3][0];
-    REAL *restrict loss = run->data[4]; const int64_t loss_batch = dense ? 1 : run->steps[4][0];
+    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = dense ? 1 : run->steps[4][0];
     accumulator *restrict total_loss = run->data[5];
     REAL *restrict grad_input = run->data[6]; const int64_t grad_input_batch = dense ? 1 : run->steps[6][0];
     REAL *restrict grad_target = run->data[7]; const int64_t grad_target_batch = dense ? 1 : run->steps[7][0];
@@ -235,24 +250,29 @@ static inline void NAME(value_and_grad_all__full_yes)(const int64_t batch, const
 
     accumulator total_loss_sum = {0};
     const REAL product = (REAL)0.5 * ((REAL)1.837877066409345483560659472811235279723L);
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL difference = input[n * input_batch] - target[n * target_batch];
-        const REAL variance = larger(var[n * var_batch], eps);
-        const REAL ratio = difference / variance;
-        const REAL product_2 = (REAL)0.5 * ratio;
-        const REAL value = product_2 * difference + (REAL)0.5 * log(variance) + product;
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-        if (grad_input) grad_input[n * grad_input_batch] = ratio * scale[n * scale_batch];
-        if (grad_target) grad_target[n * grad_target_batch] = (target[n * target_batch] - input[n * input_batch]) / variance * scale[n * scale_batch];
-        if (grad_var) grad_var[n * grad_var_batch] = ((REAL)0.5 / variance - product_2 * ratio) * scale[n * scale_batch];
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_loss_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL difference = input[n * input_batch] - target[n * target_batch];
+            const REAL variance = larger(var[n * var_batch], eps);
+            const REAL ratio = difference / variance;
+            const REAL product_2 = (REAL)0.5 * ratio;
+            const REAL value = product_2 * difference + (REAL)0.5 * log(variance) + product;
+            if (loss) loss[n * loss_batch] = value;
+            total_loss_tile[n - first] = value;
+            if (dense || grad_input) grad_input[n * grad_input_batch] = ratio * scale[n * scale_batch];
+            if (dense || grad_target) grad_target[n * grad_target_batch] = (target[n * target_batch] - input[n * input_batch]) / variance * scale[n * scale_batch];
+            if (dense || grad_var) grad_var[n * grad_var_batch] = ((REAL)0.5 / variance - product_2 * ratio) * scale[n * scale_batch];
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
     add(total_loss, &total_loss_sum);
 }
 
 static void NAME(value_and_grad_all__full_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->steps[6][0] == 1 && run->steps[7][0] == 1 && run->steps[8][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 0 && run->steps[6][0] == 1 && run->steps[7][0] == 1 && run->steps[8][0] == 1 && run->data[4] == NULL && run->data[6] != NULL && run->data[7] != NULL && run->data[8] != NULL)
         NAME(value_and_grad_all__full_yes)(batch, run, 1);
     else
         NAME(value_and_grad_all__full_yes)(batch, run, 0);
@@ -272,24 +292,29 @@ static inline void NAME(jvp_all__full_yes)(const int64_t batch, const losslib_ru
     const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = dense ? 1 : run->steps[3][0];
     const REAL *restrict direction_target = run->data[4]; const int64_t direction_target_batch = dense ? 1 : run->steps[4][0];
     const REAL *restrict direction_var = run->data[5]; const int64_t direction_var_batch = dense ? 1 : run->steps[5][0];
-    REAL *restrict rate = run->data[6]; const int64_t rate_batch = dense ? 1 : run->steps[6][0];
+    REAL *restrict rate = dense ? NULL : run->data[6]; const int64_t rate_batch = dense ? 1 : run->steps[6][0];
     accumulator *restrict total_rate = run->data[7];
     const REAL eps = (REAL)run->params[0];
 
     accumulator total_rate_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL variance = larger(var[n * var_batch], eps);
-        const REAL ratio = (input[n * input_batch] - target[n * target_batch]) / variance;
-        const REAL shifted = ((REAL)0.5 / variance - (REAL)0.5 * ratio * ratio) * direction_var[n * direction_var_batch] + (target[n * target_batch] - input[n * input_batch]) / variance * direction_target[n * direction_target_batch] + ratio * direction_input[n * direction_input_batch];
-        if (rate) rate[n * rate_batch] = shifted;
-        accumulate(&total_rate_sum, shifted);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_rate_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL variance = larger(var[n * var_batch], eps);
+            const REAL ratio = (input[n * input_batch] - target[n * target_batch]) / variance;
+            const REAL shifted = ((REAL)0.5 / variance - (REAL)0.5 * ratio * ratio) * direction_var[n * direction_var_batch] + (target[n * target_batch] - input[n * input_batch]) / variance * direction_target[n * direction_target_batch] + ratio * direction_input[n * direction_input_batch];
+            if (rate) rate[n * rate_batch] = shifted;
+            total_rate_tile[n - first] = shifted;
+        }
+        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
     }
     add(total_rate, &total_rate_sum);
 }
 
 static void NAME(jvp_all__full_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->data[6] == NULL)
         NAME(jvp_all__full_yes)(batch, run, 1);
     else
         NAME(jvp_all__full_yes)(batch, run, 0);
@@ -324,15 +349,15 @@ static inline void NAME(hvp_all__full_yes)(const int64_t batch, const losslib_ru
         const REAL ratio_4 = direction_target[n * direction_target_batch] / variance;
         const REAL product_2 = ratio_4 * scale[n * scale_batch];
         const REAL ratio_5 = (target[n * target_batch] - input[n * input_batch]) / variance;
-        if (hvp_input) hvp_input[n * hvp_input_batch] = product - ratio_2 * ratio_3 * scale[n * scale_batch] - product_2;
-        if (hvp_target) hvp_target[n * hvp_target_batch] = product_2 - ratio_5 * ratio_3 * scale[n * scale_batch] - product;
-        if (hvp_var) hvp_var[n * hvp_var_batch] = (ratio_2 * ratio_2 / variance - (REAL)0.5 / variance / variance) * direction_var[n * direction_var_batch] * scale[n * scale_batch] - ratio_5 * ratio_4 * scale[n * scale_batch] - ratio_2 * ratio * scale[n * scale_batch];
+        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = product - ratio_2 * ratio_3 * scale[n * scale_batch] - product_2;
+        if (dense || hvp_target) hvp_target[n * hvp_target_batch] = product_2 - ratio_5 * ratio_3 * scale[n * scale_batch] - product;
+        if (dense || hvp_var) hvp_var[n * hvp_var_batch] = (ratio_2 * ratio_2 / variance - (REAL)0.5 / variance / variance) * direction_var[n * direction_var_batch] * scale[n * scale_batch] - ratio_5 * ratio_4 * scale[n * scale_batch] - ratio_2 * ratio * scale[n * scale_batch];
     }
 }
 
 static void NAME(hvp_all__full_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->steps[7][0] == 1 && run->steps[8][0] == 1 && run->steps[9][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->steps[7][0] == 1 && run->steps[8][0] == 1 && run->steps[9][0] == 1 && run->data[7] != NULL && run->data[8] != NULL && run->data[9] != NULL)
         NAME(hvp_all__full_yes)(batch, run, 1);
     else
         NAME(hvp_all__full_yes)(batch, run, 0);
@@ -359,15 +384,15 @@ static inline void NAME(hessian_diag_all__full_yes)(const int64_t batch, const l
         const REAL variance = larger(var[n * var_batch], eps);
         const REAL ratio = scale[n * scale_batch] / variance;
         const REAL ratio_2 = (input[n * input_batch] - target[n * target_batch]) / variance;
-        if (hessian_input) hessian_input[n * hessian_input_batch] = ratio;
-        if (hessian_target) hessian_target[n * hessian_target_batch] = ratio;
-        if (hessian_var) hessian_var[n * hessian_var_batch] = (ratio_2 * ratio_2 / variance - (REAL)0.5 / variance / variance) * scale[n * scale_batch];
+        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = ratio;
+        if (dense || hessian_target) hessian_target[n * hessian_target_batch] = ratio;
+        if (dense || hessian_var) hessian_var[n * hessian_var_batch] = (ratio_2 * ratio_2 / variance - (REAL)0.5 / variance / variance) * scale[n * scale_batch];
     }
 }
 
 static void NAME(hessian_diag_all__full_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->data[4] != NULL && run->data[5] != NULL && run->data[6] != NULL)
         NAME(hessian_diag_all__full_yes)(batch, run, 1);
     else
         NAME(hessian_diag_all__full_yes)(batch, run, 0);
@@ -384,24 +409,29 @@ static inline void NAME(value__full_no)(const int64_t batch, const losslib_run *
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict var = run->data[2]; const int64_t var_batch = dense ? 1 : run->steps[2][0];
-    REAL *restrict loss = run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
+    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
     accumulator *restrict total_loss = run->data[4];
     const REAL eps = (REAL)run->params[0];
 
     accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL difference = input[n * input_batch] - target[n * target_batch];
-        const REAL variance = larger(var[n * var_batch], eps);
-        const REAL value = (REAL)0.5 * (difference / variance) * difference + (REAL)0.5 * log(variance);
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_loss_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL difference = input[n * input_batch] - target[n * target_batch];
+            const REAL variance = larger(var[n * var_batch], eps);
+            const REAL value = (REAL)0.5 * (difference / variance) * difference + (REAL)0.5 * log(variance);
+            if (loss) loss[n * loss_batch] = value;
+            total_loss_tile[n - first] = value;
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
     add(total_loss, &total_loss_sum);
 }
 
 static void NAME(value__full_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->data[3] == NULL)
         NAME(value__full_no)(batch, run, 1);
     else
         NAME(value__full_no)(batch, run, 0);
@@ -419,30 +449,35 @@ static inline void NAME(value_and_grad__full_no)(const int64_t batch, const loss
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict var = run->data[2]; const int64_t var_batch = dense ? 1 : run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = dense ? 0 : run->steps[3][0];
-    REAL *restrict loss = run->data[4]; const int64_t loss_batch = dense ? 1 : run->steps[4][0];
+    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = dense ? 1 : run->steps[4][0];
     accumulator *restrict total_loss = run->data[5];
     REAL *restrict grad_input = run->data[6]; const int64_t grad_input_batch = dense ? 1 : run->steps[6][0];
     REAL *restrict grad_var = run->data[7]; const int64_t grad_var_batch = dense ? 1 : run->steps[7][0];
     const REAL eps = (REAL)run->params[0];
 
     accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL difference = input[n * input_batch] - target[n * target_batch];
-        const REAL variance = larger(var[n * var_batch], eps);
-        const REAL ratio = difference / variance;
-        const REAL product = (REAL)0.5 * ratio;
-        const REAL value = product * difference + (REAL)0.5 * log(variance);
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-        if (grad_input) grad_input[n * grad_input_batch] = ratio * scale[n * scale_batch];
-        if (grad_var) grad_var[n * grad_var_batch] = ((REAL)0.5 / variance - product * ratio) * scale[n * scale_batch];
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_loss_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL difference = input[n * input_batch] - target[n * target_batch];
+            const REAL variance = larger(var[n * var_batch], eps);
+            const REAL ratio = difference / variance;
+            const REAL product = (REAL)0.5 * ratio;
+            const REAL value = product * difference + (REAL)0.5 * log(variance);
+            if (loss) loss[n * loss_batch] = value;
+            total_loss_tile[n - first] = value;
+            if (dense || grad_input) grad_input[n * grad_input_batch] = ratio * scale[n * scale_batch];
+            if (dense || grad_var) grad_var[n * grad_var_batch] = ((REAL)0.5 / variance - product * ratio) * scale[n * scale_batch];
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
     add(total_loss, &total_loss_sum);
 }
 
 static void NAME(value_and_grad__full_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->steps[6][0] == 1 && run->steps[7][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 0 && run->steps[6][0] == 1 && run->steps[7][0] == 1 && run->data[4] == NULL && run->data[6] != NULL && run->data[7] != NULL)
         NAME(value_and_grad__full_no)(batch, run, 1);
     else
         NAME(value_and_grad__full_no)(batch, run, 0);
@@ -461,24 +496,29 @@ static inline void NAME(jvp__full_no)(const int64_t batch, const losslib_run *ru
     const REAL *restrict var = run->data[2]; const int64_t var_batch = dense ? 1 : run->steps[2][0];
     const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = dense ? 1 : run->steps[3][0];
     const REAL *restrict direction_var = run->data[4]; const int64_t direction_var_batch = dense ? 1 : run->steps[4][0];
-    REAL *restrict rate = run->data[5]; const int64_t rate_batch = dense ? 1 : run->steps[5][0];
+    REAL *restrict rate = dense ? NULL : run->data[5]; const int64_t rate_batch = dense ? 1 : run->steps[5][0];
     accumulator *restrict total_rate = run->data[6];
     const REAL eps = (REAL)run->params[0];
 
     accumulator total_rate_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL variance = larger(var[n * var_batch], eps);
-        const REAL ratio = (input[n * input_batch] - target[n * target_batch]) / variance;
-        const REAL shifted = ((REAL)0.5 / variance - (REAL)0.5 * ratio * ratio) * direction_var[n * direction_var_batch] + ratio * direction_input[n * direction_input_batch];
-        if (rate) rate[n * rate_batch] = shifted;
-        accumulate(&total_rate_sum, shifted);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_rate_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL variance = larger(var[n * var_batch], eps);
+            const REAL ratio = (input[n * input_batch] - target[n * target_batch]) / variance;
+            const REAL shifted = ((REAL)0.5 / variance - (REAL)0.5 * ratio * ratio) * direction_var[n * direction_var_batch] + ratio * direction_input[n * direction_input_batch];
+            if (rate) rate[n * rate_batch] = shifted;
+            total_rate_tile[n - first] = shifted;
+        }
+        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
     }
     add(total_rate, &total_rate_sum);
 }
 
 static void NAME(jvp__full_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->steps[5][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->data[5] == NULL)
         NAME(jvp__full_no)(batch, run, 1);
     else
         NAME(jvp__full_no)(batch, run, 0);
@@ -506,14 +546,14 @@ static inline void NAME(hvp__full_no)(const int64_t batch, const losslib_run *ru
         const REAL variance = larger(var[n * var_batch], eps);
         const REAL ratio = direction_input[n * direction_input_batch] / variance;
         const REAL ratio_2 = (input[n * input_batch] - target[n * target_batch]) / variance;
-        if (hvp_input) hvp_input[n * hvp_input_batch] = ratio * scale[n * scale_batch] - ratio_2 * (direction_var[n * direction_var_batch] / variance) * scale[n * scale_batch];
-        if (hvp_var) hvp_var[n * hvp_var_batch] = (ratio_2 * ratio_2 / variance - (REAL)0.5 / variance / variance) * direction_var[n * direction_var_batch] * scale[n * scale_batch] - ratio_2 * ratio * scale[n * scale_batch];
+        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = ratio * scale[n * scale_batch] - ratio_2 * (direction_var[n * direction_var_batch] / variance) * scale[n * scale_batch];
+        if (dense || hvp_var) hvp_var[n * hvp_var_batch] = (ratio_2 * ratio_2 / variance - (REAL)0.5 / variance / variance) * direction_var[n * direction_var_batch] * scale[n * scale_batch] - ratio_2 * ratio * scale[n * scale_batch];
     }
 }
 
 static void NAME(hvp__full_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->steps[7][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->steps[7][0] == 1 && run->data[6] != NULL && run->data[7] != NULL)
         NAME(hvp__full_no)(batch, run, 1);
     else
         NAME(hvp__full_no)(batch, run, 0);
@@ -538,14 +578,14 @@ static inline void NAME(hessian_diag__full_no)(const int64_t batch, const lossli
     for (int64_t n = 0; n < batch; ++n) {
         const REAL variance = larger(var[n * var_batch], eps);
         const REAL ratio = (input[n * input_batch] - target[n * target_batch]) / variance;
-        if (hessian_input) hessian_input[n * hessian_input_batch] = scale[n * scale_batch] / variance;
-        if (hessian_var) hessian_var[n * hessian_var_batch] = (ratio * ratio / variance - (REAL)0.5 / variance / variance) * scale[n * scale_batch];
+        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = scale[n * scale_batch] / variance;
+        if (dense || hessian_var) hessian_var[n * hessian_var_batch] = (ratio * ratio / variance - (REAL)0.5 / variance / variance) * scale[n * scale_batch];
     }
 }
 
 static void NAME(hessian_diag__full_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->steps[5][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->data[4] != NULL && run->data[5] != NULL)
         NAME(hessian_diag__full_no)(batch, run, 1);
     else
         NAME(hessian_diag__full_no)(batch, run, 0);
@@ -563,7 +603,7 @@ static inline void NAME(value_and_grad_all__full_no)(const int64_t batch, const 
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict var = run->data[2]; const int64_t var_batch = dense ? 1 : run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = dense ? 0 : run->steps[3][0];
-    REAL *restrict loss = run->data[4]; const int64_t loss_batch = dense ? 1 : run->steps[4][0];
+    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = dense ? 1 : run->steps[4][0];
     accumulator *restrict total_loss = run->data[5];
     REAL *restrict grad_input = run->data[6]; const int64_t grad_input_batch = dense ? 1 : run->steps[6][0];
     REAL *restrict grad_target = run->data[7]; const int64_t grad_target_batch = dense ? 1 : run->steps[7][0];
@@ -571,24 +611,29 @@ static inline void NAME(value_and_grad_all__full_no)(const int64_t batch, const 
     const REAL eps = (REAL)run->params[0];
 
     accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL difference = input[n * input_batch] - target[n * target_batch];
-        const REAL variance = larger(var[n * var_batch], eps);
-        const REAL ratio = difference / variance;
-        const REAL product = (REAL)0.5 * ratio;
-        const REAL value = product * difference + (REAL)0.5 * log(variance);
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-        if (grad_input) grad_input[n * grad_input_batch] = ratio * scale[n * scale_batch];
-        if (grad_target) grad_target[n * grad_target_batch] = (target[n * target_batch] - input[n * input_batch]) / variance * scale[n * scale_batch];
-        if (grad_var) grad_var[n * grad_var_batch] = ((REAL)0.5 / variance - product * ratio) * scale[n * scale_batch];
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_loss_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL difference = input[n * input_batch] - target[n * target_batch];
+            const REAL variance = larger(var[n * var_batch], eps);
+            const REAL ratio = difference / variance;
+            const REAL product = (REAL)0.5 * ratio;
+            const REAL value = product * difference + (REAL)0.5 * log(variance);
+            if (loss) loss[n * loss_batch] = value;
+            total_loss_tile[n - first] = value;
+            if (dense || grad_input) grad_input[n * grad_input_batch] = ratio * scale[n * scale_batch];
+            if (dense || grad_target) grad_target[n * grad_target_batch] = (target[n * target_batch] - input[n * input_batch]) / variance * scale[n * scale_batch];
+            if (dense || grad_var) grad_var[n * grad_var_batch] = ((REAL)0.5 / variance - product * ratio) * scale[n * scale_batch];
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
     add(total_loss, &total_loss_sum);
 }
 
 static void NAME(value_and_grad_all__full_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->steps[6][0] == 1 && run->steps[7][0] == 1 && run->steps[8][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 0 && run->steps[6][0] == 1 && run->steps[7][0] == 1 && run->steps[8][0] == 1 && run->data[4] == NULL && run->data[6] != NULL && run->data[7] != NULL && run->data[8] != NULL)
         NAME(value_and_grad_all__full_no)(batch, run, 1);
     else
         NAME(value_and_grad_all__full_no)(batch, run, 0);
@@ -608,24 +653,29 @@ static inline void NAME(jvp_all__full_no)(const int64_t batch, const losslib_run
     const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = dense ? 1 : run->steps[3][0];
     const REAL *restrict direction_target = run->data[4]; const int64_t direction_target_batch = dense ? 1 : run->steps[4][0];
     const REAL *restrict direction_var = run->data[5]; const int64_t direction_var_batch = dense ? 1 : run->steps[5][0];
-    REAL *restrict rate = run->data[6]; const int64_t rate_batch = dense ? 1 : run->steps[6][0];
+    REAL *restrict rate = dense ? NULL : run->data[6]; const int64_t rate_batch = dense ? 1 : run->steps[6][0];
     accumulator *restrict total_rate = run->data[7];
     const REAL eps = (REAL)run->params[0];
 
     accumulator total_rate_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL variance = larger(var[n * var_batch], eps);
-        const REAL ratio = (input[n * input_batch] - target[n * target_batch]) / variance;
-        const REAL shifted = ((REAL)0.5 / variance - (REAL)0.5 * ratio * ratio) * direction_var[n * direction_var_batch] + (target[n * target_batch] - input[n * input_batch]) / variance * direction_target[n * direction_target_batch] + ratio * direction_input[n * direction_input_batch];
-        if (rate) rate[n * rate_batch] = shifted;
-        accumulate(&total_rate_sum, shifted);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_rate_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL variance = larger(var[n * var_batch], eps);
+            const REAL ratio = (input[n * input_batch] - target[n * target_batch]) / variance;
+            const REAL shifted = ((REAL)0.5 / variance - (REAL)0.5 * ratio * ratio) * direction_var[n * direction_var_batch] + (target[n * target_batch] - input[n * input_batch]) / variance * direction_target[n * direction_target_batch] + ratio * direction_input[n * direction_input_batch];
+            if (rate) rate[n * rate_batch] = shifted;
+            total_rate_tile[n - first] = shifted;
+        }
+        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
     }
     add(total_rate, &total_rate_sum);
 }
 
 static void NAME(jvp_all__full_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->data[6] == NULL)
         NAME(jvp_all__full_no)(batch, run, 1);
     else
         NAME(jvp_all__full_no)(batch, run, 0);
@@ -660,15 +710,15 @@ static inline void NAME(hvp_all__full_no)(const int64_t batch, const losslib_run
         const REAL ratio_4 = direction_target[n * direction_target_batch] / variance;
         const REAL product_2 = ratio_4 * scale[n * scale_batch];
         const REAL ratio_5 = (target[n * target_batch] - input[n * input_batch]) / variance;
-        if (hvp_input) hvp_input[n * hvp_input_batch] = product - ratio_2 * ratio_3 * scale[n * scale_batch] - product_2;
-        if (hvp_target) hvp_target[n * hvp_target_batch] = product_2 - ratio_5 * ratio_3 * scale[n * scale_batch] - product;
-        if (hvp_var) hvp_var[n * hvp_var_batch] = (ratio_2 * ratio_2 / variance - (REAL)0.5 / variance / variance) * direction_var[n * direction_var_batch] * scale[n * scale_batch] - ratio_5 * ratio_4 * scale[n * scale_batch] - ratio_2 * ratio * scale[n * scale_batch];
+        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = product - ratio_2 * ratio_3 * scale[n * scale_batch] - product_2;
+        if (dense || hvp_target) hvp_target[n * hvp_target_batch] = product_2 - ratio_5 * ratio_3 * scale[n * scale_batch] - product;
+        if (dense || hvp_var) hvp_var[n * hvp_var_batch] = (ratio_2 * ratio_2 / variance - (REAL)0.5 / variance / variance) * direction_var[n * direction_var_batch] * scale[n * scale_batch] - ratio_5 * ratio_4 * scale[n * scale_batch] - ratio_2 * ratio * scale[n * scale_batch];
     }
 }
 
 static void NAME(hvp_all__full_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->steps[7][0] == 1 && run->steps[8][0] == 1 && run->steps[9][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->steps[7][0] == 1 && run->steps[8][0] == 1 && run->steps[9][0] == 1 && run->data[7] != NULL && run->data[8] != NULL && run->data[9] != NULL)
         NAME(hvp_all__full_no)(batch, run, 1);
     else
         NAME(hvp_all__full_no)(batch, run, 0);
@@ -695,15 +745,15 @@ static inline void NAME(hessian_diag_all__full_no)(const int64_t batch, const lo
         const REAL variance = larger(var[n * var_batch], eps);
         const REAL ratio = scale[n * scale_batch] / variance;
         const REAL ratio_2 = (input[n * input_batch] - target[n * target_batch]) / variance;
-        if (hessian_input) hessian_input[n * hessian_input_batch] = ratio;
-        if (hessian_target) hessian_target[n * hessian_target_batch] = ratio;
-        if (hessian_var) hessian_var[n * hessian_var_batch] = (ratio_2 * ratio_2 / variance - (REAL)0.5 / variance / variance) * scale[n * scale_batch];
+        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = ratio;
+        if (dense || hessian_target) hessian_target[n * hessian_target_batch] = ratio;
+        if (dense || hessian_var) hessian_var[n * hessian_var_batch] = (ratio_2 * ratio_2 / variance - (REAL)0.5 / variance / variance) * scale[n * scale_batch];
     }
 }
 
 static void NAME(hessian_diag_all__full_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->data[4] != NULL && run->data[5] != NULL && run->data[6] != NULL)
         NAME(hessian_diag_all__full_no)(batch, run, 1);
     else
         NAME(hessian_diag_all__full_no)(batch, run, 0);

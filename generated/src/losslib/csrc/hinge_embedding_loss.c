@@ -37,23 +37,28 @@ static inline void NAME(value)(const int64_t batch, const losslib_run *run, cons
 {
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    REAL *restrict loss = run->data[2]; const int64_t loss_batch = dense ? 1 : run->steps[2][0];
+    REAL *restrict loss = dense ? NULL : run->data[2]; const int64_t loss_batch = dense ? 1 : run->steps[2][0];
     accumulator *restrict total_loss = run->data[3];
     const REAL margin = (REAL)run->params[0];
 
     accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL difference = margin - input[n * input_batch];
-        const REAL value = (target[n * target_batch] != -1 ? input[n * input_batch] : 0) + (target[n * target_batch] != 1 ? (difference < 0 ? 0 : difference) : 0);
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_loss_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL difference = margin - input[n * input_batch];
+            const REAL value = (target[n * target_batch] != -1 ? input[n * input_batch] : 0) + (target[n * target_batch] != 1 ? (difference < 0 ? 0 : difference) : 0);
+            if (loss) loss[n * loss_batch] = value;
+            total_loss_tile[n - first] = value;
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
     add(total_loss, &total_loss_sum);
 }
 
 static void NAME(value_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->data[2] == NULL)
         NAME(value)(batch, run, 1);
     else
         NAME(value)(batch, run, 0);
@@ -70,27 +75,32 @@ static inline void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict loss = run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
+    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
     accumulator *restrict total_loss = run->data[4];
     REAL *restrict grad_input = run->data[5]; const int64_t grad_input_batch = dense ? 1 : run->steps[5][0];
     const REAL margin = (REAL)run->params[0];
 
     accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const int differs = target[n * target_batch] != -1;
-        const int differs_2 = target[n * target_batch] != 1;
-        const REAL difference = margin - input[n * input_batch];
-        const REAL value = (differs ? input[n * input_batch] : 0) + (differs_2 ? (difference < 0 ? 0 : difference) : 0);
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-        if (grad_input) grad_input[n * grad_input_batch] = (REAL)(differs ? 1 : 0) * scale[n * scale_batch] + (differs_2 ? -step(difference, 1) : 0) * scale[n * scale_batch];
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_loss_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const int differs = target[n * target_batch] != -1;
+            const int differs_2 = target[n * target_batch] != 1;
+            const REAL difference = margin - input[n * input_batch];
+            const REAL value = (differs ? input[n * input_batch] : 0) + (differs_2 ? (difference < 0 ? 0 : difference) : 0);
+            if (loss) loss[n * loss_batch] = value;
+            total_loss_tile[n - first] = value;
+            if (dense || grad_input) grad_input[n * grad_input_batch] = (REAL)(differs ? 1 : 0) * scale[n * scale_batch] + (differs_2 ? -step(difference, 1) : 0) * scale[n * scale_batch];
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
     add(total_loss, &total_loss_sum);
 }
 
 static void NAME(value_and_grad_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[5][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[5][0] == 1 && run->data[3] == NULL && run->data[5] != NULL)
         NAME(value_and_grad)(batch, run, 1);
     else
         NAME(value_and_grad)(batch, run, 0);
@@ -107,22 +117,27 @@ static inline void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict direction_input = run->data[2]; const int64_t direction_input_batch = dense ? 1 : run->steps[2][0];
-    REAL *restrict rate = run->data[3]; const int64_t rate_batch = dense ? 1 : run->steps[3][0];
+    REAL *restrict rate = dense ? NULL : run->data[3]; const int64_t rate_batch = dense ? 1 : run->steps[3][0];
     accumulator *restrict total_rate = run->data[4];
     const REAL margin = (REAL)run->params[0];
 
     accumulator total_rate_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL shifted = (target[n * target_batch] != -1 ? direction_input[n * direction_input_batch] : 0) + (target[n * target_batch] != 1 ? -step(margin - input[n * input_batch], 1) * direction_input[n * direction_input_batch] : 0);
-        if (rate) rate[n * rate_batch] = shifted;
-        accumulate(&total_rate_sum, shifted);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_rate_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL shifted = (target[n * target_batch] != -1 ? direction_input[n * direction_input_batch] : 0) + (target[n * target_batch] != 1 ? -step(margin - input[n * input_batch], 1) * direction_input[n * direction_input_batch] : 0);
+            if (rate) rate[n * rate_batch] = shifted;
+            total_rate_tile[n - first] = shifted;
+        }
+        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
     }
     add(total_rate, &total_rate_sum);
 }
 
 static void NAME(jvp_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->data[3] == NULL)
         NAME(jvp)(batch, run, 1);
     else
         NAME(jvp)(batch, run, 0);
@@ -139,13 +154,13 @@ static inline void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
     REAL *restrict hvp_input = run->data[1]; const int64_t hvp_input_batch = dense ? 1 : run->steps[1][0];
 
     for (int64_t n = 0; n < batch; ++n) {
-        if (hvp_input) hvp_input[n * hvp_input_batch] = 0;
+        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = 0;
     }
 }
 
 static void NAME(hvp_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[1][0] == 1)
+    if (run->steps[1][0] == 1 && run->data[1] != NULL)
         NAME(hvp)(batch, run, 1);
     else
         NAME(hvp)(batch, run, 0);
@@ -162,13 +177,13 @@ static inline void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
     REAL *restrict hessian_input = run->data[1]; const int64_t hessian_input_batch = dense ? 1 : run->steps[1][0];
 
     for (int64_t n = 0; n < batch; ++n) {
-        if (hessian_input) hessian_input[n * hessian_input_batch] = 0;
+        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = 0;
     }
 }
 
 static void NAME(hessian_diag_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[1][0] == 1)
+    if (run->steps[1][0] == 1 && run->data[1] != NULL)
         NAME(hessian_diag)(batch, run, 1);
     else
         NAME(hessian_diag)(batch, run, 0);
@@ -185,29 +200,34 @@ static inline void NAME(value_and_grad_all)(const int64_t batch, const losslib_r
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict loss = run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
+    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
     accumulator *restrict total_loss = run->data[4];
     REAL *restrict grad_input = run->data[5]; const int64_t grad_input_batch = dense ? 1 : run->steps[5][0];
     REAL *restrict grad_target = run->data[6]; const int64_t grad_target_batch = dense ? 1 : run->steps[6][0];
     const REAL margin = (REAL)run->params[0];
 
     accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const int differs = target[n * target_batch] != -1;
-        const int differs_2 = target[n * target_batch] != 1;
-        const REAL difference = margin - input[n * input_batch];
-        const REAL value = (differs ? input[n * input_batch] : 0) + (differs_2 ? (difference < 0 ? 0 : difference) : 0);
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-        if (grad_input) grad_input[n * grad_input_batch] = (REAL)(differs ? 1 : 0) * scale[n * scale_batch] + (differs_2 ? -step(difference, 1) : 0) * scale[n * scale_batch];
-        if (grad_target) grad_target[n * grad_target_batch] = 0;
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_loss_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const int differs = target[n * target_batch] != -1;
+            const int differs_2 = target[n * target_batch] != 1;
+            const REAL difference = margin - input[n * input_batch];
+            const REAL value = (differs ? input[n * input_batch] : 0) + (differs_2 ? (difference < 0 ? 0 : difference) : 0);
+            if (loss) loss[n * loss_batch] = value;
+            total_loss_tile[n - first] = value;
+            if (dense || grad_input) grad_input[n * grad_input_batch] = (REAL)(differs ? 1 : 0) * scale[n * scale_batch] + (differs_2 ? -step(difference, 1) : 0) * scale[n * scale_batch];
+            if (dense || grad_target) grad_target[n * grad_target_batch] = 0;
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
     add(total_loss, &total_loss_sum);
 }
 
 static void NAME(value_and_grad_all_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->data[3] == NULL && run->data[5] != NULL && run->data[6] != NULL)
         NAME(value_and_grad_all)(batch, run, 1);
     else
         NAME(value_and_grad_all)(batch, run, 0);
@@ -224,22 +244,27 @@ static inline void NAME(jvp_all)(const int64_t batch, const losslib_run *run, co
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict direction_input = run->data[2]; const int64_t direction_input_batch = dense ? 1 : run->steps[2][0];
-    REAL *restrict rate = run->data[3]; const int64_t rate_batch = dense ? 1 : run->steps[3][0];
+    REAL *restrict rate = dense ? NULL : run->data[3]; const int64_t rate_batch = dense ? 1 : run->steps[3][0];
     accumulator *restrict total_rate = run->data[4];
     const REAL margin = (REAL)run->params[0];
 
     accumulator total_rate_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL shifted = (target[n * target_batch] != -1 ? direction_input[n * direction_input_batch] : 0) + (target[n * target_batch] != 1 ? -step(margin - input[n * input_batch], 1) * direction_input[n * direction_input_batch] : 0);
-        if (rate) rate[n * rate_batch] = shifted;
-        accumulate(&total_rate_sum, shifted);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_rate_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL shifted = (target[n * target_batch] != -1 ? direction_input[n * direction_input_batch] : 0) + (target[n * target_batch] != 1 ? -step(margin - input[n * input_batch], 1) * direction_input[n * direction_input_batch] : 0);
+            if (rate) rate[n * rate_batch] = shifted;
+            total_rate_tile[n - first] = shifted;
+        }
+        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
     }
     add(total_rate, &total_rate_sum);
 }
 
 static void NAME(jvp_all_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->data[3] == NULL)
         NAME(jvp_all)(batch, run, 1);
     else
         NAME(jvp_all)(batch, run, 0);
@@ -257,14 +282,14 @@ static inline void NAME(hvp_all)(const int64_t batch, const losslib_run *run, co
     REAL *restrict hvp_target = run->data[2]; const int64_t hvp_target_batch = dense ? 1 : run->steps[2][0];
 
     for (int64_t n = 0; n < batch; ++n) {
-        if (hvp_input) hvp_input[n * hvp_input_batch] = 0;
-        if (hvp_target) hvp_target[n * hvp_target_batch] = 0;
+        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = 0;
+        if (dense || hvp_target) hvp_target[n * hvp_target_batch] = 0;
     }
 }
 
 static void NAME(hvp_all_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[1][0] == 1 && run->steps[2][0] == 1)
+    if (run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->data[1] != NULL && run->data[2] != NULL)
         NAME(hvp_all)(batch, run, 1);
     else
         NAME(hvp_all)(batch, run, 0);
@@ -282,14 +307,14 @@ static inline void NAME(hessian_diag_all)(const int64_t batch, const losslib_run
     REAL *restrict hessian_target = run->data[2]; const int64_t hessian_target_batch = dense ? 1 : run->steps[2][0];
 
     for (int64_t n = 0; n < batch; ++n) {
-        if (hessian_input) hessian_input[n * hessian_input_batch] = 0;
-        if (hessian_target) hessian_target[n * hessian_target_batch] = 0;
+        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = 0;
+        if (dense || hessian_target) hessian_target[n * hessian_target_batch] = 0;
     }
 }
 
 static void NAME(hessian_diag_all_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[1][0] == 1 && run->steps[2][0] == 1)
+    if (run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->data[1] != NULL && run->data[2] != NULL)
         NAME(hessian_diag_all)(batch, run, 1);
     else
         NAME(hessian_diag_all)(batch, run, 0);

@@ -45,25 +45,30 @@ static inline void NAME(value)(const int64_t batch, const losslib_run *run, cons
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict weight = run->data[2]; const int64_t weight_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict loss = run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
+    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
     accumulator *restrict total_loss = run->data[4];
     const REAL delta = (REAL)run->params[0];
 
     accumulator total_loss_sum = {0};
     const REAL product = (REAL)0.5 * delta;
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL error = input[n * input_batch] - target[n * target_batch];
-        const REAL abs_error = fabs(error);
-        const REAL value = weight[n * weight_batch] * (abs_error < delta ? (REAL)0.5 * error * error : delta * (abs_error - product));
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_loss_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL error = input[n * input_batch] - target[n * target_batch];
+            const REAL abs_error = fabs(error);
+            const REAL value = weight[n * weight_batch] * (abs_error < delta ? (REAL)0.5 * error * error : delta * (abs_error - product));
+            if (loss) loss[n * loss_batch] = value;
+            total_loss_tile[n - first] = value;
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
     add(total_loss, &total_loss_sum);
 }
 
 static void NAME(value_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->data[3] == NULL)
         NAME(value)(batch, run, 1);
     else
         NAME(value)(batch, run, 0);
@@ -81,28 +86,33 @@ static inline void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict weight = run->data[2]; const int64_t weight_batch = dense ? 0 : run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = dense ? 0 : run->steps[3][0];
-    REAL *restrict loss = run->data[4]; const int64_t loss_batch = dense ? 1 : run->steps[4][0];
+    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = dense ? 1 : run->steps[4][0];
     accumulator *restrict total_loss = run->data[5];
     REAL *restrict grad_input = run->data[6]; const int64_t grad_input_batch = dense ? 1 : run->steps[6][0];
     const REAL delta = (REAL)run->params[0];
 
     accumulator total_loss_sum = {0};
     const REAL product = (REAL)0.5 * delta;
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL error = input[n * input_batch] - target[n * target_batch];
-        const REAL abs_error = fabs(error);
-        const int below = abs_error < delta;
-        const REAL value = weight[n * weight_batch] * (below ? (REAL)0.5 * error * error : delta * (abs_error - product));
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-        if (grad_input) grad_input[n * grad_input_batch] = weight[n * weight_batch] * (below ? error : delta * sign(error)) * scale[n * scale_batch];
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_loss_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL error = input[n * input_batch] - target[n * target_batch];
+            const REAL abs_error = fabs(error);
+            const int below = abs_error < delta;
+            const REAL value = weight[n * weight_batch] * (below ? (REAL)0.5 * error * error : delta * (abs_error - product));
+            if (loss) loss[n * loss_batch] = value;
+            total_loss_tile[n - first] = value;
+            if (dense || grad_input) grad_input[n * grad_input_batch] = weight[n * weight_batch] * (below ? error : delta * sign(error)) * scale[n * scale_batch];
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
     add(total_loss, &total_loss_sum);
 }
 
 static void NAME(value_and_grad_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->steps[6][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 0 && run->steps[6][0] == 1 && run->data[4] == NULL && run->data[6] != NULL)
         NAME(value_and_grad)(batch, run, 1);
     else
         NAME(value_and_grad)(batch, run, 0);
@@ -120,23 +130,28 @@ static inline void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict weight = run->data[2]; const int64_t weight_batch = dense ? 0 : run->steps[2][0];
     const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = dense ? 1 : run->steps[3][0];
-    REAL *restrict rate = run->data[4]; const int64_t rate_batch = dense ? 1 : run->steps[4][0];
+    REAL *restrict rate = dense ? NULL : run->data[4]; const int64_t rate_batch = dense ? 1 : run->steps[4][0];
     accumulator *restrict total_rate = run->data[5];
     const REAL delta = (REAL)run->params[0];
 
     accumulator total_rate_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL error = input[n * input_batch] - target[n * target_batch];
-        const REAL product = weight[n * weight_batch] * (fabs(error) < delta ? error * direction_input[n * direction_input_batch] : delta * sign(error) * direction_input[n * direction_input_batch]);
-        if (rate) rate[n * rate_batch] = product;
-        accumulate(&total_rate_sum, product);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_rate_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL error = input[n * input_batch] - target[n * target_batch];
+            const REAL product = weight[n * weight_batch] * (fabs(error) < delta ? error * direction_input[n * direction_input_batch] : delta * sign(error) * direction_input[n * direction_input_batch]);
+            if (rate) rate[n * rate_batch] = product;
+            total_rate_tile[n - first] = product;
+        }
+        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
     }
     add(total_rate, &total_rate_sum);
 }
 
 static void NAME(jvp_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->data[4] == NULL)
         NAME(jvp)(batch, run, 1);
     else
         NAME(jvp)(batch, run, 0);
@@ -160,13 +175,13 @@ static inline void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
 
     for (int64_t n = 0; n < batch; ++n) {
         const REAL error = input[n * input_batch] - target[n * target_batch];
-        if (hvp_input) hvp_input[n * hvp_input_batch] = weight[n * weight_batch] * (fabs(error) < delta ? direction_input[n * direction_input_batch] : 0) * scale[n * scale_batch];
+        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = weight[n * weight_batch] * (fabs(error) < delta ? direction_input[n * direction_input_batch] : 0) * scale[n * scale_batch];
     }
 }
 
 static void NAME(hvp_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->steps[5][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->data[5] != NULL)
         NAME(hvp)(batch, run, 1);
     else
         NAME(hvp)(batch, run, 0);
@@ -189,13 +204,13 @@ static inline void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
 
     for (int64_t n = 0; n < batch; ++n) {
         const REAL error = input[n * input_batch] - target[n * target_batch];
-        if (hessian_input) hessian_input[n * hessian_input_batch] = weight[n * weight_batch] * (REAL)(fabs(error) < delta ? 1 : 0) * scale[n * scale_batch];
+        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = weight[n * weight_batch] * (REAL)(fabs(error) < delta ? 1 : 0) * scale[n * scale_batch];
     }
 }
 
 static void NAME(hessian_diag_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 0 && run->steps[4][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->data[4] != NULL)
         NAME(hessian_diag)(batch, run, 1);
     else
         NAME(hessian_diag)(batch, run, 0);
@@ -213,7 +228,7 @@ static inline void NAME(value_and_grad_all)(const int64_t batch, const losslib_r
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict weight = run->data[2]; const int64_t weight_batch = dense ? 0 : run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = dense ? 0 : run->steps[3][0];
-    REAL *restrict loss = run->data[4]; const int64_t loss_batch = dense ? 1 : run->steps[4][0];
+    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = dense ? 1 : run->steps[4][0];
     accumulator *restrict total_loss = run->data[5];
     REAL *restrict grad_input = run->data[6]; const int64_t grad_input_batch = dense ? 1 : run->steps[6][0];
     REAL *restrict grad_target = run->data[7]; const int64_t grad_target_batch = dense ? 1 : run->steps[7][0];
@@ -222,25 +237,30 @@ static inline void NAME(value_and_grad_all)(const int64_t batch, const losslib_r
 
     accumulator total_loss_sum = {0};
     const REAL product = (REAL)0.5 * delta;
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL error = input[n * input_batch] - target[n * target_batch];
-        const REAL abs_error = fabs(error);
-        const int below = abs_error < delta;
-        const REAL choice = below ? (REAL)0.5 * error * error : delta * (abs_error - product);
-        const REAL value = weight[n * weight_batch] * choice;
-        const REAL product_2 = delta * sign(error);
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-        if (grad_input) grad_input[n * grad_input_batch] = weight[n * weight_batch] * (below ? error : product_2) * scale[n * scale_batch];
-        if (grad_target) grad_target[n * grad_target_batch] = weight[n * weight_batch] * (below ? -error : -product_2) * scale[n * scale_batch];
-        if (grad_weight) grad_weight[n * grad_weight_batch] = choice * scale[n * scale_batch];
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_loss_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL error = input[n * input_batch] - target[n * target_batch];
+            const REAL abs_error = fabs(error);
+            const int below = abs_error < delta;
+            const REAL choice = below ? (REAL)0.5 * error * error : delta * (abs_error - product);
+            const REAL value = weight[n * weight_batch] * choice;
+            const REAL product_2 = delta * sign(error);
+            if (loss) loss[n * loss_batch] = value;
+            total_loss_tile[n - first] = value;
+            if (dense || grad_input) grad_input[n * grad_input_batch] = weight[n * weight_batch] * (below ? error : product_2) * scale[n * scale_batch];
+            if (dense || grad_target) grad_target[n * grad_target_batch] = weight[n * weight_batch] * (below ? -error : -product_2) * scale[n * scale_batch];
+            if (dense || grad_weight) grad_weight[n * grad_weight_batch] = choice * scale[n * scale_batch];
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
     add(total_loss, &total_loss_sum);
 }
 
 static void NAME(value_and_grad_all_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->steps[6][0] == 1 && run->steps[7][0] == 1 && run->steps[8][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 0 && run->steps[6][0] == 1 && run->steps[7][0] == 1 && run->steps[8][0] == 1 && run->data[4] == NULL && run->data[6] != NULL && run->data[7] != NULL && run->data[8] != NULL)
         NAME(value_and_grad_all)(batch, run, 1);
     else
         NAME(value_and_grad_all)(batch, run, 0);
@@ -260,27 +280,32 @@ static inline void NAME(jvp_all)(const int64_t batch, const losslib_run *run, co
     const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = dense ? 1 : run->steps[3][0];
     const REAL *restrict direction_target = run->data[4]; const int64_t direction_target_batch = dense ? 1 : run->steps[4][0];
     const REAL *restrict direction_weight = run->data[5]; const int64_t direction_weight_batch = dense ? 1 : run->steps[5][0];
-    REAL *restrict rate = run->data[6]; const int64_t rate_batch = dense ? 1 : run->steps[6][0];
+    REAL *restrict rate = dense ? NULL : run->data[6]; const int64_t rate_batch = dense ? 1 : run->steps[6][0];
     accumulator *restrict total_rate = run->data[7];
     const REAL delta = (REAL)run->params[0];
 
     accumulator total_rate_sum = {0};
     const REAL product = (REAL)0.5 * delta;
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL error = input[n * input_batch] - target[n * target_batch];
-        const REAL abs_error = fabs(error);
-        const int below = abs_error < delta;
-        const REAL product_2 = delta * sign(error);
-        const REAL shifted = (below ? (REAL)0.5 * error * error : delta * (abs_error - product)) * direction_weight[n * direction_weight_batch] + weight[n * weight_batch] * (below ? -error * direction_target[n * direction_target_batch] + error * direction_input[n * direction_input_batch] : product_2 * direction_input[n * direction_input_batch] - product_2 * direction_target[n * direction_target_batch]);
-        if (rate) rate[n * rate_batch] = shifted;
-        accumulate(&total_rate_sum, shifted);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_rate_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL error = input[n * input_batch] - target[n * target_batch];
+            const REAL abs_error = fabs(error);
+            const int below = abs_error < delta;
+            const REAL product_2 = delta * sign(error);
+            const REAL shifted = (below ? (REAL)0.5 * error * error : delta * (abs_error - product)) * direction_weight[n * direction_weight_batch] + weight[n * weight_batch] * (below ? -error * direction_target[n * direction_target_batch] + error * direction_input[n * direction_input_batch] : product_2 * direction_input[n * direction_input_batch] - product_2 * direction_target[n * direction_target_batch]);
+            if (rate) rate[n * rate_batch] = shifted;
+            total_rate_tile[n - first] = shifted;
+        }
+        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
     }
     add(total_rate, &total_rate_sum);
 }
 
 static void NAME(jvp_all_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->data[6] == NULL)
         NAME(jvp_all)(batch, run, 1);
     else
         NAME(jvp_all)(batch, run, 0);
@@ -310,15 +335,15 @@ static inline void NAME(hvp_all)(const int64_t batch, const losslib_run *run, co
         const REAL error = input[n * input_batch] - target[n * target_batch];
         const int below = fabs(error) < delta;
         const REAL product = delta * sign(error);
-        if (hvp_input) hvp_input[n * hvp_input_batch] = (below ? error : product) * direction_weight[n * direction_weight_batch] * scale[n * scale_batch] + weight[n * weight_batch] * (below ? direction_input[n * direction_input_batch] - direction_target[n * direction_target_batch] : 0) * scale[n * scale_batch];
-        if (hvp_target) hvp_target[n * hvp_target_batch] = (below ? -error : -product) * direction_weight[n * direction_weight_batch] * scale[n * scale_batch] + weight[n * weight_batch] * (below ? direction_target[n * direction_target_batch] - direction_input[n * direction_input_batch] : 0) * scale[n * scale_batch];
-        if (hvp_weight) hvp_weight[n * hvp_weight_batch] = (below ? -error * direction_target[n * direction_target_batch] + error * direction_input[n * direction_input_batch] : product * direction_input[n * direction_input_batch] - product * direction_target[n * direction_target_batch]) * scale[n * scale_batch];
+        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = (below ? error : product) * direction_weight[n * direction_weight_batch] * scale[n * scale_batch] + weight[n * weight_batch] * (below ? direction_input[n * direction_input_batch] - direction_target[n * direction_target_batch] : 0) * scale[n * scale_batch];
+        if (dense || hvp_target) hvp_target[n * hvp_target_batch] = (below ? -error : -product) * direction_weight[n * direction_weight_batch] * scale[n * scale_batch] + weight[n * weight_batch] * (below ? direction_target[n * direction_target_batch] - direction_input[n * direction_input_batch] : 0) * scale[n * scale_batch];
+        if (dense || hvp_weight) hvp_weight[n * hvp_weight_batch] = (below ? -error * direction_target[n * direction_target_batch] + error * direction_input[n * direction_input_batch] : product * direction_input[n * direction_input_batch] - product * direction_target[n * direction_target_batch]) * scale[n * scale_batch];
     }
 }
 
 static void NAME(hvp_all_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->steps[7][0] == 1 && run->steps[8][0] == 1 && run->steps[9][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->steps[7][0] == 1 && run->steps[8][0] == 1 && run->steps[9][0] == 1 && run->data[7] != NULL && run->data[8] != NULL && run->data[9] != NULL)
         NAME(hvp_all)(batch, run, 1);
     else
         NAME(hvp_all)(batch, run, 0);
@@ -344,15 +369,15 @@ static inline void NAME(hessian_diag_all)(const int64_t batch, const losslib_run
     for (int64_t n = 0; n < batch; ++n) {
         const REAL error = input[n * input_batch] - target[n * target_batch];
         const REAL product = weight[n * weight_batch] * (REAL)(fabs(error) < delta ? 1 : 0) * scale[n * scale_batch];
-        if (hessian_input) hessian_input[n * hessian_input_batch] = product;
-        if (hessian_target) hessian_target[n * hessian_target_batch] = product;
-        if (hessian_weight) hessian_weight[n * hessian_weight_batch] = 0;
+        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = product;
+        if (dense || hessian_target) hessian_target[n * hessian_target_batch] = product;
+        if (dense || hessian_weight) hessian_weight[n * hessian_weight_batch] = 0;
     }
 }
 
 static void NAME(hessian_diag_all_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->data[4] != NULL && run->data[5] != NULL && run->data[6] != NULL)
         NAME(hessian_diag_all)(batch, run, 1);
     else
         NAME(hessian_diag_all)(batch, run, 0);

@@ -37,21 +37,26 @@ static inline void NAME(value__log_target_yes)(const int64_t batch, const lossli
 {
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    REAL *restrict loss = run->data[2]; const int64_t loss_batch = dense ? 1 : run->steps[2][0];
+    REAL *restrict loss = dense ? NULL : run->data[2]; const int64_t loss_batch = dense ? 1 : run->steps[2][0];
     accumulator *restrict total_loss = run->data[3];
 
     accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL value = (target[n * target_batch] - input[n * input_batch]) * exp(target[n * target_batch]);
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_loss_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL value = (target[n * target_batch] - input[n * input_batch]) * exp(target[n * target_batch]);
+            if (loss) loss[n * loss_batch] = value;
+            total_loss_tile[n - first] = value;
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
     add(total_loss, &total_loss_sum);
 }
 
 static void NAME(value__log_target_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->data[2] == NULL)
         NAME(value__log_target_yes)(batch, run, 1);
     else
         NAME(value__log_target_yes)(batch, run, 0);
@@ -68,24 +73,29 @@ static inline void NAME(value_and_grad__log_target_yes)(const int64_t batch, con
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict loss = run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
+    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
     accumulator *restrict total_loss = run->data[4];
     REAL *restrict grad_input = run->data[5]; const int64_t grad_input_batch = dense ? 1 : run->steps[5][0];
 
     accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL exp_target = exp(target[n * target_batch]);
-        const REAL value = (target[n * target_batch] - input[n * input_batch]) * exp_target;
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-        if (grad_input) grad_input[n * grad_input_batch] = -exp_target * scale[n * scale_batch];
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_loss_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL exp_target = exp(target[n * target_batch]);
+            const REAL value = (target[n * target_batch] - input[n * input_batch]) * exp_target;
+            if (loss) loss[n * loss_batch] = value;
+            total_loss_tile[n - first] = value;
+            if (dense || grad_input) grad_input[n * grad_input_batch] = -exp_target * scale[n * scale_batch];
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
     add(total_loss, &total_loss_sum);
 }
 
 static void NAME(value_and_grad__log_target_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[5][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[5][0] == 1 && run->data[3] == NULL && run->data[5] != NULL)
         NAME(value_and_grad__log_target_yes)(batch, run, 1);
     else
         NAME(value_and_grad__log_target_yes)(batch, run, 0);
@@ -101,21 +111,26 @@ static inline void NAME(jvp__log_target_yes)(const int64_t batch, const losslib_
 {
     const REAL *restrict target = run->data[0]; const int64_t target_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict direction_input = run->data[1]; const int64_t direction_input_batch = dense ? 1 : run->steps[1][0];
-    REAL *restrict rate = run->data[2]; const int64_t rate_batch = dense ? 1 : run->steps[2][0];
+    REAL *restrict rate = dense ? NULL : run->data[2]; const int64_t rate_batch = dense ? 1 : run->steps[2][0];
     accumulator *restrict total_rate = run->data[3];
 
     accumulator total_rate_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL minus_product = -exp(target[n * target_batch]) * direction_input[n * direction_input_batch];
-        if (rate) rate[n * rate_batch] = minus_product;
-        accumulate(&total_rate_sum, minus_product);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_rate_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL minus_product = -exp(target[n * target_batch]) * direction_input[n * direction_input_batch];
+            if (rate) rate[n * rate_batch] = minus_product;
+            total_rate_tile[n - first] = minus_product;
+        }
+        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
     }
     add(total_rate, &total_rate_sum);
 }
 
 static void NAME(jvp__log_target_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->data[2] == NULL)
         NAME(jvp__log_target_yes)(batch, run, 1);
     else
         NAME(jvp__log_target_yes)(batch, run, 0);
@@ -132,13 +147,13 @@ static inline void NAME(hvp__log_target_yes)(const int64_t batch, const losslib_
     REAL *restrict hvp_input = run->data[1]; const int64_t hvp_input_batch = dense ? 1 : run->steps[1][0];
 
     for (int64_t n = 0; n < batch; ++n) {
-        if (hvp_input) hvp_input[n * hvp_input_batch] = 0;
+        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = 0;
     }
 }
 
 static void NAME(hvp__log_target_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[1][0] == 1)
+    if (run->steps[1][0] == 1 && run->data[1] != NULL)
         NAME(hvp__log_target_yes)(batch, run, 1);
     else
         NAME(hvp__log_target_yes)(batch, run, 0);
@@ -155,13 +170,13 @@ static inline void NAME(hessian_diag__log_target_yes)(const int64_t batch, const
     REAL *restrict hessian_input = run->data[1]; const int64_t hessian_input_batch = dense ? 1 : run->steps[1][0];
 
     for (int64_t n = 0; n < batch; ++n) {
-        if (hessian_input) hessian_input[n * hessian_input_batch] = 0;
+        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = 0;
     }
 }
 
 static void NAME(hessian_diag__log_target_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[1][0] == 1)
+    if (run->steps[1][0] == 1 && run->data[1] != NULL)
         NAME(hessian_diag__log_target_yes)(batch, run, 1);
     else
         NAME(hessian_diag__log_target_yes)(batch, run, 0);
@@ -178,27 +193,32 @@ static inline void NAME(value_and_grad_all__log_target_yes)(const int64_t batch,
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict loss = run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
+    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
     accumulator *restrict total_loss = run->data[4];
     REAL *restrict grad_input = run->data[5]; const int64_t grad_input_batch = dense ? 1 : run->steps[5][0];
     REAL *restrict grad_target = run->data[6]; const int64_t grad_target_batch = dense ? 1 : run->steps[6][0];
 
     accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL exp_target = exp(target[n * target_batch]);
-        const REAL value = (target[n * target_batch] - input[n * input_batch]) * exp_target;
-        const REAL product = exp_target * scale[n * scale_batch];
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-        if (grad_input) grad_input[n * grad_input_batch] = -product;
-        if (grad_target) grad_target[n * grad_target_batch] = value * scale[n * scale_batch] + product;
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_loss_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL exp_target = exp(target[n * target_batch]);
+            const REAL value = (target[n * target_batch] - input[n * input_batch]) * exp_target;
+            const REAL product = exp_target * scale[n * scale_batch];
+            if (loss) loss[n * loss_batch] = value;
+            total_loss_tile[n - first] = value;
+            if (dense || grad_input) grad_input[n * grad_input_batch] = -product;
+            if (dense || grad_target) grad_target[n * grad_target_batch] = value * scale[n * scale_batch] + product;
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
     add(total_loss, &total_loss_sum);
 }
 
 static void NAME(value_and_grad_all__log_target_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->data[3] == NULL && run->data[5] != NULL && run->data[6] != NULL)
         NAME(value_and_grad_all__log_target_yes)(batch, run, 1);
     else
         NAME(value_and_grad_all__log_target_yes)(batch, run, 0);
@@ -216,23 +236,28 @@ static inline void NAME(jvp_all__log_target_yes)(const int64_t batch, const loss
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict direction_input = run->data[2]; const int64_t direction_input_batch = dense ? 1 : run->steps[2][0];
     const REAL *restrict direction_target = run->data[3]; const int64_t direction_target_batch = dense ? 1 : run->steps[3][0];
-    REAL *restrict rate = run->data[4]; const int64_t rate_batch = dense ? 1 : run->steps[4][0];
+    REAL *restrict rate = dense ? NULL : run->data[4]; const int64_t rate_batch = dense ? 1 : run->steps[4][0];
     accumulator *restrict total_rate = run->data[5];
 
     accumulator total_rate_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL exp_target = exp(target[n * target_batch]);
-        const REAL value = (target[n * target_batch] - input[n * input_batch]) * exp_target;
-        const REAL difference = (value + exp_target) * direction_target[n * direction_target_batch] - exp_target * direction_input[n * direction_input_batch];
-        if (rate) rate[n * rate_batch] = difference;
-        accumulate(&total_rate_sum, difference);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_rate_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL exp_target = exp(target[n * target_batch]);
+            const REAL value = (target[n * target_batch] - input[n * input_batch]) * exp_target;
+            const REAL difference = (value + exp_target) * direction_target[n * direction_target_batch] - exp_target * direction_input[n * direction_input_batch];
+            if (rate) rate[n * rate_batch] = difference;
+            total_rate_tile[n - first] = difference;
+        }
+        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
     }
     add(total_rate, &total_rate_sum);
 }
 
 static void NAME(jvp_all__log_target_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->steps[4][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->data[4] == NULL)
         NAME(jvp_all__log_target_yes)(batch, run, 1);
     else
         NAME(jvp_all__log_target_yes)(batch, run, 0);
@@ -256,14 +281,14 @@ static inline void NAME(hvp_all__log_target_yes)(const int64_t batch, const loss
 
     for (int64_t n = 0; n < batch; ++n) {
         const REAL exp_target = exp(target[n * target_batch]);
-        if (hvp_input) hvp_input[n * hvp_input_batch] = -exp_target * direction_target[n * direction_target_batch] * scale[n * scale_batch];
-        if (hvp_target) hvp_target[n * hvp_target_batch] = ((target[n * target_batch] - input[n * input_batch]) * exp_target * scale[n * scale_batch] + 2 * exp_target * scale[n * scale_batch]) * direction_target[n * direction_target_batch] - exp_target * direction_input[n * direction_input_batch] * scale[n * scale_batch];
+        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = -exp_target * direction_target[n * direction_target_batch] * scale[n * scale_batch];
+        if (dense || hvp_target) hvp_target[n * hvp_target_batch] = ((target[n * target_batch] - input[n * input_batch]) * exp_target * scale[n * scale_batch] + 2 * exp_target * scale[n * scale_batch]) * direction_target[n * direction_target_batch] - exp_target * direction_input[n * direction_input_batch] * scale[n * scale_batch];
     }
 }
 
 static void NAME(hvp_all__log_target_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->data[5] != NULL && run->data[6] != NULL)
         NAME(hvp_all__log_target_yes)(batch, run, 1);
     else
         NAME(hvp_all__log_target_yes)(batch, run, 0);
@@ -285,14 +310,14 @@ static inline void NAME(hessian_diag_all__log_target_yes)(const int64_t batch, c
 
     for (int64_t n = 0; n < batch; ++n) {
         const REAL exp_target = exp(target[n * target_batch]);
-        if (hessian_input) hessian_input[n * hessian_input_batch] = 0;
-        if (hessian_target) hessian_target[n * hessian_target_batch] = (target[n * target_batch] - input[n * input_batch]) * exp_target * scale[n * scale_batch] + 2 * exp_target * scale[n * scale_batch];
+        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = 0;
+        if (dense || hessian_target) hessian_target[n * hessian_target_batch] = (target[n * target_batch] - input[n * input_batch]) * exp_target * scale[n * scale_batch] + 2 * exp_target * scale[n * scale_batch];
     }
 }
 
 static void NAME(hessian_diag_all__log_target_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->data[3] != NULL && run->data[4] != NULL)
         NAME(hessian_diag_all__log_target_yes)(batch, run, 1);
     else
         NAME(hessian_diag_all__log_target_yes)(batch, run, 0);
@@ -308,21 +333,26 @@ static inline void NAME(value__log_target_no)(const int64_t batch, const losslib
 {
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    REAL *restrict loss = run->data[2]; const int64_t loss_batch = dense ? 1 : run->steps[2][0];
+    REAL *restrict loss = dense ? NULL : run->data[2]; const int64_t loss_batch = dense ? 1 : run->steps[2][0];
     accumulator *restrict total_loss = run->data[3];
 
     accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL choice = target[n * target_batch] == 0 ? -input[n * input_batch] * target[n * target_batch] : (log(target[n * target_batch]) - input[n * input_batch]) * target[n * target_batch];
-        if (loss) loss[n * loss_batch] = choice;
-        accumulate(&total_loss_sum, choice);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_loss_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL choice = target[n * target_batch] == 0 ? -input[n * input_batch] * target[n * target_batch] : (log(target[n * target_batch]) - input[n * input_batch]) * target[n * target_batch];
+            if (loss) loss[n * loss_batch] = choice;
+            total_loss_tile[n - first] = choice;
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
     add(total_loss, &total_loss_sum);
 }
 
 static void NAME(value__log_target_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->data[2] == NULL)
         NAME(value__log_target_no)(batch, run, 1);
     else
         NAME(value__log_target_no)(batch, run, 0);
@@ -339,23 +369,28 @@ static inline void NAME(value_and_grad__log_target_no)(const int64_t batch, cons
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict loss = run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
+    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
     accumulator *restrict total_loss = run->data[4];
     REAL *restrict grad_input = run->data[5]; const int64_t grad_input_batch = dense ? 1 : run->steps[5][0];
 
     accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL choice = target[n * target_batch] == 0 ? -input[n * input_batch] * target[n * target_batch] : (log(target[n * target_batch]) - input[n * input_batch]) * target[n * target_batch];
-        if (loss) loss[n * loss_batch] = choice;
-        accumulate(&total_loss_sum, choice);
-        if (grad_input) grad_input[n * grad_input_batch] = -target[n * target_batch] * scale[n * scale_batch];
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_loss_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL choice = target[n * target_batch] == 0 ? -input[n * input_batch] * target[n * target_batch] : (log(target[n * target_batch]) - input[n * input_batch]) * target[n * target_batch];
+            if (loss) loss[n * loss_batch] = choice;
+            total_loss_tile[n - first] = choice;
+            if (dense || grad_input) grad_input[n * grad_input_batch] = -target[n * target_batch] * scale[n * scale_batch];
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
     add(total_loss, &total_loss_sum);
 }
 
 static void NAME(value_and_grad__log_target_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[5][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[5][0] == 1 && run->data[3] == NULL && run->data[5] != NULL)
         NAME(value_and_grad__log_target_no)(batch, run, 1);
     else
         NAME(value_and_grad__log_target_no)(batch, run, 0);
@@ -371,21 +406,26 @@ static inline void NAME(jvp__log_target_no)(const int64_t batch, const losslib_r
 {
     const REAL *restrict target = run->data[0]; const int64_t target_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict direction_input = run->data[1]; const int64_t direction_input_batch = dense ? 1 : run->steps[1][0];
-    REAL *restrict rate = run->data[2]; const int64_t rate_batch = dense ? 1 : run->steps[2][0];
+    REAL *restrict rate = dense ? NULL : run->data[2]; const int64_t rate_batch = dense ? 1 : run->steps[2][0];
     accumulator *restrict total_rate = run->data[3];
 
     accumulator total_rate_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL minus_product = -target[n * target_batch] * direction_input[n * direction_input_batch];
-        if (rate) rate[n * rate_batch] = minus_product;
-        accumulate(&total_rate_sum, minus_product);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_rate_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL minus_product = -target[n * target_batch] * direction_input[n * direction_input_batch];
+            if (rate) rate[n * rate_batch] = minus_product;
+            total_rate_tile[n - first] = minus_product;
+        }
+        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
     }
     add(total_rate, &total_rate_sum);
 }
 
 static void NAME(jvp__log_target_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->data[2] == NULL)
         NAME(jvp__log_target_no)(batch, run, 1);
     else
         NAME(jvp__log_target_no)(batch, run, 0);
@@ -402,13 +442,13 @@ static inline void NAME(hvp__log_target_no)(const int64_t batch, const losslib_r
     REAL *restrict hvp_input = run->data[1]; const int64_t hvp_input_batch = dense ? 1 : run->steps[1][0];
 
     for (int64_t n = 0; n < batch; ++n) {
-        if (hvp_input) hvp_input[n * hvp_input_batch] = 0;
+        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = 0;
     }
 }
 
 static void NAME(hvp__log_target_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[1][0] == 1)
+    if (run->steps[1][0] == 1 && run->data[1] != NULL)
         NAME(hvp__log_target_no)(batch, run, 1);
     else
         NAME(hvp__log_target_no)(batch, run, 0);
@@ -425,13 +465,13 @@ static inline void NAME(hessian_diag__log_target_no)(const int64_t batch, const 
     REAL *restrict hessian_input = run->data[1]; const int64_t hessian_input_batch = dense ? 1 : run->steps[1][0];
 
     for (int64_t n = 0; n < batch; ++n) {
-        if (hessian_input) hessian_input[n * hessian_input_batch] = 0;
+        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = 0;
     }
 }
 
 static void NAME(hessian_diag__log_target_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[1][0] == 1)
+    if (run->steps[1][0] == 1 && run->data[1] != NULL)
         NAME(hessian_diag__log_target_no)(batch, run, 1);
     else
         NAME(hessian_diag__log_target_no)(batch, run, 0);
@@ -448,26 +488,31 @@ static inline void NAME(value_and_grad_all__log_target_no)(const int64_t batch, 
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict loss = run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
+    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
     accumulator *restrict total_loss = run->data[4];
     REAL *restrict grad_input = run->data[5]; const int64_t grad_input_batch = dense ? 1 : run->steps[5][0];
     REAL *restrict grad_target = run->data[6]; const int64_t grad_target_batch = dense ? 1 : run->steps[6][0];
 
     accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL difference = log(target[n * target_batch]) - input[n * input_batch];
-        const REAL choice = target[n * target_batch] == 0 ? -input[n * input_batch] * target[n * target_batch] : difference * target[n * target_batch];
-        if (loss) loss[n * loss_batch] = choice;
-        accumulate(&total_loss_sum, choice);
-        if (grad_input) grad_input[n * grad_input_batch] = -target[n * target_batch] * scale[n * scale_batch];
-        if (grad_target) grad_target[n * grad_target_batch] = (difference + 1) * scale[n * scale_batch];
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_loss_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL difference = log(target[n * target_batch]) - input[n * input_batch];
+            const REAL choice = target[n * target_batch] == 0 ? -input[n * input_batch] * target[n * target_batch] : difference * target[n * target_batch];
+            if (loss) loss[n * loss_batch] = choice;
+            total_loss_tile[n - first] = choice;
+            if (dense || grad_input) grad_input[n * grad_input_batch] = -target[n * target_batch] * scale[n * scale_batch];
+            if (dense || grad_target) grad_target[n * grad_target_batch] = (difference + 1) * scale[n * scale_batch];
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
     add(total_loss, &total_loss_sum);
 }
 
 static void NAME(value_and_grad_all__log_target_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->data[3] == NULL && run->data[5] != NULL && run->data[6] != NULL)
         NAME(value_and_grad_all__log_target_no)(batch, run, 1);
     else
         NAME(value_and_grad_all__log_target_no)(batch, run, 0);
@@ -485,21 +530,26 @@ static inline void NAME(jvp_all__log_target_no)(const int64_t batch, const lossl
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict direction_input = run->data[2]; const int64_t direction_input_batch = dense ? 1 : run->steps[2][0];
     const REAL *restrict direction_target = run->data[3]; const int64_t direction_target_batch = dense ? 1 : run->steps[3][0];
-    REAL *restrict rate = run->data[4]; const int64_t rate_batch = dense ? 1 : run->steps[4][0];
+    REAL *restrict rate = dense ? NULL : run->data[4]; const int64_t rate_batch = dense ? 1 : run->steps[4][0];
     accumulator *restrict total_rate = run->data[5];
 
     accumulator total_rate_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL difference = (log(target[n * target_batch]) - input[n * input_batch] + 1) * direction_target[n * direction_target_batch] - target[n * target_batch] * direction_input[n * direction_input_batch];
-        if (rate) rate[n * rate_batch] = difference;
-        accumulate(&total_rate_sum, difference);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_rate_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL difference = (log(target[n * target_batch]) - input[n * input_batch] + 1) * direction_target[n * direction_target_batch] - target[n * target_batch] * direction_input[n * direction_input_batch];
+            if (rate) rate[n * rate_batch] = difference;
+            total_rate_tile[n - first] = difference;
+        }
+        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
     }
     add(total_rate, &total_rate_sum);
 }
 
 static void NAME(jvp_all__log_target_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->steps[4][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->data[4] == NULL)
         NAME(jvp_all__log_target_no)(batch, run, 1);
     else
         NAME(jvp_all__log_target_no)(batch, run, 0);
@@ -521,14 +571,14 @@ static inline void NAME(hvp_all__log_target_no)(const int64_t batch, const lossl
     REAL *restrict hvp_target = run->data[5]; const int64_t hvp_target_batch = dense ? 1 : run->steps[5][0];
 
     for (int64_t n = 0; n < batch; ++n) {
-        if (hvp_input) hvp_input[n * hvp_input_batch] = -direction_target[n * direction_target_batch] * scale[n * scale_batch];
-        if (hvp_target) hvp_target[n * hvp_target_batch] = direction_target[n * direction_target_batch] / target[n * target_batch] * scale[n * scale_batch] - direction_input[n * direction_input_batch] * scale[n * scale_batch];
+        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = -direction_target[n * direction_target_batch] * scale[n * scale_batch];
+        if (dense || hvp_target) hvp_target[n * hvp_target_batch] = direction_target[n * direction_target_batch] / target[n * target_batch] * scale[n * scale_batch] - direction_input[n * direction_input_batch] * scale[n * scale_batch];
     }
 }
 
 static void NAME(hvp_all__log_target_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 0 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->steps[5][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 0 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->data[4] != NULL && run->data[5] != NULL)
         NAME(hvp_all__log_target_no)(batch, run, 1);
     else
         NAME(hvp_all__log_target_no)(batch, run, 0);
@@ -548,14 +598,14 @@ static inline void NAME(hessian_diag_all__log_target_no)(const int64_t batch, co
     REAL *restrict hessian_target = run->data[3]; const int64_t hessian_target_batch = dense ? 1 : run->steps[3][0];
 
     for (int64_t n = 0; n < batch; ++n) {
-        if (hessian_input) hessian_input[n * hessian_input_batch] = 0;
-        if (hessian_target) hessian_target[n * hessian_target_batch] = scale[n * scale_batch] / target[n * target_batch];
+        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = 0;
+        if (dense || hessian_target) hessian_target[n * hessian_target_batch] = scale[n * scale_batch] / target[n * target_batch];
     }
 }
 
 static void NAME(hessian_diag_all__log_target_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 0 && run->steps[2][0] == 1 && run->steps[3][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 0 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->data[2] != NULL && run->data[3] != NULL)
         NAME(hessian_diag_all__log_target_no)(batch, run, 1);
     else
         NAME(hessian_diag_all__log_target_no)(batch, run, 0);

@@ -51,6 +51,8 @@ struct losslib_kernel {
 
 typedef losslib_accumulator accumulator;
 
+enum { TILE = 256 };          /* samples whose results are kept before they are added up */
+
 /* Add with the rounding error kept (Knuth's TwoSum): the sum is that of twice the precision. */
 static inline void accumulate_wide(accumulator *a, const double x)
 {

@@ -96,6 +96,17 @@ static inline void NAME(accumulate)(accumulator *a, const REAL x)
 #endif
 }
 
+/* Add a tile of numbers, in eight sums side by side. */
+static inline void NAME(accumulate_tile)(accumulator *a, const REAL *values, const int64_t count)
+{
+    accumulator lane[8] = {{0}};
+    int64_t n = 0;
+    for (; n + 8 <= count; n += 8)
+        for (int k = 0; k < 8; ++k) NAME(accumulate)(&lane[k], values[n + k]);
+    for (; n < count; ++n) NAME(accumulate)(&lane[0], values[n]);
+    for (int k = 0; k < 8; ++k) add(a, &lane[k]);
+}
+
 static inline REAL NAME(value_of)(const accumulator *a)
 {
     return (REAL)total_of(a);
@@ -117,5 +128,6 @@ static inline REAL NAME(value_of)(const accumulator *a)
 #define signed_power NAME(signed_power)
 #define exp_difference NAME(exp_difference)
 #define accumulate NAME(accumulate)
+#define accumulate_tile NAME(accumulate_tile)
 #define value_of NAME(value_of)
 #endif

@@ -44,23 +44,28 @@ static inline void NAME(value)(const int64_t batch, const losslib_run *run, cons
     const REAL *restrict input1 = run->data[0]; const int64_t input1_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict input2 = run->data[1]; const int64_t input2_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict target = run->data[2]; const int64_t target_batch = dense ? 1 : run->steps[2][0];
-    REAL *restrict loss = run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
+    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
     accumulator *restrict total_loss = run->data[4];
     const REAL margin = (REAL)run->params[0];
 
     accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL difference = margin - (input1[n * input1_batch] - input2[n * input2_batch]) * target[n * target_batch];
-        const REAL value = difference < 0 ? 0 : difference;
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_loss_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL difference = margin - (input1[n * input1_batch] - input2[n * input2_batch]) * target[n * target_batch];
+            const REAL value = difference < 0 ? 0 : difference;
+            if (loss) loss[n * loss_batch] = value;
+            total_loss_tile[n - first] = value;
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
     add(total_loss, &total_loss_sum);
 }
 
 static void NAME(value_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->data[3] == NULL)
         NAME(value)(batch, run, 1);
     else
         NAME(value)(batch, run, 0);
@@ -78,28 +83,33 @@ static inline void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     const REAL *restrict input2 = run->data[1]; const int64_t input2_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict target = run->data[2]; const int64_t target_batch = dense ? 1 : run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = dense ? 0 : run->steps[3][0];
-    REAL *restrict loss = run->data[4]; const int64_t loss_batch = dense ? 1 : run->steps[4][0];
+    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = dense ? 1 : run->steps[4][0];
     accumulator *restrict total_loss = run->data[5];
     REAL *restrict grad_input1 = run->data[6]; const int64_t grad_input1_batch = dense ? 1 : run->steps[6][0];
     REAL *restrict grad_input2 = run->data[7]; const int64_t grad_input2_batch = dense ? 1 : run->steps[7][0];
     const REAL margin = (REAL)run->params[0];
 
     accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL difference = margin - (input1[n * input1_batch] - input2[n * input2_batch]) * target[n * target_batch];
-        const REAL value = difference < 0 ? 0 : difference;
-        const REAL product = target[n * target_batch] * step(difference, 1) * scale[n * scale_batch];
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-        if (grad_input1) grad_input1[n * grad_input1_batch] = -product;
-        if (grad_input2) grad_input2[n * grad_input2_batch] = product;
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_loss_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL difference = margin - (input1[n * input1_batch] - input2[n * input2_batch]) * target[n * target_batch];
+            const REAL value = difference < 0 ? 0 : difference;
+            const REAL product = target[n * target_batch] * step(difference, 1) * scale[n * scale_batch];
+            if (loss) loss[n * loss_batch] = value;
+            total_loss_tile[n - first] = value;
+            if (dense || grad_input1) grad_input1[n * grad_input1_batch] = -product;
+            if (dense || grad_input2) grad_input2[n * grad_input2_batch] = product;
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
     add(total_loss, &total_loss_sum);
 }
 
 static void NAME(value_and_grad_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->steps[6][0] == 1 && run->steps[7][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 0 && run->steps[6][0] == 1 && run->steps[7][0] == 1 && run->data[4] == NULL && run->data[6] != NULL && run->data[7] != NULL)
         NAME(value_and_grad)(batch, run, 1);
     else
         NAME(value_and_grad)(batch, run, 0);
@@ -118,23 +128,28 @@ static inline void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
     const REAL *restrict target = run->data[2]; const int64_t target_batch = dense ? 1 : run->steps[2][0];
     const REAL *restrict direction_input1 = run->data[3]; const int64_t direction_input1_batch = dense ? 1 : run->steps[3][0];
     const REAL *restrict direction_input2 = run->data[4]; const int64_t direction_input2_batch = dense ? 1 : run->steps[4][0];
-    REAL *restrict rate = run->data[5]; const int64_t rate_batch = dense ? 1 : run->steps[5][0];
+    REAL *restrict rate = dense ? NULL : run->data[5]; const int64_t rate_batch = dense ? 1 : run->steps[5][0];
     accumulator *restrict total_rate = run->data[6];
     const REAL margin = (REAL)run->params[0];
 
     accumulator total_rate_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL product = target[n * target_batch] * step(margin - (input1[n * input1_batch] - input2[n * input2_batch]) * target[n * target_batch], 1);
-        const REAL difference = product * direction_input2[n * direction_input2_batch] - product * direction_input1[n * direction_input1_batch];
-        if (rate) rate[n * rate_batch] = difference;
-        accumulate(&total_rate_sum, difference);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_rate_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL product = target[n * target_batch] * step(margin - (input1[n * input1_batch] - input2[n * input2_batch]) * target[n * target_batch], 1);
+            const REAL difference = product * direction_input2[n * direction_input2_batch] - product * direction_input1[n * direction_input1_batch];
+            if (rate) rate[n * rate_batch] = difference;
+            total_rate_tile[n - first] = difference;
+        }
+        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
     }
     add(total_rate, &total_rate_sum);
 }
 
 static void NAME(jvp_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->steps[5][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->data[5] == NULL)
         NAME(jvp)(batch, run, 1);
     else
         NAME(jvp)(batch, run, 0);
@@ -152,14 +167,14 @@ static inline void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
     REAL *restrict hvp_input2 = run->data[2]; const int64_t hvp_input2_batch = dense ? 1 : run->steps[2][0];
 
     for (int64_t n = 0; n < batch; ++n) {
-        if (hvp_input1) hvp_input1[n * hvp_input1_batch] = 0;
-        if (hvp_input2) hvp_input2[n * hvp_input2_batch] = 0;
+        if (dense || hvp_input1) hvp_input1[n * hvp_input1_batch] = 0;
+        if (dense || hvp_input2) hvp_input2[n * hvp_input2_batch] = 0;
     }
 }
 
 static void NAME(hvp_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[1][0] == 1 && run->steps[2][0] == 1)
+    if (run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->data[1] != NULL && run->data[2] != NULL)
         NAME(hvp)(batch, run, 1);
     else
         NAME(hvp)(batch, run, 0);
@@ -177,14 +192,14 @@ static inline void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
     REAL *restrict hessian_input2 = run->data[2]; const int64_t hessian_input2_batch = dense ? 1 : run->steps[2][0];
 
     for (int64_t n = 0; n < batch; ++n) {
-        if (hessian_input1) hessian_input1[n * hessian_input1_batch] = 0;
-        if (hessian_input2) hessian_input2[n * hessian_input2_batch] = 0;
+        if (dense || hessian_input1) hessian_input1[n * hessian_input1_batch] = 0;
+        if (dense || hessian_input2) hessian_input2[n * hessian_input2_batch] = 0;
     }
 }
 
 static void NAME(hessian_diag_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[1][0] == 1 && run->steps[2][0] == 1)
+    if (run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->data[1] != NULL && run->data[2] != NULL)
         NAME(hessian_diag)(batch, run, 1);
     else
         NAME(hessian_diag)(batch, run, 0);
@@ -202,7 +217,7 @@ static inline void NAME(value_and_grad_all)(const int64_t batch, const losslib_r
     const REAL *restrict input2 = run->data[1]; const int64_t input2_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict target = run->data[2]; const int64_t target_batch = dense ? 1 : run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = dense ? 0 : run->steps[3][0];
-    REAL *restrict loss = run->data[4]; const int64_t loss_batch = dense ? 1 : run->steps[4][0];
+    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = dense ? 1 : run->steps[4][0];
     accumulator *restrict total_loss = run->data[5];
     REAL *restrict grad_input1 = run->data[6]; const int64_t grad_input1_batch = dense ? 1 : run->steps[6][0];
     REAL *restrict grad_input2 = run->data[7]; const int64_t grad_input2_batch = dense ? 1 : run->steps[7][0];
@@ -210,23 +225,28 @@ static inline void NAME(value_and_grad_all)(const int64_t batch, const losslib_r
     const REAL margin = (REAL)run->params[0];
 
     accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL difference = margin - (input1[n * input1_batch] - input2[n * input2_batch]) * target[n * target_batch];
-        const REAL value = difference < 0 ? 0 : difference;
-        const REAL step_2 = step(difference, 1);
-        const REAL product = target[n * target_batch] * step_2 * scale[n * scale_batch];
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-        if (grad_input1) grad_input1[n * grad_input1_batch] = -product;
-        if (grad_input2) grad_input2[n * grad_input2_batch] = product;
-        if (grad_target) grad_target[n * grad_target_batch] = (input2[n * input2_batch] - input1[n * input1_batch]) * step_2 * scale[n * scale_batch];
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_loss_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL difference = margin - (input1[n * input1_batch] - input2[n * input2_batch]) * target[n * target_batch];
+            const REAL value = difference < 0 ? 0 : difference;
+            const REAL step_2 = step(difference, 1);
+            const REAL product = target[n * target_batch] * step_2 * scale[n * scale_batch];
+            if (loss) loss[n * loss_batch] = value;
+            total_loss_tile[n - first] = value;
+            if (dense || grad_input1) grad_input1[n * grad_input1_batch] = -product;
+            if (dense || grad_input2) grad_input2[n * grad_input2_batch] = product;
+            if (dense || grad_target) grad_target[n * grad_target_batch] = (input2[n * input2_batch] - input1[n * input1_batch]) * step_2 * scale[n * scale_batch];
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
     add(total_loss, &total_loss_sum);
 }
 
 static void NAME(value_and_grad_all_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->steps[6][0] == 1 && run->steps[7][0] == 1 && run->steps[8][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 0 && run->steps[6][0] == 1 && run->steps[7][0] == 1 && run->steps[8][0] == 1 && run->data[4] == NULL && run->data[6] != NULL && run->data[7] != NULL && run->data[8] != NULL)
         NAME(value_and_grad_all)(batch, run, 1);
     else
         NAME(value_and_grad_all)(batch, run, 0);
@@ -246,24 +266,29 @@ static inline void NAME(jvp_all)(const int64_t batch, const losslib_run *run, co
     const REAL *restrict direction_input1 = run->data[3]; const int64_t direction_input1_batch = dense ? 1 : run->steps[3][0];
     const REAL *restrict direction_input2 = run->data[4]; const int64_t direction_input2_batch = dense ? 1 : run->steps[4][0];
     const REAL *restrict direction_target = run->data[5]; const int64_t direction_target_batch = dense ? 1 : run->steps[5][0];
-    REAL *restrict rate = run->data[6]; const int64_t rate_batch = dense ? 1 : run->steps[6][0];
+    REAL *restrict rate = dense ? NULL : run->data[6]; const int64_t rate_batch = dense ? 1 : run->steps[6][0];
     accumulator *restrict total_rate = run->data[7];
     const REAL margin = (REAL)run->params[0];
 
     accumulator total_rate_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL step_2 = step(margin - (input1[n * input1_batch] - input2[n * input2_batch]) * target[n * target_batch], 1);
-        const REAL product = target[n * target_batch] * step_2;
-        const REAL shifted = (input2[n * input2_batch] - input1[n * input1_batch]) * step_2 * direction_target[n * direction_target_batch] - product * direction_input1[n * direction_input1_batch] + product * direction_input2[n * direction_input2_batch];
-        if (rate) rate[n * rate_batch] = shifted;
-        accumulate(&total_rate_sum, shifted);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_rate_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL step_2 = step(margin - (input1[n * input1_batch] - input2[n * input2_batch]) * target[n * target_batch], 1);
+            const REAL product = target[n * target_batch] * step_2;
+            const REAL shifted = (input2[n * input2_batch] - input1[n * input1_batch]) * step_2 * direction_target[n * direction_target_batch] - product * direction_input1[n * direction_input1_batch] + product * direction_input2[n * direction_input2_batch];
+            if (rate) rate[n * rate_batch] = shifted;
+            total_rate_tile[n - first] = shifted;
+        }
+        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
     }
     add(total_rate, &total_rate_sum);
 }
 
 static void NAME(jvp_all_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->data[6] == NULL)
         NAME(jvp_all)(batch, run, 1);
     else
         NAME(jvp_all)(batch, run, 0);
@@ -292,15 +317,15 @@ static inline void NAME(hvp_all)(const int64_t batch, const losslib_run *run, co
     for (int64_t n = 0; n < batch; ++n) {
         const REAL step_2 = step(margin - (input1[n * input1_batch] - input2[n * input2_batch]) * target[n * target_batch], 1);
         const REAL product = step_2 * direction_target[n * direction_target_batch] * scale[n * scale_batch];
-        if (hvp_input1) hvp_input1[n * hvp_input1_batch] = -product;
-        if (hvp_input2) hvp_input2[n * hvp_input2_batch] = product;
-        if (hvp_target) hvp_target[n * hvp_target_batch] = step_2 * direction_input2[n * direction_input2_batch] * scale[n * scale_batch] - step_2 * direction_input1[n * direction_input1_batch] * scale[n * scale_batch];
+        if (dense || hvp_input1) hvp_input1[n * hvp_input1_batch] = -product;
+        if (dense || hvp_input2) hvp_input2[n * hvp_input2_batch] = product;
+        if (dense || hvp_target) hvp_target[n * hvp_target_batch] = step_2 * direction_input2[n * direction_input2_batch] * scale[n * scale_batch] - step_2 * direction_input1[n * direction_input1_batch] * scale[n * scale_batch];
     }
 }
 
 static void NAME(hvp_all_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->steps[7][0] == 1 && run->steps[8][0] == 1 && run->steps[9][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->steps[7][0] == 1 && run->steps[8][0] == 1 && run->steps[9][0] == 1 && run->data[7] != NULL && run->data[8] != NULL && run->data[9] != NULL)
         NAME(hvp_all)(batch, run, 1);
     else
         NAME(hvp_all)(batch, run, 0);
@@ -319,15 +344,15 @@ static inline void NAME(hessian_diag_all)(const int64_t batch, const losslib_run
     REAL *restrict hessian_target = run->data[3]; const int64_t hessian_target_batch = dense ? 1 : run->steps[3][0];
 
     for (int64_t n = 0; n < batch; ++n) {
-        if (hessian_input1) hessian_input1[n * hessian_input1_batch] = 0;
-        if (hessian_input2) hessian_input2[n * hessian_input2_batch] = 0;
-        if (hessian_target) hessian_target[n * hessian_target_batch] = 0;
+        if (dense || hessian_input1) hessian_input1[n * hessian_input1_batch] = 0;
+        if (dense || hessian_input2) hessian_input2[n * hessian_input2_batch] = 0;
+        if (dense || hessian_target) hessian_target[n * hessian_target_batch] = 0;
     }
 }
 
 static void NAME(hessian_diag_all_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1)
+    if (run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->data[1] != NULL && run->data[2] != NULL && run->data[3] != NULL)
         NAME(hessian_diag_all)(batch, run, 1);
     else
         NAME(hessian_diag_all)(batch, run, 0);

@@ -48,18 +48,25 @@ static inline void NAME(value)(const int64_t batch, const losslib_run *run, cons
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict weight = run->data[2]; const int64_t weight_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict loss = run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
+    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
     accumulator *restrict total_loss = run->data[4];
     accumulator *restrict total_weight = run->data[5];
 
     accumulator total_loss_sum = {0};
     accumulator total_weight_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL error = input[n * input_batch] - target[n * target_batch];
-        const REAL value = error * weight[n * weight_batch] * error;
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-        accumulate(&total_weight_sum, weight[n * weight_batch]);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_loss_tile[TILE];
+        REAL total_weight_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL error = input[n * input_batch] - target[n * target_batch];
+            const REAL value = error * weight[n * weight_batch] * error;
+            if (loss) loss[n * loss_batch] = value;
+            total_loss_tile[n - first] = value;
+            total_weight_tile[n - first] = weight[n * weight_batch];
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
+        accumulate_tile(&total_weight_sum, total_weight_tile, end - first);
     }
     add(total_loss, &total_loss_sum);
     add(total_weight, &total_weight_sum);
@@ -67,7 +74,7 @@ static inline void NAME(value)(const int64_t batch, const losslib_run *run, cons
 
 static void NAME(value_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->data[3] == NULL)
         NAME(value)(batch, run, 1);
     else
         NAME(value)(batch, run, 0);
@@ -85,8 +92,13 @@ static inline void NAME(weight)(const int64_t batch, const losslib_run *run, con
     accumulator *restrict total_weight = run->data[1];
 
     accumulator total_weight_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        accumulate(&total_weight_sum, weight[n * weight_batch]);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_weight_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            total_weight_tile[n - first] = weight[n * weight_batch];
+        }
+        accumulate_tile(&total_weight_sum, total_weight_tile, end - first);
     }
     add(total_weight, &total_weight_sum);
 }
@@ -111,20 +123,27 @@ static inline void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict weight = run->data[2]; const int64_t weight_batch = dense ? 0 : run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = dense ? 0 : run->steps[3][0];
-    REAL *restrict loss = run->data[4]; const int64_t loss_batch = dense ? 1 : run->steps[4][0];
+    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = dense ? 1 : run->steps[4][0];
     accumulator *restrict total_loss = run->data[5];
     accumulator *restrict total_weight = run->data[6];
     REAL *restrict grad_input = run->data[7]; const int64_t grad_input_batch = dense ? 1 : run->steps[7][0];
 
     accumulator total_loss_sum = {0};
     accumulator total_weight_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL error = input[n * input_batch] - target[n * target_batch];
-        const REAL value = error * weight[n * weight_batch] * error;
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-        accumulate(&total_weight_sum, weight[n * weight_batch]);
-        if (grad_input) grad_input[n * grad_input_batch] = 2 * error * weight[n * weight_batch] * scale[n * scale_batch];
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_loss_tile[TILE];
+        REAL total_weight_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL error = input[n * input_batch] - target[n * target_batch];
+            const REAL value = error * weight[n * weight_batch] * error;
+            if (loss) loss[n * loss_batch] = value;
+            total_loss_tile[n - first] = value;
+            total_weight_tile[n - first] = weight[n * weight_batch];
+            if (dense || grad_input) grad_input[n * grad_input_batch] = 2 * error * weight[n * weight_batch] * scale[n * scale_batch];
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
+        accumulate_tile(&total_weight_sum, total_weight_tile, end - first);
     }
     add(total_loss, &total_loss_sum);
     add(total_weight, &total_weight_sum);
@@ -132,7 +151,7 @@ static inline void NAME(value_and_grad)(const int64_t batch, const losslib_run *
 
 static void NAME(value_and_grad_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->steps[7][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 0 && run->steps[7][0] == 1 && run->data[4] == NULL && run->data[7] != NULL)
         NAME(value_and_grad)(batch, run, 1);
     else
         NAME(value_and_grad)(batch, run, 0);
@@ -150,22 +169,27 @@ static inline void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict weight = run->data[2]; const int64_t weight_batch = dense ? 0 : run->steps[2][0];
     const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = dense ? 1 : run->steps[3][0];
-    REAL *restrict rate = run->data[4]; const int64_t rate_batch = dense ? 1 : run->steps[4][0];
+    REAL *restrict rate = dense ? NULL : run->data[4]; const int64_t rate_batch = dense ? 1 : run->steps[4][0];
     accumulator *restrict total_rate = run->data[5];
 
     accumulator total_rate_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL error = input[n * input_batch] - target[n * target_batch];
-        const REAL product = 2 * error * weight[n * weight_batch] * direction_input[n * direction_input_batch];
-        if (rate) rate[n * rate_batch] = product;
-        accumulate(&total_rate_sum, product);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_rate_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL error = input[n * input_batch] - target[n * target_batch];
+            const REAL product = 2 * error * weight[n * weight_batch] * direction_input[n * direction_input_batch];
+            if (rate) rate[n * rate_batch] = product;
+            total_rate_tile[n - first] = product;
+        }
+        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
     }
     add(total_rate, &total_rate_sum);
 }
 
 static void NAME(jvp_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->data[4] == NULL)
         NAME(jvp)(batch, run, 1);
     else
         NAME(jvp)(batch, run, 0);
@@ -185,13 +209,13 @@ static inline void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
     REAL *restrict hvp_input = run->data[3]; const int64_t hvp_input_batch = dense ? 1 : run->steps[3][0];
 
     for (int64_t n = 0; n < batch; ++n) {
-        if (hvp_input) hvp_input[n * hvp_input_batch] = 2 * weight[n * weight_batch] * direction_input[n * direction_input_batch] * scale[n * scale_batch];
+        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = 2 * weight[n * weight_batch] * direction_input[n * direction_input_batch] * scale[n * scale_batch];
     }
 }
 
 static void NAME(hvp_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 0 && run->steps[1][0] == 0 && run->steps[2][0] == 1 && run->steps[3][0] == 1)
+    if (run->steps[0][0] == 0 && run->steps[1][0] == 0 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->data[3] != NULL)
         NAME(hvp)(batch, run, 1);
     else
         NAME(hvp)(batch, run, 0);
@@ -210,13 +234,13 @@ static inline void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
     REAL *restrict hessian_input = run->data[2]; const int64_t hessian_input_batch = dense ? 1 : run->steps[2][0];
 
     for (int64_t n = 0; n < batch; ++n) {
-        if (hessian_input) hessian_input[n * hessian_input_batch] = 2 * weight[n * weight_batch] * scale[n * scale_batch];
+        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = 2 * weight[n * weight_batch] * scale[n * scale_batch];
     }
 }
 
 static void NAME(hessian_diag_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 0 && run->steps[1][0] == 0 && run->steps[2][0] == 1)
+    if (run->steps[0][0] == 0 && run->steps[1][0] == 0 && run->steps[2][0] == 1 && run->data[2] != NULL)
         NAME(hessian_diag)(batch, run, 1);
     else
         NAME(hessian_diag)(batch, run, 0);
@@ -235,7 +259,7 @@ static inline void NAME(value_and_grad_all)(const int64_t batch, const losslib_r
     const REAL *restrict weight = run->data[2]; const int64_t weight_batch = dense ? 0 : run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = dense ? 0 : run->steps[3][0];
     const REAL *restrict scale_weight = run->data[4]; const int64_t scale_weight_batch = dense ? 0 : run->steps[4][0];
-    REAL *restrict loss = run->data[5]; const int64_t loss_batch = dense ? 1 : run->steps[5][0];
+    REAL *restrict loss = dense ? NULL : run->data[5]; const int64_t loss_batch = dense ? 1 : run->steps[5][0];
     accumulator *restrict total_loss = run->data[6];
     accumulator *restrict total_weight = run->data[7];
     REAL *restrict grad_input = run->data[8]; const int64_t grad_input_batch = dense ? 1 : run->steps[8][0];
@@ -244,16 +268,23 @@ static inline void NAME(value_and_grad_all)(const int64_t batch, const losslib_r
 
     accumulator total_loss_sum = {0};
     accumulator total_weight_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL error = input[n * input_batch] - target[n * target_batch];
-        const REAL value = error * weight[n * weight_batch] * error;
-        const REAL product = 2 * error * weight[n * weight_batch] * scale[n * scale_batch];
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-        accumulate(&total_weight_sum, weight[n * weight_batch]);
-        if (grad_input) grad_input[n * grad_input_batch] = product;
-        if (grad_target) grad_target[n * grad_target_batch] = -product;
-        if (grad_weight) grad_weight[n * grad_weight_batch] = error * scale[n * scale_batch] * error + scale_weight[n * scale_weight_batch];
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_loss_tile[TILE];
+        REAL total_weight_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL error = input[n * input_batch] - target[n * target_batch];
+            const REAL value = error * weight[n * weight_batch] * error;
+            const REAL product = 2 * error * weight[n * weight_batch] * scale[n * scale_batch];
+            if (loss) loss[n * loss_batch] = value;
+            total_loss_tile[n - first] = value;
+            total_weight_tile[n - first] = weight[n * weight_batch];
+            if (dense || grad_input) grad_input[n * grad_input_batch] = product;
+            if (dense || grad_target) grad_target[n * grad_target_batch] = -product;
+            if (dense || grad_weight) grad_weight[n * grad_weight_batch] = error * scale[n * scale_batch] * error + scale_weight[n * scale_weight_batch];
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
+        accumulate_tile(&total_weight_sum, total_weight_tile, end - first);
     }
     add(total_loss, &total_loss_sum);
     add(total_weight, &total_weight_sum);
@@ -261,7 +292,7 @@ static inline void NAME(value_and_grad_all)(const int64_t batch, const losslib_r
 
 static void NAME(value_and_grad_all_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 0 && run->steps[4][0] == 0 && run->steps[5][0] == 1 && run->steps[8][0] == 1 && run->steps[9][0] == 1 && run->steps[10][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 0 && run->steps[4][0] == 0 && run->steps[8][0] == 1 && run->steps[9][0] == 1 && run->steps[10][0] == 1 && run->data[5] == NULL && run->data[8] != NULL && run->data[9] != NULL && run->data[10] != NULL)
         NAME(value_and_grad_all)(batch, run, 1);
     else
         NAME(value_and_grad_all)(batch, run, 0);
@@ -281,19 +312,26 @@ static inline void NAME(jvp_all)(const int64_t batch, const losslib_run *run, co
     const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = dense ? 1 : run->steps[3][0];
     const REAL *restrict direction_target = run->data[4]; const int64_t direction_target_batch = dense ? 1 : run->steps[4][0];
     const REAL *restrict direction_weight = run->data[5]; const int64_t direction_weight_batch = dense ? 1 : run->steps[5][0];
-    REAL *restrict rate = run->data[6]; const int64_t rate_batch = dense ? 1 : run->steps[6][0];
+    REAL *restrict rate = dense ? NULL : run->data[6]; const int64_t rate_batch = dense ? 1 : run->steps[6][0];
     accumulator *restrict total_rate = run->data[7];
     accumulator *restrict total_weight_rate = run->data[8];
 
     accumulator total_rate_sum = {0};
     accumulator total_weight_rate_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL error = input[n * input_batch] - target[n * target_batch];
-        const REAL product = 2 * error * weight[n * weight_batch];
-        const REAL shifted = -product * direction_target[n * direction_target_batch] + error * direction_weight[n * direction_weight_batch] * error + product * direction_input[n * direction_input_batch];
-        if (rate) rate[n * rate_batch] = shifted;
-        accumulate(&total_rate_sum, shifted);
-        accumulate(&total_weight_rate_sum, direction_weight[n * direction_weight_batch]);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_rate_tile[TILE];
+        REAL total_weight_rate_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL error = input[n * input_batch] - target[n * target_batch];
+            const REAL product = 2 * error * weight[n * weight_batch];
+            const REAL shifted = -product * direction_target[n * direction_target_batch] + error * direction_weight[n * direction_weight_batch] * error + product * direction_input[n * direction_input_batch];
+            if (rate) rate[n * rate_batch] = shifted;
+            total_rate_tile[n - first] = shifted;
+            total_weight_rate_tile[n - first] = direction_weight[n * direction_weight_batch];
+        }
+        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
+        accumulate_tile(&total_weight_rate_sum, total_weight_rate_tile, end - first);
     }
     add(total_rate, &total_rate_sum);
     add(total_weight_rate, &total_weight_rate_sum);
@@ -301,7 +339,7 @@ static inline void NAME(jvp_all)(const int64_t batch, const losslib_run *run, co
 
 static void NAME(jvp_all_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->data[6] == NULL)
         NAME(jvp_all)(batch, run, 1);
     else
         NAME(jvp_all)(batch, run, 0);
@@ -336,15 +374,15 @@ static inline void NAME(hvp_all)(const int64_t batch, const losslib_run *run, co
         const REAL product_4 = product_3 * direction_target[n * direction_target_batch] * scale[n * scale_batch];
         const REAL product_5 = product * weight[n * weight_batch] * scale_rate[n * scale_rate_batch];
         const REAL product_6 = product_3 * direction_input[n * direction_input_batch] * scale[n * scale_batch];
-        if (hvp_input) hvp_input[n * hvp_input_batch] = product_2 - product_4 + product_5 + product_6;
-        if (hvp_target) hvp_target[n * hvp_target_batch] = -product_2 - product_6 + -product_5 + product_4;
-        if (hvp_weight) hvp_weight[n * hvp_weight_batch] = -product * direction_target[n * direction_target_batch] * scale[n * scale_batch] + error * scale_rate[n * scale_rate_batch] * error + product * direction_input[n * direction_input_batch] * scale[n * scale_batch] + scale_weight_rate[n * scale_weight_rate_batch];
+        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = product_2 - product_4 + product_5 + product_6;
+        if (dense || hvp_target) hvp_target[n * hvp_target_batch] = -product_2 - product_6 + -product_5 + product_4;
+        if (dense || hvp_weight) hvp_weight[n * hvp_weight_batch] = -product * direction_target[n * direction_target_batch] * scale[n * scale_batch] + error * scale_rate[n * scale_rate_batch] * error + product * direction_input[n * direction_input_batch] * scale[n * scale_batch] + scale_weight_rate[n * scale_weight_rate_batch];
     }
 }
 
 static void NAME(hvp_all_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 0 && run->steps[4][0] == 0 && run->steps[5][0] == 0 && run->steps[6][0] == 1 && run->steps[7][0] == 1 && run->steps[8][0] == 1 && run->steps[9][0] == 1 && run->steps[10][0] == 1 && run->steps[11][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 0 && run->steps[4][0] == 0 && run->steps[5][0] == 0 && run->steps[6][0] == 1 && run->steps[7][0] == 1 && run->steps[8][0] == 1 && run->steps[9][0] == 1 && run->steps[10][0] == 1 && run->steps[11][0] == 1 && run->data[9] != NULL && run->data[10] != NULL && run->data[11] != NULL)
         NAME(hvp_all)(batch, run, 1);
     else
         NAME(hvp_all)(batch, run, 0);

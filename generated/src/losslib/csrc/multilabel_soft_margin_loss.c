@@ -44,7 +44,7 @@ static inline void NAME(value)(const int64_t batch, const losslib_run *run, cons
     const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
     const REAL *restrict weight = run->data[2]; const int64_t weight_batch = run->steps[2][0], weight_classes = dense ? 1 : run->steps[2][1];
-    REAL *restrict loss = run->data[3]; const int64_t loss_batch = run->steps[3][0];
+    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = run->steps[3][0];
     accumulator *restrict total_loss = run->data[4];
 
     accumulator total_loss_sum = {0};
@@ -66,7 +66,7 @@ static inline void NAME(value)(const int64_t batch, const losslib_run *run, cons
 
 static void NAME(value_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->data[3] == NULL)
         NAME(value)(batch, run, 1);
     else
         NAME(value)(batch, run, 0);
@@ -85,7 +85,7 @@ static inline void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
     const REAL *restrict weight = run->data[2]; const int64_t weight_batch = run->steps[2][0], weight_classes = dense ? 1 : run->steps[2][1];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0];
+    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = run->steps[4][0];
     accumulator *restrict total_loss = run->data[5];
     REAL *restrict grad_input = run->data[6]; const int64_t grad_input_batch = run->steps[6][0], grad_input_classes = dense ? 1 : run->steps[6][1];
 
@@ -100,7 +100,7 @@ static inline void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         for (int64_t c = 0; c < classes; ++c) {
             const REAL difference = 1 - target_row[c * target_classes];
             const REAL p = sigmoid(input_row[c * input_classes]);
-            if (grad_input) grad_input_row[c * grad_input_classes] = -ratio * (target_row[c * target_classes] * sigmoid(-input_row[c * input_classes]) - difference * p) * weight_row[c * weight_classes];
+            if (dense || grad_input) grad_input_row[c * grad_input_classes] = -ratio * (target_row[c * target_classes] * sigmoid(-input_row[c * input_classes]) - difference * p) * weight_row[c * weight_classes];
             accumulate(&sum_product_sum, (difference * softplus(input_row[c * input_classes]) + target_row[c * target_classes] * softplus(-input_row[c * input_classes])) * weight_row[c * weight_classes]);
         }
         const REAL sum_product = value_of(&sum_product_sum);
@@ -113,7 +113,7 @@ static inline void NAME(value_and_grad)(const int64_t batch, const losslib_run *
 
 static void NAME(value_and_grad_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[6][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[6][1] == 1 && run->data[4] == NULL && run->data[6] != NULL)
         NAME(value_and_grad)(batch, run, 1);
     else
         NAME(value_and_grad)(batch, run, 0);
@@ -132,7 +132,7 @@ static inline void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
     const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
     const REAL *restrict weight = run->data[2]; const int64_t weight_batch = run->steps[2][0], weight_classes = dense ? 1 : run->steps[2][1];
     const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = run->steps[3][0], direction_input_classes = dense ? 1 : run->steps[3][1];
-    REAL *restrict rate = run->data[4]; const int64_t rate_batch = run->steps[4][0];
+    REAL *restrict rate = dense ? NULL : run->data[4]; const int64_t rate_batch = run->steps[4][0];
     accumulator *restrict total_rate = run->data[5];
 
     accumulator total_rate_sum = {0};
@@ -156,7 +156,7 @@ static inline void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
 
 static void NAME(jvp_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->data[4] == NULL)
         NAME(jvp)(batch, run, 1);
     else
         NAME(jvp)(batch, run, 0);
@@ -185,14 +185,14 @@ static inline void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         const REAL ratio = scale[n * scale_batch] / (REAL)classes;
         for (int64_t c = 0; c < classes; ++c) {
             const REAL p = sigmoid(input_row[c * input_classes]);
-            if (hvp_input) hvp_input_row[c * hvp_input_classes] = ratio * weight_row[c * weight_classes] * sigmoid(-input_row[c * input_classes]) * p * direction_input_row[c * direction_input_classes];
+            if (dense || hvp_input) hvp_input_row[c * hvp_input_classes] = ratio * weight_row[c * weight_classes] * sigmoid(-input_row[c * input_classes]) * p * direction_input_row[c * direction_input_classes];
         }
     }
 }
 
 static void NAME(hvp_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[3][1] == 1 && run->steps[4][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[3][1] == 1 && run->steps[4][1] == 1 && run->data[4] != NULL)
         NAME(hvp)(batch, run, 1);
     else
         NAME(hvp)(batch, run, 0);
@@ -219,14 +219,14 @@ static inline void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
         const REAL ratio = scale[n * scale_batch] / (REAL)classes;
         for (int64_t c = 0; c < classes; ++c) {
             const REAL p = sigmoid(input_row[c * input_classes]);
-            if (hessian_input) hessian_input_row[c * hessian_input_classes] = ratio * weight_row[c * weight_classes] * sigmoid(-input_row[c * input_classes]) * p;
+            if (dense || hessian_input) hessian_input_row[c * hessian_input_classes] = ratio * weight_row[c * weight_classes] * sigmoid(-input_row[c * input_classes]) * p;
         }
     }
 }
 
 static void NAME(hessian_diag_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[3][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[3][1] == 1 && run->data[3] != NULL)
         NAME(hessian_diag)(batch, run, 1);
     else
         NAME(hessian_diag)(batch, run, 0);
@@ -245,7 +245,7 @@ static inline void NAME(value_and_grad_all)(const int64_t batch, const losslib_r
     const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
     const REAL *restrict weight = run->data[2]; const int64_t weight_batch = run->steps[2][0], weight_classes = dense ? 1 : run->steps[2][1];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0];
+    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = run->steps[4][0];
     accumulator *restrict total_loss = run->data[5];
     REAL *restrict grad_input = run->data[6]; const int64_t grad_input_batch = run->steps[6][0], grad_input_classes = dense ? 1 : run->steps[6][1];
     REAL *restrict grad_target = run->data[7]; const int64_t grad_target_batch = run->steps[7][0], grad_target_classes = dense ? 1 : run->steps[7][1];
@@ -267,9 +267,9 @@ static inline void NAME(value_and_grad_all)(const int64_t batch, const losslib_r
             const REAL softplus_input = softplus(input_row[c * input_classes]);
             const REAL softplus_minus_input = softplus(-input_row[c * input_classes]);
             const REAL shifted = difference * softplus_input + target_row[c * target_classes] * softplus_minus_input;
-            if (grad_input) grad_input_row[c * grad_input_classes] = -ratio * (target_row[c * target_classes] * sigmoid(-input_row[c * input_classes]) - difference * p) * weight_row[c * weight_classes];
-            if (grad_target) grad_target_row[c * grad_target_classes] = -ratio * (softplus_input - softplus_minus_input) * weight_row[c * weight_classes];
-            if (grad_weight) grad_weight_row[c * grad_weight_classes] = ratio * shifted;
+            if (dense || grad_input) grad_input_row[c * grad_input_classes] = -ratio * (target_row[c * target_classes] * sigmoid(-input_row[c * input_classes]) - difference * p) * weight_row[c * weight_classes];
+            if (dense || grad_target) grad_target_row[c * grad_target_classes] = -ratio * (softplus_input - softplus_minus_input) * weight_row[c * weight_classes];
+            if (dense || grad_weight) grad_weight_row[c * grad_weight_classes] = ratio * shifted;
             accumulate(&sum_product_sum, shifted * weight_row[c * weight_classes]);
         }
         const REAL sum_product = value_of(&sum_product_sum);
@@ -282,7 +282,7 @@ static inline void NAME(value_and_grad_all)(const int64_t batch, const losslib_r
 
 static void NAME(value_and_grad_all_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->steps[8][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->steps[8][1] == 1 && run->data[4] == NULL && run->data[6] != NULL && run->data[7] != NULL && run->data[8] != NULL)
         NAME(value_and_grad_all)(batch, run, 1);
     else
         NAME(value_and_grad_all)(batch, run, 0);
@@ -303,7 +303,7 @@ static inline void NAME(jvp_all)(const int64_t batch, const losslib_run *run, co
     const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = run->steps[3][0], direction_input_classes = dense ? 1 : run->steps[3][1];
     const REAL *restrict direction_target = run->data[4]; const int64_t direction_target_batch = run->steps[4][0], direction_target_classes = dense ? 1 : run->steps[4][1];
     const REAL *restrict direction_weight = run->data[5]; const int64_t direction_weight_batch = run->steps[5][0], direction_weight_classes = dense ? 1 : run->steps[5][1];
-    REAL *restrict rate = run->data[6]; const int64_t rate_batch = run->steps[6][0];
+    REAL *restrict rate = dense ? NULL : run->data[6]; const int64_t rate_batch = run->steps[6][0];
     accumulator *restrict total_rate = run->data[7];
 
     accumulator total_rate_sum = {0};
@@ -332,7 +332,7 @@ static inline void NAME(jvp_all)(const int64_t batch, const losslib_run *run, co
 
 static void NAME(jvp_all_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->data[6] == NULL)
         NAME(jvp_all)(batch, run, 1);
     else
         NAME(jvp_all)(batch, run, 0);
@@ -375,16 +375,16 @@ static inline void NAME(hvp_all)(const int64_t batch, const losslib_run *run, co
             const REAL product = ratio * (target_row[c * target_classes] * sigmoid_minus_input - (1 - target_row[c * target_classes]) * p);
             const REAL product_2 = ratio * (sigmoid_minus_input + p) * weight_row[c * weight_classes];
             const REAL product_3 = ratio * (softplus(input_row[c * input_classes]) - softplus(-input_row[c * input_classes]));
-            if (hvp_input) hvp_input_row[c * hvp_input_classes] = ratio * weight_row[c * weight_classes] * sigmoid_minus_input * p * direction_input_row[c * direction_input_classes] - product * direction_weight_row[c * direction_weight_classes] - product_2 * direction_target_row[c * direction_target_classes];
-            if (hvp_target) hvp_target_row[c * hvp_target_classes] = -(product_2 * direction_input_row[c * direction_input_classes] + product_3 * direction_weight_row[c * direction_weight_classes]);
-            if (hvp_weight) hvp_weight_row[c * hvp_weight_classes] = -(product * direction_input_row[c * direction_input_classes] + product_3 * direction_target_row[c * direction_target_classes]);
+            if (dense || hvp_input) hvp_input_row[c * hvp_input_classes] = ratio * weight_row[c * weight_classes] * sigmoid_minus_input * p * direction_input_row[c * direction_input_classes] - product * direction_weight_row[c * direction_weight_classes] - product_2 * direction_target_row[c * direction_target_classes];
+            if (dense || hvp_target) hvp_target_row[c * hvp_target_classes] = -(product_2 * direction_input_row[c * direction_input_classes] + product_3 * direction_weight_row[c * direction_weight_classes]);
+            if (dense || hvp_weight) hvp_weight_row[c * hvp_weight_classes] = -(product * direction_input_row[c * direction_input_classes] + product_3 * direction_target_row[c * direction_target_classes]);
         }
     }
 }
 
 static void NAME(hvp_all_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->steps[8][1] == 1 && run->steps[9][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->steps[8][1] == 1 && run->steps[9][1] == 1 && run->data[7] != NULL && run->data[8] != NULL && run->data[9] != NULL)
         NAME(hvp_all)(batch, run, 1);
     else
         NAME(hvp_all)(batch, run, 0);
@@ -415,16 +415,16 @@ static inline void NAME(hessian_diag_all)(const int64_t batch, const losslib_run
         const REAL ratio = scale[n * scale_batch] / (REAL)classes;
         for (int64_t c = 0; c < classes; ++c) {
             const REAL p = sigmoid(input_row[c * input_classes]);
-            if (hessian_input) hessian_input_row[c * hessian_input_classes] = ratio * weight_row[c * weight_classes] * sigmoid(-input_row[c * input_classes]) * p;
-            if (hessian_target) hessian_target_row[c * hessian_target_classes] = 0;
-            if (hessian_weight) hessian_weight_row[c * hessian_weight_classes] = 0;
+            if (dense || hessian_input) hessian_input_row[c * hessian_input_classes] = ratio * weight_row[c * weight_classes] * sigmoid(-input_row[c * input_classes]) * p;
+            if (dense || hessian_target) hessian_target_row[c * hessian_target_classes] = 0;
+            if (dense || hessian_weight) hessian_weight_row[c * hessian_weight_classes] = 0;
         }
     }
 }
 
 static void NAME(hessian_diag_all_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[3][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[3][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->data[3] != NULL && run->data[4] != NULL && run->data[5] != NULL)
         NAME(hessian_diag_all)(batch, run, 1);
     else
         NAME(hessian_diag_all)(batch, run, 0);

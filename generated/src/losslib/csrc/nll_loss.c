@@ -45,7 +45,7 @@ static inline void NAME(value)(const int64_t batch, const losslib_run *run, cons
     const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
     const int64_t *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0];
     const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
-    REAL *restrict loss = run->data[3]; const int64_t loss_batch = run->steps[3][0];
+    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = run->steps[3][0];
     accumulator *restrict total_loss = run->data[4];
     accumulator *restrict total_weight = run->data[5];
     const int64_t ignore_index = (int64_t)run->params[0];
@@ -68,7 +68,7 @@ static inline void NAME(value)(const int64_t batch, const losslib_run *run, cons
 
 static void NAME(value_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[2][0] == 1)
+    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->data[3] == NULL)
         NAME(value)(batch, run, 1);
     else
         NAME(value)(batch, run, 0);
@@ -117,7 +117,7 @@ static inline void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     const int64_t *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0];
     const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0];
+    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = run->steps[4][0];
     accumulator *restrict total_loss = run->data[5];
     accumulator *restrict total_weight = run->data[6];
     REAL *restrict grad_input = run->data[7]; const int64_t grad_input_batch = run->steps[7][0], grad_input_classes = dense ? 1 : run->steps[7][1];
@@ -133,7 +133,7 @@ static inline void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         const REAL weight_at_safe_target = weight[safe_target * weight_classes];
         const REAL product = weight_at_safe_target * scale[n * scale_batch];
         for (int64_t c = 0; c < classes; ++c) {
-            if (grad_input) grad_input_row[c * grad_input_classes] = ignored ? 0 : -product * (REAL)(c == safe_target ? 1 : 0);
+            if (dense || grad_input) grad_input_row[c * grad_input_classes] = ignored ? 0 : -product * (REAL)(c == safe_target ? 1 : 0);
         }
         const REAL value = ignored ? 0 : -input_row[safe_target * input_classes] * weight_at_safe_target;
         if (loss) loss[n * loss_batch] = value;
@@ -146,7 +146,7 @@ static inline void NAME(value_and_grad)(const int64_t batch, const losslib_run *
 
 static void NAME(value_and_grad_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[7][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[7][1] == 1 && run->data[4] == NULL && run->data[7] != NULL)
         NAME(value_and_grad)(batch, run, 1);
     else
         NAME(value_and_grad)(batch, run, 0);
@@ -163,7 +163,7 @@ static inline void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
     const int64_t *restrict target = run->data[0]; const int64_t target_batch = run->steps[0][0];
     const REAL *restrict weight = run->data[1]; const int64_t weight_classes = dense ? 1 : run->steps[1][0];
     const REAL *restrict direction_input = run->data[2]; const int64_t direction_input_batch = run->steps[2][0], direction_input_classes = dense ? 1 : run->steps[2][1];
-    REAL *restrict rate = run->data[3]; const int64_t rate_batch = run->steps[3][0];
+    REAL *restrict rate = dense ? NULL : run->data[3]; const int64_t rate_batch = run->steps[3][0];
     accumulator *restrict total_rate = run->data[4];
     const int64_t ignore_index = (int64_t)run->params[0];
 
@@ -181,7 +181,7 @@ static inline void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
 
 static void NAME(jvp_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[1][0] == 1 && run->steps[2][1] == 1)
+    if (run->steps[1][0] == 1 && run->steps[2][1] == 1 && run->data[3] == NULL)
         NAME(jvp)(batch, run, 1);
     else
         NAME(jvp)(batch, run, 0);
@@ -201,14 +201,14 @@ static inline void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
     for (int64_t n = 0; n < batch; ++n) {
         REAL *hvp_input_row = hvp_input + n * hvp_input_batch;
         for (int64_t c = 0; c < classes; ++c) {
-            if (hvp_input) hvp_input_row[c * hvp_input_classes] = 0;
+            if (dense || hvp_input) hvp_input_row[c * hvp_input_classes] = 0;
         }
     }
 }
 
 static void NAME(hvp_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[1][1] == 1)
+    if (run->steps[1][1] == 1 && run->data[1] != NULL)
         NAME(hvp)(batch, run, 1);
     else
         NAME(hvp)(batch, run, 0);
@@ -228,14 +228,14 @@ static inline void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
     for (int64_t n = 0; n < batch; ++n) {
         REAL *hessian_input_row = hessian_input + n * hessian_input_batch;
         for (int64_t c = 0; c < classes; ++c) {
-            if (hessian_input) hessian_input_row[c * hessian_input_classes] = 0;
+            if (dense || hessian_input) hessian_input_row[c * hessian_input_classes] = 0;
         }
     }
 }
 
 static void NAME(hessian_diag_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[1][1] == 1)
+    if (run->steps[1][1] == 1 && run->data[1] != NULL)
         NAME(hessian_diag)(batch, run, 1);
     else
         NAME(hessian_diag)(batch, run, 0);
@@ -255,7 +255,7 @@ static inline void NAME(value_and_grad_all)(const int64_t batch, const losslib_r
     const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
     const REAL *restrict scale_weight = run->data[4]; const int64_t scale_weight_batch = run->steps[4][0];
-    REAL *restrict loss = run->data[5]; const int64_t loss_batch = run->steps[5][0];
+    REAL *restrict loss = dense ? NULL : run->data[5]; const int64_t loss_batch = run->steps[5][0];
     accumulator *restrict total_loss = run->data[6];
     accumulator *restrict total_weight = run->data[7];
     REAL *restrict grad_input = run->data[8]; const int64_t grad_input_batch = run->steps[8][0], grad_input_classes = dense ? 1 : run->steps[8][1];
@@ -275,8 +275,8 @@ static inline void NAME(value_and_grad_all)(const int64_t batch, const losslib_r
         const REAL product_2 = input_at_safe_target * scale[n * scale_batch];
         for (int64_t c = 0; c < classes; ++c) {
             const REAL choice = (REAL)(c == safe_target ? 1 : 0);
-            if (grad_input) grad_input_row[c * grad_input_classes] = ignored ? 0 : -product * choice;
-            if (grad_weight) accumulate(&grad_weight[c * grad_weight_classes], (ignored ? 0 : scale_weight[n * scale_weight_batch] * choice) + (ignored ? 0 : -product_2 * choice));
+            if (dense || grad_input) grad_input_row[c * grad_input_classes] = ignored ? 0 : -product * choice;
+            if (dense || grad_weight) accumulate(&grad_weight[c * grad_weight_classes], (ignored ? 0 : scale_weight[n * scale_weight_batch] * choice) + (ignored ? 0 : -product_2 * choice));
         }
         const REAL value = ignored ? 0 : -input_at_safe_target * weight_at_safe_target;
         if (loss) loss[n * loss_batch] = value;
@@ -289,7 +289,7 @@ static inline void NAME(value_and_grad_all)(const int64_t batch, const losslib_r
 
 static void NAME(value_and_grad_all_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[8][1] == 1 && run->steps[9][0] == 1)
+    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[8][1] == 1 && run->steps[9][0] == 1 && run->data[5] == NULL && run->data[8] != NULL && run->data[9] != NULL)
         NAME(value_and_grad_all)(batch, run, 1);
     else
         NAME(value_and_grad_all)(batch, run, 0);
@@ -308,7 +308,7 @@ static inline void NAME(jvp_all)(const int64_t batch, const losslib_run *run, co
     const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
     const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = run->steps[3][0], direction_input_classes = dense ? 1 : run->steps[3][1];
     const REAL *restrict direction_weight = run->data[4]; const int64_t direction_weight_classes = dense ? 1 : run->steps[4][0];
-    REAL *restrict rate = run->data[5]; const int64_t rate_batch = run->steps[5][0];
+    REAL *restrict rate = dense ? NULL : run->data[5]; const int64_t rate_batch = run->steps[5][0];
     accumulator *restrict total_rate = run->data[6];
     accumulator *restrict total_weight_rate = run->data[7];
     const int64_t ignore_index = (int64_t)run->params[0];
@@ -332,7 +332,7 @@ static inline void NAME(jvp_all)(const int64_t batch, const losslib_run *run, co
 
 static void NAME(jvp_all_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[3][1] == 1 && run->steps[4][0] == 1)
+    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[3][1] == 1 && run->steps[4][0] == 1 && run->data[5] == NULL)
         NAME(jvp_all)(batch, run, 1);
     else
         NAME(jvp_all)(batch, run, 0);
@@ -371,15 +371,15 @@ static inline void NAME(hvp_all)(const int64_t batch, const losslib_run *run, co
         const REAL product_4 = input_row[safe_target * input_classes] * scale_rate[n * scale_rate_batch];
         for (int64_t c = 0; c < classes; ++c) {
             const REAL choice = (REAL)(c == safe_target ? 1 : 0);
-            if (hvp_input) hvp_input_row[c * hvp_input_classes] = ignored ? 0 : -(product * choice + product_2 * choice);
-            if (hvp_weight) accumulate(&hvp_weight[c * hvp_weight_classes], (ignored ? 0 : scale_weight_rate[n * scale_weight_rate_batch] * choice) + (ignored ? 0 : -(product_3 * choice + product_4 * choice)));
+            if (dense || hvp_input) hvp_input_row[c * hvp_input_classes] = ignored ? 0 : -(product * choice + product_2 * choice);
+            if (dense || hvp_weight) accumulate(&hvp_weight[c * hvp_weight_classes], (ignored ? 0 : scale_weight_rate[n * scale_weight_rate_batch] * choice) + (ignored ? 0 : -(product_3 * choice + product_4 * choice)));
         }
     }
 }
 
 static void NAME(hvp_all_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[6][1] == 1 && run->steps[7][0] == 1 && run->steps[8][1] == 1 && run->steps[9][0] == 1)
+    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[6][1] == 1 && run->steps[7][0] == 1 && run->steps[8][1] == 1 && run->steps[9][0] == 1 && run->data[8] != NULL && run->data[9] != NULL)
         NAME(hvp_all)(batch, run, 1);
     else
         NAME(hvp_all)(batch, run, 0);

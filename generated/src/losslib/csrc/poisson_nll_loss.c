@@ -40,23 +40,28 @@ static inline void NAME(value__log_input_yes__full_yes)(const int64_t batch, con
 {
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    REAL *restrict loss = run->data[2]; const int64_t loss_batch = dense ? 1 : run->steps[2][0];
+    REAL *restrict loss = dense ? NULL : run->data[2]; const int64_t loss_batch = dense ? 1 : run->steps[2][0];
     accumulator *restrict total_loss = run->data[3];
 
     accumulator total_loss_sum = {0};
     const REAL product = 2 * ((REAL)3.141592653589793238462643383279502884197L);
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL stirling = (REAL)0.5 * log(product * target[n * target_batch]) - target[n * target_batch] + xlogy(target[n * target_batch], target[n * target_batch]);
-        const REAL value = exp(input[n * input_batch]) - input[n * input_batch] * target[n * target_batch] + (target[n * target_batch] > 1 ? stirling : 0);
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_loss_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL stirling = (REAL)0.5 * log(product * target[n * target_batch]) - target[n * target_batch] + xlogy(target[n * target_batch], target[n * target_batch]);
+            const REAL value = exp(input[n * input_batch]) - input[n * input_batch] * target[n * target_batch] + (target[n * target_batch] > 1 ? stirling : 0);
+            if (loss) loss[n * loss_batch] = value;
+            total_loss_tile[n - first] = value;
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
     add(total_loss, &total_loss_sum);
 }
 
 static void NAME(value__log_input_yes__full_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->data[2] == NULL)
         NAME(value__log_input_yes__full_yes)(batch, run, 1);
     else
         NAME(value__log_input_yes__full_yes)(batch, run, 0);
@@ -73,26 +78,31 @@ static inline void NAME(value_and_grad__log_input_yes__full_yes)(const int64_t b
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict loss = run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
+    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
     accumulator *restrict total_loss = run->data[4];
     REAL *restrict grad_input = run->data[5]; const int64_t grad_input_batch = dense ? 1 : run->steps[5][0];
 
     accumulator total_loss_sum = {0};
     const REAL product = 2 * ((REAL)3.141592653589793238462643383279502884197L);
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL exp_input = exp(input[n * input_batch]);
-        const REAL stirling = (REAL)0.5 * log(product * target[n * target_batch]) - target[n * target_batch] + xlogy(target[n * target_batch], target[n * target_batch]);
-        const REAL value = exp_input - input[n * input_batch] * target[n * target_batch] + (target[n * target_batch] > 1 ? stirling : 0);
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-        if (grad_input) grad_input[n * grad_input_batch] = (exp_input - target[n * target_batch]) * scale[n * scale_batch];
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_loss_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL exp_input = exp(input[n * input_batch]);
+            const REAL stirling = (REAL)0.5 * log(product * target[n * target_batch]) - target[n * target_batch] + xlogy(target[n * target_batch], target[n * target_batch]);
+            const REAL value = exp_input - input[n * input_batch] * target[n * target_batch] + (target[n * target_batch] > 1 ? stirling : 0);
+            if (loss) loss[n * loss_batch] = value;
+            total_loss_tile[n - first] = value;
+            if (dense || grad_input) grad_input[n * grad_input_batch] = (exp_input - target[n * target_batch]) * scale[n * scale_batch];
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
     add(total_loss, &total_loss_sum);
 }
 
 static void NAME(value_and_grad__log_input_yes__full_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[5][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[5][0] == 1 && run->data[3] == NULL && run->data[5] != NULL)
         NAME(value_and_grad__log_input_yes__full_yes)(batch, run, 1);
     else
         NAME(value_and_grad__log_input_yes__full_yes)(batch, run, 0);
@@ -109,21 +119,26 @@ static inline void NAME(jvp__log_input_yes__full_yes)(const int64_t batch, const
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict direction_input = run->data[2]; const int64_t direction_input_batch = dense ? 1 : run->steps[2][0];
-    REAL *restrict rate = run->data[3]; const int64_t rate_batch = dense ? 1 : run->steps[3][0];
+    REAL *restrict rate = dense ? NULL : run->data[3]; const int64_t rate_batch = dense ? 1 : run->steps[3][0];
     accumulator *restrict total_rate = run->data[4];
 
     accumulator total_rate_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL product = (exp(input[n * input_batch]) - target[n * target_batch]) * direction_input[n * direction_input_batch];
-        if (rate) rate[n * rate_batch] = product;
-        accumulate(&total_rate_sum, product);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_rate_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL product = (exp(input[n * input_batch]) - target[n * target_batch]) * direction_input[n * direction_input_batch];
+            if (rate) rate[n * rate_batch] = product;
+            total_rate_tile[n - first] = product;
+        }
+        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
     }
     add(total_rate, &total_rate_sum);
 }
 
 static void NAME(jvp__log_input_yes__full_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->data[3] == NULL)
         NAME(jvp__log_input_yes__full_yes)(batch, run, 1);
     else
         NAME(jvp__log_input_yes__full_yes)(batch, run, 0);
@@ -143,13 +158,13 @@ static inline void NAME(hvp__log_input_yes__full_yes)(const int64_t batch, const
     REAL *restrict hvp_input = run->data[3]; const int64_t hvp_input_batch = dense ? 1 : run->steps[3][0];
 
     for (int64_t n = 0; n < batch; ++n) {
-        if (hvp_input) hvp_input[n * hvp_input_batch] = exp(input[n * input_batch]) * direction_input[n * direction_input_batch] * scale[n * scale_batch];
+        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = exp(input[n * input_batch]) * direction_input[n * direction_input_batch] * scale[n * scale_batch];
     }
 }
 
 static void NAME(hvp__log_input_yes__full_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 0 && run->steps[2][0] == 1 && run->steps[3][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 0 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->data[3] != NULL)
         NAME(hvp__log_input_yes__full_yes)(batch, run, 1);
     else
         NAME(hvp__log_input_yes__full_yes)(batch, run, 0);
@@ -168,13 +183,13 @@ static inline void NAME(hessian_diag__log_input_yes__full_yes)(const int64_t bat
     REAL *restrict hessian_input = run->data[2]; const int64_t hessian_input_batch = dense ? 1 : run->steps[2][0];
 
     for (int64_t n = 0; n < batch; ++n) {
-        if (hessian_input) hessian_input[n * hessian_input_batch] = exp(input[n * input_batch]) * scale[n * scale_batch];
+        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = exp(input[n * input_batch]) * scale[n * scale_batch];
     }
 }
 
 static void NAME(hessian_diag__log_input_yes__full_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 0 && run->steps[2][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 0 && run->steps[2][0] == 1 && run->data[2] != NULL)
         NAME(hessian_diag__log_input_yes__full_yes)(batch, run, 1);
     else
         NAME(hessian_diag__log_input_yes__full_yes)(batch, run, 0);
@@ -191,29 +206,34 @@ static inline void NAME(value_and_grad_all__log_input_yes__full_yes)(const int64
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict loss = run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
+    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
     accumulator *restrict total_loss = run->data[4];
     REAL *restrict grad_input = run->data[5]; const int64_t grad_input_batch = dense ? 1 : run->steps[5][0];
     REAL *restrict grad_target = run->data[6]; const int64_t grad_target_batch = dense ? 1 : run->steps[6][0];
 
     accumulator total_loss_sum = {0};
     const REAL product = 2 * ((REAL)3.141592653589793238462643383279502884197L);
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL exp_input = exp(input[n * input_batch]);
-        const int above = target[n * target_batch] > 1;
-        const REAL stirling = (REAL)0.5 * log(product * target[n * target_batch]) - target[n * target_batch] + xlogy(target[n * target_batch], target[n * target_batch]);
-        const REAL value = exp_input - input[n * input_batch] * target[n * target_batch] + (above ? stirling : 0);
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-        if (grad_input) grad_input[n * grad_input_batch] = (exp_input - target[n * target_batch]) * scale[n * scale_batch];
-        if (grad_target) grad_target[n * grad_target_batch] = (above ? log(target[n * target_batch]) + (REAL)0.5 / target[n * target_batch] : 0) * scale[n * scale_batch] - input[n * input_batch] * scale[n * scale_batch];
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_loss_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL exp_input = exp(input[n * input_batch]);
+            const int above = target[n * target_batch] > 1;
+            const REAL stirling = (REAL)0.5 * log(product * target[n * target_batch]) - target[n * target_batch] + xlogy(target[n * target_batch], target[n * target_batch]);
+            const REAL value = exp_input - input[n * input_batch] * target[n * target_batch] + (above ? stirling : 0);
+            if (loss) loss[n * loss_batch] = value;
+            total_loss_tile[n - first] = value;
+            if (dense || grad_input) grad_input[n * grad_input_batch] = (exp_input - target[n * target_batch]) * scale[n * scale_batch];
+            if (dense || grad_target) grad_target[n * grad_target_batch] = (above ? log(target[n * target_batch]) + (REAL)0.5 / target[n * target_batch] : 0) * scale[n * scale_batch] - input[n * input_batch] * scale[n * scale_batch];
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
     add(total_loss, &total_loss_sum);
 }
 
 static void NAME(value_and_grad_all__log_input_yes__full_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->data[3] == NULL && run->data[5] != NULL && run->data[6] != NULL)
         NAME(value_and_grad_all__log_input_yes__full_yes)(batch, run, 1);
     else
         NAME(value_and_grad_all__log_input_yes__full_yes)(batch, run, 0);
@@ -231,21 +251,26 @@ static inline void NAME(jvp_all__log_input_yes__full_yes)(const int64_t batch, c
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict direction_input = run->data[2]; const int64_t direction_input_batch = dense ? 1 : run->steps[2][0];
     const REAL *restrict direction_target = run->data[3]; const int64_t direction_target_batch = dense ? 1 : run->steps[3][0];
-    REAL *restrict rate = run->data[4]; const int64_t rate_batch = dense ? 1 : run->steps[4][0];
+    REAL *restrict rate = dense ? NULL : run->data[4]; const int64_t rate_batch = dense ? 1 : run->steps[4][0];
     accumulator *restrict total_rate = run->data[5];
 
     accumulator total_rate_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL shifted = (exp(input[n * input_batch]) - target[n * target_batch]) * direction_input[n * direction_input_batch] - input[n * input_batch] * direction_target[n * direction_target_batch] + (target[n * target_batch] > 1 ? (log(target[n * target_batch]) + (REAL)0.5 / target[n * target_batch]) * direction_target[n * direction_target_batch] : 0);
-        if (rate) rate[n * rate_batch] = shifted;
-        accumulate(&total_rate_sum, shifted);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_rate_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL shifted = (exp(input[n * input_batch]) - target[n * target_batch]) * direction_input[n * direction_input_batch] - input[n * input_batch] * direction_target[n * direction_target_batch] + (target[n * target_batch] > 1 ? (log(target[n * target_batch]) + (REAL)0.5 / target[n * target_batch]) * direction_target[n * direction_target_batch] : 0);
+            if (rate) rate[n * rate_batch] = shifted;
+            total_rate_tile[n - first] = shifted;
+        }
+        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
     }
     add(total_rate, &total_rate_sum);
 }
 
 static void NAME(jvp_all__log_input_yes__full_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->steps[4][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->data[4] == NULL)
         NAME(jvp_all__log_input_yes__full_yes)(batch, run, 1);
     else
         NAME(jvp_all__log_input_yes__full_yes)(batch, run, 0);
@@ -268,14 +293,14 @@ static inline void NAME(hvp_all__log_input_yes__full_yes)(const int64_t batch, c
     REAL *restrict hvp_target = run->data[6]; const int64_t hvp_target_batch = dense ? 1 : run->steps[6][0];
 
     for (int64_t n = 0; n < batch; ++n) {
-        if (hvp_input) hvp_input[n * hvp_input_batch] = exp(input[n * input_batch]) * direction_input[n * direction_input_batch] * scale[n * scale_batch] - direction_target[n * direction_target_batch] * scale[n * scale_batch];
-        if (hvp_target) hvp_target[n * hvp_target_batch] = (target[n * target_batch] > 1 ? (1 / target[n * target_batch] - (REAL)0.5 / target[n * target_batch] / target[n * target_batch]) * direction_target[n * direction_target_batch] : 0) * scale[n * scale_batch] - direction_input[n * direction_input_batch] * scale[n * scale_batch];
+        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = exp(input[n * input_batch]) * direction_input[n * direction_input_batch] * scale[n * scale_batch] - direction_target[n * direction_target_batch] * scale[n * scale_batch];
+        if (dense || hvp_target) hvp_target[n * hvp_target_batch] = (target[n * target_batch] > 1 ? (1 / target[n * target_batch] - (REAL)0.5 / target[n * target_batch] / target[n * target_batch]) * direction_target[n * direction_target_batch] : 0) * scale[n * scale_batch] - direction_input[n * direction_input_batch] * scale[n * scale_batch];
     }
 }
 
 static void NAME(hvp_all__log_input_yes__full_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->data[5] != NULL && run->data[6] != NULL)
         NAME(hvp_all__log_input_yes__full_yes)(batch, run, 1);
     else
         NAME(hvp_all__log_input_yes__full_yes)(batch, run, 0);
@@ -296,14 +321,14 @@ static inline void NAME(hessian_diag_all__log_input_yes__full_yes)(const int64_t
     REAL *restrict hessian_target = run->data[4]; const int64_t hessian_target_batch = dense ? 1 : run->steps[4][0];
 
     for (int64_t n = 0; n < batch; ++n) {
-        if (hessian_input) hessian_input[n * hessian_input_batch] = exp(input[n * input_batch]) * scale[n * scale_batch];
-        if (hessian_target) hessian_target[n * hessian_target_batch] = (target[n * target_batch] > 1 ? 1 / target[n * target_batch] - (REAL)0.5 / target[n * target_batch] / target[n * target_batch] : 0) * scale[n * scale_batch];
+        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = exp(input[n * input_batch]) * scale[n * scale_batch];
+        if (dense || hessian_target) hessian_target[n * hessian_target_batch] = (target[n * target_batch] > 1 ? 1 / target[n * target_batch] - (REAL)0.5 / target[n * target_batch] / target[n * target_batch] : 0) * scale[n * scale_batch];
     }
 }
 
 static void NAME(hessian_diag_all__log_input_yes__full_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->data[3] != NULL && run->data[4] != NULL)
         NAME(hessian_diag_all__log_input_yes__full_yes)(batch, run, 1);
     else
         NAME(hessian_diag_all__log_input_yes__full_yes)(batch, run, 0);
@@ -319,21 +344,26 @@ static inline void NAME(value__log_input_yes__full_no)(const int64_t batch, cons
 {
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    REAL *restrict loss = run->data[2]; const int64_t loss_batch = dense ? 1 : run->steps[2][0];
+    REAL *restrict loss = dense ? NULL : run->data[2]; const int64_t loss_batch = dense ? 1 : run->steps[2][0];
     accumulator *restrict total_loss = run->data[3];
 
     accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL value = exp(input[n * input_batch]) - input[n * input_batch] * target[n * target_batch];
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_loss_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL value = exp(input[n * input_batch]) - input[n * input_batch] * target[n * target_batch];
+            if (loss) loss[n * loss_batch] = value;
+            total_loss_tile[n - first] = value;
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
     add(total_loss, &total_loss_sum);
 }
 
 static void NAME(value__log_input_yes__full_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->data[2] == NULL)
         NAME(value__log_input_yes__full_no)(batch, run, 1);
     else
         NAME(value__log_input_yes__full_no)(batch, run, 0);
@@ -350,24 +380,29 @@ static inline void NAME(value_and_grad__log_input_yes__full_no)(const int64_t ba
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict loss = run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
+    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
     accumulator *restrict total_loss = run->data[4];
     REAL *restrict grad_input = run->data[5]; const int64_t grad_input_batch = dense ? 1 : run->steps[5][0];
 
     accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL exp_input = exp(input[n * input_batch]);
-        const REAL value = exp_input - input[n * input_batch] * target[n * target_batch];
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-        if (grad_input) grad_input[n * grad_input_batch] = (exp_input - target[n * target_batch]) * scale[n * scale_batch];
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_loss_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL exp_input = exp(input[n * input_batch]);
+            const REAL value = exp_input - input[n * input_batch] * target[n * target_batch];
+            if (loss) loss[n * loss_batch] = value;
+            total_loss_tile[n - first] = value;
+            if (dense || grad_input) grad_input[n * grad_input_batch] = (exp_input - target[n * target_batch]) * scale[n * scale_batch];
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
     add(total_loss, &total_loss_sum);
 }
 
 static void NAME(value_and_grad__log_input_yes__full_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[5][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[5][0] == 1 && run->data[3] == NULL && run->data[5] != NULL)
         NAME(value_and_grad__log_input_yes__full_no)(batch, run, 1);
     else
         NAME(value_and_grad__log_input_yes__full_no)(batch, run, 0);
@@ -384,21 +419,26 @@ static inline void NAME(jvp__log_input_yes__full_no)(const int64_t batch, const 
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict direction_input = run->data[2]; const int64_t direction_input_batch = dense ? 1 : run->steps[2][0];
-    REAL *restrict rate = run->data[3]; const int64_t rate_batch = dense ? 1 : run->steps[3][0];
+    REAL *restrict rate = dense ? NULL : run->data[3]; const int64_t rate_batch = dense ? 1 : run->steps[3][0];
     accumulator *restrict total_rate = run->data[4];
 
     accumulator total_rate_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL product = (exp(input[n * input_batch]) - target[n * target_batch]) * direction_input[n * direction_input_batch];
-        if (rate) rate[n * rate_batch] = product;
-        accumulate(&total_rate_sum, product);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_rate_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL product = (exp(input[n * input_batch]) - target[n * target_batch]) * direction_input[n * direction_input_batch];
+            if (rate) rate[n * rate_batch] = product;
+            total_rate_tile[n - first] = product;
+        }
+        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
     }
     add(total_rate, &total_rate_sum);
 }
 
 static void NAME(jvp__log_input_yes__full_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->data[3] == NULL)
         NAME(jvp__log_input_yes__full_no)(batch, run, 1);
     else
         NAME(jvp__log_input_yes__full_no)(batch, run, 0);
@@ -418,13 +458,13 @@ static inline void NAME(hvp__log_input_yes__full_no)(const int64_t batch, const 
     REAL *restrict hvp_input = run->data[3]; const int64_t hvp_input_batch = dense ? 1 : run->steps[3][0];
 
     for (int64_t n = 0; n < batch; ++n) {
-        if (hvp_input) hvp_input[n * hvp_input_batch] = exp(input[n * input_batch]) * direction_input[n * direction_input_batch] * scale[n * scale_batch];
+        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = exp(input[n * input_batch]) * direction_input[n * direction_input_batch] * scale[n * scale_batch];
     }
 }
 
 static void NAME(hvp__log_input_yes__full_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 0 && run->steps[2][0] == 1 && run->steps[3][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 0 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->data[3] != NULL)
         NAME(hvp__log_input_yes__full_no)(batch, run, 1);
     else
         NAME(hvp__log_input_yes__full_no)(batch, run, 0);
@@ -443,13 +483,13 @@ static inline void NAME(hessian_diag__log_input_yes__full_no)(const int64_t batc
     REAL *restrict hessian_input = run->data[2]; const int64_t hessian_input_batch = dense ? 1 : run->steps[2][0];
 
     for (int64_t n = 0; n < batch; ++n) {
-        if (hessian_input) hessian_input[n * hessian_input_batch] = exp(input[n * input_batch]) * scale[n * scale_batch];
+        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = exp(input[n * input_batch]) * scale[n * scale_batch];
     }
 }
 
 static void NAME(hessian_diag__log_input_yes__full_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 0 && run->steps[2][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 0 && run->steps[2][0] == 1 && run->data[2] != NULL)
         NAME(hessian_diag__log_input_yes__full_no)(batch, run, 1);
     else
         NAME(hessian_diag__log_input_yes__full_no)(batch, run, 0);
@@ -466,26 +506,31 @@ static inline void NAME(value_and_grad_all__log_input_yes__full_no)(const int64_
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict loss = run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
+    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
     accumulator *restrict total_loss = run->data[4];
     REAL *restrict grad_input = run->data[5]; const int64_t grad_input_batch = dense ? 1 : run->steps[5][0];
     REAL *restrict grad_target = run->data[6]; const int64_t grad_target_batch = dense ? 1 : run->steps[6][0];
 
     accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL exp_input = exp(input[n * input_batch]);
-        const REAL value = exp_input - input[n * input_batch] * target[n * target_batch];
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-        if (grad_input) grad_input[n * grad_input_batch] = (exp_input - target[n * target_batch]) * scale[n * scale_batch];
-        if (grad_target) grad_target[n * grad_target_batch] = -input[n * input_batch] * scale[n * scale_batch];
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_loss_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL exp_input = exp(input[n * input_batch]);
+            const REAL value = exp_input - input[n * input_batch] * target[n * target_batch];
+            if (loss) loss[n * loss_batch] = value;
+            total_loss_tile[n - first] = value;
+            if (dense || grad_input) grad_input[n * grad_input_batch] = (exp_input - target[n * target_batch]) * scale[n * scale_batch];
+            if (dense || grad_target) grad_target[n * grad_target_batch] = -input[n * input_batch] * scale[n * scale_batch];
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
     add(total_loss, &total_loss_sum);
 }
 
 static void NAME(value_and_grad_all__log_input_yes__full_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->data[3] == NULL && run->data[5] != NULL && run->data[6] != NULL)
         NAME(value_and_grad_all__log_input_yes__full_no)(batch, run, 1);
     else
         NAME(value_and_grad_all__log_input_yes__full_no)(batch, run, 0);
@@ -503,21 +548,26 @@ static inline void NAME(jvp_all__log_input_yes__full_no)(const int64_t batch, co
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict direction_input = run->data[2]; const int64_t direction_input_batch = dense ? 1 : run->steps[2][0];
     const REAL *restrict direction_target = run->data[3]; const int64_t direction_target_batch = dense ? 1 : run->steps[3][0];
-    REAL *restrict rate = run->data[4]; const int64_t rate_batch = dense ? 1 : run->steps[4][0];
+    REAL *restrict rate = dense ? NULL : run->data[4]; const int64_t rate_batch = dense ? 1 : run->steps[4][0];
     accumulator *restrict total_rate = run->data[5];
 
     accumulator total_rate_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL difference = (exp(input[n * input_batch]) - target[n * target_batch]) * direction_input[n * direction_input_batch] - input[n * input_batch] * direction_target[n * direction_target_batch];
-        if (rate) rate[n * rate_batch] = difference;
-        accumulate(&total_rate_sum, difference);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_rate_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL difference = (exp(input[n * input_batch]) - target[n * target_batch]) * direction_input[n * direction_input_batch] - input[n * input_batch] * direction_target[n * direction_target_batch];
+            if (rate) rate[n * rate_batch] = difference;
+            total_rate_tile[n - first] = difference;
+        }
+        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
     }
     add(total_rate, &total_rate_sum);
 }
 
 static void NAME(jvp_all__log_input_yes__full_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->steps[4][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->data[4] == NULL)
         NAME(jvp_all__log_input_yes__full_no)(batch, run, 1);
     else
         NAME(jvp_all__log_input_yes__full_no)(batch, run, 0);
@@ -539,14 +589,14 @@ static inline void NAME(hvp_all__log_input_yes__full_no)(const int64_t batch, co
     REAL *restrict hvp_target = run->data[5]; const int64_t hvp_target_batch = dense ? 1 : run->steps[5][0];
 
     for (int64_t n = 0; n < batch; ++n) {
-        if (hvp_input) hvp_input[n * hvp_input_batch] = exp(input[n * input_batch]) * direction_input[n * direction_input_batch] * scale[n * scale_batch] - direction_target[n * direction_target_batch] * scale[n * scale_batch];
-        if (hvp_target) hvp_target[n * hvp_target_batch] = -direction_input[n * direction_input_batch] * scale[n * scale_batch];
+        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = exp(input[n * input_batch]) * direction_input[n * direction_input_batch] * scale[n * scale_batch] - direction_target[n * direction_target_batch] * scale[n * scale_batch];
+        if (dense || hvp_target) hvp_target[n * hvp_target_batch] = -direction_input[n * direction_input_batch] * scale[n * scale_batch];
     }
 }
 
 static void NAME(hvp_all__log_input_yes__full_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 0 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->steps[5][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 0 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->data[4] != NULL && run->data[5] != NULL)
         NAME(hvp_all__log_input_yes__full_no)(batch, run, 1);
     else
         NAME(hvp_all__log_input_yes__full_no)(batch, run, 0);
@@ -566,14 +616,14 @@ static inline void NAME(hessian_diag_all__log_input_yes__full_no)(const int64_t 
     REAL *restrict hessian_target = run->data[3]; const int64_t hessian_target_batch = dense ? 1 : run->steps[3][0];
 
     for (int64_t n = 0; n < batch; ++n) {
-        if (hessian_input) hessian_input[n * hessian_input_batch] = exp(input[n * input_batch]) * scale[n * scale_batch];
-        if (hessian_target) hessian_target[n * hessian_target_batch] = 0;
+        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = exp(input[n * input_batch]) * scale[n * scale_batch];
+        if (dense || hessian_target) hessian_target[n * hessian_target_batch] = 0;
     }
 }
 
 static void NAME(hessian_diag_all__log_input_yes__full_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 0 && run->steps[2][0] == 1 && run->steps[3][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 0 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->data[2] != NULL && run->data[3] != NULL)
         NAME(hessian_diag_all__log_input_yes__full_no)(batch, run, 1);
     else
         NAME(hessian_diag_all__log_input_yes__full_no)(batch, run, 0);
@@ -589,24 +639,29 @@ static inline void NAME(value__log_input_no__full_yes)(const int64_t batch, cons
 {
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    REAL *restrict loss = run->data[2]; const int64_t loss_batch = dense ? 1 : run->steps[2][0];
+    REAL *restrict loss = dense ? NULL : run->data[2]; const int64_t loss_batch = dense ? 1 : run->steps[2][0];
     accumulator *restrict total_loss = run->data[3];
     const REAL eps = (REAL)run->params[0];
 
     accumulator total_loss_sum = {0};
     const REAL product = 2 * ((REAL)3.141592653589793238462643383279502884197L);
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL stirling = (REAL)0.5 * log(product * target[n * target_batch]) - target[n * target_batch] + xlogy(target[n * target_batch], target[n * target_batch]);
-        const REAL value = input[n * input_batch] - target[n * target_batch] * log(input[n * input_batch] + eps) + (target[n * target_batch] > 1 ? stirling : 0);
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_loss_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL stirling = (REAL)0.5 * log(product * target[n * target_batch]) - target[n * target_batch] + xlogy(target[n * target_batch], target[n * target_batch]);
+            const REAL value = input[n * input_batch] - target[n * target_batch] * log(input[n * input_batch] + eps) + (target[n * target_batch] > 1 ? stirling : 0);
+            if (loss) loss[n * loss_batch] = value;
+            total_loss_tile[n - first] = value;
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
     add(total_loss, &total_loss_sum);
 }
 
 static void NAME(value__log_input_no__full_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->data[2] == NULL)
         NAME(value__log_input_no__full_yes)(batch, run, 1);
     else
         NAME(value__log_input_no__full_yes)(batch, run, 0);
@@ -623,27 +678,32 @@ static inline void NAME(value_and_grad__log_input_no__full_yes)(const int64_t ba
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict loss = run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
+    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
     accumulator *restrict total_loss = run->data[4];
     REAL *restrict grad_input = run->data[5]; const int64_t grad_input_batch = dense ? 1 : run->steps[5][0];
     const REAL eps = (REAL)run->params[0];
 
     accumulator total_loss_sum = {0};
     const REAL product = 2 * ((REAL)3.141592653589793238462643383279502884197L);
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL shifted = input[n * input_batch] + eps;
-        const REAL stirling = (REAL)0.5 * log(product * target[n * target_batch]) - target[n * target_batch] + xlogy(target[n * target_batch], target[n * target_batch]);
-        const REAL value = input[n * input_batch] - target[n * target_batch] * log(shifted) + (target[n * target_batch] > 1 ? stirling : 0);
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-        if (grad_input) grad_input[n * grad_input_batch] = (input[n * input_batch] - target[n * target_batch] + eps) / shifted * scale[n * scale_batch];
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_loss_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL shifted = input[n * input_batch] + eps;
+            const REAL stirling = (REAL)0.5 * log(product * target[n * target_batch]) - target[n * target_batch] + xlogy(target[n * target_batch], target[n * target_batch]);
+            const REAL value = input[n * input_batch] - target[n * target_batch] * log(shifted) + (target[n * target_batch] > 1 ? stirling : 0);
+            if (loss) loss[n * loss_batch] = value;
+            total_loss_tile[n - first] = value;
+            if (dense || grad_input) grad_input[n * grad_input_batch] = (input[n * input_batch] - target[n * target_batch] + eps) / shifted * scale[n * scale_batch];
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
     add(total_loss, &total_loss_sum);
 }
 
 static void NAME(value_and_grad__log_input_no__full_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[5][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[5][0] == 1 && run->data[3] == NULL && run->data[5] != NULL)
         NAME(value_and_grad__log_input_no__full_yes)(batch, run, 1);
     else
         NAME(value_and_grad__log_input_no__full_yes)(batch, run, 0);
@@ -660,22 +720,27 @@ static inline void NAME(jvp__log_input_no__full_yes)(const int64_t batch, const 
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict direction_input = run->data[2]; const int64_t direction_input_batch = dense ? 1 : run->steps[2][0];
-    REAL *restrict rate = run->data[3]; const int64_t rate_batch = dense ? 1 : run->steps[3][0];
+    REAL *restrict rate = dense ? NULL : run->data[3]; const int64_t rate_batch = dense ? 1 : run->steps[3][0];
     accumulator *restrict total_rate = run->data[4];
     const REAL eps = (REAL)run->params[0];
 
     accumulator total_rate_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL product = (input[n * input_batch] - target[n * target_batch] + eps) / (input[n * input_batch] + eps) * direction_input[n * direction_input_batch];
-        if (rate) rate[n * rate_batch] = product;
-        accumulate(&total_rate_sum, product);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_rate_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL product = (input[n * input_batch] - target[n * target_batch] + eps) / (input[n * input_batch] + eps) * direction_input[n * direction_input_batch];
+            if (rate) rate[n * rate_batch] = product;
+            total_rate_tile[n - first] = product;
+        }
+        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
     }
     add(total_rate, &total_rate_sum);
 }
 
 static void NAME(jvp__log_input_no__full_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->data[3] == NULL)
         NAME(jvp__log_input_no__full_yes)(batch, run, 1);
     else
         NAME(jvp__log_input_no__full_yes)(batch, run, 0);
@@ -698,13 +763,13 @@ static inline void NAME(hvp__log_input_no__full_yes)(const int64_t batch, const 
 
     for (int64_t n = 0; n < batch; ++n) {
         const REAL shifted = input[n * input_batch] + eps;
-        if (hvp_input) hvp_input[n * hvp_input_batch] = target[n * target_batch] / shifted * (direction_input[n * direction_input_batch] / shifted) * scale[n * scale_batch];
+        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = target[n * target_batch] / shifted * (direction_input[n * direction_input_batch] / shifted) * scale[n * scale_batch];
     }
 }
 
 static void NAME(hvp__log_input_no__full_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->data[4] != NULL)
         NAME(hvp__log_input_no__full_yes)(batch, run, 1);
     else
         NAME(hvp__log_input_no__full_yes)(batch, run, 0);
@@ -726,13 +791,13 @@ static inline void NAME(hessian_diag__log_input_no__full_yes)(const int64_t batc
 
     for (int64_t n = 0; n < batch; ++n) {
         const REAL shifted = input[n * input_batch] + eps;
-        if (hessian_input) hessian_input[n * hessian_input_batch] = target[n * target_batch] / shifted * (scale[n * scale_batch] / shifted);
+        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = target[n * target_batch] / shifted * (scale[n * scale_batch] / shifted);
     }
 }
 
 static void NAME(hessian_diag__log_input_no__full_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->data[3] != NULL)
         NAME(hessian_diag__log_input_no__full_yes)(batch, run, 1);
     else
         NAME(hessian_diag__log_input_no__full_yes)(batch, run, 0);
@@ -749,7 +814,7 @@ static inline void NAME(value_and_grad_all__log_input_no__full_yes)(const int64_
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict loss = run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
+    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
     accumulator *restrict total_loss = run->data[4];
     REAL *restrict grad_input = run->data[5]; const int64_t grad_input_batch = dense ? 1 : run->steps[5][0];
     REAL *restrict grad_target = run->data[6]; const int64_t grad_target_batch = dense ? 1 : run->steps[6][0];
@@ -757,23 +822,28 @@ static inline void NAME(value_and_grad_all__log_input_no__full_yes)(const int64_
 
     accumulator total_loss_sum = {0};
     const REAL product = 2 * ((REAL)3.141592653589793238462643383279502884197L);
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL shifted = input[n * input_batch] + eps;
-        const REAL log_2 = log(shifted);
-        const int above = target[n * target_batch] > 1;
-        const REAL stirling = (REAL)0.5 * log(product * target[n * target_batch]) - target[n * target_batch] + xlogy(target[n * target_batch], target[n * target_batch]);
-        const REAL value = input[n * input_batch] - target[n * target_batch] * log_2 + (above ? stirling : 0);
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-        if (grad_input) grad_input[n * grad_input_batch] = (input[n * input_batch] - target[n * target_batch] + eps) / shifted * scale[n * scale_batch];
-        if (grad_target) grad_target[n * grad_target_batch] = (above ? log(target[n * target_batch]) + (REAL)0.5 / target[n * target_batch] : 0) * scale[n * scale_batch] - log_2 * scale[n * scale_batch];
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_loss_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL shifted = input[n * input_batch] + eps;
+            const REAL log_2 = log(shifted);
+            const int above = target[n * target_batch] > 1;
+            const REAL stirling = (REAL)0.5 * log(product * target[n * target_batch]) - target[n * target_batch] + xlogy(target[n * target_batch], target[n * target_batch]);
+            const REAL value = input[n * input_batch] - target[n * target_batch] * log_2 + (above ? stirling : 0);
+            if (loss) loss[n * loss_batch] = value;
+            total_loss_tile[n - first] = value;
+            if (dense || grad_input) grad_input[n * grad_input_batch] = (input[n * input_batch] - target[n * target_batch] + eps) / shifted * scale[n * scale_batch];
+            if (dense || grad_target) grad_target[n * grad_target_batch] = (above ? log(target[n * target_batch]) + (REAL)0.5 / target[n * target_batch] : 0) * scale[n * scale_batch] - log_2 * scale[n * scale_batch];
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
     add(total_loss, &total_loss_sum);
 }
 
 static void NAME(value_and_grad_all__log_input_no__full_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->data[3] == NULL && run->data[5] != NULL && run->data[6] != NULL)
         NAME(value_and_grad_all__log_input_no__full_yes)(batch, run, 1);
     else
         NAME(value_and_grad_all__log_input_no__full_yes)(batch, run, 0);
@@ -791,23 +861,28 @@ static inline void NAME(jvp_all__log_input_no__full_yes)(const int64_t batch, co
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict direction_input = run->data[2]; const int64_t direction_input_batch = dense ? 1 : run->steps[2][0];
     const REAL *restrict direction_target = run->data[3]; const int64_t direction_target_batch = dense ? 1 : run->steps[3][0];
-    REAL *restrict rate = run->data[4]; const int64_t rate_batch = dense ? 1 : run->steps[4][0];
+    REAL *restrict rate = dense ? NULL : run->data[4]; const int64_t rate_batch = dense ? 1 : run->steps[4][0];
     accumulator *restrict total_rate = run->data[5];
     const REAL eps = (REAL)run->params[0];
 
     accumulator total_rate_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL shifted = input[n * input_batch] + eps;
-        const REAL shifted_2 = (target[n * target_batch] > 1 ? (log(target[n * target_batch]) + (REAL)0.5 / target[n * target_batch]) * direction_target[n * direction_target_batch] : 0) - log(shifted) * direction_target[n * direction_target_batch] + (input[n * input_batch] - target[n * target_batch] + eps) / shifted * direction_input[n * direction_input_batch];
-        if (rate) rate[n * rate_batch] = shifted_2;
-        accumulate(&total_rate_sum, shifted_2);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_rate_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL shifted = input[n * input_batch] + eps;
+            const REAL shifted_2 = (target[n * target_batch] > 1 ? (log(target[n * target_batch]) + (REAL)0.5 / target[n * target_batch]) * direction_target[n * direction_target_batch] : 0) - log(shifted) * direction_target[n * direction_target_batch] + (input[n * input_batch] - target[n * target_batch] + eps) / shifted * direction_input[n * direction_input_batch];
+            if (rate) rate[n * rate_batch] = shifted_2;
+            total_rate_tile[n - first] = shifted_2;
+        }
+        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
     }
     add(total_rate, &total_rate_sum);
 }
 
 static void NAME(jvp_all__log_input_no__full_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->steps[4][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->data[4] == NULL)
         NAME(jvp_all__log_input_no__full_yes)(batch, run, 1);
     else
         NAME(jvp_all__log_input_no__full_yes)(batch, run, 0);
@@ -833,14 +908,14 @@ static inline void NAME(hvp_all__log_input_no__full_yes)(const int64_t batch, co
     for (int64_t n = 0; n < batch; ++n) {
         const REAL shifted = input[n * input_batch] + eps;
         const REAL ratio = direction_input[n * direction_input_batch] / shifted;
-        if (hvp_input) hvp_input[n * hvp_input_batch] = target[n * target_batch] / shifted * ratio * scale[n * scale_batch] - direction_target[n * direction_target_batch] / shifted * scale[n * scale_batch];
-        if (hvp_target) hvp_target[n * hvp_target_batch] = (target[n * target_batch] > 1 ? (1 / target[n * target_batch] - (REAL)0.5 / target[n * target_batch] / target[n * target_batch]) * direction_target[n * direction_target_batch] : 0) * scale[n * scale_batch] - ratio * scale[n * scale_batch];
+        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = target[n * target_batch] / shifted * ratio * scale[n * scale_batch] - direction_target[n * direction_target_batch] / shifted * scale[n * scale_batch];
+        if (dense || hvp_target) hvp_target[n * hvp_target_batch] = (target[n * target_batch] > 1 ? (1 / target[n * target_batch] - (REAL)0.5 / target[n * target_batch] / target[n * target_batch]) * direction_target[n * direction_target_batch] : 0) * scale[n * scale_batch] - ratio * scale[n * scale_batch];
     }
 }
 
 static void NAME(hvp_all__log_input_no__full_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->data[5] != NULL && run->data[6] != NULL)
         NAME(hvp_all__log_input_no__full_yes)(batch, run, 1);
     else
         NAME(hvp_all__log_input_no__full_yes)(batch, run, 0);
@@ -863,14 +938,14 @@ static inline void NAME(hessian_diag_all__log_input_no__full_yes)(const int64_t 
 
     for (int64_t n = 0; n < batch; ++n) {
         const REAL shifted = input[n * input_batch] + eps;
-        if (hessian_input) hessian_input[n * hessian_input_batch] = target[n * target_batch] / shifted * (scale[n * scale_batch] / shifted);
-        if (hessian_target) hessian_target[n * hessian_target_batch] = (target[n * target_batch] > 1 ? 1 / target[n * target_batch] - (REAL)0.5 / target[n * target_batch] / target[n * target_batch] : 0) * scale[n * scale_batch];
+        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = target[n * target_batch] / shifted * (scale[n * scale_batch] / shifted);
+        if (dense || hessian_target) hessian_target[n * hessian_target_batch] = (target[n * target_batch] > 1 ? 1 / target[n * target_batch] - (REAL)0.5 / target[n * target_batch] / target[n * target_batch] : 0) * scale[n * scale_batch];
     }
 }
 
 static void NAME(hessian_diag_all__log_input_no__full_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->data[3] != NULL && run->data[4] != NULL)
         NAME(hessian_diag_all__log_input_no__full_yes)(batch, run, 1);
     else
         NAME(hessian_diag_all__log_input_no__full_yes)(batch, run, 0);
@@ -886,22 +961,27 @@ static inline void NAME(value__log_input_no__full_no)(const int64_t batch, const
 {
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    REAL *restrict loss = run->data[2]; const int64_t loss_batch = dense ? 1 : run->steps[2][0];
+    REAL *restrict loss = dense ? NULL : run->data[2]; const int64_t loss_batch = dense ? 1 : run->steps[2][0];
     accumulator *restrict total_loss = run->data[3];
     const REAL eps = (REAL)run->params[0];
 
     accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL value = input[n * input_batch] - target[n * target_batch] * log(input[n * input_batch] + eps);
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_loss_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL value = input[n * input_batch] - target[n * target_batch] * log(input[n * input_batch] + eps);
+            if (loss) loss[n * loss_batch] = value;
+            total_loss_tile[n - first] = value;
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
     add(total_loss, &total_loss_sum);
 }
 
 static void NAME(value__log_input_no__full_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->data[2] == NULL)
         NAME(value__log_input_no__full_no)(batch, run, 1);
     else
         NAME(value__log_input_no__full_no)(batch, run, 0);
@@ -918,25 +998,30 @@ static inline void NAME(value_and_grad__log_input_no__full_no)(const int64_t bat
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict loss = run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
+    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
     accumulator *restrict total_loss = run->data[4];
     REAL *restrict grad_input = run->data[5]; const int64_t grad_input_batch = dense ? 1 : run->steps[5][0];
     const REAL eps = (REAL)run->params[0];
 
     accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL shifted = input[n * input_batch] + eps;
-        const REAL value = input[n * input_batch] - target[n * target_batch] * log(shifted);
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-        if (grad_input) grad_input[n * grad_input_batch] = (input[n * input_batch] - target[n * target_batch] + eps) / shifted * scale[n * scale_batch];
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_loss_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL shifted = input[n * input_batch] + eps;
+            const REAL value = input[n * input_batch] - target[n * target_batch] * log(shifted);
+            if (loss) loss[n * loss_batch] = value;
+            total_loss_tile[n - first] = value;
+            if (dense || grad_input) grad_input[n * grad_input_batch] = (input[n * input_batch] - target[n * target_batch] + eps) / shifted * scale[n * scale_batch];
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
     add(total_loss, &total_loss_sum);
 }
 
 static void NAME(value_and_grad__log_input_no__full_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[5][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[5][0] == 1 && run->data[3] == NULL && run->data[5] != NULL)
         NAME(value_and_grad__log_input_no__full_no)(batch, run, 1);
     else
         NAME(value_and_grad__log_input_no__full_no)(batch, run, 0);
@@ -953,22 +1038,27 @@ static inline void NAME(jvp__log_input_no__full_no)(const int64_t batch, const l
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict direction_input = run->data[2]; const int64_t direction_input_batch = dense ? 1 : run->steps[2][0];
-    REAL *restrict rate = run->data[3]; const int64_t rate_batch = dense ? 1 : run->steps[3][0];
+    REAL *restrict rate = dense ? NULL : run->data[3]; const int64_t rate_batch = dense ? 1 : run->steps[3][0];
     accumulator *restrict total_rate = run->data[4];
     const REAL eps = (REAL)run->params[0];
 
     accumulator total_rate_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL product = (input[n * input_batch] - target[n * target_batch] + eps) / (input[n * input_batch] + eps) * direction_input[n * direction_input_batch];
-        if (rate) rate[n * rate_batch] = product;
-        accumulate(&total_rate_sum, product);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_rate_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL product = (input[n * input_batch] - target[n * target_batch] + eps) / (input[n * input_batch] + eps) * direction_input[n * direction_input_batch];
+            if (rate) rate[n * rate_batch] = product;
+            total_rate_tile[n - first] = product;
+        }
+        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
     }
     add(total_rate, &total_rate_sum);
 }
 
 static void NAME(jvp__log_input_no__full_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->data[3] == NULL)
         NAME(jvp__log_input_no__full_no)(batch, run, 1);
     else
         NAME(jvp__log_input_no__full_no)(batch, run, 0);
@@ -991,13 +1081,13 @@ static inline void NAME(hvp__log_input_no__full_no)(const int64_t batch, const l
 
     for (int64_t n = 0; n < batch; ++n) {
         const REAL shifted = input[n * input_batch] + eps;
-        if (hvp_input) hvp_input[n * hvp_input_batch] = target[n * target_batch] / shifted * (direction_input[n * direction_input_batch] / shifted) * scale[n * scale_batch];
+        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = target[n * target_batch] / shifted * (direction_input[n * direction_input_batch] / shifted) * scale[n * scale_batch];
     }
 }
 
 static void NAME(hvp__log_input_no__full_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->data[4] != NULL)
         NAME(hvp__log_input_no__full_no)(batch, run, 1);
     else
         NAME(hvp__log_input_no__full_no)(batch, run, 0);
@@ -1019,13 +1109,13 @@ static inline void NAME(hessian_diag__log_input_no__full_no)(const int64_t batch
 
     for (int64_t n = 0; n < batch; ++n) {
         const REAL shifted = input[n * input_batch] + eps;
-        if (hessian_input) hessian_input[n * hessian_input_batch] = target[n * target_batch] / shifted * (scale[n * scale_batch] / shifted);
+        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = target[n * target_batch] / shifted * (scale[n * scale_batch] / shifted);
     }
 }
 
 static void NAME(hessian_diag__log_input_no__full_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->data[3] != NULL)
         NAME(hessian_diag__log_input_no__full_no)(batch, run, 1);
     else
         NAME(hessian_diag__log_input_no__full_no)(batch, run, 0);
@@ -1042,28 +1132,33 @@ static inline void NAME(value_and_grad_all__log_input_no__full_no)(const int64_t
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict loss = run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
+    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
     accumulator *restrict total_loss = run->data[4];
     REAL *restrict grad_input = run->data[5]; const int64_t grad_input_batch = dense ? 1 : run->steps[5][0];
     REAL *restrict grad_target = run->data[6]; const int64_t grad_target_batch = dense ? 1 : run->steps[6][0];
     const REAL eps = (REAL)run->params[0];
 
     accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL shifted = input[n * input_batch] + eps;
-        const REAL log_2 = log(shifted);
-        const REAL value = input[n * input_batch] - target[n * target_batch] * log_2;
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-        if (grad_input) grad_input[n * grad_input_batch] = (input[n * input_batch] - target[n * target_batch] + eps) / shifted * scale[n * scale_batch];
-        if (grad_target) grad_target[n * grad_target_batch] = -log_2 * scale[n * scale_batch];
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_loss_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL shifted = input[n * input_batch] + eps;
+            const REAL log_2 = log(shifted);
+            const REAL value = input[n * input_batch] - target[n * target_batch] * log_2;
+            if (loss) loss[n * loss_batch] = value;
+            total_loss_tile[n - first] = value;
+            if (dense || grad_input) grad_input[n * grad_input_batch] = (input[n * input_batch] - target[n * target_batch] + eps) / shifted * scale[n * scale_batch];
+            if (dense || grad_target) grad_target[n * grad_target_batch] = -log_2 * scale[n * scale_batch];
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
     add(total_loss, &total_loss_sum);
 }
 
 static void NAME(value_and_grad_all__log_input_no__full_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->data[3] == NULL && run->data[5] != NULL && run->data[6] != NULL)
         NAME(value_and_grad_all__log_input_no__full_no)(batch, run, 1);
     else
         NAME(value_and_grad_all__log_input_no__full_no)(batch, run, 0);
@@ -1081,23 +1176,28 @@ static inline void NAME(jvp_all__log_input_no__full_no)(const int64_t batch, con
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict direction_input = run->data[2]; const int64_t direction_input_batch = dense ? 1 : run->steps[2][0];
     const REAL *restrict direction_target = run->data[3]; const int64_t direction_target_batch = dense ? 1 : run->steps[3][0];
-    REAL *restrict rate = run->data[4]; const int64_t rate_batch = dense ? 1 : run->steps[4][0];
+    REAL *restrict rate = dense ? NULL : run->data[4]; const int64_t rate_batch = dense ? 1 : run->steps[4][0];
     accumulator *restrict total_rate = run->data[5];
     const REAL eps = (REAL)run->params[0];
 
     accumulator total_rate_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL shifted = input[n * input_batch] + eps;
-        const REAL difference = (input[n * input_batch] - target[n * target_batch] + eps) / shifted * direction_input[n * direction_input_batch] - log(shifted) * direction_target[n * direction_target_batch];
-        if (rate) rate[n * rate_batch] = difference;
-        accumulate(&total_rate_sum, difference);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_rate_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL shifted = input[n * input_batch] + eps;
+            const REAL difference = (input[n * input_batch] - target[n * target_batch] + eps) / shifted * direction_input[n * direction_input_batch] - log(shifted) * direction_target[n * direction_target_batch];
+            if (rate) rate[n * rate_batch] = difference;
+            total_rate_tile[n - first] = difference;
+        }
+        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
     }
     add(total_rate, &total_rate_sum);
 }
 
 static void NAME(jvp_all__log_input_no__full_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->steps[4][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->data[4] == NULL)
         NAME(jvp_all__log_input_no__full_no)(batch, run, 1);
     else
         NAME(jvp_all__log_input_no__full_no)(batch, run, 0);
@@ -1123,14 +1223,14 @@ static inline void NAME(hvp_all__log_input_no__full_no)(const int64_t batch, con
     for (int64_t n = 0; n < batch; ++n) {
         const REAL shifted = input[n * input_batch] + eps;
         const REAL ratio = direction_input[n * direction_input_batch] / shifted;
-        if (hvp_input) hvp_input[n * hvp_input_batch] = target[n * target_batch] / shifted * ratio * scale[n * scale_batch] - direction_target[n * direction_target_batch] / shifted * scale[n * scale_batch];
-        if (hvp_target) hvp_target[n * hvp_target_batch] = -ratio * scale[n * scale_batch];
+        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = target[n * target_batch] / shifted * ratio * scale[n * scale_batch] - direction_target[n * direction_target_batch] / shifted * scale[n * scale_batch];
+        if (dense || hvp_target) hvp_target[n * hvp_target_batch] = -ratio * scale[n * scale_batch];
     }
 }
 
 static void NAME(hvp_all__log_input_no__full_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->data[5] != NULL && run->data[6] != NULL)
         NAME(hvp_all__log_input_no__full_no)(batch, run, 1);
     else
         NAME(hvp_all__log_input_no__full_no)(batch, run, 0);
@@ -1153,14 +1253,14 @@ static inline void NAME(hessian_diag_all__log_input_no__full_no)(const int64_t b
 
     for (int64_t n = 0; n < batch; ++n) {
         const REAL shifted = input[n * input_batch] + eps;
-        if (hessian_input) hessian_input[n * hessian_input_batch] = target[n * target_batch] / shifted * (scale[n * scale_batch] / shifted);
-        if (hessian_target) hessian_target[n * hessian_target_batch] = 0;
+        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = target[n * target_batch] / shifted * (scale[n * scale_batch] / shifted);
+        if (dense || hessian_target) hessian_target[n * hessian_target_batch] = 0;
     }
 }
 
 static void NAME(hessian_diag_all__log_input_no__full_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->data[3] != NULL && run->data[4] != NULL)
         NAME(hessian_diag_all__log_input_no__full_no)(batch, run, 1);
     else
         NAME(hessian_diag_all__log_input_no__full_no)(batch, run, 0);

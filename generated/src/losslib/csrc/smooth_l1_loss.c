@@ -39,22 +39,27 @@ static inline void NAME(value__beta_0)(const int64_t batch, const losslib_run *r
 {
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    REAL *restrict loss = run->data[2]; const int64_t loss_batch = dense ? 1 : run->steps[2][0];
+    REAL *restrict loss = dense ? NULL : run->data[2]; const int64_t loss_batch = dense ? 1 : run->steps[2][0];
     accumulator *restrict total_loss = run->data[3];
 
     accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL error = input[n * input_batch] - target[n * target_batch];
-        const REAL value = fabs(error);
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_loss_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL error = input[n * input_batch] - target[n * target_batch];
+            const REAL value = fabs(error);
+            if (loss) loss[n * loss_batch] = value;
+            total_loss_tile[n - first] = value;
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
     add(total_loss, &total_loss_sum);
 }
 
 static void NAME(value__beta_0_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->data[2] == NULL)
         NAME(value__beta_0)(batch, run, 1);
     else
         NAME(value__beta_0)(batch, run, 0);
@@ -71,24 +76,29 @@ static inline void NAME(value_and_grad__beta_0)(const int64_t batch, const lossl
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict loss = run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
+    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
     accumulator *restrict total_loss = run->data[4];
     REAL *restrict grad_input = run->data[5]; const int64_t grad_input_batch = dense ? 1 : run->steps[5][0];
 
     accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL error = input[n * input_batch] - target[n * target_batch];
-        const REAL value = fabs(error);
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-        if (grad_input) grad_input[n * grad_input_batch] = sign(error) * scale[n * scale_batch];
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_loss_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL error = input[n * input_batch] - target[n * target_batch];
+            const REAL value = fabs(error);
+            if (loss) loss[n * loss_batch] = value;
+            total_loss_tile[n - first] = value;
+            if (dense || grad_input) grad_input[n * grad_input_batch] = sign(error) * scale[n * scale_batch];
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
     add(total_loss, &total_loss_sum);
 }
 
 static void NAME(value_and_grad__beta_0_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[5][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[5][0] == 1 && run->data[3] == NULL && run->data[5] != NULL)
         NAME(value_and_grad__beta_0)(batch, run, 1);
     else
         NAME(value_and_grad__beta_0)(batch, run, 0);
@@ -105,22 +115,27 @@ static inline void NAME(jvp__beta_0)(const int64_t batch, const losslib_run *run
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict direction_input = run->data[2]; const int64_t direction_input_batch = dense ? 1 : run->steps[2][0];
-    REAL *restrict rate = run->data[3]; const int64_t rate_batch = dense ? 1 : run->steps[3][0];
+    REAL *restrict rate = dense ? NULL : run->data[3]; const int64_t rate_batch = dense ? 1 : run->steps[3][0];
     accumulator *restrict total_rate = run->data[4];
 
     accumulator total_rate_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL error = input[n * input_batch] - target[n * target_batch];
-        const REAL product = sign(error) * direction_input[n * direction_input_batch];
-        if (rate) rate[n * rate_batch] = product;
-        accumulate(&total_rate_sum, product);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_rate_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL error = input[n * input_batch] - target[n * target_batch];
+            const REAL product = sign(error) * direction_input[n * direction_input_batch];
+            if (rate) rate[n * rate_batch] = product;
+            total_rate_tile[n - first] = product;
+        }
+        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
     }
     add(total_rate, &total_rate_sum);
 }
 
 static void NAME(jvp__beta_0_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->data[3] == NULL)
         NAME(jvp__beta_0)(batch, run, 1);
     else
         NAME(jvp__beta_0)(batch, run, 0);
@@ -137,13 +152,13 @@ static inline void NAME(hvp__beta_0)(const int64_t batch, const losslib_run *run
     REAL *restrict hvp_input = run->data[1]; const int64_t hvp_input_batch = dense ? 1 : run->steps[1][0];
 
     for (int64_t n = 0; n < batch; ++n) {
-        if (hvp_input) hvp_input[n * hvp_input_batch] = 0;
+        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = 0;
     }
 }
 
 static void NAME(hvp__beta_0_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[1][0] == 1)
+    if (run->steps[1][0] == 1 && run->data[1] != NULL)
         NAME(hvp__beta_0)(batch, run, 1);
     else
         NAME(hvp__beta_0)(batch, run, 0);
@@ -160,13 +175,13 @@ static inline void NAME(hessian_diag__beta_0)(const int64_t batch, const losslib
     REAL *restrict hessian_input = run->data[1]; const int64_t hessian_input_batch = dense ? 1 : run->steps[1][0];
 
     for (int64_t n = 0; n < batch; ++n) {
-        if (hessian_input) hessian_input[n * hessian_input_batch] = 0;
+        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = 0;
     }
 }
 
 static void NAME(hessian_diag__beta_0_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[1][0] == 1)
+    if (run->steps[1][0] == 1 && run->data[1] != NULL)
         NAME(hessian_diag__beta_0)(batch, run, 1);
     else
         NAME(hessian_diag__beta_0)(batch, run, 0);
@@ -183,27 +198,32 @@ static inline void NAME(value_and_grad_all__beta_0)(const int64_t batch, const l
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict loss = run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
+    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
     accumulator *restrict total_loss = run->data[4];
     REAL *restrict grad_input = run->data[5]; const int64_t grad_input_batch = dense ? 1 : run->steps[5][0];
     REAL *restrict grad_target = run->data[6]; const int64_t grad_target_batch = dense ? 1 : run->steps[6][0];
 
     accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL error = input[n * input_batch] - target[n * target_batch];
-        const REAL value = fabs(error);
-        const REAL product = sign(error) * scale[n * scale_batch];
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-        if (grad_input) grad_input[n * grad_input_batch] = product;
-        if (grad_target) grad_target[n * grad_target_batch] = -product;
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_loss_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL error = input[n * input_batch] - target[n * target_batch];
+            const REAL value = fabs(error);
+            const REAL product = sign(error) * scale[n * scale_batch];
+            if (loss) loss[n * loss_batch] = value;
+            total_loss_tile[n - first] = value;
+            if (dense || grad_input) grad_input[n * grad_input_batch] = product;
+            if (dense || grad_target) grad_target[n * grad_target_batch] = -product;
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
     add(total_loss, &total_loss_sum);
 }
 
 static void NAME(value_and_grad_all__beta_0_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->data[3] == NULL && run->data[5] != NULL && run->data[6] != NULL)
         NAME(value_and_grad_all__beta_0)(batch, run, 1);
     else
         NAME(value_and_grad_all__beta_0)(batch, run, 0);
@@ -221,23 +241,28 @@ static inline void NAME(jvp_all__beta_0)(const int64_t batch, const losslib_run 
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict direction_input = run->data[2]; const int64_t direction_input_batch = dense ? 1 : run->steps[2][0];
     const REAL *restrict direction_target = run->data[3]; const int64_t direction_target_batch = dense ? 1 : run->steps[3][0];
-    REAL *restrict rate = run->data[4]; const int64_t rate_batch = dense ? 1 : run->steps[4][0];
+    REAL *restrict rate = dense ? NULL : run->data[4]; const int64_t rate_batch = dense ? 1 : run->steps[4][0];
     accumulator *restrict total_rate = run->data[5];
 
     accumulator total_rate_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL error = input[n * input_batch] - target[n * target_batch];
-        const REAL sign_error = sign(error);
-        const REAL difference = sign_error * direction_input[n * direction_input_batch] - sign_error * direction_target[n * direction_target_batch];
-        if (rate) rate[n * rate_batch] = difference;
-        accumulate(&total_rate_sum, difference);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_rate_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL error = input[n * input_batch] - target[n * target_batch];
+            const REAL sign_error = sign(error);
+            const REAL difference = sign_error * direction_input[n * direction_input_batch] - sign_error * direction_target[n * direction_target_batch];
+            if (rate) rate[n * rate_batch] = difference;
+            total_rate_tile[n - first] = difference;
+        }
+        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
     }
     add(total_rate, &total_rate_sum);
 }
 
 static void NAME(jvp_all__beta_0_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->steps[4][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->data[4] == NULL)
         NAME(jvp_all__beta_0)(batch, run, 1);
     else
         NAME(jvp_all__beta_0)(batch, run, 0);
@@ -255,14 +280,14 @@ static inline void NAME(hvp_all__beta_0)(const int64_t batch, const losslib_run 
     REAL *restrict hvp_target = run->data[2]; const int64_t hvp_target_batch = dense ? 1 : run->steps[2][0];
 
     for (int64_t n = 0; n < batch; ++n) {
-        if (hvp_input) hvp_input[n * hvp_input_batch] = 0;
-        if (hvp_target) hvp_target[n * hvp_target_batch] = 0;
+        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = 0;
+        if (dense || hvp_target) hvp_target[n * hvp_target_batch] = 0;
     }
 }
 
 static void NAME(hvp_all__beta_0_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[1][0] == 1 && run->steps[2][0] == 1)
+    if (run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->data[1] != NULL && run->data[2] != NULL)
         NAME(hvp_all__beta_0)(batch, run, 1);
     else
         NAME(hvp_all__beta_0)(batch, run, 0);
@@ -280,14 +305,14 @@ static inline void NAME(hessian_diag_all__beta_0)(const int64_t batch, const los
     REAL *restrict hessian_target = run->data[2]; const int64_t hessian_target_batch = dense ? 1 : run->steps[2][0];
 
     for (int64_t n = 0; n < batch; ++n) {
-        if (hessian_input) hessian_input[n * hessian_input_batch] = 0;
-        if (hessian_target) hessian_target[n * hessian_target_batch] = 0;
+        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = 0;
+        if (dense || hessian_target) hessian_target[n * hessian_target_batch] = 0;
     }
 }
 
 static void NAME(hessian_diag_all__beta_0_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[1][0] == 1 && run->steps[2][0] == 1)
+    if (run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->data[1] != NULL && run->data[2] != NULL)
         NAME(hessian_diag_all__beta_0)(batch, run, 1);
     else
         NAME(hessian_diag_all__beta_0)(batch, run, 0);
@@ -303,25 +328,30 @@ static inline void NAME(value__beta_general)(const int64_t batch, const losslib_
 {
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    REAL *restrict loss = run->data[2]; const int64_t loss_batch = dense ? 1 : run->steps[2][0];
+    REAL *restrict loss = dense ? NULL : run->data[2]; const int64_t loss_batch = dense ? 1 : run->steps[2][0];
     accumulator *restrict total_loss = run->data[3];
     const REAL beta = (REAL)run->params[0];
 
     accumulator total_loss_sum = {0};
     const REAL product = (REAL)0.5 * beta;
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL error = input[n * input_batch] - target[n * target_batch];
-        const REAL abs_error = fabs(error);
-        const REAL value = abs_error < beta ? (REAL)0.5 * (error / beta) * error : abs_error - product;
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_loss_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL error = input[n * input_batch] - target[n * target_batch];
+            const REAL abs_error = fabs(error);
+            const REAL value = abs_error < beta ? (REAL)0.5 * (error / beta) * error : abs_error - product;
+            if (loss) loss[n * loss_batch] = value;
+            total_loss_tile[n - first] = value;
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
     add(total_loss, &total_loss_sum);
 }
 
 static void NAME(value__beta_general_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->data[2] == NULL)
         NAME(value__beta_general)(batch, run, 1);
     else
         NAME(value__beta_general)(batch, run, 0);
@@ -338,29 +368,34 @@ static inline void NAME(value_and_grad__beta_general)(const int64_t batch, const
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict loss = run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
+    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
     accumulator *restrict total_loss = run->data[4];
     REAL *restrict grad_input = run->data[5]; const int64_t grad_input_batch = dense ? 1 : run->steps[5][0];
     const REAL beta = (REAL)run->params[0];
 
     accumulator total_loss_sum = {0};
     const REAL product = (REAL)0.5 * beta;
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL error = input[n * input_batch] - target[n * target_batch];
-        const REAL abs_error = fabs(error);
-        const int below = abs_error < beta;
-        const REAL ratio = error / beta;
-        const REAL value = below ? (REAL)0.5 * ratio * error : abs_error - product;
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-        if (grad_input) grad_input[n * grad_input_batch] = (below ? ratio : sign(error)) * scale[n * scale_batch];
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_loss_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL error = input[n * input_batch] - target[n * target_batch];
+            const REAL abs_error = fabs(error);
+            const int below = abs_error < beta;
+            const REAL ratio = error / beta;
+            const REAL value = below ? (REAL)0.5 * ratio * error : abs_error - product;
+            if (loss) loss[n * loss_batch] = value;
+            total_loss_tile[n - first] = value;
+            if (dense || grad_input) grad_input[n * grad_input_batch] = (below ? ratio : sign(error)) * scale[n * scale_batch];
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
     add(total_loss, &total_loss_sum);
 }
 
 static void NAME(value_and_grad__beta_general_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[5][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[5][0] == 1 && run->data[3] == NULL && run->data[5] != NULL)
         NAME(value_and_grad__beta_general)(batch, run, 1);
     else
         NAME(value_and_grad__beta_general)(batch, run, 0);
@@ -377,23 +412,28 @@ static inline void NAME(jvp__beta_general)(const int64_t batch, const losslib_ru
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict direction_input = run->data[2]; const int64_t direction_input_batch = dense ? 1 : run->steps[2][0];
-    REAL *restrict rate = run->data[3]; const int64_t rate_batch = dense ? 1 : run->steps[3][0];
+    REAL *restrict rate = dense ? NULL : run->data[3]; const int64_t rate_batch = dense ? 1 : run->steps[3][0];
     accumulator *restrict total_rate = run->data[4];
     const REAL beta = (REAL)run->params[0];
 
     accumulator total_rate_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL error = input[n * input_batch] - target[n * target_batch];
-        const REAL choice = fabs(error) < beta ? error / beta * direction_input[n * direction_input_batch] : sign(error) * direction_input[n * direction_input_batch];
-        if (rate) rate[n * rate_batch] = choice;
-        accumulate(&total_rate_sum, choice);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_rate_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL error = input[n * input_batch] - target[n * target_batch];
+            const REAL choice = fabs(error) < beta ? error / beta * direction_input[n * direction_input_batch] : sign(error) * direction_input[n * direction_input_batch];
+            if (rate) rate[n * rate_batch] = choice;
+            total_rate_tile[n - first] = choice;
+        }
+        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
     }
     add(total_rate, &total_rate_sum);
 }
 
 static void NAME(jvp__beta_general_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->data[3] == NULL)
         NAME(jvp__beta_general)(batch, run, 1);
     else
         NAME(jvp__beta_general)(batch, run, 0);
@@ -416,13 +456,13 @@ static inline void NAME(hvp__beta_general)(const int64_t batch, const losslib_ru
 
     for (int64_t n = 0; n < batch; ++n) {
         const REAL error = input[n * input_batch] - target[n * target_batch];
-        if (hvp_input) hvp_input[n * hvp_input_batch] = (fabs(error) < beta ? direction_input[n * direction_input_batch] / beta : 0) * scale[n * scale_batch];
+        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = (fabs(error) < beta ? direction_input[n * direction_input_batch] / beta : 0) * scale[n * scale_batch];
     }
 }
 
 static void NAME(hvp__beta_general_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->data[4] != NULL)
         NAME(hvp__beta_general)(batch, run, 1);
     else
         NAME(hvp__beta_general)(batch, run, 0);
@@ -445,13 +485,13 @@ static inline void NAME(hessian_diag__beta_general)(const int64_t batch, const l
     const REAL ratio = 1 / beta;
     for (int64_t n = 0; n < batch; ++n) {
         const REAL error = input[n * input_batch] - target[n * target_batch];
-        if (hessian_input) hessian_input[n * hessian_input_batch] = (fabs(error) < beta ? ratio : 0) * scale[n * scale_batch];
+        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = (fabs(error) < beta ? ratio : 0) * scale[n * scale_batch];
     }
 }
 
 static void NAME(hessian_diag__beta_general_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->data[3] != NULL)
         NAME(hessian_diag__beta_general)(batch, run, 1);
     else
         NAME(hessian_diag__beta_general)(batch, run, 0);
@@ -468,7 +508,7 @@ static inline void NAME(value_and_grad_all__beta_general)(const int64_t batch, c
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict loss = run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
+    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
     accumulator *restrict total_loss = run->data[4];
     REAL *restrict grad_input = run->data[5]; const int64_t grad_input_batch = dense ? 1 : run->steps[5][0];
     REAL *restrict grad_target = run->data[6]; const int64_t grad_target_batch = dense ? 1 : run->steps[6][0];
@@ -476,24 +516,29 @@ static inline void NAME(value_and_grad_all__beta_general)(const int64_t batch, c
 
     accumulator total_loss_sum = {0};
     const REAL product = (REAL)0.5 * beta;
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL error = input[n * input_batch] - target[n * target_batch];
-        const REAL abs_error = fabs(error);
-        const int below = abs_error < beta;
-        const REAL ratio = error / beta;
-        const REAL value = below ? (REAL)0.5 * ratio * error : abs_error - product;
-        const REAL sign_error = sign(error);
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-        if (grad_input) grad_input[n * grad_input_batch] = (below ? ratio : sign_error) * scale[n * scale_batch];
-        if (grad_target) grad_target[n * grad_target_batch] = (below ? -ratio : -sign_error) * scale[n * scale_batch];
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_loss_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL error = input[n * input_batch] - target[n * target_batch];
+            const REAL abs_error = fabs(error);
+            const int below = abs_error < beta;
+            const REAL ratio = error / beta;
+            const REAL value = below ? (REAL)0.5 * ratio * error : abs_error - product;
+            const REAL sign_error = sign(error);
+            if (loss) loss[n * loss_batch] = value;
+            total_loss_tile[n - first] = value;
+            if (dense || grad_input) grad_input[n * grad_input_batch] = (below ? ratio : sign_error) * scale[n * scale_batch];
+            if (dense || grad_target) grad_target[n * grad_target_batch] = (below ? -ratio : -sign_error) * scale[n * scale_batch];
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
     add(total_loss, &total_loss_sum);
 }
 
 static void NAME(value_and_grad_all__beta_general_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->data[3] == NULL && run->data[5] != NULL && run->data[6] != NULL)
         NAME(value_and_grad_all__beta_general)(batch, run, 1);
     else
         NAME(value_and_grad_all__beta_general)(batch, run, 0);
@@ -511,25 +556,30 @@ static inline void NAME(jvp_all__beta_general)(const int64_t batch, const lossli
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict direction_input = run->data[2]; const int64_t direction_input_batch = dense ? 1 : run->steps[2][0];
     const REAL *restrict direction_target = run->data[3]; const int64_t direction_target_batch = dense ? 1 : run->steps[3][0];
-    REAL *restrict rate = run->data[4]; const int64_t rate_batch = dense ? 1 : run->steps[4][0];
+    REAL *restrict rate = dense ? NULL : run->data[4]; const int64_t rate_batch = dense ? 1 : run->steps[4][0];
     accumulator *restrict total_rate = run->data[5];
     const REAL beta = (REAL)run->params[0];
 
     accumulator total_rate_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL error = input[n * input_batch] - target[n * target_batch];
-        const REAL ratio = error / beta;
-        const REAL sign_error = sign(error);
-        const REAL choice = fabs(error) < beta ? -ratio * direction_target[n * direction_target_batch] + ratio * direction_input[n * direction_input_batch] : sign_error * direction_input[n * direction_input_batch] - sign_error * direction_target[n * direction_target_batch];
-        if (rate) rate[n * rate_batch] = choice;
-        accumulate(&total_rate_sum, choice);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_rate_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL error = input[n * input_batch] - target[n * target_batch];
+            const REAL ratio = error / beta;
+            const REAL sign_error = sign(error);
+            const REAL choice = fabs(error) < beta ? -ratio * direction_target[n * direction_target_batch] + ratio * direction_input[n * direction_input_batch] : sign_error * direction_input[n * direction_input_batch] - sign_error * direction_target[n * direction_target_batch];
+            if (rate) rate[n * rate_batch] = choice;
+            total_rate_tile[n - first] = choice;
+        }
+        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
     }
     add(total_rate, &total_rate_sum);
 }
 
 static void NAME(jvp_all__beta_general_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->steps[4][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->data[4] == NULL)
         NAME(jvp_all__beta_general)(batch, run, 1);
     else
         NAME(jvp_all__beta_general)(batch, run, 0);
@@ -557,14 +607,14 @@ static inline void NAME(hvp_all__beta_general)(const int64_t batch, const lossli
         const int below = fabs(error) < beta;
         const REAL ratio = direction_input[n * direction_input_batch] / beta;
         const REAL ratio_2 = direction_target[n * direction_target_batch] / beta;
-        if (hvp_input) hvp_input[n * hvp_input_batch] = (below ? ratio - ratio_2 : 0) * scale[n * scale_batch];
-        if (hvp_target) hvp_target[n * hvp_target_batch] = (below ? ratio_2 - ratio : 0) * scale[n * scale_batch];
+        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = (below ? ratio - ratio_2 : 0) * scale[n * scale_batch];
+        if (dense || hvp_target) hvp_target[n * hvp_target_batch] = (below ? ratio_2 - ratio : 0) * scale[n * scale_batch];
     }
 }
 
 static void NAME(hvp_all__beta_general_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->data[5] != NULL && run->data[6] != NULL)
         NAME(hvp_all__beta_general)(batch, run, 1);
     else
         NAME(hvp_all__beta_general)(batch, run, 0);
@@ -589,14 +639,14 @@ static inline void NAME(hessian_diag_all__beta_general)(const int64_t batch, con
     for (int64_t n = 0; n < batch; ++n) {
         const REAL error = input[n * input_batch] - target[n * target_batch];
         const REAL product = (fabs(error) < beta ? ratio : 0) * scale[n * scale_batch];
-        if (hessian_input) hessian_input[n * hessian_input_batch] = product;
-        if (hessian_target) hessian_target[n * hessian_target_batch] = product;
+        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = product;
+        if (dense || hessian_target) hessian_target[n * hessian_target_batch] = product;
     }
 }
 
 static void NAME(hessian_diag_all__beta_general_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->data[3] != NULL && run->data[4] != NULL)
         NAME(hessian_diag_all__beta_general)(batch, run, 1);
     else
         NAME(hessian_diag_all__beta_general)(batch, run, 0);

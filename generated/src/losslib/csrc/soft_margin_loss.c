@@ -37,21 +37,26 @@ static inline void NAME(value)(const int64_t batch, const losslib_run *run, cons
 {
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    REAL *restrict loss = run->data[2]; const int64_t loss_batch = dense ? 1 : run->steps[2][0];
+    REAL *restrict loss = dense ? NULL : run->data[2]; const int64_t loss_batch = dense ? 1 : run->steps[2][0];
     accumulator *restrict total_loss = run->data[3];
 
     accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL value = softplus(-input[n * input_batch] * target[n * target_batch]);
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_loss_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL value = softplus(-input[n * input_batch] * target[n * target_batch]);
+            if (loss) loss[n * loss_batch] = value;
+            total_loss_tile[n - first] = value;
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
     add(total_loss, &total_loss_sum);
 }
 
 static void NAME(value_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->data[2] == NULL)
         NAME(value)(batch, run, 1);
     else
         NAME(value)(batch, run, 0);
@@ -68,24 +73,29 @@ static inline void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict loss = run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
+    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
     accumulator *restrict total_loss = run->data[4];
     REAL *restrict grad_input = run->data[5]; const int64_t grad_input_batch = dense ? 1 : run->steps[5][0];
 
     accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL minus_product = -input[n * input_batch] * target[n * target_batch];
-        const REAL value = softplus(minus_product);
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-        if (grad_input) grad_input[n * grad_input_batch] = -target[n * target_batch] * sigmoid(minus_product) * scale[n * scale_batch];
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_loss_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL minus_product = -input[n * input_batch] * target[n * target_batch];
+            const REAL value = softplus(minus_product);
+            if (loss) loss[n * loss_batch] = value;
+            total_loss_tile[n - first] = value;
+            if (dense || grad_input) grad_input[n * grad_input_batch] = -target[n * target_batch] * sigmoid(minus_product) * scale[n * scale_batch];
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
     add(total_loss, &total_loss_sum);
 }
 
 static void NAME(value_and_grad_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[5][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[5][0] == 1 && run->data[3] == NULL && run->data[5] != NULL)
         NAME(value_and_grad)(batch, run, 1);
     else
         NAME(value_and_grad)(batch, run, 0);
@@ -102,21 +112,26 @@ static inline void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict direction_input = run->data[2]; const int64_t direction_input_batch = dense ? 1 : run->steps[2][0];
-    REAL *restrict rate = run->data[3]; const int64_t rate_batch = dense ? 1 : run->steps[3][0];
+    REAL *restrict rate = dense ? NULL : run->data[3]; const int64_t rate_batch = dense ? 1 : run->steps[3][0];
     accumulator *restrict total_rate = run->data[4];
 
     accumulator total_rate_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL minus_product = -target[n * target_batch] * sigmoid(-input[n * input_batch] * target[n * target_batch]) * direction_input[n * direction_input_batch];
-        if (rate) rate[n * rate_batch] = minus_product;
-        accumulate(&total_rate_sum, minus_product);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_rate_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL minus_product = -target[n * target_batch] * sigmoid(-input[n * input_batch] * target[n * target_batch]) * direction_input[n * direction_input_batch];
+            if (rate) rate[n * rate_batch] = minus_product;
+            total_rate_tile[n - first] = minus_product;
+        }
+        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
     }
     add(total_rate, &total_rate_sum);
 }
 
 static void NAME(jvp_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->data[3] == NULL)
         NAME(jvp)(batch, run, 1);
     else
         NAME(jvp)(batch, run, 0);
@@ -138,13 +153,13 @@ static inline void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
 
     for (int64_t n = 0; n < batch; ++n) {
         const REAL product = input[n * input_batch] * target[n * target_batch];
-        if (hvp_input) hvp_input[n * hvp_input_batch] = target[n * target_batch] * sigmoid(product) * sigmoid(-product) * direction_input[n * direction_input_batch] * scale[n * scale_batch] * target[n * target_batch];
+        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = target[n * target_batch] * sigmoid(product) * sigmoid(-product) * direction_input[n * direction_input_batch] * scale[n * scale_batch] * target[n * target_batch];
     }
 }
 
 static void NAME(hvp_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->data[4] != NULL)
         NAME(hvp)(batch, run, 1);
     else
         NAME(hvp)(batch, run, 0);
@@ -165,13 +180,13 @@ static inline void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
 
     for (int64_t n = 0; n < batch; ++n) {
         const REAL product = input[n * input_batch] * target[n * target_batch];
-        if (hessian_input) hessian_input[n * hessian_input_batch] = target[n * target_batch] * sigmoid(product) * sigmoid(-product) * scale[n * scale_batch] * target[n * target_batch];
+        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = target[n * target_batch] * sigmoid(product) * sigmoid(-product) * scale[n * scale_batch] * target[n * target_batch];
     }
 }
 
 static void NAME(hessian_diag_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->data[3] != NULL)
         NAME(hessian_diag)(batch, run, 1);
     else
         NAME(hessian_diag)(batch, run, 0);
@@ -188,27 +203,32 @@ static inline void NAME(value_and_grad_all)(const int64_t batch, const losslib_r
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict loss = run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
+    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
     accumulator *restrict total_loss = run->data[4];
     REAL *restrict grad_input = run->data[5]; const int64_t grad_input_batch = dense ? 1 : run->steps[5][0];
     REAL *restrict grad_target = run->data[6]; const int64_t grad_target_batch = dense ? 1 : run->steps[6][0];
 
     accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL minus_product = -input[n * input_batch] * target[n * target_batch];
-        const REAL value = softplus(minus_product);
-        const REAL sigmoid_minus_product = sigmoid(minus_product);
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-        if (grad_input) grad_input[n * grad_input_batch] = -target[n * target_batch] * sigmoid_minus_product * scale[n * scale_batch];
-        if (grad_target) grad_target[n * grad_target_batch] = -input[n * input_batch] * sigmoid_minus_product * scale[n * scale_batch];
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_loss_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL minus_product = -input[n * input_batch] * target[n * target_batch];
+            const REAL value = softplus(minus_product);
+            const REAL sigmoid_minus_product = sigmoid(minus_product);
+            if (loss) loss[n * loss_batch] = value;
+            total_loss_tile[n - first] = value;
+            if (dense || grad_input) grad_input[n * grad_input_batch] = -target[n * target_batch] * sigmoid_minus_product * scale[n * scale_batch];
+            if (dense || grad_target) grad_target[n * grad_target_batch] = -input[n * input_batch] * sigmoid_minus_product * scale[n * scale_batch];
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
     add(total_loss, &total_loss_sum);
 }
 
 static void NAME(value_and_grad_all_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->data[3] == NULL && run->data[5] != NULL && run->data[6] != NULL)
         NAME(value_and_grad_all)(batch, run, 1);
     else
         NAME(value_and_grad_all)(batch, run, 0);
@@ -226,22 +246,27 @@ static inline void NAME(jvp_all)(const int64_t batch, const losslib_run *run, co
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict direction_input = run->data[2]; const int64_t direction_input_batch = dense ? 1 : run->steps[2][0];
     const REAL *restrict direction_target = run->data[3]; const int64_t direction_target_batch = dense ? 1 : run->steps[3][0];
-    REAL *restrict rate = run->data[4]; const int64_t rate_batch = dense ? 1 : run->steps[4][0];
+    REAL *restrict rate = dense ? NULL : run->data[4]; const int64_t rate_batch = dense ? 1 : run->steps[4][0];
     accumulator *restrict total_rate = run->data[5];
 
     accumulator total_rate_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL sigmoid_minus_product = sigmoid(-input[n * input_batch] * target[n * target_batch]);
-        const REAL minus_shifted = -(target[n * target_batch] * sigmoid_minus_product * direction_input[n * direction_input_batch] + input[n * input_batch] * sigmoid_minus_product * direction_target[n * direction_target_batch]);
-        if (rate) rate[n * rate_batch] = minus_shifted;
-        accumulate(&total_rate_sum, minus_shifted);
+    for (int64_t first = 0; first < batch; first += TILE) {
+        const int64_t end = first + TILE < batch ? first + TILE : batch;
+        REAL total_rate_tile[TILE];
+        for (int64_t n = first; n < end; ++n) {
+            const REAL sigmoid_minus_product = sigmoid(-input[n * input_batch] * target[n * target_batch]);
+            const REAL minus_shifted = -(target[n * target_batch] * sigmoid_minus_product * direction_input[n * direction_input_batch] + input[n * input_batch] * sigmoid_minus_product * direction_target[n * direction_target_batch]);
+            if (rate) rate[n * rate_batch] = minus_shifted;
+            total_rate_tile[n - first] = minus_shifted;
+        }
+        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
     }
     add(total_rate, &total_rate_sum);
 }
 
 static void NAME(jvp_all_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->steps[4][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->data[4] == NULL)
         NAME(jvp_all)(batch, run, 1);
     else
         NAME(jvp_all)(batch, run, 0);
@@ -268,14 +293,14 @@ static inline void NAME(hvp_all)(const int64_t batch, const losslib_run *run, co
         const REAL sigmoid_2 = sigmoid(product);
         const REAL sigmoid_minus_product = sigmoid(-product);
         const REAL difference = product * sigmoid_2 * sigmoid_minus_product * scale[n * scale_batch] - sigmoid_minus_product * scale[n * scale_batch];
-        if (hvp_input) hvp_input[n * hvp_input_batch] = difference * direction_target[n * direction_target_batch] + target[n * target_batch] * sigmoid_2 * sigmoid_minus_product * direction_input[n * direction_input_batch] * scale[n * scale_batch] * target[n * target_batch];
-        if (hvp_target) hvp_target[n * hvp_target_batch] = difference * direction_input[n * direction_input_batch] + input[n * input_batch] * sigmoid_2 * sigmoid_minus_product * direction_target[n * direction_target_batch] * scale[n * scale_batch] * input[n * input_batch];
+        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = difference * direction_target[n * direction_target_batch] + target[n * target_batch] * sigmoid_2 * sigmoid_minus_product * direction_input[n * direction_input_batch] * scale[n * scale_batch] * target[n * target_batch];
+        if (dense || hvp_target) hvp_target[n * hvp_target_batch] = difference * direction_input[n * direction_input_batch] + input[n * input_batch] * sigmoid_2 * sigmoid_minus_product * direction_target[n * direction_target_batch] * scale[n * scale_batch] * input[n * input_batch];
     }
 }
 
 static void NAME(hvp_all_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->data[5] != NULL && run->data[6] != NULL)
         NAME(hvp_all)(batch, run, 1);
     else
         NAME(hvp_all)(batch, run, 0);
@@ -299,14 +324,14 @@ static inline void NAME(hessian_diag_all)(const int64_t batch, const losslib_run
         const REAL product = input[n * input_batch] * target[n * target_batch];
         const REAL sigmoid_2 = sigmoid(product);
         const REAL sigmoid_minus_product = sigmoid(-product);
-        if (hessian_input) hessian_input[n * hessian_input_batch] = target[n * target_batch] * sigmoid_2 * sigmoid_minus_product * scale[n * scale_batch] * target[n * target_batch];
-        if (hessian_target) hessian_target[n * hessian_target_batch] = input[n * input_batch] * sigmoid_2 * sigmoid_minus_product * scale[n * scale_batch] * input[n * input_batch];
+        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = target[n * target_batch] * sigmoid_2 * sigmoid_minus_product * scale[n * scale_batch] * target[n * target_batch];
+        if (dense || hessian_target) hessian_target[n * hessian_target_batch] = input[n * input_batch] * sigmoid_2 * sigmoid_minus_product * scale[n * scale_batch] * input[n * input_batch];
     }
 }
 
 static void NAME(hessian_diag_all_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1)
+    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->data[3] != NULL && run->data[4] != NULL)
         NAME(hessian_diag_all)(batch, run, 1);
     else
         NAME(hessian_diag_all)(batch, run, 0);

@@ -54,7 +54,7 @@ static inline void NAME(value__p_0__swap_yes)(const int64_t batch, const losslib
     const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
     const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
     const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
-    REAL *restrict loss = run->data[3]; const int64_t loss_batch = run->steps[3][0];
+    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = run->steps[3][0];
     accumulator *restrict total_loss = run->data[4];
     const REAL margin = (REAL)run->params[0];
     const REAL eps = (REAL)run->params[1];
@@ -88,7 +88,7 @@ static inline void NAME(value__p_0__swap_yes)(const int64_t batch, const losslib
 
 static void NAME(value__p_0__swap_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->data[3] == NULL)
         NAME(value__p_0__swap_yes)(batch, run, 1);
     else
         NAME(value__p_0__swap_yes)(batch, run, 0);
@@ -106,7 +106,7 @@ static inline void NAME(value_and_grad__p_0__swap_yes)(const int64_t batch, cons
     const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
     const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
     const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
-    REAL *restrict loss = run->data[3]; const int64_t loss_batch = run->steps[3][0];
+    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = run->steps[3][0];
     accumulator *restrict total_loss = run->data[4];
     REAL *restrict grad_anchor = run->data[5]; const int64_t grad_anchor_batch = run->steps[5][0], grad_anchor_features = dense ? 1 : run->steps[5][1];
     REAL *restrict grad_positive = run->data[6]; const int64_t grad_positive_batch = run->steps[6][0], grad_positive_features = dense ? 1 : run->steps[6][1];
@@ -129,9 +129,9 @@ static inline void NAME(value_and_grad__p_0__swap_yes)(const int64_t batch, cons
             const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
             const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
             const REAL between = positive_row[f * positive_features] - negative_row[f * negative_features];
-            if (grad_anchor) grad_anchor_row[f * grad_anchor_features] = 0;
-            if (grad_positive) grad_positive_row[f * grad_positive_features] = 0;
-            if (grad_negative) grad_negative_row[f * grad_negative_features] = 0;
+            if (dense || grad_anchor) grad_anchor_row[f * grad_anchor_features] = 0;
+            if (dense || grad_positive) grad_positive_row[f * grad_positive_features] = 0;
+            if (dense || grad_negative) grad_negative_row[f * grad_negative_features] = 0;
             accumulate(&near_sum, (REAL)(to_positive + eps == 0 ? 0 : 1));
             accumulate(&far_sum, (REAL)(to_negative + eps == 0 ? 0 : 1));
             accumulate(&across_sum, (REAL)(between + eps == 0 ? 0 : 1));
@@ -149,7 +149,7 @@ static inline void NAME(value_and_grad__p_0__swap_yes)(const int64_t batch, cons
 
 static void NAME(value_and_grad__p_0__swap_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[5][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[5][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->data[3] == NULL && run->data[5] != NULL && run->data[6] != NULL && run->data[7] != NULL)
         NAME(value_and_grad__p_0__swap_yes)(batch, run, 1);
     else
         NAME(value_and_grad__p_0__swap_yes)(batch, run, 0);
@@ -163,7 +163,7 @@ const losslib_kernel NAME(losslib_triplet_margin_loss_value_and_grad__p_0__swap_
 /* The derivative along the directions, where p is 0 and swap is True. 0 operations. */
 static inline void NAME(jvp__p_0__swap_yes)(const int64_t batch, const losslib_run *run, const int dense)
 {
-    REAL *restrict rate = run->data[1]; const int64_t rate_batch = run->steps[1][0];
+    REAL *restrict rate = dense ? NULL : run->data[1]; const int64_t rate_batch = run->steps[1][0];
     accumulator *restrict total_rate = run->data[2];
 
     accumulator total_rate_sum = {0};
@@ -176,7 +176,7 @@ static inline void NAME(jvp__p_0__swap_yes)(const int64_t batch, const losslib_r
 
 static void NAME(jvp__p_0__swap_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (1)
+    if (run->data[1] == NULL)
         NAME(jvp__p_0__swap_yes)(batch, run, 1);
     else
         NAME(jvp__p_0__swap_yes)(batch, run, 0);
@@ -200,16 +200,16 @@ static inline void NAME(hvp__p_0__swap_yes)(const int64_t batch, const losslib_r
         REAL *hvp_positive_row = hvp_positive + n * hvp_positive_batch;
         REAL *hvp_negative_row = hvp_negative + n * hvp_negative_batch;
         for (int64_t f = 0; f < features; ++f) {
-            if (hvp_anchor) hvp_anchor_row[f * hvp_anchor_features] = 0;
-            if (hvp_positive) hvp_positive_row[f * hvp_positive_features] = 0;
-            if (hvp_negative) hvp_negative_row[f * hvp_negative_features] = 0;
+            if (dense || hvp_anchor) hvp_anchor_row[f * hvp_anchor_features] = 0;
+            if (dense || hvp_positive) hvp_positive_row[f * hvp_positive_features] = 0;
+            if (dense || hvp_negative) hvp_negative_row[f * hvp_negative_features] = 0;
         }
     }
 }
 
 static void NAME(hvp__p_0__swap_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1)
+    if (run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->data[1] != NULL && run->data[2] != NULL && run->data[3] != NULL)
         NAME(hvp__p_0__swap_yes)(batch, run, 1);
     else
         NAME(hvp__p_0__swap_yes)(batch, run, 0);
@@ -233,16 +233,16 @@ static inline void NAME(hessian_diag__p_0__swap_yes)(const int64_t batch, const 
         REAL *hessian_positive_row = hessian_positive + n * hessian_positive_batch;
         REAL *hessian_negative_row = hessian_negative + n * hessian_negative_batch;
         for (int64_t f = 0; f < features; ++f) {
-            if (hessian_anchor) hessian_anchor_row[f * hessian_anchor_features] = 0;
-            if (hessian_positive) hessian_positive_row[f * hessian_positive_features] = 0;
-            if (hessian_negative) hessian_negative_row[f * hessian_negative_features] = 0;
+            if (dense || hessian_anchor) hessian_anchor_row[f * hessian_anchor_features] = 0;
+            if (dense || hessian_positive) hessian_positive_row[f * hessian_positive_features] = 0;
+            if (dense || hessian_negative) hessian_negative_row[f * hessian_negative_features] = 0;
         }
     }
 }
 
 static void NAME(hessian_diag__p_0__swap_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1)
+    if (run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->data[1] != NULL && run->data[2] != NULL && run->data[3] != NULL)
         NAME(hessian_diag__p_0__swap_yes)(batch, run, 1);
     else
         NAME(hessian_diag__p_0__swap_yes)(batch, run, 0);
@@ -260,7 +260,7 @@ static inline void NAME(value__p_0__swap_no)(const int64_t batch, const losslib_
     const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
     const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
     const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
-    REAL *restrict loss = run->data[3]; const int64_t loss_batch = run->steps[3][0];
+    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = run->steps[3][0];
     accumulator *restrict total_loss = run->data[4];
     const REAL margin = (REAL)run->params[0];
     const REAL eps = (REAL)run->params[1];
@@ -290,7 +290,7 @@ static inline void NAME(value__p_0__swap_no)(const int64_t batch, const losslib_
 
 static void NAME(value__p_0__swap_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->data[3] == NULL)
         NAME(value__p_0__swap_no)(batch, run, 1);
     else
         NAME(value__p_0__swap_no)(batch, run, 0);
@@ -308,7 +308,7 @@ static inline void NAME(value_and_grad__p_0__swap_no)(const int64_t batch, const
     const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
     const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
     const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
-    REAL *restrict loss = run->data[3]; const int64_t loss_batch = run->steps[3][0];
+    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = run->steps[3][0];
     accumulator *restrict total_loss = run->data[4];
     REAL *restrict grad_anchor = run->data[5]; const int64_t grad_anchor_batch = run->steps[5][0], grad_anchor_features = dense ? 1 : run->steps[5][1];
     REAL *restrict grad_positive = run->data[6]; const int64_t grad_positive_batch = run->steps[6][0], grad_positive_features = dense ? 1 : run->steps[6][1];
@@ -329,9 +329,9 @@ static inline void NAME(value_and_grad__p_0__swap_no)(const int64_t batch, const
         for (int64_t f = 0; f < features; ++f) {
             const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
             const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            if (grad_anchor) grad_anchor_row[f * grad_anchor_features] = 0;
-            if (grad_positive) grad_positive_row[f * grad_positive_features] = 0;
-            if (grad_negative) grad_negative_row[f * grad_negative_features] = 0;
+            if (dense || grad_anchor) grad_anchor_row[f * grad_anchor_features] = 0;
+            if (dense || grad_positive) grad_positive_row[f * grad_positive_features] = 0;
+            if (dense || grad_negative) grad_negative_row[f * grad_negative_features] = 0;
             accumulate(&near_sum, (REAL)(to_positive + eps == 0 ? 0 : 1));
             accumulate(&far_sum, (REAL)(to_negative + eps == 0 ? 0 : 1));
         }
@@ -347,7 +347,7 @@ static inline void NAME(value_and_grad__p_0__swap_no)(const int64_t batch, const
 
 static void NAME(value_and_grad__p_0__swap_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[5][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[5][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->data[3] == NULL && run->data[5] != NULL && run->data[6] != NULL && run->data[7] != NULL)
         NAME(value_and_grad__p_0__swap_no)(batch, run, 1);
     else
         NAME(value_and_grad__p_0__swap_no)(batch, run, 0);
@@ -361,7 +361,7 @@ const losslib_kernel NAME(losslib_triplet_margin_loss_value_and_grad__p_0__swap_
 /* The derivative along the directions, where p is 0 and swap is False. 0 operations. */
 static inline void NAME(jvp__p_0__swap_no)(const int64_t batch, const losslib_run *run, const int dense)
 {
-    REAL *restrict rate = run->data[1]; const int64_t rate_batch = run->steps[1][0];
+    REAL *restrict rate = dense ? NULL : run->data[1]; const int64_t rate_batch = run->steps[1][0];
     accumulator *restrict total_rate = run->data[2];
 
     accumulator total_rate_sum = {0};
@@ -374,7 +374,7 @@ static inline void NAME(jvp__p_0__swap_no)(const int64_t batch, const losslib_ru
 
 static void NAME(jvp__p_0__swap_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (1)
+    if (run->data[1] == NULL)
         NAME(jvp__p_0__swap_no)(batch, run, 1);
     else
         NAME(jvp__p_0__swap_no)(batch, run, 0);
@@ -398,16 +398,16 @@ static inline void NAME(hvp__p_0__swap_no)(const int64_t batch, const losslib_ru
         REAL *hvp_positive_row = hvp_positive + n * hvp_positive_batch;
         REAL *hvp_negative_row = hvp_negative + n * hvp_negative_batch;
         for (int64_t f = 0; f < features; ++f) {
-            if (hvp_anchor) hvp_anchor_row[f * hvp_anchor_features] = 0;
-            if (hvp_positive) hvp_positive_row[f * hvp_positive_features] = 0;
-            if (hvp_negative) hvp_negative_row[f * hvp_negative_features] = 0;
+            if (dense || hvp_anchor) hvp_anchor_row[f * hvp_anchor_features] = 0;
+            if (dense || hvp_positive) hvp_positive_row[f * hvp_positive_features] = 0;
+            if (dense || hvp_negative) hvp_negative_row[f * hvp_negative_features] = 0;
         }
     }
 }
 
 static void NAME(hvp__p_0__swap_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1)
+    if (run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->data[1] != NULL && run->data[2] != NULL && run->data[3] != NULL)
         NAME(hvp__p_0__swap_no)(batch, run, 1);
     else
         NAME(hvp__p_0__swap_no)(batch, run, 0);
@@ -431,16 +431,16 @@ static inline void NAME(hessian_diag__p_0__swap_no)(const int64_t batch, const l
         REAL *hessian_positive_row = hessian_positive + n * hessian_positive_batch;
         REAL *hessian_negative_row = hessian_negative + n * hessian_negative_batch;
         for (int64_t f = 0; f < features; ++f) {
-            if (hessian_anchor) hessian_anchor_row[f * hessian_anchor_features] = 0;
-            if (hessian_positive) hessian_positive_row[f * hessian_positive_features] = 0;
-            if (hessian_negative) hessian_negative_row[f * hessian_negative_features] = 0;
+            if (dense || hessian_anchor) hessian_anchor_row[f * hessian_anchor_features] = 0;
+            if (dense || hessian_positive) hessian_positive_row[f * hessian_positive_features] = 0;
+            if (dense || hessian_negative) hessian_negative_row[f * hessian_negative_features] = 0;
         }
     }
 }
 
 static void NAME(hessian_diag__p_0__swap_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1)
+    if (run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->data[1] != NULL && run->data[2] != NULL && run->data[3] != NULL)
         NAME(hessian_diag__p_0__swap_no)(batch, run, 1);
     else
         NAME(hessian_diag__p_0__swap_no)(batch, run, 0);
@@ -458,7 +458,7 @@ static inline void NAME(value__p_1__swap_yes)(const int64_t batch, const losslib
     const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
     const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
     const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
-    REAL *restrict loss = run->data[3]; const int64_t loss_batch = run->steps[3][0];
+    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = run->steps[3][0];
     accumulator *restrict total_loss = run->data[4];
     const REAL margin = (REAL)run->params[0];
     const REAL eps = (REAL)run->params[1];
@@ -492,7 +492,7 @@ static inline void NAME(value__p_1__swap_yes)(const int64_t batch, const losslib
 
 static void NAME(value__p_1__swap_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->data[3] == NULL)
         NAME(value__p_1__swap_yes)(batch, run, 1);
     else
         NAME(value__p_1__swap_yes)(batch, run, 0);
@@ -511,7 +511,7 @@ static inline void NAME(value_and_grad__p_1__swap_yes)(const int64_t batch, cons
     const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
     const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0];
+    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = run->steps[4][0];
     accumulator *restrict total_loss = run->data[5];
     REAL *restrict grad_anchor = run->data[6]; const int64_t grad_anchor_batch = run->steps[6][0], grad_anchor_features = dense ? 1 : run->steps[6][1];
     REAL *restrict grad_positive = run->data[7]; const int64_t grad_positive_batch = run->steps[7][0], grad_positive_features = dense ? 1 : run->steps[7][1];
@@ -553,9 +553,9 @@ static inline void NAME(value_and_grad__p_1__swap_yes)(const int64_t batch, cons
             const REAL product_5 = product_2 * sign(to_negative_2 + eps);
             const REAL between_2 = positive_row[f * positive_features] - negative_row[f * negative_features];
             const REAL product_6 = product_3 * sign(between_2 + eps);
-            if (grad_anchor) grad_anchor_row[f * grad_anchor_features] = product_4 - product_5;
-            if (grad_positive) grad_positive_row[f * grad_positive_features] = -(product_6 + product_4);
-            if (grad_negative) grad_negative_row[f * grad_negative_features] = product_6 + product_5;
+            if (dense || grad_anchor) grad_anchor_row[f * grad_anchor_features] = product_4 - product_5;
+            if (dense || grad_positive) grad_positive_row[f * grad_positive_features] = -(product_6 + product_4);
+            if (dense || grad_negative) grad_negative_row[f * grad_negative_features] = product_6 + product_5;
         }
         const REAL value = shifted < 0 ? 0 : shifted;
         if (loss) loss[n * loss_batch] = value;
@@ -566,7 +566,7 @@ static inline void NAME(value_and_grad__p_1__swap_yes)(const int64_t batch, cons
 
 static void NAME(value_and_grad__p_1__swap_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->steps[8][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->steps[8][1] == 1 && run->data[4] == NULL && run->data[6] != NULL && run->data[7] != NULL && run->data[8] != NULL)
         NAME(value_and_grad__p_1__swap_yes)(batch, run, 1);
     else
         NAME(value_and_grad__p_1__swap_yes)(batch, run, 0);
@@ -587,7 +587,7 @@ static inline void NAME(jvp__p_1__swap_yes)(const int64_t batch, const losslib_r
     const REAL *restrict direction_anchor = run->data[3]; const int64_t direction_anchor_batch = run->steps[3][0], direction_anchor_features = dense ? 1 : run->steps[3][1];
     const REAL *restrict direction_negative = run->data[4]; const int64_t direction_negative_batch = run->steps[4][0], direction_negative_features = dense ? 1 : run->steps[4][1];
     const REAL *restrict direction_positive = run->data[5]; const int64_t direction_positive_batch = run->steps[5][0], direction_positive_features = dense ? 1 : run->steps[5][1];
-    REAL *restrict rate = run->data[6]; const int64_t rate_batch = run->steps[6][0];
+    REAL *restrict rate = dense ? NULL : run->data[6]; const int64_t rate_batch = run->steps[6][0];
     accumulator *restrict total_rate = run->data[7];
     const REAL margin = (REAL)run->params[0];
     const REAL eps = (REAL)run->params[1];
@@ -636,7 +636,7 @@ static inline void NAME(jvp__p_1__swap_yes)(const int64_t batch, const losslib_r
 
 static void NAME(jvp__p_1__swap_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->data[6] == NULL)
         NAME(jvp__p_1__swap_yes)(batch, run, 1);
     else
         NAME(jvp__p_1__swap_yes)(batch, run, 0);
@@ -660,16 +660,16 @@ static inline void NAME(hvp__p_1__swap_yes)(const int64_t batch, const losslib_r
         REAL *hvp_positive_row = hvp_positive + n * hvp_positive_batch;
         REAL *hvp_negative_row = hvp_negative + n * hvp_negative_batch;
         for (int64_t f = 0; f < features; ++f) {
-            if (hvp_anchor) hvp_anchor_row[f * hvp_anchor_features] = 0;
-            if (hvp_positive) hvp_positive_row[f * hvp_positive_features] = 0;
-            if (hvp_negative) hvp_negative_row[f * hvp_negative_features] = 0;
+            if (dense || hvp_anchor) hvp_anchor_row[f * hvp_anchor_features] = 0;
+            if (dense || hvp_positive) hvp_positive_row[f * hvp_positive_features] = 0;
+            if (dense || hvp_negative) hvp_negative_row[f * hvp_negative_features] = 0;
         }
     }
 }
 
 static void NAME(hvp__p_1__swap_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1)
+    if (run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->data[1] != NULL && run->data[2] != NULL && run->data[3] != NULL)
         NAME(hvp__p_1__swap_yes)(batch, run, 1);
     else
         NAME(hvp__p_1__swap_yes)(batch, run, 0);
@@ -693,16 +693,16 @@ static inline void NAME(hessian_diag__p_1__swap_yes)(const int64_t batch, const 
         REAL *hessian_positive_row = hessian_positive + n * hessian_positive_batch;
         REAL *hessian_negative_row = hessian_negative + n * hessian_negative_batch;
         for (int64_t f = 0; f < features; ++f) {
-            if (hessian_anchor) hessian_anchor_row[f * hessian_anchor_features] = 0;
-            if (hessian_positive) hessian_positive_row[f * hessian_positive_features] = 0;
-            if (hessian_negative) hessian_negative_row[f * hessian_negative_features] = 0;
+            if (dense || hessian_anchor) hessian_anchor_row[f * hessian_anchor_features] = 0;
+            if (dense || hessian_positive) hessian_positive_row[f * hessian_positive_features] = 0;
+            if (dense || hessian_negative) hessian_negative_row[f * hessian_negative_features] = 0;
         }
     }
 }
 
 static void NAME(hessian_diag__p_1__swap_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1)
+    if (run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->data[1] != NULL && run->data[2] != NULL && run->data[3] != NULL)
         NAME(hessian_diag__p_1__swap_yes)(batch, run, 1);
     else
         NAME(hessian_diag__p_1__swap_yes)(batch, run, 0);
@@ -720,7 +720,7 @@ static inline void NAME(value__p_1__swap_no)(const int64_t batch, const losslib_
     const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
     const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
     const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
-    REAL *restrict loss = run->data[3]; const int64_t loss_batch = run->steps[3][0];
+    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = run->steps[3][0];
     accumulator *restrict total_loss = run->data[4];
     const REAL margin = (REAL)run->params[0];
     const REAL eps = (REAL)run->params[1];
@@ -750,7 +750,7 @@ static inline void NAME(value__p_1__swap_no)(const int64_t batch, const losslib_
 
 static void NAME(value__p_1__swap_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->data[3] == NULL)
         NAME(value__p_1__swap_no)(batch, run, 1);
     else
         NAME(value__p_1__swap_no)(batch, run, 0);
@@ -769,7 +769,7 @@ static inline void NAME(value_and_grad__p_1__swap_no)(const int64_t batch, const
     const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
     const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0];
+    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = run->steps[4][0];
     accumulator *restrict total_loss = run->data[5];
     REAL *restrict grad_anchor = run->data[6]; const int64_t grad_anchor_batch = run->steps[6][0], grad_anchor_features = dense ? 1 : run->steps[6][1];
     REAL *restrict grad_positive = run->data[7]; const int64_t grad_positive_batch = run->steps[7][0], grad_positive_features = dense ? 1 : run->steps[7][1];
@@ -802,9 +802,9 @@ static inline void NAME(value_and_grad__p_1__swap_no)(const int64_t batch, const
             const REAL product_2 = product * sign(to_positive_2 + eps);
             const REAL to_negative_2 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
             const REAL product_3 = product * sign(to_negative_2 + eps);
-            if (grad_anchor) grad_anchor_row[f * grad_anchor_features] = product_2 - product_3;
-            if (grad_positive) grad_positive_row[f * grad_positive_features] = -product_2;
-            if (grad_negative) grad_negative_row[f * grad_negative_features] = product_3;
+            if (dense || grad_anchor) grad_anchor_row[f * grad_anchor_features] = product_2 - product_3;
+            if (dense || grad_positive) grad_positive_row[f * grad_positive_features] = -product_2;
+            if (dense || grad_negative) grad_negative_row[f * grad_negative_features] = product_3;
         }
         const REAL value = shifted < 0 ? 0 : shifted;
         if (loss) loss[n * loss_batch] = value;
@@ -815,7 +815,7 @@ static inline void NAME(value_and_grad__p_1__swap_no)(const int64_t batch, const
 
 static void NAME(value_and_grad__p_1__swap_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->steps[8][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->steps[8][1] == 1 && run->data[4] == NULL && run->data[6] != NULL && run->data[7] != NULL && run->data[8] != NULL)
         NAME(value_and_grad__p_1__swap_no)(batch, run, 1);
     else
         NAME(value_and_grad__p_1__swap_no)(batch, run, 0);
@@ -836,7 +836,7 @@ static inline void NAME(jvp__p_1__swap_no)(const int64_t batch, const losslib_ru
     const REAL *restrict direction_anchor = run->data[3]; const int64_t direction_anchor_batch = run->steps[3][0], direction_anchor_features = dense ? 1 : run->steps[3][1];
     const REAL *restrict direction_negative = run->data[4]; const int64_t direction_negative_batch = run->steps[4][0], direction_negative_features = dense ? 1 : run->steps[4][1];
     const REAL *restrict direction_positive = run->data[5]; const int64_t direction_positive_batch = run->steps[5][0], direction_positive_features = dense ? 1 : run->steps[5][1];
-    REAL *restrict rate = run->data[6]; const int64_t rate_batch = run->steps[6][0];
+    REAL *restrict rate = dense ? NULL : run->data[6]; const int64_t rate_batch = run->steps[6][0];
     accumulator *restrict total_rate = run->data[7];
     const REAL margin = (REAL)run->params[0];
     const REAL eps = (REAL)run->params[1];
@@ -877,7 +877,7 @@ static inline void NAME(jvp__p_1__swap_no)(const int64_t batch, const losslib_ru
 
 static void NAME(jvp__p_1__swap_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->data[6] == NULL)
         NAME(jvp__p_1__swap_no)(batch, run, 1);
     else
         NAME(jvp__p_1__swap_no)(batch, run, 0);
@@ -901,16 +901,16 @@ static inline void NAME(hvp__p_1__swap_no)(const int64_t batch, const losslib_ru
         REAL *hvp_positive_row = hvp_positive + n * hvp_positive_batch;
         REAL *hvp_negative_row = hvp_negative + n * hvp_negative_batch;
         for (int64_t f = 0; f < features; ++f) {
-            if (hvp_anchor) hvp_anchor_row[f * hvp_anchor_features] = 0;
-            if (hvp_positive) hvp_positive_row[f * hvp_positive_features] = 0;
-            if (hvp_negative) hvp_negative_row[f * hvp_negative_features] = 0;
+            if (dense || hvp_anchor) hvp_anchor_row[f * hvp_anchor_features] = 0;
+            if (dense || hvp_positive) hvp_positive_row[f * hvp_positive_features] = 0;
+            if (dense || hvp_negative) hvp_negative_row[f * hvp_negative_features] = 0;
         }
     }
 }
 
 static void NAME(hvp__p_1__swap_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1)
+    if (run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->data[1] != NULL && run->data[2] != NULL && run->data[3] != NULL)
         NAME(hvp__p_1__swap_no)(batch, run, 1);
     else
         NAME(hvp__p_1__swap_no)(batch, run, 0);
@@ -934,16 +934,16 @@ static inline void NAME(hessian_diag__p_1__swap_no)(const int64_t batch, const l
         REAL *hessian_positive_row = hessian_positive + n * hessian_positive_batch;
         REAL *hessian_negative_row = hessian_negative + n * hessian_negative_batch;
         for (int64_t f = 0; f < features; ++f) {
-            if (hessian_anchor) hessian_anchor_row[f * hessian_anchor_features] = 0;
-            if (hessian_positive) hessian_positive_row[f * hessian_positive_features] = 0;
-            if (hessian_negative) hessian_negative_row[f * hessian_negative_features] = 0;
+            if (dense || hessian_anchor) hessian_anchor_row[f * hessian_anchor_features] = 0;
+            if (dense || hessian_positive) hessian_positive_row[f * hessian_positive_features] = 0;
+            if (dense || hessian_negative) hessian_negative_row[f * hessian_negative_features] = 0;
         }
     }
 }
 
 static void NAME(hessian_diag__p_1__swap_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1)
+    if (run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->data[1] != NULL && run->data[2] != NULL && run->data[3] != NULL)
         NAME(hessian_diag__p_1__swap_no)(batch, run, 1);
     else
         NAME(hessian_diag__p_1__swap_no)(batch, run, 0);
@@ -961,7 +961,7 @@ static inline void NAME(value__p_2__swap_yes)(const int64_t batch, const losslib
     const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
     const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
     const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
-    REAL *restrict loss = run->data[3]; const int64_t loss_batch = run->steps[3][0];
+    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = run->steps[3][0];
     accumulator *restrict total_loss = run->data[4];
     const REAL margin = (REAL)run->params[0];
     const REAL eps = (REAL)run->params[1];
@@ -1015,7 +1015,7 @@ static inline void NAME(value__p_2__swap_yes)(const int64_t batch, const losslib
 
 static void NAME(value__p_2__swap_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->data[3] == NULL)
         NAME(value__p_2__swap_yes)(batch, run, 1);
     else
         NAME(value__p_2__swap_yes)(batch, run, 0);
@@ -1034,7 +1034,7 @@ static inline void NAME(value_and_grad__p_2__swap_yes)(const int64_t batch, cons
     const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
     const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0];
+    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = run->steps[4][0];
     accumulator *restrict total_loss = run->data[5];
     REAL *restrict grad_anchor = run->data[6]; const int64_t grad_anchor_batch = run->steps[6][0], grad_anchor_features = dense ? 1 : run->steps[6][1];
     REAL *restrict grad_positive = run->data[7]; const int64_t grad_positive_batch = run->steps[7][0], grad_positive_features = dense ? 1 : run->steps[7][1];
@@ -1099,9 +1099,9 @@ static inline void NAME(value_and_grad__p_2__swap_yes)(const int64_t batch, cons
             const REAL between_3 = positive_row[f * positive_features] - negative_row[f * negative_features];
             const REAL scaled_6 = (between_3 + eps) / binade_max_abs_3;
             const REAL product_6 = product_3 * scaled_6;
-            if (grad_anchor) grad_anchor_row[f * grad_anchor_features] = product_4 - product_5;
-            if (grad_positive) grad_positive_row[f * grad_positive_features] = -(product_6 + product_4);
-            if (grad_negative) grad_negative_row[f * grad_negative_features] = product_6 + product_5;
+            if (dense || grad_anchor) grad_anchor_row[f * grad_anchor_features] = product_4 - product_5;
+            if (dense || grad_positive) grad_positive_row[f * grad_positive_features] = -(product_6 + product_4);
+            if (dense || grad_negative) grad_negative_row[f * grad_negative_features] = product_6 + product_5;
         }
         const REAL value = shifted < 0 ? 0 : shifted;
         if (loss) loss[n * loss_batch] = value;
@@ -1112,7 +1112,7 @@ static inline void NAME(value_and_grad__p_2__swap_yes)(const int64_t batch, cons
 
 static void NAME(value_and_grad__p_2__swap_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->steps[8][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->steps[8][1] == 1 && run->data[4] == NULL && run->data[6] != NULL && run->data[7] != NULL && run->data[8] != NULL)
         NAME(value_and_grad__p_2__swap_yes)(batch, run, 1);
     else
         NAME(value_and_grad__p_2__swap_yes)(batch, run, 0);
@@ -1133,7 +1133,7 @@ static inline void NAME(jvp__p_2__swap_yes)(const int64_t batch, const losslib_r
     const REAL *restrict direction_anchor = run->data[3]; const int64_t direction_anchor_batch = run->steps[3][0], direction_anchor_features = dense ? 1 : run->steps[3][1];
     const REAL *restrict direction_negative = run->data[4]; const int64_t direction_negative_batch = run->steps[4][0], direction_negative_features = dense ? 1 : run->steps[4][1];
     const REAL *restrict direction_positive = run->data[5]; const int64_t direction_positive_batch = run->steps[5][0], direction_positive_features = dense ? 1 : run->steps[5][1];
-    REAL *restrict rate = run->data[6]; const int64_t rate_batch = run->steps[6][0];
+    REAL *restrict rate = dense ? NULL : run->data[6]; const int64_t rate_batch = run->steps[6][0];
     accumulator *restrict total_rate = run->data[7];
     const REAL margin = (REAL)run->params[0];
     const REAL eps = (REAL)run->params[1];
@@ -1199,7 +1199,7 @@ static inline void NAME(jvp__p_2__swap_yes)(const int64_t batch, const losslib_r
 
 static void NAME(jvp__p_2__swap_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->data[6] == NULL)
         NAME(jvp__p_2__swap_yes)(batch, run, 1);
     else
         NAME(jvp__p_2__swap_yes)(batch, run, 0);
@@ -1308,16 +1308,16 @@ static inline void NAME(hvp__p_2__swap_yes)(const int64_t batch, const losslib_r
             const REAL between_3 = positive_row[f * positive_features] - negative_row[f * negative_features];
             const REAL scaled_6 = (between_3 + eps) / binade_max_abs_3;
             const REAL product_12 = product_6 * scaled_6;
-            if (hvp_anchor) hvp_anchor_row[f * hvp_anchor_features] = product_7 - product_8 - product_9 + product_10;
-            if (hvp_positive) hvp_positive_row[f * hvp_positive_features] = product_9 - product_7 - product_11 + product_12;
-            if (hvp_negative) hvp_negative_row[f * hvp_negative_features] = product_8 - product_10 - product_12 + product_11;
+            if (dense || hvp_anchor) hvp_anchor_row[f * hvp_anchor_features] = product_7 - product_8 - product_9 + product_10;
+            if (dense || hvp_positive) hvp_positive_row[f * hvp_positive_features] = product_9 - product_7 - product_11 + product_12;
+            if (dense || hvp_negative) hvp_negative_row[f * hvp_negative_features] = product_8 - product_10 - product_12 + product_11;
         }
     }
 }
 
 static void NAME(hvp__p_2__swap_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->steps[8][1] == 1 && run->steps[9][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->steps[8][1] == 1 && run->steps[9][1] == 1 && run->data[7] != NULL && run->data[8] != NULL && run->data[9] != NULL)
         NAME(hvp__p_2__swap_yes)(batch, run, 1);
     else
         NAME(hvp__p_2__swap_yes)(batch, run, 0);
@@ -1403,16 +1403,16 @@ static inline void NAME(hessian_diag__p_2__swap_yes)(const int64_t batch, const 
             const REAL between_3 = positive_row[f * positive_features] - negative_row[f * negative_features];
             const REAL scaled_6 = (between_3 + eps) / binade_max_abs_2;
             const REAL product_9 = product_6 * scaled_6 * scaled_6;
-            if (hessian_anchor) hessian_anchor_row[f * hessian_anchor_features] = product_7 - product_8 - product + product_3;
-            if (hessian_positive) hessian_positive_row[f * hessian_positive_features] = product_9 - product_8 - product_5 + product_3;
-            if (hessian_negative) hessian_negative_row[f * hessian_negative_features] = product_7 + product_9 - product - product_5;
+            if (dense || hessian_anchor) hessian_anchor_row[f * hessian_anchor_features] = product_7 - product_8 - product + product_3;
+            if (dense || hessian_positive) hessian_positive_row[f * hessian_positive_features] = product_9 - product_8 - product_5 + product_3;
+            if (dense || hessian_negative) hessian_negative_row[f * hessian_negative_features] = product_7 + product_9 - product - product_5;
         }
     }
 }
 
 static void NAME(hessian_diag__p_2__swap_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->steps[6][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->steps[6][1] == 1 && run->data[4] != NULL && run->data[5] != NULL && run->data[6] != NULL)
         NAME(hessian_diag__p_2__swap_yes)(batch, run, 1);
     else
         NAME(hessian_diag__p_2__swap_yes)(batch, run, 0);
@@ -1430,7 +1430,7 @@ static inline void NAME(value__p_2__swap_no)(const int64_t batch, const losslib_
     const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
     const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
     const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
-    REAL *restrict loss = run->data[3]; const int64_t loss_batch = run->steps[3][0];
+    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = run->steps[3][0];
     accumulator *restrict total_loss = run->data[4];
     const REAL margin = (REAL)run->params[0];
     const REAL eps = (REAL)run->params[1];
@@ -1474,7 +1474,7 @@ static inline void NAME(value__p_2__swap_no)(const int64_t batch, const losslib_
 
 static void NAME(value__p_2__swap_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->data[3] == NULL)
         NAME(value__p_2__swap_no)(batch, run, 1);
     else
         NAME(value__p_2__swap_no)(batch, run, 0);
@@ -1493,7 +1493,7 @@ static inline void NAME(value_and_grad__p_2__swap_no)(const int64_t batch, const
     const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
     const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0];
+    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = run->steps[4][0];
     accumulator *restrict total_loss = run->data[5];
     REAL *restrict grad_anchor = run->data[6]; const int64_t grad_anchor_batch = run->steps[6][0], grad_anchor_features = dense ? 1 : run->steps[6][1];
     REAL *restrict grad_positive = run->data[7]; const int64_t grad_positive_batch = run->steps[7][0], grad_positive_features = dense ? 1 : run->steps[7][1];
@@ -1544,9 +1544,9 @@ static inline void NAME(value_and_grad__p_2__swap_no)(const int64_t batch, const
             const REAL to_negative_3 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
             const REAL scaled_4 = (to_negative_3 + eps) / binade_max_abs_2;
             const REAL product_4 = product_2 * scaled_4;
-            if (grad_anchor) grad_anchor_row[f * grad_anchor_features] = product_3 - product_4;
-            if (grad_positive) grad_positive_row[f * grad_positive_features] = -product_3;
-            if (grad_negative) grad_negative_row[f * grad_negative_features] = product_4;
+            if (dense || grad_anchor) grad_anchor_row[f * grad_anchor_features] = product_3 - product_4;
+            if (dense || grad_positive) grad_positive_row[f * grad_positive_features] = -product_3;
+            if (dense || grad_negative) grad_negative_row[f * grad_negative_features] = product_4;
         }
         const REAL value = shifted < 0 ? 0 : shifted;
         if (loss) loss[n * loss_batch] = value;
@@ -1557,7 +1557,7 @@ static inline void NAME(value_and_grad__p_2__swap_no)(const int64_t batch, const
 
 static void NAME(value_and_grad__p_2__swap_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->steps[8][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->steps[8][1] == 1 && run->data[4] == NULL && run->data[6] != NULL && run->data[7] != NULL && run->data[8] != NULL)
         NAME(value_and_grad__p_2__swap_no)(batch, run, 1);
     else
         NAME(value_and_grad__p_2__swap_no)(batch, run, 0);
@@ -1578,7 +1578,7 @@ static inline void NAME(jvp__p_2__swap_no)(const int64_t batch, const losslib_ru
     const REAL *restrict direction_anchor = run->data[3]; const int64_t direction_anchor_batch = run->steps[3][0], direction_anchor_features = dense ? 1 : run->steps[3][1];
     const REAL *restrict direction_negative = run->data[4]; const int64_t direction_negative_batch = run->steps[4][0], direction_negative_features = dense ? 1 : run->steps[4][1];
     const REAL *restrict direction_positive = run->data[5]; const int64_t direction_positive_batch = run->steps[5][0], direction_positive_features = dense ? 1 : run->steps[5][1];
-    REAL *restrict rate = run->data[6]; const int64_t rate_batch = run->steps[6][0];
+    REAL *restrict rate = dense ? NULL : run->data[6]; const int64_t rate_batch = run->steps[6][0];
     accumulator *restrict total_rate = run->data[7];
     const REAL margin = (REAL)run->params[0];
     const REAL eps = (REAL)run->params[1];
@@ -1631,7 +1631,7 @@ static inline void NAME(jvp__p_2__swap_no)(const int64_t batch, const losslib_ru
 
 static void NAME(jvp__p_2__swap_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->data[6] == NULL)
         NAME(jvp__p_2__swap_no)(batch, run, 1);
     else
         NAME(jvp__p_2__swap_no)(batch, run, 0);
@@ -1717,16 +1717,16 @@ static inline void NAME(hvp__p_2__swap_no)(const int64_t batch, const losslib_ru
             const REAL to_negative_3 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
             const REAL scaled_4 = (to_negative_3 + eps) / binade_max_abs_2;
             const REAL product_8 = product_4 * scaled_4;
-            if (hvp_anchor) hvp_anchor_row[f * hvp_anchor_features] = product_5 - product_6 - product_7 + product_8;
-            if (hvp_positive) hvp_positive_row[f * hvp_positive_features] = product_7 - product_5;
-            if (hvp_negative) hvp_negative_row[f * hvp_negative_features] = product_6 - product_8;
+            if (dense || hvp_anchor) hvp_anchor_row[f * hvp_anchor_features] = product_5 - product_6 - product_7 + product_8;
+            if (dense || hvp_positive) hvp_positive_row[f * hvp_positive_features] = product_7 - product_5;
+            if (dense || hvp_negative) hvp_negative_row[f * hvp_negative_features] = product_6 - product_8;
         }
     }
 }
 
 static void NAME(hvp__p_2__swap_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->steps[8][1] == 1 && run->steps[9][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->steps[8][1] == 1 && run->steps[9][1] == 1 && run->data[7] != NULL && run->data[8] != NULL && run->data[9] != NULL)
         NAME(hvp__p_2__swap_no)(batch, run, 1);
     else
         NAME(hvp__p_2__swap_no)(batch, run, 0);
@@ -1796,16 +1796,16 @@ static inline void NAME(hessian_diag__p_2__swap_no)(const int64_t batch, const l
             const REAL to_positive_3 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
             const REAL scaled_4 = (to_positive_3 + eps) / binade_max_abs_2;
             const REAL product_6 = product_4 * scaled_4 * scaled_4;
-            if (hessian_anchor) hessian_anchor_row[f * hessian_anchor_features] = product_5 - product_6 - product + product_3;
-            if (hessian_positive) hessian_positive_row[f * hessian_positive_features] = product_3 - product_6;
-            if (hessian_negative) hessian_negative_row[f * hessian_negative_features] = product_5 - product;
+            if (dense || hessian_anchor) hessian_anchor_row[f * hessian_anchor_features] = product_5 - product_6 - product + product_3;
+            if (dense || hessian_positive) hessian_positive_row[f * hessian_positive_features] = product_3 - product_6;
+            if (dense || hessian_negative) hessian_negative_row[f * hessian_negative_features] = product_5 - product;
         }
     }
 }
 
 static void NAME(hessian_diag__p_2__swap_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->steps[6][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->steps[6][1] == 1 && run->data[4] != NULL && run->data[5] != NULL && run->data[6] != NULL)
         NAME(hessian_diag__p_2__swap_no)(batch, run, 1);
     else
         NAME(hessian_diag__p_2__swap_no)(batch, run, 0);
@@ -1823,7 +1823,7 @@ static inline void NAME(value__p_inf__swap_yes)(const int64_t batch, const lossl
     const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
     const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
     const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
-    REAL *restrict loss = run->data[3]; const int64_t loss_batch = run->steps[3][0];
+    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = run->steps[3][0];
     accumulator *restrict total_loss = run->data[4];
     const REAL margin = (REAL)run->params[0];
     const REAL eps = (REAL)run->params[1];
@@ -1854,7 +1854,7 @@ static inline void NAME(value__p_inf__swap_yes)(const int64_t batch, const lossl
 
 static void NAME(value__p_inf__swap_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->data[3] == NULL)
         NAME(value__p_inf__swap_yes)(batch, run, 1);
     else
         NAME(value__p_inf__swap_yes)(batch, run, 0);
@@ -1873,7 +1873,7 @@ static inline void NAME(value_and_grad__p_inf__swap_yes)(const int64_t batch, co
     const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
     const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0];
+    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = run->steps[4][0];
     accumulator *restrict total_loss = run->data[5];
     REAL *restrict grad_anchor = run->data[6]; const int64_t grad_anchor_batch = run->steps[6][0], grad_anchor_features = dense ? 1 : run->steps[6][1];
     REAL *restrict grad_positive = run->data[7]; const int64_t grad_positive_batch = run->steps[7][0], grad_positive_features = dense ? 1 : run->steps[7][1];
@@ -1929,9 +1929,9 @@ static inline void NAME(value_and_grad__p_inf__swap_yes)(const int64_t batch, co
             const REAL between_3 = positive_row[f * positive_features] - negative_row[f * negative_features];
             const REAL shifted_4 = between_3 + eps;
             const REAL product_6 = product_3 * sign(shifted_4) * (REAL)(fabs(shifted_4) == across ? 1 : 0);
-            if (grad_anchor) grad_anchor_row[f * grad_anchor_features] = product_4 - product_5;
-            if (grad_positive) grad_positive_row[f * grad_positive_features] = -(product_6 + product_4);
-            if (grad_negative) grad_negative_row[f * grad_negative_features] = product_6 + product_5;
+            if (dense || grad_anchor) grad_anchor_row[f * grad_anchor_features] = product_4 - product_5;
+            if (dense || grad_positive) grad_positive_row[f * grad_positive_features] = -(product_6 + product_4);
+            if (dense || grad_negative) grad_negative_row[f * grad_negative_features] = product_6 + product_5;
         }
         const REAL value = shifted < 0 ? 0 : shifted;
         if (loss) loss[n * loss_batch] = value;
@@ -1942,7 +1942,7 @@ static inline void NAME(value_and_grad__p_inf__swap_yes)(const int64_t batch, co
 
 static void NAME(value_and_grad__p_inf__swap_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->steps[8][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->steps[8][1] == 1 && run->data[4] == NULL && run->data[6] != NULL && run->data[7] != NULL && run->data[8] != NULL)
         NAME(value_and_grad__p_inf__swap_yes)(batch, run, 1);
     else
         NAME(value_and_grad__p_inf__swap_yes)(batch, run, 0);
@@ -1963,7 +1963,7 @@ static inline void NAME(jvp__p_inf__swap_yes)(const int64_t batch, const losslib
     const REAL *restrict direction_anchor = run->data[3]; const int64_t direction_anchor_batch = run->steps[3][0], direction_anchor_features = dense ? 1 : run->steps[3][1];
     const REAL *restrict direction_negative = run->data[4]; const int64_t direction_negative_batch = run->steps[4][0], direction_negative_features = dense ? 1 : run->steps[4][1];
     const REAL *restrict direction_positive = run->data[5]; const int64_t direction_positive_batch = run->steps[5][0], direction_positive_features = dense ? 1 : run->steps[5][1];
-    REAL *restrict rate = run->data[6]; const int64_t rate_batch = run->steps[6][0];
+    REAL *restrict rate = dense ? NULL : run->data[6]; const int64_t rate_batch = run->steps[6][0];
     accumulator *restrict total_rate = run->data[7];
     const REAL margin = (REAL)run->params[0];
     const REAL eps = (REAL)run->params[1];
@@ -2026,7 +2026,7 @@ static inline void NAME(jvp__p_inf__swap_yes)(const int64_t batch, const losslib
 
 static void NAME(jvp__p_inf__swap_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->data[6] == NULL)
         NAME(jvp__p_inf__swap_yes)(batch, run, 1);
     else
         NAME(jvp__p_inf__swap_yes)(batch, run, 0);
@@ -2050,16 +2050,16 @@ static inline void NAME(hvp__p_inf__swap_yes)(const int64_t batch, const losslib
         REAL *hvp_positive_row = hvp_positive + n * hvp_positive_batch;
         REAL *hvp_negative_row = hvp_negative + n * hvp_negative_batch;
         for (int64_t f = 0; f < features; ++f) {
-            if (hvp_anchor) hvp_anchor_row[f * hvp_anchor_features] = 0;
-            if (hvp_positive) hvp_positive_row[f * hvp_positive_features] = 0;
-            if (hvp_negative) hvp_negative_row[f * hvp_negative_features] = 0;
+            if (dense || hvp_anchor) hvp_anchor_row[f * hvp_anchor_features] = 0;
+            if (dense || hvp_positive) hvp_positive_row[f * hvp_positive_features] = 0;
+            if (dense || hvp_negative) hvp_negative_row[f * hvp_negative_features] = 0;
         }
     }
 }
 
 static void NAME(hvp__p_inf__swap_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1)
+    if (run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->data[1] != NULL && run->data[2] != NULL && run->data[3] != NULL)
         NAME(hvp__p_inf__swap_yes)(batch, run, 1);
     else
         NAME(hvp__p_inf__swap_yes)(batch, run, 0);
@@ -2083,16 +2083,16 @@ static inline void NAME(hessian_diag__p_inf__swap_yes)(const int64_t batch, cons
         REAL *hessian_positive_row = hessian_positive + n * hessian_positive_batch;
         REAL *hessian_negative_row = hessian_negative + n * hessian_negative_batch;
         for (int64_t f = 0; f < features; ++f) {
-            if (hessian_anchor) hessian_anchor_row[f * hessian_anchor_features] = 0;
-            if (hessian_positive) hessian_positive_row[f * hessian_positive_features] = 0;
-            if (hessian_negative) hessian_negative_row[f * hessian_negative_features] = 0;
+            if (dense || hessian_anchor) hessian_anchor_row[f * hessian_anchor_features] = 0;
+            if (dense || hessian_positive) hessian_positive_row[f * hessian_positive_features] = 0;
+            if (dense || hessian_negative) hessian_negative_row[f * hessian_negative_features] = 0;
         }
     }
 }
 
 static void NAME(hessian_diag__p_inf__swap_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1)
+    if (run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->data[1] != NULL && run->data[2] != NULL && run->data[3] != NULL)
         NAME(hessian_diag__p_inf__swap_yes)(batch, run, 1);
     else
         NAME(hessian_diag__p_inf__swap_yes)(batch, run, 0);
@@ -2110,7 +2110,7 @@ static inline void NAME(value__p_inf__swap_no)(const int64_t batch, const lossli
     const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
     const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
     const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
-    REAL *restrict loss = run->data[3]; const int64_t loss_batch = run->steps[3][0];
+    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = run->steps[3][0];
     accumulator *restrict total_loss = run->data[4];
     const REAL margin = (REAL)run->params[0];
     const REAL eps = (REAL)run->params[1];
@@ -2138,7 +2138,7 @@ static inline void NAME(value__p_inf__swap_no)(const int64_t batch, const lossli
 
 static void NAME(value__p_inf__swap_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->data[3] == NULL)
         NAME(value__p_inf__swap_no)(batch, run, 1);
     else
         NAME(value__p_inf__swap_no)(batch, run, 0);
@@ -2157,7 +2157,7 @@ static inline void NAME(value_and_grad__p_inf__swap_no)(const int64_t batch, con
     const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
     const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0];
+    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = run->steps[4][0];
     accumulator *restrict total_loss = run->data[5];
     REAL *restrict grad_anchor = run->data[6]; const int64_t grad_anchor_batch = run->steps[6][0], grad_anchor_features = dense ? 1 : run->steps[6][1];
     REAL *restrict grad_positive = run->data[7]; const int64_t grad_positive_batch = run->steps[7][0], grad_positive_features = dense ? 1 : run->steps[7][1];
@@ -2202,9 +2202,9 @@ static inline void NAME(value_and_grad__p_inf__swap_no)(const int64_t batch, con
             const REAL to_negative_3 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
             const REAL shifted_3 = to_negative_3 + eps;
             const REAL product_4 = product_2 * sign(shifted_3) * (REAL)(fabs(shifted_3) == far ? 1 : 0);
-            if (grad_anchor) grad_anchor_row[f * grad_anchor_features] = product_3 - product_4;
-            if (grad_positive) grad_positive_row[f * grad_positive_features] = -product_3;
-            if (grad_negative) grad_negative_row[f * grad_negative_features] = product_4;
+            if (dense || grad_anchor) grad_anchor_row[f * grad_anchor_features] = product_3 - product_4;
+            if (dense || grad_positive) grad_positive_row[f * grad_positive_features] = -product_3;
+            if (dense || grad_negative) grad_negative_row[f * grad_negative_features] = product_4;
         }
         const REAL value = shifted < 0 ? 0 : shifted;
         if (loss) loss[n * loss_batch] = value;
@@ -2215,7 +2215,7 @@ static inline void NAME(value_and_grad__p_inf__swap_no)(const int64_t batch, con
 
 static void NAME(value_and_grad__p_inf__swap_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->steps[8][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->steps[8][1] == 1 && run->data[4] == NULL && run->data[6] != NULL && run->data[7] != NULL && run->data[8] != NULL)
         NAME(value_and_grad__p_inf__swap_no)(batch, run, 1);
     else
         NAME(value_and_grad__p_inf__swap_no)(batch, run, 0);
@@ -2236,7 +2236,7 @@ static inline void NAME(jvp__p_inf__swap_no)(const int64_t batch, const losslib_
     const REAL *restrict direction_anchor = run->data[3]; const int64_t direction_anchor_batch = run->steps[3][0], direction_anchor_features = dense ? 1 : run->steps[3][1];
     const REAL *restrict direction_negative = run->data[4]; const int64_t direction_negative_batch = run->steps[4][0], direction_negative_features = dense ? 1 : run->steps[4][1];
     const REAL *restrict direction_positive = run->data[5]; const int64_t direction_positive_batch = run->steps[5][0], direction_positive_features = dense ? 1 : run->steps[5][1];
-    REAL *restrict rate = run->data[6]; const int64_t rate_batch = run->steps[6][0];
+    REAL *restrict rate = dense ? NULL : run->data[6]; const int64_t rate_batch = run->steps[6][0];
     accumulator *restrict total_rate = run->data[7];
     const REAL margin = (REAL)run->params[0];
     const REAL eps = (REAL)run->params[1];
@@ -2287,7 +2287,7 @@ static inline void NAME(jvp__p_inf__swap_no)(const int64_t batch, const losslib_
 
 static void NAME(jvp__p_inf__swap_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->data[6] == NULL)
         NAME(jvp__p_inf__swap_no)(batch, run, 1);
     else
         NAME(jvp__p_inf__swap_no)(batch, run, 0);
@@ -2311,16 +2311,16 @@ static inline void NAME(hvp__p_inf__swap_no)(const int64_t batch, const losslib_
         REAL *hvp_positive_row = hvp_positive + n * hvp_positive_batch;
         REAL *hvp_negative_row = hvp_negative + n * hvp_negative_batch;
         for (int64_t f = 0; f < features; ++f) {
-            if (hvp_anchor) hvp_anchor_row[f * hvp_anchor_features] = 0;
-            if (hvp_positive) hvp_positive_row[f * hvp_positive_features] = 0;
-            if (hvp_negative) hvp_negative_row[f * hvp_negative_features] = 0;
+            if (dense || hvp_anchor) hvp_anchor_row[f * hvp_anchor_features] = 0;
+            if (dense || hvp_positive) hvp_positive_row[f * hvp_positive_features] = 0;
+            if (dense || hvp_negative) hvp_negative_row[f * hvp_negative_features] = 0;
         }
     }
 }
 
 static void NAME(hvp__p_inf__swap_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1)
+    if (run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->data[1] != NULL && run->data[2] != NULL && run->data[3] != NULL)
         NAME(hvp__p_inf__swap_no)(batch, run, 1);
     else
         NAME(hvp__p_inf__swap_no)(batch, run, 0);
@@ -2344,16 +2344,16 @@ static inline void NAME(hessian_diag__p_inf__swap_no)(const int64_t batch, const
         REAL *hessian_positive_row = hessian_positive + n * hessian_positive_batch;
         REAL *hessian_negative_row = hessian_negative + n * hessian_negative_batch;
         for (int64_t f = 0; f < features; ++f) {
-            if (hessian_anchor) hessian_anchor_row[f * hessian_anchor_features] = 0;
-            if (hessian_positive) hessian_positive_row[f * hessian_positive_features] = 0;
-            if (hessian_negative) hessian_negative_row[f * hessian_negative_features] = 0;
+            if (dense || hessian_anchor) hessian_anchor_row[f * hessian_anchor_features] = 0;
+            if (dense || hessian_positive) hessian_positive_row[f * hessian_positive_features] = 0;
+            if (dense || hessian_negative) hessian_negative_row[f * hessian_negative_features] = 0;
         }
     }
 }
 
 static void NAME(hessian_diag__p_inf__swap_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1)
+    if (run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->data[1] != NULL && run->data[2] != NULL && run->data[3] != NULL)
         NAME(hessian_diag__p_inf__swap_no)(batch, run, 1);
     else
         NAME(hessian_diag__p_inf__swap_no)(batch, run, 0);
@@ -2371,7 +2371,7 @@ static inline void NAME(value__p_general__swap_yes)(const int64_t batch, const l
     const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
     const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
     const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
-    REAL *restrict loss = run->data[3]; const int64_t loss_batch = run->steps[3][0];
+    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = run->steps[3][0];
     accumulator *restrict total_loss = run->data[4];
     const REAL margin = (REAL)run->params[0];
     const REAL p = (REAL)run->params[1];
@@ -2427,7 +2427,7 @@ static inline void NAME(value__p_general__swap_yes)(const int64_t batch, const l
 
 static void NAME(value__p_general__swap_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->data[3] == NULL)
         NAME(value__p_general__swap_yes)(batch, run, 1);
     else
         NAME(value__p_general__swap_yes)(batch, run, 0);
@@ -2446,7 +2446,7 @@ static inline void NAME(value_and_grad__p_general__swap_yes)(const int64_t batch
     const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
     const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0];
+    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = run->steps[4][0];
     accumulator *restrict total_loss = run->data[5];
     REAL *restrict grad_anchor = run->data[6]; const int64_t grad_anchor_batch = run->steps[6][0], grad_anchor_features = dense ? 1 : run->steps[6][1];
     REAL *restrict grad_positive = run->data[7]; const int64_t grad_positive_batch = run->steps[7][0], grad_positive_features = dense ? 1 : run->steps[7][1];
@@ -2515,9 +2515,9 @@ static inline void NAME(value_and_grad__p_general__swap_yes)(const int64_t batch
             const REAL between_3 = positive_row[f * positive_features] - negative_row[f * negative_features];
             const REAL scaled_6 = (between_3 + eps) / binade_max_abs_3;
             const REAL product_6 = product_3 * signed_power(scaled_6, difference_2);
-            if (grad_anchor) grad_anchor_row[f * grad_anchor_features] = product_4 - product_5;
-            if (grad_positive) grad_positive_row[f * grad_positive_features] = -(product_6 + product_4);
-            if (grad_negative) grad_negative_row[f * grad_negative_features] = product_6 + product_5;
+            if (dense || grad_anchor) grad_anchor_row[f * grad_anchor_features] = product_4 - product_5;
+            if (dense || grad_positive) grad_positive_row[f * grad_positive_features] = -(product_6 + product_4);
+            if (dense || grad_negative) grad_negative_row[f * grad_negative_features] = product_6 + product_5;
         }
         const REAL value = shifted < 0 ? 0 : shifted;
         if (loss) loss[n * loss_batch] = value;
@@ -2528,7 +2528,7 @@ static inline void NAME(value_and_grad__p_general__swap_yes)(const int64_t batch
 
 static void NAME(value_and_grad__p_general__swap_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->steps[8][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->steps[8][1] == 1 && run->data[4] == NULL && run->data[6] != NULL && run->data[7] != NULL && run->data[8] != NULL)
         NAME(value_and_grad__p_general__swap_yes)(batch, run, 1);
     else
         NAME(value_and_grad__p_general__swap_yes)(batch, run, 0);
@@ -2549,7 +2549,7 @@ static inline void NAME(jvp__p_general__swap_yes)(const int64_t batch, const los
     const REAL *restrict direction_anchor = run->data[3]; const int64_t direction_anchor_batch = run->steps[3][0], direction_anchor_features = dense ? 1 : run->steps[3][1];
     const REAL *restrict direction_negative = run->data[4]; const int64_t direction_negative_batch = run->steps[4][0], direction_negative_features = dense ? 1 : run->steps[4][1];
     const REAL *restrict direction_positive = run->data[5]; const int64_t direction_positive_batch = run->steps[5][0], direction_positive_features = dense ? 1 : run->steps[5][1];
-    REAL *restrict rate = run->data[6]; const int64_t rate_batch = run->steps[6][0];
+    REAL *restrict rate = dense ? NULL : run->data[6]; const int64_t rate_batch = run->steps[6][0];
     accumulator *restrict total_rate = run->data[7];
     const REAL margin = (REAL)run->params[0];
     const REAL p = (REAL)run->params[1];
@@ -2619,7 +2619,7 @@ static inline void NAME(jvp__p_general__swap_yes)(const int64_t batch, const los
 
 static void NAME(jvp__p_general__swap_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->data[6] == NULL)
         NAME(jvp__p_general__swap_yes)(batch, run, 1);
     else
         NAME(jvp__p_general__swap_yes)(batch, run, 0);
@@ -2729,16 +2729,16 @@ static inline void NAME(hvp__p_general__swap_yes)(const int64_t batch, const los
             const REAL scaled_6 = (between_3 + eps) / binade_max_abs_3;
             const REAL product_12 = product_6 * signed_power(scaled_6, difference_2);
             const REAL product_13 = product_7 * (direction_positive_row[f * direction_positive_features] - direction_negative_row[f * direction_negative_features]) * abs_power(scaled_6, difference_4);
-            if (hvp_anchor) hvp_anchor_row[f * hvp_anchor_features] = product_8 - product_9 - product_10 + product_11;
-            if (hvp_positive) hvp_positive_row[f * hvp_positive_features] = -(product_12 + product_8 + product_11 + product_13);
-            if (hvp_negative) hvp_negative_row[f * hvp_negative_features] = product_12 + product_9 + product_10 + product_13;
+            if (dense || hvp_anchor) hvp_anchor_row[f * hvp_anchor_features] = product_8 - product_9 - product_10 + product_11;
+            if (dense || hvp_positive) hvp_positive_row[f * hvp_positive_features] = -(product_12 + product_8 + product_11 + product_13);
+            if (dense || hvp_negative) hvp_negative_row[f * hvp_negative_features] = product_12 + product_9 + product_10 + product_13;
         }
     }
 }
 
 static void NAME(hvp__p_general__swap_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->steps[8][1] == 1 && run->steps[9][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->steps[8][1] == 1 && run->steps[9][1] == 1 && run->data[7] != NULL && run->data[8] != NULL && run->data[9] != NULL)
         NAME(hvp__p_general__swap_yes)(batch, run, 1);
     else
         NAME(hvp__p_general__swap_yes)(batch, run, 0);
@@ -2836,16 +2836,16 @@ static inline void NAME(hessian_diag__p_general__swap_yes)(const int64_t batch, 
             const REAL signed_power_4 = signed_power(scaled_6, difference_3);
             const REAL product_12 = product_6 * signed_power_4 * signed_power_4;
             const REAL product_13 = product_7 * abs_power(scaled_6, difference_4);
-            if (hessian_anchor) hessian_anchor_row[f * hessian_anchor_features] = product_8 - product_9 - product_10 + product_11;
-            if (hessian_positive) hessian_positive_row[f * hessian_positive_features] = product_8 - product_12 - product_13 + product_11;
-            if (hessian_negative) hessian_negative_row[f * hessian_negative_features] = -(product_12 + product_9 + product_13 + product_10);
+            if (dense || hessian_anchor) hessian_anchor_row[f * hessian_anchor_features] = product_8 - product_9 - product_10 + product_11;
+            if (dense || hessian_positive) hessian_positive_row[f * hessian_positive_features] = product_8 - product_12 - product_13 + product_11;
+            if (dense || hessian_negative) hessian_negative_row[f * hessian_negative_features] = -(product_12 + product_9 + product_13 + product_10);
         }
     }
 }
 
 static void NAME(hessian_diag__p_general__swap_yes_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->steps[6][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->steps[6][1] == 1 && run->data[4] != NULL && run->data[5] != NULL && run->data[6] != NULL)
         NAME(hessian_diag__p_general__swap_yes)(batch, run, 1);
     else
         NAME(hessian_diag__p_general__swap_yes)(batch, run, 0);
@@ -2863,7 +2863,7 @@ static inline void NAME(value__p_general__swap_no)(const int64_t batch, const lo
     const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
     const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
     const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
-    REAL *restrict loss = run->data[3]; const int64_t loss_batch = run->steps[3][0];
+    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = run->steps[3][0];
     accumulator *restrict total_loss = run->data[4];
     const REAL margin = (REAL)run->params[0];
     const REAL p = (REAL)run->params[1];
@@ -2909,7 +2909,7 @@ static inline void NAME(value__p_general__swap_no)(const int64_t batch, const lo
 
 static void NAME(value__p_general__swap_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->data[3] == NULL)
         NAME(value__p_general__swap_no)(batch, run, 1);
     else
         NAME(value__p_general__swap_no)(batch, run, 0);
@@ -2928,7 +2928,7 @@ static inline void NAME(value_and_grad__p_general__swap_no)(const int64_t batch,
     const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
     const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0];
+    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = run->steps[4][0];
     accumulator *restrict total_loss = run->data[5];
     REAL *restrict grad_anchor = run->data[6]; const int64_t grad_anchor_batch = run->steps[6][0], grad_anchor_features = dense ? 1 : run->steps[6][1];
     REAL *restrict grad_positive = run->data[7]; const int64_t grad_positive_batch = run->steps[7][0], grad_positive_features = dense ? 1 : run->steps[7][1];
@@ -2983,9 +2983,9 @@ static inline void NAME(value_and_grad__p_general__swap_no)(const int64_t batch,
             const REAL to_negative_3 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
             const REAL scaled_4 = (to_negative_3 + eps) / binade_max_abs_2;
             const REAL product_4 = product_2 * signed_power(scaled_4, difference_2);
-            if (grad_anchor) grad_anchor_row[f * grad_anchor_features] = product_3 - product_4;
-            if (grad_positive) grad_positive_row[f * grad_positive_features] = -product_3;
-            if (grad_negative) grad_negative_row[f * grad_negative_features] = product_4;
+            if (dense || grad_anchor) grad_anchor_row[f * grad_anchor_features] = product_3 - product_4;
+            if (dense || grad_positive) grad_positive_row[f * grad_positive_features] = -product_3;
+            if (dense || grad_negative) grad_negative_row[f * grad_negative_features] = product_4;
         }
         const REAL value = shifted < 0 ? 0 : shifted;
         if (loss) loss[n * loss_batch] = value;
@@ -2996,7 +2996,7 @@ static inline void NAME(value_and_grad__p_general__swap_no)(const int64_t batch,
 
 static void NAME(value_and_grad__p_general__swap_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->steps[8][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->steps[8][1] == 1 && run->data[4] == NULL && run->data[6] != NULL && run->data[7] != NULL && run->data[8] != NULL)
         NAME(value_and_grad__p_general__swap_no)(batch, run, 1);
     else
         NAME(value_and_grad__p_general__swap_no)(batch, run, 0);
@@ -3017,7 +3017,7 @@ static inline void NAME(jvp__p_general__swap_no)(const int64_t batch, const loss
     const REAL *restrict direction_anchor = run->data[3]; const int64_t direction_anchor_batch = run->steps[3][0], direction_anchor_features = dense ? 1 : run->steps[3][1];
     const REAL *restrict direction_negative = run->data[4]; const int64_t direction_negative_batch = run->steps[4][0], direction_negative_features = dense ? 1 : run->steps[4][1];
     const REAL *restrict direction_positive = run->data[5]; const int64_t direction_positive_batch = run->steps[5][0], direction_positive_features = dense ? 1 : run->steps[5][1];
-    REAL *restrict rate = run->data[6]; const int64_t rate_batch = run->steps[6][0];
+    REAL *restrict rate = dense ? NULL : run->data[6]; const int64_t rate_batch = run->steps[6][0];
     accumulator *restrict total_rate = run->data[7];
     const REAL margin = (REAL)run->params[0];
     const REAL p = (REAL)run->params[1];
@@ -3074,7 +3074,7 @@ static inline void NAME(jvp__p_general__swap_no)(const int64_t batch, const loss
 
 static void NAME(jvp__p_general__swap_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->data[6] == NULL)
         NAME(jvp__p_general__swap_no)(batch, run, 1);
     else
         NAME(jvp__p_general__swap_no)(batch, run, 0);
@@ -3163,16 +3163,16 @@ static inline void NAME(hvp__p_general__swap_no)(const int64_t batch, const loss
             const REAL product_7 = product_3 * signed_power(scaled_4, difference_2);
             const REAL product_8 = product_4 * (direction_anchor_row[f * direction_anchor_features] - direction_negative_row[f * direction_negative_features]) * abs_power(scaled_4, difference_4);
             const REAL product_9 = product_5 * (direction_anchor_row[f * direction_anchor_features] - direction_positive_row[f * direction_positive_features]) * abs_power(scaled_3, difference_4);
-            if (hvp_anchor) hvp_anchor_row[f * hvp_anchor_features] = product_6 - product_7 - product_8 + product_9;
-            if (hvp_positive) hvp_positive_row[f * hvp_positive_features] = -(product_6 + product_9);
-            if (hvp_negative) hvp_negative_row[f * hvp_negative_features] = product_7 + product_8;
+            if (dense || hvp_anchor) hvp_anchor_row[f * hvp_anchor_features] = product_6 - product_7 - product_8 + product_9;
+            if (dense || hvp_positive) hvp_positive_row[f * hvp_positive_features] = -(product_6 + product_9);
+            if (dense || hvp_negative) hvp_negative_row[f * hvp_negative_features] = product_7 + product_8;
         }
     }
 }
 
 static void NAME(hvp__p_general__swap_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->steps[8][1] == 1 && run->steps[9][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->steps[8][1] == 1 && run->steps[9][1] == 1 && run->data[7] != NULL && run->data[8] != NULL && run->data[9] != NULL)
         NAME(hvp__p_general__swap_no)(batch, run, 1);
     else
         NAME(hvp__p_general__swap_no)(batch, run, 0);
@@ -3251,16 +3251,16 @@ static inline void NAME(hessian_diag__p_general__swap_no)(const int64_t batch, c
             const REAL product_7 = product_3 * signed_power_3 * signed_power_3;
             const REAL product_8 = product_4 * abs_power(scaled_4, difference_4);
             const REAL product_9 = product_5 * abs_power(scaled_3, difference_4);
-            if (hessian_anchor) hessian_anchor_row[f * hessian_anchor_features] = product_6 - product_7 - product_8 + product_9;
-            if (hessian_positive) hessian_positive_row[f * hessian_positive_features] = product_6 + product_9;
-            if (hessian_negative) hessian_negative_row[f * hessian_negative_features] = -(product_7 + product_8);
+            if (dense || hessian_anchor) hessian_anchor_row[f * hessian_anchor_features] = product_6 - product_7 - product_8 + product_9;
+            if (dense || hessian_positive) hessian_positive_row[f * hessian_positive_features] = product_6 + product_9;
+            if (dense || hessian_negative) hessian_negative_row[f * hessian_negative_features] = -(product_7 + product_8);
         }
     }
 }
 
 static void NAME(hessian_diag__p_general__swap_no_run)(const int64_t batch, const losslib_run *run)
 {
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->steps[6][1] == 1)
+    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->steps[6][1] == 1 && run->data[4] != NULL && run->data[5] != NULL && run->data[6] != NULL)
         NAME(hessian_diag__p_general__swap_no)(batch, run, 1);
     else
         NAME(hessian_diag__p_general__swap_no)(batch, run, 0);
