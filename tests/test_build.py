@@ -27,7 +27,7 @@ from losscomp.language import {imports}Loss, tensor
 x, y = tensor("x"), tensor("y", fixed=True)
 {name} = Loss({formula})
 '''
-needs_compiler = pytest.mark.skipif(bool(compiler.missing()), reason=f"the C target is not tested: {compiler.missing()}")
+needs_compiler = pytest.mark.skipif(bool(compiler.missing()), reason=f"the C target is NOT TESTED: {compiler.missing()}")
 
 
 @pytest.fixture(scope="module", autouse=True)
