@@ -139,8 +139,8 @@ def run_build(args: argparse.Namespace) -> int:
     report = build(options, talk)
     if report.restored:
         say(f"losscomp: renewed what had been edited by hand: {', '.join(report.restored)}")
-    if report.lacking:
-        say(f"losscomp: {report.name}.c is not compiled, its sources are emitted: {report.lacking}")
+    for target, why in report.lacking.items():
+        say(f"losscomp: {report.name}.{target} is not compiled, its sources are emitted: {why}")
     did = {"derived": len(report.emitted), "compiled": len(report.compiled), "written": len(report.written),
            "removed": len(report.removed)}
     words = "up to date" if report.idle else ", ".join(f"{number} {word}" for word, number in did.items())

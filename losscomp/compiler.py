@@ -1,4 +1,4 @@
-"""The C compiler: finding it, compiling the emitted C into object files in parallel, linking the extension module."""
+"""The C compiler: finding it, compiling the emitted C and C++ into object files in parallel, linking the binaries."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from .cache import Store, digest
 from .errors import BuildError
@@ -29,6 +31,7 @@ HOW_TO_GET = {
     "Linux": "apt-get install gcc libc6-dev (Debian, Ubuntu), dnf install gcc (Fedora), or set CC",
     "Darwin": "xcode-select --install, or set CC",
 }
+HOW_TO_GET_CPLUSPLUS = "apt-get install g++ (Debian, Ubuntu) or dnf install gcc-c++ (Fedora)"
 HOW_TO_GET_HEADERS = "apt-get install python3-dev (Debian, Ubuntu) or dnf install python3-devel (Fedora)"
 
 
@@ -46,17 +49,25 @@ class Compiler:
         return digest(*self.command, self.version, *flags, platform.system(), platform.machine())
 
     def openmp(self) -> tuple[str, ...]:
-        """The flags that switch OpenMP on, or none; found by a trial, once for each compiler."""
-        store, key = Store("compilers"), digest("openmp", self.identity)
+        """The flags that switch OpenMP on, or none."""
+        return OPENMP if self.can("trial.c", "#include <omp.h>\nint threads(void) { return omp_get_max_threads(); }\n", OPENMP) else ()
+
+    def cplusplus(self) -> bool:
+        """Does it compile C++ too?"""
+        return self.can("trial.cpp", "#include <string>\nstd::string word() { return std::string(3, 'a'); }\n", ("-std=c++17", "-lstdc++"))
+
+    def can(self, name: str, text: str, flags: tuple[str, ...]) -> bool:
+        """Does a trial compile and link? Asked once for each compiler."""
+        store, key = Store("compilers"), digest(name, text, *flags, self.identity)
         if (known := store.get(key)) is not None:
-            return tuple(json.loads(known))
+            return bool(json.loads(known))
         with tempfile.TemporaryDirectory() as folder:
-            source = Path(folder, "trial.c")
-            source.write_text("#include <omp.h>\nint threads(void) { return omp_get_max_threads(); }\n")
-            command = [*self.command, *OPENMP, "-fPIC", "-shared", str(source), "-o", str(Path(folder, "trial.so"))]
-            flags = OPENMP if subprocess.run(command, check=False, capture_output=True).returncode == 0 else ()
-        store.put(key, json.dumps(flags).encode())
-        return flags
+            source = Path(folder, name)
+            source.write_text(text)
+            command = [*self.command, "-fPIC", "-shared", str(source), "-o", str(Path(folder, "trial.so")), *flags]
+            answer = subprocess.run(command, check=False, capture_output=True).returncode == 0
+        store.put(key, json.dumps(answer).encode())
+        return answer
 
 
 @dataclass(frozen=True)
@@ -100,6 +111,18 @@ def python_header() -> Path:
     return Path(sysconfig.get_paths()["include"], "Python.h")
 
 
+def missing_torch() -> str:
+    """What the torch target lacks on this machine and how to get it; empty if it lacks nothing."""
+    if find_spec("torch") is None:
+        return "PyTorch is not installed. Get it: pip install 'torch>=2.10'."
+    if platform.system() == "Windows":
+        return "on Windows `pip install` compiles the torch target, `losscomp build` does not."
+    found = find()
+    if found is None:
+        return f"there is no C compiler. Get one: {how_to_get()}."
+    return "" if found.cplusplus() else f"the compiler {found.command[0]} compiles no C++. Get that part: {HOW_TO_GET_CPLUSPLUS}."
+
+
 def missing() -> str:
     """What the C target lacks on this machine and how to get it; empty if it lacks nothing."""
     system = platform.system()
@@ -112,35 +135,81 @@ def missing() -> str:
     return ""
 
 
-def compile_library(compiler: Compiler, work: Path, package: str, jobs: int, say: Callable[[str], None]) -> Binary:
-    """Compile and link the extension module of a library whose sources lie in `work`. Raises BuildError.
+@dataclass(frozen=True)
+class Job:
+    """Where and how a binary is made: the folder with the sources, the name of the library, and how many files at a time."""
 
-    The flags and the binding are those of the emitted c/_build.py, so that pip compiles the same. Paths are relative to `work`
-    throughout: object files do not depend on where it is.
-    """
-    work, root = work.resolve(), Path("src", package)
-    recipe = runpy.run_path(str(work / root / "c" / "_build.py"), run_name="_build")
+    compiler: Compiler
+    work: Path
+    package: str
+    jobs: int
+    say: Callable[[str], None]
+
+    @property
+    def root(self) -> Path:
+        """The package, relative to `work`: object files do not depend on where that is."""
+        return Path("src", self.package)
+
+    def recipe(self, path: str) -> dict[str, Any]:
+        """What an emitted build file defines: pip compiles by the same."""
+        return runpy.run_path(str(self.work / self.root / path), run_name="_build")
+
+
+def compile_library(job: Job) -> Binary:
+    """The extension module of the C target. Raises BuildError."""
+    recipe = job.recipe("c/_build.py")
     with redirect_stdout(io.StringIO()):                                    # cffi would say that it writes a file
-        recipe["binding"]().emit_c_code(str(work / root / "c" / "_native.c"))
-    environment = shlex.split(os.environ.get("CFLAGS", ""))
-    flags = [*recipe["FLAGS"], *compiler.openmp(), "-fPIC", "-I", str(root / "include"), "-I", str(root / "csrc"), *environment]
+        recipe["binding"]().emit_c_code(str(job.work / job.root / "c" / "_native.c"))
+    flags = c_flags(job)
     python = [*flags, "-I", str(python_header().parent)]
-    sources = [(root / "c" / "_native.c", python)]
-    sources += [(Path(s).relative_to(work), flags) for s in recipe["sources"]()]
-    sources.sort(key=lambda job: -(work / job[0]).stat().st_size)           # the longest first: nobody waits for it at the end
+    sources = [(job.root / "c" / "_native.c", python), *c_sources(job)]
+    undefined = ["-undefined", "dynamic_lookup"] if platform.system() == "Darwin" else []
+    return link(job, sources, job.root / "c" / "_native.abi3.so", [*undefined, "-lm"])
 
-    def one(job: tuple[Path, list[str]]) -> bool:
-        return compile_object(compiler, work, job[0], job[1], say)
 
-    with ThreadPoolExecutor(jobs) as pool:
+def compile_operators(job: Job) -> Binary:
+    """The operators of the torch target, with the kernels of the C library inside. Raises BuildError."""
+    recipe = job.recipe("torch/_build.py")
+    here = job.root / "torch" / "csrc"
+    flags = [*recipe["FLAGS"], "-fPIC", "-I", str(job.root / "include"), "-I", str(here), *shlex.split(os.environ.get("CXXFLAGS", ""))]
+    extra = ["-lm", "-lstdc++"]
+    if platform.system() == "Linux":                                        # a stand-in gives the linker the name of torch's library
+        (job.work / here / "stub.c").write_text(recipe["stub"]())
+        call([*job.compiler.command, "-shared", "-fPIC", "-w", "-Wl,-soname,libtorch_cpu.so", str(here / "stub.c"), "-o",
+              str(here / "libtorch_cpu.so")], job.work, "link the stand-in for torch")
+        extra = ["-L", str(here), "-Wl,-z,defs", "-Wl,--no-as-needed", "-ltorch_cpu", *extra]
+    elif platform.system() == "Darwin":
+        extra = ["-undefined", "dynamic_lookup", "-lc++"]
+    return link(job, [(here / "binding.cpp", flags), *c_sources(job)], job.root / "torch" / "_operators.so", extra)
+
+
+def c_flags(job: Job) -> list[str]:
+    """How the files of the C library are compiled."""
+    recipe = job.recipe("c/_build.py")
+    return [*recipe["FLAGS"], *job.compiler.openmp(), "-fPIC", "-I", str(job.root / "include"), "-I", str(job.root / "csrc"),
+            *shlex.split(os.environ.get("CFLAGS", ""))]
+
+
+def c_sources(job: Job) -> list[tuple[Path, list[str]]]:
+    """The files of the C library, and how each is compiled."""
+    flags = c_flags(job)
+    return [(Path(s).relative_to(job.work), flags) for s in job.recipe("c/_build.py")["sources"]()]
+
+
+def link(job: Job, sources: list[tuple[Path, list[str]]], target: Path, extra: list[str]) -> Binary:
+    """Compile what the cache does not have, and link all of it."""
+    sources = sorted(sources, key=lambda source: -(job.work / source[0]).stat().st_size)    # the longest first: nobody waits for it at the end
+
+    def one(source: tuple[Path, list[str]]) -> bool:
+        return compile_object(job.compiler, job.work, source[0], source[1], job.say)
+
+    with ThreadPoolExecutor(job.jobs) as pool:
         fresh = list(pool.map(one, sources))
     objects = [str(source.with_suffix(".o")) for source, _ in sorted(sources)]
-    target = root / "c" / "_native.abi3.so"
-    undefined = ["-undefined", "dynamic_lookup"] if platform.system() == "Darwin" else []
-    call([*compiler.command, "-shared", *undefined, *objects, "-o", str(target), *compiler.openmp(), *environment,
-          *shlex.split(os.environ.get("LDFLAGS", "")), "-lm"], work, "link the library")
+    flags = [*job.compiler.openmp(), *shlex.split(os.environ.get("CFLAGS", "")), *shlex.split(os.environ.get("LDFLAGS", ""))]
+    call([*job.compiler.command, "-shared", *objects, "-o", str(target), *flags, *extra], job.work, f"link {target.name}")
     compiled = tuple(sorted(source.stem for (source, _), new in zip(sources, fresh, strict=True) if new))
-    return Binary(work / target, compiled, len(sources) - len(compiled))
+    return Binary(job.work / target, compiled, len(sources) - len(compiled))
 
 
 def compile_object(compiler: Compiler, work: Path, source: Path, flags: list[str], say: Callable[[str], None]) -> bool:

@@ -16,6 +16,7 @@ from .check import LEGACY, Checked
 from .dense import dense_functions
 from .language import BATCH, COUNT, REDUCTIONS, TOTAL, WEIGHT, Definition, Loss, Overload
 from .nodes import Param, Tensor
+from .operators import operators_of, reduction_rows
 from .pipeline import Compiled, compile_loss, kernels
 from .render import render
 from .targets import c as c_target
@@ -35,6 +36,7 @@ class Emitted:
     kernel_names: list[str]
     summary: str
     dense: list[dict[str, Any]] = field(default_factory=list)   # the typed functions of the C header
+    operators: dict[str, Any] = field(default_factory=dict)     # the torch operators
 
 
 def forms_of(definition: Definition) -> tuple[Loss, ...]:
@@ -80,9 +82,12 @@ def emit_loss(definition: Definition, package: str, source: str) -> Emitted:
         tables = {"argument_rows": c_target.argument_rows(every), "param_rows": c_target.param_rows(every)}
         files[path] = render(template, variants=variants, **tables, **common)
         kernel_names = [k.name + c.mark + c.form.suffix for c, ks in nests for k in ks]
-    files[f"src/{package}/losses/{name}.py"] = emit_class(definition, compiled, package, source, lines)
+    values = class_values(definition, compiled, lines)
+    files[f"src/{package}/losses/{name}.py"] = render("library/package/losses.py.jinja", package=package, source=source, **values)
+    files[f"src/{package}/torch/losses/{name}.py"] = render("torch/loss.py.jinja", package=package, source=source, **values)
+    operators = operators_of(name, values["order"], compiled, values["forms"])
     return Emitted(name, module_name(definition), files, kernel_names, summary_of(definition.doc, first.loss.name),
-                   dense_functions(compiled))
+                   dense_functions(compiled), operators)
 
 
 def summary_of(doc: str, name: str) -> str:
@@ -119,8 +124,8 @@ def signature_words(definition: Definition, forms: list[Checked]) -> list[str]:
     return [t.name for t in required] + [t.name for t in optional] + ["reduction"] + list(scalars)
 
 
-def emit_class(definition: Definition, compiled: list[list[Compiled]], package: str, source: str, lines: list[str]) -> str:
-    """The class that users call, with its signature and documentation."""
+def class_values(definition: Definition, compiled: list[list[Compiled]], lines: list[str]) -> dict[str, Any]:
+    """What the classes that users call are written from: signature, documentation, and the record of the loss."""
     forms = [group[0].form for group in compiled]
     order = signature_words(definition, forms)
     tensors = {t.name: t for f in forms for t in f.inputs}
@@ -134,13 +139,29 @@ def emit_class(definition: Definition, compiled: list[list[Compiled]], package: 
     ordered_scalars = [n for n in order if n in scalars]
     pack = f"({tuple_text(ordered_tensors)}), ({tuple_text(ordered_scalars)}), {legacy}"
     doc = "\n".join(line.rstrip() for line in textwrap.indent(definition.doc.strip(), "    ").splitlines()).strip()
-    return render(
-        "library/package/losses.py.jinja", package=package, source=source, name=definition.name, class_name=module_name(definition),
-        reductions=reductions, tensors=ordered_tensors, scalars=ordered_scalars, quoted=quoted,
-        forms=[form_record(group) for group in compiled], doc=doc, formula=lines,
-        arguments=[argument_doc(n, tensors, scalars, reductions) for n in order if n not in LEGACY],
-        notes=definition.notes or forms[0].loss.notes, like=definition.like or forms[0].loss.like,
-        signature=", ".join(declared.values()), required=", ".join(declared[n] for n in required), rest=", ".join(rest), pack=pack)
+    return {
+        "name": definition.name, "class_name": module_name(definition), "order": order, "reductions": reductions,
+        "tensors": ordered_tensors, "scalars": ordered_scalars, "quoted": quoted, "doc": doc, "formula": lines,
+        "summary": summary_of(definition.doc, definition.name), "forms": [form_record(group) for group in compiled],
+        "arguments": [argument_doc(n, tensors, scalars, reductions) for n in order if n not in LEGACY],
+        "notes": definition.notes or forms[0].loss.notes, "like": definition.like or forms[0].loss.like,
+        "signature": ", ".join(declared.values()), "required": ", ".join(declared[n] for n in required), "rest": ", ".join(rest),
+        "pack": pack, **module_values(definition, order, declared, required, tensors),
+    }
+
+
+def module_values(definition: Definition, order: list[str], declared: Mapping[str, str], required: list[str],
+                  tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What the module form is written from: its arguments are those of the function but for the tensors of each call."""
+    words = definition.module_signature.split() or [n for n in order if n not in required]
+    kept = [n for n in words if n not in ("*", "reduction", *LEGACY)]
+    legacy = LEGACY[0] in words
+    return {
+        "module_signature": ", ".join("*" if n == "*" else declared[n] for n in words),
+        "module_reduction": f"legacy_reduction({', '.join(LEGACY)}, reduction)" if legacy else "reduction",
+        "module_scalars": [n for n in kept if n not in tensors], "module_buffers": [n for n in kept if n in tensors],
+        "module_call": ", ".join([*required, *(f"{n}=self.{n}" for n in kept), "reduction=self.reduction"]),
+    }
 
 
 def declare(name: str, tensors: Mapping[str, Tensor], scalars: Mapping[str, Param]) -> str:
@@ -303,12 +324,23 @@ def emit_library(emitted: list[Emitted], package: str, version: str) -> Files:
         f"{src}/csrc/{package}_float.h": "c/float.h.jinja",
         f"{src}/csrc/{package}_double.h": "c/double.h.jinja",
         f"{src}/include/{package}.h": "c/library.h.jinja",
+        f"{src}/torch/__init__.py": "torch/init.py.jinja",
+        f"{src}/torch/losses/__init__.py": "torch/losses_init.py.jinja",
+        f"{src}/torch/_compat.py": "torch/compat.py.jinja",
+        f"{src}/torch/_load.py": "torch/load.py.jinja",
+        f"{src}/torch/_build.py": "torch/build.py.jinja",
+        f"{src}/torch/csrc/shim.h": "torch/shim.h.jinja",
         "pyproject.toml": "library/pyproject.toml.jinja",
         "setup.py": "library/setup.py.jinja",
         "README.md": "library/README.md.jinja",
         "CMakeLists.txt": "library/CMakeLists.txt.jinja",
     }
     files = {path: render(template, **values) for path, template in plan.items()}
+    most = max((len(e.operators["inputs"]) for e in emitted), default=1)
+    values |= {"reductions": reduction_rows(), "formulas": reduction_records(), "most_inputs": most,
+               "losses": [{**loss, "operators": e.operators} for loss, e in zip(losses, emitted, strict=True)]}
+    files |= {f"{src}/torch/csrc/{name}": render(f"torch/{name}.jinja", **values) for name in ("operators.h", "binding.cpp")}
+    files[f"{src}/torch/_runtime.py"] = render("torch/runtime.py.jinja", **values)
     for target, title in (("numpy", "NumPy"), ("c", "the compiled C library")):
         files[f"{src}/{target}/__init__.py"] = render("library/package/target_init.py.jinja", target=target, title=title, **values)
     return files

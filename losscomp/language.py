@@ -341,6 +341,8 @@ class Loss:
         mean_over: what one sample adds to the denominator of the mean.
         like: the peer that it is held against, as an import path.
         module: the name of the class form.
+        module_signature: the names of its arguments in order, where it does not take all that the function takes besides the
+            tensors that must be given; "*" stands before those that are given by name.
         signature: the names of the arguments in order; "reduction", "size_average" and "reduce" stand where the peer has
             them. By default tensors and parameters in the order of declaration, with "reduction" after the tensors that
             must be given.
@@ -355,6 +357,7 @@ class Loss:
     mean_over: Any = sp.S.One
     like: str = ""
     module: str = ""
+    module_signature: str = ""
     signature: str = ""
     reductions: tuple[str, ...] = ("none", "mean", "sum")
     same_ndim: bool = False
@@ -383,6 +386,7 @@ class Overload:
     forms: tuple[Loss, ...]
     like: str = ""
     module: str = ""
+    module_signature: str = ""
     signature: str = ""
     notes: tuple[str, ...] = ()
     name: str = ""

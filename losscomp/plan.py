@@ -26,6 +26,7 @@ DEFAULT_NAME = "losslib"
 OWNED: dict[str, tuple[str, ...]] = {
     "numpy": ("src/{name}/numpy/",),
     "c": ("src/{name}/c/", "src/{name}/csrc/", "src/{name}/include/", "CMakeLists.txt", "setup.py"),
+    "torch": ("src/{name}/torch/", "src/{name}/csrc/", "src/{name}/include/", "src/{name}/c/_build.py", "setup.py"),
 }
 TARGETS = tuple(OWNED)
 # Packages that a library imports: a library of that name would hide them from itself.
@@ -80,11 +81,6 @@ class Plan:
     def key(self, source: Source) -> str:
         """The digest of all that the text of one definition file depends on."""
         return digest(self.losscomp, self.name, self.helpers, source.label, source.data)
-
-    @property
-    def binary(self) -> str:
-        """Where the extension module goes."""
-        return f"src/{self.name}/c/_native.abi3.so"
 
     def wants(self, path: str) -> bool:
         """Does a file of the library belong to one of the targets, or to all?"""

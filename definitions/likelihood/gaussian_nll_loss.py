@@ -16,5 +16,6 @@ gaussian_nll_loss = Loss(
     (log(variance) + (input - target) ** 2 / variance) / 2 + If(full, log(2 * pi) / 2, 0),
     like="torch.nn.functional.gaussian_nll_loss",
     module="GaussianNLLLoss",
+    module_signature="* full eps reduction",
     signature="input target var full eps reduction",
 )

@@ -15,5 +15,6 @@ huber_loss = Loss(
     weight * Piecewise((error**2 / 2, Abs(error) < delta), (delta * (Abs(error) - delta / 2), True)),
     like="torch.nn.functional.huber_loss",
     module="HuberLoss",
+    module_signature="reduction delta",
     signature="input target reduction delta weight",
 )

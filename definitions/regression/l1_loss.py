@@ -15,5 +15,6 @@ l1_loss = Loss(
     mean_over=weight,
     like="torch.nn.functional.l1_loss",
     module="L1Loss",
+    module_signature="size_average reduce reduction",
     signature="input target size_average reduce reduction weight",
 )

@@ -15,5 +15,6 @@ mse_loss = Loss(
     mean_over=weight,
     like="torch.nn.functional.mse_loss",
     module="MSELoss",
+    module_signature="size_average reduce reduction",
     signature="input target size_average reduce reduction weight",
 )
