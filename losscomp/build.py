@@ -160,8 +160,8 @@ class Build:
         place.commit(plan.out, {**changed, **binaries, STATE: to_json(state)}, remove)
         prune()
         restored = [path for path in changed if path in known and here[path] not in (None, known[path])]
-        return Report(plan.name, len(records), emitted=tuple(fresh), compiled=tuple(sorted({name for binary in made.values() for name in binary.compiled})),
-                      linked=bool(made), written=tuple(changed), removed=tuple(remove), restored=tuple(restored))
+        compiled = {name for binary in made.values() for name in binary.compiled}
+        return Report(plan.name, len(records), emitted=tuple(fresh), compiled=tuple(sorted(compiled)), linked=bool(made), written=tuple(changed), removed=tuple(remove), restored=tuple(restored))
 
     def emit_only(self, only: Sequence[str]) -> tuple[list[Record], list[str]]:
         """The records of some losses anew, and of the others as they stand in the library."""

@@ -198,7 +198,7 @@ def c_sources(job: Job) -> list[tuple[Path, list[str]]]:
 
 def link(job: Job, sources: list[tuple[Path, list[str]]], target: Path, extra: list[str]) -> Binary:
     """Compile what the cache does not have, and link all of it."""
-    sources = sorted(sources, key=lambda source: -(job.work / source[0]).stat().st_size)    # the longest first: nobody waits for it at the end
+    sources = sorted(sources, key=lambda source: -(job.work / source[0]).stat().st_size)    # nobody waits for a long one at the end
 
     def one(source: tuple[Path, list[str]]) -> bool:
         return compile_object(job.compiler, job.work, source[0], source[1], job.say)

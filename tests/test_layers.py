@@ -23,9 +23,13 @@ LAYERS = [
     "atoms schedule render compiler oracle.jets oracle.results",
     "rewrite language place scaffold doctor parts oracle.functions",
     "rules lower plan catalogue targets.printer oracle.formulas",
-    "check differentiate targets.c targets.numpy build",
+    "check differentiate targets.c targets.numpy targets.torch build",
     "formula sampling pipeline oracle.problem",
+<<<<<<< HEAD
     "dense operators oracle.evaluate",
+=======
+    "dense composite oracle.evaluate",
+>>>>>>> 0177f4b (Losses as plain differentiable PyTorch: the composite, from the smooth form)
     "emit oracle",
     "verify show",
     "cli",
