@@ -161,7 +161,8 @@ class Build:
         prune()
         restored = [path for path in changed if path in known and here[path] not in (None, known[path])]
         compiled = {name for binary in made.values() for name in binary.compiled}
-        return Report(plan.name, len(records), emitted=tuple(fresh), compiled=tuple(sorted(compiled)), linked=bool(made), written=tuple(changed), removed=tuple(remove), restored=tuple(restored))
+        return Report(plan.name, len(records), emitted=tuple(fresh), compiled=tuple(sorted(compiled)), linked=bool(made),
+                      written=tuple(changed), removed=tuple(remove), restored=tuple(restored))
 
     def emit_only(self, only: Sequence[str]) -> tuple[list[Record], list[str]]:
         """The records of some losses anew, and of the others as they stand in the library."""

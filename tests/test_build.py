@@ -16,8 +16,10 @@ from filelock import FileLock
 
 from losscomp import cache, compiler, emit, place, plan
 from losscomp.build import Report, Talk, build, check
+from losscomp.compiler import missing_torch
 from losscomp.errors import BuildError, LosscompError
-from losscomp.plan import MANIFEST, Options, make_plan
+from losscomp.parts import PARTS
+from losscomp.plan import MANIFEST, Options
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFINITION = '''"""{title} of an error."""
@@ -85,6 +87,7 @@ def run(code: str, *arguments: str | Path, **environment: str) -> subprocess.Com
                           cwd=ROOT, env={**os.environ, **environment}, timeout=120)
 
 
+BINARY = PARTS[0].path.format(name="tiny")
 COMMAND = "import sys; from losscomp.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
@@ -96,10 +99,10 @@ def arguments(options: Options, *more: str) -> list[str]:
 # What a build gives
 
 @needs_compiler
-def test_a_library_of_both_targets(options: Options) -> None:
+def test_a_library_of_every_target(options: Options) -> None:
     report = build(options)
     assert (report.losses, report.emitted, report.linked) == (2, ("absolute", "square"), True)
-    assert report.compiled == ("_native", "absolute", "square", "tiny")
+    assert report.compiled == ("_native", "absolute", *(() if missing_torch() else ("binding",)), "square", "tiny")
     done = run("import sys; sys.path.insert(0, sys.argv[1]); import numpy as np, tiny.c, tiny.numpy\n"
                "for L in (tiny.c, tiny.numpy):\n"
                "    print(L.square(np.array([3.0, 1.0]), np.array([1.0, 2.0])),\n"
@@ -179,7 +182,7 @@ def test_two_losses_of_one_name(options: Options) -> None:
 @needs_compiler
 def test_nothing_to_do_imports_no_sympy_and_touches_nothing(options: Options) -> None:
     build(options)
-    before, binary = times(options.out), (options.out / make_plan(options).binary).stat().st_mtime_ns
+    before, binary = times(options.out), (options.out / BINARY).stat().st_mtime_ns
     done = run("import sys; from losscomp.cli import main; code = main(sys.argv[1:])\n"
                "heavy = {'sympy', 'jinja2.compiler', 'cffi', 'numpy', 'torch'} & set(sys.modules) - {'jinja2.compiler'}\n"
                "print(sorted(heavy)); sys.exit(code)", *arguments(options))
@@ -187,7 +190,7 @@ def test_nothing_to_do_imports_no_sympy_and_touches_nothing(options: Options) ->
     assert "2 losses, up to date" in done.stdout
     assert done.stdout.endswith("[]\n")
     assert times(options.out) == before
-    assert (options.out / make_plan(options).binary).stat().st_mtime_ns == binary
+    assert (options.out / BINARY).stat().st_mtime_ns == binary
 
 
 @needs_compiler
@@ -199,7 +202,8 @@ def test_one_changed_definition_is_all_that_is_done(options: Options, defs: Path
     assert (report.emitted, report.compiled) == (("square",), ("square",))
     after = times(options.out)
     changed = {path for path in after if after[path] != before[path]}
-    assert changed == {MANIFEST, "src/tiny/numpy/kernels/square.py", "src/tiny/csrc/square.c", "src/tiny/losses/square.py"}
+    assert changed == {MANIFEST, "src/tiny/numpy/kernels/square.py", "src/tiny/csrc/square.c", "src/tiny/losses/square.py",
+                       "src/tiny/torch/composites/square.py", "src/tiny/torch/losses/square.py"}
     (defs / "square.py").write_text((defs / "square.py").read_text() + "# A remark.\n")
     report = build(options)
     assert (report.emitted, report.compiled, report.written) == (("square",), (), ())
@@ -208,7 +212,7 @@ def test_one_changed_definition_is_all_that_is_done(options: Options, defs: Path
 @needs_compiler
 def test_a_lost_binary_is_linked_from_the_cache(options: Options) -> None:
     build(options)
-    (options.out / make_plan(options).binary).unlink()
+    (options.out / BINARY).unlink()
     report = build(options)
     assert (report.emitted, report.compiled, report.linked, report.written) == ((), (), True, ())
 
@@ -358,13 +362,13 @@ exec {real} "$@"
 def test_a_compiler_error_leaves_the_library_whole(options: Options, defs: Path, tmp_path: Path, fails_on: str,
                                                    monkeypatch: pytest.MonkeyPatch) -> None:
     build(options)
-    before, binary = times(options.out), (options.out / make_plan(options).binary).read_bytes()
+    before, binary = times(options.out), (options.out / BINARY).read_bytes()
     write(defs, "square", "7 * (x - y)**2")
     monkeypatch.setenv("CC", fake_compiler(tmp_path, fails_on))
     with pytest.raises(BuildError, match="broken on purpose"):
         build(options)
     assert times(options.out) == before
-    assert (options.out / make_plan(options).binary).read_bytes() == binary
+    assert (options.out / BINARY).read_bytes() == binary
 
 
 def test_a_first_build_that_fails_leaves_nothing(options: Options, defs: Path) -> None:
@@ -405,11 +409,11 @@ def test_without_a_compiler_there_are_sources_and_advice(options: Options, monke
         build(options)
     monkeypatch.setenv("PATH", "/nonexistent")
     report = build(options)
-    assert "Get one" in report.lacking
+    assert "Get one" in report.lacking["c"]
     write(options.definitions, "square", "9 * (x - y)**2")  # type: ignore[arg-type]
     report = build(options)
     assert (options.out / "src/tiny/csrc/square.c").exists()
-    assert not (options.out / make_plan(options).binary).exists(), "a binary of other sources must go"
+    assert not (options.out / BINARY).exists(), "a binary of other sources must go"
     assert build(options).idle
     monkeypatch.setenv("CC", "no-such-cc")
     with pytest.raises(BuildError, match="no-such-cc"):
@@ -501,7 +505,8 @@ def test_only_renews_one_loss_and_keeps_the_others(options: Options, defs: Path)
     after = tree(options.out)
     assert report.losses == 2
     assert {path for path in after if after[path] != before[path]} == {
-        MANIFEST, "src/tiny/numpy/kernels/square.py", "src/tiny/csrc/square.c", "src/tiny/losses/square.py"}
+        MANIFEST, "src/tiny/numpy/kernels/square.py", "src/tiny/csrc/square.c", "src/tiny/losses/square.py",
+                       "src/tiny/torch/composites/square.py", "src/tiny/torch/losses/square.py"}
     write(defs, "absolute", "2 * Abs(x - y)", "Abs, ")
     assert "src/tiny/csrc/absolute.c" in build(sources_only(options)).written, "a whole build finds what --only left"
     with pytest.raises(LosscompError, match="no loss 'sqare'") as error:

@@ -25,11 +25,7 @@ LAYERS = [
     "rules lower plan catalogue targets.printer oracle.formulas",
     "check differentiate targets.c targets.numpy targets.torch build",
     "formula sampling pipeline oracle.problem",
-<<<<<<< HEAD
-    "dense operators oracle.evaluate",
-=======
-    "dense composite oracle.evaluate",
->>>>>>> 0177f4b (Losses as plain differentiable PyTorch: the composite, from the smooth form)
+    "dense operators composite oracle.evaluate",
     "emit oracle",
     "verify show",
     "cli",
