@@ -139,7 +139,10 @@ def calls_of(loss: str, batch: tuple[int, ...] | None = None, tail: tuple[int, .
 def finite(loss: str, tensors: dict[str, Tensor], params: dict[str, Any]) -> bool:
     """Whether the loss is a number at these inputs, by its peer."""
     peer = peer_of(loss)
-    return peer is not None and bool(torch.isfinite(peer(**tensors, **params, reduction="none")).all())
+    try:
+        return peer is not None and bool(torch.isfinite(peer(**tensors, **params, reduction="none")).all())
+    except RuntimeError:
+        return False
 
 
 CALLS: tuple[Call, ...] = tuple(call for loss in DEFINITIONS for call in calls_of(loss))
@@ -174,7 +177,7 @@ def formula_has_axes(loss: str) -> bool:
 
 def gradients(value: Tensor, leaves: Sequence[Tensor], upstream: Tensor | None = None, graph: bool = False) -> list[Tensor]:
     """Gradients, with 0 for what the value does not depend on."""
-    if not value.requires_grad:
+    if not leaves or not value.requires_grad:
         return [torch.zeros_like(x) for x in leaves]
     found = torch.autograd.grad(value, leaves, upstream, create_graph=graph, allow_unused=True)
     return [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)]
