@@ -62,7 +62,17 @@ def function(loss: str) -> Any:
 
 
 def fill(T: types.ModuleType) -> None:
-    from peercases import DEFINITIONS
+    import inspect
+
+    from peercases import DEFINITIONS, modules
 
     for loss in DEFINITIONS:
         setattr(T, loss, function(loss))
+    for loss, name in modules().items():
+        base, call = getattr(torch.nn, name), getattr(T, loss)
+
+        def forward(self: Any, *tensors: Any, call: Any = call, base: Any = base) -> Any:
+            own = [p for p in inspect.signature(base).parameters if p not in ("size_average", "reduce")]
+            return call(*tensors, **{k: getattr(self, k) for k in own if getattr(self, k) is not None})
+
+        setattr(T, name, type(name, (base,), {"forward": forward}))
