@@ -6,7 +6,7 @@ import importlib
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 from losscomp import catalogue, check, sampling
 from losscomp.check import Checked
 from losscomp.language import Definition, Overload
+from losscomp.nodes import TensorRecord
 
 PEER = "torch.nn.functional."
 DEFINITIONS: dict[str, Definition] = catalogue.load(catalogue.builtin_definitions())
@@ -153,7 +154,7 @@ def ids(calls: Sequence[Call]) -> list[str]:
     return [call.id for call in calls]
 
 
-@lru_cache(maxsize=None)
+@cache
 def theirs(call_id: str) -> tuple[str, ...]:
     """The tensors of a call by which PyTorch differentiates too."""
     call = next(c for c in CALLS if c.id == call_id)
@@ -169,10 +170,19 @@ def theirs(call_id: str) -> tuple[str, ...]:
     return tuple(found)
 
 
+def records(loss: str) -> list[TensorRecord]:
+    """What the definition of a loss says of each of its tensors."""
+    return [t.record for form in catalogue.forms_of(DEFINITIONS[loss]) for t in check.check(form)[0].inputs]
+
+
 def formula_has_axes(loss: str) -> bool:
     """Whether a loss reduces over an axis of its tensors."""
-    return any(t.record.axes for form in catalogue.forms_of(DEFINITIONS[loss])
-               for t in check.check(form)[0].inputs)
+    return any(record.axes for record in records(loss))
+
+
+def broadcasts(loss: str) -> bool:
+    """Whether all tensors of a loss broadcast with one another."""
+    return all(not record.axes and record.shape in ("mutual", "expand") for record in records(loss))
 
 
 def gradients(value: Tensor, leaves: Sequence[Tensor], upstream: Tensor | None = None, graph: bool = False) -> list[Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,7 @@ class Sample:
         return Sample(args, kwargs), [v for v in copies if isinstance(v, Tensor) and v.requires_grad]
 
 
-@lru_cache(maxsize=None)
+@cache
 def samples(loss: str, dtype: torch.dtype) -> tuple[Sample, ...]:
     """All that PyTorch offers for a loss, the same in every run."""
     found: list[Any] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import pytest
@@ -54,7 +54,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@lru_cache(maxsize=None)
+@cache
 def digits() -> tuple[Tensor, Tensor]:
     """1797 images of 8 x 8 pixels between 0 and 1, and which digit each shows."""
     from sklearn.datasets import load_digits
@@ -84,7 +84,7 @@ def train(task: Task, namespace: Any, dtype: torch.dtype, wrap: Callable[[Loss],
     return torch.stack(curve), torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-@lru_cache(maxsize=None)
+@cache
 def peer(name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return train(TASKS[name], torch.nn, dtype)
 
