@@ -41,3 +41,12 @@ def library(request: pytest.FixtureRequest, targets: dict[str, Any]) -> Any:
 def rng() -> np.random.Generator:
     """The same random numbers in every run."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def T() -> Any:
+    """The torch target. That it is missing is a failure, as for the others."""
+    try:
+        return importlib.import_module("losslib.torch")
+    except ImportError as error:
+        pytest.fail(f"The torch target is not built ({error}): run `make`.", pytrace=False)
