@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -146,7 +147,9 @@ def finite(loss: str, tensors: dict[str, Tensor], params: dict[str, Any]) -> boo
         return False
 
 
-CALLS: tuple[Call, ...] = tuple(call for loss in DEFINITIONS for call in calls_of(loss))
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")             # PyTorch warns of what some losses are about to change
+    CALLS: tuple[Call, ...] = tuple(call for loss in DEFINITIONS for call in calls_of(loss))
 PLAIN: tuple[Call, ...] = tuple(call for call in CALLS if call.plain)
 
 
@@ -163,7 +166,9 @@ def theirs(call_id: str) -> tuple[str, ...]:
     for name in call.smooth if peer else ():
         x, = call.leaves([name])
         try:
-            torch.autograd.grad(call.bound(peer, [name])(x), x)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                torch.autograd.grad(call.bound(peer, [name])(x), x)
         except RuntimeError:
             continue
         found.append(name)
