@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -146,7 +148,9 @@ def finite(loss: str, tensors: dict[str, Tensor], params: dict[str, Any]) -> boo
         return False
 
 
-CALLS: tuple[Call, ...] = tuple(call for loss in DEFINITIONS for call in calls_of(loss))
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")             # PyTorch warns of what some losses are about to change
+    CALLS: tuple[Call, ...] = tuple(call for loss in DEFINITIONS for call in calls_of(loss))
 PLAIN: tuple[Call, ...] = tuple(call for call in CALLS if call.plain)
 
 
@@ -163,7 +167,9 @@ def theirs(call_id: str) -> tuple[str, ...]:
     for name in call.smooth if peer else ():
         x, = call.leaves([name])
         try:
-            torch.autograd.grad(call.bound(peer, [name])(x), x)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                torch.autograd.grad(call.bound(peer, [name])(x), x)
         except RuntimeError:
             continue
         found.append(name)
@@ -206,3 +212,42 @@ def problem(found: Any, expected: Any, **tolerance: float) -> str:
     except AssertionError as error:
         return " ".join(str(error).split())[:300]
     return ""
+
+
+# Which calls a test runs on
+
+WITH_PEER = tuple(c for c in CALLS if peer_of(c.loss))
+SMOOTH = tuple(c for c in WITH_PEER if theirs(c.id))
+PLAIN_SMOOTH = tuple(c for c in SMOOTH if c.plain)
+each_call = pytest.mark.parametrize("call", CALLS, ids=ids(CALLS))
+each_with_peer = pytest.mark.parametrize("call", WITH_PEER, ids=ids(WITH_PEER))
+each_smooth = pytest.mark.parametrize("call", SMOOTH, ids=ids(SMOOTH))
+each_plain = pytest.mark.parametrize("call", PLAIN_SMOOTH, ids=ids(PLAIN_SMOOTH))
+REDUCED = ("mean", "none")
+EXACT = {"rtol": 1e-9, "atol": 1e-10}
+
+
+def pair(T: Any, call: Call, names: Sequence[str], reduction: str = "mean") -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Our loss and PyTorch's as functions of the named tensors."""
+    peer = peer_of(call.loss)
+    assert peer is not None
+    return call.bound(getattr(T, call.loss), names, reduction), call.bound(peer, names, reduction)
+
+
+def same(found: Any, expected: Any, **tolerance: float) -> None:
+    assert not (wrong := problem(found, expected, **(tolerance or EXACT))), wrong
+
+
+def plain_gradients(function: Callable[..., Any], leaves: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Value and gradients by plain autograd along a fixed cotangent."""
+    leaves = [x.detach().clone().requires_grad_() for x in leaves]
+    value = function(*leaves)
+    return value.detach(), gradients(value, leaves, cotangent(value).to(value.dtype))
+
+
+def plain_hessian_product(function: Callable[..., Any], leaves: Sequence[Tensor], along: Sequence[Tensor]) -> list[Tensor]:
+    """The Hessian times a direction, by reverse over reverse."""
+    leaves = [x.detach().clone().requires_grad_() for x in leaves]
+    first = gradients(function(*leaves), leaves, graph=True)
+    slope = sum((g * v).sum() for g, v in zip(first, along, strict=True))
+    return gradients(slope, leaves) if isinstance(slope, Tensor) else [torch.zeros_like(x) for x in leaves]
