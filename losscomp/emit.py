@@ -167,11 +167,13 @@ def module_values(definition: Definition, order: list[str], declared: Mapping[st
     words = definition.module_signature.split() or [n for n in order if n not in required]
     kept = [n for n in words if n not in ("*", "reduction", *LEGACY)]
     legacy = LEGACY[0] in words
+    called = definition.forward.split() or required
     return {
+        "module_forward": ", ".join(f"{n}: Any" for n in called),
         "module_signature": ", ".join("*" if n == "*" else declared[n] for n in words),
         "module_reduction": f"legacy_reduction({', '.join(LEGACY)}, reduction)" if legacy else "reduction",
         "module_scalars": [n for n in kept if n not in tensors], "module_buffers": [n for n in kept if n in tensors],
-        "module_call": ", ".join([*required, *(f"{n}=self.{n}" for n in kept), "reduction=self.reduction"]),
+        "module_call": ", ".join([*called, *(f"{n}=self.{n}" for n in kept), "reduction=self.reduction"]),
     }
 
 

@@ -343,6 +343,7 @@ class Loss:
         module: the name of the class form.
         module_signature: the names of its arguments in order, where it does not take all that the function takes besides the
             tensors that must be given; "*" stands before those that are given by name.
+        forward: what the module calls the tensors of a call, where that is not what the function calls them.
         signature: the names of the arguments in order; "reduction", "size_average" and "reduce" stand where the peer has
             them. By default tensors and parameters in the order of declaration, with "reduction" after the tensors that
             must be given.
@@ -358,6 +359,7 @@ class Loss:
     like: str = ""
     module: str = ""
     module_signature: str = ""
+    forward: str = ""
     signature: str = ""
     reductions: tuple[str, ...] = ("none", "mean", "sum")
     same_ndim: bool = False
@@ -387,6 +389,7 @@ class Overload:
     like: str = ""
     module: str = ""
     module_signature: str = ""
+    forward: str = ""
     signature: str = ""
     notes: tuple[str, ...] = ()
     name: str = ""

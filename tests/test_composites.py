@@ -311,7 +311,7 @@ def test_far_from_zero(targets: dict[str, Any], size: float) -> None:
     for name in ("binary_cross_entropy_with_logits", "soft_margin_loss", "cross_entropy"):
         c = case(name, 0)
         x = c.arrays["input"]
-        c.arrays["input"] = np.where(np.arange(x.size).reshape(x.shape) % 2, size, -size)
+        c.arrays["input"] = np.where(np.arange(x.size).reshape(x.shape) % 2, float(size), -float(size))
         want = peer(targets, name, c)
         every = tuple(range(len(c.moving)))
         first, second = c.gradient(*c.inputs), grad(c.along, every)(*c.inputs)

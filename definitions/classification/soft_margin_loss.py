@@ -3,7 +3,7 @@
 from losscomp.language import Loss, exp, log, tensor
 
 input = tensor("input")
-target = tensor("target", fixed=True, shape="same")
+target = tensor("target", fixed=True, shape="expand")
 
 soft_margin_loss = Loss(
     log(1 + exp(-target * input)),

@@ -17,6 +17,7 @@ poisson_nll_loss = Loss(
     nll + If(full, If(target > 1, stirling, 0), 0),
     like="torch.nn.functional.poisson_nll_loss",
     module="PoissonNLLLoss",
+    forward="log_input target",
     signature="input target log_input full size_average eps reduce reduction",
     notes=("With full=True the gradient by target is finite at target = 0; in PyTorch it is NaN.",),
 )
