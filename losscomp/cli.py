@@ -16,7 +16,7 @@ from .errors import LosscompError
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
 STAGES = ("definition", "check", "smooth", "differentiate", "stabilise", "lower", "schedule", "emit")
-SHOWN = ("c", "numpy")
+SHOWN = ("c", "numpy", "torch")
 OUT = "generated"
 DEFS = "a folder or file of definitions (default: those of losscomp)"
 MARKS = {True: "yes", False: "no "}

@@ -13,6 +13,7 @@ import sympy as sp
 from . import formula, ir, nodes
 from .catalogue import module_name
 from .check import LEGACY, Checked
+from .composite import composite
 from .dense import dense_functions
 from .language import BATCH, COUNT, REDUCTIONS, TOTAL, WEIGHT, Definition, Loss, Overload
 from .nodes import Param, Tensor
@@ -20,9 +21,10 @@ from .pipeline import Compiled, compile_loss, kernels
 from .render import render
 from .targets import c as c_target
 from .targets import numpy as numpy_target
+from .targets import torch as torch_target
 
 Files = dict[str, str]
-TARGETS = ("numpy", "c")
+TARGETS = ("numpy", "c", "torch")
 
 
 @dataclass
@@ -80,9 +82,18 @@ def emit_loss(definition: Definition, package: str, source: str) -> Emitted:
         tables = {"argument_rows": c_target.argument_rows(every), "param_rows": c_target.param_rows(every)}
         files[path] = render(template, variants=variants, **tables, **common)
         kernel_names = [k.name + c.mark + c.form.suffix for c, ks in nests for k in ks]
+    files[f"src/{package}/torch/composites/{name}.py"] = emit_composite(flat, common)
     files[f"src/{package}/losses/{name}.py"] = emit_class(definition, compiled, package, source, lines)
     return Emitted(name, module_name(definition), files, kernel_names, summary_of(definition.doc, first.loss.name),
                    dense_functions(compiled))
+
+
+def emit_composite(variants: list[Compiled], common: Mapping[str, Any]) -> str:
+    """The file of a loss for PyTorch to differentiate: one function a variant."""
+    texts = [torch_target.TorchText(composite(c), {t.name: t.record.default for t in c.form.inputs},
+                                     {p.name: kind(p) for p in c.form.params}) for c in variants]
+    return render("torch/composite.py.jinja", **common, variants=[
+        {"suffix": c.mark + c.form.suffix, "words": words(c.form), "text": text} for c, text in zip(variants, texts, strict=True)])
 
 
 def summary_of(doc: str, name: str) -> str:
@@ -143,14 +154,17 @@ def emit_class(definition: Definition, compiled: list[list[Compiled]], package: 
         signature=", ".join(declared.values()), required=", ".join(declared[n] for n in required), rest=", ".join(rest), pack=pack)
 
 
+def kind(param: Param) -> str:
+    """The type of a scalar, as Python text."""
+    return "bool" if param.record.only_special else "int" if param.record.integer else "float"
+
+
 def declare(name: str, tensors: Mapping[str, Tensor], scalars: Mapping[str, Param]) -> str:
     """An argument in the signature."""
     if name in tensors:
         return f"{name}: Any" + ("" if tensors[name].record.default is None else " = None")
     if name in scalars:
-        record = scalars[name].record
-        kind = "bool" if record.only_special else "int" if record.integer else "float"
-        return f"{name}: {kind} = {number(record.default)}"
+        return f"{name}: {kind(scalars[name])} = {number(scalars[name].record.default)}"
     return f"{name}: str = 'mean'" if name == "reduction" else f"{name}: bool | None = None"
 
 
@@ -295,6 +309,8 @@ def emit_library(emitted: list[Emitted], package: str, version: str) -> Files:
         f"{src}/numpy/kernels/__init__.py": "numpy/kernels_init.py.jinja",
         f"{src}/numpy/_math.py": "numpy/math.py.jinja",
         f"{src}/numpy/_backend.py": "numpy/backend.py.jinja",
+        f"{src}/torch/_math.py": "torch/math.py.jinja",
+        f"{src}/torch/composites/__init__.py": "torch/composites_init.py.jinja",
         f"{src}/c/_backend.py": "c/backend.py.jinja",
         f"{src}/c/_build.py": "c/build.py.jinja",
         f"{src}/csrc/{package}.c": "c/library.c.jinja",

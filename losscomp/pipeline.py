@@ -16,7 +16,7 @@ Building and verifying are not stages of one loss: see build.py and verify.py.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -108,8 +108,9 @@ def compile_form(form: Checked, seconds: dict[str, float] | None = None) -> Comp
     return Compiled(form, smooth, smoothing + more, formulas, stable, stabilising, seconds)
 
 
-def known_names(names: dict[sp.Expr, str]) -> dict[sp.Expr, str]:
-    """The author's names for sub-expressions, as those look after smoothing and below a reduction."""
+def known_names(names: dict[sp.Expr, str], settle: Callable[[sp.Expr], sp.Expr] | None = None) -> dict[sp.Expr, str]:
+    """The author's names for sub-expressions, as those look after smoothing, below a reduction and, by default, `plain`."""
+    settle = settle or plain
     found: dict[sp.Expr, str] = {}
     for expr, name in names.items():
         forms = [expr] if not isinstance(expr, sp.Expr) else [expr, rewrite(expr, SMOOTHING)[0]]
@@ -117,7 +118,7 @@ def known_names(names: dict[sp.Expr, str]) -> dict[sp.Expr, str]:
             loose = nodes.free_indices(form)
             bound = [{i: nodes.Index(nodes.IndexRecord(i.axis, label)) for i in loose} for label in ("#1", "#2", "out0")]
             for rule in [{}, *(bound if loose else [])]:
-                found.setdefault(plain(nodes.substitute(form, rule)), name)
+                found.setdefault(settle(nodes.substitute(form, rule)), name)
     return found
 
 

@@ -41,7 +41,7 @@ TAKEN = frozenset(keyword.kwlist) | frozenset(
     """auto break case char const continue default do double else enum extern float for goto if inline int long register
     restrict return short signed sizeof static struct switch typedef union unsigned void volatile while bool true false
     sigmoid softplus log1p expm1 expm1mx xlogy sign sum max min abs fabs exp log pow sqrt tanh erf step larger smaller
-    inverse_root binade abs_power signed_power exp_difference np stable real run dense self NULL INFINITY REAL NAME
+    inverse_root binade abs_power signed_power exp_difference np torch stable real run dense self NULL INFINITY REAL NAME
     accumulator accumulate accumulate_tile TILE first end value_of main y0 y1 yn j0 j1 jn
     gamma signgam and or not xor bitand bitor compl new delete this class template typename namespace operator private
     protected public virtual friend using try catch throw""".split())

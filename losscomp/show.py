@@ -26,9 +26,12 @@ from .targets.printer import CALL, Printer
 
 STAGES = ("definition", *COMPILER_STAGES)
 DEFAULT_KERNEL = "value_and_grad"
-ARRAYS = {"numpy": True, "c": False}
-EMITTED = {"numpy": "src/{package}/numpy/kernels/{name}.py", "c": "src/{package}/csrc/{name}.c"}
-FUNCTIONS = {"numpy": r"^def {name}\(.*?(?=^def |\Z)", "c": r"^/\*[^\n]*\*/\n[^\n]*NAME\({name}\)\(.*?^}}$"}
+COMPOSITE = ("torch",)                           # targets whose text is the value alone
+ARRAYS = {"numpy": True, "c": False, "torch": True}
+EMITTED = {"numpy": "src/{package}/numpy/kernels/{name}.py", "c": "src/{package}/csrc/{name}.c",
+           "torch": "src/{package}/torch/composites/{name}.py"}
+FUNCTIONS = {"numpy": r"^def {name}\(.*?(?=^def |\Z)", "c": r"^/\*[^\n]*\*/\n[^\n]*NAME\({name}\)\(.*?^}}$",
+             "torch": r"^@[^\n]*\ndef {name}\(.*?(?=^@|\Z)"}
 WIDTH = 120
 
 
@@ -80,7 +83,8 @@ def show(definition: Definition, stage: str | None = None, target: str = "c", ke
         if here == "check":
             yield from variants_text(everything, chosen)
         if here == "emit":
-            yield from emitted_text(definition, target, kernel or (DEFAULT_KERNEL if stage is None else None), chosen)
+            usual = "value" if target in COMPOSITE else DEFAULT_KERNEL
+            yield from emitted_text(definition, target, kernel or (usual if stage is None else None), chosen)
             continue
         for compiled in chosen:
             if len(chosen) > 1:

@@ -1,0 +1,173 @@
+"""The value of a loss for a framework that differentiates it itself: from the smooth form to a kernel without derivatives.
+
+What a framework derives is the text that it is given, so that text has to have our derivatives: nothing is stabilised by a
+branch, kinks keep their tie, statements about derivatives stay, and the arm of a selection that does not hold passes none on.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import sympy as sp
+
+from . import atoms, ir, nodes
+from .errors import LosscompError
+from .ir import Const, Load, Node, Number, Op, Param, Reduce, Size, Var, kind_of
+from .lower import Env, Lowering, op, parameter, real, where
+from .pipeline import Compiled, Formula, argument_of, known_names
+from .schedule import Scheduler
+
+# What a target spells with its tie, so that its derivative at the tie is ours.
+KINKS: dict[type, str] = {atoms.FUNCTIONS[name]: name for name in ("hinge", "larger", "smaller", "step", "root")}
+# Slopes that are constants: no derivative of an arm that does not hold can be infinite in them.
+LINEAR = frozenset({"add", "sub", "neg", "real", "abs", "sign", "step", "hinge", "larger", "smaller", "only", "unless"})
+
+
+class Around(nodes.Node):
+    """A read at points between where it is and where it stands still: derivatives of stated slopes are taken there."""
+
+    @property
+    def body(self) -> sp.Expr:
+        return self.args[0]
+
+
+class CompositeLowering(Lowering):
+    """Lowering that keeps what says how to differentiate."""
+
+    def lower(self, expr: sp.Basic, env: Env) -> Node:
+        match expr:
+            case nodes.Stated():
+                return self.stated(expr, env)
+            case nodes.StopGradient():
+                return self.aside("stop_gradient", "still", real(self(expr.body, env)))
+            case nodes.StraightThrough():
+                return Op("straight_through", (real(self(expr.body, env)), real(self(expr.through, env))))
+            case Around():
+                return self.aside("around", "near", self(expr.body, env))
+            case nodes.Where(args=(condition, a, b)):
+                test = self(condition, env)
+                return where(test, self.held("only", test, self(a, env)), self.held("unless", test, self(b, env)))
+            case atoms.xlogy(args=(x, y)) if x == y:                     # its derivative at 0 is log(0), not log(0) + 0 / 0
+                return Op("xlogx", (real(self(x, env)),))
+        if type(expr) in KINKS:
+            return Op(KINKS[type(expr)], tuple(real(self(a, env)) for a in expr.args))
+        return super().lower(expr, env)
+
+    def stated(self, expr: nodes.Stated, env: Env) -> Node:
+        """The value, which stands still where slopes are stated; then each read with its slope along the way to it."""
+        still = {load: nodes.StopGradient(load) for load, _ in expr.slopes}
+        near: dict[Any, sp.Expr] = {load: Around(load) for load, _ in expr.slopes}
+        for rule in (still, near):
+            self.names = {**{nodes.substitute(e, rule): name for e, name in self.names.items()}, **self.names}
+        parts = [real(self(nodes.substitute(expr.body, still), env))]
+        for load, slope in expr.slopes:
+            parts += [self(load, env), real(self(nodes.substitute(slope, near), env))]
+        return Op("stated", tuple(parts))
+
+    def aside(self, name: str, word: str, of: Node) -> Node:
+        """An operation on a read, called after it."""
+        node = Op(name, (of,))
+        inner = of.tensor if isinstance(of, Load) else self.hints.get(of)
+        return self.called(f"{word}_{inner}", node) if inner else node
+
+    def log_sum_exp(self, lse: nodes.Reduce, env: Env) -> tuple[Node, Node]:
+        """The largest term, as a constant shift, and the logarithm of the sum relative to it."""
+        taken = {env[i] for i in nodes.free_indices(lse)}
+        var = next(v for k in range(9) if (v := Var(lse.bound.axis.name, k)) not in taken)
+        largest = self(nodes.Reduce("max", lse.body, lse.bound), env)
+        shift = self.called("largest", Op("stop_gradient", (largest,)))
+        body = real(self(lse.body, {**env, lse.bound: var}))
+        return shift, self.called("log_mass", Reduce("log_mass", var, op("sub", body, shift)))
+
+    def exponential(self, power: sp.Expr, env: Env) -> Node:
+        return op("exp", self(power, env))
+
+    def held(self, side: str, condition: Node, arm: Node) -> Node:
+        """The arm of a selection, so that no derivative passes through it where the other arm holds.
+
+        0 times an infinite slope would be NaN. So what an arm reads stands still there: as few and as late parts of it as have
+        only finite slopes below them.
+        """
+        if linear(arm):
+            return arm
+        done: dict[Node, Node] = {}
+
+        def visit(node: Node) -> Node:
+            if node not in done:
+                done[node] = new = inside(node)
+                if node in self.hints:
+                    self.called(self.hints[node], new, node in self.kept)
+            return done[node]
+
+        def inside(node: Node) -> Node:
+            if constant(node) or kind_of(node) != "real":
+                return node
+            if linear(node) and not (isinstance(node, Op) and node.name in ("neg", "mul", "div")):
+                return Op(side, (condition, node))
+            if isinstance(node, Op):
+                kept = node.args[:1] if node.name == "where" else ()
+                return Op(node.name, (*kept, *map(visit, node.args[len(kept):])))
+            assert isinstance(node, Reduce)
+            return Reduce(node.op, node.var, visit(node.body))
+
+        return visit(arm)
+
+
+@cache
+def constant(node: Node) -> bool:
+    """Does nothing that has a derivative stand below?"""
+    if kind_of(node) != "real" or (isinstance(node, Op) and node.name == "stop_gradient"):
+        return True
+    return not isinstance(node, Load) and all(map(constant, node.children))
+
+
+@cache
+def linear(node: Node) -> bool:
+    """Are the slopes of a node finite whatever its values are?"""
+    match node:
+        case Load() | Const() | Number() | Param() | Size():
+            return True
+        case _ if constant(node):
+            return True
+        case Op("mul", (a, b)):
+            return linear(a) and linear(b) and (scalar(a) or scalar(b))
+        case Op("div", (a, b)):
+            return linear(a) and scalar(b) and not any(isinstance(n, Param) for n in ir.walk(b))    # which may be 0
+        case Op("where", (_, a, b)):
+            return linear(a) and linear(b)
+        case Op(name, args) if name in LINEAR:
+            return all(linear(a) for a in args if kind_of(a) == "real")
+        case Reduce("sum" | "max", _, body):
+            return linear(body)
+    return False
+
+
+def scalar(node: Node) -> bool:
+    """Is this a number that no tensor is in?"""
+    return not any(isinstance(n, Load) for n in ir.walk(node))
+
+
+def composite(compiled: Compiled) -> ir.Kernel:
+    """The loss of a sample, and its denominator where that is not 1, of one variant. Raises LosscompError."""
+    try:
+        return lowered(compiled)
+    except LosscompError as error:
+        raise error.at(compiled.form.loss.path or compiled.form.loss.name) from None
+
+
+def lowered(compiled: Compiled) -> ir.Kernel:
+    """The kernel: every input and every scalar of the form, in the order of declaration."""
+    form = compiled.smooth
+    lowering = CompositeLowering({**known_names(compiled.form.names, lambda expr: expr), form.value: "value"})
+    results = {"loss": form.value} | ({} if form.weight == 1 else {"denominator": form.weight})
+    stores = [ir.Store(name, (ir.SAMPLE,), lowering(expr, {})) for name, expr in results.items()]
+    about = Formula("value", "the loss of each sample, and what it adds to the denominator of the mean", ())
+    inputs = tuple(argument_of(t, about) for t in form.inputs)
+    outputs = tuple(ir.Argument(name, role="output") for name in results)
+    axes = tuple(dict.fromkeys(a for arg in inputs for a in (*arg.axes, *([arg.into] if arg.into else []))))
+    params = tuple(parameter(p) for p in form.params)
+    names = frozenset({a.name for a in inputs + outputs} | {p.name for p in params})
+    loops = {name + depth for name in ir.loop_names(axes, names).values() for depth in ("", "2", "3", "4")}
+    body = Scheduler(True, lowering.hints, names | set(axes) | {ir.BATCH} | loops)(stores, ir.SAMPLE)
+    return ir.check_scheduled(ir.Kernel(about.name, about.what, inputs, params, outputs, axes, body), True)

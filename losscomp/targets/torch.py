@@ -1,0 +1,242 @@
+"""PyTorch: a loss in ordinary differentiable operations. Any leading dimensions are the batch; behind them stands one dimension
+a loop variable, so that broadcasting needs no thought."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from .. import ir
+from ..ir import SAMPLE, Accumulate, Argument, Kernel, Let, Load, Loop, Node, Op, Ref, Store, Var
+from .printer import CALL, Printer, decimal
+
+ARRAYS = True
+OVER = {"sum": "torch.sum({0}, {1}, keepdim=True)", "max": "stable.max_over({0}, {1})", "log_mass": "stable.log_mass({0}, {1})"}
+
+
+class TorchPrinter(Printer):
+    """Spelling of scalar operations on tensors."""
+
+    calls: ClassVar[dict[str, str]] = {
+        **{n: f"torch.{n}({{0}})" for n in ("exp", "log", "log1p", "expm1", "sqrt", "tanh", "abs", "sign", "sin", "cos", "sinh", "cosh",
+                                            "atan", "erf")},
+        **{n: f"stable.{n}({{0}})" for n in ("sigmoid", "softplus", "root", "inverse_root", "expm1mx", "binade", "xlogx")},
+        **{n: f"stable.{n}({{0}}, {{1}})" for n in ("xlogy", "step", "hinge", "abs_power", "signed_power", "only", "unless",
+                                                    "straight_through")},
+        **{n: f"stable.{n}({{0}}, {{1}}, {{2}})" for n in ("larger", "smaller")},
+        "pow": "torch.pow({0}, {1})", "where": "torch.where({0}, {1}, {2})", "exp_difference": "torch.exp({0} - {1})",
+        "stop_gradient": "{0}.detach()", "real": "{0}.to({like}.dtype)", "integer": "{0}.to(torch.int64)",
+        "not": "~{0}", "and": "{0} & {1}", "or": "{0} | {1}", "remainder": "{0} % {1}",
+    }
+    tight: ClassVar[frozenset[str]] = frozenset({"stop_gradient", "real", "integer", "not", "and", "or", "remainder", "exp_difference"})
+
+    def __init__(self, kernel: Kernel) -> None:
+        super().__init__(kernel)
+        self.slots = slots_of(kernel)
+        self.like = next(a.name for a in kernel.inputs if not (a.integer or a.optional))
+        self.numbers: set[str] = set()                                   # names of values that are Python numbers
+        self.moved: set[str] = set()                                     # tensors whose name stands for their only view
+        self.sizes: set[str] = set()                                     # what the lines read besides arguments
+        self.variables: dict[Var, None] = {}
+
+    def is_number(self, node: Node) -> bool:
+        """Is this a Python number, and no tensor?"""
+        return not any(isinstance(n, Load | Var) or (isinstance(n, Ref) and n.name not in self.numbers) for n in ir.walk(node))
+
+    def tensor(self, node: Node, outer: int = 0) -> str:
+        """A node as a tensor."""
+        return f"stable.number({self(node)}, {self.like})" if self.is_number(node) else self(node, outer)
+
+    def __call__(self, node: Node, outer: int = 0) -> str:
+        match node:
+            case ir.Size(axis):
+                self.sizes.add(axis)
+            case Op("stated", (value, *pairs)):
+                said = [f"({self.whole(x)}, {self(slope)})" for x, slope in zip(pairs[::2], pairs[1::2], strict=True)]
+                return f"stable.stated({self.tensor(value)}, {', '.join(said)})"
+            case Op("around", (x,)):
+                return f"stable.around({self.whole(x)})"
+        return super().__call__(node, outer)
+
+    def whole(self, node: Node) -> str:
+        """A read with every dimension, also where all samples share it."""
+        loads = [n for n in ir.walk(node) if isinstance(n, Load)]
+        if any(self.arguments[n.tensor].per_sample for n in loads) or not loads:
+            return self(node)
+        self.sizes.add(ir.BATCH)
+        return f"stable.for_each({self(node)}, {ir.BATCH}, {len(self.slots)})"
+
+    def call(self, name: str, args: tuple[Node, ...], outer: int) -> str:
+        if name == "where":
+            return self.where(args, outer)
+        if all(map(self.is_number, args)):
+            match name:
+                case "real":
+                    return self(args[0], outer)
+                case "not":
+                    return self.wrap(f"not {self(args[0], CALL)}", 4, outer)
+        if name in self.tight:
+            level = {"and": 8, "or": 7, "not": 30, "remainder": 20}.get(name, CALL)
+            inner = 11 if name == "exp_difference" else 9 if name in ("and", "or") else level
+            return self.wrap(self.calls[name].format(*(self(a, inner) for a in args), like=self.like), level, outer)
+        first, *rest = args
+        if all(map(self.is_number, args)):
+            return self.calls[name].format(self.tensor(first), *map(self, rest))
+        return super().call(name, args, outer)
+
+    def where(self, args: tuple[Node, ...], outer: int) -> str:
+        """A selection; among numbers, and by a number, Python's own."""
+        condition, a, b = args
+        if self.is_number(condition):
+            return self.wrap(f"{self(a, 2)} if {self(condition, 2)} else {self(b, 1)}", 1, outer)
+        whole = ir.kind_of(a) == ir.kind_of(b) == "int"
+        first = self(a) if whole or not (self.is_number(a) and self.is_number(b)) else self.tensor(a)
+        return f"torch.where({self(condition)}, {first}, {self(b)})"
+
+    def constant(self, p: int, q: int, outer: int) -> str:
+        if q == 0:
+            return "torch.inf" if p > 0 else self.wrap("-torch.inf", 15, outer)
+        text = decimal(p, q)
+        return self.wrap(f"{p} / {q}", 20, outer) if text is None else self.wrap(text, CALL if p > 0 else 15, outer)
+
+    def number(self, digits: str) -> str:
+        return repr(float(digits))
+
+    def var(self, node: Var) -> str:
+        self.variables[node] = None
+        return super().var(node)
+
+    def load(self, node: Load) -> str:
+        view = self.view(node)
+        return view if node.tensor not in self.moved else node.tensor
+
+    def view(self, node: Load) -> str:
+        """A tensor along the dimensions of the kernel; an index that is no loop variable of its own takes elements out."""
+        argument = self.arguments[node.tensor]
+        index = node.index[1:] if argument.per_sample else node.index
+        direct = {i: place for place, i in reversed(list(enumerate(index))) if isinstance(i, Var)}
+        gathered = [place for place, i in enumerate(index) if not isinstance(i, Var) or direct[i] != place]
+        order = [*(direct[v] for v in self.slots if v in direct), *gathered]
+        text, count = node.tensor, len(index)
+        if order != list(range(count)):
+            text += f".movedim({tuple(p - count for p in order)}, {tuple(k - count for k in range(count))})"
+        if len(gathered) > 1:
+            text += f".flatten({-len(gathered)})"
+        slices = [":" if v in direct else "None" for v in self.slots] + [":"] * bool(gathered)
+        if argument.per_sample:
+            text += f"[..., {', '.join(slices)}]" if "None" in slices else ""
+        else:
+            kept = slices[slices.index(":"):] if ":" in slices else []
+            text += f"[{', '.join(kept)}]" if "None" in kept else ""
+        return f"stable.at({text}, {self.place(argument, index, gathered)})" if gathered else text
+
+    def place(self, argument: Argument, index: tuple[Node, ...], gathered: list[int]) -> str:
+        """The position in the gathered axes, as if they were one."""
+        first, *rest = gathered
+        text = self(index[first], 20 if rest else 0)
+        for k in rest:
+            self.sizes.add(argument.axes[k])
+            text = f"({text} * {argument.axes[k]} + {self(index[k], 11)})"
+        return text
+
+    def dimension(self, var: Var) -> int:
+        return self.slots.index(var) - len(self.slots)
+
+
+def slots_of(kernel: Kernel) -> list[Var]:
+    """The dimensions that values have behind those of the batch: every loop variable that the kernel uses."""
+    used = {s.var for s in ir.statements(kernel.body) if isinstance(s, Loop)} - {SAMPLE}
+    return sorted(used, key=lambda v: (kernel.axes.index(v.axis), v.depth))
+
+
+class TorchText:
+    """What the template asks of a kernel."""
+
+    def __init__(self, kernel: Kernel, defaults: Mapping[str, float | None], kinds: Mapping[str, str]) -> None:
+        self.kernel = kernel
+        self.defaults, self.kinds = defaults, kinds                      # of optional tensors where absent; the types of scalars
+        self.p = TorchPrinter(kernel)
+        flat = [s for s in ir.statements(kernel.body) if not isinstance(s, Loop)]
+        self.read = list(dict.fromkeys(n for s in flat for n in ir.walk(s.value) if isinstance(n, Load)))
+        self.views = self.moves()
+        self.p.moved = {name for name, _ in self.views}
+        self.results: dict[str, str] = {}
+        self.lines = [line for s in flat if (line := self.line(s))]
+
+    def moves(self) -> list[tuple[str, str]]:
+        """The tensors that are read in one way only, which is not the way they come."""
+        ways: dict[str, list[Load]] = {}
+        for load in self.read:
+            ways.setdefault(load.tensor, []).append(load)
+        views = [(name, self.p.view(loads[0])) for name, loads in ways.items() if len(loads) == 1 and not loads[0].is_gather]
+        return [(name, view) for name, view in views if view != name]
+
+    def line(self, s: Let | Accumulate | Store) -> str:
+        """One statement; nothing for a result, which is returned."""
+        match s:
+            case Let(name, value):
+                self.p.numbers |= {name} if self.p.is_number(value) else set()
+                return f"{name} = {self.p(value)}"
+            case Accumulate(start, value):
+                return f"{start.name} = {OVER[start.op].format(self.p.tensor(value), self.p.dimension(start.over))}"
+        self.results[s.tensor] = self.result(s)
+        return ""
+
+    def result(self, s: Store) -> str:
+        """A result for each sample: the dimensions of loops, of length 1 now, go."""
+        loops = len(self.p.slots)
+        text = self.p.tensor(s.value, CALL if loops else 0)
+        if self.covers(s.value):
+            return f"{text}[..., {', '.join('0' * loops)}]" if loops else text
+        self.p.sizes.add(ir.BATCH)
+        return f"stable.per_sample({text}, {ir.BATCH}, {loops})"
+
+    def covers(self, node: Node) -> bool:
+        """Is a tensor in this that each sample has, and that is given?"""
+        values = {s.name: s.value for s in ir.statements(self.kernel.body) if isinstance(s, Let)}
+        for s in ir.statements(self.kernel.body):
+            if isinstance(s, Accumulate):
+                values[s.start.name] = s.value
+        seen: set[str] = set()
+        todo = [node]
+        while todo:
+            for n in ir.walk(todo.pop()):
+                if isinstance(n, Load) and self.p.arguments[n.tensor].per_sample and not self.p.arguments[n.tensor].optional:
+                    return True
+                if isinstance(n, Ref) and n.name not in seen:
+                    seen.add(n.name)
+                    todo.append(values[n.name])
+        return False
+
+    @property
+    def signature(self) -> str:
+        tensors = [f"{a.name}: Tensor{' | None' if a.optional else ''}" for a in self.kernel.inputs]
+        return ", ".join(tensors + [f"{p.name}: {self.kinds[p.name]}" for p in self.kernel.params])
+
+    @property
+    def prologue(self) -> list[str]:
+        """The lengths of axes, absent inputs, positions along axes, and tensors laid along the dimensions."""
+        p, used = self.p, {load.tensor for load in self.read}
+        absent = [a for a in self.kernel.inputs if a.optional and a.name in used]
+        needed = p.sizes | {v.axis for v in p.variables} | {axis for a in absent for axis in a.axes}
+        lines = [f"{axis} = {source}" for axis, source in self.sources().items() if axis in needed]
+        for a in absent:
+            lines.append(f"{a.name} = stable.given({', '.join([a.name, repr(self.defaults[a.name]), p.like, *a.axes])})")
+        for v in sorted(p.variables, key=p.slots.index):
+            behind = ", None" * (-p.dimension(v) - 1)
+            lines.append(f"{Printer.var(p, v)} = torch.arange({v.axis}, device={p.like}.device)" + (f"[:{behind}]" if behind else ""))
+        return lines + [f"{name} = {view}" for name, view in self.views]
+
+    def sources(self) -> dict[str, str]:
+        """Where the length of each axis, and the shape of the batch, come from."""
+        found: dict[str, str] = {}
+        for a in (a for a in self.kernel.inputs if not a.optional):
+            if a.per_sample:
+                found.setdefault(ir.BATCH, f"{a.name}.shape" + (f"[:-{len(a.axes)}]" if a.axes else ""))
+            for place, axis in enumerate(a.axes):
+                found.setdefault(axis, f"{a.name}.shape[{place - len(a.axes)}]")
+        return found
+
+    @property
+    def returns(self) -> str:
+        return f"{self.results['loss']}, {self.results.get('denominator', '1.0')}"
