@@ -20,8 +20,8 @@ from .schedule import Scheduler
 
 # What a target spells with its tie, so that its derivative at the tie is ours.
 KINKS: dict[type, str] = {atoms.FUNCTIONS[name]: name for name in ("hinge", "larger", "smaller", "step", "root")}
-# Slopes that are constants: no derivative of an arm that does not hold can be infinite in them.
-LINEAR = frozenset({"add", "sub", "neg", "real", "abs", "sign", "step", "hinge", "larger", "smaller", "only", "unless"})
+# Slopes that are finite whatever the operands are. Those of |x| and of a hinge are NaN where x is.
+LINEAR = frozenset({"add", "sub", "neg", "real", "sign", "step", "larger", "smaller", "relative", "only", "unless"})
 
 
 class Around(nodes.Node):
@@ -40,9 +40,10 @@ class CompositeLowering(Lowering):
             case nodes.Stated():
                 return self.stated(expr, env)
             case nodes.StopGradient():
-                return self.aside("stop_gradient", "still", real(self(expr.body, env)))
+                return self.still(real(self(expr.body, env)))
             case nodes.StraightThrough():
-                return Op("straight_through", (real(self(expr.body, env)), real(self(expr.through, env))))
+                value, through = real(self(expr.body, env)), real(self(expr.through, env))
+                return self.still(value) if constant(through) else Op("straight_through", (value, through))
             case Around():
                 return self.aside("around", "near", self(expr.body, env))
             case nodes.Where(args=(condition, a, b)):
@@ -65,6 +66,10 @@ class CompositeLowering(Lowering):
             parts += [self(load, env), real(self(nodes.substitute(slope, near), env))]
         return Op("stated", tuple(parts))
 
+    def still(self, node: Node) -> Node:
+        """The node as a constant."""
+        return node if constant(node) else self.aside("stop_gradient", "still", node)
+
     def aside(self, name: str, word: str, of: Node) -> Node:
         """An operation on a read, called after it."""
         node = Op(name, (of,))
@@ -76,9 +81,9 @@ class CompositeLowering(Lowering):
         taken = {env[i] for i in nodes.free_indices(lse)}
         var = next(v for k in range(9) if (v := Var(lse.bound.axis.name, k)) not in taken)
         largest = self(nodes.Reduce("max", lse.body, lse.bound), env)
-        shift = self.called("largest", Op("stop_gradient", (largest,)))
+        shift = self.called("largest", self.still(largest))
         body = real(self(lse.body, {**env, lse.bound: var}))
-        return shift, self.called("log_mass", Reduce("log_mass", var, op("sub", body, shift)))
+        return shift, self.called("log_mass", Reduce("log_mass", var, Op("relative", (body, shift))))
 
     def exponential(self, power: sp.Expr, env: Env) -> Node:
         return op("exp", self(power, env))
@@ -89,7 +94,7 @@ class CompositeLowering(Lowering):
         0 times an infinite slope would be NaN. So what an arm reads stands still there: as few and as late parts of it as have
         only finite slopes below them.
         """
-        if linear(arm):
+        if linear(arm) or not any(isinstance(n, Load | Var) for n in ir.walk(condition)):      # a number chooses once, for all
             return arm
         done: dict[Node, Node] = {}
 

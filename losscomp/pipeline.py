@@ -90,9 +90,7 @@ def compile_form(form: Checked, seconds: dict[str, float] | None = None) -> Comp
     """One variant, through smooth, differentiate and stabilise."""
     seconds = {} if seconds is None else seconds
     with timed(seconds, "smooth"):
-        value, smoothing = rewrite(form.value, SMOOTHING)
-        weight, more = rewrite(form.weight, SMOOTHING)
-        smooth = replace(form, value=value, weight=weight, names=known_names(form.names))
+        smooth, smoothing = smoothed(form)
     with timed(seconds, "differentiate"):
         formulas = differentiated(smooth)
     stabilising: dict[tuple[str, str], list[Step]] = {}
@@ -105,7 +103,14 @@ def compile_form(form: Checked, seconds: dict[str, float] | None = None) -> Comp
                 stabilising[formula.name, output.argument.name] = steps
                 outputs.append(replace(output, expr=expr))
             stable.append(replace(formula, outputs=tuple(outputs)))
-    return Compiled(form, smooth, smoothing + more, formulas, stable, stabilising, seconds)
+    return Compiled(form, smooth, smoothing, formulas, stable, stabilising, seconds)
+
+
+def smoothed(form: Checked) -> tuple[Checked, list[Step]]:
+    """One variant in smooth atoms, and the steps to it."""
+    value, steps = rewrite(form.value, SMOOTHING)
+    weight, more = rewrite(form.weight, SMOOTHING)
+    return replace(form, value=value, weight=weight, names=known_names(form.names)), steps + more
 
 
 def known_names(names: dict[sp.Expr, str], settle: Callable[[sp.Expr], sp.Expr] | None = None) -> dict[sp.Expr, str]:

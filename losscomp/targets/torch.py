@@ -11,6 +11,7 @@ from ..ir import SAMPLE, Accumulate, Argument, Kernel, Let, Load, Loop, Node, Op
 from .printer import CALL, Printer, decimal
 
 ARRAYS = True
+WHOLE = frozenset({"straight_through"})            # whose first argument has to be a tensor
 OVER = {"sum": "torch.sum({0}, {1}, keepdim=True)", "max": "stable.max_over({0}, {1})", "log_mass": "stable.log_mass({0}, {1})"}
 
 
@@ -18,11 +19,11 @@ class TorchPrinter(Printer):
     """Spelling of scalar operations on tensors."""
 
     calls: ClassVar[dict[str, str]] = {
-        **{n: f"torch.{n}({{0}})" for n in ("exp", "log", "log1p", "expm1", "sqrt", "tanh", "abs", "sign", "sin", "cos", "sinh", "cosh",
+        **{n: f"torch.{n}({{0}})" for n in ("exp", "log", "log1p", "expm1", "sqrt", "tanh", "sin", "cos", "sinh", "cosh",
                                             "atan", "erf")},
-        **{n: f"stable.{n}({{0}})" for n in ("sigmoid", "softplus", "root", "inverse_root", "expm1mx", "binade", "xlogx")},
+        **{n: f"stable.{n}({{0}})" for n in ("abs", "sign", "sigmoid", "softplus", "root", "inverse_root", "expm1mx", "binade", "xlogx")},
         **{n: f"stable.{n}({{0}}, {{1}})" for n in ("xlogy", "step", "hinge", "abs_power", "signed_power", "only", "unless",
-                                                    "straight_through")},
+                                                    "relative", "straight_through")},
         **{n: f"stable.{n}({{0}}, {{1}}, {{2}})" for n in ("larger", "smaller")},
         "pow": "torch.pow({0}, {1})", "where": "torch.where({0}, {1}, {2})", "exp_difference": "torch.exp({0} - {1})",
         "stop_gradient": "{0}.detach()", "real": "{0}.to({like}.dtype)", "integer": "{0}.to(torch.int64)",
@@ -80,7 +81,7 @@ class TorchPrinter(Printer):
             inner = 11 if name == "exp_difference" else 9 if name in ("and", "or") else level
             return self.wrap(self.calls[name].format(*(self(a, inner) for a in args), like=self.like), level, outer)
         first, *rest = args
-        if all(map(self.is_number, args)):
+        if name in WHOLE or all(map(self.is_number, args)):
             return self.calls[name].format(self.tensor(first), *map(self, rest))
         return super().call(name, args, outer)
 
