@@ -42,7 +42,7 @@ class TorchPrinter(Printer):
 
     def is_number(self, node: Node) -> bool:
         """Is this a Python number, and no tensor?"""
-        return not any(isinstance(n, Load | Var) or (isinstance(n, Ref) and n.name not in self.numbers) for n in ir.walk(node))
+        return not any(isinstance(n, Load | Var) or length(n) or (isinstance(n, Ref) and n.name not in self.numbers) for n in ir.walk(node))
 
     def tensor(self, node: Node, outer: int = 0) -> str:
         """A node as a tensor."""
@@ -72,6 +72,8 @@ class TorchPrinter(Printer):
             return self.where(args, outer)
         if all(map(self.is_number, args)):
             match name:
+                case "real" if length(Op(name, args)):                   # a length that is traced divides no tensor in vmap
+                    return f"stable.number({self(args[0])}, {self.like})"
                 case "real":
                     return self(args[0], outer)
                 case "not":
@@ -142,6 +144,11 @@ class TorchPrinter(Printer):
 
     def dimension(self, var: Var) -> int:
         return self.slots.index(var) - len(self.slots)
+
+
+def length(node: Node) -> bool:
+    """Is this the length of an axis as a real number?"""
+    return isinstance(node, Op) and node.name == "real" and any(isinstance(n, ir.Size) for n in ir.walk(node.args[0]))
 
 
 def slots_of(kernel: Kernel) -> list[Var]:
