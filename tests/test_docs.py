@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import doctest
 import re
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 from losscomp import catalogue
 from losscomp.emit import forms_of
@@ -20,6 +24,16 @@ def test_the_example_of_the_readme_gives_what_it_shows(monkeypatch) -> None:
     assert len(test.examples) >= 5
     results = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(test)
     assert results.failed == 0
+
+
+def test_the_training_of_the_readme_gives_what_it_shows() -> None:
+    for module in ("torch", "sklearn"):
+        pytest.importorskip(module, reason=f"the README's training run is NOT TESTED: {module} is not installed")
+    script = re.search(r"```python\n(import sys.*?)```", README, re.DOTALL)
+    assert script
+    shown = re.search(r"# ([0-9.]+), twice", script.group(1))
+    done = subprocess.run([sys.executable, "-c", script.group(1)], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert shown and done.stdout.split() == [shown.group(1)] * 2, done.stderr
 
 
 def test_the_definition_in_the_readme_is_the_one_in_the_catalogue() -> None:
