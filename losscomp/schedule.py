@@ -42,7 +42,7 @@ TAKEN = frozenset(keyword.kwlist) | frozenset(
     restrict return short signed sizeof static struct switch typedef union unsigned void volatile while bool true false
     sigmoid softplus log1p expm1 expm1mx xlogy sign sum max min abs fabs exp log pow sqrt tanh erf step larger smaller
     inverse_root binade abs_power signed_power exp_difference np stable real run dense self NULL INFINITY REAL NAME
-    accumulator accumulate accumulate_tile TILE first end value_of main y0 y1 yn j0 j1 jn
+    accumulator accumulate accumulate_tile add TILE first end value_of total_of wanted main y0 y1 yn j0 j1 jn
     gamma signgam and or not xor bitand bitor compl new delete this class template typename namespace operator private
     protected public virtual friend using try catch throw""".split())
 
@@ -89,7 +89,7 @@ class Scheduler:
                 fused = [t for t in group if t.loops[0] == var]
                 out += self.lets([t.value for t in fused], bound, uses, inner)
                 opened = [t.result for t in fused if isinstance(t.result, Reduce) and t.result.var is var]
-                starts = {r: Start(r.op, self.fresh(r), r.var, free(r)) for r in opened}
+                starts = {r: Start(r.op, self.fresh(r, "_sum"), r.var, free(r)) for r in opened}
                 self.starts |= starts
                 inside = self.block([Task(t.result, t.loops[1:], t.value) for t in fused], bound | {var})
                 out.append(Loop(var, tuple(starts.values()), inside))
@@ -190,14 +190,14 @@ class Scheduler:
 
         return visit(node)
 
-    def fresh(self, node: Node) -> str:
-        """A readable name, unique in the kernel."""
+    def fresh(self, node: Node, ending: str = "") -> str:
+        """A readable name, unique in the kernel, also with an ending."""
         hint = self.hints.get(node) or self.describe(node)
         name, k = hint, 1
-        while name in self.taken:
+        while {name, name + ending} & self.taken:
             k += 1
             name = f"{hint}_{k}"
-        self.taken.add(name)
+        self.taken |= {name, name + ending}
         return name
 
     def describe(self, node: Node) -> str:
