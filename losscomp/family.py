@@ -64,22 +64,22 @@ class Case:
 
 def families(group: Sequence[Compiled]) -> list[Family]:
     """The families of one form, from its variants. Raises LosscompError."""
-    stems = dict.fromkeys(stem(f) for c in group for f in c.stable)
+    stems = dict.fromkeys(stem(f.name) for c in group for f in c.stable)
     try:
         return [family(group, name) for name in stems]
     except LosscompError as error:
         raise error.at(group[0].form.loss.path or group[0].form.loss.name) from None
 
 
-def stem(formula: Formula) -> str:
-    """The name of the family that a formula belongs to."""
-    name = formula.name.removesuffix(ALL)
+def stem(name: str) -> str:
+    """The name of the family that a formula belongs to, from the formula's own."""
+    name = name.removesuffix(ALL)
     return STEMS.get(name, name)
 
 
 def family(group: Sequence[Compiled], name: str) -> Family:
     """One family: lower every formula, join them, schedule the whole."""
-    found = [(c, f) for c in group for f in c.stable if stem(f) == name]
+    found = [(c, f) for c in group for f in c.stable if stem(f.name) == name]
     signatures = [signature(c, f) for c, f in found]
     whole = union(signatures, group[0])
     check_limits(name, whole)
@@ -193,7 +193,7 @@ class Joiner:
         """The same operation on what the flag selects of each argument."""
         match a, b:
             case Op(name, these), Op(other, those) if name == other and len(these) == len(those):
-                if name == "where" and these[0] is not those[0] and (settled(these[0]) or settled(those[0])):
+                if name == "where" and these[0] is not those[0] and (ir.settled(these[0]) or ir.settled(those[0])):
                     return None
                 args = [self(flag, x, y) for x, y in zip(these, those, strict=True)]
                 if ir.kind_of(a) == "real":                              # two integer constants are at home among reals, a choice is not
@@ -205,14 +205,9 @@ class Joiner:
         return None
 
 
-def settled(node: Node) -> bool:
-    """Is this a condition on flags alone?"""
-    return isinstance(node, Flag) or (isinstance(node, Op) and node.name == "or" and all(map(settled, node.args)))
-
-
 def selection(flag: Flag, a: Node, b: Node) -> Node:
     """a where the flag holds, else b."""
-    if isinstance(b, Op) and b.name == "where" and b.args[1] is a and settled(b.args[0]):
+    if isinstance(b, Op) and b.name == "where" and b.args[1] is a and ir.settled(b.args[0]):
         return Op("where", (Op("or", (flag, b.args[0])), a, b.args[2]))
     return Op("where", (flag, a, b))
 

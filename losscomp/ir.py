@@ -195,6 +195,11 @@ def kind_of(node: Node) -> Kind:
     return "real"
 
 
+def settled(node: Node) -> bool:
+    """Is this a condition on flags alone?"""
+    return isinstance(node, Flag) or (isinstance(node, Op) and node.name == "or" and all(map(settled, node.args)))
+
+
 @cache
 def free(node: Node) -> frozenset[Var]:
     """The loop variables that a node depends on."""

@@ -31,6 +31,7 @@ from .ir import (
     Var,
     free,
     kind_of,
+    settled,
 )
 
 NAMED_OPS = {"mul": "product", "add": "shifted", "sub": "difference", "div": "ratio", "neg": "minus", "where": "choice",
@@ -43,7 +44,7 @@ TAKEN = frozenset(keyword.kwlist) | frozenset(
     restrict return short signed sizeof static struct switch typedef union unsigned void volatile while bool true false
     sigmoid softplus log1p expm1 expm1mx xlogy sign sum max min abs fabs exp log pow sqrt tanh erf step larger smaller
     inverse_root binade abs_power signed_power exp_difference np stable real run dense self NULL INFINITY REAL NAME
-    accumulator accumulate accumulate_tile add TILE first end value_of total_of wanted main y0 y1 yn j0 j1 jn
+    accumulator accumulate accumulate_tile add TILE first end value_of total_of wanted INLINE main y0 y1 yn j0 j1 jn
     gamma signgam and or not xor bitand bitor compl new delete this class template typename namespace operator private
     protected public virtual friend using try catch throw""".split())
 
@@ -157,7 +158,7 @@ class Scheduler:
         order = self.reachable(roots)
         inside = set() if self.arrays else self.in_arms(order)
         for node in order:
-            worth = isinstance(node, Op) or (isinstance(node, Load) and node.is_gather)
+            worth = (isinstance(node, Op) and not settled(node)) or (isinstance(node, Load) and node.is_gather)
             shared = uses[node] > 1 or node in inner or (self.arrays and self.everywhere[node] > 1)
             if node in inside and node not in inner and node not in roots and node not in self.hints:
                 continue                                                 # a name would compute it where no arm needs it

@@ -25,7 +25,7 @@ LAYERS = [
     "rules lower plan catalogue targets.printer oracle.formulas",
     "check differentiate targets.c targets.numpy build",
     "formula sampling pipeline oracle.problem",
-    "dense oracle.evaluate",
+    "dense family oracle.evaluate",
     "emit oracle",
     "verify show",
     "cli",

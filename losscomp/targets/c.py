@@ -282,7 +282,7 @@ def bits(every: Sequence[Any], some: Sequence[Any]) -> str:
 
 def description_of(a: Argument) -> str:
     """The name of an argument's description: forms of one loss may use a name for an index and for a real tensor."""
-    return "_".join([a.name, *(["index"] if a.integer else []), *a.axes, "argument"])
+    return "__".join([a.name, *(["index"] if a.integer else []), *a.axes]) + "_argument"
 
 
 def argument_rows(kernels: Sequence[Kernel]) -> list[str]:
