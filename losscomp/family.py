@@ -16,32 +16,13 @@ import sympy as sp
 from . import ir
 from .check import spell_setting
 from .errors import LosscompError, LoweringError
-from .ir import Const, Flag, Node, Op, Reduce, Store
+from .ir import Const, Family, Flag, Member, Node, Op, Reduce, Signature, Store
 from .lower import op
-from .pipeline import Compiled, Formula, Signature, axes_of, check_limits, lowered, rank, scheduled, signature, timed
+from .pipeline import Compiled, Formula, axes_of, check_limits, lowered, rank, scheduled, signature, timed
 
 STEMS = {"value": "value_and_grad", "weight": "value_and_grad"}
 ALL = "_all"
 LOOP, ROOM = 4, 3                 # what a reduction counts in operations; how many must be saved to take a formula apart
-
-
-@dataclass(frozen=True)
-class Member:
-    """A kernel of a family: its name, and that of its formula; what it has of the family's arguments; whether each flag holds."""
-
-    name: str
-    formula: str
-    signature: Signature
-    flags: tuple[bool, ...]
-
-
-@dataclass(frozen=True)
-class Family:
-    """One kernel that has the results of all its members."""
-
-    name: str
-    kernel: ir.Kernel
-    members: tuple[Member, ...]
 
 
 @dataclass(frozen=True)

@@ -310,6 +310,35 @@ class Kernel:
         return derived_names(self.arguments, taken_names(self.names, self.axes))
 
 
+@dataclass(frozen=True)
+class Signature:
+    """What a kernel reads and writes, in order."""
+
+    inputs: tuple[Argument, ...]
+    params: tuple[Param, ...]
+    outputs: tuple[Argument, ...]
+    axes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Member:
+    """A kernel of a family: its name, and that of its formula; what it has of the family's arguments; whether each flag holds."""
+
+    name: str
+    formula: str
+    signature: Signature
+    flags: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Kernels that share a text: one kernel that has the results of all its members."""
+
+    name: str
+    kernel: Kernel
+    members: tuple[Member, ...]
+
+
 def derived_names(arguments: tuple[Argument, ...], taken: Collection[str]) -> dict[tuple[str, str], str]:
     """What a target that loops calls the things that go with an argument: its strides by axis, and its "row", "sum", "tile", and
     whether it is "wanted". None is the name of anything else."""

@@ -225,17 +225,7 @@ def lowered(compiled: Compiled, formula: Formula) -> tuple[list[ir.Store], Lower
     return stores, lowering
 
 
-@dataclass(frozen=True)
-class Signature:
-    """What a kernel reads and writes, in order."""
-
-    inputs: tuple[ir.Argument, ...]
-    params: tuple[ir.Param, ...]
-    outputs: tuple[ir.Argument, ...]
-    axes: tuple[str, ...]
-
-
-def signature(compiled: Compiled, formula: Formula) -> Signature:
+def signature(compiled: Compiled, formula: Formula) -> ir.Signature:
     """The signature of the kernel of one formula. Raises CheckError."""
     form = compiled.smooth
     exprs = sp.Tuple(*(o.expr for o in formula.outputs))
@@ -244,7 +234,7 @@ def signature(compiled: Compiled, formula: Formula) -> Signature:
     outputs = tuple(o.argument for o in formula.outputs)
     ignores = {a.ignore for a in inputs}                                 # checked with the index, whether the body needs them or not
     params = tuple(parameter(p) for p in form.params if p.name in ignores or p in nodes.params(exprs))
-    found = Signature(inputs, params, outputs, axes_of(inputs + outputs, sorted(a.name for a in exprs.atoms(nodes.Axis))))
+    found = ir.Signature(inputs, params, outputs, axes_of(inputs + outputs, sorted(a.name for a in exprs.atoms(nodes.Axis))))
     check_limits(formula.name, found)
     return found
 
@@ -254,7 +244,7 @@ def axes_of(arguments: Iterable[ir.Argument], more: Iterable[str]) -> tuple[str,
     return tuple(dict.fromkeys([*(a for arg in arguments for a in (*arg.axes, arg.into) if a), *more]))
 
 
-def scheduled(name: str, what: str, signature: Signature, stores: list[ir.Store], hints: Mapping[ir.Node, str], arrays: bool,
+def scheduled(name: str, what: str, signature: ir.Signature, stores: list[ir.Store], hints: Mapping[ir.Node, str], arrays: bool,
               flags: tuple[str, ...] = ()) -> ir.Kernel:
     """The loop nest of some stores."""
     s = signature
@@ -265,7 +255,7 @@ def scheduled(name: str, what: str, signature: Signature, stores: list[ir.Store]
     return ir.check_scheduled(ir.Kernel(name, what, s.inputs, s.params, s.outputs, s.axes, body, flags), arrays)
 
 
-def check_limits(name: str, s: Signature) -> None:
+def check_limits(name: str, s: ir.Signature) -> None:
     """A kernel may have only so many arguments. Raises CheckError."""
     for what, count, most in (("arrays", len(s.inputs + s.outputs), ir.MOST_ARGUMENTS), ("axes", len(s.axes), ir.MOST_AXES),
                               ("scalar parameters", len(s.params), ir.MOST_PARAMS)):

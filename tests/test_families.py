@@ -13,8 +13,8 @@ from fuzzing import Grown
 from support import COMPILER, library
 
 from losscomp import catalogue, emit, ir, pipeline
-from losscomp.family import Family, Member, families
-from losscomp.ir import Accumulate, Flag, Load, Loop, Node, Op, Ref, Store
+from losscomp.family import families
+from losscomp.ir import Accumulate, Family, Flag, Load, Loop, Member, Node, Op, Ref, Store
 from losscomp.language import Abs, If, Loss, Sum, axis, exp, log, named, option, param, tensor
 from losscomp.schedule import rebuild
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from .. import ir
 from ..errors import TargetError
-from ..ir import Accumulate, Argument, Kernel, Let, Load, Loop, Node, Start, Statement, Store, kind_of
+from ..ir import Accumulate, Argument, Family, Kernel, Let, Load, Loop, Member, Node, Start, Statement, Store, kind_of
 from .printer import CALL, Printer, decimal
-
-if TYPE_CHECKING:
-    from ..family import Family, Member
 
 ARRAYS = False
 # Outputs that the usual call, which asks for a reduced loss, does not want. The usual call wants every other output, and its
