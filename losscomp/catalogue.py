@@ -18,19 +18,15 @@ import sympy as sp
 from .errors import DefinitionError, LosscompError
 from .language import Definition, Loss, Overload, TensorRef, restart_order
 from .nodes import Leaf, Load, Param, Tensor, params, tensors
+from .render import data_folder
 from .schedule import safe_name
 
 SKELETON = 'Name a formula:\n    from losscomp.language import Loss, tensor\n    my_loss = Loss(tensor("x") ** 2)'
 
 
 def builtin_definitions() -> Path:
-    """The folder of the package's own definitions: inside an installed package, next to it in a checkout."""
-    package = Path(__file__).parent
-    for folder in (package / "definitions", package.parent / "definitions"):
-        if folder.is_dir():
-            return folder
-    raise LosscompError("the package's own definitions are missing", where=str(package),
-                        repair="Install losscomp again, or work in a full checkout.")
+    """The folder of the package's own definitions."""
+    return data_folder("definitions")
 
 
 def module_name(definition: Definition) -> str:

@@ -39,7 +39,17 @@ def record(group: list[Compiled]) -> dict[str, Any]:
         "gradients": [t.name for t in form.wrt if t.record.per_sample],
         "weight": float(form.weight) if form.weight.is_number else None,
         "reductions": [name for name in form.loss.reductions if name != "none"],
+        "items": items(form),
     }
+
+
+def items(form: Checked) -> list[str]:
+    """What each name stands for, as rows of a table in C: axes, inputs, scalars, gradients."""
+    rows = [(a.name, "NULL", f"(double){a.name}") for a in form.axes]
+    rows += [(t.name, t.name, "NAN" if t.record.default is None else repr(float(t.record.default))) for t in form.inputs]
+    rows += [(p.name, "NULL", f"(double){p.name}") for p in form.params]
+    rows += [(f"grad_{t.name}", f"grad_{t.name}", "0") for t in form.wrt if t.record.per_sample]
+    return [f'{{"{name}", {data}, {number}}}' for name, data, number in rows] + ["{NULL, NULL, 0}"]
 
 
 def suffix(form: Checked, name: str) -> str:

@@ -15,10 +15,11 @@ from .catalogue import module_name
 from .check import LEGACY, Checked
 from .composite import composite
 from .dense import dense_functions
+from .family import families
 from .language import BATCH, COUNT, REDUCTIONS, TOTAL, WEIGHT, Definition, Loss, Overload
 from .nodes import Param, Tensor
 from .operators import kind_of, operators_of, reduction_rows
-from .pipeline import Compiled, compile_loss, kernels
+from .pipeline import Compiled, compile_loss, kernels, signature
 from .render import render
 from .targets import c as c_target
 from .targets import numpy as numpy_target
@@ -72,23 +73,19 @@ def emit_loss(definition: Definition, package: str, source: str) -> Emitted:
     common = {"package": package, "prefix": package, "name": name, "source": source, "summary": summary_of(definition.doc, name),
               "formula": "\n".join(lines), "shapes": shapes(compiled)}
     flat = [c for group in compiled for c in group]
-    kernel_names: list[str] = []
-    tellers: tuple[tuple[bool, Any, str, str], ...] = (
-        (True, numpy_target.NumPyText, "numpy/loss.py.jinja", f"src/{package}/numpy/kernels/{name}.py"),
-        (False, c_target.CText, "c/loss.c.jinja", f"src/{package}/csrc/{name}.c"),
-    )
-    for arrays, text, template, path in tellers:
-        nests = [(c, kernels(c, arrays)) for c in flat]
-        variants = [{"suffix": c.mark + c.form.suffix, "words": words(c.form), "kernels": [text(k) for k in ks]} for c, ks in nests]
-        every = [k for _, ks in nests for k in ks]
-        tables = {"argument_rows": c_target.argument_rows(every), "param_rows": c_target.param_rows(every)}
-        files[path] = render(template, variants=variants, **tables, **common)
-        kernel_names = [k.name + c.mark + c.form.suffix for c, ks in nests for k in ks]
+    variants = [{"suffix": c.mark + c.form.suffix, "words": words(c.form),
+                 "kernels": [numpy_target.NumPyText(k) for k in kernels(c, numpy_target.ARRAYS)]} for c in flat]
+    files[f"src/{package}/numpy/kernels/{name}.py"] = render("numpy/loss.py.jinja", variants=variants, **common)
+    texts = [c_target.FamilyText(f) for group in compiled for f in families(group)]
+    tables = {"argument_rows": c_target.argument_rows([t.kernel for t in texts]),
+              "param_rows": c_target.param_rows([t.kernel for t in texts]), "rows": [row for t in texts for row in t.members]}
+    files[f"src/{package}/csrc/{name}.c"] = render("c/loss.c.jinja", families=texts, braced=c_target.braced, **tables, **common)
     values = class_values(definition, compiled, lines)
     files[f"src/{package}/losses/{name}.py"] = render("library/package/losses.py.jinja", package=package, source=source, **values)
     files[f"src/{package}/torch/losses/{name}.py"] = render("torch/loss.py.jinja", package=package, source=source, **values)
-    operators = operators_of(name, values["order"], compiled, values["forms"])
     files[f"src/{package}/torch/composites/{name}.py"] = emit_composite(flat, common)
+    operators = operators_of(name, values["order"], compiled, values["forms"])
+    kernel_names = [m.name for t in texts for m in t.family.members]
     return Emitted(name, module_name(definition), files, kernel_names, summary_of(definition.doc, first.loss.name),
                    dense_functions(compiled), operators)
 
@@ -234,7 +231,8 @@ def weight_alone(form: Checked) -> float | None:
 
 def kernel_records(c: Compiled) -> list[tuple[str, list[str], list[str], list[str]]]:
     """The names of what each kernel reads and writes."""
-    return [(k.name, [a.name for a in k.inputs], [p.name for p in k.params], [a.name for a in k.outputs]) for k in kernels(c, False)]
+    signatures = [(f.name, signature(c, f)) for f in c.stable]
+    return [(name, [a.name for a in s.inputs], [p.name for p in s.params], [a.name for a in s.outputs]) for name, s in signatures]
 
 
 def input_record(t: Tensor) -> str:
@@ -313,7 +311,7 @@ def emit_library(emitted: list[Emitted], package: str, version: str) -> Files:
     losses = [{"name": e.name, "class_name": e.class_name, "kernels": e.kernel_names, "summary": e.summary, "dense": e.dense}
               for e in emitted]
     values: dict[str, Any] = {"package": package, "losses": losses, "reductions": reduction_records(), "version": version,
-                              "axes": ir.MOST_AXES, "dims": ir.MOST_DIMENSIONS, "quoted": quoted}
+                              "axes": ir.MOST_AXES, "dims": ir.MOST_DIMENSIONS, "quoted": quoted, "braced": c_target.braced}
     src = f"src/{package}"
     plan = {
         f"{src}/errors.py": "library/package/errors.py.jinja",
@@ -332,6 +330,7 @@ def emit_library(emitted: list[Emitted], package: str, version: str) -> Files:
         f"{src}/c/_backend.py": "c/backend.py.jinja",
         f"{src}/c/_build.py": "c/build.py.jinja",
         f"{src}/csrc/{package}.c": "c/library.c.jinja",
+        f"{src}/csrc/{package}_dense.c": "c/dense.c.jinja",
         f"{src}/csrc/{package}_internal.h": "c/internal.h.jinja",
         f"{src}/csrc/{package}_math.h": "c/math.h.jinja",
         f"{src}/csrc/{package}_float.h": "c/float.h.jinja",

@@ -7,7 +7,7 @@ boolean (`kind_of`); reductions appear as nodes before scheduling and as loops a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, ClassVar, Literal
@@ -61,6 +61,13 @@ class Param(Node):
 
 
 @dataclass(frozen=True, eq=False)
+class Flag(Node):
+    """A condition that is settled where a kernel is compiled: which of a family it is."""
+
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
 class Size(Node):
     """The length of an axis."""
 
@@ -86,6 +93,21 @@ def loop_names(axes: tuple[str, ...], taken: frozenset[str] = frozenset()) -> di
         starts = [*("n" if axis == BATCH else axis[:k] for k in range(1, len(axis))), f"{axis}_index", f"{axis}_position"]
         names.setdefault(axis, next(s for s in starts if s not in names.values() and s not in axes and s not in taken))
     return names
+
+
+def unused(name: str, taken: Collection[str]) -> str:
+    """The name, or where that is taken, the first of name_2, name_3, ... that is not."""
+    found, k = name, 1
+    while found in taken:
+        k += 1
+        found = f"{name}_{k}"
+    return found
+
+
+def taken_names(names: frozenset[str], axes: tuple[str, ...]) -> frozenset[str]:
+    """The names that arguments, scalars and flags leave no more for others, with those of the axes and the loops over them."""
+    loops = {name + depth for name in loop_names(axes, names).values() for depth in ("", "2", "3", "4")}
+    return names | set(axes) | {BATCH} | loops
 
 
 BATCH = "batch"
@@ -161,6 +183,8 @@ def kind_of(node: Node) -> Kind:
             return "int" if integer else "real"
         case Ref():
             return node.kind
+        case Flag():
+            return "bool"
         case Op(name, args):
             if name in CONDITIONS:
                 return "bool"
@@ -169,6 +193,11 @@ def kind_of(node: Node) -> Kind:
                 return "real" if "real" in kinds else "int"
             return "int" if name in ("integer", "remainder", "floor_divide") else "real"
     return "real"
+
+
+def settled(node: Node) -> bool:
+    """Is this a condition on flags alone?"""
+    return isinstance(node, Flag) or (isinstance(node, Op) and node.name == "or" and all(map(settled, node.args)))
 
 
 @cache
@@ -264,6 +293,7 @@ class Kernel:
     outputs: tuple[Argument, ...]
     axes: tuple[str, ...]
     body: tuple[Statement, ...]
+    flags: tuple[str, ...] = ()
 
     @property
     def arguments(self) -> tuple[Argument, ...]:
@@ -271,8 +301,52 @@ class Kernel:
 
     @property
     def names(self) -> frozenset[str]:
-        """What the arguments and scalars are called."""
-        return frozenset(a.name for a in self.arguments) | {p.name for p in self.params}
+        """What the arguments, scalars and flags are called."""
+        return frozenset(a.name for a in self.arguments) | {p.name for p in self.params} | set(self.flags)
+
+    @property
+    def derived(self) -> dict[tuple[str, str], str]:
+        """The names that go with the arguments: see `derived_names`."""
+        return derived_names(self.arguments, taken_names(self.names, self.axes))
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a kernel reads and writes, in order."""
+
+    inputs: tuple[Argument, ...]
+    params: tuple[Param, ...]
+    outputs: tuple[Argument, ...]
+    axes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Member:
+    """A kernel of a family: its name, and that of its formula; what it has of the family's arguments; whether each flag holds."""
+
+    name: str
+    formula: str
+    signature: Signature
+    flags: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Kernels that share a text: one kernel that has the results of all its members."""
+
+    name: str
+    kernel: Kernel
+    members: tuple[Member, ...]
+
+
+def derived_names(arguments: tuple[Argument, ...], taken: Collection[str]) -> dict[tuple[str, str], str]:
+    """What a target that loops calls the things that go with an argument: its strides by axis, and its "row", "sum", "tile", and
+    whether it is "wanted". None is the name of anything else."""
+    found: dict[tuple[str, str], str] = {}
+    for a in arguments:
+        for what, word in [*((f"stride {axis}", axis) for axis in a.shape), *((w, w) for w in ("row", "sum", "tile", "wanted"))]:
+            found[a.name, what] = unused(f"{a.name}_{word}", {*taken, *found.values()})
+    return found
 
 
 def statements(body: tuple[Statement, ...]) -> Iterator[Statement]:

@@ -16,7 +16,7 @@ Building and verifying are not stages of one loss: see build.py and verify.py.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -211,38 +211,62 @@ def kernels(compiled: Compiled, arrays: bool) -> list[ir.Kernel]:
 
 def kernel(compiled: Compiled, formula: Formula, arrays: bool) -> ir.Kernel:
     """Lower and schedule one formula."""
-    form, seconds = compiled.smooth, compiled.seconds
+    names = signature(compiled, formula)
+    stores, lowering = lowered(compiled, formula)
+    with timed(compiled.seconds, "schedule"):
+        return scheduled(formula.name, formula.what, names, stores, lowering.hints, arrays)
+
+
+def lowered(compiled: Compiled, formula: Formula) -> tuple[list[ir.Store], Lowering]:
+    """The stores of one formula, and what is known of their nodes."""
+    form = compiled.smooth
     lowering = Lowering({**form.names, plain(form.value): "value"})
     stores = []
-    with timed(seconds, "lower"):
+    with timed(compiled.seconds, "lower"):
         for output in formula.outputs:
             env = {i: ir.Var(i.axis.name) for i in output.index}
             argument = output.argument
             index = ((ir.SAMPLE,) if argument.per_sample else ()) + tuple(env[i] for i in output.index)
             stores.append(ir.Store(argument.name, index, lowering(sp.sympify(output.expr), env), not argument.per_sample))
-    used = with_shapes(nodes.tensors(sp.Tuple(*(o.expr for o in formula.outputs))), formula, form)
-    inputs = tuple(argument_of(t, formula) for t in sorted(used, key=lambda t: rank(t, form)))
-    outputs = tuple(o.argument for o in formula.outputs)
+    return stores, lowering
+
+
+def signature(compiled: Compiled, formula: Formula) -> ir.Signature:
+    """The signature of the kernel of one formula. Raises CheckError."""
+    form = compiled.smooth
     exprs = sp.Tuple(*(o.expr for o in formula.outputs))
+    used = with_shapes(nodes.tensors(exprs), formula, form)
+    inputs = tuple(argument_of(t, formula) for t in sorted(used, key=lambda t: rank(t.name, form)))
+    outputs = tuple(o.argument for o in formula.outputs)
     ignores = {a.ignore for a in inputs}                                 # checked with the index, whether the body needs them or not
     params = tuple(parameter(p) for p in form.params if p.name in ignores or p in nodes.params(exprs))
-    axes = tuple(dict.fromkeys([*(a for arg in inputs + outputs for a in (*arg.axes, *([arg.into] if arg.into else [])) if a),
-                                *sorted(a.name for a in exprs.atoms(nodes.Axis))]))
-    check_limits(formula, len(inputs) + len(outputs), axes, params)
-    with timed(seconds, "schedule"):
-        names = frozenset({a.name for a in inputs + outputs} | {p.name for p in params})
-        taken = names | set(axes) | {ir.BATCH}
-        loops = {name + depth for name in ir.loop_names(axes, names).values() for depth in ("", "2", "3", "4")}
-        body = Scheduler(arrays, lowering.hints, taken | loops)(stores, ir.SAMPLE)
-    return ir.check_scheduled(ir.Kernel(formula.name, formula.what, inputs, params, outputs, axes, body), arrays)
+    found = ir.Signature(inputs, params, outputs, axes_of(inputs + outputs, sorted(a.name for a in exprs.atoms(nodes.Axis))))
+    check_limits(formula.name, found)
+    return found
 
 
-def check_limits(formula: Formula, arrays: int, axes: tuple[str, ...], params: tuple[ir.Param, ...]) -> None:
+def axes_of(arguments: Iterable[ir.Argument], more: Iterable[str]) -> tuple[str, ...]:
+    """The axes of arguments in the order of first use, then others."""
+    return tuple(dict.fromkeys([*(a for arg in arguments for a in (*arg.axes, arg.into) if a), *more]))
+
+
+def scheduled(name: str, what: str, signature: ir.Signature, stores: list[ir.Store], hints: Mapping[ir.Node, str], arrays: bool,
+              flags: tuple[str, ...] = ()) -> ir.Kernel:
+    """The loop nest of some stores."""
+    s = signature
+    names = frozenset({a.name for a in s.inputs + s.outputs} | {p.name for p in s.params} | set(flags))
+    taken = ir.taken_names(names, s.axes)
+    derived = set() if arrays else set(ir.derived_names(s.inputs + s.outputs, taken).values())
+    body = Scheduler(arrays, hints, taken | derived)(stores, ir.SAMPLE)
+    return ir.check_scheduled(ir.Kernel(name, what, s.inputs, s.params, s.outputs, s.axes, body, flags), arrays)
+
+
+def check_limits(name: str, s: ir.Signature) -> None:
     """A kernel may have only so many arguments. Raises CheckError."""
-    for what, count, most in (("arrays", arrays, ir.MOST_ARGUMENTS), ("axes", len(axes), ir.MOST_AXES),
-                              ("scalar parameters", len(params), ir.MOST_PARAMS)):
+    for what, count, most in (("arrays", len(s.inputs + s.outputs), ir.MOST_ARGUMENTS), ("axes", len(s.axes), ir.MOST_AXES),
+                              ("scalar parameters", len(s.params), ir.MOST_PARAMS)):
         if count > most:
-            raise CheckError(f"the kernel {formula.name} would have {count} {what}, and may have {most}",
+            raise CheckError(f"the kernel {name} would have {count} {what}, and may have {most}",
                              repair="Put tensors of one shape into one tensor with an axis, or split the loss.")
 
 
@@ -258,12 +282,12 @@ def with_shapes(used: list[Tensor], formula: Formula, form: Checked) -> list[Ten
     return used
 
 
-def rank(tensor: Tensor, form: Checked) -> tuple[int, int, str]:
+def rank(name: str, form: Checked) -> tuple[int, int, str]:
     """Inputs in the order of declaration, then scales, then directions."""
     names = [t.name for t in form.inputs]
-    if tensor.name in names:
-        return 0, names.index(tensor.name), tensor.name
-    return (2, 0, tensor.name) if tensor.name.startswith("direction_") else (1, 0, tensor.name)
+    if name in names:
+        return 0, names.index(name), name
+    return (2, 0, name) if name.startswith("direction_") else (1, 0, name)
 
 
 def argument_of(tensor: Tensor, formula: Formula) -> ir.Argument:

@@ -31,18 +31,20 @@ from .ir import (
     Var,
     free,
     kind_of,
+    settled,
 )
 
 NAMED_OPS = {"mul": "product", "add": "shifted", "sub": "difference", "div": "ratio", "neg": "minus", "where": "choice",
              "exp": "exponential", "sqrt": "square_root", "pow": "power", "exp_difference": "share", "real": "number",
              "eq": "equal", "ne": "differs", "lt": "below", "gt": "above", "ge": "reaches", "le": "within"}
+CHEAP = frozenset({"add", "sub", "mul", "neg", "abs", "sign", "real"})
 # Names that mean something else in a target: keywords, and the functions that the emitted code calls.
 TAKEN = frozenset(keyword.kwlist) | frozenset(
     """auto break case char const continue default do double else enum extern float for goto if inline int long register
     restrict return short signed sizeof static struct switch typedef union unsigned void volatile while bool true false
     sigmoid softplus log1p expm1 expm1mx xlogy sign sum max min abs fabs exp log pow sqrt tanh erf step larger smaller
     inverse_root binade abs_power signed_power exp_difference np torch stable real run dense self NULL INFINITY REAL NAME
-    accumulator accumulate accumulate_tile TILE first end value_of main y0 y1 yn j0 j1 jn
+    accumulator accumulate accumulate_tile add TILE first end value_of total_of wanted INLINE main y0 y1 yn j0 j1 jn
     gamma signgam and or not xor bitand bitor compl new delete this class template typename namespace operator private
     protected public virtual friend using try catch throw""".split())
 
@@ -89,7 +91,7 @@ class Scheduler:
                 fused = [t for t in group if t.loops[0] == var]
                 out += self.lets([t.value for t in fused], bound, uses, inner)
                 opened = [t.result for t in fused if isinstance(t.result, Reduce) and t.result.var is var]
-                starts = {r: Start(r.op, self.fresh(r), r.var, free(r)) for r in opened}
+                starts = {r: Start(r.op, self.fresh(r, "_sum"), r.var, free(r)) for r in opened}
                 self.starts |= starts
                 inside = self.block([Task(t.result, t.loops[1:], t.value) for t in fused], bound | {var})
                 out.append(Loop(var, tuple(starts.values()), inside))
@@ -153,14 +155,38 @@ class Scheduler:
     def lets(self, roots: list[Node], bound: frozenset[Var], uses: Counter[Node], inner: set[Node]) -> list[Statement]:
         """Names for what is shared, or invariant in a deeper loop, or named by the author."""
         out: list[Statement] = []
-        for node in self.reachable(roots):
-            worth = isinstance(node, Op) or (isinstance(node, Load) and node.is_gather)
+        order = self.reachable(roots)
+        inside = set() if self.arrays else self.in_arms(order)
+        for node in order:
+            worth = (isinstance(node, Op) and not settled(node)) or (isinstance(node, Load) and node.is_gather)
             shared = uses[node] > 1 or node in inner or (self.arrays and self.everywhere[node] > 1)
+            if node in inside and node not in inner and node not in roots and node not in self.hints:
+                continue                                                 # a name would compute it where no arm needs it
             if worth and free(node) <= bound and (shared or node in self.hints) and not self.trivial(node):
                 name = self.fresh(node)
                 out.append(Let(name, self.resolve(node)))
                 self.names[node] = name
         return out
+
+    def in_arms(self, order: list[Node]) -> set[Node]:
+        """The cheap nodes that only arms of selections use: a compiler shares them, and selects before it computes."""
+        users: dict[Node, list[Node]] = {}
+        for node in order:
+            for child in dict.fromkeys(node.children):
+                users.setdefault(child, []).append(node)
+
+        def weight(node: Node, top: bool = True) -> int:
+            if not isinstance(node, Op) or (not top and (node in self.hints or len(users[node]) > 1)):
+                return 0
+            return (1 if node.name in CHEAP else 9) + sum(weight(child, False) for child in node.children if child not in self.names)
+
+        found: set[Node] = set()
+        for node in reversed(order):
+            above = users.get(node, [])
+            if above and weight(node) <= 2 and all(u in found or (isinstance(u, Op) and u.name == "where" and node is not u.args[0])
+                                                   for u in above):
+                found.add(node)
+        return found
 
     def trivial(self, node: Node) -> bool:
         """Is a name longer than the thing: a sign, a conversion?"""
@@ -190,14 +216,14 @@ class Scheduler:
 
         return visit(node)
 
-    def fresh(self, node: Node) -> str:
-        """A readable name, unique in the kernel."""
+    def fresh(self, node: Node, ending: str = "") -> str:
+        """A readable name, unique in the kernel, also with an ending."""
         hint = self.hints.get(node) or self.describe(node)
         name, k = hint, 1
-        while name in self.taken:
+        while {name, name + ending} & self.taken:
             k += 1
             name = f"{hint}_{k}"
-        self.taken.add(name)
+        self.taken |= {name, name + ending}
         return name
 
     def describe(self, node: Node) -> str:

@@ -13,13 +13,12 @@ from typing import Any
 
 import sympy as sp
 
-from . import catalogue, emit, formula, ir
+from . import catalogue, emit, family, formula, ir
 from .errors import BuildError
-from .ir import Accumulate, Let, Load, Loop, Node, Number, Op, Reduce, Statement, Var
+from .ir import Accumulate, Let, Load, Loop, Node, Number, Op, Reduce, Statement
 from .language import Definition, Overload
-from .lower import Lowering
 from .pipeline import STAGES as COMPILER_STAGES
-from .pipeline import Compiled, Formula, Output, kernels
+from .pipeline import Compiled, Formula, Output, kernels, lowered, signature
 from .plan import unknown_loss
 from .rewrite import Step
 from .targets.printer import CALL, Printer
@@ -228,17 +227,13 @@ def lower_text(compiled: Compiled, view: View) -> Iterator[str]:
     for f in compiled.stable:
         if not view.wants_loops(f):
             continue
-        kernel = next(k for k in kernels(compiled, ARRAYS[view.target]) if k.name == f.name)
-        lowering = Lowering(dict(compiled.smooth.names))
-        stores = [(o, lowering(sp.sympify(o.expr), {i: Var(i.axis.name) for i in o.index})) for o in f.outputs]
+        stores, _ = lowered(compiled, f)
         yield f"{f.name}:"
-        printer = NodePrinter(kernel, shared([node for _, node in stores]))
+        s = signature(compiled, f)
+        printer = NodePrinter(ir.Kernel(f.name, f.what, s.inputs, s.params, s.outputs, s.axes, ()), shared([t.value for t in stores]))
         for node, name in printer.names.items():
             yield from wrapped(f"  {name} = ", printer.inside(node))
-        for output, node in stores:
-            index = ["n"] * output.argument.per_sample + [printer.var(Var(i.axis.name)) for i in output.index]
-            place = f"{output.argument.name}[{', '.join(index)}]" if index else output.argument.name
-            yield from wrapped(f"  {place} {'=' if output.argument.per_sample else '+='} ", printer(node))
+        yield from (f"  {line}" for line in nest(stores, printer))
 
 
 def schedule_text(compiled: Compiled, view: View) -> Iterator[str]:
@@ -373,8 +368,9 @@ def emitted_text(definition: Definition, target: str, kernel: str | None, chosen
     if kernel is None:
         yield from text.rstrip().splitlines()
         return
-    for c in chosen:
-        yield from cut(text, kernel + c.mark + c.form.suffix, target)
+    functions = [kernel + c.mark + c.form.suffix if ARRAYS[target] else family.stem(kernel) + c.mark for c in chosen]
+    for function in dict.fromkeys(functions):
+        yield from cut(text, function, target)
 
 
 def cut(text: str, function: str, target: str) -> Iterator[str]:

@@ -183,7 +183,7 @@ def test_show_has_every_stage(defs: Path, capsys: Captured) -> None:
     assert "as derived: loss, total_loss, grad_score" in parts["stabilise"]
     assert "grad_score[n] = " in parts["lower"] and "total_loss += " in parts["lower"]
     assert "    for n in batch:\n" in parts["schedule"]
-    assert "NAME(value_and_grad__sharpness_1)(" in parts["emit"]
+    assert "NAME(value_and_grad)(" in parts["emit"]
 
 
 def test_show_narrows_down(defs: Path, capsys: Captured) -> None:

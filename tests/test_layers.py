@@ -25,7 +25,7 @@ LAYERS = [
     "rules lower plan catalogue targets.printer oracle.formulas",
     "check differentiate targets.c targets.numpy targets.torch build",
     "formula sampling pipeline oracle.problem",
-    "dense operators composite oracle.evaluate",
+    "dense operators composite family oracle.evaluate",
     "emit oracle",
     "verify show",
     "cli",

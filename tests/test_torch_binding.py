@@ -71,14 +71,14 @@ BAD_CALLS = {
     "another shape": (lambda op: op.huber_loss(x, y[:, :2], None, 1, 1.0), "target does not have the shape"),
     "not expanded": (lambda op: op.huber_loss(x, y[:1], None, 1, 1.0), "target does not have the shape"),
     "a type of its own": (lambda op: op.huber_loss(x, y.double(), None, 1, 1.0), "target does not have the shape or the type"),
-    "a short weight": (lambda op: op.cross_entropy(x, torch.zeros(2, dtype=torch.int64), torch.ones(2), 1, -100, 0.0), "does not have the shape"),
+    "a short weight": (lambda op: op.cross_entropy(x, torch.zeros(2, dtype=torch.int64), y[0, :2], 1, -100, 0.0), "not have the shape"),
     "half precision": (lambda op: op.huber_loss(x.half(), y.half(), None, 1, 1.0), "float32 and float64"),
     "an index too large": (lambda op: op.cross_entropy(x, torch.full((2,), 3), None, 1, -100, 0.0), "index out of range in target"),
     "a bad scalar": (lambda op: op.huber_loss(x, y, None, 1, -1.0), "outside its domain in delta"),
     "no such reduction": (lambda op: op.huber_loss(x, y, None, 9, 1.0), "no such reduction"),
     "upstream of another shape": (lambda op: op.huber_loss_grad(x[0], x, y, None, 1, 1.0, 1), "upstream gradient"),
     "a direction too few": (lambda op: op._huber_loss_hvp(x.sum(), [], 1, x, y, None, 1, 1.0, 1), "a direction for each"),
-    "a direction of another shape": (lambda op: op._huber_loss_hvp(x.sum(), [x[0]], 1, x, y, None, 1, 1.0, 1), "input does not have the shape"),
+    "a direction of another shape": (lambda op: op._huber_loss_hvp(x.sum(), [x[0]], 1, x, y, None, 1, 1.0, 1), "input does not have"),
     "what has no gradient": (lambda op: op._huber_loss_fused(x, y, None, 1, 1.0, 4), "no derivative by weight"),
     "too many dimensions": (lambda op: op.huber_loss(x.reshape([1] * 12 + [6]), y.reshape([1] * 12 + [6]), None, 1, 1.0), "dimensions"),
 }
@@ -101,7 +101,7 @@ def test_past_the_autograd_engine(T: Any, targets: dict[str, Any]) -> None:
     L = targets["numpy"].cross_entropy
     to = torch.from_numpy
     for reduction in ("none", "mean", "sum"):
-        value, grads = T.cross_entropy.value_and_grad(to(logits), to(labels), weight=to(weight), reduction=reduction, wrt=("weight", "input"))
+        value, grads = T.cross_entropy.value_and_grad(to(logits), to(labels), to(weight), reduction=reduction, wrt=("weight", "input"))
         wanted, slopes = L.value_and_grad(logits, labels, weight=weight, reduction=reduction, wrt=("weight", "input"))
         assert not value.requires_grad and grads._fields == ("weight", "input")
         np.testing.assert_allclose(value, wanted, rtol=1e-14)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from collections.abc import Collection, Sequence
+from typing import Any, ClassVar
 
 from .. import ir
 from ..errors import TargetError
-from ..ir import Accumulate, Argument, Kernel, Let, Load, Loop, Node, Start, Statement, Store, kind_of
+from ..ir import Accumulate, Argument, Family, Kernel, Let, Load, Loop, Member, Node, Start, Statement, Store, kind_of
 from .printer import CALL, Printer, decimal
 
 ARRAYS = False
 # Outputs that the usual call, which asks for a reduced loss, does not want. The usual call wants every other output, and its
 # strides are the usual ones: the compiler sees it as a function of its own.
 SELDOM = ("loss", "rate")
+# Kernels that are worth a function of their own for the usual call: in rows, which are long anyway, and where there are none.
+USUAL = {True: ("value", "value_and_grad"),
+         False: ("value", "value_and_grad", "value_and_grad_all", "hvp", "hessian_diag")}
+WIDTH = 136
 TYPES = {"real": "REAL", "int": "int64_t", "bool": "int"}
 
 
@@ -28,6 +33,10 @@ class CPrinter(Printer):
         "real": "(REAL){0}", "integer": "(int64_t){0}", "remainder": "{0} % {1}",
     }
     levels: ClassVar[dict[str, int]] = {"where": 1, "or": 2, "and": 3, "remainder": 20, "not": 30, "real": 30, "integer": 30}
+
+    def __init__(self, kernel: Kernel) -> None:
+        super().__init__(kernel)
+        self.derived = kernel.derived
 
     def call(self, name: str, args: tuple[Node, ...], outer: int) -> str:
         level = self.levels.get(name)
@@ -50,19 +59,30 @@ class CPrinter(Printer):
     def element(self, tensor: str, index: tuple[Node, ...]) -> str:
         """An element of an argument: the pointer of its row, if it has axes, at the strides of the axes."""
         argument = self.arguments[tensor]
-        if not argument.axes:
-            return f"{tensor}[{self(index[0], 20)} * {tensor}_batch]" if argument.per_sample else f"*{tensor}"
-        within = index[1:] if argument.per_sample else index
-        offset = " + ".join(f"{self(i, 20)} * {tensor}_{axis}" for i, axis in zip(within, argument.axes, strict=True))
-        return f"{tensor}{'_row' if argument.per_sample else ''}[{offset}]"
+        within = index[1:] if argument.per_sample and argument.axes else index
+        axes = argument.axes or argument.shape
+        offset = " + ".join(f"{self(i, 20)} * {self.derived[tensor, f'stride {axis}']}" for i, axis in zip(within, axes, strict=True))
+        start = self.derived[tensor, "row"] if argument.axes and argument.per_sample else tensor
+        return f"{start}[{offset}]" if offset else f"*{tensor}"
 
 
 class CText:
     """What the template asks of a kernel."""
 
-    def __init__(self, kernel: Kernel) -> None:
-        self.kernel = kernel
+    def __init__(self, kernel: Kernel, common: Collection[Argument]) -> None:
+        """`common`: the arguments that every member of the family has."""
+        self.kernel, self.common = kernel, common
         self.p = CPrinter(kernel)
+
+    def derived(self, name: str, what: str) -> str:
+        """What goes with an argument: its row, its sum, a stride."""
+        return self.p.derived[name, what]
+
+    @property
+    def parameters(self) -> str:
+        """The parameters of the function: the run, and what is settled where a member of the family is compiled."""
+        flags = "".join(f", const int {flag}" for flag in self.kernel.flags)
+        return f"const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted{flags}"
 
     @property
     def declarations(self) -> list[str]:
@@ -74,11 +94,14 @@ class CText:
         for n, argument in enumerate(k.arguments):
             if argument not in self.read:
                 continue
-            steps = [f"{argument.name}_{axis} = {self.step(n, argument, place)}" for place, axis in enumerate(argument.shape)]
-            data = f"dense ? NULL : run->data[{n}]" if argument.name in SELDOM else f"run->data[{n}]"
+            data = f"WANTS({n}) ? run->data[{n}] : NULL" if argument.role == "total" else f"run->data[{n}]"
+            steps = [f"{self.derived(argument.name, f'stride {axis}')} = {self.step(n, argument, place)}"
+                     for place, axis in enumerate(argument.shape)]
             out.append(f"{self.pointer(argument)}{argument.name} = {data};")
             if steps:
                 out[-1] += f" const int64_t {', '.join(steps)};"
+            if argument.role == "output":
+                out[-1] += f" const int {self.derived(argument.name, 'wanted')} = {'!dense && ' * (argument.name in SELDOM)}WANTS({n});"
         out += [f"const {'int64_t' if p.integer else 'REAL'} {p.name} = ({'int64_t' if p.integer else 'REAL'})run->params[{n}];"
                 for n, p in enumerate(k.params)]
         return out
@@ -103,7 +126,8 @@ class CText:
         """A stride: the usual one where the entry point found it, so that the compiler sees a contiguous loop."""
         usual = self.usual(argument, argument.shape[place])
         stride = f"run->steps[{n}][{place}]"
-        return f"dense ? {usual} : {stride}" if usual else stride
+        known = "dense" if argument in self.common or argument.role == "output" or usual == "0" else f"dense && WANTS({n})"
+        return f"{known} ? {usual} : {stride}" if usual else stride
 
     @staticmethod
     def pointer(a: Argument) -> str:
@@ -113,28 +137,18 @@ class CText:
         return f"{kind} *restrict " if a.role == "output" else f"const {kind} *restrict "
 
     def usual(self, a: Argument, axis: str) -> str:
-        """The stride that makes the innermost loop contiguous: 1, or 0 where all samples share one number."""
+        """The stride that makes the innermost loop contiguous: 1, or 0 where all samples share one number. The driver knows it too."""
         if self.kernel.axes:
             return "1" if a.axes and axis == a.axes[-1] else ""
         return "0" if a.optional or a.role == "scale" else "1"
 
     @property
-    def dense(self) -> str:
-        """The condition under which every stride is the usual one."""
-        tests = [f"run->steps[{n}][{place}] == {self.usual(a, axis)}" for n, a in enumerate(self.kernel.arguments)
-                 for place, axis in enumerate(a.shape) if self.usual(a, axis) and a in self.read and a.name not in SELDOM]
-        for n, a in enumerate(self.kernel.arguments):
-            if a.role == "output" and a in self.read:
-                tests.append(f"run->data[{n}] {'==' if a.name in SELDOM else '!='} NULL")
-        return " && ".join(tests) or "1"
-
-    @property
     def body(self) -> list[tuple[int, str]]:
         """The lines of the function: how deep, and what."""
         lines: list[tuple[int, str]] = []
-        lines += [(0, f"accumulator {name}_sum = {{0}};") for name in self.totals]
+        lines += [(0, f"accumulator {self.derived(name, 'sum')} = {{0}};") for name in self.totals]
         self.block(self.kernel.body, 0, lines)
-        lines += [(0, f"add({name}, &{name}_sum);") for name in self.totals]
+        lines += [(0, f"if ({name}) add({name}, &{self.derived(name, 'sum')});") for name in self.totals]
         return lines
 
     def block(self, body: tuple[Statement, ...], depth: int, lines: list[tuple[int, str]]) -> None:
@@ -176,17 +190,19 @@ class CText:
         """The loop over samples, a tile at a time: what is added up is kept in an array first."""
         lines += [(depth, "for (int64_t first = 0; first < batch; first += TILE) {"),
                   (depth + 1, "const int64_t end = first + TILE < batch ? first + TILE : batch;")]
-        lines += [(depth + 1, f"REAL {name}_tile[TILE];") for name in self.totals]
+        lines += [(depth + 1, f"REAL {self.derived(name, 'tile')}[TILE];") for name in self.totals]
         lines.append((depth + 1, f"for (int64_t {i} = first; {i} < end; ++{i}) {{"))
         self.block(s.body, depth + 2, lines)
         lines.append((depth + 1, "}"))
-        lines += [(depth + 1, f"accumulate_tile(&{name}_sum, {name}_tile, end - first);") for name in self.totals]
+        lines += [(depth + 1, f"accumulate_tile(&{self.derived(name, 'sum')}, {self.derived(name, 'tile')}, end - first);")
+                  for name in self.totals]
         lines.append((depth, "}"))
 
     def rows(self) -> list[str]:
         """Pointers to the row of each tensor that has axes of its own."""
         n = self.p.var(ir.SAMPLE)
-        return [f"{self.pointer(a).replace('restrict ', '')}{a.name}_row = {a.name} + {n} * {a.name}_batch;"
+        return [f"{self.pointer(a).replace('restrict ', '')}{self.derived(a.name, 'row')} = "
+                f"{a.name} + {n} * {self.derived(a.name, f'stride {ir.BATCH}')};"
                 for a in self.kernel.arguments if a.axes and a.per_sample and a in self.read]
 
     @staticmethod
@@ -198,59 +214,100 @@ class CText:
     def store(self, s: Store) -> str:
         argument, text = self.p.arguments[s.tensor], self.p(s.value)
         if argument.role == "total":
-            return f"{s.tensor}_tile[{self.p.var(ir.SAMPLE)} - first] = {text};" if self.tiled else f"accumulate(&{s.tensor}_sum, {text});"
+            if self.tiled:
+                return f"{self.derived(s.tensor, 'tile')}[{self.p.var(ir.SAMPLE)} - first] = {text};"
+            return f"accumulate(&{self.derived(s.tensor, 'sum')}, {text});"
         place = self.p.element(s.tensor, s.index)
-        if s.adds:
-            return f"if (dense || {s.tensor}) accumulate(&{place}, {text});"
-        return f"if ({s.tensor if s.tensor in SELDOM else 'dense || ' + s.tensor}) {place} = {text};"
+        done = f"accumulate(&{place}, {text});" if s.adds else f"{place} = {text};"
+        return f"if ({self.derived(s.tensor, 'wanted')}) {done}"
+
+
+class FamilyText:
+    """What the template asks of a family: the text of its kernel, and the tables of its members."""
+
+    def __init__(self, family: Family) -> None:
+        self.family, self.kernel = family, family.kernel
+        common = [a for a in family.kernel.inputs if all(a in m.signature.inputs for m in family.members)]
+        self.text = CText(family.kernel, common)
 
     @property
-    def argument_names(self) -> str:
+    def arguments(self) -> list[str]:
         """The descriptions of the arguments, in order."""
-        return ", ".join(f"&{description_of(a)}" for a in self.kernel.arguments)
+        return [f"&{description_of(a)}" for a in self.kernel.arguments]
 
     @property
-    def param_names(self) -> str:
+    def params(self) -> list[str]:
         """The descriptions of the scalars, in order."""
-        return ", ".join(f"&{p.name}_param" for p in self.kernel.params) or "NULL"
+        return [f"&{p.name}_param" for p in self.kernel.params]
 
     @property
-    def axis_places(self) -> str:
-        """Which of the loss's axes the kernel has."""
-        return ", ".join(f'"{axis}"' for axis in self.kernel.axes) or "NULL"
+    def axes(self) -> list[str]:
+        """The axes, in order."""
+        return [f'"{axis}"' for axis in self.kernel.axes]
 
     @property
-    def operations(self) -> int:
-        return ir.count_operations(self.kernel)
+    def members(self) -> list[str]:
+        """A row for each kernel: its name, the function, which of the arguments, scalars and axes it has, the flags."""
+        k = self.kernel
+        return [f"{self.kind(m)}({m.name}, {self.family.name}, {bits(k.arguments, m.signature.inputs + m.signature.outputs)}, "
+                f"{bits(k.params, m.signature.params)}, {bits(k.axes, m.signature.axes)}, {self.settled(m)})"
+                for m in self.family.members]
+
+    def kind(self, member: Member) -> str:
+        """Has the kernel a function of its own for the usual call?"""
+        return "KERNEL" if member.formula in USUAL[bool(self.kernel.axes)] else "STRIDED"
+
+    @staticmethod
+    def settled(member: Member) -> str:
+        return f"WITH({', '.join(str(int(holds)) for holds in member.flags)})" if member.flags else ""
+
+
+def braced(items: Sequence[str], column: int) -> str:
+    """A list in braces that begins at a column, over as many lines as it needs."""
+    lines = [""]
+    for item in items or ["NULL"]:
+        if lines[-1] and len(lines[-1]) + len(item) + column > WIDTH:
+            lines.append("")
+        lines[-1] += f"{item}, "
+    return "{" + f"\n{' ' * (column + 1)}".join(line.rstrip() for line in lines).removesuffix(",") + "}"
+
+
+def bits(every: Sequence[Any], some: Sequence[Any]) -> str:
+    """Which ones: a bit each, the first lowest."""
+    return f"{sum(1 << k for k, x in enumerate(every) if x in some):#x}"
 
 
 def description_of(a: Argument) -> str:
     """The name of an argument's description: forms of one loss may use a name for an index and for a real tensor."""
-    return "_".join([a.name, *(["index"] if a.integer else []), *a.axes, "argument"])
+    return "__".join([a.name, *(["index"] if a.integer else []), *a.axes]) + "_argument"
 
 
-def argument_rows(kernels: list[Kernel]) -> list[str]:
+def argument_rows(kernels: Sequence[Kernel]) -> list[str]:
     """The description of every argument of the kernels of one loss, each once."""
-    roles = {"input": "LOSSLIB_INPUT", "scale": "LOSSLIB_SCALE", "direction": "LOSSLIB_DIRECTION", "output": "LOSSLIB_OUTPUT",
-             "total": "LOSSLIB_TOTAL"}
     found: dict[str, Argument] = {}
-    out = []
     for a in (a for k in kernels for a in k.arguments):
         if found.setdefault(description_of(a), a) != a:
             raise TargetError(f"two arguments are called {a.name} and are not the same: {a} and {found[description_of(a)]}",
                               repair="Rename one of them in the definition.")
-    for name, a in found.items():
-        axes = ", ".join(f'"{x}"' for x in a.axes) or "NULL"
-        text = lambda name: f'"{name}"' if name else "NULL"
-        out.append(f'{name} = {{"{a.name}", {roles[a.role]}, {int(a.integer)}, {int(a.per_sample)}, {len(a.axes)}, {{{axes}}}, '
-                   f'{text(a.into)}, {text(a.ignore)}, {interval(a.domain)}}};')
-    return out
+    return [f"{name} = {{{', '.join(described(a))}}};" for name, a in found.items()]
 
 
-def param_rows(kernels: list[Kernel]) -> list[str]:
+def described(a: Argument) -> list[str]:
+    """The fields of an argument's description that are not 0."""
+    fields = [f'.name = "{a.name}", .role = LOSSLIB_{a.role.upper()}']
+    fields += [f".{name} = 1" for name, holds in (("integer", a.integer), ("per_sample", a.per_sample), ("optional", a.optional),
+                                                  ("seldom", a.name in SELDOM)) if holds]
+    if a.axes:
+        axes = ", ".join(f'"{x}"' for x in a.axes)
+        fields.append(f".axes = {len(a.axes)}, .axis = {{{axes}}}")
+    fields += [f'.{name} = "{text}"' for name, text in (("into", a.into), ("ignore", a.ignore)) if text]
+    return fields + ([f".bounded = 1, .domain = {{{interval(a.domain)}}}"] if any(map(math.isfinite, a.domain[:2])) else [])
+
+
+def param_rows(kernels: Sequence[Kernel]) -> list[str]:
     """The description of every scalar of the kernels of one loss, each once."""
     found = {p.name: p for k in kernels for p in k.params}
-    return [f'{p.name}_param = {{"{p.name}", {interval(p.domain)}}};' for p in found.values()]
+    return [f'{p.name}_param = {{"{p.name}", {{{interval(p.domain)}}}}};' for p in found.values()]
 
 
 def interval(domain: tuple[float, float, bool]) -> str:

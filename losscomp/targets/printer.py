@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from .. import ir
 from ..errors import TargetError
-from ..ir import Const, Kernel, Load, Node, Number, Op, Param, Ref, Size, Var
+from ..ir import Const, Flag, Kernel, Load, Node, Number, Op, Param, Ref, Size, Var
 
 # Operators with their precedence; calls bind tightest, a selection loosest.
 INFIX: dict[str, tuple[str, int]] = {
@@ -33,7 +33,7 @@ class Printer:
         match node:
             case Ref(name):
                 return self.ref(node)
-            case Param(name, _, _) | Size(name):
+            case Param(name, _, _) | Size(name) | Flag(name):
                 return name
             case Const(p, 1):
                 return self.wrap(str(p), CALL if p >= 0 else NEGATION, outer)
