@@ -99,7 +99,7 @@ def arguments(options: Options, *more: str) -> list[str]:
 def test_a_library_of_both_targets(options: Options) -> None:
     report = build(options)
     assert (report.losses, report.emitted, report.linked) == (2, ("absolute", "square"), True)
-    assert report.compiled == ("_native", "absolute", "square", "tiny")
+    assert report.compiled == ("_native", "absolute", "square", "tiny", "tiny_dense")
     done = run("import sys; sys.path.insert(0, sys.argv[1]); import numpy as np, tiny.c, tiny.numpy\n"
                "for L in (tiny.c, tiny.numpy):\n"
                "    print(L.square(np.array([3.0, 1.0]), np.array([1.0, 2.0])),\n"
