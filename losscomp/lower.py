@@ -39,6 +39,8 @@ BRANCHES: dict[type, Callable[..., Node]] = {
 FOLDED: dict[str, Callable[[Fraction, Fraction], Fraction]] = {
     "add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv,
 }
+# Functions that overflow or vanish, and the operation that multiplies by them without losing what is left of the product.
+TAILS: dict[str, str] = {"exp": "times_exp", "sigmoid": "times_sigmoid"}
 REAL_OPERANDS = frozenset({"add", "sub", "mul", "lt", "le", "gt", "ge", "eq", "ne", "where"})
 
 
@@ -83,6 +85,9 @@ def product(above: Iterable[Node], below: Iterable[Node] = (), sign: bool = Fals
     (d / v) * d, which overflows only where the result does.
     """
     up, down = [n for n in above if n is not ONE], [n for n in below if n is not ONE]
+    tails = [n for n in up if isinstance(n, Op) and n.name in TAILS] if len(up) > 1 else []
+    for tail in tails:
+        up.remove(tail)
     depths = sorted({len(free(n)) for n in [*up, *down]})
     result: Node = ONE
     waiting: list[Node] = []
@@ -100,6 +105,8 @@ def product(above: Iterable[Node], below: Iterable[Node] = (), sign: bool = Fals
             result = op("mul", result, op("div", factor, under[k]) if k < len(under) else factor)
         result = fold(lambda a, b: op("div", a, b), under[len(plain):], result)
     result = fold(lambda a, b: op("div", a, b), waiting, result)
+    for tail in tails:                                                   # last, by a function that knows how it over- and underflows
+        result = tail if result is ONE else Op(TAILS[tail.name], (real(result), *tail.args))  # type: ignore[attr-defined]
     return op("neg", result) if sign else result
 
 
@@ -151,6 +158,9 @@ class Lowering:
             case Op("neg", (a,)):
                 above, below, sign = self.factors(a)
                 return above, below, not sign
+            case Op("times_exp" | "times_sigmoid" as name, (a, x)):
+                above, below, sign = self.factors(a)
+                return [*above, Op(name.removeprefix("times_"), (x,))], below, sign
         return [node], [], False
 
     def summed(self, var: Var, body: Node) -> Node:
