@@ -120,6 +120,10 @@ def apart(nodes_: list[Node]) -> list[Node]:
     return first + rest
 
 
+class Eliminated(nodes.Node):
+    """a b - c d, rounded once."""
+
+
 class Lowering:
     """One instance a kernel, so that value and gradient share what they can."""
 
@@ -201,6 +205,12 @@ class Lowering:
                 return where(self(condition, env), self(a, env), self(b, env))
             case nodes.Reduce():
                 return self.reduction(expr, env)
+            case nodes.Rejection():
+                return self.rejection(expr, env)
+            case Eliminated(args=(a, b, c, d)):
+                return self.called("eliminated", Op("cross", tuple(real(self(part, env)) for part in (a, b, c, d))))
+            case atoms.root() | atoms.inverse_root() if (found := nodes.sum_of_squares(expr.args[0])) is not None:
+                return self.length(expr, *found, env)
             case sp.Add():
                 return self.addition(expr, env)
             case sp.Mul():
@@ -266,6 +276,41 @@ class Lowering:
         others = Reduce("sum", var, where(top, ZERO, relative))
         ties = Reduce("sum", var, real(where(top, ONE, ZERO)))
         return self.called("others", others), self.called("ties", ties)
+
+    def length(self, expr: sp.Expr, x: sp.Expr, bound: nodes.Index, plus: sp.Expr, env: Env) -> Node:
+        """The root of a sum of squares, or its inverse: in units of a power of two near the largest, which is multiplied last."""
+        i = bound.axis.index()
+        x = nodes.substitute(x, {bound: i})
+        least = sp.Rational(float(sp.sqrt(plus))) if plus.is_number else sp.sqrt(plus)
+        unit = atoms.binade(nodes.Reduce("max", atoms.Abs(x), i) + least)
+        inside = self(nodes.Reduce("sum", nodes.Named("scaled", x / unit)**2, i) + plus / unit**2, env)
+        if isinstance(expr, atoms.root):
+            return op("mul", self(unit, env), op("sqrt", inside))
+        return op("div", op("inverse_root", inside), self(unit, env))
+
+    def rejection(self, expr: nodes.Rejection, env: Env) -> Node:
+        """y less its part along x, by elimination: y is a multiple of x that agrees with it where x is largest, and the rest.
+
+        The rest has no large part of either: it comes from differences of products, rounded once.
+        """
+        y, x, dot, square = expr.args
+        found = nodes.sum_of_squares(square)
+        if found is None or not isinstance(dot, nodes.Reduce):
+            return self(expr.meaning, env)
+        i = dot.bound.axis.index()
+        x_i, body, plus = nodes.substitute(found[0], {found[1]: i}), nodes.substitute(dot.body, {dot.bound: i}), found[2]
+        y_i = body / x_i
+        largest = nodes.Reduce("max", atoms.Abs(x_i), i)
+        unit = atoms.binade(largest)
+        at_largest = nodes.Reduce("max", nodes.Where(sp.Eq(atoms.Abs(x_i), largest, evaluate=False), atoms.Sign(x_i) * y_i, -sp.oo), i)
+        pivot = nodes.Where(sp.Eq(largest, 0), 1, largest / unit)
+        scaled = lambda x: nodes.Named("scaled", x / unit)               # names keep factors where they are
+        rest = lambda y, x: nodes.Named("left", Eliminated(y, pivot, scaled(x), at_largest) / pivot)
+        share = nodes.Named("share", unit * atoms.inverse_root(square))
+        back = -share**2 * nodes.Reduce("sum", scaled(x_i) * rest(y_i, x_i), i)
+        if plus != 0:
+            back += at_largest / pivot * nodes.Named("defect", plus * atoms.inverse_root(square)**2)
+        return self(rest(y, x) + scaled(x) * nodes.Named("along", back), env)
 
     def exponential(self, power: sp.Expr, env: Env) -> Node:
         """exp(a - logsumexp) is a softmax: exp(a - largest) / mass, and so for products of softmaxes."""
@@ -341,7 +386,7 @@ class Lowering:
         for f in [number, *(f for _, f in contents if not f.is_Rational)]:
             if f.is_Rational:
                 sign ^= bool(f < 0)
-                if f.q in (1, 2, 4, 8, 16):
+                if f.q & (f.q - 1) == 0:
                     above.append(Const(abs(int(f.p)), int(f.q)))
                 else:
                     above += [Const(abs(int(f.p)))] * (abs(f.p) != 1)
@@ -358,7 +403,10 @@ class Lowering:
     def power_factors(self, base: sp.Expr, exponent: sp.Rational, env: Env) -> list[Node]:
         """base ** exponent as factors, so that products can be divided step by step."""
         if exponent.is_Integer and exponent <= 4:
-            return [real(self(base, env))] * int(exponent)
+            node = real(self(base, env))
+            if isinstance(base, atoms.root):                             # its unit and the root in that unit, one after the other
+                return self.factors(node)[0] * int(exponent)
+            return [node] * int(exponent)
         return [self.power(self(base, env), exponent, env)]
 
     def power(self, base: Node, exponent: sp.Expr, env: Env) -> Node:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import sympy as sp
 
 from . import nodes
-from .atoms import Abs, expm1, hinge, log1p, sigmoid, softplus, step, xlogy
-from .nodes import Delta, Index, Named, Reduce, Where, substitute
+from .atoms import Abs, expm1, hinge, inverse_root, log1p, root, sigmoid, softplus, step, xlogy
+from .differentiate import rejected, split
+from .nodes import Delta, Index, Named, Reduce, Rejection, Where, substitute, sum_of_squares
 from .rewrite import ANY_INDEX, BOUND, Binding, Hole, Procedure, Rule, over
 
 a, b, f, k, x, y, t = map(Hole, "abfkxyt")
@@ -211,6 +212,104 @@ def cancelling_terms(expr: sp.Expr) -> sp.Expr | None:
     return opened if len(sp.Add.make_args(opened)) < len(expr.args) else None
 
 
+# Vectors. What is left of a vector less its part along another is one node, which lowering computes from what they do not share.
+
+def lengths(factors: list[sp.Expr]) -> list[tuple[sp.Expr, list[sp.Expr]]]:
+    """The sums of squares that a product is divided by, each with the factors that are left when it is taken out."""
+    found = []
+    for f in factors:
+        base, power = f.as_base_exp()
+        sign = -1 if isinstance(base, root) else 1
+        if isinstance(base, root | inverse_root) and power.is_Integer and sign * power >= 2 and sum_of_squares(base.args[0]):
+            rest = [g for g in factors if g != f]
+            found.append((base.args[0], [*rest, base ** (power - 2 * sign)]))
+    return found
+
+
+def opened(expr: sp.Expr, i: Index) -> sp.Expr:
+    """A product under an author's name as the product, where some of its factors do not depend on i."""
+    if isinstance(expr, Named) and isinstance(expr.body, sp.Mul) and any(i not in nodes.free_indices(f) for f in expr.body.args):
+        return expr.body
+    return expr
+
+
+def rejection(expr: sp.Expr) -> sp.Expr | None:
+    """k y(a) - k x(a) (sum of x y) / (sum of x**2 + c) is k times the rejection of y from x; and so behind another rejection."""
+    if not isinstance(expr, sp.Add):
+        return None
+    found = rejection_among(expr)
+    if found is None and any(isinstance(f, sp.Add) and f.has(Rejection) for term in expr.args for f in sp.Mul.make_args(term)):
+        found = rejection_among(sp.Add(*(sp.expand_mul(term, deep=False) for term in expr.args)))
+    return found
+
+
+def rejection_among(expr: sp.Expr) -> sp.Expr | None:
+    """The first rejection that two terms of a sum make."""
+    terms = {core: count for count, core in (t.as_coeff_Mul() for t in sp.Add.make_args(expr))}
+    for core, count in terms.items():
+        factors = list(sp.Mul.make_args(core))
+        for square, left in lengths(factors):
+            x_, bound, _ = sum_of_squares(square) or (sp.S.Zero, None, None)
+            for dot in (f for f in left if isinstance(f, Reduce) and f.op == "sum" and bound is not None and f.bound.axis == bound.axis):
+                i = dot.bound.axis.index()
+                x_i, body = substitute(x_, {bound: i}), substitute(dot.body, {dot.bound: i})
+                if x_i not in sp.Mul.make_args(body):
+                    continue
+                y_i = without(body, x_i)
+                for f in left:
+                    inner = f.args[0] if isinstance(f, Rejection) else f
+                    place = next((j for j in sorted(nodes.free_indices(inner), key=str) if substitute(x_i, {i: j}) == inner), None)
+                    if place is None:
+                        continue
+                    rest = list(left)
+                    rest.remove(f)
+                    rest.remove(dot)
+                    factor = -count * sp.Mul(*rest)
+                    behind = lambda y, f=f, place=place, i=i: substitute(
+                        rejected(y, *vector_of(f, i), i, f.args[3]) if isinstance(f, Rejection) else y, {i: place})
+                    have, whole = (factor * behind(y_i)).as_coeff_Mul()
+                    if terms.get(whole, 0) * have <= 0:
+                        continue
+                    part = min(abs(terms[whole] / have), sp.S.One)
+                    left_over = rejected(opened(y_i, i), x_i, i, square)
+                    if isinstance(y_i, Named) and left_over != 0:
+                        left_over = Named("apart", left_over)
+                    new = part * factor * behind(left_over)
+                    kept = sp.Add(*(n * c for c, n in terms.items() if c not in (core, whole)))
+                    return sp.Add(kept, (terms[whole] - part * have) * whole, (1 - part) * count * core, new)
+    return None
+
+
+def vector_of(part: Rejection, i: Index) -> tuple[sp.Expr, ...]:
+    """The x[i] of a rejection."""
+    found = sum_of_squares(part.args[3])
+    return (substitute(found[0], {found[1]: i}),) if found else ()
+
+
+def one_minus_cosine(expr: sp.Expr) -> sp.Expr | None:
+    """1 - cos is sin**2 / (1 + cos) where the cosine of x and y is large; sin**2 from the rejection of y from x."""
+    if not isinstance(expr, sp.Add) or 1 not in expr.args:
+        return None
+    for cosine in (-t for t in expr.args):
+        if not (isinstance(cosine, Reduce) and cosine.op == "sum"):
+            continue
+        i = cosine.bound.axis.index()
+        factors = [opened(f, i) for f in sp.Mul.make_args(substitute(cosine.body, {cosine.bound: i}))]
+        outer, inner = split(sp.Mul(*factors), i)
+        squares = [f.base.args[0] for f in sp.Mul.make_args(outer) if f.is_Pow and f.exp == -1 and isinstance(f.base, root)]
+        found = [(s, sum_of_squares(s)) for s in squares]
+        vectors = {substitute(x_, {bound: i}): (s, c) for s, (x_, bound, c) in ((s, f) for s, f in found if f is not None)}
+        if len(vectors) != 2 or sp.Mul(*vectors) != inner or sp.Mul(*(1 / root(s) for s in squares)) != outer:
+            continue
+        (x_i, (square, c)), (y_i, (other, d)) = sorted(vectors.items(), key=lambda item: sp.default_sort_key(item[0]))
+        apart = Reduce("sum", Named("apart", rejected(y_i, x_i, i, square) / root(other))**2, i)
+        named = Named("cosine", cosine)                                  # the name also keeps 1 - cosine from being rewritten again
+        defects = named**2 * c / root(square)**2 + d / root(other)**2
+        new = Where(sp.Gt(named, sp.S.Half), (apart + defects) / (1 + named), 1 - named)
+        return sp.Add(new, *(t for t in expr.args if t not in (1, -cosine)))
+    return None
+
+
 SMOOTHING: tuple[Rule | Procedure, ...] = (
     Rule("log of a product", sp.log(a * b, evaluate=False), sp.log(a) + sp.log(b), "overflow under the logarithm of a softmax",
          condition=_exponential, domain=(a, b)),
@@ -229,7 +328,14 @@ SMOOTHING: tuple[Rule | Procedure, ...] = (
     Rule("softplus less its line", softplus(x) - x * y, (1 - y) * softplus(x) + y * softplus(-x), "cancellation where y is 1"),
 )
 
+VECTORS: tuple[Rule | Procedure, ...] = (
+    Rule("inverse of a root", inverse_root(a), 1 / root(a), "a guard against 0 that is not needed", "stabilise", domain=(a,)),
+    Procedure("rejection", rejection, "cancellation where two vectors are nearly parallel"),
+)
+
 STABILISING: tuple[Rule | Procedure, ...] = (
+    *VECTORS,
+    Procedure("one minus a cosine", one_minus_cosine, "cancellation where two vectors are nearly parallel"),
     Procedure("softmax minus one-hot", softmax_minus_one_hot, "cancellation at the target"),
     Procedure("softmax times complement", softmax_times_complement, "cancellation where a share is near 1"),
     Procedure("centred softmax", centred_softmax, "cancellation where a share is near 1"),
