@@ -185,7 +185,7 @@ def differentiated(form: Checked) -> list[Formula]:
 
 def with_rejections(grad: sp.Expr, j: tuple[nodes.Index, ...]) -> tuple[sp.Expr, tuple[nodes.Index, ...]]:
     """A gradient in which vectors less their parts along others are seen as such: second order is taken of that."""
-    return rewrite(plain(grad), VECTORS)[0], j
+    return rewrite(grad, VECTORS)[0], j
 
 
 def diagonal(grad: sp.Expr, tensor: Tensor, j: tuple[nodes.Index, ...]) -> sp.Expr:

@@ -226,6 +226,22 @@ def lengths(factors: list[sp.Expr]) -> list[tuple[sp.Expr, list[sp.Expr]]]:
     return found
 
 
+def with_content_outside(term: sp.Expr) -> sp.Expr:
+    """A product in which 2 a + 2 b is 2 (a + b) and -a - b is -(a + b), under sums too: SymPy spreads numbers over sums."""
+    number, factors = sp.S.One, []
+    for f in sp.Mul.make_args(term):
+        if isinstance(f, Reduce) and f.op == "sum":
+            count, body = with_content_outside(f.body).as_coeff_Mul()
+            number, f = number * count, Reduce("sum", body, f.bound)
+        elif isinstance(f, sp.Add):
+            count, f = f.primitive()
+            if all(t.as_coeff_Mul()[0] < 0 for t in f.args):
+                count, f = -count, -f
+            number *= count
+        factors.append(f)
+    return sp.Mul(number, *factors)
+
+
 def opened(expr: sp.Expr, i: Index) -> sp.Expr:
     """A product under an author's name as the product, where some of its factors do not depend on i."""
     if isinstance(expr, Named) and isinstance(expr.body, sp.Mul) and any(i not in nodes.free_indices(f) for f in expr.body.args):
@@ -245,7 +261,9 @@ def rejection(expr: sp.Expr) -> sp.Expr | None:
 
 def rejection_among(expr: sp.Expr) -> sp.Expr | None:
     """The first rejection that two terms of a sum make."""
-    terms = {core: count for count, core in (t.as_coeff_Mul() for t in sp.Add.make_args(expr))}
+    terms: dict[sp.Expr, sp.Expr] = {}
+    for count, core in (with_content_outside(t).as_coeff_Mul() for t in sp.Add.make_args(expr)):
+        terms[core] = terms.get(core, sp.S.Zero) + count
     for core, count in terms.items():
         factors = list(sp.Mul.make_args(core))
         for square, left in lengths(factors):
