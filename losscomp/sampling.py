@@ -104,3 +104,27 @@ def parameters(form: Checked) -> dict[str, Any]:
         else:
             found[param.name] = float(record.default)
     return found
+
+
+def nudged(form: Checked, tensors: Mapping[str, Any], turn: int) -> dict[str, Any]:
+    """The inputs, each moved to the next number of its type, up or down; another `turn` moves others up.
+
+    Numbers of equal size move alike, so that what is tied stays tied. Zeros, infinities, indices, labels and the ends of domains
+    stay.
+    """
+    found = dict(tensors)
+    for tensor in form.inputs:
+        values = found.get(tensor.name)
+        if values is None or tensor.record.integer or compared_with(form, tensor):
+            continue
+        size = np.abs(values)
+        bits = size.view(np.uint32 if size.dtype == np.float32 else np.uint64).astype(np.uint64)
+        mixed = (bits + np.uint64(turn)) * np.uint64(0x9E3779B97F4A7C15)
+        away = (mixed >> np.uint64(63)).astype(bool)
+        moved = np.nextafter(values, np.where(away, np.copysign(np.inf, values), 0).astype(values.dtype))
+        ends = [end for end in (tensor.record.domain.low, tensor.record.domain.high) if end is not None]
+        still = (values == 0) | ~np.isfinite(values) | ~np.isfinite(moved) | (moved == 0) | np.isin(values, ends)
+        inside = np.clip(moved, *((end if end is not None else bound) for end, bound in zip(
+            (tensor.record.domain.low, tensor.record.domain.high), (-np.inf, np.inf), strict=True)))
+        found[tensor.name] = np.where(still, values, inside).astype(values.dtype)
+    return found
