@@ -5,7 +5,7 @@ in ULP of the result's type, and in relative error. A result is lost where the t
 error exceeds 1e-2, or the result is no number at all.
 
 A result is at a root where the question itself is ill-conditioned: the truth moves by more than ROOT units in the last place
-when every input moves to the next number of its type. The full run finds these results with the oracle, and says how large the
+when every input, the direction of a product too, moves to a next number of its type. The full run finds these results with the oracle, and says how large the
 error is elsewhere.
 """
 
@@ -29,13 +29,13 @@ from .emit import forms_of
 from .errors import BuildError, LosscompError
 from .language import Definition
 from .oracle import Exact, OracleError, Truth, exact, ulp_error
-from .sampling import STRATA, nudged, parameters, samples
+from .sampling import STRATA, neighbours, nudged, parameters, samples
 
 TYPES = ("float32", "float64")
 QUICK = ("normal",)                              # the strata of the agreement table that a build prints
 SKIPPED = 1e-2                                   # the relative error from which a result is lost
 ROOT = 4.0                                       # by how many ULP the truth moves, with inputs that move by one, at a root
-TURNS = 2                                        # ways to move the inputs
+TURNS = 4                                        # ways to move the inputs: up for some, down for others
 
 
 @dataclass
@@ -127,23 +127,26 @@ def compare(found: dict[tuple[str, str, str], Row], definition: Definition, form
     rng = np.random.default_rng(1)
     directions = {n: rng.normal(size=tensors[n].shape).astype(dtype) for n in wrt}
     settled = {k: np.dtype(dtype).type(v).item() if isinstance(v, float) else v for k, v in params.items()}
-    ask = lambda given: exact(form, given, settled, reduction="none", wrt=wrt, directions=directions)
-    truth = ask(tensors)
-    moved = moves(truth, [nudged(form, tensors, turn) for turn in range(TURNS)], ask, wrt, dtype) if roots else None
+    ask = lambda given, ways: exact(form, given, settled, reduction="none", wrt=wrt, directions=ways)
+    truth = ask(tensors, directions)
+    moved = None
+    if roots:
+        nearby = [(nudged(form, tensors, k), {n: neighbours(d, k) for n, d in directions.items()}) for k in range(TURNS)]
+        moved = moves(truth, nearby, ask, wrt, dtype)
     for target, results in evaluations(definition, form, tensors, settled, directions, wrt, targets):
         for k, (output, computed, expected) in enumerate(pairs(results, truth, wrt)):
             row = found.setdefault((output, dtype, target), Row(definition.name, output, dtype, target))
             account(row, np.asarray(computed), expected, dtype, stratum, form, tensors, moved[k] if moved else None)
 
 
-def moves(truth: Truth, nearby: list[dict[str, Any]], ask: Callable[[Any], Truth], wrt: list[str], dtype: str) -> list[np.ndarray]:
+def moves(truth: Truth, nearby: list[tuple[Any, Any]], ask: Callable[[Any, Any], Truth], wrt: list[str], dtype: str) -> list[np.ndarray]:
     """For each result, by how many ULP the truth differs at the nearby inputs; where the oracle has no answer, infinitely many."""
     whole = lambda t: [np.atleast_1d(e.high) + 0j + 1j * np.atleast_1d(e.low) for e in exact_results(t, wrt)]
     here, kind = whole(truth), np.finfo(dtype)
     found = [np.zeros(e.shape) for e in here]
     for given in nearby:
         try:
-            there = whole(ask(given))
+            there = whole(ask(*given))
         except OracleError:
             return [np.full(e.shape, np.inf) for e in here]
         with np.errstate(all="ignore"):
