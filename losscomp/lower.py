@@ -294,20 +294,28 @@ class Lowering:
         The rest has no large part of either: it comes from differences of products, rounded once.
         """
         y, x, dot, square = expr.args
-        found = nodes.sum_of_squares(square)
-        if found is None or not isinstance(dot, nodes.Reduce):
-            return self(expr.meaning, env)
         i = dot.bound.axis.index()
-        x_i, body, plus = nodes.substitute(found[0], {found[1]: i}), nodes.substitute(dot.body, {dot.bound: i}), found[2]
-        y_i = body / x_i
+        body = nodes.substitute(dot.body, {dot.bound: i})
+        found = nodes.sum_of_squares(square)
+        if found is not None:
+            x_i, plus = nodes.substitute(found[0], {found[1]: i}), found[2]
+            y_i = body / x_i
+        else:                                                            # another power than 2: a weighted sum of products
+            power = nodes.substitute(square.body, {square.bound: i})
+            x_i, plus = power.args[0], sp.S.Zero
+            weight = atoms.signed_power(x_i, power.args[1] - 1)
+            y_i = body / weight
         largest = nodes.Reduce("max", atoms.Abs(x_i), i)
         unit = atoms.binade(largest)
         at_largest = nodes.Reduce("max", nodes.Where(sp.Eq(atoms.Abs(x_i), largest, evaluate=False), atoms.Sign(x_i) * y_i, -sp.oo), i)
         pivot = nodes.Where(sp.Eq(largest, 0), 1, largest / unit)
         scaled = lambda x: nodes.Named("scaled", x / unit)               # names keep factors where they are
         rest = lambda y, x: nodes.Named("left", Eliminated(y, pivot, scaled(x), at_largest) / pivot)
-        share = nodes.Named("share", unit * atoms.inverse_root(square))
-        back = -share**2 * nodes.Reduce("sum", scaled(x_i) * rest(y_i, x_i), i)
+        if found is not None:
+            share = nodes.Named("share", unit * atoms.inverse_root(square))
+            back = -share**2 * nodes.Reduce("sum", scaled(x_i) * rest(y_i, x_i), i)
+        else:
+            back = -unit * nodes.Reduce("sum", weight * rest(y_i, x_i), i) / nodes.Where(sp.Eq(square, 0), 1, square)
         if plus != 0:
             back += at_largest / pivot * nodes.Named("defect", plus * atoms.inverse_root(square)**2)
         return self(rest(y, x) + scaled(x) * nodes.Named("along", back), env)

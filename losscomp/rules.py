@@ -10,7 +10,7 @@ from __future__ import annotations
 import sympy as sp
 
 from . import nodes
-from .atoms import Abs, expm1, hinge, inverse_root, log1p, root, sigmoid, softplus, step, xlogy
+from .atoms import Abs, Sign, abs_power, expm1, hinge, inverse_root, log1p, root, sigmoid, signed_power, softplus, step, xlogy
 from .differentiate import rejected, split
 from .nodes import Delta, Index, Named, Reduce, Rejection, Where, substitute, sum_of_squares
 from .rewrite import ANY_INDEX, BOUND, Binding, Hole, Procedure, Rule, over
@@ -304,6 +304,124 @@ def vector_of(part: Rejection, i: Index) -> tuple[sp.Expr, ...]:
     return (substitute(found[0], {found[1]: i}),) if found else ()
 
 
+def power_rejection(expr: sp.Expr) -> sp.Expr | None:
+    """The same in a norm of another power p: k abs(x(a))**(p - 2) times y(a) less its part along x, weighted by x**(p - 1)."""
+    if not isinstance(expr, sp.Add):
+        return None
+    for taken in expr.args:
+        factors = sp.Mul.make_args(taken)
+        for whole in (f for f in factors if isinstance(f, abs_power) and isinstance(f.args[0], Reduce)):
+            square, q = whole.args
+            body = square.body
+            if square.op != "sum" or not isinstance(body, abs_power):
+                continue
+            for x, dot in ((f, d) for f in factors for d in factors if isinstance(f, signed_power) and isinstance(d, Reduce)):
+                i = dot.bound.axis.index()
+                x_j, y_j = substitute(body.args[0], {square.bound: i}), substitute(dot.body, {dot.bound: i})
+                weight = signed_power(x_j, body.args[1] - 1)
+                place = next((j for j in sorted(nodes.free_indices(x), key=str) if substitute(weight, {i: j}) == x), None)
+                if dot.op != "sum" or place is None or weight not in sp.Mul.make_args(y_j):
+                    continue
+                y_j = without(y_j, weight)
+                y_i, x_i = substitute(y_j, {i: place}), substitute(x_j, {i: place})
+                slope = abs_power(x_i, body.args[1] - 2)
+                rest = without(without(without(taken, whole), x), dot)
+                for kept in (t for t in expr.args if t != taken):
+                    ours = list(sp.Mul.make_args(kept))
+                    power = next((f for f in ours if isinstance(f, abs_power | signed_power) and f.args[0] == square
+                                  and sp.expand(f.args[1] - q) == 1), None)
+                    if power is None or y_i not in ours or slope not in ours:
+                        continue
+                    for f in (power, y_i, slope):
+                        ours.remove(f)
+                    if sp.cancel(sp.Mul(*ours) / rest) == -1:
+                        new = sp.Mul(*ours, slope, power, Rejection(y_i, x_i, Reduce("sum", weight * y_j, i), square))
+                        return sp.Add(new, *(t for t in expr.args if t not in (taken, kept)))
+    return None
+
+
+def bare(expr: sp.Expr) -> sp.Expr:
+    """Without the author's names."""
+    return expr.replace(lambda e: isinstance(e, Named), lambda e: e.body)
+
+
+def apart_by(x_: sp.Expr, y_: sp.Expr) -> sp.Expr | None:
+    """x - y, where that is simpler than both: what they have in common goes before it is rounded."""
+    x_, y_ = bare(x_), bare(y_)
+    both = x_ - y_
+    size = lambda e: len(sp.Add.make_args(e))
+    return both if 0 < size(both) < max(size(x_), size(y_)) and both != 0 else None
+
+
+Measure = tuple[str, sp.Expr, Index]
+
+
+def measure(expr: sp.Expr) -> Measure | None:
+    """For the length of a vector in one of three norms: which norm, the vector at a fresh index, and that index."""
+    found = None
+    if isinstance(expr, root) and (squares := sum_of_squares(expr.args[0])) is not None and squares[2] == 0:
+        found = "root", squares[0], squares[1]
+    elif isinstance(expr, Reduce) and isinstance(expr.body, Abs):
+        found = expr.op, expr.body.args[0], expr.bound
+    if found is None:
+        return None
+    i = found[2].axis.index()
+    return found[0], substitute(found[1], {found[2]: i}), i
+
+
+def difference_of_lengths(expr: sp.Expr) -> sp.Expr | None:
+    """k (length of x) - k (length of y), where x and y have something in common, from their difference."""
+    if not isinstance(expr, sp.Add):
+        return None
+    found = [(t, t.as_coeff_Mul()[0], measure(t.as_coeff_Mul()[1])) for t in expr.args]
+    lengths_ = [(t, k_, m) for t, k_, m in found if m is not None]
+    for (t, k_, (kind, x_, i)), (u, n, (other, y_, j)) in ((v, w) for v in lengths_ for w in lengths_):
+        y_ = substitute(y_, {j: i})
+        if k_ <= 0 or n != -k_ or kind != other or i.axis != j.axis or (apart := apart_by(x_, y_)) is None:
+            continue
+        alike = sp.Eq(Sign(x_), Sign(y_), evaluate=False)
+        first, second = t / k_, u / n
+        if kind == "root":
+            mean = Named("mean_length", first / 2 + second / 2)
+            new = Where(sp.Eq(mean, 0), 0, Reduce("sum", apart * Named("middle", (x_ / 2 + y_ / 2) / mean), i))
+        elif kind == "sum":
+            new = Reduce("sum", Where(alike, Sign(x_) * apart, Abs(x_) - Abs(y_)), i)
+        else:
+            tops = [sp.Eq(Abs(v), Named("largest", m), evaluate=False) for v, m in ((x_, first), (y_, second))]
+            together, sign = sp.And(*tops, alike), Sign(x_) * apart
+            new = Where(sp.Gt(Reduce("sum", Where(together, 1, 0), i), 0), Reduce("max", Where(together, sign, -sp.oo), i),
+                        Named("largest", first) - Named("largest", second))
+        return sp.Add(k_ * Named("longer_by", new), *(r for r in expr.args if r not in (t, u)))
+    return None
+
+
+def difference_of_units(expr: sp.Expr) -> sp.Expr | None:
+    """k x(a) / (length of x) - k y(a) / (length of y), where x and y have something in common, from the rejection of x - y from y."""
+    if not isinstance(expr, sp.Add):
+        return None
+    units = []
+    for term in map(with_content_outside, expr.args):
+        for f in sp.Mul.make_args(term):
+            if isinstance(f, inverse_root) and (squares := sum_of_squares(f.args[0])) is not None and squares[2] == 0:
+                i = squares[1].axis.index()
+                x_ = substitute(squares[0], {squares[1]: i})
+                for g in sp.Mul.make_args(term):
+                    place = next((j for j in sorted(nodes.free_indices(g), key=str) if substitute(x_, {i: j}) == g), None)
+                    if place is not None:
+                        units.append((term, without(without(term, f), g), f, x_, i, place))
+    for (t, k_, f, x_, i, place), (u, n, g, y_, j, other) in ((v, w) for v in units for w in units):
+        y_ = substitute(y_, {j: i})
+        if n != -k_ or k_.could_extract_minus_sign() or i.axis != j.axis or place != other or (apart := apart_by(x_, y_)) is None:
+            continue
+        unit_x, unit_y = Named("unit_x", x_ * f), Named("unit_y", y_ * g)
+        cosine = Named("cosine", Reduce("sum", unit_x * unit_y, i))
+        across = Named("across", rejected(apart, y_, i, g.args[0]) * f)
+        turned = across - unit_y * (Reduce("sum", across**2, i) / (1 + cosine))
+        new = k_ * substitute(Where(sp.Gt(cosine, sp.S.Half), turned, unit_x - unit_y), {i: place})
+        return sp.Add(new, *(r for r in map(with_content_outside, expr.args) if r not in (t, u)))
+    return None
+
+
 def one_minus_cosine(expr: sp.Expr) -> sp.Expr | None:
     """1 - cos is sin**2 / (1 + cos) where the cosine of x and y is large; sin**2 from the rejection of y from x."""
     if not isinstance(expr, sp.Add) or 1 not in expr.args:
@@ -353,6 +471,9 @@ VECTORS: tuple[Rule | Procedure, ...] = (
 
 STABILISING: tuple[Rule | Procedure, ...] = (
     *VECTORS,
+    Procedure("rejection in a norm", power_rejection, "cancellation where one component is nearly the whole vector"),
+    Procedure("difference of lengths", difference_of_lengths, "cancellation where two lengths are nearly equal"),
+    Procedure("difference of units", difference_of_units, "cancellation where two vectors are nearly parallel"),
     Procedure("one minus a cosine", one_minus_cosine, "cancellation where two vectors are nearly parallel"),
     Procedure("softmax minus one-hot", softmax_minus_one_hot, "cancellation at the target"),
     Procedure("softmax times complement", softmax_times_complement, "cancellation where a share is near 1"),
