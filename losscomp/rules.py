@@ -10,7 +10,23 @@ from __future__ import annotations
 import sympy as sp
 
 from . import nodes
-from .atoms import Abs, Sign, abs_power, expm1, hinge, inverse_root, log1p, root, sigmoid, signed_power, softplus, step, xlogy
+from .atoms import (
+    Abs,
+    Sign,
+    abs_power,
+    binade,
+    expm1,
+    hinge,
+    inverse_root,
+    larger,
+    log1p,
+    root,
+    sigmoid,
+    signed_power,
+    softplus,
+    step,
+    xlogy,
+)
 from .differentiate import rejected, split
 from .nodes import Delta, Index, Named, Reduce, Rejection, Where, substitute, sum_of_squares
 from .rewrite import ANY_INDEX, BOUND, Binding, Hole, Procedure, Rule, over
@@ -363,6 +379,13 @@ def measure(expr: sp.Expr) -> Measure | None:
         found = "root", squares[0], squares[1]
     elif isinstance(expr, Reduce) and isinstance(expr.body, Abs):
         found = expr.op, expr.body.args[0], expr.bound
+    elif isinstance(expr, sp.Mul) and len(expr.args) == 2 and {type(f) for f in expr.args} == {abs_power, binade}:
+        power, unit = sorted(expr.args, key=lambda f: isinstance(f, binade))
+        inside, largest = power.args[0], unit.args[0]
+        if isinstance(inside, Reduce) and isinstance(largest, Reduce) and isinstance(largest.body, Abs) and isinstance(
+                inside.body, abs_power) and inside.body.args[1] * power.args[1] == 1 and bare(inside.body.args[0] * unit) == bare(
+                substitute(largest.body.args[0], {largest.bound: inside.bound})):
+            found = "power", largest.body.args[0], largest.bound
     if found is None:
         return None
     i = found[2].axis.index()
@@ -386,6 +409,8 @@ def difference_of_lengths(expr: sp.Expr) -> sp.Expr | None:
             new = Where(sp.Eq(mean, 0), 0, Reduce("sum", apart * Named("middle", (x_ / 2 + y_ / 2) / mean), i))
         elif kind == "sum":
             new = Reduce("sum", Where(alike, Sign(x_) * apart, Abs(x_) - Abs(y_)), i)
+        elif kind == "power":
+            new = longer_in_power(first, second, x_, y_, i, Sign(x_) * apart, alike)
         else:
             tops = [sp.Eq(Abs(v), Named("largest", m), evaluate=False) for v, m in ((x_, first), (y_, second))]
             together, sign = sp.And(*tops, alike), Sign(x_) * apart
@@ -393,6 +418,20 @@ def difference_of_lengths(expr: sp.Expr) -> sp.Expr | None:
                         Named("largest", first) - Named("largest", second))
         return sp.Add(k_ * Named("longer_by", new), *(r for r in expr.args if r not in (t, u)))
     return None
+
+
+def longer_in_power(first: sp.Expr, second: sp.Expr, x_: sp.Expr, y_: sp.Expr, i: Index, apart: sp.Expr, alike: sp.Expr) -> sp.Expr:
+    """The length of x less that of y in the norm of a power p: second (((sum of x**p) / (sum of y**p))**(1/p) - 1)."""
+    unit = next(f for f in second.args if isinstance(f, binade))
+    p = 1 / next(f for f in second.args if isinstance(f, abs_power)).args[1]
+    most = larger(larger(Abs(x_), Abs(y_), sp.S.Half), Abs(apart), sp.S.Half)
+    part = -Abs(apart) / Where(sp.Eq(most, 0), 1, most)
+    of = lambda v: abs_power(Named("scaled", v / unit), p)
+    more = Where(alike, -Sign(apart) * of(most) * expm1(p * log1p(part)), of(x_) - of(y_))
+    grown = Reduce("sum", more, i) / Reduce("sum", of(y_), i)
+    first, second = Named("longer", first), Named("shorter", second)
+    near = sp.And(sp.Lt(first, 2 * second), sp.Lt(second, 2 * first))
+    return Where(near, second * expm1(log1p(grown) / p), first - second)
 
 
 def difference_of_units(expr: sp.Expr) -> sp.Expr | None:
