@@ -106,7 +106,7 @@ def product(above: Iterable[Node], below: Iterable[Node] = (), sign: bool = Fals
         result = fold(lambda a, b: op("div", a, b), under[len(plain):], result)
     result = fold(lambda a, b: op("div", a, b), waiting, result)
     for tail in tails:                                                   # last, by a function that knows how it over- and underflows
-        result = tail if result is ONE else Op(TAILS[tail.name], (real(result), *tail.args))  # type: ignore[attr-defined]
+        result = tail if result is ONE else Op(TAILS[tail.name], (real(result), *tail.args))
     return op("neg", result) if sign else result
 
 
@@ -279,14 +279,18 @@ class Lowering:
 
     def length(self, expr: sp.Expr, x: sp.Expr, bound: nodes.Index, plus: sp.Expr, env: Env) -> Node:
         """The root of a sum of squares, or its inverse: in units of a power of two near the largest, which is multiplied last."""
+        unit, inside = self.in_units(x, bound, plus, env)
+        if isinstance(expr, atoms.root):
+            return op("mul", self(unit, env), op("sqrt", inside))
+        return op("div", op("inverse_root", inside), self(unit, env))
+
+    def in_units(self, x: sp.Expr, bound: nodes.Index, plus: sp.Expr, env: Env) -> tuple[sp.Expr, Node]:
+        """A power of two near the largest x, and the sum of the squares of x in these units."""
         i = bound.axis.index()
         x = nodes.substitute(x, {bound: i})
         least = sp.Rational(float(sp.sqrt(plus))) if plus.is_number else sp.sqrt(plus)
         unit = atoms.binade(nodes.Reduce("max", atoms.Abs(x), i) + least)
-        inside = self(nodes.Reduce("sum", nodes.Named("scaled", x / unit)**2, i) + plus / unit**2, env)
-        if isinstance(expr, atoms.root):
-            return op("mul", self(unit, env), op("sqrt", inside))
-        return op("div", op("inverse_root", inside), self(unit, env))
+        return unit, self(nodes.Reduce("sum", nodes.Named("scaled", x / unit)**2, i) + plus / unit**2, env)
 
     def rejection(self, expr: nodes.Rejection, env: Env) -> Node:
         """y less its part along x, by elimination: y is a multiple of x that agrees with it where x is largest, and the rest.
@@ -391,7 +395,14 @@ class Lowering:
         sign = False
         contents = [self.content(f) for f in parts]
         number = sp.Mul(*(c for c, _ in contents), *(f for _, f in contents if f.is_Rational))
-        for f in [number, *(f for _, f in contents if not f.is_Rational)]:
+        factors = [f for _, f in contents if not f.is_Rational]
+        for f, x in [(f, x) for f in factors for x in factors if isinstance(f, atoms.inverse_root) and x is not f]:
+            if (found := nodes.sum_of_squares(f.args[0])) is not None and f in factors and x in factors and nodes.place_of(x, *found[:2]):
+                unit, inside = self.in_units(*found, env)                # x / (length of x): in the same units, whatever these are
+                above += [self(nodes.Named("scaled", x / unit), env), op("inverse_root", inside)]
+                factors.remove(f)
+                factors.remove(x)
+        for f in [number, *factors]:
             if f.is_Rational:
                 sign ^= bool(f < 0)
                 if f.q & (f.q - 1) == 0:

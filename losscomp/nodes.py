@@ -408,6 +408,11 @@ def sum_of_squares(expr: sp.Expr) -> tuple[sp.Expr, Index, sp.Expr] | None:
     return None if root is None else (root, sums[0].bound, expr - sums[0])
 
 
+def place_of(expr: sp.Expr, x: sp.Expr, bound: Index) -> Index | None:
+    """The free index at which x[bound] is this expression, if there is one."""
+    return next((j for j in sorted(free_indices(expr), key=str) if substitute(x, {bound: j}) == expr), None)
+
+
 class Stated(Node):
     """A value whose derivatives by some reads are stated: args are the value, then pairs of a read and a slope."""
 

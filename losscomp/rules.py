@@ -291,8 +291,8 @@ def rejection_among(expr: sp.Expr) -> sp.Expr | None:
                     continue
                 y_i = without(body, x_i)
                 for f in left:
-                    inner = f.args[0] if isinstance(f, Rejection) else f
-                    place = next((j for j in sorted(nodes.free_indices(inner), key=str) if substitute(x_i, {i: j}) == inner), None)
+                    inner = f.args[0] if isinstance(f, Rejection) and sum_of_squares(f.args[3]) else f
+                    place = nodes.place_of(inner, x_i, i)
                     if place is None:
                         continue
                     rest = list(left)
@@ -300,7 +300,7 @@ def rejection_among(expr: sp.Expr) -> sp.Expr | None:
                     rest.remove(dot)
                     factor = -count * sp.Mul(*rest)
                     behind = lambda y, f=f, place=place, i=i: substitute(
-                        rejected(y, *vector_of(f, i), i, f.args[3]) if isinstance(f, Rejection) else y, {i: place})
+                        rejected(y, vector_of(f, i), i, f.args[3]) if isinstance(f, Rejection) else y, {i: place})
                     have, whole = (factor * behind(y_i)).as_coeff_Mul()
                     if terms.get(whole, 0) * have <= 0:
                         continue
@@ -314,10 +314,10 @@ def rejection_among(expr: sp.Expr) -> sp.Expr | None:
     return None
 
 
-def vector_of(part: Rejection, i: Index) -> tuple[sp.Expr, ...]:
+def vector_of(part: Rejection, i: Index) -> sp.Expr:
     """The x[i] of a rejection."""
-    found = sum_of_squares(part.args[3])
-    return (substitute(found[0], {found[1]: i}),) if found else ()
+    x_, bound, _ = sum_of_squares(part.args[3]) or (part.args[1], i, None)
+    return substitute(x_, {bound: i})
 
 
 def power_rejection(expr: sp.Expr) -> sp.Expr | None:
@@ -335,7 +335,7 @@ def power_rejection(expr: sp.Expr) -> sp.Expr | None:
                 i = dot.bound.axis.index()
                 x_j, y_j = substitute(body.args[0], {square.bound: i}), substitute(dot.body, {dot.bound: i})
                 weight = signed_power(x_j, body.args[1] - 1)
-                place = next((j for j in sorted(nodes.free_indices(x), key=str) if substitute(weight, {i: j}) == x), None)
+                place = nodes.place_of(x, weight, i)
                 if dot.op != "sum" or place is None or weight not in sp.Mul.make_args(y_j):
                     continue
                 y_j = without(y_j, weight)
@@ -445,7 +445,7 @@ def difference_of_units(expr: sp.Expr) -> sp.Expr | None:
                 i = squares[1].axis.index()
                 x_ = substitute(squares[0], {squares[1]: i})
                 for g in sp.Mul.make_args(term):
-                    place = next((j for j in sorted(nodes.free_indices(g), key=str) if substitute(x_, {i: j}) == g), None)
+                    place = nodes.place_of(g, x_, i)
                     if place is not None:
                         units.append((term, without(without(term, f), g), f, x_, i, place))
     for (t, k_, f, x_, i, place), (u, n, g, y_, j, other) in ((v, w) for v in units for w in units):

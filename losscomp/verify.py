@@ -5,8 +5,8 @@ in ULP of the result's type, and in relative error. A result is lost where the t
 error exceeds 1e-2, or the result is no number at all.
 
 A result is at a root where the question itself is ill-conditioned: the truth moves by more than ROOT units in the last place
-when every input, the direction of a product too, moves to a next number of its type. The full run finds these results with the oracle, and says how large the
-error is elsewhere.
+when every input, the direction of a product too, moves to a next number of its type. The full run finds these results with the
+oracle, and says how large the error is elsewhere.
 """
 
 from __future__ import annotations
