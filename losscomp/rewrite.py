@@ -154,6 +154,13 @@ def views(pattern: Any, expr: Any) -> Iterator[tuple[Any, list[Any] | None]]:
                 yield expr.func(*(expr.args[i] for i in some)), [a for i, a in enumerate(expr.args) if i not in some]
 
 
+def without(product: sp.Expr, factor: sp.Expr) -> sp.Expr:
+    """A product less one factor; division would leave exp(x) exp(-x), which SymPy does not always join."""
+    factors = list(sp.Mul.make_args(product))
+    factors.remove(factor)
+    return sp.Mul(*factors)
+
+
 STEPS, GROWTH = 200, 40                          # what a rewriting may take: steps, and times the size of the expression
 
 
@@ -168,12 +175,15 @@ def rewrite(expr: sp.Expr, rules: tuple[Rule | Procedure, ...], steps: int = STE
     done: dict[Any, Any] = {}
     most = growth * (250 + size_of(expr, 10**9))
 
+    def endless() -> LosscompError:
+        return LosscompError(f"rewriting does not end: {[s.rule for s in trace[-4:]]} at {trace[-1].before if trace else expr}",
+                             repair="Two rules undo each other, or a rule matches in its own result; give one a condition.")
+
     def settle(step: Step) -> None:
         """Note a step, if the rewriting may go on."""
         trace.append(step)
         if len(trace) > steps:
-            raise LosscompError(f"rewriting does not end: {[s.rule for s in trace[-4:]]} at {step.before}",
-                                repair="Two rules undo each other; give one a condition.")
+            raise endless()
         if size_of(step.after, most) > most:
             raise LosscompError(f"rewriting swells: the rule {step.rule!r} made an expression of more than {most} parts, after "
                                 f"{[s.rule for s in trace[-4:]]}",
@@ -196,4 +206,7 @@ def rewrite(expr: sp.Expr, rules: tuple[Rule | Procedure, ...], steps: int = STE
             done[node] = new
         return done[node]
 
-    return visit(expr), trace
+    try:
+        return visit(expr), trace
+    except RecursionError:
+        raise endless() from None
