@@ -49,6 +49,7 @@ class Row:
         relative: the largest error relative to the largest magnitude in the same sample.
         lost: results with a relative error above 1e-2, or that are no number, where the truth is an ordinary number.
         off_roots: the largest error in ULP of results that are at no root; None where roots were not looked for.
+        beyond: the largest error anywhere, in units of how far the truth moves with its inputs, or of an ULP where that is less.
         at_roots, lost_off_roots: how many results are at roots, and how many of the others are lost.
         example: where the worst lost result was, if any.
     """
@@ -64,6 +65,7 @@ class Row:
     lost: int = 0
     example: str = ""
     off_roots: float | None = None
+    beyond: float | None = None
     at_roots: int = 0
     lost_off_roots: int = 0
     errors: list[float] = field(default_factory=list, repr=False)
@@ -238,10 +240,11 @@ def account(row: Row, computed: np.ndarray, truth: Exact, dtype: str, stratum: s
         row.errors += [float(u) for u in seen]
     if moved is not None:
         root = moved > ROOT
-        away = ulps[ordinary & ~root]
+        away, units = ulps[ordinary & ~root], ulps[ordinary] / np.maximum(moved[ordinary], 1)
         row.at_roots += int((ordinary & root).sum())
         row.lost_off_roots += int((lost & ~root).sum())
         row.off_roots = max([row.off_roots or 0.0, *(float(u) for u in away if np.isfinite(u))])
+        row.beyond = max([row.beyond or 0.0, *(float(u) for u in units if np.isfinite(u))])
 
 
 def form_has(form: Checked, name: str) -> bool:
