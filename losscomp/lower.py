@@ -397,9 +397,12 @@ class Lowering:
         number = sp.Mul(*(c for c, _ in contents), *(f for _, f in contents if f.is_Rational))
         factors = [f for _, f in contents if not f.is_Rational]
         for f, x in [(f, x) for f in factors for x in factors if isinstance(f, atoms.inverse_root) and x is not f]:
-            if (found := nodes.sum_of_squares(f.args[0])) is not None and f in factors and x in factors and nodes.place_of(x, *found[:2]):
+            found = nodes.sum_of_squares(f.args[0])
+            along = next((v for v in (x, -x) if found and f in factors and x in factors and nodes.place_of(v, *found[:2])), None)
+            if found and along is not None:
                 unit, inside = self.in_units(*found, env)                # x / (length of x): in the same units, whatever these are
-                above += [self(nodes.Named("scaled", x / unit), env), op("inverse_root", inside)]
+                above += [self(nodes.Named("scaled", along / unit), env), op("inverse_root", inside)]
+                sign ^= along is not x
                 factors.remove(f)
                 factors.remove(x)
         for f in [number, *factors]:
