@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 import sympy as sp
 
-from .atoms import same
+from .atoms import inverse_root, same
 from .errors import CheckError
 from .nodes import (
     Delta,
@@ -19,6 +19,7 @@ from .nodes import (
     Load,
     Named,
     Reduce,
+    Rejection,
     Stated,
     StopGradient,
     StraightThrough,
@@ -27,10 +28,11 @@ from .nodes import (
     free_indices,
     outermost,
     substitute,
+    sum_of_squares,
 )
 
 Seed = Callable[[Load], sp.Expr]
-OPAQUE = (Load, Delta, Reduce, Named, Stated, StopGradient, StraightThrough, Where)
+OPAQUE = (Load, Delta, Reduce, Rejection, Named, Stated, StopGradient, StraightThrough, Where)
 
 
 def derive(expr: sp.Expr, seed: Seed) -> sp.Expr:
@@ -65,6 +67,8 @@ def rate_of(part: sp.Expr, seed: Seed) -> sp.Expr:
             return stated + derive(part.body, lambda load: sp.S.Zero if load in slopes else seed(load))
         case Reduce():
             return reduction_rate(part, seed)
+        case Rejection():
+            return rejection_rate(part, seed)
     raise CheckError(f"{type(part).__name__} has no derivative: {part}")
 
 
@@ -82,6 +86,43 @@ def reduction_rate(part: Reduce, seed: Seed) -> sp.Expr:
         return total(sp.Add(*(sp.exp(body - part) * term for term in terms)), bound)
     ties = same(body, part)                                              # a maximum: shared evenly among the ties
     return total(sp.Add(*(ties * term for term in terms)), bound) / total(ties, bound)
+
+
+def rejection_rate(part: Rejection, seed: Seed) -> sp.Expr:
+    """The rate of a rejection, in rejections: that of y', less that of x' along y, less x times what y' shares with it.
+
+    A seed of deltas needs the formula itself, which is linear in them.
+    """
+    _, x, dot, square = part.args
+    found = sum_of_squares(square)
+    if found is None or derive(x, seed).has(Delta) or derive(dot, seed).has(Delta) or derive(found[2], seed) != 0:
+        return derive(part.meaning, seed)
+    along, bound, _ = found
+    i = bound.axis.index()
+    x_i, y_i = substitute(along, {bound: i}), other_factor(part, i)
+    x_rate, y_rate = derive(x_i, seed), derive(y_i, seed)
+    place = next((j for j in free_indices(x) if substitute(x_i, {i: j}) == x), None)
+    if place is None:
+        return derive(part.meaning, seed)
+    at = lambda expr: substitute(expr, {i: place})
+    less = lambda y: at(rejected(y, x_i, i, square))
+    inverse = inverse_root(square)
+    shared = total(x_rate * rejected(y_i, x_i, i, square), i)
+    along_x = Reduce("sum", Named("unit", x_i * inverse) * y_i, i)       # the name keeps x y, which may overflow, from being added up
+    return less(y_rate) - along_x * inverse * less(x_rate) - x * inverse**2 * shared
+
+
+def rejected(y: sp.Expr, x: sp.Expr, i: Index, square: sp.Expr) -> sp.Expr:
+    """The rejection of y[i] from x[i]; factors of y that do not depend on i stand outside."""
+    outer, inner = split(y, i)
+    return sp.S.Zero if y == 0 else outer * Rejection(inner, x, Reduce("sum", x * inner, i), square)
+
+
+def other_factor(part: Rejection, i: Index) -> sp.Expr:
+    """The y[i] of a rejection, taken from its sum of x y."""
+    _, _, dot, square = part.args
+    along, bound, _ = sum_of_squares(square) or (dot, i, dot)
+    return substitute(dot.body, {dot.bound: i}) / substitute(along, {bound: i})
 
 
 def total(body: sp.Expr, index: Index) -> sp.Expr:

@@ -264,16 +264,16 @@ def Norm(body: Any, i: Index, p: Any = 2, *, plus: Any = 0) -> sp.Expr:
     Args:
         plus: added to the sum of squares, where p is 2.
 
-    The terms are divided by a power of two near the largest, so that no power of them overflows or vanishes.
+    In a general norm the terms are divided by a power of two near the largest, so that no power of them overflows or vanishes;
+    for roots of sums of squares lowering does the same.
     """
-    least = sp.Rational(float(sp.sqrt(sp.sympify(plus))))
-    unit = atoms.binade(MaxOver(Abs(body), i) + least)
+    unit = atoms.binade(MaxOver(Abs(body), i))
     scaled = Named("scaled", body / unit)
     general = unit * atoms.abs_power(Sum(atoms.abs_power(scaled, p), i), 1 / sp.sympify(p))
     arms = {
         sp.S.Zero: Sum(Where(sp.Eq(body, 0), 0, 1), i),
         sp.S.One: Sum(Abs(body), i),
-        sp.S(2): unit * Sqrt(Sum(scaled**2, i) + sp.sympify(plus) / unit**2),
+        sp.S(2): Sqrt(Sum(body**2, i) + exact(plus)),
         sp.oo: MaxOver(Abs(body), i),
     }
     if not isinstance(p, Param):

@@ -39,6 +39,8 @@ BRANCHES: dict[type, Callable[..., Node]] = {
 FOLDED: dict[str, Callable[[Fraction, Fraction], Fraction]] = {
     "add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv,
 }
+# Functions that overflow or vanish, and the operation that multiplies by them without losing what is left of the product.
+TAILS: dict[str, str] = {"exp": "times_exp", "sigmoid": "times_sigmoid"}
 REAL_OPERANDS = frozenset({"add", "sub", "mul", "lt", "le", "gt", "ge", "eq", "ne", "where"})
 
 
@@ -83,6 +85,9 @@ def product(above: Iterable[Node], below: Iterable[Node] = (), sign: bool = Fals
     (d / v) * d, which overflows only where the result does.
     """
     up, down = [n for n in above if n is not ONE], [n for n in below if n is not ONE]
+    tails = [n for n in up if isinstance(n, Op) and n.name in TAILS] if len(up) > 1 else []
+    for tail in tails:
+        up.remove(tail)
     depths = sorted({len(free(n)) for n in [*up, *down]})
     result: Node = ONE
     waiting: list[Node] = []
@@ -100,6 +105,8 @@ def product(above: Iterable[Node], below: Iterable[Node] = (), sign: bool = Fals
             result = op("mul", result, op("div", factor, under[k]) if k < len(under) else factor)
         result = fold(lambda a, b: op("div", a, b), under[len(plain):], result)
     result = fold(lambda a, b: op("div", a, b), waiting, result)
+    for tail in tails:                                                   # last, by a function that knows how it over- and underflows
+        result = tail if result is ONE else Op(TAILS[tail.name], (real(result), *tail.args))
     return op("neg", result) if sign else result
 
 
@@ -111,6 +118,10 @@ def apart(nodes_: list[Node]) -> list[Node]:
     for node in first:
         rest.remove(node)
     return first + rest
+
+
+class Eliminated(nodes.Node):
+    """a b - c d, rounded once."""
 
 
 class Lowering:
@@ -151,6 +162,9 @@ class Lowering:
             case Op("neg", (a,)):
                 above, below, sign = self.factors(a)
                 return above, below, not sign
+            case Op("times_exp" | "times_sigmoid" as name, (a, x)):
+                above, below, sign = self.factors(a)
+                return [*above, Op(name.removeprefix("times_"), (x,))], below, sign
         return [node], [], False
 
     def summed(self, var: Var, body: Node) -> Node:
@@ -191,6 +205,12 @@ class Lowering:
                 return where(self(condition, env), self(a, env), self(b, env))
             case nodes.Reduce():
                 return self.reduction(expr, env)
+            case nodes.Rejection():
+                return self.rejection(expr, env)
+            case Eliminated(args=(a, b, c, d)):
+                return self.called("eliminated", Op("cross", tuple(real(self(part, env)) for part in (a, b, c, d))))
+            case atoms.root() | atoms.inverse_root() if (found := nodes.sum_of_squares(expr.args[0])) is not None:
+                return self.length(expr, *found, env)
             case sp.Add():
                 return self.addition(expr, env)
             case sp.Mul():
@@ -256,6 +276,53 @@ class Lowering:
         others = Reduce("sum", var, where(top, ZERO, relative))
         ties = Reduce("sum", var, real(where(top, ONE, ZERO)))
         return self.called("others", others), self.called("ties", ties)
+
+    def length(self, expr: sp.Expr, x: sp.Expr, bound: nodes.Index, plus: sp.Expr, env: Env) -> Node:
+        """The root of a sum of squares, or its inverse: in units of a power of two near the largest, which is multiplied last."""
+        unit, inside = self.in_units(x, bound, plus, env)
+        if isinstance(expr, atoms.root):
+            return op("mul", self(unit, env), op("sqrt", inside))
+        return op("div", op("inverse_root", inside), self(unit, env))
+
+    def in_units(self, x: sp.Expr, bound: nodes.Index, plus: sp.Expr, env: Env) -> tuple[sp.Expr, Node]:
+        """A power of two near the largest x, and the sum of the squares of x in these units."""
+        i = bound.axis.index()
+        x = nodes.substitute(x, {bound: i})
+        least = sp.Rational(float(sp.sqrt(plus))) if plus.is_number else sp.sqrt(plus)
+        unit = atoms.binade(nodes.Reduce("max", atoms.Abs(x), i) + least)
+        return unit, self(nodes.Reduce("sum", nodes.Named("scaled", x / unit)**2, i) + plus / unit**2, env)
+
+    def rejection(self, expr: nodes.Rejection, env: Env) -> Node:
+        """y less its part along x, by elimination: y is a multiple of x that agrees with it where x is largest, and the rest.
+
+        The rest has no large part of either: it comes from differences of products, rounded once.
+        """
+        y, x, dot, square = expr.args
+        i = dot.bound.axis.index()
+        body = nodes.substitute(dot.body, {dot.bound: i})
+        found = nodes.sum_of_squares(square)
+        if found is not None:
+            x_i, plus = nodes.substitute(found[0], {found[1]: i}), found[2]
+            y_i = body / x_i
+        else:                                                            # another power than 2: a weighted sum of products
+            power = nodes.substitute(square.body, {square.bound: i})
+            x_i, plus = power.args[0], sp.S.Zero
+            weight = atoms.signed_power(x_i, power.args[1] - 1)
+            y_i = body / weight
+        largest = nodes.Reduce("max", atoms.Abs(x_i), i)
+        unit = atoms.binade(largest)
+        at_largest = nodes.Reduce("max", nodes.Where(sp.Eq(atoms.Abs(x_i), largest, evaluate=False), atoms.Sign(x_i) * y_i, -sp.oo), i)
+        pivot = nodes.Where(sp.Eq(largest, 0), 1, largest / unit)
+        scaled = lambda x: nodes.Named("scaled", x / unit)               # names keep factors where they are
+        rest = lambda y, x: nodes.Named("left", Eliminated(y, pivot, scaled(x), at_largest) / pivot)
+        if found is not None:
+            share = nodes.Named("share", unit * atoms.inverse_root(square))
+            back = -share**2 * nodes.Reduce("sum", scaled(x_i) * rest(y_i, x_i), i)
+        else:
+            back = -unit * nodes.Reduce("sum", weight * rest(y_i, x_i), i) / nodes.Where(sp.Eq(square, 0), 1, square)
+        if plus != 0:
+            back += at_largest / pivot * nodes.Named("defect", plus * atoms.inverse_root(square)**2)
+        return self(rest(y, x) + scaled(x) * nodes.Named("along", back), env)
 
     def exponential(self, power: sp.Expr, env: Env) -> Node:
         """exp(a - logsumexp) is a softmax: exp(a - largest) / mass, and so for products of softmaxes."""
@@ -328,10 +395,20 @@ class Lowering:
         sign = False
         contents = [self.content(f) for f in parts]
         number = sp.Mul(*(c for c, _ in contents), *(f for _, f in contents if f.is_Rational))
-        for f in [number, *(f for _, f in contents if not f.is_Rational)]:
+        factors = [f for _, f in contents if not f.is_Rational]
+        for f, x in [(f, x) for f in factors for x in factors if isinstance(f, atoms.inverse_root) and x is not f]:
+            found = nodes.sum_of_squares(f.args[0])
+            along = next((v for v in (x, -x) if found and f in factors and x in factors and nodes.place_of(v, *found[:2])), None)
+            if found and along is not None:
+                unit, inside = self.in_units(*found, env)                # x / (length of x): in the same units, whatever these are
+                above += [self(nodes.Named("scaled", along / unit), env), op("inverse_root", inside)]
+                sign ^= along is not x
+                factors.remove(f)
+                factors.remove(x)
+        for f in [number, *factors]:
             if f.is_Rational:
                 sign ^= bool(f < 0)
-                if f.q in (1, 2, 4, 8, 16):
+                if f.q & (f.q - 1) == 0:
                     above.append(Const(abs(int(f.p)), int(f.q)))
                 else:
                     above += [Const(abs(int(f.p)))] * (abs(f.p) != 1)
@@ -348,7 +425,10 @@ class Lowering:
     def power_factors(self, base: sp.Expr, exponent: sp.Rational, env: Env) -> list[Node]:
         """base ** exponent as factors, so that products can be divided step by step."""
         if exponent.is_Integer and exponent <= 4:
-            return [real(self(base, env))] * int(exponent)
+            node = real(self(base, env))
+            if isinstance(base, atoms.root):                             # its unit and the root in that unit, one after the other
+                return self.factors(node)[0] * int(exponent)
+            return [node] * int(exponent)
         return [self.power(self(base, env), exponent, env)]
 
     def power(self, base: Node, exponent: sp.Expr, env: Env) -> Node:

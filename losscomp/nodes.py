@@ -368,6 +368,51 @@ class Named(Node):
         return f"{self.label}"
 
 
+class Rejection(Node):
+    """What is left of a vector y when its part along x is taken away: y[i] - x[i] (sum of x y) / square.
+
+    The arguments are y[i], x[i], the sum of x y, and square, which is the sum of x**2 and perhaps a constant. It is a node of its
+    own because it cancels where y is nearly along x: lowering computes it from what x and y do not share.
+    """
+
+    @property
+    def meaning(self) -> sp.Expr:
+        """The same as a formula."""
+        y, x, dot, square = self.args
+        return y - x * dot / square
+
+    def _sympystr(self, printer: Any) -> str:
+        return f"rejection({', '.join(map(printer._print, self.args))})"
+
+
+def root_of(product: sp.Expr) -> sp.Expr | None:
+    """The expression of which this is the square, if its factors are squares."""
+    roots = []
+    for factor in sp.Mul.make_args(product):
+        base, exponent = factor.as_base_exp()
+        if factor.is_Rational and factor > 0 and sp.sqrt(factor).is_Rational:
+            roots.append(sp.sqrt(factor))
+        elif exponent.is_Integer and exponent > 0 and exponent % 2 == 0:
+            roots.append(base ** (exponent / 2))
+        else:
+            return None
+    return sp.Mul(*roots)
+
+
+def sum_of_squares(expr: sp.Expr) -> tuple[sp.Expr, Index, sp.Expr] | None:
+    """For the sum of x[i]**2 over i, and perhaps a constant: x[i], i and the constant."""
+    sums = [t for t in sp.Add.make_args(expr) if isinstance(t, Reduce) and t.op == "sum"]
+    if len(sums) != 1 or not (expr - sums[0]).is_nonnegative:
+        return None
+    root = root_of(sums[0].body)
+    return None if root is None else (root, sums[0].bound, expr - sums[0])
+
+
+def place_of(expr: sp.Expr, x: sp.Expr, bound: Index) -> Index | None:
+    """The free index at which x[bound] is this expression, if there is one."""
+    return next((j for j in sorted(free_indices(expr), key=str) if substitute(x, {bound: j}) == expr), None)
+
+
 class Stated(Node):
     """A value whose derivatives by some reads are stated: args are the value, then pairs of a read and a slope."""
 

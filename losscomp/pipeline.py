@@ -31,7 +31,7 @@ from .language import Loss
 from .lower import Lowering, parameter
 from .nodes import Delta, Load, Tensor, TensorRecord
 from .rewrite import Step, rewrite
-from .rules import SMOOTHING, STABILISING
+from .rules import SMOOTHING, STABILISING, VECTORS
 from .schedule import Scheduler
 
 STAGES = ("check", "smooth", "differentiate", "stabilise", "lower", "schedule", "emit")
@@ -170,7 +170,7 @@ def differentiated(form: Checked) -> list[Formula]:
             continue
         weight_moves = any(t in moving for t in nodes.tensors(weight))
         objective = scaled("scale", value) + (scaled("scale_weight", weight) if weight_moves else 0)
-        grads = {t: gradient(objective, t) for t in moving}
+        grads = {t: with_rejections(*gradient(objective, t)) for t in moving}
         formulas.append(Formula(f"value_and_grad{suffix}", "the loss, the totals, and the gradients times scale", (
             loss, *totals, *(Output(result("grad", t), g, j) for t, (g, j) in grads.items())), moving))
         ways = {t: direction(t) for t in moving}
@@ -187,6 +187,11 @@ def differentiated(form: Checked) -> list[Formula]:
             formulas.append(Formula(f"hessian_diag{suffix}", "the diagonal of the Hessian, times scale", tuple(
                 Output(result("hessian", t), diagonal(g, t, j), j) for t, (g, j) in grads.items()), moving))
     return formulas
+
+
+def with_rejections(grad: sp.Expr, j: tuple[nodes.Index, ...]) -> tuple[sp.Expr, tuple[nodes.Index, ...]]:
+    """A gradient in which vectors less their parts along others are seen as such: second order is taken of that."""
+    return rewrite(grad, VECTORS)[0], j
 
 
 def diagonal(grad: sp.Expr, tensor: Tensor, j: tuple[nodes.Index, ...]) -> sp.Expr:

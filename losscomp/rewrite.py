@@ -154,10 +154,40 @@ def views(pattern: Any, expr: Any) -> Iterator[tuple[Any, list[Any] | None]]:
                 yield expr.func(*(expr.args[i] for i in some)), [a for i, a in enumerate(expr.args) if i not in some]
 
 
-def rewrite(expr: sp.Expr, rules: tuple[Rule | Procedure, ...], limit: int = 200) -> tuple[sp.Expr, list[Step]]:
-    """Apply the rules, innermost first, until none matches; and the steps taken."""
+def without(product: sp.Expr, factor: sp.Expr) -> sp.Expr:
+    """A product less one factor; division would leave exp(x) exp(-x), which SymPy does not always join."""
+    factors = list(sp.Mul.make_args(product))
+    factors.remove(factor)
+    return sp.Mul(*factors)
+
+
+STEPS, GROWTH = 200, 40                          # what a rewriting may take: steps, and times the size of the expression
+
+
+def size_of(expr: Any, most: int) -> int:
+    """The number of nodes of an expression, as a tree; counting ends above `most`."""
+    return sum(1 for _ in itertools.islice(sp.preorder_traversal(expr), most + 1))
+
+
+def rewrite(expr: sp.Expr, rules: tuple[Rule | Procedure, ...], steps: int = STEPS, growth: int = GROWTH) -> tuple[sp.Expr, list[Step]]:
+    """Apply the rules, innermost first, until none matches; and the steps taken. Raises LosscompError where the rules do not end."""
     trace: list[Step] = []
     done: dict[Any, Any] = {}
+    most = growth * (250 + size_of(expr, 10**9))
+
+    def endless() -> LosscompError:
+        return LosscompError(f"rewriting does not end: {[s.rule for s in trace[-4:]]} at {trace[-1].before if trace else expr}",
+                             repair="Two rules undo each other, or a rule matches in its own result; give one a condition.")
+
+    def settle(step: Step) -> None:
+        """Note a step, if the rewriting may go on."""
+        trace.append(step)
+        if len(trace) > steps:
+            raise endless()
+        if size_of(step.after, most) > most:
+            raise LosscompError(f"rewriting swells: the rule {step.rule!r} made an expression of more than {most} parts, after "
+                                f"{[s.rule for s in trace[-4:]]}",
+                                repair="Give the rule a condition that its own result does not meet, or name parts of the definition.")
 
     def visit(node: Any) -> Any:
         if not node.args or isinstance(node, Index | Axis):
@@ -170,13 +200,13 @@ def rewrite(expr: sp.Expr, rules: tuple[Rule | Procedure, ...], limit: int = 200
                     continue
                 after = rule.apply(new)
                 if after is not None and after != new:
-                    trace.append(Step(rule.name, rule.why, new, after))
-                    if len(trace) > limit:
-                        raise LosscompError(f"rewriting does not end: {[s.rule for s in trace[-4:]]} at {new}",
-                                            repair="Two rules undo each other; give one a condition.")
+                    settle(Step(rule.name, rule.why, new, after))
                     new = visit(after)
                     break
             done[node] = new
         return done[node]
 
-    return visit(expr), trace
+    try:
+        return visit(expr), trace
+    except RecursionError:
+        raise endless() from None

@@ -10,9 +10,10 @@ from __future__ import annotations
 import sympy as sp
 
 from . import nodes
-from .atoms import expm1, hinge, log1p, sigmoid, softplus, step, xlogy
+from .atoms import Abs, expm1, hinge, inverse_root, log1p, root, sigmoid, softplus, step, xlogy
 from .nodes import Delta, Index, Named, Reduce, Where, substitute
-from .rewrite import ANY_INDEX, BOUND, Binding, Hole, Procedure, Rule, over
+from .rewrite import ANY_INDEX, BOUND, Binding, Hole, Procedure, Rule, over, without
+from .vectors import difference_of_lengths, difference_of_units, one_minus_cosine, power_rejection, rejection
 
 a, b, f, k, x, y, t = map(Hole, "abfkxyt")
 _sum_exp = Reduce("sum", sp.exp(over(f)), ANY_INDEX)
@@ -42,13 +43,6 @@ def shares(expr: sp.Expr) -> list[tuple[sp.exp, Reduce, sp.Expr]]:
                 if lse.op == "logsumexp" and factor.args[0].coeff(lse) == -1:
                     found.append((factor, lse, factor.args[0] + lse))
     return found
-
-
-def without(product: sp.Expr, factor: sp.Expr) -> sp.Expr:
-    """A product less one factor; division would leave exp(x) exp(-x), which SymPy does not always join."""
-    factors = list(sp.Mul.make_args(product))
-    factors.remove(factor)
-    return sp.Mul(*factors)
 
 
 def position_of(here: sp.Expr, lse: Reduce) -> sp.Expr | None:
@@ -144,6 +138,65 @@ def centred(own: sp.Expr, place: Index, lse: Reduce) -> sp.Expr:
     return substitute(apart, {i: place}) - Reduce("sum", sp.exp(body - lse) * apart, i)
 
 
+def share_of_a_sum(expr: sp.Expr) -> sp.Expr | None:
+    """k softmax(a) (sum of q) - k q(a) is k softmax(a) (sum of the other q) - k q(a) (1 - softmax(a))."""
+    if not isinstance(expr, sp.Add):
+        return None
+    for term in expr.args:
+        for whole in (f for f in sp.Mul.make_args(term) if isinstance(f, Reduce) and f.op == "sum"):
+            rest = without(term, whole)
+            for share, lse, here in shares(rest):
+                place = position_of(here, lse)
+                if place is None:
+                    continue
+                own, factor = substitute(whole.body, {whole.bound: place}), without(rest, share)
+                if -factor * own in expr.args:
+                    new = factor * (share * others_of(whole, own) - own * complement(here, lse))
+                    return sp.Add(new, *(t for t in expr.args if t not in (term, -factor * own)))
+    return None
+
+
+def others_of(whole: Reduce, own: sp.Expr) -> sp.Expr:
+    """A sum less one of its terms; less the largest, it is added up anew."""
+    i = whole.bound.axis.index()
+    body = substitute(whole.body, {whole.bound: i})
+    largest = Reduce("max", Abs(body), i)
+    top = sp.Eq(Abs(body), largest, evaluate=False)
+    smaller_ones, largest_ones = Reduce("sum", Where(top, 0, body), i), Reduce("sum", Where(top, body, 0), i)
+    return Where(sp.Eq(Abs(own), largest, evaluate=False), smaller_ones + Named("as_large", largest_ones - own), whole - own)
+
+
+def softplus_pair(expr: sp.Expr) -> sp.Expr | None:
+    """p softplus(x) + q softplus(-x) is (p + q) softplus(-abs(x)) + (p x or -q x), where p + q is simpler than p and q."""
+    if not isinstance(expr, sp.Add):
+        return None
+    factors: dict[sp.Expr, tuple[sp.Expr, sp.Expr]] = {}
+    for term in expr.args:
+        for atom in (f for f in sp.Mul.make_args(term) if isinstance(f, softplus)):
+            factors[atom.args[0]] = (term, without(term, atom))
+    for x_, (term, p) in factors.items():
+        other, q = factors.get(-x_, (None, sp.S.Zero))
+        both = sp.expand_mul(p + q)
+        if other is not None and both != 0 and len(sp.Add.make_args(both)) < sum(len(sp.Add.make_args(sp.expand_mul(f))) for f in (p, q)):
+            line = Where(sp.Gt(x_, 0), p * x_, -q * x_)
+            return sp.Add(both * softplus(-Abs(x_)), line, *(t for t in expr.args if t not in (term, other)))
+    return None
+
+
+def common_sigmoids(expr: sp.Expr) -> sp.Expr | None:
+    """A sum whose terms share a sigmoid, as a product: a tail that vanishes is then multiplied last."""
+    if not isinstance(expr, sp.Add):
+        return None
+    first, *more = ([f for f in sp.Mul.make_args(term) if isinstance(f, sigmoid)] for term in expr.args)
+    common = [f for f in first if all(f in other for other in more)]
+    if not common:
+        return None
+    rests = list(expr.args)
+    for f in common:
+        rests = [without(term, f) for term in rests]
+    return sp.Mul(*common, sp.Add(*rests))
+
+
 def cancelling_terms(expr: sp.Expr) -> sp.Expr | None:
     """Terms that cancel once products are multiplied out, as t s + (1 - t) s does."""
     if not isinstance(expr, sp.Add):
@@ -170,11 +223,26 @@ SMOOTHING: tuple[Rule | Procedure, ...] = (
     Rule("softplus less its line", softplus(x) - x * y, (1 - y) * softplus(x) + y * softplus(-x), "cancellation where y is 1"),
 )
 
+VECTORS: tuple[Rule | Procedure, ...] = (
+    Rule("inverse of a root", inverse_root(a), 1 / root(a), "a guard against 0 that is not needed", "stabilise", domain=(a,)),
+    Rule("root and its inverse", inverse_root(a) * root(a)**-2, root(a)**-3, "a guard against 0 where 0 has no value", "stabilise",
+         ranges=(("a", 1e-100, 1e100),)),
+    Procedure("rejection", rejection, "cancellation where two vectors are nearly parallel"),
+)
+
 STABILISING: tuple[Rule | Procedure, ...] = (
+    *VECTORS,
+    Procedure("rejection in a norm", power_rejection, "cancellation where one component is nearly the whole vector"),
+    Procedure("difference of lengths", difference_of_lengths, "cancellation where two lengths are nearly equal"),
+    Procedure("difference of units", difference_of_units, "cancellation where two vectors are nearly parallel"),
+    Procedure("one minus a cosine", one_minus_cosine, "cancellation where two vectors are nearly parallel"),
     Procedure("softmax minus one-hot", softmax_minus_one_hot, "cancellation at the target"),
     Procedure("softmax times complement", softmax_times_complement, "cancellation where a share is near 1"),
     Procedure("centred softmax", centred_softmax, "cancellation where a share is near 1"),
+    Procedure("share of a sum", share_of_a_sum, "cancellation where one term is nearly the whole sum"),
     Procedure("cancelling terms", cancelling_terms, "terms that cancel exactly"),
+    Procedure("softplus pair", softplus_pair, "cancellation near 0 where y is far outside 0 and 1"),
+    Procedure("common sigmoids", common_sigmoids, "underflow of a tail before it is multiplied"),
     Rule("one minus a quotient", 1 - a / b, (b - a) / b, "cancellation where the quotient is near 1", "stabilise",
          condition=lambda found: not (found[a].is_number or found[b].is_number)),
     Rule("one minus sigmoid", 1 - sigmoid(x), sigmoid(-x), "cancellation", "stabilise"),

@@ -104,3 +104,31 @@ def parameters(form: Checked) -> dict[str, Any]:
         else:
             found[param.name] = float(record.default)
     return found
+
+
+def nudged(form: Checked, tensors: Mapping[str, Any], turn: int) -> dict[str, Any]:
+    """The inputs, each moved to a next number of its type; indices, labels and the ends of domains stay."""
+    found = dict(tensors)
+    for tensor in form.inputs:
+        values = found.get(tensor.name)
+        if values is not None and not tensor.record.integer and not compared_with(form, tensor):
+            low, high, _ = tensor.record.domain.interval
+            moved = np.clip(neighbours(values, turn), low, high).astype(values.dtype)
+            found[tensor.name] = np.where((values == low) | (values == high), values, moved)
+    return found
+
+
+def neighbours(values: np.ndarray, turn: int) -> np.ndarray:
+    """Each number moved to the next one, away from 0 or towards it; another `turn` moves others away.
+
+    Numbers of equal size move alike, so that what is tied stays tied. Zeros and infinities stay.
+    """
+    size = np.abs(values)
+    mixed = np.ascontiguousarray(size).view(np.uint32 if size.dtype == np.float32 else np.uint64).astype(np.uint64)
+    for factor in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB):
+        mixed = (mixed + np.uint64(turn + 1)) * np.uint64(factor)
+        mixed ^= mixed >> np.uint64(29)
+    away = (mixed & np.uint64(1)).astype(bool)
+    with np.errstate(over="ignore"):
+        moved = np.copysign(np.nextafter(size, np.where(away, np.inf, 0).astype(size.dtype)), values)
+    return np.where((values == 0) | ~np.isfinite(moved) | (moved == 0), values, moved)

@@ -35,7 +35,8 @@ from .ir import (
 )
 
 NAMED_OPS = {"mul": "product", "add": "shifted", "sub": "difference", "div": "ratio", "neg": "minus", "where": "choice",
-             "exp": "exponential", "sqrt": "square_root", "pow": "power", "exp_difference": "share", "real": "number",
+             "exp": "exponential", "sqrt": "square_root", "pow": "power", "exp_difference": "share", "times_exp": "product",
+             "times_sigmoid": "product", "cross": "crossed", "real": "number",
              "eq": "equal", "ne": "differs", "lt": "below", "gt": "above", "ge": "reaches", "le": "within"}
 CHEAP = frozenset({"add", "sub", "mul", "neg", "abs", "sign", "real"})
 # Names that mean something else in a target: keywords, and the functions that the emitted code calls.
@@ -43,7 +44,8 @@ TAKEN = frozenset(keyword.kwlist) | frozenset(
     """auto break case char const continue default do double else enum extern float for goto if inline int long register
     restrict return short signed sizeof static struct switch typedef union unsigned void volatile while bool true false
     sigmoid softplus log1p expm1 expm1mx xlogy sign sum max min abs fabs exp log pow sqrt tanh erf step larger smaller
-    inverse_root binade abs_power signed_power exp_difference np torch stable real run dense self NULL INFINITY REAL NAME
+    inverse_root binade abs_power signed_power exp_difference times_exp times_sigmoid cross
+    SMALLEST LARGEST np torch stable real run dense self NULL INFINITY REAL NAME
     accumulator accumulate accumulate_tile add TILE first end value_of total_of wanted INLINE main y0 y1 yn j0 j1 jn
     gamma signgam and or not xor bitand bitor compl new delete this class template typename namespace operator private
     protected public virtual friend using try catch throw""".split())

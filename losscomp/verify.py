@@ -3,6 +3,10 @@
 Every variant of every loss is evaluated on sampled inputs, without reduction, and each result is held against the oracle's:
 in ULP of the result's type, and in relative error. A result is lost where the truth is an ordinary number and the relative
 error exceeds 1e-2, or the result is no number at all.
+
+A result is at a root where the question itself is ill-conditioned: the truth moves by more than ROOT units in the last place
+when every input, the direction of a product too, moves to a next number of its type. The full run finds these results with the
+oracle, and says how large the error is elsewhere.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ import argparse
 import importlib
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,11 +29,13 @@ from .emit import forms_of
 from .errors import BuildError, LosscompError
 from .language import Definition
 from .oracle import Exact, OracleError, Truth, exact, ulp_error
-from .sampling import STRATA, parameters, samples
+from .sampling import STRATA, neighbours, nudged, parameters, samples
 
 TYPES = ("float32", "float64")
 QUICK = ("normal",)                              # the strata of the agreement table that a build prints
 SKIPPED = 1e-2                                   # the relative error from which a result is lost
+ROOT = 4.0                                       # by how many ULP the truth moves, with inputs that move by one, at a root
+TURNS = 4                                        # ways to move the inputs: up for some, down for others
 
 
 @dataclass
@@ -42,6 +48,9 @@ class Row:
         typical, worst: the median and the largest error in ULP; over the strata without roots in `typical`'s case.
         relative: the largest error relative to the largest magnitude in the same sample.
         lost: results with a relative error above 1e-2, or that are no number, where the truth is an ordinary number.
+        off_roots: the largest error in ULP of results that are at no root; None where roots were not looked for.
+        beyond: the largest error anywhere, in units of how far the truth moves with its inputs, or of an ULP where that is less.
+        at_roots, lost_off_roots: how many results are at roots, and how many of the others are lost.
         example: where the worst lost result was, if any.
     """
 
@@ -55,6 +64,10 @@ class Row:
     relative: float = 0.0
     lost: int = 0
     example: str = ""
+    off_roots: float | None = None
+    beyond: float | None = None
+    at_roots: int = 0
+    lost_off_roots: int = 0
     errors: list[float] = field(default_factory=list, repr=False)
 
 
@@ -78,11 +91,12 @@ def verify(definitions: Mapping[str, Definition], targets: Mapping[str, Any], qu
     """The agreement of every loss."""
     rows: list[Row] = []
     for definition in definitions.values():
-        rows += verify_loss(definition, targets, quick, QUICK if quick else STRATA)
+        rows += verify_loss(definition, targets, quick, QUICK if quick else STRATA, roots=not quick)
     return rows
 
 
-def verify_loss(definition: Definition, targets: Mapping[str, Any], quick: bool = False, strata: Iterable[str] = STRATA) -> list[Row]:
+def verify_loss(definition: Definition, targets: Mapping[str, Any], quick: bool = False, strata: Iterable[str] = STRATA,
+                roots: bool = False) -> list[Row]:
     """The agreement of one loss: value, gradients and Hessian-vector products by the inputs that have a gradient by default."""
     found: dict[tuple[str, str, str], Row] = {}
     for form in (f for loss in forms_of(definition) for f in check(loss)):
@@ -91,11 +105,11 @@ def verify_loss(definition: Definition, targets: Mapping[str, Any], quick: bool 
             for stratum in strata:
                 tensors = samples(form, stratum, 6 if quick else 40, dtype)
                 try:
-                    compare(found, definition, form, tensors, params, dtype, stratum, targets)
+                    compare(found, definition, form, tensors, params, dtype, stratum, targets, roots)
                 except OracleError:                                      # some sample spans too many exponents: one by one, without it
                     for one in single_samples(form, tensors):
                         with suppress(OracleError):
-                            compare(found, definition, form, one, params, dtype, stratum, targets)
+                            compare(found, definition, form, one, params, dtype, stratum, targets, roots)
     for row in found.values():
         row.typical = float(np.median(row.errors)) if row.errors else 0.0
     return list(found.values())
@@ -109,17 +123,45 @@ def single_samples(form: Checked, tensors: Mapping[str, np.ndarray]) -> Iterator
 
 
 def compare(found: dict[tuple[str, str, str], Row], definition: Definition, form: Checked, tensors: Mapping[str, np.ndarray],
-            params: Mapping[str, Any], dtype: str, stratum: str, targets: Mapping[str, Any]) -> None:
+            params: Mapping[str, Any], dtype: str, stratum: str, targets: Mapping[str, Any], roots: bool) -> None:
     """Add the errors at some inputs to the rows of a loss."""
     wrt = [t.name for t in form.wrt]
     rng = np.random.default_rng(1)
     directions = {n: rng.normal(size=tensors[n].shape).astype(dtype) for n in wrt}
     settled = {k: np.dtype(dtype).type(v).item() if isinstance(v, float) else v for k, v in params.items()}
-    truth = exact(form, tensors, settled, reduction="none", wrt=wrt, directions=directions)
+    ask = lambda given, ways: exact(form, given, settled, reduction="none", wrt=wrt, directions=ways)
+    truth = ask(tensors, directions)
+    moved = None
+    if roots:
+        nearby = [(nudged(form, tensors, k), {n: neighbours(d, k) for n, d in directions.items()}) for k in range(TURNS)]
+        moved = moves(truth, nearby, ask, wrt, dtype)
     for target, results in evaluations(definition, form, tensors, settled, directions, wrt, targets):
-        for output, computed, expected in pairs(results, truth, wrt):
+        for k, (output, computed, expected) in enumerate(pairs(results, truth, wrt)):
             row = found.setdefault((output, dtype, target), Row(definition.name, output, dtype, target))
-            account(row, np.asarray(computed), expected, dtype, stratum, form, tensors)
+            account(row, np.asarray(computed), expected, dtype, stratum, form, tensors, moved[k] if moved else None)
+
+
+def moves(truth: Truth, nearby: list[tuple[Any, Any]], ask: Callable[[Any, Any], Truth], wrt: list[str], dtype: str) -> list[np.ndarray]:
+    """For each result, by how many ULP the truth differs at the nearby inputs; where the oracle has no answer, infinitely many."""
+    whole = lambda t: [np.atleast_1d(e.high) + 0j + 1j * np.atleast_1d(e.low) for e in exact_results(t, wrt)]
+    here, kind = whole(truth), np.finfo(dtype)
+    found = [np.zeros(e.shape) for e in here]
+    for given in nearby:
+        try:
+            there = whole(ask(*given))
+        except OracleError:
+            return [np.full(e.shape, np.inf) for e in here]
+        with np.errstate(all="ignore"):
+            for k, (a, b) in enumerate(zip(here, there, strict=True)):
+                off = np.abs((a.real - b.real) + (a.imag - b.imag))
+                unit = np.abs(np.spacing(np.clip(a.real, -float(kind.max), float(kind.max)).astype(dtype))).astype(np.float64)
+                found[k] = np.fmax(found[k], np.where(np.isfinite(b.real), off / unit, np.inf))
+    return found
+
+
+def exact_results(truth: Truth, wrt: list[str]) -> list[Exact]:
+    """The parts of a truth in the order of `pairs`."""
+    return [truth.value, *(e for n in wrt for e in (truth.grad[n], truth.hvp[n]))]
 
 
 def evaluations(definition: Definition, form: Checked, tensors: Mapping[str, np.ndarray], params: Mapping[str, Any],
@@ -172,7 +214,7 @@ def pairs(results: Any, truth: Truth, wrt: list[str]) -> Iterator[tuple[str, np.
 
 
 def account(row: Row, computed: np.ndarray, truth: Exact, dtype: str, stratum: str, form: Checked,
-            tensors: Mapping[str, np.ndarray]) -> None:
+            tensors: Mapping[str, np.ndarray], moved: np.ndarray | None = None) -> None:
     """Add the errors of one array to a row."""
     kind = np.finfo(dtype)
     with np.errstate(all="ignore"):
@@ -196,6 +238,13 @@ def account(row: Row, computed: np.ndarray, truth: Exact, dtype: str, stratum: s
         row.worst = max(row.worst, float(seen.max()))
         row.relative = max(row.relative, float(relative.max()))
         row.errors += [float(u) for u in seen]
+    if moved is not None:
+        root = moved > ROOT
+        away, units = ulps[ordinary & ~root], ulps[ordinary] / np.maximum(moved[ordinary], 1)
+        row.at_roots += int((ordinary & root).sum())
+        row.lost_off_roots += int((lost & ~root).sum())
+        row.off_roots = max([row.off_roots or 0.0, *(float(u) for u in away if np.isfinite(u))])
+        row.beyond = max([row.beyond or 0.0, *(float(u) for u in units if np.isfinite(u))])
 
 
 def form_has(form: Checked, name: str) -> bool:
@@ -209,13 +258,14 @@ def table(rows: list[Row]) -> str:
     cells = {(r.loss, r.output, r.dtype, r.target): r for r in rows}
     keys = list(dict.fromkeys((r.loss, r.output, r.dtype) for r in rows))
     wide = max([len(r.loss) for r in rows] + [4])
-    lines = ["error in ULP: median / largest (results lost); against exact arithmetic", "",
-             f"{'loss':{wide}}  {'result':6}  {'type':7}  " + "".join(f"{n:>28}" for n in names)]
+    roots = any(r.off_roots is not None for r in rows)
+    lines = [f"error in ULP: median / {'largest off roots / ' if roots else ''}largest (results lost); against exact arithmetic", "",
+             f"{'loss':{wide}}  {'result':6}  {'type':7}  " + "".join(f"{n:>38}" for n in names)]
     for loss, output, dtype in keys:
         line = f"{loss:{wide}}  {output:6}  {dtype:7}  "
         for name in names:
             row = cells.get((loss, output, dtype, name))
-            line += f"{spell(row):>28}"
+            line += f"{spell(row):>38}"
         lines.append(line)
     return "\n".join(lines)
 
@@ -224,7 +274,8 @@ def spell(row: Row | None) -> str:
     """One cell of the table."""
     if row is None:
         return "-"
-    return f"{row.typical:.2g} / {row.worst:.3g}" + (f" ({row.lost} of {row.points} lost)" if row.lost else "")
+    off = "" if row.off_roots is None else f"{row.off_roots:.3g} / "
+    return f"{row.typical:.2g} / {off}{row.worst:.3g}" + (f" ({row.lost} of {row.points} lost)" if row.lost else "")
 
 
 def main(args: argparse.Namespace) -> int:

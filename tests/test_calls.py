@@ -19,7 +19,7 @@ BAD: list[tuple[str, tuple[Any, ...], dict[str, Any], tuple[type[Exception], ...
     ("binary_cross_entropy_with_logits", (A, ONE), {}, (ValueError,), ("target (3,)", "input (2, 3)")),
     ("binary_cross_entropy_with_logits", (ONE, ONE), {"weight": A}, (RuntimeError,), ("weight (2, 3)", "input (3,)")),
     ("binary_cross_entropy_with_logits", (ONE, ONE), {"pos_weight": A}, (RuntimeError,), ("pos_weight (2, 3)", "input (3,)")),
-    ("soft_margin_loss", (A, ONE), {}, (RuntimeError,), ("target (3,)", "input (2, 3)")),
+    ("soft_margin_loss", (ONE, A), {}, (RuntimeError,), ("target (2, 3)", "input (3,)")),
     ("gaussian_nll_loss", (A, A, np.ones((1, 1))), {}, (ValueError,), ("var (1, 1)", "input (2, 3)")),
     ("gaussian_nll_loss", (A, A, ONE), {}, (ValueError,), ("var (3,)", "input (2, 3)")),
     ("margin_ranking_loss", (A, ONE, A), {}, (RuntimeError,), ("same number of dimensions", "input1 (2, 3)", "input2 (3,)")),

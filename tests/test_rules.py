@@ -18,8 +18,9 @@ from support import library
 from losscomp import nodes
 from losscomp.atoms import ATOMS, FUNCTIONS, expand_atoms
 from losscomp.check import check
-from losscomp.language import Hinge, Loss, Sum, axis, exp, index, log, table, tensor
-from losscomp.nodes import Load, Reduce, Where
+from losscomp.errors import LosscompError
+from losscomp.language import Hinge, Loss, Norm, Sum, axis, exp, index, log, named, oo, table, tensor
+from losscomp.nodes import Load, Reduce, Rejection, Where
 from losscomp.oracle import exact, ulp_error
 from losscomp.pipeline import Compiled, compile_loss, plain
 from losscomp.rewrite import BOUND, Hole, Over, Procedure, Rule, rewrite
@@ -225,6 +226,7 @@ CLASSES = axis("classes")
 c = CLASSES.index()
 x, z, y = tensor("x", CLASSES), tensor("z", CLASSES), index("y", into=CLASSES)
 s, t, p = tensor("s"), tensor("t"), tensor("p", positive=True)
+U, V = (named(name, v[c] / Norm(v[c], c, plus=sp.Rational(1, 64))) for name, v in (("u", x), ("v", z)))
 LOG_P = table("log_p", c, log(exp(x[c]) / Sum(exp(x[c]), c)))
 EXAMPLES: dict[str, Loss] = {name: loss.called(name) for name, loss in {
     "label": Loss(-LOG_P(y)),
@@ -240,6 +242,11 @@ EXAMPLES: dict[str, Loss] = {name: loss.called(name) for name, loss in {
     "growth": Loss(exp(s) - s + t * (exp(t) - 1)),
     "quotient": Loss((1 - s / t)**2),
     "hinged": Loss(Hinge(1 - s, tie=0)**2),
+    "angle": Loss(1 - Sum(U * V, c)),
+    "plain_angle": Loss(1 - Sum(x[c] * z[c] / (Norm(x[c], c) * Norm(z[c], c)), c)),
+    **{f"distances_{k}": Loss(Hinge(1 + Norm(x[c] - z[c], c, k) - Norm(x[c] - 2 * z[c], c, k), tie=1)) for k in (1, 2, 3, oo)},
+    "tails": Loss(t * p * log(1 + exp(-s)) + (1 - t) * log(1 + exp(s))),
+    "labels": Loss(Sum(z[c] * log(1 + exp(-x[c])) + (1 - z[c]) * log(1 + exp(x[c])), c)),
     "mixed": Loss(t * log(1 + exp(s)) + (1 - t) * log(1 + exp(s)) + log(1 + exp(s)) * (s + 1) * t - s * t * log(1 + exp(s))),
 }.items()}
 
@@ -268,7 +275,7 @@ def exactly(expr: sp.Expr, like: Compiled, arrays: dict[str, Any]) -> tuple[np.n
     loose = sorted(nodes.free_indices(expr), key=str)
     parts = []
     for n in range(4 if loose else 1):
-        here = nodes.substitute(expr, {i: sp.Integer(n) for i in loose})
+        here = nodes.substitute(elementary_rejections(expr), {i: sp.Integer(n) for i in loose})
         tensors = tuple(nodes.tensors(sp.sympify(here)))
         form = replace(like.form, value=here, weight=sp.S.One, inputs=tensors, params=(), wrt=(), differentiable=())
         given = {u.name: arrays[u.name] if u.name in arrays else stand_in(u) for u in tensors}
@@ -276,6 +283,11 @@ def exactly(expr: sp.Expr, like: Compiled, arrays: dict[str, Any]) -> tuple[np.n
             continue
         parts.append(exact(form, given, {}, reduction="none", wrt=[]).value)
     return np.array([e.high for e in parts]), np.array([e.low for e in parts])
+
+
+def elementary_rejections(expr: Any) -> Any:
+    """Rejections as the formulas that they stand for."""
+    return expr.replace(lambda e: isinstance(e, Rejection), lambda e: elementary_rejections(e.meaning)) if expr.has(Rejection) else expr
 
 
 def stand_in(made: nodes.Tensor) -> np.ndarray:
@@ -303,6 +315,26 @@ def test_procedure_keeps_the_value(procedure: Procedure) -> None:
                     assert np.all(np.abs((a - b) + (a_low - b_low)) <= 2.0**-60 * np.abs(a)), f"{name}: {before} is not {after}"
             seen += 1
     assert seen, f"{procedure.name} was never used"
+
+
+def test_rewriting_without_an_end_is_stopped() -> None:
+    one, two = sp.Symbol("one", real=True), sp.Symbol("two", real=True)
+    turns = Procedure("turn", lambda e: e.subs({one: two, two: one}, simultaneous=True) if isinstance(e, sp.exp) else None, "nothing")
+    with pytest.raises(LosscompError, match="does not end") as caught:
+        rewrite(sp.exp(one), (turns,))
+    assert "turn" in str(caught.value) and "undo each other" in str(caught.value)
+    inside = Procedure("inside", lambda e: 1 + sp.exp(e) if isinstance(e, sp.exp) else None, "nothing")
+    with pytest.raises(LosscompError, match="does not end"):
+        rewrite(sp.exp(one), (inside,))
+
+
+def test_rewriting_that_swells_is_stopped() -> None:
+    """A rule that doubles an expression would take all memory long before its two hundredth step."""
+    s_ = sp.Symbol("s", real=True)
+    swell = Procedure("swell", lambda e: sp.exp(e.args[0] * (1 + sp.sin(e.args[0]))) if isinstance(e, sp.exp) else None, "nothing")
+    with pytest.raises(LosscompError, match="swells") as caught:
+        rewrite(sp.exp(s_), (swell,))
+    assert "'swell'" in str(caught.value) and "condition" in str(caught.value)
 
 
 def test_a_false_procedure_would_be_seen() -> None:

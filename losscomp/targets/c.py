@@ -28,7 +28,9 @@ class CPrinter(Printer):
     calls: ClassVar[dict[str, str]] = {
         **{n: f"{n}({{0}})" for n in ("exp", "log", "log1p", "expm1", "sqrt", "tanh", "sin", "cos", "sinh", "cosh", "atan", "erf",
                                       "sigmoid", "softplus", "inverse_root", "expm1mx", "sign", "binade")},
-        **{n: f"{n}({{0}}, {{1}})" for n in ("xlogy", "step", "abs_power", "signed_power", "exp_difference", "larger", "smaller", "pow")},
+        **{n: f"{n}({{0}}, {{1}})" for n in ("xlogy", "step", "abs_power", "signed_power", "exp_difference", "larger", "smaller", "pow",
+                                               "times_exp", "times_sigmoid")},
+        "cross": "cross({0}, {1}, {2}, {3})",
         "abs": "fabs({0})", "where": "{0} ? {1} : {2}", "not": "!{0}", "and": "{0} && {1}", "or": "{0} || {1}",
         "real": "(REAL){0}", "integer": "(int64_t){0}", "remainder": "{0} % {1}",
     }

@@ -18,7 +18,9 @@ class NumPyPrinter(Printer):
     calls: ClassVar[dict[str, str]] = {
         **{n: f"np.{n}({{0}})" for n in ("exp", "log", "log1p", "expm1", "sqrt", "tanh", "abs", "sign", "sin", "cos", "sinh", "cosh")},
         **{n: f"stable.{n}({{0}})" for n in ("sigmoid", "softplus", "inverse_root", "expm1mx", "erf", "binade")},
-        **{n: f"stable.{n}({{0}}, {{1}})" for n in ("xlogy", "step", "abs_power", "signed_power", "exp_difference")},
+        **{n: f"stable.{n}({{0}}, {{1}})" for n in ("xlogy", "step", "abs_power", "signed_power", "exp_difference", "times_exp",
+                                                      "times_sigmoid")},
+        "cross": "stable.cross({0}, {1}, {2}, {3})",
         "larger": "np.maximum({0}, {1})", "smaller": "np.minimum({0}, {1})", "pow": "np.power({0}, {1})",
         "atan": "np.arctan({0})", "where": "np.where({0}, {1}, {2})", "not": "~({0})",
         "and": "({0}) & ({1})", "or": "({0}) | ({1})",

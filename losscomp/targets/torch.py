@@ -23,7 +23,7 @@ class TorchPrinter(Printer):
                                             "atan", "erf")},
         **{n: f"stable.{n}({{0}})" for n in ("abs", "sign", "sigmoid", "softplus", "root", "inverse_root", "expm1mx", "binade", "xlogx")},
         **{n: f"stable.{n}({{0}}, {{1}})" for n in ("xlogy", "step", "hinge", "abs_power", "signed_power", "only", "unless",
-                                                    "relative", "straight_through")},
+                                                    "relative", "straight_through", "times_exp", "times_sigmoid")},
         **{n: f"stable.{n}({{0}}, {{1}}, {{2}})" for n in ("larger", "smaller")},
         "pow": "torch.pow({0}, {1})", "where": "torch.where({0}, {1}, {2})", "exp_difference": "torch.exp({0} - {1})",
         "stop_gradient": "{0}.detach()", "real": "{0}.to({like}.dtype)", "integer": "{0}.to(torch.int64)",
