@@ -85,9 +85,10 @@ def product(above: Iterable[Node], below: Iterable[Node] = (), sign: bool = Fals
     (d / v) * d, which overflows only where the result does.
     """
     up, down = [n for n in above if n is not ONE], [n for n in below if n is not ONE]
+    steps = [n for n in up if is_step(n)] if any(isinstance(n, Load | Op) and not is_step(n) for n in up) else []
     tails = [n for n in up if isinstance(n, Op) and n.name in TAILS] if len(up) > 1 else []
-    for tail in tails:
-        up.remove(tail)
+    for last in steps + tails:
+        up.remove(last)
     depths = sorted({len(free(n)) for n in [*up, *down]})
     result: Node = ONE
     waiting: list[Node] = []
@@ -107,7 +108,14 @@ def product(above: Iterable[Node], below: Iterable[Node] = (), sign: bool = Fals
     result = fold(lambda a, b: op("div", a, b), waiting, result)
     for tail in tails:                                                   # last, by a function that knows how it over- and underflows
         result = tail if result is ONE else Op(TAILS[tail.name], (real(result), *tail.args))
+    for step in steps:                                                   # 0 where the step is 0, whatever the rest is
+        result = where(op("lt", step.children[0], ZERO), ZERO, op("mul", result, step))
     return op("neg", result) if sign else result
+
+
+def is_step(node: Node) -> bool:
+    """Is this 0 below a threshold, so that it leaves nothing of what it is multiplied with?"""
+    return isinstance(node, Op) and node.name == "step"
 
 
 def apart(nodes_: list[Node]) -> list[Node]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -279,17 +278,15 @@ def test_a_maximum_shares_among_its_ties() -> None:
     assert got.hvp["x"].high.tolist() == [[1, 1, 0], [0, 0, 2]] == got.hessian_diag["x"].high.tolist()
 
 
-def test_undecidable_ties_are_taken_as_equal_and_soon() -> None:
+def test_undecidable_ties_are_taken_as_equal() -> None:
     d = axis("d")
     i = d.index()
     a = tensor("x", d)
-    start = time.perf_counter()
     got = truth(Loss(MaxOver(exp(a[i]), i)), {"x": np.array([[0.3, 0.3, 0.1]])})
     half = math.exp(0.3) / 2
     np.testing.assert_allclose(got.grad["x"].high, [[half, half, 0]], rtol=1e-15)
     third = Loss(Hinge(x / 3 - y * Rational(1, 3), tie=Rational(1, 4)))
     assert truth(third, {"x": [0.7], "y": [0.7]}).grad["x"].high == 0.25 / 3
-    assert time.perf_counter() - start < 1
 
 
 def test_log_sum_exp() -> None:
@@ -514,12 +511,10 @@ def test_single_precision_inputs_count_exactly() -> None:
                                      atoms.abs_power(x, 3), atoms.xlogy(0, x), huber.value, bce.value, x**y, sp.sin(x),
                                      sp.Mod(x, 2)], ids=str)
 def test_nan_in_nan_out(formula: sp.Expr) -> None:
-    start = time.perf_counter()
     got = truth(Loss(formula + y), {"x": [NAN, 1.0], "y": [1.0, 1.0]}, reduction="none")
     assert np.isnan(got.value.high).tolist() == [True, False]
     assert not np.isnan(got.grad["x"].high[1])
     assert np.isnan(truth(Loss(formula + y), {"x": [NAN, 1.0], "y": [1.0, 1.0]}).value.high)
-    assert time.perf_counter() - start < 0.5
 
 
 def test_nan_in_a_row_spoils_that_row_only() -> None:
@@ -630,12 +625,3 @@ def test_ulp_error() -> None:
     assert ulp_error([top], Exact(np.array([top + 2.0**103]), np.zeros(1)), "float32").tolist() == [0.5]
     assert ulp_error([1e308], Exact(np.array([-1e308]), np.zeros(1)), np.float64) == INF
     assert ulp_error(np.float32(0.1), Exact(np.asarray(0.1), np.asarray(0.0)), np.float32).shape == ()
-
-
-def test_a_small_cross_entropy_takes_far_less_than_a_tenth_of_a_second() -> None:
-    form = check(cross_entropy)[0]
-    tensors = {"input": RNG.normal(size=(3, 4)), "target": np.array([1, 3, 0]), "weight": np.ones(4)}
-    exact(form, tensors, {"smoothing": 0.1})
-    start = time.perf_counter()
-    exact(form, tensors, {"smoothing": 0.1}, directions={"input": np.ones((3, 4))}, diagonal=True)
-    assert time.perf_counter() - start < 0.1

@@ -16,4 +16,5 @@ margin_ranking_loss = Loss(
     module="MarginRankingLoss",
     signature="input1 input2 target margin size_average reduce reduction",
     same_ndim=True,
+    notes=("Where the hinge is 0 so are all derivatives, also where an input is infinite; in PyTorch some are NaN.",),
 )
