@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,10 +19,11 @@ from .nodes import Param, Tensor
 from .pipeline import Compiled, compile_loss, kernels
 from .render import render
 from .targets import c as c_target
+from .targets import cuda as cuda_target
 from .targets import numpy as numpy_target
 
 Files = dict[str, str]
-TARGETS = ("numpy", "c")
+TARGETS = ("numpy", "c", "cuda")
 
 
 @dataclass
@@ -80,9 +81,24 @@ def emit_loss(definition: Definition, package: str, source: str) -> Emitted:
         tables = {"argument_rows": c_target.argument_rows(every), "param_rows": c_target.param_rows(every)}
         files[path] = render(template, variants=variants, **tables, **common)
         kernel_names = [k.name + c.mark + c.form.suffix for c, ks in nests for k in ks]
+    files[f"src/{package}/cuda/{name}.cu"] = emit_cuda(flat, common)
     files[f"src/{package}/losses/{name}.py"] = emit_class(definition, compiled, package, source, lines)
     return Emitted(name, module_name(definition), files, kernel_names, summary_of(definition.doc, first.loss.name),
                    dense_functions(compiled))
+
+
+def emit_cuda(compiled: list[Compiled], common: Mapping[str, Any]) -> str:
+    """The CUDA file of one loss: the kernels that others are served by, and what is found under every name."""
+    variants, told = [], []
+    for c in compiled:
+        pairs = cuda_target.serving(kernels(c, False))
+        texts = {k.name: cuda_target.CudaText(k) for pair in pairs for k in pair}
+        served = [(given.name, texts[done.name]) for given, done in pairs]
+        variants.append({"suffix": c.mark + c.form.suffix, "words": words(c.form), "served": served,
+                         "kernels": list(dict.fromkeys(text for _, text in served)), "signatures": list(texts.values())})
+        told += [text.kernel for text in texts.values()]
+    return render("cuda/loss.cu.jinja", variants=variants, argument_rows=cuda_target.argument_rows(told),
+                  param_rows=cuda_target.param_rows(told), **common)
 
 
 def summary_of(doc: str, name: str) -> str:
@@ -261,8 +277,8 @@ def tuple_text(items: list[str]) -> str:
 
 # The files about all losses
 
-def reduction_records() -> list[dict[str, str]]:
-    """The reductions with their derivatives, as Python text."""
+def reduction_records(text: Callable[[sp.Expr], str] = str) -> list[dict[str, str]]:
+    """The reductions with their derivatives, as Python text or that of another language."""
     total_rate, weight_rate = sp.symbols("total_rate weight_rate", real=True)
     out = []
     for r in REDUCTIONS.values():
@@ -270,10 +286,17 @@ def reduction_records() -> list[dict[str, str]]:
             continue
         by_total, by_weight = r.formula.diff(TOTAL), r.formula.diff(WEIGHT)
         rate = lambda e: e.diff(TOTAL) * total_rate + e.diff(WEIGHT) * weight_rate
-        out.append({"name": r.name, "value": str(r.formula), "by_total": str(by_total), "by_weight": str(by_weight),
-                    "by_total_rate": str(rate(by_total)), "by_weight_rate": str(rate(by_weight)), "rate": str(rate(r.formula))})
+        found = {"value": r.formula, "by_total": by_total, "by_weight": by_weight, "by_total_rate": rate(by_total),
+                 "by_weight_rate": rate(by_weight), "rate": rate(r.formula)}
+        out.append({"name": r.name, **{name: text(expr) for name, expr in found.items()}})
     assert COUNT not in BATCH.free_symbols
     return out
+
+
+def c_formula(expr: sp.Expr) -> str:
+    """A formula of totals in C, squares as products."""
+    return sp.ccode(expr, user_functions={"Pow": [
+        (lambda base, power: power == 2, lambda base, power: f"({base})*({base})"), (lambda base, power: True, "pow")]})
 
 
 def emit_library(emitted: list[Emitted], package: str, version: str) -> Files:
@@ -309,6 +332,10 @@ def emit_library(emitted: list[Emitted], package: str, version: str) -> Files:
         "CMakeLists.txt": "library/CMakeLists.txt.jinja",
     }
     files = {path: render(template, **values) for path, template in plan.items()}
+    cuda = {f"{package}_cuda.h": "library.h", f"{package}_math.cuh": "math.cuh", f"{package}_device.cuh": "device.cuh",
+            f"{package}_launch.cuh": "launch.cuh", f"{package}_cuda.cu": "library.cu"}
+    values |= {"reductions": reduction_records(c_formula), "threads": cuda_target.THREADS}
+    files |= {f"{src}/cuda/{path}": render(f"cuda/{template}.jinja", **values) for path, template in cuda.items()}
     for target, title in (("numpy", "NumPy"), ("c", "the compiled C library")):
         files[f"{src}/{target}/__init__.py"] = render("library/package/target_init.py.jinja", target=target, title=title, **values)
     return files

@@ -26,6 +26,7 @@ DEFAULT_NAME = "losslib"
 OWNED: dict[str, tuple[str, ...]] = {
     "numpy": ("src/{name}/numpy/",),
     "c": ("src/{name}/c/", "src/{name}/csrc/", "src/{name}/include/", "CMakeLists.txt", "setup.py"),
+    "cuda": ("src/{name}/cuda/",),
 }
 TARGETS = tuple(OWNED)
 # Packages that a library imports: a library of that name would hide them from itself.
