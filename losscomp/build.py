@@ -23,7 +23,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from . import __version__, compiler, place
+from . import __version__, compiler, nvcc, place
 from .cache import Store, digest, digest_file, digest_tree, prune
 from .errors import BuildError, DefinitionError, LosscompError
 from .plan import MANIFEST, STATE, Options, Plan, Source, make_plan, read_json, to_json, unknown_loss
@@ -51,7 +51,7 @@ class Report:
         emitted: losses that were derived anew, not taken from the cache.
         compiled: object files that were compiled anew; linked: whether there is a new binary.
         written, removed: files of the library; restored: those of `written` that somebody had edited.
-        lacking: why there is no binary, if there should be one.
+        lacking, lacking_cuda: why there is no binary, and none of the CUDA kernels, if there should be one.
     """
 
     name: str
@@ -64,6 +64,7 @@ class Report:
     removed: tuple[str, ...] = ()
     restored: tuple[str, ...] = ()
     lacking: str = ""
+    lacking_cuda: str = ""
 
     @property
     def idle(self) -> bool:
@@ -89,13 +90,15 @@ def build(options: Options, talk: Talk | None = None) -> Report:
             plan = make_plan(options)
             wanted = options.compile and "c" in plan.targets
             lacking = compiler.missing() if wanted else ""
-            work = Build(plan, talk, wanted and not lacking)
+            cuda = options.compile and options.cuda and "cuda" in plan.targets
+            lacking_cuda = nvcc.missing() if cuda else ""
+            work = Build(plan, talk, wanted and not lacking, cuda and not lacking_cuda)
             report = work.idle() if not options.only else None
             report = report or work.run(options.only)
     except OSError as error:
         raise BuildError(f"{error.strerror or error}: {error.filename or options.out}",
                          repair="The library is as it was. Mend that, and build again.") from error
-    report.seconds, report.lacking = time.perf_counter() - start, lacking
+    report.seconds, report.lacking, report.lacking_cuda = time.perf_counter() - start, lacking, lacking_cuda
     return report
 
 
@@ -117,8 +120,8 @@ def check(options: Options, talk: Talk | None = None) -> list[Difference]:
 class Build:
     """One build, under the lock."""
 
-    def __init__(self, plan: Plan, talk: Talk, compile_it: bool) -> None:
-        self.plan, self.talk, self.compile_it = plan, talk, compile_it
+    def __init__(self, plan: Plan, talk: Talk, compile_it: bool, cuda: bool = False) -> None:
+        self.plan, self.talk, self.compile_it, self.cuda = plan, talk, compile_it, cuda
         self.manifest = read_json(plan.out / MANIFEST)
         self.state = read_json(plan.out / STATE)
 
@@ -126,17 +129,24 @@ class Build:
         """A report of nothing, if inputs, files and binary are as the last build left them."""
         plan, state = self.plan, self.state
         files = self.manifest.get("files", {})
-        binary = state.get("binary")
+        binary, launchers = state.get("binary"), state.get("cuda")
         same = (state.get("inputs") == plan.inputs and state.get("manifest") == digest_file(plan.out / MANIFEST)
                 and all(digest_file(plan.out / path) == known for path, known in files.items())
-                and (binary is None or digest_file(plan.out / binary["path"]) == binary["digest"])
-                and (not self.compile_it or (binary is not None and binary["compiler"] == self.identity())))
+                and all(digest_file(plan.out / made["path"]) == made["digest"] for made in (binary, launchers) if made)
+                and (not self.compile_it or (binary is not None and binary["compiler"] == self.identity()))
+                and (not self.cuda or (launchers is not None and launchers["compiler"] == self.cuda_identity())))
         return Report(plan.name, len(state["emitted"])) if same else None
 
     @staticmethod
     def identity() -> str:
         """What the binary depends on besides its sources."""
         found = compiler.find()
+        return found.identity if found else ""
+
+    @staticmethod
+    def cuda_identity() -> str:
+        """The same of the CUDA kernels."""
+        found = nvcc.find()
         return found.identity if found else ""
 
     def run(self, only: Sequence[str]) -> Report:
@@ -148,18 +158,21 @@ class Build:
         changed = {path: data for path, data in files.items() if here[path] != digest(data)}
         self.refuse_strangers(path for path in changed if path not in known and path != MANIFEST)
         remove = {path: was for path, was in known.items() if path not in files and here[path] == was}
-        record, made = self.binary(files)
-        old = self.state.get("binary")
-        if old and (record is None or old["path"] != record["path"]):
-            remove[old["path"]] = old["digest"]
-        state = {"inputs": "" if only else plan.inputs, "manifest": digest(files[MANIFEST]), "binary": record,
-                 "emitted": {r["name"]: {**r, "files": sorted(r["files"])} for r in records}}
-        binary = {plan.binary: made.path.read_bytes()} if made else {}
-        place.commit(plan.out, {**changed, **binary, STATE: to_json(state)}, remove)
+        parts = {"binary": self.binary(files), "cuda": self.launchers(files)}
+        for part, (record, _) in parts.items():
+            old = self.state.get(part)
+            if old and (record is None or old["path"] != record["path"]):
+                remove[old["path"]] = old["digest"]
+        state = {"inputs": "" if only else plan.inputs, "manifest": digest(files[MANIFEST]),
+                 "emitted": {r["name"]: {**r, "files": sorted(r["files"])} for r in records},
+                 **{part: record for part, (record, _) in parts.items()}}
+        binaries = {record["path"]: made.path.read_bytes() for record, made in parts.values() if record and made}
+        place.commit(plan.out, {**changed, **binaries, STATE: to_json(state)}, remove)
         prune()
+        compiled = tuple(name for _, made in parts.values() if made for name in made.compiled)
         restored = [path for path in changed if path in known and here[path] not in (None, known[path])]
-        return Report(plan.name, len(records), emitted=tuple(fresh), compiled=made.compiled if made else (),
-                      linked=made is not None, written=tuple(changed), removed=tuple(remove), restored=tuple(restored))
+        return Report(plan.name, len(records), emitted=tuple(fresh), compiled=compiled, linked=bool(binaries),
+                      written=tuple(changed), removed=tuple(remove), restored=tuple(restored))
 
     def emit_only(self, only: Sequence[str]) -> tuple[list[Record], list[str]]:
         """The records of some losses anew, and of the others as they stand in the library."""
@@ -204,25 +217,52 @@ class Build:
     def binary(self, files: Files) -> tuple[dict[str, str] | None, compiler.Binary | None]:
         """What the state says of the binary that goes with these files, and the binary if it had to be made."""
         plan = self.plan
-        old: dict[str, str] = self.state.get("binary") or {}
         root = f"src/{plan.name}/"
         sources = {p: d for p, d in files.items() if p.startswith((f"{root}csrc/", f"{root}include/", f"{root}c/_build.py"))}
         if not sources:
             return None, None
-        key = digest_tree(sources)
         found = compiler.find() if self.compile_it else None
-        fits = old.get("sources") == key and old["path"] == plan.binary
-        fits = fits and (found is None or found.identity == old["compiler"])
-        if fits and digest_file(plan.out / plan.binary) == old["digest"]:
-            return old, None
+        if known := self.known("binary", plan.binary, sources, found.identity if found else ""):
+            return known, None
         if found is None:
             return None, None
-        work = place.state(plan.out) / "work"
+        made = compiler.compile_library(found, self.lay_out(sources), plan.name, plan.jobs, self.talk.progress)
+        return record_of(plan.binary, sources, found.identity, made), made
+
+    def launchers(self, files: Files) -> tuple[dict[str, str] | None, compiler.Binary | None]:
+        """The same for the CUDA kernels and their launchers, which are compiled on demand only."""
+        plan = self.plan
+        folder = f"src/{plan.name}/cuda"
+        sources = {p: d for p, d in files.items() if p.startswith(f"{folder}/")}
+        if not sources:
+            return None, None
+        found = nvcc.find() if self.cuda else None
+        if known := self.known("cuda", plan.launchers, sources, found.identity if found else ""):
+            return known, None
+        if found is None:
+            return None, None
+        work = self.lay_out(sources)
+        made = nvcc.compile_library(found, work / folder, work / "cuda", "_cuda.so", plan.jobs, self.talk.progress)
+        return record_of(plan.launchers, sources, found.identity, made), made
+
+    def known(self, part: str, path: str, sources: Files, identity: str) -> dict[str, str] | None:
+        """What the state says of a binary, if that is there and goes with the sources, and with the compiler if one is asked."""
+        old: dict[str, str] = self.state.get(part) or {}
+        fits = old.get("sources") == digest_tree(sources) and old["path"] == path and identity in ("", old["compiler"])
+        return old if fits and digest_file(self.plan.out / path) == old["digest"] else None
+
+    def lay_out(self, sources: Files) -> Path:
+        """Write sources where they are compiled; that folder."""
+        work = place.state(self.plan.out) / "work"
         for path, data in sources.items():
             (work / path).parent.mkdir(parents=True, exist_ok=True)
             (work / path).write_bytes(data)
-        made = compiler.compile_library(found, work, plan.name, plan.jobs, self.talk.progress)
-        return {"path": plan.binary, "sources": key, "compiler": found.identity, "digest": digest(made.path.read_bytes())}, made
+        return work
+
+
+def record_of(path: str, sources: Files, identity: str, made: compiler.Binary) -> dict[str, str]:
+    """What the state keeps of a binary."""
+    return {"path": path, "sources": digest_tree(sources), "compiler": identity, "digest": digest(made.path.read_bytes())}
 
 
 # From definitions to files

@@ -293,12 +293,6 @@ def reduction_records(text: Callable[[sp.Expr], str] = str) -> list[dict[str, st
     return out
 
 
-def c_formula(expr: sp.Expr) -> str:
-    """A formula of totals in C, squares as products."""
-    return sp.ccode(expr, user_functions={"Pow": [
-        (lambda base, power: power == 2, lambda base, power: f"({base})*({base})"), (lambda base, power: True, "pow")]})
-
-
 def emit_library(emitted: list[Emitted], package: str, version: str) -> Files:
     """The files of a library that are not about one loss."""
     losses = [{"name": e.name, "class_name": e.class_name, "kernels": e.kernel_names, "summary": e.summary, "dense": e.dense}
@@ -334,7 +328,7 @@ def emit_library(emitted: list[Emitted], package: str, version: str) -> Files:
     files = {path: render(template, **values) for path, template in plan.items()}
     cuda = {f"{package}_cuda.h": "library.h", f"{package}_math.cuh": "math.cuh", f"{package}_device.cuh": "device.cuh",
             f"{package}_launch.cuh": "launch.cuh", f"{package}_cuda.cu": "library.cu"}
-    values |= {"reductions": reduction_records(c_formula), "threads": cuda_target.THREADS}
+    values |= {"reductions": reduction_records(sp.ccode), "threads": cuda_target.THREADS}
     files |= {f"{src}/cuda/{path}": render(f"cuda/{template}.jinja", **values) for path, template in cuda.items()}
     for target, title in (("numpy", "NumPy"), ("c", "the compiled C library")):
         files[f"{src}/{target}/__init__.py"] = render("library/package/target_init.py.jinja", target=target, title=title, **values)

@@ -36,7 +36,7 @@ IMPORTED = frozenset({"numpy", "cffi", "torch", "setuptools", "losscomp"})
 @dataclass(frozen=True)
 class Options:
     """What is asked for. `definitions`: None is those of losscomp; `name`: None keeps that of the library that is in `out`;
-    `jobs`: 0 is one for each core."""
+    `jobs`: 0 is one for each core; `cuda`: compile the CUDA kernels too, which takes minutes."""
 
     definitions: Path | None = None
     out: Path = Path("generated")
@@ -45,6 +45,7 @@ class Options:
     only: tuple[str, ...] = ()
     jobs: int = 0
     compile: bool = True
+    cuda: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,11 @@ class Plan:
     def binary(self) -> str:
         """Where the extension module goes."""
         return f"src/{self.name}/c/_native.abi3.so"
+
+    @property
+    def launchers(self) -> str:
+        """Where the shared library of the CUDA kernels goes."""
+        return f"src/{self.name}/cuda/_cuda.so"
 
     def wants(self, path: str) -> bool:
         """Does a file of the library belong to one of the targets, or to all?"""

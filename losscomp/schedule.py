@@ -43,7 +43,7 @@ TAKEN = frozenset(keyword.kwlist) | frozenset(
     sigmoid softplus log1p expm1 expm1mx xlogy sign sum max min abs fabs exp log pow sqrt tanh erf step larger smaller
     inverse_root binade abs_power signed_power exp_difference np stable real run dense self NULL INFINITY REAL NAME
     accumulator accumulate accumulate_tile TILE first end value_of main y0 y1 yn j0 j1 jn
-    team here nth stride explicit mutable constexpr nullptr asm alignas export noexcept concept requires
+    team here nth start stride explicit mutable constexpr nullptr asm alignas export noexcept concept requires
     gamma signgam and or not xor bitand bitor compl new delete this class template typename namespace operator private
     protected public virtual friend using try catch throw""".split())
 

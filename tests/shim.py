@@ -37,7 +37,8 @@ const char *NAME_cuda_argument_name(const losslib_kernel *kernel, int k);
 const char *NAME_cuda_axis_name(const losslib_kernel *kernel, int k);
 size_t NAME_cuda_workspace(const losslib_kernel *kernel, const losslib_call *call);
 int NAME_cuda_compute(const losslib_kernel *kernel, const losslib_call *call, int scale_type, void *workspace, void *stream);
-int NAME_cuda_finish(int reduction, int type, const losslib_totals *totals, const void *upstream, const losslib_finished *out, void *stream);
+int NAME_cuda_finish(int reduction, int type, const losslib_totals *totals, const void *upstream, const losslib_finished *out,
+                     void *stream);
 void shim_schedule(int schedule, int seed);
 """
 GUARD = 64
@@ -74,7 +75,9 @@ def compile_shim(folder: Path, out: Path, flags: Sequence[str] = ("-O0",), only:
 
 
 def narrow(array: np.ndarray, storage: str) -> np.ndarray:
-    """Real numbers as a type stores them, with the layout kept; bfloat16 as 16 bits."""
+    """Real numbers as a type stores them; bfloat16 as 16 bits. What is stored so already stays where it is, layout and all."""
+    if array.dtype == storage:
+        return array
     whole = tuple(slice(0, 1) if s == 0 and n else slice(None) for s, n in zip(array.strides, array.shape, strict=True))
     core = array[whole]
     if storage == "bfloat16":

@@ -12,11 +12,10 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 from .. import ir
-from ..ir import Accumulate, Argument, Kernel, Let, Load, Loop, Node, Op, Param, Start, Statement, Store, kind_of
+from ..ir import Accumulate, Argument, Kernel, Let, Load, Loop, Param, Start, Statement, Store, kind_of
 from .c import CPrinter, argument_rows, description_of, param_rows
 from .printer import CALL, decimal
 
-ARRAYS = False
 THREADS = 256                                    # of a block
 TYPES = {"real": "real", "int": "int64_t", "bool": "bool"}
 # Kernels that no other kernel serves. What is not here and not served by one of these is not emitted.
@@ -54,7 +53,7 @@ class CudaPrinter(CPrinter):
 
 
 class CudaText:
-    """What the template asks of a kernel."""
+    """What the template asks of a kernel. `loops` are those that a team shares, `joined` the reductions in them."""
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
@@ -65,6 +64,9 @@ class CudaText:
         self.totals = [a.name for a in kernel.outputs if a.role == "total"]
         self.shared = [a for a in kernel.outputs if a.role == "output" and not a.per_sample]
         self.pointwise = not kernel.axes and not self.shared
+        outer = [s for s in kernel.body if isinstance(s, Loop)]
+        self.loops = [s for loop in outer for s in (loop.body if loop.var is ir.SAMPLE else (loop,)) if isinstance(s, Loop)]
+        self.joined = {start for s in self.loops for start in s.starts}                    # by the threads of a team
         self.text: list[tuple[int, str]] = []
 
     @property
@@ -84,8 +86,8 @@ class CudaText:
                 self.shared_input(a)
         begin: list[str] = []
         for a in self.shared:
-            sizes = [*a.axes, "1", "1"][:3]
-            self.say(0, f"const shared_cells<real> {a.name}(run, {self.place[a.name]}, {' + '.join(begin) or '0'}, team, {', '.join(sizes)});")
+            place = [str(self.place[a.name]), " + ".join(begin) or "0", "team", *[*a.axes, "1", "1", "1"][:3]]
+            self.say(0, f"const shared_cells<real> {a.name}(run, {', '.join(place)});")
             begin.append(" * ".join(a.axes) or "1")
         self.say(0, "")
         for name in self.totals:
@@ -134,9 +136,7 @@ class CudaText:
     @property
     def looped(self) -> int:
         """A bit for each axis that a team shares."""
-        loops = [s for s in self.kernel.body if isinstance(s, Loop)]
-        loops = [s for loop in loops for s in (loop.body if loop.var is ir.SAMPLE else [loop]) if isinstance(s, Loop)]
-        return sum(1 << self.kernel.axes.index(axis) for axis in {s.var.axis for s in loops})
+        return sum(1 << self.kernel.axes.index(axis) for axis in {s.var.axis for s in self.loops})
 
     # Arguments
 
@@ -215,8 +215,9 @@ class CudaText:
             return
         inputs = [a for a in self.kernel.inputs if a.per_sample and self.matters(a)]
         outputs = [a for a in self.kernel.outputs if a.role == "output"]
+        self.say(depth, "const int64_t start = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * WIDTH;")
         self.say(depth, "const int64_t stride = (int64_t)gridDim.x * THREADS * WIDTH;")
-        self.say(depth, "for (int64_t first = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * WIDTH; first < run.about.samples; first += stride) {")
+        self.say(depth, "for (int64_t first = start; first < run.about.samples; first += stride) {")
         self.say(depth + 1, f"const samples_at<{count}, WIDTH> here(run, first);")
         for a in inputs:
             more = f", {otherwise(a)}" if a.role == "scale" else ""
@@ -260,15 +261,8 @@ class CudaText:
     def accumulate(self, start: Start, text: str) -> str:
         if start.op == "sum":
             return f"{start.name}_sum.add({text});"
-        name = f"{start.name}_here" if start in self.shared_starts else start.name
+        name = f"{start.name}_here" if start in self.joined else start.name
         return f"{name} = larger<real>({name}, {text});"
-
-    @property
-    def shared_starts(self) -> set[Start]:
-        """The reductions that a team joins."""
-        outer = [s for loop in self.kernel.body if isinstance(loop, Loop)
-                 for s in (loop.body if loop.var is ir.SAMPLE else (loop,)) if isinstance(s, Loop)]
-        return {start for s in outer for start in s.starts}
 
     def store(self, s: Store, shared: bool) -> str:
         argument, text = self.p.arguments[s.tensor], self.p(s.value)
@@ -322,7 +316,7 @@ def otherwise(a: Argument) -> str:
 
 def serves(kernel: Kernel, asked: Kernel) -> bool:
     """Does a kernel compute all that another does, from what that is given?"""
-    given = {a for a in asked.inputs} | {a for a in kernel.inputs if a.role == "scale"}
+    given = set(asked.inputs) | {a for a in kernel.inputs if a.role == "scale"}
     return (set(asked.outputs) <= set(kernel.outputs) and set(kernel.inputs) <= given
             and set(kernel.params) <= set(asked.params) and set(kernel.axes) <= set(asked.axes))
 
@@ -337,4 +331,4 @@ def serving(kernels: list[Kernel]) -> list[tuple[Kernel, Kernel]]:
     return found
 
 
-__all__ = ["ARRAYS", "CudaPrinter", "CudaText", "Node", "Op", "argument_rows", "param_rows", "serving"]
+__all__ = ["THREADS", "CudaPrinter", "CudaText", "argument_rows", "param_rows", "serving"]

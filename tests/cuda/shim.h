@@ -211,22 +211,40 @@ inline void order(std::vector<unsigned> &places)
         for (unsigned k = count; k > 1; --k) std::swap(places[k - 1], places[draw(k)]);
 }
 
-inline void run_block(std::vector<unsigned> &places)
+/* A warp goes as far as it can before the next one does anything: what only the barriers keep apart is far apart. */
+inline bool run_warp(const unsigned first)
+{
+    std::vector<unsigned> lanes(m.threads - first < 32 ? m.threads - first : 32);
+    bool moved = false;
+    for (bool again = true; again;) {
+        again = false;
+        order(lanes);
+        for (const unsigned lane : lanes) {
+            fiber *const f = m.fibers[first + lane];
+            if (!may_run(f)) continue;
+            f->is = READY;
+            enter(f);
+            moved = again = true;
+            if (m.failed) return true;
+        }
+    }
+    return moved;
+}
+
+inline void run_block()
 {
     for (meeting &at : m.meetings) at.arrived = 0;
     m.waiting = m.done = 0;
     for (unsigned k = 0; k < m.threads; ++k) m.fibers[k]->is = READY;
-    while (m.done < m.threads && !m.failed) {
+    std::vector<unsigned> warps((m.threads + 31) / 32);
+    while (m.done < m.threads) {
         bool moved = false;
-        order(places);
-        for (const unsigned k : places)
-            if (may_run(m.fibers[k])) {
-                m.fibers[k]->is = READY;
-                enter(m.fibers[k]);
-                moved = true;
-                if (m.failed) return;
-            }
-        if (moved) continue;
+        order(warps);
+        for (const unsigned w : warps) {
+            moved = run_warp(w * 32) || moved;
+            if (m.failed) return;
+        }
+        if (moved && m.waiting < m.threads) continue;
         now.thread.x = 0;
         if (m.waiting < m.threads) {
             fprintf(stderr, "shim: %u of %u threads wait at a barrier in block %u\n", m.waiting, m.threads, now.block.x);
@@ -256,11 +274,11 @@ template <class Body> void launch(const unsigned blocks, const unsigned threads,
     m.call = [](const void *made) { (*(const Body *)made)(); };
     m.body = &body;
     now.grid.x = blocks;
-    std::vector<unsigned> turns(blocks), places(threads);
+    std::vector<unsigned> turns(blocks);
     order(turns);
     for (const unsigned b : turns) {
         now.block.x = b;
-        run_block(places);
+        run_block();
         if (m.failed) return;
     }
 }
