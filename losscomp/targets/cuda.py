@@ -80,7 +80,7 @@ class CudaText:
                 kind = "int64_t" if p.integer else "real"
                 self.say(0, f"const {kind} {p.name} = ({kind})run.about.params[{k}];")
         if not self.pointwise:
-            self.say(0, "threads team(run.about.team);")
+            self.say(0, "team_of_threads team(run.about.team);")
         for a in self.kernel.inputs:
             if not a.per_sample and self.matters(a):
                 self.shared_input(a)
@@ -207,7 +207,7 @@ class CudaText:
         if not self.pointwise:
             n = self.p.var(s.var)
             self.say(depth, f"for (int64_t {n} = team.first; {n} < run.about.samples; {n} += team.count) {{")
-            self.say(depth + 1, f"const place<{count}> here(run, {n});")
+            self.say(depth + 1, f"const sample_place<{count}> here(run, {n});")
             self.rows(depth + 1)
             self.say(depth + 1, "")
             self.block(s.body, depth + 1)
@@ -221,9 +221,9 @@ class CudaText:
         self.say(depth + 1, f"const samples_at<{count}, WIDTH> here(run, first);")
         for a in inputs:
             more = f", {otherwise(a)}" if a.role == "scale" else ""
-            self.say(depth + 1, f"const pack<Storage, WIDTH> {a.name}_pack(run, {self.place[a.name]}, here{more});")
+            self.say(depth + 1, f"const sample_pack<Storage, WIDTH> {a.name}_pack(run, {self.place[a.name]}, here{more});")
         if outputs:
-            self.say(depth + 1, f"pack<Storage, WIDTH> {', '.join(a.name + '_pack' for a in outputs)};")
+            self.say(depth + 1, f"sample_pack<Storage, WIDTH> {', '.join(a.name + '_pack' for a in outputs)};")
         self.say(-1, "#pragma unroll")
         self.say(depth + 1, "for (int nth = 0; nth < WIDTH; ++nth) {")
         if inputs:
