@@ -199,7 +199,8 @@ def test_one_changed_definition_is_all_that_is_done(options: Options, defs: Path
     assert (report.emitted, report.compiled) == (("square",), ("square",))
     after = times(options.out)
     changed = {path for path in after if after[path] != before[path]}
-    assert changed == {MANIFEST, "src/tiny/numpy/kernels/square.py", "src/tiny/csrc/square.c", "src/tiny/losses/square.py"}
+    assert changed == {MANIFEST, "src/tiny/numpy/kernels/square.py", "src/tiny/csrc/square.c", "src/tiny/cuda/square.cu",
+                       "src/tiny/losses/square.py"}
     (defs / "square.py").write_text((defs / "square.py").read_text() + "# A remark.\n")
     report = build(options)
     assert (report.emitted, report.compiled, report.written) == (("square",), (), ())
@@ -501,7 +502,7 @@ def test_only_renews_one_loss_and_keeps_the_others(options: Options, defs: Path)
     after = tree(options.out)
     assert report.losses == 2
     assert {path for path in after if after[path] != before[path]} == {
-        MANIFEST, "src/tiny/numpy/kernels/square.py", "src/tiny/csrc/square.c", "src/tiny/losses/square.py"}
+        MANIFEST, "src/tiny/numpy/kernels/square.py", "src/tiny/csrc/square.c", "src/tiny/cuda/square.cu", "src/tiny/losses/square.py"}
     write(defs, "absolute", "2 * Abs(x - y)", "Abs, ")
     assert "src/tiny/csrc/absolute.c" in build(sources_only(options)).written, "a whole build finds what --only left"
     with pytest.raises(LosscompError, match="no loss 'sqare'") as error:

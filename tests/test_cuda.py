@@ -460,7 +460,8 @@ def partial_library(folder: Path, names: tuple[str, ...]) -> Path:
             shutil.copy(path, folder)
     driver = (FOLDER / "losslib_cuda.cu").read_text()
     gone = [p.stem for p in FOLDER.glob("*.cu") if p.stem not in (*names, "losslib_cuda")]
-    named = {text for name in gone for text in (f'extern "C" const losslib_kernel losslib_kernels_of_{name}[];', f"    losslib_kernels_of_{name},")}
+    named = {f'extern "C" const losslib_kernel losslib_kernels_of_{name}[];' for name in gone}
+    named |= {f"    losslib_kernels_of_{name}," for name in gone}
     (folder / "losslib_cuda.cu").write_text("\n".join(line for line in driver.splitlines() if line not in named) + "\n")
     return folder
 
