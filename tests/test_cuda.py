@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import faulthandler
 import functools
+import importlib
 import itertools
 import os
 import shutil
@@ -24,6 +25,7 @@ import pytest
 from conftest import ROOT
 from filelock import FileLock
 from shim import GXX, TYPES, Refused, ShimBackend, compile_shim, losses, narrow, widen
+from support import compile_library, write_library
 
 from losscomp import catalogue, nvcc
 from losscomp.build import build
@@ -32,6 +34,7 @@ from losscomp.cli import main
 from losscomp.compiler import Binary
 from losscomp.emit import forms_of
 from losscomp.errors import BuildError
+from losscomp.language import Loss, MaxOver, Sum, axis, exp, log, tensor
 from losscomp.plan import Options
 from losscomp.sampling import parameters, samples
 
@@ -39,7 +42,6 @@ FOLDER = Path(os.environ.get("LOSSLIB_SRC") or ROOT / "generated" / "src") / "lo
 needs_gxx = pytest.mark.skipif(GXX is None, reason="NOT CHECKED: what the CUDA kernels compute; there is no g++ to run them on the CPU")
 needs_nvcc = pytest.mark.skipif(bool(nvcc.missing()), reason="NOT CHECKED: that the CUDA kernels compile; there is no nvcc")
 ULP = {"float32": 2.0**-23, "float64": 2.0**-52, "float16": 2.0**-10, "bfloat16": 2.0**-7}
-SIZES = (1, 3, 33, 130)
 ARITHMETIC = {"float32": np.float32, "float64": np.float64, "float16": np.float32, "bfloat16": np.float32}
 DEFINITIONS = catalogue.load(catalogue.builtin_definitions())
 
@@ -249,6 +251,45 @@ def lib_name(kernel: Any, k: int) -> str:
     return str(ffi.string(name).decode()) if name != ffi.NULL else ""
 
 
+def odd_losses() -> dict[str, Loss]:
+    """What no loss of the catalogue has: shared scalars and matrices with a gradient, loops in loops, several axes."""
+    classes, features = axis("classes"), axis("features")
+    c, f = classes.index(), features.index()
+    x, y, u = tensor("x", classes), tensor("y", features), tensor("u")
+    m, s = tensor("m", classes, features, per_sample=False), tensor("s", per_sample=False)
+    return {name: loss.called(name, doc=name) for name, loss in {
+        "bilinear": Loss(Sum(x[c] * Sum(m[c, f] * y[f], f), c)),
+        "shared": Loss(s * u**2),
+        "grid": Loss(Sum(Sum(x[c] * y[f], c)**2, f) * s),
+        "top": Loss(log(Sum(exp(x[c] * MaxOver(m[c, f], f)), c))),
+    }.items()}
+
+
+@needs_gxx
+def test_loop_nests_of_every_shape(tmp_path: Path) -> None:
+    src = write_library(list(odd_losses().values()), tmp_path, "odd")
+    compile_library(src, "odd", ["-O0"])
+    backend = ShimBackend(compile_shim(src / "odd" / "cuda", tmp_path / "shim"), "odd")
+    sys.path.insert(0, str(src))
+    try:
+        peer = importlib.import_module("odd.c")
+        mine = losses(backend, "odd")
+    finally:
+        sys.path.remove(str(src))
+    rng = np.random.default_rng(0)
+    for name, loss in odd_losses().items():
+        form = check(loss)[0]
+        for team, (count, classes, features) in itertools.product((0, 2, 64), ((5, 3, 4), (70, 33, 2), (0, 3, 2), (300, 3, 1))):
+            backend.team = team
+            sizes = {"classes": classes, "features": features}
+            given = {t.name: rng.normal(size=((count,) if t.record.per_sample else ()) + tuple(sizes[a.name] for a in t.record.axes))
+                     for t in form.inputs}
+            for reduction in ("none", "mean"):
+                truth = results(getattr(peer, name), given, form, reduction)
+                found = disagreement(results(mine[name], given, form, reduction), truth, 4096 * ULP["float64"])
+                assert not found, (name, team, count, found)
+
+
 # What is refused, and what passes through
 
 @needs_gxx
@@ -273,13 +314,13 @@ def test_an_index_out_of_range_ends_the_launch(name: str, bad: int, backend: Shi
 def test_a_value_outside_its_domain_ends_the_launch(name: str, backend: ShimBackend, capfd: pytest.CaptureFixture[str]) -> None:
     form = variants()[name]
     f = losses(backend)[form.loss.name]
-    for tensor in (t for t in form.inputs if t.record.domain.bounded):
+    for bounded in (t for t in form.inputs if t.record.domain.bounded):
         given = inputs(form, 300, 3, np.float32)
-        low, high, _ = tensor.record.domain.interval
-        given[tensor.name][-1] = high + 1 if np.isfinite(high) else low - 1
+        low, high, _ = bounded.record.domain.interval
+        given[bounded.name][-1] = high + 1 if np.isfinite(high) else low - 1
         with pytest.raises(Refused, match="1719"):
             f(**given)
-        assert f"{tensor.name}: the value" in capfd.readouterr().out
+        assert f"{bounded.name}: the value" in capfd.readouterr().out
 
 
 @needs_gxx
@@ -554,9 +595,9 @@ def complaints(backend: ShimBackend, name: str, peer: Any) -> list[str]:
                 given = inputs(form, 5, 3, np.float32)
                 given[next(t.name for t in form.inputs if t.record.integer)][-1] = bad
                 found += refusal(f, given)
-        for tensor in (t for t in form.inputs if t.record.domain.bounded):
+        for bounded in (t for t in form.inputs if t.record.domain.bounded):
             given = inputs(form, 5, 3, np.float32)
-            given[tensor.name][-1] = 2
+            given[bounded.name][-1] = 2
             found += refusal(f, given)
     return found
 
