@@ -18,10 +18,11 @@ from .compiler import Binary, call
 from .errors import BuildError
 
 # -fmad=false: a product and a sum are rounded each, as in the C target, which is what was verified.
-FLAGS = ("-std=c++17", "-O3", "-fmad=false", "-Werror", "all-warnings", "-Xptxas", "-warn-spills", "-Xcompiler", "-fPIC")
+FLAGS = ("-std=c++17", "-O3", "-fmad=false", "--compress-mode=size", "-Xcompiler", "-fPIC",
+         "-Werror", "all-warnings", "-Xptxas", "-warn-spills")
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 PLACES = ("/usr/local/cuda/bin",)
-HOW_TO_GET = "install the CUDA toolkit of NVIDIA, 12.4 or newer (developer.nvidia.com/cuda-downloads), or set NVCC"
+HOW_TO_GET = "install the CUDA toolkit of NVIDIA, 12.8 or newer (developer.nvidia.com/cuda-downloads), or set NVCC"
 
 
 @dataclass(frozen=True)
