@@ -89,7 +89,7 @@ def build(options: Options, talk: Talk | None = None) -> Report:
         make_plan(options)                               # what is wrong with the question is said before anything is locked
         with place.locked(options.out, talk.notice):
             plan = make_plan(options)
-            wanted = [part for part in PARTS if options.compile and part.target in plan.targets]
+            wanted = [part for part in PARTS if options.compile and part.target in plan.targets and (options.cuda or not part.demanded)]
             lacking = {part.target: why for part in wanted if (why := part.missing())}
             work = Build(plan, talk, [part for part in wanted if part.target not in lacking])
             report = work.idle() if not options.only else None
@@ -132,14 +132,8 @@ class Build:
         same = (state.get("inputs") == plan.inputs and state.get("manifest") == digest_file(plan.out / MANIFEST)
                 and all(digest_file(plan.out / path) == known for path, known in files.items())
                 and all(digest_file(plan.out / b["path"]) == b["digest"] for b in binaries.values())
-                and all(target in binaries and binaries[target]["compiler"] == self.identity() for target in self.parts))
+                and all(target in binaries and binaries[target]["compiler"] == part.identity() for target, part in self.parts.items()))
         return Report(plan.name, len(state["emitted"])) if same else None
-
-    @staticmethod
-    def identity() -> str:
-        """What the binary depends on besides its sources."""
-        found = compiler.find()
-        return found.identity if found else ""
 
     def run(self, only: Sequence[str]) -> Report:
         """Emit, compile, commit."""
@@ -215,12 +209,12 @@ class Build:
                 continue
             key, path = digest_tree(sources), part.path.format(name=self.plan.name)
             able = part.target in self.parts
-            fits = known.get("sources") == key and known["path"] == path and (not able or known["compiler"] == self.identity())
+            fits = known.get("sources") == key and known["path"] == path and (not able or known["compiler"] == part.identity())
             if fits and digest_file(self.plan.out / path) == known["digest"]:
                 kept[part.target] = known
             elif able:
                 made[part.target] = binary = part.make(self.job(sources))
-                kept[part.target] = {"path": path, "sources": key, "compiler": self.identity(), "digest": digest(binary.path.read_bytes())}
+                kept[part.target] = {"path": path, "sources": key, "compiler": part.identity(), "digest": digest(binary.path.read_bytes())}
         return kept, made
 
     def job(self, sources: Files) -> Job:

@@ -16,7 +16,7 @@ from .errors import LosscompError
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
 STAGES = ("definition", "check", "smooth", "differentiate", "stabilise", "lower", "schedule", "emit")
-SHOWN = ("c", "numpy", "torch")
+SHOWN = ("c", "numpy", "torch", "cuda")
 OUT = "generated"
 DEFS = "a folder or file of definitions (default: those of losscomp)"
 MARKS = {True: "yes", False: "no "}
@@ -42,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     build.add_argument("--targets", type=targets, metavar="T,...", help="for which targets, such as numpy,c (default: all)")
     build.add_argument("--only", nargs="+", default=[], metavar="LOSS", help="renew these losses, keep the others as they are")
     build.add_argument("--jobs", type=count, default=0, metavar="N", help="processes at a time (default: one for each core)")
+    build.add_argument("--cuda", action="store_true", help="compile the CUDA kernels too; so does naming cuda in --targets")
     build.add_argument("--no-compile", action="store_true", help="emit the sources, compile nothing")
     build.add_argument("--check", action="store_true", help="change nothing; fail if a build would change something")
     build.add_argument("-v", "--verbose", action="store_true", help="a line for each loss and file, also where nobody watches")
@@ -127,8 +128,9 @@ def run_build(args: argparse.Namespace) -> int:
 
     watched = args.verbose or sys.stderr.isatty()
     talk = Talk(lambda text: say(f"  {text}") if watched else None, lambda text: say(f"losscomp: {text}"))
+    cuda = args.cuda or "cuda" in (args.targets or ())
     options = Options(args.definitions, args.out, args.name, args.targets or TARGETS, tuple(args.only), args.jobs,
-                      not args.no_compile)
+                      not args.no_compile, cuda)
     if args.check:
         found = check(options, talk)
         for difference in found:

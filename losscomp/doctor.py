@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-from . import compiler
+from . import compiler, nvcc
 from .errors import LosscompError
 
 
@@ -41,7 +41,7 @@ def examine() -> list[Finding]:
         program("cmake", "the library in C and C++ projects", "pip install cmake"),
         program("pkg-config", "the library in projects without CMake", "apt-get install pkg-config"),
         package("torch", "comparison with torch (losscomp verify)", get="pip install 'losscomp[torch]'"),
-        program("nvcc", "compiling for NVIDIA GPUs", "install the CUDA toolkit of NVIDIA"),
+        Finding("nvcc", quietly(cuda_compiler), "compiling the CUDA kernels (losscomp build --cuda)", nvcc.HOW_TO_GET),
     ]
 
 
@@ -64,13 +64,19 @@ def program(name: str, enables: str, get: str) -> Finding:
         said = done.stdout.strip().splitlines()
     except (OSError, subprocess.TimeoutExpired):
         said = []
-    return Finding(name, " ".join((said or [path])[-1 if name == "nvcc" else 0].split()), enables, get)
+    return Finding(name, " ".join((said or [path])[0].split()), enables, get)
 
 
 def c_compiler() -> str:
     """The C compiler, and what it says it is."""
     found = compiler.find()
     return f"{' '.join(found.command)}: {found.version}" if found else ""
+
+
+def cuda_compiler() -> str:
+    """The CUDA compiler, and what it says it is."""
+    found = nvcc.find()
+    return f"{found.path}: {found.version}" if found else ""
 
 
 def python_header() -> str:

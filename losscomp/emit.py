@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,11 +22,12 @@ from .operators import kind_of, operators_of, reduction_rows
 from .pipeline import Compiled, compile_loss, kernels, signature
 from .render import render
 from .targets import c as c_target
+from .targets import cuda as cuda_target
 from .targets import numpy as numpy_target
 from .targets import torch as torch_target
 
 Files = dict[str, str]
-TARGETS = ("numpy", "c", "torch")
+TARGETS = ("numpy", "c", "torch", "cuda")
 
 
 @dataclass
@@ -84,6 +85,7 @@ def emit_loss(definition: Definition, package: str, source: str) -> Emitted:
     files[f"src/{package}/losses/{name}.py"] = render("library/package/losses.py.jinja", package=package, source=source, **values)
     files[f"src/{package}/torch/losses/{name}.py"] = render("torch/loss.py.jinja", package=package, source=source, **values)
     files[f"src/{package}/torch/composites/{name}.py"] = emit_composite(flat, common)
+    files[f"src/{package}/cuda/{name}.cu"] = emit_cuda(flat, common)
     operators = operators_of(name, values["order"], compiled, values["forms"])
     kernel_names = [m.name for t in texts for m in t.family.members]
     return Emitted(name, module_name(definition), files, kernel_names, summary_of(definition.doc, first.loss.name),
@@ -96,6 +98,20 @@ def emit_composite(variants: list[Compiled], common: Mapping[str, Any]) -> str:
                                      {p.name: kind_of(p) for p in c.form.params}) for c in variants]
     return render("torch/composite.py.jinja", **common, variants=[
         {"suffix": c.mark + c.form.suffix, "words": words(c.form), "text": text} for c, text in zip(variants, texts, strict=True)])
+
+
+def emit_cuda(compiled: list[Compiled], common: Mapping[str, Any]) -> str:
+    """The CUDA file of one loss: the kernels that others are served by, and what is found under every name."""
+    variants, told = [], []
+    for c in compiled:
+        pairs = cuda_target.serving(kernels(c, False))
+        texts = {k.name: cuda_target.CudaText(k) for pair in pairs for k in pair}
+        served = [(given.name, texts[done.name]) for given, done in pairs]
+        variants.append({"suffix": c.mark + c.form.suffix, "words": words(c.form), "served": served,
+                         "kernels": list(dict.fromkeys(text for _, text in served)), "signatures": list(texts.values())})
+        told += [text.kernel for text in texts.values()]
+    return render("cuda/loss.cu.jinja", variants=variants, argument_rows=cuda_target.argument_rows(told),
+                  param_rows=cuda_target.param_rows(told), **common)
 
 
 def summary_of(doc: str, name: str) -> str:
@@ -291,8 +307,8 @@ def tuple_text(items: list[str]) -> str:
 
 # The files about all losses
 
-def reduction_records() -> list[dict[str, str]]:
-    """The reductions with their derivatives, as Python text."""
+def reduction_records(text: Callable[[sp.Expr], str] = str) -> list[dict[str, str]]:
+    """The reductions with their derivatives, as Python text or that of another language."""
     total_rate, weight_rate = sp.symbols("total_rate weight_rate", real=True)
     out = []
     for r in REDUCTIONS.values():
@@ -300,8 +316,9 @@ def reduction_records() -> list[dict[str, str]]:
             continue
         by_total, by_weight = r.formula.diff(TOTAL), r.formula.diff(WEIGHT)
         rate = lambda e: e.diff(TOTAL) * total_rate + e.diff(WEIGHT) * weight_rate
-        out.append({"name": r.name, "value": str(r.formula), "by_total": str(by_total), "by_weight": str(by_weight),
-                    "by_total_rate": str(rate(by_total)), "by_weight_rate": str(rate(by_weight)), "rate": str(rate(r.formula))})
+        found = {"value": r.formula, "by_total": by_total, "by_weight": by_weight, "by_total_rate": rate(by_total),
+                 "by_weight_rate": rate(by_weight), "rate": rate(r.formula)}
+        out.append({"name": r.name, **{name: text(expr) for name, expr in found.items()}})
     assert COUNT not in BATCH.free_symbols
     return out
 
@@ -353,6 +370,10 @@ def emit_library(emitted: list[Emitted], package: str, version: str) -> Files:
                "losses": [{**loss, "operators": e.operators} for loss, e in zip(losses, emitted, strict=True)]}
     files |= {f"{src}/torch/csrc/{name}": render(f"torch/{name}.jinja", **values) for name in ("operators.h", "binding.cpp")}
     files[f"{src}/torch/_runtime.py"] = render("torch/runtime.py.jinja", **values)
+    cuda = {f"{package}_cuda.h": "library.h", f"{package}_math.cuh": "math.cuh", f"{package}_device.cuh": "device.cuh",
+            f"{package}_launch.cuh": "launch.cuh", f"{package}_cuda.cu": "library.cu"}
+    values |= {"reductions": reduction_records(sp.ccode), "threads": cuda_target.THREADS}
+    files |= {f"{src}/cuda/{path}": render(f"cuda/{template}.jinja", **values) for path, template in cuda.items()}
     for target, title in (("numpy", "NumPy"), ("c", "the compiled C library")):
         files[f"{src}/{target}/__init__.py"] = render("library/package/target_init.py.jinja", target=target, title=title, **values)
     return files

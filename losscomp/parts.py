@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import compiler
+from . import compiler, nvcc
 from .compiler import Binary, Job
 
 
@@ -16,19 +16,47 @@ class Part:
     Attributes:
         path: where it goes. sources: the files that it is made from, by the beginning of their paths.
         missing: what this machine lacks for it; empty if nothing.
-        make: makes it.
+        identity: what it depends on besides its sources: the compiler.
+        make: makes it. demanded: it takes long, and is made only where it is asked for.
     """
 
     target: str
     path: str
     sources: tuple[str, ...]
     missing: Callable[[], str]
+    identity: Callable[[], str]
     make: Callable[[Job], Binary]
+    demanded: bool = False
+
+
+def c_identity() -> str:
+    """The C compiler, and what it is asked to do."""
+    found = compiler.find()
+    return found.identity if found else ""
+
+
+def cuda_identity() -> str:
+    """The CUDA compiler."""
+    found = nvcc.find()
+    return found.identity if found else ""
+
+
+def missing_cuda() -> str:
+    """What the CUDA kernels lack on this machine; nvcc needs a compiler for the host."""
+    return nvcc.missing() or ("" if compiler.find() else f"there is no C compiler. Get one: {compiler.how_to_get()}.")
+
+
+def make_cuda(job: Job) -> Binary:
+    """The CUDA kernels and their launchers."""
+    found = nvcc.find()
+    assert found is not None
+    return nvcc.compile_library(found, job.work / job.root / "cuda", job.work / "cuda", "_cuda.so", job.jobs, job.say)
 
 
 KERNELS = ("src/{name}/csrc/", "src/{name}/include/", "src/{name}/c/_build.py")
 PARTS: tuple[Part, ...] = (
-    Part("c", "src/{name}/c/_native.abi3.so", KERNELS, compiler.missing, compiler.compile_library),
+    Part("c", "src/{name}/c/_native.abi3.so", KERNELS, compiler.missing, c_identity, compiler.compile_library),
     Part("torch", "src/{name}/torch/_operators.so", (*KERNELS, "src/{name}/torch/csrc/", "src/{name}/torch/_build.py"),
-         compiler.missing_torch, compiler.compile_operators),
+         compiler.missing_torch, c_identity, compiler.compile_operators),
+    Part("cuda", "src/{name}/cuda/_cuda.so", ("src/{name}/cuda/",), missing_cuda, cuda_identity, make_cuda, demanded=True),
 )

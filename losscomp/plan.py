@@ -27,6 +27,7 @@ OWNED: dict[str, tuple[str, ...]] = {
     "numpy": ("src/{name}/numpy/",),
     "c": ("src/{name}/c/", "src/{name}/csrc/", "src/{name}/include/", "CMakeLists.txt", "setup.py"),
     "torch": ("src/{name}/torch/", "src/{name}/csrc/", "src/{name}/include/", "src/{name}/c/_build.py", "setup.py"),
+    "cuda": ("src/{name}/cuda/",),
 }
 TARGETS = tuple(OWNED)
 # Packages that a library imports: a library of that name would hide them from itself.
@@ -36,7 +37,7 @@ IMPORTED = frozenset({"numpy", "cffi", "torch", "setuptools", "losscomp"})
 @dataclass(frozen=True)
 class Options:
     """What is asked for. `definitions`: None is those of losscomp; `name`: None keeps that of the library that is in `out`;
-    `jobs`: 0 is one for each core."""
+    `jobs`: 0 is one for each core; `cuda`: compile the CUDA kernels too, which takes minutes."""
 
     definitions: Path | None = None
     out: Path = Path("generated")
@@ -45,6 +46,7 @@ class Options:
     only: tuple[str, ...] = ()
     jobs: int = 0
     compile: bool = True
+    cuda: bool = False
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,13 @@ from .targets.printer import CALL, Printer
 STAGES = ("definition", *COMPILER_STAGES)
 DEFAULT_KERNEL = "value_and_grad"
 COMPOSITE = ("torch",)                           # targets whose text is the value alone
-ARRAYS = {"numpy": True, "c": False, "torch": True}
+ARRAYS = {"numpy": True, "c": False, "torch": True, "cuda": False}
 EMITTED = {"numpy": "src/{package}/numpy/kernels/{name}.py", "c": "src/{package}/csrc/{name}.c",
-           "torch": "src/{package}/torch/composites/{name}.py"}
+           "torch": "src/{package}/torch/composites/{name}.py", "cuda": "src/{package}/cuda/{name}.cu"}
 FUNCTIONS = {"numpy": r"^def {name}\(.*?(?=^def |\Z)", "c": r"^/\*[^\n]*\*/\n[^\n]*NAME\({name}\)\(.*?^}}$",
-             "torch": r"^@[^\n]*\ndef {name}\(.*?(?=^@|\Z)"}
+             "torch": r"^@[^\n]*\ndef {name}\(.*?(?=^@|\Z)",
+             "cuda": r"^/\*[^\n]*\*/\ntemplate[^\n]*\n__global__[^\n]* {name}\(.*?^}}$"}
+SERVED = r"\({name}_signature, \w+, \d+, (\w+)"          # in CUDA one kernel may do the work of several
 WIDTH = 120
 
 
@@ -375,7 +377,8 @@ def emitted_text(definition: Definition, target: str, kernel: str | None, chosen
 
 def cut(text: str, function: str, target: str) -> Iterator[str]:
     """The lines of one function."""
-    pattern = FUNCTIONS[target].format(name=function)
+    served = re.search(SERVED.format(name=function), text)
+    pattern = FUNCTIONS[target].format(name=served[1] if served else function)
     found = re.search(pattern, text, re.MULTILINE | re.DOTALL)
     if found is None:
         raise BuildError(f"there is no kernel {function!r} in the emitted text",

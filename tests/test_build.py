@@ -102,7 +102,7 @@ def arguments(options: Options, *more: str) -> list[str]:
 def test_a_library_of_every_target(options: Options) -> None:
     report = build(options)
     assert (report.losses, report.emitted, report.linked) == (2, ("absolute", "square"), True)
-    assert report.compiled == ("_native", "absolute", *(() if missing_torch() else ("binding",)), "square", "tiny")
+    assert report.compiled == ("_native", "absolute", *(() if missing_torch() else ("binding",)), "square", "tiny", "tiny_dense")
     done = run("import sys; sys.path.insert(0, sys.argv[1]); import numpy as np, tiny.c, tiny.numpy\n"
                "for L in (tiny.c, tiny.numpy):\n"
                "    print(L.square(np.array([3.0, 1.0]), np.array([1.0, 2.0])),\n"
@@ -203,7 +203,7 @@ def test_one_changed_definition_is_all_that_is_done(options: Options, defs: Path
     after = times(options.out)
     changed = {path for path in after if after[path] != before[path]}
     assert changed == {MANIFEST, "src/tiny/numpy/kernels/square.py", "src/tiny/csrc/square.c", "src/tiny/losses/square.py",
-                       "src/tiny/torch/composites/square.py", "src/tiny/torch/losses/square.py"}
+                       "src/tiny/torch/composites/square.py", "src/tiny/torch/losses/square.py", "src/tiny/cuda/square.cu"}
     (defs / "square.py").write_text((defs / "square.py").read_text() + "# A remark.\n")
     report = build(options)
     assert (report.emitted, report.compiled, report.written) == (("square",), (), ())
@@ -506,7 +506,7 @@ def test_only_renews_one_loss_and_keeps_the_others(options: Options, defs: Path)
     assert report.losses == 2
     assert {path for path in after if after[path] != before[path]} == {
         MANIFEST, "src/tiny/numpy/kernels/square.py", "src/tiny/csrc/square.c", "src/tiny/losses/square.py",
-                       "src/tiny/torch/composites/square.py", "src/tiny/torch/losses/square.py"}
+                       "src/tiny/torch/composites/square.py", "src/tiny/torch/losses/square.py", "src/tiny/cuda/square.cu"}
     write(defs, "absolute", "2 * Abs(x - y)", "Abs, ")
     assert "src/tiny/csrc/absolute.c" in build(sources_only(options)).written, "a whole build finds what --only left"
     with pytest.raises(LosscompError, match="no loss 'sqare'") as error:

@@ -21,10 +21,10 @@ LAYERS = [
     "__init__ errors",
     "nodes ir cache oracle.balls",
     "atoms schedule render compiler oracle.jets oracle.results",
-    "rewrite differentiate language place scaffold doctor parts oracle.functions",
-    "vectors lower plan catalogue targets.printer oracle.formulas",
+    "rewrite differentiate language place scaffold nvcc oracle.functions",
+    "vectors lower plan doctor parts catalogue targets.printer oracle.formulas",
     "check rules targets.c targets.numpy targets.torch build",
-    "formula sampling pipeline oracle.problem",
+    "formula sampling pipeline targets.cuda oracle.problem",
     "dense operators composite family oracle.evaluate",
     "emit oracle",
     "verify show",
@@ -97,7 +97,7 @@ def test_no_file_names_a_place_of_the_machine() -> None:
     assert not found
 
 
-WITHOUT_SYMPY = {"ir", "schedule", "errors", "render", "cache", "plan", "place", "compiler", "build", "cli"}
+WITHOUT_SYMPY = {"ir", "schedule", "errors", "render", "cache", "plan", "place", "compiler", "nvcc", "build", "cli"}
 
 
 @pytest.mark.parametrize("name", sorted(WITHOUT_SYMPY | {m for m in LEVEL if m.startswith("targets")}))

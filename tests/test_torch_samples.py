@@ -93,7 +93,8 @@ DEVIATIONS: tuple[Deviation, ...] = (
               tolerance=1e-6),
     Deviation(("nll_loss",), ("class error",), lambda *args, **kwargs: True, "floating-point types that differ are promoted"),
     Deviation(("margin_ranking_loss",), ("gradient",), has_inf,
-              "Where the hinge is 0 so are all derivatives, also where an input is infinite; in PyTorch some are NaN.", nan=True, number=True),
+              "Where the hinge is 0 so are all derivatives, also where an input is infinite; in PyTorch some are NaN.",
+              nan=True, number=True),
     Deviation((), ("gradient", "second"), has_nan, "NaN in an input gives NaN in the result", nan=True),
 )
 
