@@ -159,11 +159,11 @@ def batch_shape(loss: str, form: Form, raw: Mapping[str, Array], laid: Mapping[s
     for i in per_sample:
         if i.shape != "mutual" and i is not leader:
             continue
-        try:
-            batch = np.broadcast_shapes(batch, own[i.name])
-        except ValueError:
+        joint = join(batch, own[i.name])
+        if joint is None:
             raise ShapeError(f"{loss}: {i.name} {raw[i.name].shape} does not broadcast with "
-                             f"{words({n: raw[n].shape for n in joined})}. Make the shapes equal, or 1 where they differ.") from None
+                             f"{words({n: raw[n].shape for n in joined})}. Make the shapes equal, or 1 where they differ.")
+        batch = joint
         joined[i.name] = own[i.name]
     for i in per_sample:
         shape, name = own[i.name], i.name
@@ -178,6 +178,19 @@ def batch_shape(loss: str, form: Form, raw: Mapping[str, Array], laid: Mapping[s
         if i.shape == "expand" and not expands(shape, batch):
             raise ShapeError(f"{message}: it may be expanded to {batch}, but not enlarge it.")
     return batch
+
+
+def join(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The shape that two shapes broadcast to; None where they do not."""
+    if len(a) < len(b):
+        a, b = b, a
+    extra = len(a) - len(b)
+    joint = list(a[:extra])
+    for x, y in zip(a[extra:], b, strict=True):
+        if x != y and x != 1 and y != 1:
+            return None
+        joint.append(y if x == 1 else x)
+    return tuple(joint)
 
 
 def expands(shape: Sequence[int], batch: Sequence[int]) -> bool:

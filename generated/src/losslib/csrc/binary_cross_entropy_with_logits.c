@@ -6,36 +6,71 @@
  *     loss = -((1 - target)*log(1 - 1/(1 + exp(-input))) + log(p)*pos_weight*target)*weight
  *
  * Arrays: input [batch], target [batch], weight [batch], pos_weight [batch].
- * A function computes a run of samples; strides are in elements; outputs that are NULL are not wanted.
+ * A function computes a run of samples; strides are in elements. It serves all kernels in whose row of KERNELS it stands: what
+ * one of them does not want, and what its flags rule out, is dead code where that kernel is compiled.
  */
 #ifndef REAL                              /* this text is compiled once for each type */
 #include "losslib_internal.h"
 
-static const losslib_argument input_argument = {"input", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument target_argument = {"target", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument weight_argument = {"weight", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument pos_weight_argument = {"pos_weight", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument loss_argument = {"loss", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument total_loss_argument = {"total_loss", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument scale_argument = {"scale", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument grad_input_argument = {"grad_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument direction_input_argument = {"direction_input", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument rate_argument = {"rate", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument total_rate_argument = {"total_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hvp_input_argument = {"hvp_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hessian_input_argument = {"hessian_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument grad_target_argument = {"grad_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument grad_weight_argument = {"grad_weight", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument grad_pos_weight_argument = {"grad_pos_weight", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument direction_pos_weight_argument = {"direction_pos_weight", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument direction_target_argument = {"direction_target", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument direction_weight_argument = {"direction_weight", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hvp_target_argument = {"hvp_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hvp_weight_argument = {"hvp_weight", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hvp_pos_weight_argument = {"hvp_pos_weight", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hessian_target_argument = {"hessian_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hessian_weight_argument = {"hessian_weight", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hessian_pos_weight_argument = {"hessian_pos_weight", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
+static const losslib_argument input_argument = {.name = "input", .role = LOSSLIB_INPUT, .per_sample = 1};
+static const losslib_argument target_argument = {.name = "target", .role = LOSSLIB_INPUT, .per_sample = 1};
+static const losslib_argument weight_argument = {.name = "weight", .role = LOSSLIB_INPUT, .per_sample = 1, .optional = 1};
+static const losslib_argument pos_weight_argument = {.name = "pos_weight", .role = LOSSLIB_INPUT, .per_sample = 1, .optional = 1};
+static const losslib_argument scale_argument = {.name = "scale", .role = LOSSLIB_SCALE, .per_sample = 1};
+static const losslib_argument loss_argument = {.name = "loss", .role = LOSSLIB_OUTPUT, .per_sample = 1, .seldom = 1};
+static const losslib_argument total_loss_argument = {.name = "total_loss", .role = LOSSLIB_TOTAL};
+static const losslib_argument grad_input_argument = {.name = "grad_input", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument grad_target_argument = {.name = "grad_target", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument grad_weight_argument = {.name = "grad_weight", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument grad_pos_weight_argument = {.name = "grad_pos_weight", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument direction_input_argument = {.name = "direction_input", .role = LOSSLIB_DIRECTION, .per_sample = 1};
+static const losslib_argument direction_pos_weight_argument = {.name = "direction_pos_weight", .role = LOSSLIB_DIRECTION, .per_sample = 1};
+static const losslib_argument direction_target_argument = {.name = "direction_target", .role = LOSSLIB_DIRECTION, .per_sample = 1};
+static const losslib_argument direction_weight_argument = {.name = "direction_weight", .role = LOSSLIB_DIRECTION, .per_sample = 1};
+static const losslib_argument rate_argument = {.name = "rate", .role = LOSSLIB_OUTPUT, .per_sample = 1, .seldom = 1};
+static const losslib_argument total_rate_argument = {.name = "total_rate", .role = LOSSLIB_TOTAL};
+static const losslib_argument hvp_input_argument = {.name = "hvp_input", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument hvp_target_argument = {.name = "hvp_target", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument hvp_weight_argument = {.name = "hvp_weight", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument hvp_pos_weight_argument = {.name = "hvp_pos_weight", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument hessian_input_argument = {.name = "hessian_input", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument hessian_target_argument = {.name = "hessian_target", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument hessian_weight_argument = {.name = "hessian_weight", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument hessian_pos_weight_argument = {.name = "hessian_pos_weight", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+
+static const losslib_family value_and_grad_family = {11, 0, 0,
+    {&input_argument, &target_argument, &weight_argument, &pos_weight_argument, &scale_argument, &loss_argument, &total_loss_argument,
+     &grad_input_argument, &grad_target_argument, &grad_weight_argument, &grad_pos_weight_argument},
+    {NULL}, {NULL}};
+
+static const losslib_family jvp_family = {10, 0, 0,
+    {&input_argument, &target_argument, &weight_argument, &pos_weight_argument, &direction_input_argument, &direction_pos_weight_argument,
+     &direction_target_argument, &direction_weight_argument, &rate_argument, &total_rate_argument},
+    {NULL}, {NULL}};
+
+static const losslib_family hvp_family = {13, 0, 0,
+    {&input_argument, &target_argument, &weight_argument, &pos_weight_argument, &scale_argument, &direction_input_argument,
+     &direction_pos_weight_argument, &direction_target_argument, &direction_weight_argument, &hvp_input_argument, &hvp_target_argument,
+     &hvp_weight_argument, &hvp_pos_weight_argument},
+    {NULL}, {NULL}};
+
+static const losslib_family hessian_diag_family = {9, 0, 0,
+    {&input_argument, &target_argument, &weight_argument, &pos_weight_argument, &scale_argument, &hessian_input_argument,
+     &hessian_target_argument, &hessian_weight_argument, &hessian_pos_weight_argument},
+    {NULL}, {NULL}};
+
+/* Each kernel: its function, which of the function's arrays, scalars and axes it has (a bit each), and what the flags are. A KERNEL
+ * is compiled for dense arrays too. */
+#define KERNELS(KERNEL, STRIDED) \
+    KERNEL(value, value_and_grad, 0x6f, 0x0, 0x0, ) \
+    KERNEL(value_and_grad, value_and_grad, 0xff, 0x0, 0x0, ) \
+    KERNEL(value_and_grad_all, value_and_grad, 0x7ff, 0x0, 0x0, ) \
+    STRIDED(jvp, jvp, 0x31f, 0x0, 0x0, WITH(0)) \
+    STRIDED(jvp_all, jvp, 0x3ff, 0x0, 0x0, WITH(1)) \
+    KERNEL(hvp, hvp, 0x23f, 0x0, 0x0, WITH(0)) \
+    STRIDED(hvp_all, hvp, 0x1fff, 0x0, 0x0, WITH(1)) \
+    KERNEL(hessian_diag, hessian_diag, 0x3f, 0x0, 0x0, ) \
+    STRIDED(hessian_diag_all, hessian_diag, 0x1ff, 0x0, 0x0, )
 
 #include "losslib_float.h"
 #include "binary_cross_entropy_with_logits.c"
@@ -43,200 +78,20 @@ static const losslib_argument hessian_pos_weight_argument = {"hessian_pos_weight
 #include "binary_cross_entropy_with_logits.c"
 #else
 
-/* The loss of each sample, and the totals. 9 operations. */
-static inline void NAME(value)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_batch = dense ? 0 : run->steps[2][0];
-    const REAL *restrict pos_weight = run->data[3]; const int64_t pos_weight_batch = dense ? 0 : run->steps[3][0];
-    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = dense ? 1 : run->steps[4][0];
-    accumulator *restrict total_loss = run->data[5];
-
-    accumulator total_loss_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_loss_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL value = ((1 - target[n * target_batch]) * softplus(input[n * input_batch]) + pos_weight[n * pos_weight_batch] * target[n * target_batch] * softplus(-input[n * input_batch])) * weight[n * weight_batch];
-            if (loss) loss[n * loss_batch] = value;
-            total_loss_tile[n - first] = value;
-        }
-        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 0 && run->data[4] == NULL)
-        NAME(value)(batch, run, 1);
-    else
-        NAME(value)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_binary_cross_entropy_with_logits_value) = {
-    "binary_cross_entropy_with_logits.value", NAME(value_run), sizeof(REAL), 6, 0, 0,
-    { &input_argument, &target_argument, &weight_argument, &pos_weight_argument, &loss_argument, &total_loss_argument },
-    { NULL }, { NULL }};
-
-/* The loss, the totals, and the gradients times scale. 18 operations. */
-static inline void NAME(value_and_grad)(const int64_t batch, const losslib_run *run, const int dense)
+/* The loss, the totals, and the gradients times scale. */
+static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted)
 {
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict weight = run->data[2]; const int64_t weight_batch = dense ? 0 : run->steps[2][0];
     const REAL *restrict pos_weight = run->data[3]; const int64_t pos_weight_batch = dense ? 0 : run->steps[3][0];
     const REAL *restrict scale = run->data[4]; const int64_t scale_batch = dense ? 0 : run->steps[4][0];
-    REAL *restrict loss = dense ? NULL : run->data[5]; const int64_t loss_batch = dense ? 1 : run->steps[5][0];
-    accumulator *restrict total_loss = run->data[6];
-    REAL *restrict grad_input = run->data[7]; const int64_t grad_input_batch = dense ? 1 : run->steps[7][0];
-
-    accumulator total_loss_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_loss_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL difference = 1 - target[n * target_batch];
-            const REAL product = pos_weight[n * pos_weight_batch] * target[n * target_batch];
-            const REAL value = (difference * softplus(input[n * input_batch]) + product * softplus(-input[n * input_batch])) * weight[n * weight_batch];
-            const REAL p = sigmoid(input[n * input_batch]);
-            if (loss) loss[n * loss_batch] = value;
-            total_loss_tile[n - first] = value;
-            if (dense || grad_input) grad_input[n * grad_input_batch] = -(product * sigmoid(-input[n * input_batch]) - difference * p) * weight[n * weight_batch] * scale[n * scale_batch];
-        }
-        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value_and_grad_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 0 && run->steps[4][0] == 0 && run->steps[7][0] == 1 && run->data[5] == NULL && run->data[7] != NULL)
-        NAME(value_and_grad)(batch, run, 1);
-    else
-        NAME(value_and_grad)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_binary_cross_entropy_with_logits_value_and_grad) = {
-    "binary_cross_entropy_with_logits.value_and_grad", NAME(value_and_grad_run), sizeof(REAL), 8, 0, 0,
-    { &input_argument, &target_argument, &weight_argument, &pos_weight_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument },
-    { NULL }, { NULL }};
-
-/* The derivative along the directions. 11 operations. */
-static inline void NAME(jvp)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_batch = dense ? 0 : run->steps[2][0];
-    const REAL *restrict pos_weight = run->data[3]; const int64_t pos_weight_batch = dense ? 0 : run->steps[3][0];
-    const REAL *restrict direction_input = run->data[4]; const int64_t direction_input_batch = dense ? 1 : run->steps[4][0];
-    REAL *restrict rate = dense ? NULL : run->data[5]; const int64_t rate_batch = dense ? 1 : run->steps[5][0];
-    accumulator *restrict total_rate = run->data[6];
-
-    accumulator total_rate_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_rate_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL p = sigmoid(input[n * input_batch]);
-            const REAL minus_product = -(pos_weight[n * pos_weight_batch] * target[n * target_batch] * sigmoid(-input[n * input_batch]) - (1 - target[n * target_batch]) * p) * weight[n * weight_batch] * direction_input[n * direction_input_batch];
-            if (rate) rate[n * rate_batch] = minus_product;
-            total_rate_tile[n - first] = minus_product;
-        }
-        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
-    }
-    add(total_rate, &total_rate_sum);
-}
-
-static void NAME(jvp_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->data[5] == NULL)
-        NAME(jvp)(batch, run, 1);
-    else
-        NAME(jvp)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_binary_cross_entropy_with_logits_jvp) = {
-    "binary_cross_entropy_with_logits.jvp", NAME(jvp_run), sizeof(REAL), 7, 0, 0,
-    { &input_argument, &target_argument, &weight_argument, &pos_weight_argument, &direction_input_argument, &rate_argument, &total_rate_argument },
-    { NULL }, { NULL }};
-
-/* The hessian times the directions, times scale. 13 operations. */
-static inline void NAME(hvp)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_batch = dense ? 0 : run->steps[2][0];
-    const REAL *restrict pos_weight = run->data[3]; const int64_t pos_weight_batch = dense ? 0 : run->steps[3][0];
-    const REAL *restrict scale = run->data[4]; const int64_t scale_batch = dense ? 0 : run->steps[4][0];
-    const REAL *restrict direction_input = run->data[5]; const int64_t direction_input_batch = dense ? 1 : run->steps[5][0];
-    REAL *restrict hvp_input = run->data[6]; const int64_t hvp_input_batch = dense ? 1 : run->steps[6][0];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL sigmoid_minus_input = sigmoid(-input[n * input_batch]);
-        const REAL p = sigmoid(input[n * input_batch]);
-        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = ((1 - target[n * target_batch]) * sigmoid_minus_input * p + pos_weight[n * pos_weight_batch] * target[n * target_batch] * sigmoid_minus_input * p) * weight[n * weight_batch] * direction_input[n * direction_input_batch] * scale[n * scale_batch];
-    }
-}
-
-static void NAME(hvp_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 0 && run->steps[4][0] == 0 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->data[6] != NULL)
-        NAME(hvp)(batch, run, 1);
-    else
-        NAME(hvp)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_binary_cross_entropy_with_logits_hvp) = {
-    "binary_cross_entropy_with_logits.hvp", NAME(hvp_run), sizeof(REAL), 7, 0, 0,
-    { &input_argument, &target_argument, &weight_argument, &pos_weight_argument, &scale_argument, &direction_input_argument, &hvp_input_argument },
-    { NULL }, { NULL }};
-
-/* The diagonal of the hessian, times scale. 12 operations. */
-static inline void NAME(hessian_diag)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_batch = dense ? 0 : run->steps[2][0];
-    const REAL *restrict pos_weight = run->data[3]; const int64_t pos_weight_batch = dense ? 0 : run->steps[3][0];
-    const REAL *restrict scale = run->data[4]; const int64_t scale_batch = dense ? 0 : run->steps[4][0];
-    REAL *restrict hessian_input = run->data[5]; const int64_t hessian_input_batch = dense ? 1 : run->steps[5][0];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL sigmoid_minus_input = sigmoid(-input[n * input_batch]);
-        const REAL p = sigmoid(input[n * input_batch]);
-        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = ((1 - target[n * target_batch]) * sigmoid_minus_input * p + pos_weight[n * pos_weight_batch] * target[n * target_batch] * sigmoid_minus_input * p) * weight[n * weight_batch] * scale[n * scale_batch];
-    }
-}
-
-static void NAME(hessian_diag_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 0 && run->steps[4][0] == 0 && run->steps[5][0] == 1 && run->data[5] != NULL)
-        NAME(hessian_diag)(batch, run, 1);
-    else
-        NAME(hessian_diag)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_binary_cross_entropy_with_logits_hessian_diag) = {
-    "binary_cross_entropy_with_logits.hessian_diag", NAME(hessian_diag_run), sizeof(REAL), 6, 0, 0,
-    { &input_argument, &target_argument, &weight_argument, &pos_weight_argument, &scale_argument, &hessian_input_argument },
-    { NULL }, { NULL }};
-
-/* The loss, the totals, and the gradients times scale. 27 operations. */
-static inline void NAME(value_and_grad_all)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_batch = dense ? 0 : run->steps[2][0];
-    const REAL *restrict pos_weight = run->data[3]; const int64_t pos_weight_batch = dense ? 0 : run->steps[3][0];
-    const REAL *restrict scale = run->data[4]; const int64_t scale_batch = dense ? 0 : run->steps[4][0];
-    REAL *restrict loss = dense ? NULL : run->data[5]; const int64_t loss_batch = dense ? 1 : run->steps[5][0];
-    accumulator *restrict total_loss = run->data[6];
-    REAL *restrict grad_input = run->data[7]; const int64_t grad_input_batch = dense ? 1 : run->steps[7][0];
-    REAL *restrict grad_target = run->data[8]; const int64_t grad_target_batch = dense ? 1 : run->steps[8][0];
-    REAL *restrict grad_weight = run->data[9]; const int64_t grad_weight_batch = dense ? 1 : run->steps[9][0];
-    REAL *restrict grad_pos_weight = run->data[10]; const int64_t grad_pos_weight_batch = dense ? 1 : run->steps[10][0];
+    REAL *restrict loss = run->data[5]; const int64_t loss_batch = dense ? 1 : run->steps[5][0]; const int loss_wanted = !dense && WANTS(5);
+    accumulator *restrict total_loss = WANTS(6) ? run->data[6] : NULL;
+    REAL *restrict grad_input = run->data[7]; const int64_t grad_input_batch = dense ? 1 : run->steps[7][0]; const int grad_input_wanted = WANTS(7);
+    REAL *restrict grad_target = run->data[8]; const int64_t grad_target_batch = dense ? 1 : run->steps[8][0]; const int grad_target_wanted = WANTS(8);
+    REAL *restrict grad_weight = run->data[9]; const int64_t grad_weight_batch = dense ? 1 : run->steps[9][0]; const int grad_weight_wanted = WANTS(9);
+    REAL *restrict grad_pos_weight = run->data[10]; const int64_t grad_pos_weight_batch = dense ? 1 : run->steps[10][0]; const int grad_pos_weight_wanted = WANTS(10);
 
     accumulator total_loss_sum = {0};
     for (int64_t first = 0; first < batch; first += TILE) {
@@ -249,45 +104,31 @@ static inline void NAME(value_and_grad_all)(const int64_t batch, const losslib_r
             const REAL softplus_minus_input = softplus(-input[n * input_batch]);
             const REAL shifted = difference * softplus_input + product * softplus_minus_input;
             const REAL value = shifted * weight[n * weight_batch];
-            const REAL p = sigmoid(input[n * input_batch]);
-            if (loss) loss[n * loss_batch] = value;
+            if (loss_wanted) loss[n * loss_batch] = value;
             total_loss_tile[n - first] = value;
-            if (dense || grad_input) grad_input[n * grad_input_batch] = -(product * sigmoid(-input[n * input_batch]) - difference * p) * weight[n * weight_batch] * scale[n * scale_batch];
-            if (dense || grad_target) grad_target[n * grad_target_batch] = -(softplus_input - pos_weight[n * pos_weight_batch] * softplus_minus_input) * weight[n * weight_batch] * scale[n * scale_batch];
-            if (dense || grad_weight) grad_weight[n * grad_weight_batch] = shifted * scale[n * scale_batch];
-            if (dense || grad_pos_weight) grad_pos_weight[n * grad_pos_weight_batch] = target[n * target_batch] * weight[n * weight_batch] * softplus_minus_input * scale[n * scale_batch];
+            if (grad_input_wanted) grad_input[n * grad_input_batch] = -(times_sigmoid(product, -input[n * input_batch]) - times_sigmoid(difference, input[n * input_batch])) * weight[n * weight_batch] * scale[n * scale_batch];
+            if (grad_target_wanted) grad_target[n * grad_target_batch] = -(softplus_input - pos_weight[n * pos_weight_batch] * softplus_minus_input) * weight[n * weight_batch] * scale[n * scale_batch];
+            if (grad_weight_wanted) grad_weight[n * grad_weight_batch] = shifted * scale[n * scale_batch];
+            if (grad_pos_weight_wanted) grad_pos_weight[n * grad_pos_weight_batch] = target[n * target_batch] * weight[n * weight_batch] * softplus_minus_input * scale[n * scale_batch];
         }
         accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
-    add(total_loss, &total_loss_sum);
+    if (total_loss) add(total_loss, &total_loss_sum);
 }
 
-static void NAME(value_and_grad_all_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 0 && run->steps[4][0] == 0 && run->steps[7][0] == 1 && run->steps[8][0] == 1 && run->steps[9][0] == 1 && run->steps[10][0] == 1 && run->data[5] == NULL && run->data[7] != NULL && run->data[8] != NULL && run->data[9] != NULL && run->data[10] != NULL)
-        NAME(value_and_grad_all)(batch, run, 1);
-    else
-        NAME(value_and_grad_all)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_binary_cross_entropy_with_logits_value_and_grad_all) = {
-    "binary_cross_entropy_with_logits.value_and_grad_all", NAME(value_and_grad_all_run), sizeof(REAL), 11, 0, 0,
-    { &input_argument, &target_argument, &weight_argument, &pos_weight_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument, &grad_target_argument, &grad_weight_argument, &grad_pos_weight_argument },
-    { NULL }, { NULL }};
-
-/* The derivative along the directions. 27 operations. */
-static inline void NAME(jvp_all)(const int64_t batch, const losslib_run *run, const int dense)
+/* The derivative along the directions. */
+static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted, const int all)
 {
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict weight = run->data[2]; const int64_t weight_batch = dense ? 0 : run->steps[2][0];
     const REAL *restrict pos_weight = run->data[3]; const int64_t pos_weight_batch = dense ? 0 : run->steps[3][0];
     const REAL *restrict direction_input = run->data[4]; const int64_t direction_input_batch = dense ? 1 : run->steps[4][0];
-    const REAL *restrict direction_pos_weight = run->data[5]; const int64_t direction_pos_weight_batch = dense ? 1 : run->steps[5][0];
-    const REAL *restrict direction_target = run->data[6]; const int64_t direction_target_batch = dense ? 1 : run->steps[6][0];
-    const REAL *restrict direction_weight = run->data[7]; const int64_t direction_weight_batch = dense ? 1 : run->steps[7][0];
-    REAL *restrict rate = dense ? NULL : run->data[8]; const int64_t rate_batch = dense ? 1 : run->steps[8][0];
-    accumulator *restrict total_rate = run->data[9];
+    const REAL *restrict direction_pos_weight = run->data[5]; const int64_t direction_pos_weight_batch = dense && WANTS(5) ? 1 : run->steps[5][0];
+    const REAL *restrict direction_target = run->data[6]; const int64_t direction_target_batch = dense && WANTS(6) ? 1 : run->steps[6][0];
+    const REAL *restrict direction_weight = run->data[7]; const int64_t direction_weight_batch = dense && WANTS(7) ? 1 : run->steps[7][0];
+    REAL *restrict rate = run->data[8]; const int64_t rate_batch = dense ? 1 : run->steps[8][0]; const int rate_wanted = !dense && WANTS(8);
+    accumulator *restrict total_rate = WANTS(9) ? run->data[9] : NULL;
 
     accumulator total_rate_sum = {0};
     for (int64_t first = 0; first < batch; first += TILE) {
@@ -298,31 +139,18 @@ static inline void NAME(jvp_all)(const int64_t batch, const losslib_run *run, co
             const REAL softplus_input = softplus(input[n * input_batch]);
             const REAL product = pos_weight[n * pos_weight_batch] * target[n * target_batch];
             const REAL softplus_minus_input = softplus(-input[n * input_batch]);
-            const REAL p = sigmoid(input[n * input_batch]);
-            const REAL shifted = (difference * softplus_input + product * softplus_minus_input) * direction_weight[n * direction_weight_batch] - (product * sigmoid(-input[n * input_batch]) - difference * p) * weight[n * weight_batch] * direction_input[n * direction_input_batch] - (softplus_input - pos_weight[n * pos_weight_batch] * softplus_minus_input) * weight[n * weight_batch] * direction_target[n * direction_target_batch] + target[n * target_batch] * weight[n * weight_batch] * softplus_minus_input * direction_pos_weight[n * direction_pos_weight_batch];
-            if (rate) rate[n * rate_batch] = shifted;
-            total_rate_tile[n - first] = shifted;
+            const REAL product_2 = (times_sigmoid(product, -input[n * input_batch]) - times_sigmoid(difference, input[n * input_batch])) * weight[n * weight_batch] * direction_input[n * direction_input_batch];
+            const REAL choice = all ? (difference * softplus_input + product * softplus_minus_input) * direction_weight[n * direction_weight_batch] - product_2 - (softplus_input - pos_weight[n * pos_weight_batch] * softplus_minus_input) * weight[n * weight_batch] * direction_target[n * direction_target_batch] + target[n * target_batch] * weight[n * weight_batch] * softplus_minus_input * direction_pos_weight[n * direction_pos_weight_batch] : -product_2;
+            if (rate_wanted) rate[n * rate_batch] = choice;
+            total_rate_tile[n - first] = choice;
         }
         accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
     }
-    add(total_rate, &total_rate_sum);
+    if (total_rate) add(total_rate, &total_rate_sum);
 }
 
-static void NAME(jvp_all_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->steps[7][0] == 1 && run->data[8] == NULL)
-        NAME(jvp_all)(batch, run, 1);
-    else
-        NAME(jvp_all)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_binary_cross_entropy_with_logits_jvp_all) = {
-    "binary_cross_entropy_with_logits.jvp_all", NAME(jvp_all_run), sizeof(REAL), 10, 0, 0,
-    { &input_argument, &target_argument, &weight_argument, &pos_weight_argument, &direction_input_argument, &direction_pos_weight_argument, &direction_target_argument, &direction_weight_argument, &rate_argument, &total_rate_argument },
-    { NULL }, { NULL }};
-
-/* The hessian times the directions, times scale. 62 operations. */
-static inline void NAME(hvp_all)(const int64_t batch, const losslib_run *run, const int dense)
+/* The hessian times the directions, times scale. */
+static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted, const int all)
 {
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
@@ -330,79 +158,54 @@ static inline void NAME(hvp_all)(const int64_t batch, const losslib_run *run, co
     const REAL *restrict pos_weight = run->data[3]; const int64_t pos_weight_batch = dense ? 0 : run->steps[3][0];
     const REAL *restrict scale = run->data[4]; const int64_t scale_batch = dense ? 0 : run->steps[4][0];
     const REAL *restrict direction_input = run->data[5]; const int64_t direction_input_batch = dense ? 1 : run->steps[5][0];
-    const REAL *restrict direction_pos_weight = run->data[6]; const int64_t direction_pos_weight_batch = dense ? 1 : run->steps[6][0];
-    const REAL *restrict direction_target = run->data[7]; const int64_t direction_target_batch = dense ? 1 : run->steps[7][0];
-    const REAL *restrict direction_weight = run->data[8]; const int64_t direction_weight_batch = dense ? 1 : run->steps[8][0];
-    REAL *restrict hvp_input = run->data[9]; const int64_t hvp_input_batch = dense ? 1 : run->steps[9][0];
-    REAL *restrict hvp_target = run->data[10]; const int64_t hvp_target_batch = dense ? 1 : run->steps[10][0];
-    REAL *restrict hvp_weight = run->data[11]; const int64_t hvp_weight_batch = dense ? 1 : run->steps[11][0];
-    REAL *restrict hvp_pos_weight = run->data[12]; const int64_t hvp_pos_weight_batch = dense ? 1 : run->steps[12][0];
+    const REAL *restrict direction_pos_weight = run->data[6]; const int64_t direction_pos_weight_batch = dense && WANTS(6) ? 1 : run->steps[6][0];
+    const REAL *restrict direction_target = run->data[7]; const int64_t direction_target_batch = dense && WANTS(7) ? 1 : run->steps[7][0];
+    const REAL *restrict direction_weight = run->data[8]; const int64_t direction_weight_batch = dense && WANTS(8) ? 1 : run->steps[8][0];
+    REAL *restrict hvp_input = run->data[9]; const int64_t hvp_input_batch = dense ? 1 : run->steps[9][0]; const int hvp_input_wanted = WANTS(9);
+    REAL *restrict hvp_target = run->data[10]; const int64_t hvp_target_batch = dense ? 1 : run->steps[10][0]; const int hvp_target_wanted = WANTS(10);
+    REAL *restrict hvp_weight = run->data[11]; const int64_t hvp_weight_batch = dense ? 1 : run->steps[11][0]; const int hvp_weight_wanted = WANTS(11);
+    REAL *restrict hvp_pos_weight = run->data[12]; const int64_t hvp_pos_weight_batch = dense ? 1 : run->steps[12][0]; const int hvp_pos_weight_wanted = WANTS(12);
 
     for (int64_t n = 0; n < batch; ++n) {
-        const REAL sigmoid_minus_input = sigmoid(-input[n * input_batch]);
-        const REAL product = pos_weight[n * pos_weight_batch] * target[n * target_batch] * sigmoid_minus_input;
-        const REAL difference = 1 - target[n * target_batch];
+        const REAL product = pos_weight[n * pos_weight_batch] * target[n * target_batch];
+        const REAL difference = times_sigmoid(product, -input[n * input_batch]) - times_sigmoid(1 - target[n * target_batch], input[n * input_batch]);
         const REAL p = sigmoid(input[n * input_batch]);
-        const REAL difference_2 = product - difference * p;
-        const REAL product_2 = (pos_weight[n * pos_weight_batch] * sigmoid_minus_input + p) * weight[n * weight_batch];
-        const REAL product_3 = target[n * target_batch] * weight[n * weight_batch] * sigmoid_minus_input;
+        const REAL product_2 = (times_sigmoid(pos_weight[n * pos_weight_batch], -input[n * input_batch]) + p) * weight[n * weight_batch];
+        const REAL product_3 = times_sigmoid(times_sigmoid((target[n * target_batch] - product - 1) * weight[n * weight_batch] * direction_input[n * direction_input_batch] * scale[n * scale_batch], -input[n * input_batch]), input[n * input_batch]);
+        const REAL product_4 = target[n * target_batch] * weight[n * weight_batch];
         const REAL softplus_minus_input = softplus(-input[n * input_batch]);
-        const REAL product_4 = weight[n * weight_batch] * softplus_minus_input;
-        const REAL difference_3 = softplus(input[n * input_batch]) - pos_weight[n * pos_weight_batch] * softplus_minus_input;
-        const REAL product_5 = target[n * target_batch] * softplus_minus_input;
-        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = -(difference_2 * direction_weight[n * direction_weight_batch] * scale[n * scale_batch] + product_2 * direction_target[n * direction_target_batch] * scale[n * scale_batch] + -(difference * sigmoid_minus_input * p + product * p) * weight[n * weight_batch] * direction_input[n * direction_input_batch] * scale[n * scale_batch] + product_3 * direction_pos_weight[n * direction_pos_weight_batch] * scale[n * scale_batch]);
-        if (dense || hvp_target) hvp_target[n * hvp_target_batch] = product_4 * direction_pos_weight[n * direction_pos_weight_batch] * scale[n * scale_batch] - product_2 * direction_input[n * direction_input_batch] * scale[n * scale_batch] - difference_3 * direction_weight[n * direction_weight_batch] * scale[n * scale_batch];
-        if (dense || hvp_weight) hvp_weight[n * hvp_weight_batch] = product_5 * direction_pos_weight[n * direction_pos_weight_batch] * scale[n * scale_batch] - difference_2 * direction_input[n * direction_input_batch] * scale[n * scale_batch] - difference_3 * direction_target[n * direction_target_batch] * scale[n * scale_batch];
-        if (dense || hvp_pos_weight) hvp_pos_weight[n * hvp_pos_weight_batch] = product_4 * direction_target[n * direction_target_batch] * scale[n * scale_batch] - product_3 * direction_input[n * direction_input_batch] * scale[n * scale_batch] + product_5 * direction_weight[n * direction_weight_batch] * scale[n * scale_batch];
+        const REAL product_5 = weight[n * weight_batch] * softplus_minus_input;
+        const REAL difference_2 = softplus(input[n * input_batch]) - pos_weight[n * pos_weight_batch] * softplus_minus_input;
+        const REAL product_6 = target[n * target_batch] * softplus_minus_input;
+        if (hvp_input_wanted) hvp_input[n * hvp_input_batch] = all ? -(difference * direction_weight[n * direction_weight_batch] * scale[n * scale_batch] + product_2 * direction_target[n * direction_target_batch] * scale[n * scale_batch] + product_3 + times_sigmoid(product_4 * direction_pos_weight[n * direction_pos_weight_batch] * scale[n * scale_batch], -input[n * input_batch])) : -product_3;
+        if (hvp_target_wanted) hvp_target[n * hvp_target_batch] = product_5 * direction_pos_weight[n * direction_pos_weight_batch] * scale[n * scale_batch] - product_2 * direction_input[n * direction_input_batch] * scale[n * scale_batch] - difference_2 * direction_weight[n * direction_weight_batch] * scale[n * scale_batch];
+        if (hvp_weight_wanted) hvp_weight[n * hvp_weight_batch] = product_6 * direction_pos_weight[n * direction_pos_weight_batch] * scale[n * scale_batch] - difference * direction_input[n * direction_input_batch] * scale[n * scale_batch] - difference_2 * direction_target[n * direction_target_batch] * scale[n * scale_batch];
+        if (hvp_pos_weight_wanted) hvp_pos_weight[n * hvp_pos_weight_batch] = product_5 * direction_target[n * direction_target_batch] * scale[n * scale_batch] - times_sigmoid(product_4 * direction_input[n * direction_input_batch] * scale[n * scale_batch], -input[n * input_batch]) + product_6 * direction_weight[n * direction_weight_batch] * scale[n * scale_batch];
     }
 }
 
-static void NAME(hvp_all_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 0 && run->steps[4][0] == 0 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->steps[7][0] == 1 && run->steps[8][0] == 1 && run->steps[9][0] == 1 && run->steps[10][0] == 1 && run->steps[11][0] == 1 && run->steps[12][0] == 1 && run->data[9] != NULL && run->data[10] != NULL && run->data[11] != NULL && run->data[12] != NULL)
-        NAME(hvp_all)(batch, run, 1);
-    else
-        NAME(hvp_all)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_binary_cross_entropy_with_logits_hvp_all) = {
-    "binary_cross_entropy_with_logits.hvp_all", NAME(hvp_all_run), sizeof(REAL), 13, 0, 0,
-    { &input_argument, &target_argument, &weight_argument, &pos_weight_argument, &scale_argument, &direction_input_argument, &direction_pos_weight_argument, &direction_target_argument, &direction_weight_argument, &hvp_input_argument, &hvp_target_argument, &hvp_weight_argument, &hvp_pos_weight_argument },
-    { NULL }, { NULL }};
-
-/* The diagonal of the hessian, times scale. 12 operations. */
-static inline void NAME(hessian_diag_all)(const int64_t batch, const losslib_run *run, const int dense)
+/* The diagonal of the hessian, times scale. */
+static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted)
 {
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict weight = run->data[2]; const int64_t weight_batch = dense ? 0 : run->steps[2][0];
     const REAL *restrict pos_weight = run->data[3]; const int64_t pos_weight_batch = dense ? 0 : run->steps[3][0];
     const REAL *restrict scale = run->data[4]; const int64_t scale_batch = dense ? 0 : run->steps[4][0];
-    REAL *restrict hessian_input = run->data[5]; const int64_t hessian_input_batch = dense ? 1 : run->steps[5][0];
-    REAL *restrict hessian_target = run->data[6]; const int64_t hessian_target_batch = dense ? 1 : run->steps[6][0];
-    REAL *restrict hessian_weight = run->data[7]; const int64_t hessian_weight_batch = dense ? 1 : run->steps[7][0];
-    REAL *restrict hessian_pos_weight = run->data[8]; const int64_t hessian_pos_weight_batch = dense ? 1 : run->steps[8][0];
+    REAL *restrict hessian_input = run->data[5]; const int64_t hessian_input_batch = dense ? 1 : run->steps[5][0]; const int hessian_input_wanted = WANTS(5);
+    REAL *restrict hessian_target = run->data[6]; const int64_t hessian_target_batch = dense ? 1 : run->steps[6][0]; const int hessian_target_wanted = WANTS(6);
+    REAL *restrict hessian_weight = run->data[7]; const int64_t hessian_weight_batch = dense ? 1 : run->steps[7][0]; const int hessian_weight_wanted = WANTS(7);
+    REAL *restrict hessian_pos_weight = run->data[8]; const int64_t hessian_pos_weight_batch = dense ? 1 : run->steps[8][0]; const int hessian_pos_weight_wanted = WANTS(8);
 
     for (int64_t n = 0; n < batch; ++n) {
-        const REAL sigmoid_minus_input = sigmoid(-input[n * input_batch]);
-        const REAL p = sigmoid(input[n * input_batch]);
-        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = ((1 - target[n * target_batch]) * sigmoid_minus_input * p + pos_weight[n * pos_weight_batch] * target[n * target_batch] * sigmoid_minus_input * p) * weight[n * weight_batch] * scale[n * scale_batch];
-        if (dense || hessian_target) hessian_target[n * hessian_target_batch] = 0;
-        if (dense || hessian_weight) hessian_weight[n * hessian_weight_batch] = 0;
-        if (dense || hessian_pos_weight) hessian_pos_weight[n * hessian_pos_weight_batch] = 0;
+        if (hessian_input_wanted) hessian_input[n * hessian_input_batch] = -times_sigmoid(times_sigmoid((target[n * target_batch] - pos_weight[n * pos_weight_batch] * target[n * target_batch] - 1) * weight[n * weight_batch] * scale[n * scale_batch], -input[n * input_batch]), input[n * input_batch]);
+        if (hessian_target_wanted) hessian_target[n * hessian_target_batch] = 0;
+        if (hessian_weight_wanted) hessian_weight[n * hessian_weight_batch] = 0;
+        if (hessian_pos_weight_wanted) hessian_pos_weight[n * hessian_pos_weight_batch] = 0;
     }
 }
 
-static void NAME(hessian_diag_all_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 0 && run->steps[4][0] == 0 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->steps[7][0] == 1 && run->steps[8][0] == 1 && run->data[5] != NULL && run->data[6] != NULL && run->data[7] != NULL && run->data[8] != NULL)
-        NAME(hessian_diag_all)(batch, run, 1);
-    else
-        NAME(hessian_diag_all)(batch, run, 0);
-}
+KERNELS(KERNEL_FUNCTIONS, STRIDED_FUNCTION)
 
-const losslib_kernel NAME(losslib_binary_cross_entropy_with_logits_hessian_diag_all) = {
-    "binary_cross_entropy_with_logits.hessian_diag_all", NAME(hessian_diag_all_run), sizeof(REAL), 9, 0, 0,
-    { &input_argument, &target_argument, &weight_argument, &pos_weight_argument, &scale_argument, &hessian_input_argument, &hessian_target_argument, &hessian_weight_argument, &hessian_pos_weight_argument },
-    { NULL }, { NULL }};
+const losslib_kernel NAME(losslib_binary_cross_entropy_with_logits__kernels)[] = { KERNELS(KERNEL_ROW, STRIDED_ROW) {.name = NULL} };
 #endif

@@ -2,38 +2,71 @@
  *
  * Cosine embedding loss: pulls vectors together where the target is 1, pushes them apart where it is -1, features last.
  *
- *     scaled = input1[f2]/binade(max_f(|input1[f]|) + 4722366473434823/4722366482869645213696)
- *     unit1 = input1[f3]/(binade(max_f(|input1[f]|) + 4722366473434823/4722366482869645213696)*sqrt(sum_f2(scaled**2) + 2305843/(2305843009213693952*binade(max_f(|input1[f]|) + 4722366473434823/4722366482869645213696)**2)))
- *     unit2 = input2[f3]/(binade(max_f(|input2[f]|) + 4722366473434823/4722366482869645213696)*sqrt(sum_f2(scaled**2) + 2305843/(2305843009213693952*binade(max_f(|input2[f]|) + 4722366473434823/4722366482869645213696)**2)))
- *     cosine = sum_f3(unit1*unit2)
+ *     unit1 = input1[f2]/sqrt(sum_f(input1[f]**2) + 2305843/2305843009213693952)
+ *     unit2 = input2[f2]/sqrt(sum_f(input2[f]**2) + 2305843/2305843009213693952)
+ *     cosine = sum_f2(unit1*unit2)
  *     loss = 1 - cosine if target == 1 else (max(-margin + cosine, 0) if target == -1 else 0)
  *
  * Arrays: input1 [batch, features], input2 [batch, features], target [batch].
- * A function computes a run of samples; strides are in elements; outputs that are NULL are not wanted.
+ * A function computes a run of samples; strides are in elements. It serves all kernels in whose row of KERNELS it stands: what
+ * one of them does not want, and what its flags rule out, is dead code where that kernel is compiled.
  */
 #ifndef REAL                              /* this text is compiled once for each type */
 #include "losslib_internal.h"
 
-static const losslib_argument input1_features_argument = {"input1", LOSSLIB_INPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument input2_features_argument = {"input2", LOSSLIB_INPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument target_argument = {"target", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument loss_argument = {"loss", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument total_loss_argument = {"total_loss", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument scale_argument = {"scale", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument grad_input1_features_argument = {"grad_input1", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument grad_input2_features_argument = {"grad_input2", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument direction_input1_features_argument = {"direction_input1", LOSSLIB_DIRECTION, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument direction_input2_features_argument = {"direction_input2", LOSSLIB_DIRECTION, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument rate_argument = {"rate", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument total_rate_argument = {"total_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hvp_input1_features_argument = {"hvp_input1", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hvp_input2_features_argument = {"hvp_input2", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hessian_input1_features_argument = {"hessian_input1", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hessian_input2_features_argument = {"hessian_input2", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument grad_target_argument = {"grad_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hvp_target_argument = {"hvp_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hessian_target_argument = {"hessian_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_param margin_param = {"margin", -INFINITY, INFINITY, 0};
+static const losslib_argument input1__features_argument = {.name = "input1", .role = LOSSLIB_INPUT, .per_sample = 1, .axes = 1, .axis = {"features"}};
+static const losslib_argument input2__features_argument = {.name = "input2", .role = LOSSLIB_INPUT, .per_sample = 1, .axes = 1, .axis = {"features"}};
+static const losslib_argument target_argument = {.name = "target", .role = LOSSLIB_INPUT, .per_sample = 1};
+static const losslib_argument scale_argument = {.name = "scale", .role = LOSSLIB_SCALE, .per_sample = 1};
+static const losslib_argument loss_argument = {.name = "loss", .role = LOSSLIB_OUTPUT, .per_sample = 1, .seldom = 1};
+static const losslib_argument total_loss_argument = {.name = "total_loss", .role = LOSSLIB_TOTAL};
+static const losslib_argument grad_input1__features_argument = {.name = "grad_input1", .role = LOSSLIB_OUTPUT, .per_sample = 1, .axes = 1, .axis = {"features"}};
+static const losslib_argument grad_input2__features_argument = {.name = "grad_input2", .role = LOSSLIB_OUTPUT, .per_sample = 1, .axes = 1, .axis = {"features"}};
+static const losslib_argument grad_target_argument = {.name = "grad_target", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument direction_input1__features_argument = {.name = "direction_input1", .role = LOSSLIB_DIRECTION, .per_sample = 1, .axes = 1, .axis = {"features"}};
+static const losslib_argument direction_input2__features_argument = {.name = "direction_input2", .role = LOSSLIB_DIRECTION, .per_sample = 1, .axes = 1, .axis = {"features"}};
+static const losslib_argument rate_argument = {.name = "rate", .role = LOSSLIB_OUTPUT, .per_sample = 1, .seldom = 1};
+static const losslib_argument total_rate_argument = {.name = "total_rate", .role = LOSSLIB_TOTAL};
+static const losslib_argument hvp_input1__features_argument = {.name = "hvp_input1", .role = LOSSLIB_OUTPUT, .per_sample = 1, .axes = 1, .axis = {"features"}};
+static const losslib_argument hvp_input2__features_argument = {.name = "hvp_input2", .role = LOSSLIB_OUTPUT, .per_sample = 1, .axes = 1, .axis = {"features"}};
+static const losslib_argument hvp_target_argument = {.name = "hvp_target", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument hessian_input1__features_argument = {.name = "hessian_input1", .role = LOSSLIB_OUTPUT, .per_sample = 1, .axes = 1, .axis = {"features"}};
+static const losslib_argument hessian_input2__features_argument = {.name = "hessian_input2", .role = LOSSLIB_OUTPUT, .per_sample = 1, .axes = 1, .axis = {"features"}};
+static const losslib_argument hessian_target_argument = {.name = "hessian_target", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_param margin_param = {"margin", {-INFINITY, INFINITY, 0}};
+
+static const losslib_family value_and_grad_family = {9, 1, 1,
+    {&input1__features_argument, &input2__features_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument,
+     &grad_input1__features_argument, &grad_input2__features_argument, &grad_target_argument},
+    {&margin_param}, {"features"}};
+
+static const losslib_family jvp_family = {7, 1, 1,
+    {&input1__features_argument, &input2__features_argument, &target_argument, &direction_input1__features_argument,
+     &direction_input2__features_argument, &rate_argument, &total_rate_argument},
+    {&margin_param}, {"features"}};
+
+static const losslib_family hvp_family = {9, 1, 1,
+    {&input1__features_argument, &input2__features_argument, &target_argument, &scale_argument, &direction_input1__features_argument,
+     &direction_input2__features_argument, &hvp_input1__features_argument, &hvp_input2__features_argument, &hvp_target_argument},
+    {&margin_param}, {"features"}};
+
+static const losslib_family hessian_diag_family = {7, 1, 1,
+    {&input1__features_argument, &input2__features_argument, &target_argument, &scale_argument, &hessian_input1__features_argument,
+     &hessian_input2__features_argument, &hessian_target_argument},
+    {&margin_param}, {"features"}};
+
+/* Each kernel: its function, which of the function's arrays, scalars and axes it has (a bit each), and what the flags are. A KERNEL
+ * is compiled for dense arrays too. */
+#define KERNELS(KERNEL, STRIDED) \
+    KERNEL(value, value_and_grad, 0x37, 0x1, 0x1, ) \
+    KERNEL(value_and_grad, value_and_grad, 0xff, 0x1, 0x1, ) \
+    STRIDED(value_and_grad_all, value_and_grad, 0x1ff, 0x1, 0x1, ) \
+    STRIDED(jvp, jvp, 0x7f, 0x1, 0x1, ) \
+    STRIDED(jvp_all, jvp, 0x7f, 0x1, 0x1, ) \
+    STRIDED(hvp, hvp, 0xff, 0x1, 0x1, ) \
+    STRIDED(hvp_all, hvp, 0x1ff, 0x1, 0x1, ) \
+    STRIDED(hessian_diag, hessian_diag, 0x3f, 0x1, 0x1, ) \
+    STRIDED(hessian_diag_all, hessian_diag, 0x7f, 0x1, 0x1, )
 
 #include "losslib_float.h"
 #include "cosine_embedding_loss.c"
@@ -41,83 +74,19 @@ static const losslib_param margin_param = {"margin", -INFINITY, INFINITY, 0};
 #include "cosine_embedding_loss.c"
 #else
 
-/* The loss of each sample, and the totals. 31 operations. */
-static inline void NAME(value)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    const REAL *restrict input1 = run->data[0]; const int64_t input1_batch = run->steps[0][0], input1_features = dense ? 1 : run->steps[0][1];
-    const REAL *restrict input2 = run->data[1]; const int64_t input2_batch = run->steps[1][0], input2_features = dense ? 1 : run->steps[1][1];
-    const REAL *restrict target = run->data[2]; const int64_t target_batch = run->steps[2][0];
-    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = run->steps[3][0];
-    accumulator *restrict total_loss = run->data[4];
-    const REAL margin = (REAL)run->params[0];
-
-    accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *input1_row = input1 + n * input1_batch;
-        const REAL *input2_row = input2 + n * input2_batch;
-        REAL max_abs_input1 = -INFINITY;
-        REAL max_abs_input2 = -INFINITY;
-        for (int64_t f = 0; f < features; ++f) {
-            max_abs_input1 = larger(max_abs_input1, fabs(input1_row[f * input1_features]));
-            max_abs_input2 = larger(max_abs_input2, fabs(input2_row[f * input2_features]));
-        }
-        const REAL binade_2 = binade(max_abs_input1 + (REAL)9.999999980020987e-07);
-        const REAL binade_3 = binade(max_abs_input2 + (REAL)9.999999980020987e-07);
-        accumulator sum_product_sum = {0};
-        accumulator sum_product_2_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL scaled = input1_row[f * input1_features] / binade_2;
-            const REAL scaled_2 = input2_row[f * input2_features] / binade_3;
-            accumulate(&sum_product_sum, scaled * scaled);
-            accumulate(&sum_product_2_sum, scaled_2 * scaled_2);
-        }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL square_root = sqrt(sum_product + (REAL)9.999999960041972e-13 / binade_2 / binade_2);
-        const REAL square_root_2 = sqrt(sum_product_2 + (REAL)9.999999960041972e-13 / binade_3 / binade_3);
-        accumulator cosine_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL scaled_3 = input1_row[f * input1_features] / binade_2;
-            const REAL unit1 = scaled_3 / square_root;
-            const REAL scaled_4 = input2_row[f * input2_features] / binade_3;
-            const REAL unit2 = scaled_4 / square_root_2;
-            accumulate(&cosine_sum, unit1 * unit2);
-        }
-        const REAL cosine = value_of(&cosine_sum);
-        const REAL difference = cosine - margin;
-        const REAL value = target[n * target_batch] == 1 ? 1 - cosine : (target[n * target_batch] == -1 ? (difference < 0 ? 0 : difference) : 0);
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->data[3] == NULL)
-        NAME(value)(batch, run, 1);
-    else
-        NAME(value)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_cosine_embedding_loss_value) = {
-    "cosine_embedding_loss.value", NAME(value_run), sizeof(REAL), 5, 1, 1,
-    { &input1_features_argument, &input2_features_argument, &target_argument, &loss_argument, &total_loss_argument },
-    { &margin_param }, { "features" }};
-
-/* The loss, the totals, and the gradients times scale. 68 operations. */
-static inline void NAME(value_and_grad)(const int64_t batch, const losslib_run *run, const int dense)
+/* The loss, the totals, and the gradients times scale. */
+static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted)
 {
     const int64_t features = run->sizes[0];
     const REAL *restrict input1 = run->data[0]; const int64_t input1_batch = run->steps[0][0], input1_features = dense ? 1 : run->steps[0][1];
     const REAL *restrict input2 = run->data[1]; const int64_t input2_batch = run->steps[1][0], input2_features = dense ? 1 : run->steps[1][1];
     const REAL *restrict target = run->data[2]; const int64_t target_batch = run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = run->steps[4][0];
-    accumulator *restrict total_loss = run->data[5];
-    REAL *restrict grad_input1 = run->data[6]; const int64_t grad_input1_batch = run->steps[6][0], grad_input1_features = dense ? 1 : run->steps[6][1];
-    REAL *restrict grad_input2 = run->data[7]; const int64_t grad_input2_batch = run->steps[7][0], grad_input2_features = dense ? 1 : run->steps[7][1];
+    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0]; const int loss_wanted = !dense && WANTS(4);
+    accumulator *restrict total_loss = WANTS(5) ? run->data[5] : NULL;
+    REAL *restrict grad_input1 = run->data[6]; const int64_t grad_input1_batch = run->steps[6][0], grad_input1_features = dense ? 1 : run->steps[6][1]; const int grad_input1_wanted = WANTS(6);
+    REAL *restrict grad_input2 = run->data[7]; const int64_t grad_input2_batch = run->steps[7][0], grad_input2_features = dense ? 1 : run->steps[7][1]; const int grad_input2_wanted = WANTS(7);
+    REAL *restrict grad_target = run->data[8]; const int64_t grad_target_batch = run->steps[8][0]; const int grad_target_wanted = WANTS(8);
     const REAL margin = (REAL)run->params[0];
 
     accumulator total_loss_sum = {0};
@@ -136,18 +105,27 @@ static inline void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         const REAL binade_3 = binade(max_abs_input2 + (REAL)9.999999980020987e-07);
         accumulator sum_product_sum = {0};
         accumulator sum_product_2_sum = {0};
+        REAL max_choice = -INFINITY;
+        REAL max_choice_2 = -INFINITY;
         for (int64_t f = 0; f < features; ++f) {
             const REAL scaled = input1_row[f * input1_features] / binade_2;
             const REAL scaled_2 = input2_row[f * input2_features] / binade_3;
             accumulate(&sum_product_sum, scaled * scaled);
             accumulate(&sum_product_2_sum, scaled_2 * scaled_2);
+            max_choice = larger(max_choice, fabs(input1_row[f * input1_features]) == max_abs_input1 ? sign(input1_row[f * input1_features]) * input2_row[f * input2_features] : -INFINITY);
+            max_choice_2 = larger(max_choice_2, fabs(input2_row[f * input2_features]) == max_abs_input2 ? sign(input2_row[f * input2_features]) * input1_row[f * input1_features] : -INFINITY);
         }
         const REAL sum_product = value_of(&sum_product_sum);
         const REAL sum_product_2 = value_of(&sum_product_2_sum);
         const REAL shifted = sum_product + (REAL)9.999999960041972e-13 / binade_2 / binade_2;
         const REAL square_root = sqrt(shifted);
-        const REAL shifted_2 = sum_product_2 + (REAL)9.999999960041972e-13 / binade_3 / binade_3;
+        const REAL ratio = (REAL)9.999999960041972e-13 / binade_3;
+        const REAL shifted_2 = sum_product_2 + ratio / binade_3;
         const REAL sqrt_shifted_2 = sqrt(shifted_2);
+        const REAL binade_max_abs_input1 = binade(max_abs_input1);
+        const REAL choice = max_abs_input1 == 0 ? 1 : max_abs_input1 / binade_max_abs_input1;
+        const REAL binade_max_abs_input2 = binade(max_abs_input2);
+        const REAL choice_2 = max_abs_input2 == 0 ? 1 : max_abs_input2 / binade_max_abs_input2;
         accumulator cosine_sum = {0};
         accumulator sum_product_3_sum = {0};
         accumulator sum_product_4_sum = {0};
@@ -156,53 +134,61 @@ static inline void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             const REAL unit1 = scaled_3 / square_root;
             const REAL scaled_4 = input2_row[f * input2_features] / binade_3;
             const REAL unit2 = scaled_4 / sqrt_shifted_2;
+            const REAL scaled_5 = input1_row[f * input1_features] / binade_max_abs_input1;
+            const REAL eliminated = cross(input2_row[f * input2_features], choice, scaled_5, max_choice);
+            const REAL left = eliminated / choice;
+            const REAL scaled_6 = input2_row[f * input2_features] / binade_max_abs_input2;
+            const REAL eliminated_2 = cross(input1_row[f * input1_features], choice_2, scaled_6, max_choice_2);
+            const REAL left_2 = eliminated_2 / choice_2;
             accumulate(&cosine_sum, unit1 * unit2);
-            accumulate(&sum_product_3_sum, input1_row[f * input1_features] * unit2);
-            accumulate(&sum_product_4_sum, input2_row[f * input2_features] * unit1);
+            accumulate(&sum_product_3_sum, left * scaled_5);
+            accumulate(&sum_product_4_sum, left_2 * scaled_6);
         }
         const REAL cosine = value_of(&cosine_sum);
         const REAL sum_product_3 = value_of(&sum_product_3_sum);
         const REAL sum_product_4 = value_of(&sum_product_4_sum);
         const int equal = target[n * target_batch] == 1;
-        const REAL ratio = sum_product_3 / binade_2 * (inverse_root(shifted) / binade_2) / square_root / square_root;
+        const REAL inverse_root_2 = inverse_root(shifted);
+        const REAL ratio_2 = inverse_root_2 / binade_2;
+        const REAL defect = (REAL)9.999999960041972e-13 * ratio_2 * ratio_2;
+        const REAL share = binade_max_abs_input1 / binade_2 * inverse_root_2;
+        const REAL along = defect / choice * max_choice - share * sum_product_3 * share;
         const int equal_2 = target[n * target_batch] == -1;
         const REAL difference = cosine - margin;
+        const int below = difference < 0;
         const REAL step_2 = step(difference, 1);
-        const REAL ratio_2 = sum_product_4 / binade_3 * (inverse_root(shifted_2) / binade_3) / sqrt_shifted_2 / sqrt_shifted_2;
+        const REAL inverse_root_shifted_2 = inverse_root(shifted_2);
+        const REAL ratio_3 = inverse_root_shifted_2 / binade_3;
+        const REAL defect_2 = (REAL)9.999999960041972e-13 * ratio_3 * ratio_3;
+        const REAL share_2 = binade_max_abs_input2 / binade_3 * inverse_root_shifted_2;
+        const REAL along_2 = defect_2 / choice_2 * max_choice_2 - share_2 * sum_product_4 * share_2;
+        accumulator sum_product_5_sum = {0};
         for (int64_t f = 0; f < features; ++f) {
-            const REAL scaled_5 = input1_row[f * input1_features] / binade_2;
-            const REAL product = ratio * scaled_5;
-            const REAL scaled_6 = input2_row[f * input2_features] / binade_3;
-            const REAL unit2_2 = scaled_6 / sqrt_shifted_2;
-            const REAL ratio_3 = unit2_2 / binade_2 / square_root;
-            const REAL product_2 = ratio_2 * scaled_6;
-            const REAL unit1_2 = scaled_5 / square_root;
-            const REAL ratio_4 = unit1_2 / binade_3 / sqrt_shifted_2;
-            if (dense || grad_input1) grad_input1_row[f * grad_input1_features] = scale[n * scale_batch] * (equal ? product - ratio_3 : (equal_2 ? step_2 * (ratio_3 - product) : 0));
-            if (dense || grad_input2) grad_input2_row[f * grad_input2_features] = scale[n * scale_batch] * (equal ? product_2 - ratio_4 : (equal_2 ? step_2 * (ratio_4 - product_2) : 0));
+            const REAL scaled_7 = input1_row[f * input1_features] / binade_max_abs_input1;
+            const REAL eliminated_3 = cross(input2_row[f * input2_features], choice, scaled_7, max_choice);
+            const REAL left_3 = eliminated_3 / choice;
+            const REAL apart = (along * scaled_7 + left_3) / binade_3 / sqrt_shifted_2;
+            const REAL ratio_4 = apart / binade_2 / square_root;
+            const REAL scaled_8 = input2_row[f * input2_features] / binade_max_abs_input2;
+            const REAL eliminated_4 = cross(input1_row[f * input1_features], choice_2, scaled_8, max_choice_2);
+            const REAL left_4 = eliminated_4 / choice_2;
+            const REAL apart_2 = (along_2 * scaled_8 + left_4) / binade_2 / square_root;
+            const REAL ratio_5 = apart_2 / binade_3 / sqrt_shifted_2;
+            if (grad_input1_wanted) grad_input1_row[f * grad_input1_features] = scale[n * scale_batch] * (equal ? -ratio_4 : (equal_2 ? (below ? 0 : ratio_4 * step_2) : 0));
+            if (grad_input2_wanted) grad_input2_row[f * grad_input2_features] = scale[n * scale_batch] * (equal ? -ratio_5 : (equal_2 ? (below ? 0 : ratio_5 * step_2) : 0));
+            accumulate(&sum_product_5_sum, apart * apart);
         }
-        const REAL value = equal ? 1 - cosine : (equal_2 ? (difference < 0 ? 0 : difference) : 0);
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
+        const REAL sum_product_5 = value_of(&sum_product_5_sum);
+        const REAL choice_3 = equal ? (cosine > (REAL)0.5 ? (sum_product_5 + ratio / sqrt_shifted_2 / binade_3 / sqrt_shifted_2 + (REAL)9.999999960041972e-13 * (cosine / binade_2) * (cosine / square_root) / binade_2 / square_root) / (cosine + 1) : 1 - cosine) : (equal_2 ? (below ? 0 : difference) : 0);
+        if (loss_wanted) loss[n * loss_batch] = choice_3;
+        accumulate(&total_loss_sum, choice_3);
+        if (grad_target_wanted) grad_target[n * grad_target_batch] = 0;
     }
-    add(total_loss, &total_loss_sum);
+    if (total_loss) add(total_loss, &total_loss_sum);
 }
 
-static void NAME(value_and_grad_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->data[4] == NULL && run->data[6] != NULL && run->data[7] != NULL)
-        NAME(value_and_grad)(batch, run, 1);
-    else
-        NAME(value_and_grad)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_cosine_embedding_loss_value_and_grad) = {
-    "cosine_embedding_loss.value_and_grad", NAME(value_and_grad_run), sizeof(REAL), 8, 1, 1,
-    { &input1_features_argument, &input2_features_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input1_features_argument, &grad_input2_features_argument },
-    { &margin_param }, { "features" }};
-
-/* The derivative along the directions. 56 operations. */
-static inline void NAME(jvp)(const int64_t batch, const losslib_run *run, const int dense)
+/* The derivative along the directions. */
+static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted)
 {
     const int64_t features = run->sizes[0];
     const REAL *restrict input1 = run->data[0]; const int64_t input1_batch = run->steps[0][0], input1_features = dense ? 1 : run->steps[0][1];
@@ -210,8 +196,8 @@ static inline void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
     const REAL *restrict target = run->data[2]; const int64_t target_batch = run->steps[2][0];
     const REAL *restrict direction_input1 = run->data[3]; const int64_t direction_input1_batch = run->steps[3][0], direction_input1_features = dense ? 1 : run->steps[3][1];
     const REAL *restrict direction_input2 = run->data[4]; const int64_t direction_input2_batch = run->steps[4][0], direction_input2_features = dense ? 1 : run->steps[4][1];
-    REAL *restrict rate = dense ? NULL : run->data[5]; const int64_t rate_batch = run->steps[5][0];
-    accumulator *restrict total_rate = run->data[6];
+    REAL *restrict rate = run->data[5]; const int64_t rate_batch = run->steps[5][0]; const int rate_wanted = !dense && WANTS(5);
+    accumulator *restrict total_rate = WANTS(6) ? run->data[6] : NULL;
     const REAL margin = (REAL)run->params[0];
 
     accumulator total_rate_sum = {0};
@@ -226,8 +212,18 @@ static inline void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             max_abs_input1 = larger(max_abs_input1, fabs(input1_row[f * input1_features]));
             max_abs_input2 = larger(max_abs_input2, fabs(input2_row[f * input2_features]));
         }
+        REAL max_choice = -INFINITY;
+        REAL max_choice_2 = -INFINITY;
+        for (int64_t f = 0; f < features; ++f) {
+            max_choice = larger(max_choice, fabs(input2_row[f * input2_features]) == max_abs_input2 ? sign(input2_row[f * input2_features]) * direction_input2_row[f * direction_input2_features] : -INFINITY);
+            max_choice_2 = larger(max_choice_2, fabs(input1_row[f * input1_features]) == max_abs_input1 ? sign(input1_row[f * input1_features]) * direction_input1_row[f * direction_input1_features] : -INFINITY);
+        }
         const REAL binade_2 = binade(max_abs_input1 + (REAL)9.999999980020987e-07);
         const REAL binade_3 = binade(max_abs_input2 + (REAL)9.999999980020987e-07);
+        const REAL binade_max_abs_input2 = binade(max_abs_input2);
+        const REAL choice = max_abs_input2 == 0 ? 1 : max_abs_input2 / binade_max_abs_input2;
+        const REAL binade_max_abs_input1 = binade(max_abs_input1);
+        const REAL choice_2 = max_abs_input1 == 0 ? 1 : max_abs_input1 / binade_max_abs_input1;
         accumulator sum_product_sum = {0};
         accumulator sum_product_2_sum = {0};
         accumulator sum_product_3_sum = {0};
@@ -235,10 +231,16 @@ static inline void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         for (int64_t f = 0; f < features; ++f) {
             const REAL scaled = input1_row[f * input1_features] / binade_2;
             const REAL scaled_2 = input2_row[f * input2_features] / binade_3;
+            const REAL scaled_3 = input2_row[f * input2_features] / binade_max_abs_input2;
+            const REAL eliminated = cross(direction_input2_row[f * direction_input2_features], choice, scaled_3, max_choice);
+            const REAL left = eliminated / choice;
+            const REAL scaled_4 = input1_row[f * input1_features] / binade_max_abs_input1;
+            const REAL eliminated_2 = cross(direction_input1_row[f * direction_input1_features], choice_2, scaled_4, max_choice_2);
+            const REAL left_2 = eliminated_2 / choice_2;
             accumulate(&sum_product_sum, scaled * scaled);
-            accumulate(&sum_product_2_sum, scaled * direction_input1_row[f * direction_input1_features]);
-            accumulate(&sum_product_3_sum, scaled_2 * scaled_2);
-            accumulate(&sum_product_4_sum, scaled_2 * direction_input2_row[f * direction_input2_features]);
+            accumulate(&sum_product_2_sum, scaled_2 * scaled_2);
+            accumulate(&sum_product_3_sum, left * scaled_3);
+            accumulate(&sum_product_4_sum, left_2 * scaled_4);
         }
         const REAL sum_product = value_of(&sum_product_sum);
         const REAL sum_product_2 = value_of(&sum_product_2_sum);
@@ -246,44 +248,45 @@ static inline void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         const REAL sum_product_4 = value_of(&sum_product_4_sum);
         const REAL shifted = sum_product + (REAL)9.999999960041972e-13 / binade_2 / binade_2;
         const REAL square_root = sqrt(shifted);
-        const REAL ratio = sum_product_2 / binade_2 * (inverse_root(shifted) / binade_2) / square_root / square_root;
-        const REAL shifted_2 = sum_product_3 + (REAL)9.999999960041972e-13 / binade_3 / binade_3;
+        const REAL shifted_2 = sum_product_2 + (REAL)9.999999960041972e-13 / binade_3 / binade_3;
+        const REAL inverse_root_shifted_2 = inverse_root(shifted_2);
+        const REAL ratio = inverse_root_shifted_2 / binade_3;
+        const REAL defect = (REAL)9.999999960041972e-13 * ratio * ratio;
+        const REAL share = binade_max_abs_input2 / binade_3 * inverse_root_shifted_2;
+        const REAL along = defect / choice * max_choice - share * sum_product_3 * share;
         const REAL sqrt_shifted_2 = sqrt(shifted_2);
-        const REAL ratio_2 = sum_product_4 / binade_3 * (inverse_root(shifted_2) / binade_3) / sqrt_shifted_2 / sqrt_shifted_2;
+        const REAL inverse_root_2 = inverse_root(shifted);
+        const REAL ratio_2 = inverse_root_2 / binade_2;
+        const REAL defect_2 = (REAL)9.999999960041972e-13 * ratio_2 * ratio_2;
+        const REAL share_2 = binade_max_abs_input1 / binade_2 * inverse_root_2;
+        const REAL along_2 = defect_2 / choice_2 * max_choice_2 - share_2 * sum_product_4 * share_2;
         accumulator sum_shifted_sum = {0};
         accumulator cosine_sum = {0};
         for (int64_t f = 0; f < features; ++f) {
-            const REAL scaled_3 = input2_row[f * input2_features] / binade_3;
-            const REAL unit2 = scaled_3 / sqrt_shifted_2;
-            const REAL scaled_4 = input1_row[f * input1_features] / binade_2;
-            const REAL unit1 = scaled_4 / square_root;
-            accumulate(&sum_shifted_sum, (direction_input1_row[f * direction_input1_features] / binade_2 / square_root - ratio * input1_row[f * input1_features]) * unit2 + (direction_input2_row[f * direction_input2_features] / binade_3 / sqrt_shifted_2 - ratio_2 * input2_row[f * input2_features]) * unit1);
+            const REAL scaled_5 = input1_row[f * input1_features] / binade_2;
+            const REAL unit1 = scaled_5 / square_root;
+            const REAL scaled_6 = input2_row[f * input2_features] / binade_max_abs_input2;
+            const REAL eliminated_3 = cross(direction_input2_row[f * direction_input2_features], choice, scaled_6, max_choice);
+            const REAL left_3 = eliminated_3 / choice;
+            const REAL scaled_7 = input2_row[f * input2_features] / binade_3;
+            const REAL unit2 = scaled_7 / sqrt_shifted_2;
+            const REAL scaled_8 = input1_row[f * input1_features] / binade_max_abs_input1;
+            const REAL eliminated_4 = cross(direction_input1_row[f * direction_input1_features], choice_2, scaled_8, max_choice_2);
+            const REAL left_4 = eliminated_4 / choice_2;
+            accumulate(&sum_shifted_sum, unit1 / binade_3 * ((along * scaled_6 + left_3) / sqrt_shifted_2) + unit2 / binade_2 * ((along_2 * scaled_8 + left_4) / square_root));
             accumulate(&cosine_sum, unit1 * unit2);
         }
         const REAL sum_shifted = value_of(&sum_shifted_sum);
         const REAL cosine = value_of(&cosine_sum);
-        const REAL choice = target[n * target_batch] == 1 ? -sum_shifted : (target[n * target_batch] == -1 ? sum_shifted * step(cosine - margin, 1) : 0);
-        if (rate) rate[n * rate_batch] = choice;
-        accumulate(&total_rate_sum, choice);
+        const REAL choice_3 = target[n * target_batch] == 1 ? -sum_shifted : (target[n * target_batch] == -1 ? sum_shifted * step(cosine - margin, 1) : 0);
+        if (rate_wanted) rate[n * rate_batch] = choice_3;
+        accumulate(&total_rate_sum, choice_3);
     }
-    add(total_rate, &total_rate_sum);
+    if (total_rate) add(total_rate, &total_rate_sum);
 }
 
-static void NAME(jvp_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[3][1] == 1 && run->steps[4][1] == 1 && run->data[5] == NULL)
-        NAME(jvp)(batch, run, 1);
-    else
-        NAME(jvp)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_cosine_embedding_loss_jvp) = {
-    "cosine_embedding_loss.jvp", NAME(jvp_run), sizeof(REAL), 7, 1, 1,
-    { &input1_features_argument, &input2_features_argument, &target_argument, &direction_input1_features_argument, &direction_input2_features_argument, &rate_argument, &total_rate_argument },
-    { &margin_param }, { "features" }};
-
-/* The hessian times the directions, times scale. 179 operations. */
-static inline void NAME(hvp)(const int64_t batch, const losslib_run *run, const int dense)
+/* The hessian times the directions, times scale. */
+static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted)
 {
     const int64_t features = run->sizes[0];
     const REAL *restrict input1 = run->data[0]; const int64_t input1_batch = run->steps[0][0], input1_features = dense ? 1 : run->steps[0][1];
@@ -292,8 +295,9 @@ static inline void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
     const REAL *restrict direction_input1 = run->data[4]; const int64_t direction_input1_batch = run->steps[4][0], direction_input1_features = dense ? 1 : run->steps[4][1];
     const REAL *restrict direction_input2 = run->data[5]; const int64_t direction_input2_batch = run->steps[5][0], direction_input2_features = dense ? 1 : run->steps[5][1];
-    REAL *restrict hvp_input1 = run->data[6]; const int64_t hvp_input1_batch = run->steps[6][0], hvp_input1_features = dense ? 1 : run->steps[6][1];
-    REAL *restrict hvp_input2 = run->data[7]; const int64_t hvp_input2_batch = run->steps[7][0], hvp_input2_features = dense ? 1 : run->steps[7][1];
+    REAL *restrict hvp_input1 = run->data[6]; const int64_t hvp_input1_batch = run->steps[6][0], hvp_input1_features = dense ? 1 : run->steps[6][1]; const int hvp_input1_wanted = WANTS(6);
+    REAL *restrict hvp_input2 = run->data[7]; const int64_t hvp_input2_batch = run->steps[7][0], hvp_input2_features = dense ? 1 : run->steps[7][1]; const int hvp_input2_wanted = WANTS(7);
+    REAL *restrict hvp_target = run->data[8]; const int64_t hvp_target_batch = run->steps[8][0]; const int hvp_target_wanted = WANTS(8);
     const REAL margin = (REAL)run->params[0];
 
     for (int64_t n = 0; n < batch; ++n) {
@@ -309,134 +313,183 @@ static inline void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             max_abs_input1 = larger(max_abs_input1, fabs(input1_row[f * input1_features]));
             max_abs_input2 = larger(max_abs_input2, fabs(input2_row[f * input2_features]));
         }
+        REAL max_choice = -INFINITY;
+        REAL max_choice_2 = -INFINITY;
+        for (int64_t f = 0; f < features; ++f) {
+            max_choice = larger(max_choice, fabs(input2_row[f * input2_features]) == max_abs_input2 ? sign(input2_row[f * input2_features]) * direction_input2_row[f * direction_input2_features] : -INFINITY);
+            max_choice_2 = larger(max_choice_2, fabs(input1_row[f * input1_features]) == max_abs_input1 ? sign(input1_row[f * input1_features]) * direction_input1_row[f * direction_input1_features] : -INFINITY);
+        }
         const REAL binade_2 = binade(max_abs_input1 + (REAL)9.999999980020987e-07);
         const REAL binade_3 = binade(max_abs_input2 + (REAL)9.999999980020987e-07);
+        const REAL binade_max_abs_input2 = binade(max_abs_input2);
+        const REAL choice = max_abs_input2 == 0 ? 1 : max_abs_input2 / binade_max_abs_input2;
+        const REAL binade_max_abs_input1 = binade(max_abs_input1);
+        const REAL choice_2 = max_abs_input1 == 0 ? 1 : max_abs_input1 / binade_max_abs_input1;
         accumulator sum_product_sum = {0};
+        REAL max_choice_3 = -INFINITY;
         accumulator sum_product_2_sum = {0};
         accumulator sum_product_3_sum = {0};
         accumulator sum_product_4_sum = {0};
+        REAL max_choice_4 = -INFINITY;
         for (int64_t f = 0; f < features; ++f) {
             const REAL scaled = input1_row[f * input1_features] / binade_2;
             const REAL scaled_2 = input2_row[f * input2_features] / binade_3;
-            accumulate(&sum_product_sum, scaled * direction_input1_row[f * direction_input1_features]);
-            accumulate(&sum_product_2_sum, scaled * scaled);
-            accumulate(&sum_product_3_sum, scaled_2 * scaled_2);
-            accumulate(&sum_product_4_sum, scaled_2 * direction_input2_row[f * direction_input2_features]);
+            const REAL scaled_3 = input2_row[f * input2_features] / binade_max_abs_input2;
+            const REAL eliminated = cross(direction_input2_row[f * direction_input2_features], choice, scaled_3, max_choice);
+            const REAL left = eliminated / choice;
+            const REAL scaled_4 = input1_row[f * input1_features] / binade_max_abs_input1;
+            const REAL eliminated_2 = cross(direction_input1_row[f * direction_input1_features], choice_2, scaled_4, max_choice_2);
+            const REAL left_2 = eliminated_2 / choice_2;
+            accumulate(&sum_product_sum, scaled * scaled);
+            max_choice_3 = larger(max_choice_3, fabs(input1_row[f * input1_features]) == max_abs_input1 ? sign(input1_row[f * input1_features]) * input2_row[f * input2_features] : -INFINITY);
+            accumulate(&sum_product_2_sum, scaled_2 * scaled_2);
+            accumulate(&sum_product_3_sum, left * scaled_3);
+            accumulate(&sum_product_4_sum, left_2 * scaled_4);
+            max_choice_4 = larger(max_choice_4, fabs(input2_row[f * input2_features]) == max_abs_input2 ? sign(input2_row[f * input2_features]) * input1_row[f * input1_features] : -INFINITY);
         }
         const REAL sum_product = value_of(&sum_product_sum);
         const REAL sum_product_2 = value_of(&sum_product_2_sum);
         const REAL sum_product_3 = value_of(&sum_product_3_sum);
         const REAL sum_product_4 = value_of(&sum_product_4_sum);
-        const REAL shifted = sum_product_3 + (REAL)9.999999960041972e-13 / binade_3 / binade_3;
-        const REAL square_root = sqrt(shifted);
-        const REAL ratio = sum_product_4 / binade_3;
+        const REAL shifted = sum_product_2 + (REAL)9.999999960041972e-13 / binade_3 / binade_3;
         const REAL inverse_root_2 = inverse_root(shifted);
-        const REAL ratio_2 = inverse_root_2 / binade_3;
-        const REAL ratio_3 = ratio * ratio_2 / square_root / square_root;
-        const REAL shifted_2 = sum_product_2 + (REAL)9.999999960041972e-13 / binade_2 / binade_2;
-        const REAL sqrt_shifted_2 = sqrt(shifted_2);
-        const REAL ratio_4 = sum_product / binade_2;
+        const REAL ratio = inverse_root_2 / binade_3;
+        const REAL defect = (REAL)9.999999960041972e-13 * ratio * ratio;
+        const REAL ratio_2 = defect / choice;
+        const REAL share = binade_max_abs_input2 / binade_3 * inverse_root_2;
+        const REAL along = ratio_2 * max_choice - share * sum_product_3 * share;
+        const REAL shifted_2 = sum_product + (REAL)9.999999960041972e-13 / binade_2 / binade_2;
         const REAL inverse_root_shifted_2 = inverse_root(shifted_2);
-        const REAL ratio_5 = inverse_root_shifted_2 / binade_2;
-        const REAL ratio_6 = ratio_4 * ratio_5 / sqrt_shifted_2 / sqrt_shifted_2;
+        const REAL ratio_3 = inverse_root_shifted_2 / binade_2;
+        const REAL defect_2 = (REAL)9.999999960041972e-13 * ratio_3 * ratio_3;
+        const REAL ratio_4 = defect_2 / choice_2;
+        const REAL share_2 = binade_max_abs_input1 / binade_2 * inverse_root_shifted_2;
+        const REAL along_2 = ratio_4 * max_choice_2 - share_2 * sum_product_4 * share_2;
         accumulator sum_product_5_sum = {0};
-        accumulator sum_shifted_sum = {0};
-        accumulator cosine_sum = {0};
+        REAL max_choice_5 = -INFINITY;
         accumulator sum_product_6_sum = {0};
-        accumulator sum_shifted_2_sum = {0};
+        REAL max_choice_6 = -INFINITY;
         for (int64_t f = 0; f < features; ++f) {
-            const REAL scaled_3 = input2_row[f * input2_features] / binade_3;
-            const REAL unit2 = scaled_3 / square_root;
-            const REAL scaled_4 = input1_row[f * input1_features] / binade_2;
-            const REAL unit1 = scaled_4 / sqrt_shifted_2;
-            accumulate(&sum_product_5_sum, input1_row[f * input1_features] * unit2);
-            accumulate(&sum_shifted_sum, (direction_input2_row[f * direction_input2_features] / binade_3 / square_root - ratio_3 * input2_row[f * input2_features]) * input1_row[f * input1_features] + unit2 * direction_input1_row[f * direction_input1_features]);
-            accumulate(&cosine_sum, unit1 * unit2);
-            accumulate(&sum_product_6_sum, input2_row[f * input2_features] * unit1);
-            accumulate(&sum_shifted_2_sum, (direction_input1_row[f * direction_input1_features] / binade_2 / sqrt_shifted_2 - ratio_6 * input1_row[f * input1_features]) * input2_row[f * input2_features] + unit1 * direction_input2_row[f * direction_input2_features]);
+            const REAL scaled_5 = input1_row[f * input1_features] / binade_max_abs_input1;
+            const REAL eliminated_3 = cross(input2_row[f * input2_features], choice_2, scaled_5, max_choice_3);
+            const REAL left_3 = eliminated_3 / choice_2;
+            const REAL scaled_6 = input2_row[f * input2_features] / binade_max_abs_input2;
+            const REAL eliminated_4 = cross(direction_input2_row[f * direction_input2_features], choice, scaled_6, max_choice);
+            const REAL left_4 = eliminated_4 / choice;
+            const REAL eliminated_5 = cross(input1_row[f * input1_features], choice, scaled_6, max_choice_4);
+            const REAL left_5 = eliminated_5 / choice;
+            const REAL eliminated_6 = cross(direction_input1_row[f * direction_input1_features], choice_2, scaled_5, max_choice_2);
+            const REAL left_6 = eliminated_6 / choice_2;
+            accumulate(&sum_product_5_sum, left_3 * scaled_5);
+            max_choice_5 = larger(max_choice_5, fabs(input1_row[f * input1_features]) == max_abs_input1 ? sign(input1_row[f * input1_features]) * (along * scaled_6 + left_4) : -INFINITY);
+            accumulate(&sum_product_6_sum, left_5 * scaled_6);
+            max_choice_6 = larger(max_choice_6, fabs(input2_row[f * input2_features]) == max_abs_input2 ? sign(input2_row[f * input2_features]) * (along_2 * scaled_5 + left_6) : -INFINITY);
         }
         const REAL sum_product_5 = value_of(&sum_product_5_sum);
-        const REAL sum_shifted = value_of(&sum_shifted_sum);
-        const REAL cosine = value_of(&cosine_sum);
         const REAL sum_product_6 = value_of(&sum_product_6_sum);
-        const REAL sum_shifted_2 = value_of(&sum_shifted_2_sum);
-        const int equal = target[n * target_batch] == 1;
-        const REAL product = 2 * ratio_4;
-        const REAL product_2 = (REAL)0.5 * ratio_5;
-        const REAL ratio_7 = product_2 / sqrt_shifted_2 / sqrt_shifted_2;
-        const REAL ratio_8 = sum_product_5 / binade_2;
-        const REAL ratio_9 = inverse_root_shifted_2 / sqrt_shifted_2;
-        const REAL product_3 = product_2 * ratio_8 * ratio_9 * ratio_9;
-        const REAL ratio_10 = ratio_5 * ratio_8 * ratio_9 / sqrt_shifted_2 / sqrt_shifted_2;
-        const REAL product_4 = sum_shifted / binade_2 * ratio_5;
-        const REAL ratio_11 = product_4 / sqrt_shifted_2 / sqrt_shifted_2;
-        const REAL product_5 = ratio_8 * ratio_5;
-        const REAL ratio_12 = product_5 / binade_2 / sqrt_shifted_2 / sqrt_shifted_2;
-        const int equal_2 = target[n * target_batch] == -1;
-        const REAL step_2 = step(cosine - margin, 1);
-        const REAL ratio_13 = step_2 / binade_2;
-        const REAL ratio_14 = ratio_13 / sqrt_shifted_2;
-        const REAL ratio_15 = product_4 * (step_2 / sqrt_shifted_2) / sqrt_shifted_2;
-        const REAL ratio_16 = product_5 * ratio_13 / sqrt_shifted_2 / sqrt_shifted_2;
-        const REAL product_6 = product * step_2;
-        const REAL product_7 = 2 * ratio;
-        const REAL product_8 = (REAL)0.5 * ratio_2;
-        const REAL ratio_17 = product_8 / square_root / square_root;
-        const REAL ratio_18 = sum_product_6 / binade_3;
-        const REAL ratio_19 = inverse_root_2 / square_root;
-        const REAL product_9 = product_8 * ratio_18 * ratio_19 * ratio_19;
-        const REAL ratio_20 = ratio_2 * ratio_18 * ratio_19 / square_root / square_root;
-        const REAL product_10 = sum_shifted_2 / binade_3 * ratio_2;
-        const REAL ratio_21 = product_10 / square_root / square_root;
-        const REAL product_11 = ratio_18 * ratio_2;
-        const REAL ratio_22 = product_11 / binade_3 / square_root / square_root;
-        const REAL ratio_23 = step_2 / binade_3;
-        const REAL ratio_24 = ratio_23 / square_root;
-        const REAL ratio_25 = product_10 * (step_2 / square_root) / square_root;
-        const REAL ratio_26 = product_11 * ratio_23 / square_root / square_root;
-        const REAL product_12 = product_7 * step_2;
+        const REAL sqrt_shifted_2 = sqrt(shifted_2);
+        const REAL along_3 = ratio_4 * max_choice_3 - share_2 * sum_product_5 * share_2;
+        const REAL square_root = sqrt(shifted);
+        const REAL along_4 = ratio_2 * max_choice_4 - share * sum_product_6 * share;
+        accumulator sum_product_7_sum = {0};
+        accumulator sum_product_8_sum = {0};
+        accumulator sum_product_9_sum = {0};
+        accumulator sum_product_10_sum = {0};
+        accumulator cosine_sum = {0};
+        accumulator sum_product_11_sum = {0};
+        accumulator sum_product_12_sum = {0};
+        accumulator sum_product_13_sum = {0};
+        accumulator sum_product_14_sum = {0};
         for (int64_t f = 0; f < features; ++f) {
-            const REAL scaled_5 = input2_row[f * input2_features] / binade_3;
-            const REAL unit2_2 = scaled_5 / square_root;
-            const REAL product_13 = ratio_7 * unit2_2;
-            const REAL scaled_6 = input1_row[f * input1_features] / binade_2;
-            const REAL product_14 = product_3 * scaled_6;
-            const REAL product_15 = ratio_10 * scaled_6;
-            const REAL difference = direction_input2_row[f * direction_input2_features] / binade_3 / square_root - ratio_3 * input2_row[f * input2_features];
-            const REAL unit1_2 = scaled_6 / sqrt_shifted_2;
-            const REAL product_16 = ratio_17 * unit1_2;
-            const REAL product_17 = product_9 * scaled_5;
-            const REAL product_18 = ratio_20 * scaled_5;
-            const REAL difference_2 = direction_input1_row[f * direction_input1_features] / binade_2 / sqrt_shifted_2 - ratio_6 * input1_row[f * input1_features];
-            if (dense || hvp_input1) hvp_input1_row[f * hvp_input1_features] = scale[n * scale_batch] * (equal ? product * (product_13 - product_14 - product_15) - difference / binade_2 / sqrt_shifted_2 + ratio_11 * scaled_6 + ratio_12 * direction_input1_row[f * direction_input1_features] : (equal_2 ? ratio_14 * difference - ratio_15 * scaled_6 - ratio_16 * direction_input1_row[f * direction_input1_features] + product_6 * (product_14 - product_13 + product_15) : 0));
-            if (dense || hvp_input2) hvp_input2_row[f * hvp_input2_features] = scale[n * scale_batch] * (equal ? product_7 * (product_16 - product_17 - product_18) - difference_2 / binade_3 / square_root + ratio_21 * scaled_5 + ratio_22 * direction_input2_row[f * direction_input2_features] : (equal_2 ? ratio_24 * difference_2 - ratio_25 * scaled_5 - ratio_26 * direction_input2_row[f * direction_input2_features] + product_12 * (product_17 - product_16 + product_18) : 0));
+            const REAL scaled_7 = input2_row[f * input2_features] / binade_max_abs_input2;
+            const REAL eliminated_7 = cross(direction_input2_row[f * direction_input2_features], choice, scaled_7, max_choice);
+            const REAL left_7 = eliminated_7 / choice;
+            const REAL scaled_8 = input1_row[f * input1_features] / binade_max_abs_input1;
+            const REAL eliminated_8 = cross(along * scaled_7 + left_7, choice_2, scaled_8, max_choice_5);
+            const REAL left_8 = eliminated_8 / choice_2;
+            const REAL scaled_9 = input1_row[f * input1_features] / binade_2;
+            const REAL unit = scaled_9 / sqrt_shifted_2;
+            const REAL eliminated_9 = cross(input2_row[f * input2_features], choice_2, scaled_8, max_choice_3);
+            const REAL left_9 = eliminated_9 / choice_2;
+            const REAL scaled_10 = input2_row[f * input2_features] / binade_3;
+            const REAL unit2 = scaled_10 / square_root;
+            const REAL eliminated_10 = cross(direction_input1_row[f * direction_input1_features], choice_2, scaled_8, max_choice_2);
+            const REAL left_10 = eliminated_10 / choice_2;
+            const REAL eliminated_11 = cross(along_2 * scaled_8 + left_10, choice, scaled_7, max_choice_6);
+            const REAL left_11 = eliminated_11 / choice;
+            const REAL eliminated_12 = cross(input1_row[f * input1_features], choice, scaled_7, max_choice_4);
+            const REAL left_12 = eliminated_12 / choice;
+            accumulate(&sum_product_7_sum, input1_row[f * input1_features] * direction_input1_row[f * direction_input1_features]);
+            accumulate(&sum_product_8_sum, left_8 * scaled_8);
+            accumulate(&sum_product_9_sum, input2_row[f * input2_features] * unit);
+            accumulate(&sum_product_10_sum, (along_3 * scaled_8 + left_9) * direction_input1_row[f * direction_input1_features]);
+            accumulate(&cosine_sum, unit * unit2);
+            accumulate(&sum_product_11_sum, input2_row[f * input2_features] * direction_input2_row[f * direction_input2_features]);
+            accumulate(&sum_product_12_sum, left_11 * scaled_7);
+            accumulate(&sum_product_13_sum, input1_row[f * input1_features] * unit2);
+            accumulate(&sum_product_14_sum, (along_4 * scaled_7 + left_12) * direction_input2_row[f * direction_input2_features]);
         }
+        const REAL sum_product_7 = value_of(&sum_product_7_sum);
+        const REAL sum_product_8 = value_of(&sum_product_8_sum);
+        const REAL sum_product_9 = value_of(&sum_product_9_sum);
+        const REAL sum_product_10 = value_of(&sum_product_10_sum);
+        const REAL cosine = value_of(&cosine_sum);
+        const REAL sum_product_11 = value_of(&sum_product_11_sum);
+        const REAL sum_product_12 = value_of(&sum_product_12_sum);
+        const REAL sum_product_13 = value_of(&sum_product_13_sum);
+        const REAL sum_product_14 = value_of(&sum_product_14_sum);
+        const int equal = target[n * target_batch] == 1;
+        const REAL ratio_5 = sum_product_7 / binade_2 / sqrt_shifted_2 / binade_2 / sqrt_shifted_2 / binade_2 / sqrt_shifted_2;
+        const REAL along_5 = ratio_4 * max_choice_5 - share_2 * sum_product_8 * share_2;
+        const REAL ratio_6 = sum_product_9 / binade_2 / sqrt_shifted_2 / binade_3 / square_root;
+        const REAL ratio_7 = sum_product_10 / binade_2 / sqrt_shifted_2 / binade_2 / sqrt_shifted_2 / binade_3 / square_root;
+        const int equal_2 = target[n * target_batch] == -1;
+        const REAL difference = cosine - margin;
+        const int below = difference < 0;
+        const REAL step_2 = step(difference, 1);
+        const REAL ratio_8 = sum_product_11 / binade_3 / square_root / binade_3 / square_root / binade_3 / square_root;
+        const REAL along_6 = ratio_2 * max_choice_6 - share * sum_product_12 * share;
+        const REAL ratio_9 = sum_product_13 / binade_2 / sqrt_shifted_2 / binade_3 / square_root;
+        const REAL ratio_10 = sum_product_14 / binade_2 / sqrt_shifted_2 / binade_3 / square_root / binade_3 / square_root;
+        for (int64_t f = 0; f < features; ++f) {
+            const REAL scaled_11 = input1_row[f * input1_features] / binade_max_abs_input1;
+            const REAL eliminated_13 = cross(input2_row[f * input2_features], choice_2, scaled_11, max_choice_3);
+            const REAL left_13 = eliminated_13 / choice_2;
+            const REAL apart = (along_3 * scaled_11 + left_13) / binade_3 / square_root;
+            const REAL scaled_12 = input2_row[f * input2_features] / binade_max_abs_input2;
+            const REAL eliminated_14 = cross(direction_input2_row[f * direction_input2_features], choice, scaled_12, max_choice);
+            const REAL left_14 = eliminated_14 / choice;
+            const REAL shifted_3 = along * scaled_12 + left_14;
+            const REAL eliminated_15 = cross(shifted_3, choice_2, scaled_11, max_choice_5);
+            const REAL left_15 = eliminated_15 / choice_2;
+            const REAL eliminated_16 = cross(direction_input1_row[f * direction_input1_features], choice_2, scaled_11, max_choice_2);
+            const REAL left_16 = eliminated_16 / choice_2;
+            const REAL shifted_4 = along_2 * scaled_11 + left_16;
+            const REAL ratio_11 = ((along_5 * scaled_11 + left_15) / binade_3 / square_root - ratio_6 * shifted_4 - ratio_7 * input1_row[f * input1_features]) / binade_2 / sqrt_shifted_2;
+            const REAL eliminated_17 = cross(input1_row[f * input1_features], choice, scaled_12, max_choice_4);
+            const REAL left_17 = eliminated_17 / choice;
+            const REAL apart_2 = (along_4 * scaled_12 + left_17) / binade_2 / sqrt_shifted_2;
+            const REAL eliminated_18 = cross(shifted_4, choice, scaled_12, max_choice_6);
+            const REAL left_18 = eliminated_18 / choice;
+            const REAL ratio_12 = ((along_6 * scaled_12 + left_18) / binade_2 / sqrt_shifted_2 - ratio_9 * shifted_3 - ratio_10 * input2_row[f * input2_features]) / binade_3 / square_root;
+            if (hvp_input1_wanted) hvp_input1_row[f * hvp_input1_features] = scale[n * scale_batch] * (equal ? ratio_5 * apart - ratio_11 : (equal_2 ? (below ? 0 : ratio_11 * step_2) - (below ? 0 : ratio_5 * apart * step_2) : 0));
+            if (hvp_input2_wanted) hvp_input2_row[f * hvp_input2_features] = scale[n * scale_batch] * (equal ? ratio_8 * apart_2 - ratio_12 : (equal_2 ? (below ? 0 : ratio_12 * step_2) - (below ? 0 : ratio_8 * apart_2 * step_2) : 0));
+        }
+        if (hvp_target_wanted) hvp_target[n * hvp_target_batch] = 0;
     }
 }
 
-static void NAME(hvp_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->data[6] != NULL && run->data[7] != NULL)
-        NAME(hvp)(batch, run, 1);
-    else
-        NAME(hvp)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_cosine_embedding_loss_hvp) = {
-    "cosine_embedding_loss.hvp", NAME(hvp_run), sizeof(REAL), 8, 1, 1,
-    { &input1_features_argument, &input2_features_argument, &target_argument, &scale_argument, &direction_input1_features_argument, &direction_input2_features_argument, &hvp_input1_features_argument, &hvp_input2_features_argument },
-    { &margin_param }, { "features" }};
-
-/* The diagonal of the hessian, times scale. 137 operations. */
-static inline void NAME(hessian_diag)(const int64_t batch, const losslib_run *run, const int dense)
+/* The diagonal of the hessian, times scale. */
+static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted)
 {
     const int64_t features = run->sizes[0];
     const REAL *restrict input1 = run->data[0]; const int64_t input1_batch = run->steps[0][0], input1_features = dense ? 1 : run->steps[0][1];
     const REAL *restrict input2 = run->data[1]; const int64_t input2_batch = run->steps[1][0], input2_features = dense ? 1 : run->steps[1][1];
     const REAL *restrict target = run->data[2]; const int64_t target_batch = run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict hessian_input1 = run->data[4]; const int64_t hessian_input1_batch = run->steps[4][0], hessian_input1_features = dense ? 1 : run->steps[4][1];
-    REAL *restrict hessian_input2 = run->data[5]; const int64_t hessian_input2_batch = run->steps[5][0], hessian_input2_features = dense ? 1 : run->steps[5][1];
+    REAL *restrict hessian_input1 = run->data[4]; const int64_t hessian_input1_batch = run->steps[4][0], hessian_input1_features = dense ? 1 : run->steps[4][1]; const int hessian_input1_wanted = WANTS(4);
+    REAL *restrict hessian_input2 = run->data[5]; const int64_t hessian_input2_batch = run->steps[5][0], hessian_input2_features = dense ? 1 : run->steps[5][1]; const int hessian_input2_wanted = WANTS(5);
+    REAL *restrict hessian_target = run->data[6]; const int64_t hessian_target_batch = run->steps[6][0]; const int hessian_target_wanted = WANTS(6);
     const REAL margin = (REAL)run->params[0];
 
     for (int64_t n = 0; n < batch; ++n) {
@@ -453,538 +506,128 @@ static inline void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
         const REAL binade_2 = binade(max_abs_input1 + (REAL)9.999999980020987e-07);
         const REAL binade_3 = binade(max_abs_input2 + (REAL)9.999999980020987e-07);
         accumulator sum_product_sum = {0};
+        REAL max_choice = -INFINITY;
         accumulator sum_product_2_sum = {0};
+        REAL max_choice_2 = -INFINITY;
         for (int64_t f = 0; f < features; ++f) {
             const REAL scaled = input1_row[f * input1_features] / binade_2;
             const REAL scaled_2 = input2_row[f * input2_features] / binade_3;
             accumulate(&sum_product_sum, scaled * scaled);
+            max_choice = larger(max_choice, fabs(input1_row[f * input1_features]) == max_abs_input1 ? sign(input1_row[f * input1_features]) * input2_row[f * input2_features] : -INFINITY);
             accumulate(&sum_product_2_sum, scaled_2 * scaled_2);
+            max_choice_2 = larger(max_choice_2, fabs(input2_row[f * input2_features]) == max_abs_input2 ? sign(input2_row[f * input2_features]) * input1_row[f * input1_features] : -INFINITY);
         }
         const REAL sum_product = value_of(&sum_product_sum);
         const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL shifted = sum_product_2 + (REAL)9.999999960041972e-13 / binade_3 / binade_3;
-        const REAL square_root = sqrt(shifted);
-        const REAL shifted_2 = sum_product + (REAL)9.999999960041972e-13 / binade_2 / binade_2;
-        const REAL sqrt_shifted_2 = sqrt(shifted_2);
-        accumulator sum_product_3_sum = {0};
-        accumulator cosine_sum = {0};
-        accumulator sum_product_4_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL scaled_3 = input2_row[f * input2_features] / binade_3;
-            const REAL unit2 = scaled_3 / square_root;
-            const REAL scaled_4 = input1_row[f * input1_features] / binade_2;
-            const REAL unit1 = scaled_4 / sqrt_shifted_2;
-            accumulate(&sum_product_3_sum, input1_row[f * input1_features] * unit2);
-            accumulate(&cosine_sum, unit1 * unit2);
-            accumulate(&sum_product_4_sum, input2_row[f * input2_features] * unit1);
-        }
-        const REAL sum_product_3 = value_of(&sum_product_3_sum);
-        const REAL cosine = value_of(&cosine_sum);
-        const REAL sum_product_4 = value_of(&sum_product_4_sum);
-        const int equal = target[n * target_batch] == 1;
-        const REAL inverse_root_shifted_2 = inverse_root(shifted_2);
-        const REAL ratio = inverse_root_shifted_2 / binade_2;
-        const REAL product = (REAL)0.5 * ratio;
-        const REAL ratio_2 = product / sqrt_shifted_2 / sqrt_shifted_2;
-        const REAL ratio_3 = sum_product_3 / binade_2;
-        const REAL ratio_4 = inverse_root_shifted_2 / sqrt_shifted_2;
-        const REAL product_2 = product * ratio_3 * ratio_4 * ratio_4;
-        const REAL ratio_5 = ratio * ratio_3 * ratio_4 / sqrt_shifted_2 / sqrt_shifted_2;
-        const REAL ratio_6 = ratio / binade_2 / sqrt_shifted_2 / sqrt_shifted_2;
-        const REAL product_3 = ratio_3 * ratio;
-        const REAL ratio_7 = product_3 / binade_2 / sqrt_shifted_2 / sqrt_shifted_2;
-        const int equal_2 = target[n * target_batch] == -1;
-        const REAL step_2 = step(cosine - margin, 1);
-        const REAL ratio_8 = step_2 / binade_2;
-        const REAL product_4 = 2 * ratio_8;
-        const REAL ratio_9 = ratio * ratio_8 / sqrt_shifted_2 / sqrt_shifted_2;
-        const REAL ratio_10 = product_3 * ratio_8 / sqrt_shifted_2 / sqrt_shifted_2;
-        const REAL inverse_root_2 = inverse_root(shifted);
-        const REAL ratio_11 = inverse_root_2 / binade_3;
-        const REAL product_5 = (REAL)0.5 * ratio_11;
-        const REAL ratio_12 = product_5 / square_root / square_root;
-        const REAL ratio_13 = sum_product_4 / binade_3;
-        const REAL ratio_14 = inverse_root_2 / square_root;
-        const REAL product_6 = product_5 * ratio_13 * ratio_14 * ratio_14;
-        const REAL ratio_15 = ratio_11 * ratio_13 * ratio_14 / square_root / square_root;
-        const REAL ratio_16 = ratio_11 / binade_3 / square_root / square_root;
-        const REAL product_7 = ratio_13 * ratio_11;
-        const REAL ratio_17 = product_7 / binade_3 / square_root / square_root;
-        const REAL ratio_18 = step_2 / binade_3;
-        const REAL product_8 = 2 * ratio_18;
-        const REAL ratio_19 = ratio_11 * ratio_18 / square_root / square_root;
-        const REAL ratio_20 = product_7 * ratio_18 / square_root / square_root;
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL scaled_5 = input2_row[f * input2_features] / binade_3;
-            const REAL unit2_2 = scaled_5 / square_root;
-            const REAL product_9 = ratio_2 * unit2_2;
-            const REAL scaled_6 = input1_row[f * input1_features] / binade_2;
-            const REAL product_10 = product_2 * scaled_6;
-            const REAL product_11 = ratio_5 * scaled_6;
-            const REAL unit1_2 = scaled_6 / sqrt_shifted_2;
-            const REAL product_12 = ratio_12 * unit1_2;
-            const REAL product_13 = product_6 * scaled_5;
-            const REAL product_14 = ratio_15 * scaled_5;
-            if (dense || hessian_input1) hessian_input1_row[f * hessian_input1_features] = scale[n * scale_batch] * (equal ? 2 * ((product_9 - product_10 - product_11) / binade_2) * scaled_6 + ratio_6 * scaled_6 * unit2_2 + ratio_7 : (equal_2 ? product_4 * (product_10 - product_9 + product_11) * scaled_6 - ratio_9 * scaled_6 * unit2_2 - ratio_10 : 0));
-            if (dense || hessian_input2) hessian_input2_row[f * hessian_input2_features] = scale[n * scale_batch] * (equal ? 2 * ((product_12 - product_13 - product_14) / binade_3) * scaled_5 + ratio_16 * scaled_5 * unit1_2 + ratio_17 : (equal_2 ? product_8 * (product_13 - product_12 + product_14) * scaled_5 - ratio_19 * scaled_5 * unit1_2 - ratio_20 : 0));
-        }
-    }
-}
-
-static void NAME(hessian_diag_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->data[4] != NULL && run->data[5] != NULL)
-        NAME(hessian_diag)(batch, run, 1);
-    else
-        NAME(hessian_diag)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_cosine_embedding_loss_hessian_diag) = {
-    "cosine_embedding_loss.hessian_diag", NAME(hessian_diag_run), sizeof(REAL), 6, 1, 1,
-    { &input1_features_argument, &input2_features_argument, &target_argument, &scale_argument, &hessian_input1_features_argument, &hessian_input2_features_argument },
-    { &margin_param }, { "features" }};
-
-/* The loss, the totals, and the gradients times scale. 68 operations. */
-static inline void NAME(value_and_grad_all)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    const REAL *restrict input1 = run->data[0]; const int64_t input1_batch = run->steps[0][0], input1_features = dense ? 1 : run->steps[0][1];
-    const REAL *restrict input2 = run->data[1]; const int64_t input2_batch = run->steps[1][0], input2_features = dense ? 1 : run->steps[1][1];
-    const REAL *restrict target = run->data[2]; const int64_t target_batch = run->steps[2][0];
-    const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = run->steps[4][0];
-    accumulator *restrict total_loss = run->data[5];
-    REAL *restrict grad_input1 = run->data[6]; const int64_t grad_input1_batch = run->steps[6][0], grad_input1_features = dense ? 1 : run->steps[6][1];
-    REAL *restrict grad_input2 = run->data[7]; const int64_t grad_input2_batch = run->steps[7][0], grad_input2_features = dense ? 1 : run->steps[7][1];
-    REAL *restrict grad_target = run->data[8]; const int64_t grad_target_batch = run->steps[8][0];
-    const REAL margin = (REAL)run->params[0];
-
-    accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *input1_row = input1 + n * input1_batch;
-        const REAL *input2_row = input2 + n * input2_batch;
-        REAL *grad_input1_row = grad_input1 + n * grad_input1_batch;
-        REAL *grad_input2_row = grad_input2 + n * grad_input2_batch;
-        REAL max_abs_input1 = -INFINITY;
-        REAL max_abs_input2 = -INFINITY;
-        for (int64_t f = 0; f < features; ++f) {
-            max_abs_input1 = larger(max_abs_input1, fabs(input1_row[f * input1_features]));
-            max_abs_input2 = larger(max_abs_input2, fabs(input2_row[f * input2_features]));
-        }
-        const REAL binade_2 = binade(max_abs_input1 + (REAL)9.999999980020987e-07);
-        const REAL binade_3 = binade(max_abs_input2 + (REAL)9.999999980020987e-07);
-        accumulator sum_product_sum = {0};
-        accumulator sum_product_2_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL scaled = input1_row[f * input1_features] / binade_2;
-            const REAL scaled_2 = input2_row[f * input2_features] / binade_3;
-            accumulate(&sum_product_sum, scaled * scaled);
-            accumulate(&sum_product_2_sum, scaled_2 * scaled_2);
-        }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
+        const REAL binade_max_abs_input1 = binade(max_abs_input1);
+        const REAL choice = max_abs_input1 == 0 ? 1 : max_abs_input1 / binade_max_abs_input1;
         const REAL shifted = sum_product + (REAL)9.999999960041972e-13 / binade_2 / binade_2;
         const REAL square_root = sqrt(shifted);
         const REAL shifted_2 = sum_product_2 + (REAL)9.999999960041972e-13 / binade_3 / binade_3;
         const REAL sqrt_shifted_2 = sqrt(shifted_2);
-        accumulator cosine_sum = {0};
+        const REAL binade_max_abs_input2 = binade(max_abs_input2);
+        const REAL choice_2 = max_abs_input2 == 0 ? 1 : max_abs_input2 / binade_max_abs_input2;
         accumulator sum_product_3_sum = {0};
         accumulator sum_product_4_sum = {0};
+        accumulator cosine_sum = {0};
+        accumulator sum_product_5_sum = {0};
+        accumulator sum_product_6_sum = {0};
         for (int64_t f = 0; f < features; ++f) {
-            const REAL scaled_3 = input1_row[f * input1_features] / binade_2;
-            const REAL unit1 = scaled_3 / square_root;
-            const REAL scaled_4 = input2_row[f * input2_features] / binade_3;
-            const REAL unit2 = scaled_4 / sqrt_shifted_2;
-            accumulate(&cosine_sum, unit1 * unit2);
-            accumulate(&sum_product_3_sum, input1_row[f * input1_features] * unit2);
-            accumulate(&sum_product_4_sum, input2_row[f * input2_features] * unit1);
+            const REAL scaled_3 = input1_row[f * input1_features] / binade_max_abs_input1;
+            const REAL eliminated = cross(input2_row[f * input2_features], choice, scaled_3, max_choice);
+            const REAL left = eliminated / choice;
+            const REAL scaled_4 = input1_row[f * input1_features] / binade_2;
+            const REAL unit = scaled_4 / square_root;
+            const REAL scaled_5 = input2_row[f * input2_features] / binade_3;
+            const REAL unit2 = scaled_5 / sqrt_shifted_2;
+            const REAL scaled_6 = input2_row[f * input2_features] / binade_max_abs_input2;
+            const REAL eliminated_2 = cross(input1_row[f * input1_features], choice_2, scaled_6, max_choice_2);
+            const REAL left_2 = eliminated_2 / choice_2;
+            accumulate(&sum_product_3_sum, left * scaled_3);
+            accumulate(&sum_product_4_sum, input2_row[f * input2_features] * unit);
+            accumulate(&cosine_sum, unit * unit2);
+            accumulate(&sum_product_5_sum, left_2 * scaled_6);
+            accumulate(&sum_product_6_sum, input1_row[f * input1_features] * unit2);
         }
-        const REAL cosine = value_of(&cosine_sum);
         const REAL sum_product_3 = value_of(&sum_product_3_sum);
         const REAL sum_product_4 = value_of(&sum_product_4_sum);
+        const REAL cosine = value_of(&cosine_sum);
+        const REAL sum_product_5 = value_of(&sum_product_5_sum);
+        const REAL sum_product_6 = value_of(&sum_product_6_sum);
         const int equal = target[n * target_batch] == 1;
-        const REAL ratio = sum_product_3 / binade_2 * (inverse_root(shifted) / binade_2) / square_root / square_root;
+        const REAL inverse_root_2 = inverse_root(shifted);
+        const REAL ratio = inverse_root_2 / binade_2;
+        const REAL defect = (REAL)9.999999960041972e-13 * ratio * ratio;
+        const REAL ratio_2 = defect / choice;
+        const REAL share = binade_max_abs_input1 / binade_2 * inverse_root_2;
+        const REAL along = ratio_2 * max_choice - share * sum_product_3 * share;
+        const REAL ratio_3 = sum_product_4 / binade_2 / square_root;
+        const REAL product = share * share;
         const int equal_2 = target[n * target_batch] == -1;
         const REAL difference = cosine - margin;
+        const int below = difference < 0;
         const REAL step_2 = step(difference, 1);
-        const REAL ratio_2 = sum_product_4 / binade_3 * (inverse_root(shifted_2) / binade_3) / sqrt_shifted_2 / sqrt_shifted_2;
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL scaled_5 = input1_row[f * input1_features] / binade_2;
-            const REAL product = ratio * scaled_5;
-            const REAL scaled_6 = input2_row[f * input2_features] / binade_3;
-            const REAL unit2_2 = scaled_6 / sqrt_shifted_2;
-            const REAL ratio_3 = unit2_2 / binade_2 / square_root;
-            const REAL product_2 = ratio_2 * scaled_6;
-            const REAL unit1_2 = scaled_5 / square_root;
-            const REAL ratio_4 = unit1_2 / binade_3 / sqrt_shifted_2;
-            if (dense || grad_input1) grad_input1_row[f * grad_input1_features] = scale[n * scale_batch] * (equal ? product - ratio_3 : (equal_2 ? step_2 * (ratio_3 - product) : 0));
-            if (dense || grad_input2) grad_input2_row[f * grad_input2_features] = scale[n * scale_batch] * (equal ? product_2 - ratio_4 : (equal_2 ? step_2 * (ratio_4 - product_2) : 0));
-        }
-        const REAL value = equal ? 1 - cosine : (equal_2 ? (difference < 0 ? 0 : difference) : 0);
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-        if (dense || grad_target) grad_target[n * grad_target_batch] = 0;
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value_and_grad_all_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->data[4] == NULL && run->data[6] != NULL && run->data[7] != NULL && run->data[8] != NULL)
-        NAME(value_and_grad_all)(batch, run, 1);
-    else
-        NAME(value_and_grad_all)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_cosine_embedding_loss_value_and_grad_all) = {
-    "cosine_embedding_loss.value_and_grad_all", NAME(value_and_grad_all_run), sizeof(REAL), 9, 1, 1,
-    { &input1_features_argument, &input2_features_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input1_features_argument, &grad_input2_features_argument, &grad_target_argument },
-    { &margin_param }, { "features" }};
-
-/* The derivative along the directions. 56 operations. */
-static inline void NAME(jvp_all)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    const REAL *restrict input1 = run->data[0]; const int64_t input1_batch = run->steps[0][0], input1_features = dense ? 1 : run->steps[0][1];
-    const REAL *restrict input2 = run->data[1]; const int64_t input2_batch = run->steps[1][0], input2_features = dense ? 1 : run->steps[1][1];
-    const REAL *restrict target = run->data[2]; const int64_t target_batch = run->steps[2][0];
-    const REAL *restrict direction_input1 = run->data[3]; const int64_t direction_input1_batch = run->steps[3][0], direction_input1_features = dense ? 1 : run->steps[3][1];
-    const REAL *restrict direction_input2 = run->data[4]; const int64_t direction_input2_batch = run->steps[4][0], direction_input2_features = dense ? 1 : run->steps[4][1];
-    REAL *restrict rate = dense ? NULL : run->data[5]; const int64_t rate_batch = run->steps[5][0];
-    accumulator *restrict total_rate = run->data[6];
-    const REAL margin = (REAL)run->params[0];
-
-    accumulator total_rate_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *input1_row = input1 + n * input1_batch;
-        const REAL *input2_row = input2 + n * input2_batch;
-        const REAL *direction_input1_row = direction_input1 + n * direction_input1_batch;
-        const REAL *direction_input2_row = direction_input2 + n * direction_input2_batch;
-        REAL max_abs_input1 = -INFINITY;
-        REAL max_abs_input2 = -INFINITY;
-        for (int64_t f = 0; f < features; ++f) {
-            max_abs_input1 = larger(max_abs_input1, fabs(input1_row[f * input1_features]));
-            max_abs_input2 = larger(max_abs_input2, fabs(input2_row[f * input2_features]));
-        }
-        const REAL binade_2 = binade(max_abs_input1 + (REAL)9.999999980020987e-07);
-        const REAL binade_3 = binade(max_abs_input2 + (REAL)9.999999980020987e-07);
-        accumulator sum_product_sum = {0};
-        accumulator sum_product_2_sum = {0};
-        accumulator sum_product_3_sum = {0};
-        accumulator sum_product_4_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL scaled = input1_row[f * input1_features] / binade_2;
-            const REAL scaled_2 = input2_row[f * input2_features] / binade_3;
-            accumulate(&sum_product_sum, scaled * scaled);
-            accumulate(&sum_product_2_sum, scaled * direction_input1_row[f * direction_input1_features]);
-            accumulate(&sum_product_3_sum, scaled_2 * scaled_2);
-            accumulate(&sum_product_4_sum, scaled_2 * direction_input2_row[f * direction_input2_features]);
-        }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL sum_product_3 = value_of(&sum_product_3_sum);
-        const REAL sum_product_4 = value_of(&sum_product_4_sum);
-        const REAL shifted = sum_product + (REAL)9.999999960041972e-13 / binade_2 / binade_2;
-        const REAL square_root = sqrt(shifted);
-        const REAL ratio = sum_product_2 / binade_2 * (inverse_root(shifted) / binade_2) / square_root / square_root;
-        const REAL shifted_2 = sum_product_3 + (REAL)9.999999960041972e-13 / binade_3 / binade_3;
-        const REAL sqrt_shifted_2 = sqrt(shifted_2);
-        const REAL ratio_2 = sum_product_4 / binade_3 * (inverse_root(shifted_2) / binade_3) / sqrt_shifted_2 / sqrt_shifted_2;
-        accumulator sum_shifted_sum = {0};
-        accumulator cosine_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL scaled_3 = input2_row[f * input2_features] / binade_3;
-            const REAL unit2 = scaled_3 / sqrt_shifted_2;
-            const REAL scaled_4 = input1_row[f * input1_features] / binade_2;
-            const REAL unit1 = scaled_4 / square_root;
-            accumulate(&sum_shifted_sum, (direction_input1_row[f * direction_input1_features] / binade_2 / square_root - ratio * input1_row[f * input1_features]) * unit2 + (direction_input2_row[f * direction_input2_features] / binade_3 / sqrt_shifted_2 - ratio_2 * input2_row[f * input2_features]) * unit1);
-            accumulate(&cosine_sum, unit1 * unit2);
-        }
-        const REAL sum_shifted = value_of(&sum_shifted_sum);
-        const REAL cosine = value_of(&cosine_sum);
-        const REAL choice = target[n * target_batch] == 1 ? -sum_shifted : (target[n * target_batch] == -1 ? sum_shifted * step(cosine - margin, 1) : 0);
-        if (rate) rate[n * rate_batch] = choice;
-        accumulate(&total_rate_sum, choice);
-    }
-    add(total_rate, &total_rate_sum);
-}
-
-static void NAME(jvp_all_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[3][1] == 1 && run->steps[4][1] == 1 && run->data[5] == NULL)
-        NAME(jvp_all)(batch, run, 1);
-    else
-        NAME(jvp_all)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_cosine_embedding_loss_jvp_all) = {
-    "cosine_embedding_loss.jvp_all", NAME(jvp_all_run), sizeof(REAL), 7, 1, 1,
-    { &input1_features_argument, &input2_features_argument, &target_argument, &direction_input1_features_argument, &direction_input2_features_argument, &rate_argument, &total_rate_argument },
-    { &margin_param }, { "features" }};
-
-/* The hessian times the directions, times scale. 179 operations. */
-static inline void NAME(hvp_all)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    const REAL *restrict input1 = run->data[0]; const int64_t input1_batch = run->steps[0][0], input1_features = dense ? 1 : run->steps[0][1];
-    const REAL *restrict input2 = run->data[1]; const int64_t input2_batch = run->steps[1][0], input2_features = dense ? 1 : run->steps[1][1];
-    const REAL *restrict target = run->data[2]; const int64_t target_batch = run->steps[2][0];
-    const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    const REAL *restrict direction_input1 = run->data[4]; const int64_t direction_input1_batch = run->steps[4][0], direction_input1_features = dense ? 1 : run->steps[4][1];
-    const REAL *restrict direction_input2 = run->data[5]; const int64_t direction_input2_batch = run->steps[5][0], direction_input2_features = dense ? 1 : run->steps[5][1];
-    REAL *restrict hvp_input1 = run->data[6]; const int64_t hvp_input1_batch = run->steps[6][0], hvp_input1_features = dense ? 1 : run->steps[6][1];
-    REAL *restrict hvp_input2 = run->data[7]; const int64_t hvp_input2_batch = run->steps[7][0], hvp_input2_features = dense ? 1 : run->steps[7][1];
-    REAL *restrict hvp_target = run->data[8]; const int64_t hvp_target_batch = run->steps[8][0];
-    const REAL margin = (REAL)run->params[0];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *input1_row = input1 + n * input1_batch;
-        const REAL *input2_row = input2 + n * input2_batch;
-        const REAL *direction_input1_row = direction_input1 + n * direction_input1_batch;
-        const REAL *direction_input2_row = direction_input2 + n * direction_input2_batch;
-        REAL *hvp_input1_row = hvp_input1 + n * hvp_input1_batch;
-        REAL *hvp_input2_row = hvp_input2 + n * hvp_input2_batch;
-        REAL max_abs_input1 = -INFINITY;
-        REAL max_abs_input2 = -INFINITY;
-        for (int64_t f = 0; f < features; ++f) {
-            max_abs_input1 = larger(max_abs_input1, fabs(input1_row[f * input1_features]));
-            max_abs_input2 = larger(max_abs_input2, fabs(input2_row[f * input2_features]));
-        }
-        const REAL binade_2 = binade(max_abs_input1 + (REAL)9.999999980020987e-07);
-        const REAL binade_3 = binade(max_abs_input2 + (REAL)9.999999980020987e-07);
-        accumulator sum_product_sum = {0};
-        accumulator sum_product_2_sum = {0};
-        accumulator sum_product_3_sum = {0};
-        accumulator sum_product_4_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL scaled = input1_row[f * input1_features] / binade_2;
-            const REAL scaled_2 = input2_row[f * input2_features] / binade_3;
-            accumulate(&sum_product_sum, scaled * direction_input1_row[f * direction_input1_features]);
-            accumulate(&sum_product_2_sum, scaled * scaled);
-            accumulate(&sum_product_3_sum, scaled_2 * scaled_2);
-            accumulate(&sum_product_4_sum, scaled_2 * direction_input2_row[f * direction_input2_features]);
-        }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL sum_product_3 = value_of(&sum_product_3_sum);
-        const REAL sum_product_4 = value_of(&sum_product_4_sum);
-        const REAL shifted = sum_product_3 + (REAL)9.999999960041972e-13 / binade_3 / binade_3;
-        const REAL square_root = sqrt(shifted);
-        const REAL ratio = sum_product_4 / binade_3;
-        const REAL inverse_root_2 = inverse_root(shifted);
-        const REAL ratio_2 = inverse_root_2 / binade_3;
-        const REAL ratio_3 = ratio * ratio_2 / square_root / square_root;
-        const REAL shifted_2 = sum_product_2 + (REAL)9.999999960041972e-13 / binade_2 / binade_2;
-        const REAL sqrt_shifted_2 = sqrt(shifted_2);
-        const REAL ratio_4 = sum_product / binade_2;
         const REAL inverse_root_shifted_2 = inverse_root(shifted_2);
-        const REAL ratio_5 = inverse_root_shifted_2 / binade_2;
-        const REAL ratio_6 = ratio_4 * ratio_5 / sqrt_shifted_2 / sqrt_shifted_2;
-        accumulator sum_product_5_sum = {0};
-        accumulator sum_shifted_sum = {0};
-        accumulator cosine_sum = {0};
-        accumulator sum_product_6_sum = {0};
-        accumulator sum_shifted_2_sum = {0};
+        const REAL ratio_4 = inverse_root_shifted_2 / binade_3;
+        const REAL defect_2 = (REAL)9.999999960041972e-13 * ratio_4 * ratio_4;
+        const REAL ratio_5 = defect_2 / choice_2;
+        const REAL share_2 = binade_max_abs_input2 / binade_3 * inverse_root_shifted_2;
+        const REAL along_2 = ratio_5 * max_choice_2 - share_2 * sum_product_5 * share_2;
+        const REAL ratio_6 = sum_product_6 / binade_3 / sqrt_shifted_2;
+        const REAL product_2 = share_2 * share_2;
         for (int64_t f = 0; f < features; ++f) {
-            const REAL scaled_3 = input2_row[f * input2_features] / binade_3;
-            const REAL unit2 = scaled_3 / square_root;
-            const REAL scaled_4 = input1_row[f * input1_features] / binade_2;
-            const REAL unit1 = scaled_4 / sqrt_shifted_2;
-            accumulate(&sum_product_5_sum, input1_row[f * input1_features] * unit2);
-            accumulate(&sum_shifted_sum, (direction_input2_row[f * direction_input2_features] / binade_3 / square_root - ratio_3 * input2_row[f * input2_features]) * input1_row[f * input1_features] + unit2 * direction_input1_row[f * direction_input1_features]);
-            accumulate(&cosine_sum, unit1 * unit2);
-            accumulate(&sum_product_6_sum, input2_row[f * input2_features] * unit1);
-            accumulate(&sum_shifted_2_sum, (direction_input1_row[f * direction_input1_features] / binade_2 / sqrt_shifted_2 - ratio_6 * input1_row[f * input1_features]) * input2_row[f * input2_features] + unit1 * direction_input2_row[f * direction_input2_features]);
+            REAL max_choice_3 = -INFINITY;
+            REAL max_choice_4 = -INFINITY;
+            for (int64_t f2 = 0; f2 < features; ++f2) {
+                const REAL choice_3 = (REAL)(f2 == f ? 1 : 0);
+                max_choice_3 = larger(max_choice_3, fabs(input1_row[f2 * input1_features]) == max_abs_input1 ? sign(input1_row[f2 * input1_features]) * choice_3 : -INFINITY);
+                max_choice_4 = larger(max_choice_4, fabs(input2_row[f2 * input2_features]) == max_abs_input2 ? sign(input2_row[f2 * input2_features]) * choice_3 : -INFINITY);
+            }
+            accumulator sum_product_7_sum = {0};
+            accumulator sum_product_8_sum = {0};
+            for (int64_t f2 = 0; f2 < features; ++f2) {
+                const REAL scaled_7 = input1_row[f2 * input1_features] / binade_max_abs_input1;
+                const REAL choice_4 = (REAL)(f2 == f ? 1 : 0);
+                const REAL eliminated_3 = cross(choice_4, choice, scaled_7, max_choice_3);
+                const REAL left_3 = eliminated_3 / choice;
+                const REAL scaled_8 = input2_row[f2 * input2_features] / binade_max_abs_input2;
+                const REAL eliminated_4 = cross(choice_4, choice_2, scaled_8, max_choice_4);
+                const REAL left_4 = eliminated_4 / choice_2;
+                accumulate(&sum_product_7_sum, scaled_7 * left_3);
+                accumulate(&sum_product_8_sum, scaled_8 * left_4);
+            }
+            const REAL sum_product_7 = value_of(&sum_product_7_sum);
+            const REAL sum_product_8 = value_of(&sum_product_8_sum);
+            const REAL scaled_9 = input1_row[f * input1_features] / binade_2;
+            const REAL scaled_10 = input1_row[f * input1_features] / binade_max_abs_input1;
+            const REAL eliminated_5 = cross(input2_row[f * input2_features], choice, scaled_10, max_choice);
+            const REAL left_5 = eliminated_5 / choice;
+            const REAL shifted_3 = along * scaled_10 + left_5;
+            const REAL apart = shifted_3 / binade_3 / sqrt_shifted_2;
+            const REAL ratio_7 = scaled_9 * (apart / square_root) / binade_2 / square_root / binade_2 / square_root;
+            const REAL along_3 = ratio_2 * max_choice_3 - product * sum_product_7;
+            const REAL eliminated_6 = cross(1, choice, scaled_10, max_choice_3);
+            const REAL left_6 = eliminated_6 / choice;
+            const REAL ratio_8 = (ratio_3 * (along_3 * scaled_10 + left_6) + scaled_9 * (shifted_3 / square_root) / binade_2 / square_root) / binade_2 / square_root / binade_3 / sqrt_shifted_2;
+            const REAL scaled_11 = input2_row[f * input2_features] / binade_3;
+            const REAL scaled_12 = input2_row[f * input2_features] / binade_max_abs_input2;
+            const REAL eliminated_7 = cross(input1_row[f * input1_features], choice_2, scaled_12, max_choice_2);
+            const REAL left_7 = eliminated_7 / choice_2;
+            const REAL shifted_4 = along_2 * scaled_12 + left_7;
+            const REAL apart_2 = shifted_4 / binade_2 / square_root;
+            const REAL ratio_9 = scaled_11 * (apart_2 / sqrt_shifted_2) / binade_3 / sqrt_shifted_2 / binade_3 / sqrt_shifted_2;
+            const REAL along_4 = ratio_5 * max_choice_4 - product_2 * sum_product_8;
+            const REAL eliminated_8 = cross(1, choice_2, scaled_12, max_choice_4);
+            const REAL left_8 = eliminated_8 / choice_2;
+            const REAL ratio_10 = (ratio_6 * (along_4 * scaled_12 + left_8) + scaled_11 * (shifted_4 / sqrt_shifted_2) / binade_3 / sqrt_shifted_2) / binade_2 / square_root / binade_3 / sqrt_shifted_2;
+            if (hessian_input1_wanted) hessian_input1_row[f * hessian_input1_features] = scale[n * scale_batch] * (equal ? ratio_7 - -ratio_8 : (equal_2 ? -(below ? 0 : ratio_8 * step_2) - (below ? 0 : ratio_7 * step_2) : 0));
+            if (hessian_input2_wanted) hessian_input2_row[f * hessian_input2_features] = scale[n * scale_batch] * (equal ? ratio_9 - -ratio_10 : (equal_2 ? -(below ? 0 : ratio_10 * step_2) - (below ? 0 : ratio_9 * step_2) : 0));
         }
-        const REAL sum_product_5 = value_of(&sum_product_5_sum);
-        const REAL sum_shifted = value_of(&sum_shifted_sum);
-        const REAL cosine = value_of(&cosine_sum);
-        const REAL sum_product_6 = value_of(&sum_product_6_sum);
-        const REAL sum_shifted_2 = value_of(&sum_shifted_2_sum);
-        const int equal = target[n * target_batch] == 1;
-        const REAL product = 2 * ratio_4;
-        const REAL product_2 = (REAL)0.5 * ratio_5;
-        const REAL ratio_7 = product_2 / sqrt_shifted_2 / sqrt_shifted_2;
-        const REAL ratio_8 = sum_product_5 / binade_2;
-        const REAL ratio_9 = inverse_root_shifted_2 / sqrt_shifted_2;
-        const REAL product_3 = product_2 * ratio_8 * ratio_9 * ratio_9;
-        const REAL ratio_10 = ratio_5 * ratio_8 * ratio_9 / sqrt_shifted_2 / sqrt_shifted_2;
-        const REAL product_4 = sum_shifted / binade_2 * ratio_5;
-        const REAL ratio_11 = product_4 / sqrt_shifted_2 / sqrt_shifted_2;
-        const REAL product_5 = ratio_8 * ratio_5;
-        const REAL ratio_12 = product_5 / binade_2 / sqrt_shifted_2 / sqrt_shifted_2;
-        const int equal_2 = target[n * target_batch] == -1;
-        const REAL step_2 = step(cosine - margin, 1);
-        const REAL ratio_13 = step_2 / binade_2;
-        const REAL ratio_14 = ratio_13 / sqrt_shifted_2;
-        const REAL ratio_15 = product_4 * (step_2 / sqrt_shifted_2) / sqrt_shifted_2;
-        const REAL ratio_16 = product_5 * ratio_13 / sqrt_shifted_2 / sqrt_shifted_2;
-        const REAL product_6 = product * step_2;
-        const REAL product_7 = 2 * ratio;
-        const REAL product_8 = (REAL)0.5 * ratio_2;
-        const REAL ratio_17 = product_8 / square_root / square_root;
-        const REAL ratio_18 = sum_product_6 / binade_3;
-        const REAL ratio_19 = inverse_root_2 / square_root;
-        const REAL product_9 = product_8 * ratio_18 * ratio_19 * ratio_19;
-        const REAL ratio_20 = ratio_2 * ratio_18 * ratio_19 / square_root / square_root;
-        const REAL product_10 = sum_shifted_2 / binade_3 * ratio_2;
-        const REAL ratio_21 = product_10 / square_root / square_root;
-        const REAL product_11 = ratio_18 * ratio_2;
-        const REAL ratio_22 = product_11 / binade_3 / square_root / square_root;
-        const REAL ratio_23 = step_2 / binade_3;
-        const REAL ratio_24 = ratio_23 / square_root;
-        const REAL ratio_25 = product_10 * (step_2 / square_root) / square_root;
-        const REAL ratio_26 = product_11 * ratio_23 / square_root / square_root;
-        const REAL product_12 = product_7 * step_2;
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL scaled_5 = input2_row[f * input2_features] / binade_3;
-            const REAL unit2_2 = scaled_5 / square_root;
-            const REAL product_13 = ratio_7 * unit2_2;
-            const REAL scaled_6 = input1_row[f * input1_features] / binade_2;
-            const REAL product_14 = product_3 * scaled_6;
-            const REAL product_15 = ratio_10 * scaled_6;
-            const REAL difference = direction_input2_row[f * direction_input2_features] / binade_3 / square_root - ratio_3 * input2_row[f * input2_features];
-            const REAL unit1_2 = scaled_6 / sqrt_shifted_2;
-            const REAL product_16 = ratio_17 * unit1_2;
-            const REAL product_17 = product_9 * scaled_5;
-            const REAL product_18 = ratio_20 * scaled_5;
-            const REAL difference_2 = direction_input1_row[f * direction_input1_features] / binade_2 / sqrt_shifted_2 - ratio_6 * input1_row[f * input1_features];
-            if (dense || hvp_input1) hvp_input1_row[f * hvp_input1_features] = scale[n * scale_batch] * (equal ? product * (product_13 - product_14 - product_15) - difference / binade_2 / sqrt_shifted_2 + ratio_11 * scaled_6 + ratio_12 * direction_input1_row[f * direction_input1_features] : (equal_2 ? ratio_14 * difference - ratio_15 * scaled_6 - ratio_16 * direction_input1_row[f * direction_input1_features] + product_6 * (product_14 - product_13 + product_15) : 0));
-            if (dense || hvp_input2) hvp_input2_row[f * hvp_input2_features] = scale[n * scale_batch] * (equal ? product_7 * (product_16 - product_17 - product_18) - difference_2 / binade_3 / square_root + ratio_21 * scaled_5 + ratio_22 * direction_input2_row[f * direction_input2_features] : (equal_2 ? ratio_24 * difference_2 - ratio_25 * scaled_5 - ratio_26 * direction_input2_row[f * direction_input2_features] + product_12 * (product_17 - product_16 + product_18) : 0));
-        }
-        if (dense || hvp_target) hvp_target[n * hvp_target_batch] = 0;
+        if (hessian_target_wanted) hessian_target[n * hessian_target_batch] = 0;
     }
 }
 
-static void NAME(hvp_all_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->data[6] != NULL && run->data[7] != NULL && run->data[8] != NULL)
-        NAME(hvp_all)(batch, run, 1);
-    else
-        NAME(hvp_all)(batch, run, 0);
-}
+KERNELS(KERNEL_FUNCTIONS, STRIDED_FUNCTION)
 
-const losslib_kernel NAME(losslib_cosine_embedding_loss_hvp_all) = {
-    "cosine_embedding_loss.hvp_all", NAME(hvp_all_run), sizeof(REAL), 9, 1, 1,
-    { &input1_features_argument, &input2_features_argument, &target_argument, &scale_argument, &direction_input1_features_argument, &direction_input2_features_argument, &hvp_input1_features_argument, &hvp_input2_features_argument, &hvp_target_argument },
-    { &margin_param }, { "features" }};
-
-/* The diagonal of the hessian, times scale. 137 operations. */
-static inline void NAME(hessian_diag_all)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    const REAL *restrict input1 = run->data[0]; const int64_t input1_batch = run->steps[0][0], input1_features = dense ? 1 : run->steps[0][1];
-    const REAL *restrict input2 = run->data[1]; const int64_t input2_batch = run->steps[1][0], input2_features = dense ? 1 : run->steps[1][1];
-    const REAL *restrict target = run->data[2]; const int64_t target_batch = run->steps[2][0];
-    const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict hessian_input1 = run->data[4]; const int64_t hessian_input1_batch = run->steps[4][0], hessian_input1_features = dense ? 1 : run->steps[4][1];
-    REAL *restrict hessian_input2 = run->data[5]; const int64_t hessian_input2_batch = run->steps[5][0], hessian_input2_features = dense ? 1 : run->steps[5][1];
-    REAL *restrict hessian_target = run->data[6]; const int64_t hessian_target_batch = run->steps[6][0];
-    const REAL margin = (REAL)run->params[0];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *input1_row = input1 + n * input1_batch;
-        const REAL *input2_row = input2 + n * input2_batch;
-        REAL *hessian_input1_row = hessian_input1 + n * hessian_input1_batch;
-        REAL *hessian_input2_row = hessian_input2 + n * hessian_input2_batch;
-        REAL max_abs_input1 = -INFINITY;
-        REAL max_abs_input2 = -INFINITY;
-        for (int64_t f = 0; f < features; ++f) {
-            max_abs_input1 = larger(max_abs_input1, fabs(input1_row[f * input1_features]));
-            max_abs_input2 = larger(max_abs_input2, fabs(input2_row[f * input2_features]));
-        }
-        const REAL binade_2 = binade(max_abs_input1 + (REAL)9.999999980020987e-07);
-        const REAL binade_3 = binade(max_abs_input2 + (REAL)9.999999980020987e-07);
-        accumulator sum_product_sum = {0};
-        accumulator sum_product_2_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL scaled = input1_row[f * input1_features] / binade_2;
-            const REAL scaled_2 = input2_row[f * input2_features] / binade_3;
-            accumulate(&sum_product_sum, scaled * scaled);
-            accumulate(&sum_product_2_sum, scaled_2 * scaled_2);
-        }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL shifted = sum_product_2 + (REAL)9.999999960041972e-13 / binade_3 / binade_3;
-        const REAL square_root = sqrt(shifted);
-        const REAL shifted_2 = sum_product + (REAL)9.999999960041972e-13 / binade_2 / binade_2;
-        const REAL sqrt_shifted_2 = sqrt(shifted_2);
-        accumulator sum_product_3_sum = {0};
-        accumulator cosine_sum = {0};
-        accumulator sum_product_4_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL scaled_3 = input2_row[f * input2_features] / binade_3;
-            const REAL unit2 = scaled_3 / square_root;
-            const REAL scaled_4 = input1_row[f * input1_features] / binade_2;
-            const REAL unit1 = scaled_4 / sqrt_shifted_2;
-            accumulate(&sum_product_3_sum, input1_row[f * input1_features] * unit2);
-            accumulate(&cosine_sum, unit1 * unit2);
-            accumulate(&sum_product_4_sum, input2_row[f * input2_features] * unit1);
-        }
-        const REAL sum_product_3 = value_of(&sum_product_3_sum);
-        const REAL cosine = value_of(&cosine_sum);
-        const REAL sum_product_4 = value_of(&sum_product_4_sum);
-        const int equal = target[n * target_batch] == 1;
-        const REAL inverse_root_shifted_2 = inverse_root(shifted_2);
-        const REAL ratio = inverse_root_shifted_2 / binade_2;
-        const REAL product = (REAL)0.5 * ratio;
-        const REAL ratio_2 = product / sqrt_shifted_2 / sqrt_shifted_2;
-        const REAL ratio_3 = sum_product_3 / binade_2;
-        const REAL ratio_4 = inverse_root_shifted_2 / sqrt_shifted_2;
-        const REAL product_2 = product * ratio_3 * ratio_4 * ratio_4;
-        const REAL ratio_5 = ratio * ratio_3 * ratio_4 / sqrt_shifted_2 / sqrt_shifted_2;
-        const REAL ratio_6 = ratio / binade_2 / sqrt_shifted_2 / sqrt_shifted_2;
-        const REAL product_3 = ratio_3 * ratio;
-        const REAL ratio_7 = product_3 / binade_2 / sqrt_shifted_2 / sqrt_shifted_2;
-        const int equal_2 = target[n * target_batch] == -1;
-        const REAL step_2 = step(cosine - margin, 1);
-        const REAL ratio_8 = step_2 / binade_2;
-        const REAL product_4 = 2 * ratio_8;
-        const REAL ratio_9 = ratio * ratio_8 / sqrt_shifted_2 / sqrt_shifted_2;
-        const REAL ratio_10 = product_3 * ratio_8 / sqrt_shifted_2 / sqrt_shifted_2;
-        const REAL inverse_root_2 = inverse_root(shifted);
-        const REAL ratio_11 = inverse_root_2 / binade_3;
-        const REAL product_5 = (REAL)0.5 * ratio_11;
-        const REAL ratio_12 = product_5 / square_root / square_root;
-        const REAL ratio_13 = sum_product_4 / binade_3;
-        const REAL ratio_14 = inverse_root_2 / square_root;
-        const REAL product_6 = product_5 * ratio_13 * ratio_14 * ratio_14;
-        const REAL ratio_15 = ratio_11 * ratio_13 * ratio_14 / square_root / square_root;
-        const REAL ratio_16 = ratio_11 / binade_3 / square_root / square_root;
-        const REAL product_7 = ratio_13 * ratio_11;
-        const REAL ratio_17 = product_7 / binade_3 / square_root / square_root;
-        const REAL ratio_18 = step_2 / binade_3;
-        const REAL product_8 = 2 * ratio_18;
-        const REAL ratio_19 = ratio_11 * ratio_18 / square_root / square_root;
-        const REAL ratio_20 = product_7 * ratio_18 / square_root / square_root;
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL scaled_5 = input2_row[f * input2_features] / binade_3;
-            const REAL unit2_2 = scaled_5 / square_root;
-            const REAL product_9 = ratio_2 * unit2_2;
-            const REAL scaled_6 = input1_row[f * input1_features] / binade_2;
-            const REAL product_10 = product_2 * scaled_6;
-            const REAL product_11 = ratio_5 * scaled_6;
-            const REAL unit1_2 = scaled_6 / sqrt_shifted_2;
-            const REAL product_12 = ratio_12 * unit1_2;
-            const REAL product_13 = product_6 * scaled_5;
-            const REAL product_14 = ratio_15 * scaled_5;
-            if (dense || hessian_input1) hessian_input1_row[f * hessian_input1_features] = scale[n * scale_batch] * (equal ? 2 * ((product_9 - product_10 - product_11) / binade_2) * scaled_6 + ratio_6 * scaled_6 * unit2_2 + ratio_7 : (equal_2 ? product_4 * (product_10 - product_9 + product_11) * scaled_6 - ratio_9 * scaled_6 * unit2_2 - ratio_10 : 0));
-            if (dense || hessian_input2) hessian_input2_row[f * hessian_input2_features] = scale[n * scale_batch] * (equal ? 2 * ((product_12 - product_13 - product_14) / binade_3) * scaled_5 + ratio_16 * scaled_5 * unit1_2 + ratio_17 : (equal_2 ? product_8 * (product_13 - product_12 + product_14) * scaled_5 - ratio_19 * scaled_5 * unit1_2 - ratio_20 : 0));
-        }
-        if (dense || hessian_target) hessian_target[n * hessian_target_batch] = 0;
-    }
-}
-
-static void NAME(hessian_diag_all_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->data[4] != NULL && run->data[5] != NULL && run->data[6] != NULL)
-        NAME(hessian_diag_all)(batch, run, 1);
-    else
-        NAME(hessian_diag_all)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_cosine_embedding_loss_hessian_diag_all) = {
-    "cosine_embedding_loss.hessian_diag_all", NAME(hessian_diag_all_run), sizeof(REAL), 7, 1, 1,
-    { &input1_features_argument, &input2_features_argument, &target_argument, &scale_argument, &hessian_input1_features_argument, &hessian_input2_features_argument, &hessian_target_argument },
-    { &margin_param }, { "features" }};
+const losslib_kernel NAME(losslib_cosine_embedding_loss__kernels)[] = { KERNELS(KERNEL_ROW, STRIDED_ROW) {.name = NULL} };
 #endif

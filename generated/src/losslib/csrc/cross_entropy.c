@@ -9,39 +9,121 @@
  *     loss = -sum_c2(((1 - label_smoothing)*target[c2] + label_smoothing/classes)*weight[c2]*log_p)
  *
  * Arrays: input [batch, classes], target [batch], weight [classes].
- * A function computes a run of samples; strides are in elements; outputs that are NULL are not wanted.
+ * A function computes a run of samples; strides are in elements. It serves all kernels in whose row of KERNELS it stands: what
+ * one of them does not want, and what its flags rule out, is dead code where that kernel is compiled.
  */
 #ifndef REAL                              /* this text is compiled once for each type */
 #include "losslib_internal.h"
 
-static const losslib_argument input_classes_argument = {"input", LOSSLIB_INPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument target_index_argument = {"target", LOSSLIB_INPUT, 1, 1, 0, {NULL}, "classes", "ignore_index", -INFINITY, INFINITY, 0};
-static const losslib_argument weight_classes_argument = {"weight", LOSSLIB_INPUT, 0, 0, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument loss_argument = {"loss", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument total_loss_argument = {"total_loss", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument total_weight_argument = {"total_weight", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument scale_argument = {"scale", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument grad_input_classes_argument = {"grad_input", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument direction_input_classes_argument = {"direction_input", LOSSLIB_DIRECTION, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument rate_argument = {"rate", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument total_rate_argument = {"total_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hvp_input_classes_argument = {"hvp_input", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hessian_input_classes_argument = {"hessian_input", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument scale_weight_argument = {"scale_weight", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument grad_weight_classes_argument = {"grad_weight", LOSSLIB_OUTPUT, 0, 0, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument direction_weight_classes_argument = {"direction_weight", LOSSLIB_DIRECTION, 0, 0, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument total_weight_rate_argument = {"total_weight_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument scale_rate_argument = {"scale_rate", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument scale_weight_rate_argument = {"scale_weight_rate", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hvp_weight_classes_argument = {"hvp_weight", LOSSLIB_OUTPUT, 0, 0, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument target_classes_argument = {"target", LOSSLIB_INPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument grad_target_classes_argument = {"grad_target", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument direction_target_classes_argument = {"direction_target", LOSSLIB_DIRECTION, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hvp_target_classes_argument = {"hvp_target", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hessian_target_classes_argument = {"hessian_target", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hessian_weight_classes_argument = {"hessian_weight", LOSSLIB_OUTPUT, 0, 0, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_param ignore_index_param = {"ignore_index", -INFINITY, INFINITY, 0};
-static const losslib_param label_smoothing_param = {"label_smoothing", 0.0, 1.0, 0};
+static const losslib_argument input__classes_argument = {.name = "input", .role = LOSSLIB_INPUT, .per_sample = 1, .axes = 1, .axis = {"classes"}};
+static const losslib_argument target__index_argument = {.name = "target", .role = LOSSLIB_INPUT, .integer = 1, .per_sample = 1, .into = "classes", .ignore = "ignore_index"};
+static const losslib_argument weight__classes_argument = {.name = "weight", .role = LOSSLIB_INPUT, .optional = 1, .axes = 1, .axis = {"classes"}};
+static const losslib_argument scale_argument = {.name = "scale", .role = LOSSLIB_SCALE, .per_sample = 1};
+static const losslib_argument scale_weight_argument = {.name = "scale_weight", .role = LOSSLIB_SCALE, .per_sample = 1};
+static const losslib_argument loss_argument = {.name = "loss", .role = LOSSLIB_OUTPUT, .per_sample = 1, .seldom = 1};
+static const losslib_argument total_loss_argument = {.name = "total_loss", .role = LOSSLIB_TOTAL};
+static const losslib_argument total_weight_argument = {.name = "total_weight", .role = LOSSLIB_TOTAL};
+static const losslib_argument grad_input__classes_argument = {.name = "grad_input", .role = LOSSLIB_OUTPUT, .per_sample = 1, .axes = 1, .axis = {"classes"}};
+static const losslib_argument grad_weight__classes_argument = {.name = "grad_weight", .role = LOSSLIB_OUTPUT, .axes = 1, .axis = {"classes"}};
+static const losslib_argument direction_input__classes_argument = {.name = "direction_input", .role = LOSSLIB_DIRECTION, .per_sample = 1, .axes = 1, .axis = {"classes"}};
+static const losslib_argument direction_weight__classes_argument = {.name = "direction_weight", .role = LOSSLIB_DIRECTION, .axes = 1, .axis = {"classes"}};
+static const losslib_argument rate_argument = {.name = "rate", .role = LOSSLIB_OUTPUT, .per_sample = 1, .seldom = 1};
+static const losslib_argument total_rate_argument = {.name = "total_rate", .role = LOSSLIB_TOTAL};
+static const losslib_argument total_weight_rate_argument = {.name = "total_weight_rate", .role = LOSSLIB_TOTAL};
+static const losslib_argument scale_rate_argument = {.name = "scale_rate", .role = LOSSLIB_SCALE, .per_sample = 1};
+static const losslib_argument scale_weight_rate_argument = {.name = "scale_weight_rate", .role = LOSSLIB_SCALE, .per_sample = 1};
+static const losslib_argument hvp_input__classes_argument = {.name = "hvp_input", .role = LOSSLIB_OUTPUT, .per_sample = 1, .axes = 1, .axis = {"classes"}};
+static const losslib_argument hvp_weight__classes_argument = {.name = "hvp_weight", .role = LOSSLIB_OUTPUT, .axes = 1, .axis = {"classes"}};
+static const losslib_argument hessian_input__classes_argument = {.name = "hessian_input", .role = LOSSLIB_OUTPUT, .per_sample = 1, .axes = 1, .axis = {"classes"}};
+static const losslib_argument target__classes_argument = {.name = "target", .role = LOSSLIB_INPUT, .per_sample = 1, .axes = 1, .axis = {"classes"}};
+static const losslib_argument grad_target__classes_argument = {.name = "grad_target", .role = LOSSLIB_OUTPUT, .per_sample = 1, .axes = 1, .axis = {"classes"}};
+static const losslib_argument direction_target__classes_argument = {.name = "direction_target", .role = LOSSLIB_DIRECTION, .per_sample = 1, .axes = 1, .axis = {"classes"}};
+static const losslib_argument hvp_target__classes_argument = {.name = "hvp_target", .role = LOSSLIB_OUTPUT, .per_sample = 1, .axes = 1, .axis = {"classes"}};
+static const losslib_argument hessian_target__classes_argument = {.name = "hessian_target", .role = LOSSLIB_OUTPUT, .per_sample = 1, .axes = 1, .axis = {"classes"}};
+static const losslib_argument hessian_weight__classes_argument = {.name = "hessian_weight", .role = LOSSLIB_OUTPUT, .axes = 1, .axis = {"classes"}};
+static const losslib_param label_smoothing_param = {"label_smoothing", {0.0, 1.0, 0}};
+static const losslib_param ignore_index_param = {"ignore_index", {-INFINITY, INFINITY, 0}};
+
+static const losslib_family value_and_grad__target_index_family = {10, 2, 1,
+    {&input__classes_argument, &target__index_argument, &weight__classes_argument, &scale_argument, &scale_weight_argument,
+     &loss_argument, &total_loss_argument, &total_weight_argument, &grad_input__classes_argument, &grad_weight__classes_argument},
+    {&label_smoothing_param, &ignore_index_param}, {"classes"}};
+
+static const losslib_family jvp__target_index_family = {8, 2, 1,
+    {&input__classes_argument, &target__index_argument, &weight__classes_argument, &direction_input__classes_argument,
+     &direction_weight__classes_argument, &rate_argument, &total_rate_argument, &total_weight_rate_argument},
+    {&label_smoothing_param, &ignore_index_param}, {"classes"}};
+
+static const losslib_family hvp__target_index_family = {10, 2, 1,
+    {&input__classes_argument, &target__index_argument, &weight__classes_argument, &scale_argument, &scale_rate_argument,
+     &scale_weight_rate_argument, &direction_input__classes_argument, &direction_weight__classes_argument, &hvp_input__classes_argument,
+     &hvp_weight__classes_argument},
+    {&label_smoothing_param, &ignore_index_param}, {"classes"}};
+
+static const losslib_family hessian_diag__target_index_family = {5, 2, 1,
+    {&input__classes_argument, &target__index_argument, &weight__classes_argument, &scale_argument, &hessian_input__classes_argument},
+    {&label_smoothing_param, &ignore_index_param}, {"classes"}};
+
+static const losslib_family value_and_grad__target_real_family = {9, 1, 1,
+    {&input__classes_argument, &target__classes_argument, &weight__classes_argument, &scale_argument, &loss_argument,
+     &total_loss_argument, &grad_input__classes_argument, &grad_target__classes_argument, &grad_weight__classes_argument},
+    {&label_smoothing_param}, {"classes"}};
+
+static const losslib_family jvp__target_real_family = {8, 1, 1,
+    {&input__classes_argument, &target__classes_argument, &weight__classes_argument, &direction_input__classes_argument,
+     &direction_target__classes_argument, &direction_weight__classes_argument, &rate_argument, &total_rate_argument},
+    {&label_smoothing_param}, {"classes"}};
+
+static const losslib_family hvp__target_real_family = {10, 1, 1,
+    {&input__classes_argument, &target__classes_argument, &weight__classes_argument, &scale_argument, &direction_input__classes_argument,
+     &direction_target__classes_argument, &direction_weight__classes_argument, &hvp_input__classes_argument,
+     &hvp_target__classes_argument, &hvp_weight__classes_argument},
+    {&label_smoothing_param}, {"classes"}};
+
+static const losslib_family hessian_diag__target_real_family = {7, 1, 1,
+    {&input__classes_argument, &target__classes_argument, &weight__classes_argument, &scale_argument, &hessian_input__classes_argument,
+     &hessian_target__classes_argument, &hessian_weight__classes_argument},
+    {&label_smoothing_param}, {"classes"}};
+
+/* Each kernel: its function, which of the function's arrays, scalars and axes it has (a bit each), and what the flags are. A KERNEL
+ * is compiled for dense arrays too. */
+#define KERNELS(KERNEL, STRIDED) \
+    KERNEL(value__target_index__label_smoothing_0, value_and_grad__target_index, 0xe7, 0x2, 0x1, WITH(1)) \
+    STRIDED(weight__target_index__label_smoothing_0, value_and_grad__target_index, 0x86, 0x2, 0x1, WITH(1)) \
+    KERNEL(value_and_grad__target_index__label_smoothing_0, value_and_grad__target_index, 0x1ef, 0x2, 0x1, WITH(1)) \
+    STRIDED(value_and_grad_all__target_index__label_smoothing_0, value_and_grad__target_index, 0x3ff, 0x2, 0x1, WITH(1)) \
+    KERNEL(value__target_index__label_smoothing_general, value_and_grad__target_index, 0xe7, 0x3, 0x1, WITH(0)) \
+    STRIDED(weight__target_index__label_smoothing_general, value_and_grad__target_index, 0x86, 0x2, 0x1, WITH(0)) \
+    KERNEL(value_and_grad__target_index__label_smoothing_general, value_and_grad__target_index, 0x1ef, 0x3, 0x1, WITH(0)) \
+    STRIDED(value_and_grad_all__target_index__label_smoothing_general, value_and_grad__target_index, 0x3ff, 0x3, 0x1, WITH(0)) \
+    STRIDED(jvp__target_index__label_smoothing_0, jvp__target_index, 0x6f, 0x2, 0x1, WITH(1, 0)) \
+    STRIDED(jvp_all__target_index__label_smoothing_0, jvp__target_index, 0xff, 0x2, 0x1, WITH(1, 1)) \
+    STRIDED(jvp__target_index__label_smoothing_general, jvp__target_index, 0x6f, 0x3, 0x1, WITH(0, 0)) \
+    STRIDED(jvp_all__target_index__label_smoothing_general, jvp__target_index, 0xff, 0x3, 0x1, WITH(0, 1)) \
+    STRIDED(hvp__target_index__label_smoothing_0, hvp__target_index, 0x14f, 0x2, 0x1, WITH(1, 0)) \
+    STRIDED(hvp_all__target_index__label_smoothing_0, hvp__target_index, 0x3ff, 0x2, 0x1, WITH(1, 1)) \
+    STRIDED(hvp__target_index__label_smoothing_general, hvp__target_index, 0x14f, 0x3, 0x1, WITH(0, 0)) \
+    STRIDED(hvp_all__target_index__label_smoothing_general, hvp__target_index, 0x3ff, 0x3, 0x1, WITH(0, 1)) \
+    STRIDED(hessian_diag__target_index__label_smoothing_0, hessian_diag__target_index, 0x1f, 0x2, 0x1, WITH(1)) \
+    STRIDED(hessian_diag__target_index__label_smoothing_general, hessian_diag__target_index, 0x1f, 0x3, 0x1, WITH(0)) \
+    KERNEL(value__target_real__label_smoothing_0, value_and_grad__target_real, 0x37, 0x0, 0x1, WITH(1)) \
+    KERNEL(value_and_grad__target_real__label_smoothing_0, value_and_grad__target_real, 0x7f, 0x0, 0x1, WITH(1)) \
+    STRIDED(value_and_grad_all__target_real__label_smoothing_0, value_and_grad__target_real, 0x1ff, 0x0, 0x1, WITH(1)) \
+    KERNEL(value__target_real__label_smoothing_general, value_and_grad__target_real, 0x37, 0x1, 0x1, WITH(0)) \
+    KERNEL(value_and_grad__target_real__label_smoothing_general, value_and_grad__target_real, 0x7f, 0x1, 0x1, WITH(0)) \
+    STRIDED(value_and_grad_all__target_real__label_smoothing_general, value_and_grad__target_real, 0x1ff, 0x1, 0x1, WITH(0)) \
+    STRIDED(jvp__target_real__label_smoothing_0, jvp__target_real, 0xcf, 0x0, 0x1, WITH(1, 0)) \
+    STRIDED(jvp_all__target_real__label_smoothing_0, jvp__target_real, 0xff, 0x0, 0x1, WITH(1, 1)) \
+    STRIDED(jvp__target_real__label_smoothing_general, jvp__target_real, 0xcf, 0x1, 0x1, WITH(0, 0)) \
+    STRIDED(jvp_all__target_real__label_smoothing_general, jvp__target_real, 0xff, 0x1, 0x1, WITH(0, 1)) \
+    STRIDED(hvp__target_real__label_smoothing_0, hvp__target_real, 0x9f, 0x0, 0x1, WITH(1, 0)) \
+    STRIDED(hvp_all__target_real__label_smoothing_0, hvp__target_real, 0x3ff, 0x0, 0x1, WITH(1, 1)) \
+    STRIDED(hvp__target_real__label_smoothing_general, hvp__target_real, 0x9f, 0x1, 0x1, WITH(0, 0)) \
+    STRIDED(hvp_all__target_real__label_smoothing_general, hvp__target_real, 0x3ff, 0x1, 0x1, WITH(0, 1)) \
+    STRIDED(hessian_diag__target_real__label_smoothing_0, hessian_diag__target_real, 0x1f, 0x0, 0x1, WITH(1)) \
+    STRIDED(hessian_diag_all__target_real__label_smoothing_0, hessian_diag__target_real, 0x7f, 0x0, 0x1, WITH(1)) \
+    STRIDED(hessian_diag__target_real__label_smoothing_general, hessian_diag__target_real, 0x1f, 0x1, 0x1, WITH(0)) \
+    STRIDED(hessian_diag_all__target_real__label_smoothing_general, hessian_diag__target_real, 0x7f, 0x1, 0x1, WITH(0))
 
 #include "losslib_float.h"
 #include "cross_entropy.c"
@@ -49,358 +131,43 @@ static const losslib_param label_smoothing_param = {"label_smoothing", 0.0, 1.0,
 #include "cross_entropy.c"
 #else
 
-/* The loss of each sample, and the totals, where label_smoothing is 0. 15 operations. */
-static inline void NAME(value__target_index__label_smoothing_0)(const int64_t batch, const losslib_run *run, const int dense)
+/* The loss, the totals, and the gradients times scale. */
+static INLINE void NAME(value_and_grad__target_index)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted, const int label_smoothing_is_0)
 {
     const int64_t classes = run->sizes[0];
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
-    const int64_t *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
-    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = run->steps[3][0];
-    accumulator *restrict total_loss = run->data[4];
-    accumulator *restrict total_weight = run->data[5];
-    const int64_t ignore_index = (int64_t)run->params[0];
-
-    accumulator total_loss_sum = {0};
-    accumulator total_weight_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *input_row = input + n * input_batch;
-        REAL largest = -INFINITY;
-        for (int64_t c = 0; c < classes; ++c) {
-            largest = larger(largest, input_row[c * input_classes]);
-        }
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const int is_largest = input_row[c * input_classes] == largest;
-            const REAL relative = exp_difference(input_row[c * input_classes], largest);
-            accumulate(&others_sum, is_largest ? 0 : relative);
-            accumulate(&ties_sum, (REAL)(is_largest ? 1 : 0));
-        }
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
-        const int ignored = target[n * target_batch] == ignore_index;
-        const int64_t safe_target = ignored ? 0 : target[n * target_batch];
-        const REAL weight_at_safe_target = weight[safe_target * weight_classes];
-        const REAL log_mass = log1p(others + (ties - 1));
-        const REAL log_p = input_row[safe_target * input_classes] - largest - log_mass;
-        const REAL value = ignored ? 0 : -weight_at_safe_target * log_p;
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-        accumulate(&total_weight_sum, ignored ? 0 : weight_at_safe_target);
-    }
-    add(total_loss, &total_loss_sum);
-    add(total_weight, &total_weight_sum);
-}
-
-static void NAME(value__target_index__label_smoothing_0_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->data[3] == NULL)
-        NAME(value__target_index__label_smoothing_0)(batch, run, 1);
-    else
-        NAME(value__target_index__label_smoothing_0)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_cross_entropy_value__target_index__label_smoothing_0) = {
-    "cross_entropy.value__target_index__label_smoothing_0", NAME(value__target_index__label_smoothing_0_run), sizeof(REAL), 6, 1, 1,
-    { &input_classes_argument, &target_index_argument, &weight_classes_argument, &loss_argument, &total_loss_argument, &total_weight_argument },
-    { &ignore_index_param }, { "classes" }};
-
-/* The denominator of the mean, where label_smoothing is 0. 3 operations. */
-static inline void NAME(weight__target_index__label_smoothing_0)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t *restrict target = run->data[0]; const int64_t target_batch = run->steps[0][0];
-    const REAL *restrict weight = run->data[1]; const int64_t weight_classes = dense ? 1 : run->steps[1][0];
-    accumulator *restrict total_weight = run->data[2];
-    const int64_t ignore_index = (int64_t)run->params[0];
-
-    accumulator total_weight_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const int ignored = target[n * target_batch] == ignore_index;
-        const int64_t safe_target = ignored ? 0 : target[n * target_batch];
-        accumulate(&total_weight_sum, ignored ? 0 : weight[safe_target * weight_classes]);
-    }
-    add(total_weight, &total_weight_sum);
-}
-
-static void NAME(weight__target_index__label_smoothing_0_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[1][0] == 1)
-        NAME(weight__target_index__label_smoothing_0)(batch, run, 1);
-    else
-        NAME(weight__target_index__label_smoothing_0)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_cross_entropy_weight__target_index__label_smoothing_0) = {
-    "cross_entropy.weight__target_index__label_smoothing_0", NAME(weight__target_index__label_smoothing_0_run), sizeof(REAL), 3, 1, 1,
-    { &target_index_argument, &weight_classes_argument, &total_weight_argument },
-    { &ignore_index_param }, { "classes" }};
-
-/* The loss, the totals, and the gradients times scale, where label_smoothing is 0. 30 operations. */
-static inline void NAME(value_and_grad__target_index__label_smoothing_0)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t classes = run->sizes[0];
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
-    const int64_t *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
-    const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = run->steps[4][0];
-    accumulator *restrict total_loss = run->data[5];
-    accumulator *restrict total_weight = run->data[6];
-    REAL *restrict grad_input = run->data[7]; const int64_t grad_input_batch = run->steps[7][0], grad_input_classes = dense ? 1 : run->steps[7][1];
-    const int64_t ignore_index = (int64_t)run->params[0];
-
-    accumulator total_loss_sum = {0};
-    accumulator total_weight_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *input_row = input + n * input_batch;
-        REAL *grad_input_row = grad_input + n * grad_input_batch;
-        REAL largest = -INFINITY;
-        for (int64_t c = 0; c < classes; ++c) {
-            largest = larger(largest, input_row[c * input_classes]);
-        }
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const int is_largest = input_row[c * input_classes] == largest;
-            const REAL relative = exp_difference(input_row[c * input_classes], largest);
-            accumulate(&others_sum, is_largest ? 0 : relative);
-            accumulate(&ties_sum, (REAL)(is_largest ? 1 : 0));
-        }
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
-        const int ignored = target[n * target_batch] == ignore_index;
-        const int64_t safe_target = ignored ? 0 : target[n * target_batch];
-        const REAL weight_at_safe_target = weight[safe_target * weight_classes];
-        const REAL product = weight_at_safe_target * scale[n * scale_batch];
-        const REAL input_at_safe_target = input_row[safe_target * input_classes];
-        const REAL more_ties = ties - 1;
-        const REAL sum_exp = others + ties;
-        const REAL minus_ratio = -(input_at_safe_target == largest ? more_ties + others : sum_exp - exp_difference(input_at_safe_target, largest)) / sum_exp;
-        for (int64_t c = 0; c < classes; ++c) {
-            const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
-            if (dense || grad_input) grad_input_row[c * grad_input_classes] = ignored ? 0 : product * (c == safe_target ? minus_ratio : relative_2 / sum_exp);
-        }
-        const REAL log_mass = log1p(others + more_ties);
-        const REAL log_p = input_at_safe_target - largest - log_mass;
-        const REAL value = ignored ? 0 : -weight_at_safe_target * log_p;
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-        accumulate(&total_weight_sum, ignored ? 0 : weight_at_safe_target);
-    }
-    add(total_loss, &total_loss_sum);
-    add(total_weight, &total_weight_sum);
-}
-
-static void NAME(value_and_grad__target_index__label_smoothing_0_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[7][1] == 1 && run->data[4] == NULL && run->data[7] != NULL)
-        NAME(value_and_grad__target_index__label_smoothing_0)(batch, run, 1);
-    else
-        NAME(value_and_grad__target_index__label_smoothing_0)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_cross_entropy_value_and_grad__target_index__label_smoothing_0) = {
-    "cross_entropy.value_and_grad__target_index__label_smoothing_0", NAME(value_and_grad__target_index__label_smoothing_0_run), sizeof(REAL), 8, 1, 1,
-    { &input_classes_argument, &target_index_argument, &weight_classes_argument, &scale_argument, &loss_argument, &total_loss_argument, &total_weight_argument, &grad_input_classes_argument },
-    { &ignore_index_param }, { "classes" }};
-
-/* The derivative along the directions, where label_smoothing is 0. 13 operations. */
-static inline void NAME(jvp__target_index__label_smoothing_0)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t classes = run->sizes[0];
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
-    const int64_t *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
-    const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = run->steps[3][0], direction_input_classes = dense ? 1 : run->steps[3][1];
-    REAL *restrict rate = dense ? NULL : run->data[4]; const int64_t rate_batch = run->steps[4][0];
-    accumulator *restrict total_rate = run->data[5];
-    const int64_t ignore_index = (int64_t)run->params[0];
-
-    accumulator total_rate_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *input_row = input + n * input_batch;
-        const REAL *direction_input_row = direction_input + n * direction_input_batch;
-        REAL largest = -INFINITY;
-        for (int64_t c = 0; c < classes; ++c) {
-            largest = larger(largest, input_row[c * input_classes]);
-        }
-        accumulator sum_product_sum = {0};
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const REAL relative = exp_difference(input_row[c * input_classes], largest);
-            const int is_largest = input_row[c * input_classes] == largest;
-            accumulate(&sum_product_sum, relative * direction_input_row[c * direction_input_classes]);
-            accumulate(&others_sum, is_largest ? 0 : relative);
-            accumulate(&ties_sum, (REAL)(is_largest ? 1 : 0));
-        }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
-        const int ignored = target[n * target_batch] == ignore_index;
-        const int64_t safe_target = ignored ? 0 : target[n * target_batch];
-        const REAL sum_exp = others + ties;
-        const REAL choice = ignored ? 0 : -(direction_input_row[safe_target * direction_input_classes] - sum_product / sum_exp) * weight[safe_target * weight_classes];
-        if (rate) rate[n * rate_batch] = choice;
-        accumulate(&total_rate_sum, choice);
-    }
-    add(total_rate, &total_rate_sum);
-}
-
-static void NAME(jvp__target_index__label_smoothing_0_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[3][1] == 1 && run->data[4] == NULL)
-        NAME(jvp__target_index__label_smoothing_0)(batch, run, 1);
-    else
-        NAME(jvp__target_index__label_smoothing_0)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_cross_entropy_jvp__target_index__label_smoothing_0) = {
-    "cross_entropy.jvp__target_index__label_smoothing_0", NAME(jvp__target_index__label_smoothing_0_run), sizeof(REAL), 6, 1, 1,
-    { &input_classes_argument, &target_index_argument, &weight_classes_argument, &direction_input_classes_argument, &rate_argument, &total_rate_argument },
-    { &ignore_index_param }, { "classes" }};
-
-/* The hessian times the directions, times scale, where label_smoothing is 0. 21 operations. */
-static inline void NAME(hvp__target_index__label_smoothing_0)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t classes = run->sizes[0];
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
-    const int64_t *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
-    const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    const REAL *restrict direction_input = run->data[4]; const int64_t direction_input_batch = run->steps[4][0], direction_input_classes = dense ? 1 : run->steps[4][1];
-    REAL *restrict hvp_input = run->data[5]; const int64_t hvp_input_batch = run->steps[5][0], hvp_input_classes = dense ? 1 : run->steps[5][1];
-    const int64_t ignore_index = (int64_t)run->params[0];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *input_row = input + n * input_batch;
-        const REAL *direction_input_row = direction_input + n * direction_input_batch;
-        REAL *hvp_input_row = hvp_input + n * hvp_input_batch;
-        REAL largest = -INFINITY;
-        for (int64_t c = 0; c < classes; ++c) {
-            largest = larger(largest, input_row[c * input_classes]);
-        }
-        accumulator ties_sum = {0};
-        accumulator sum_choice_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const int is_largest = input_row[c * input_classes] == largest;
-            accumulate(&ties_sum, (REAL)(is_largest ? 1 : 0));
-            accumulate(&sum_choice_sum, is_largest ? direction_input_row[c * direction_input_classes] : 0);
-        }
-        const REAL ties = value_of(&ties_sum);
-        const REAL sum_choice = value_of(&sum_choice_sum);
-        const REAL ratio = sum_choice / ties;
-        accumulator others_sum = {0};
-        accumulator sum_product_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const int is_largest_2 = input_row[c * input_classes] == largest;
-            const REAL relative = exp_difference(input_row[c * input_classes], largest);
-            const REAL from_peak = direction_input_row[c * direction_input_classes] - ratio;
-            accumulate(&others_sum, is_largest_2 ? 0 : relative);
-            accumulate(&sum_product_sum, from_peak * relative);
-        }
-        const REAL others = value_of(&others_sum);
-        const REAL sum_product = value_of(&sum_product_sum);
-        const int ignored = target[n * target_batch] == ignore_index;
-        const int64_t safe_target = ignored ? 0 : target[n * target_batch];
-        const REAL sum_exp = others + ties;
-        const REAL product = weight[safe_target * weight_classes] / sum_exp * scale[n * scale_batch];
-        const REAL ratio_2 = sum_product / sum_exp;
-        for (int64_t c = 0; c < classes; ++c) {
-            const REAL from_peak_2 = direction_input_row[c * direction_input_classes] - ratio;
-            const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
-            if (dense || hvp_input) hvp_input_row[c * hvp_input_classes] = ignored ? 0 : product * (from_peak_2 - ratio_2) * relative_2;
-        }
-    }
-}
-
-static void NAME(hvp__target_index__label_smoothing_0_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->data[5] != NULL)
-        NAME(hvp__target_index__label_smoothing_0)(batch, run, 1);
-    else
-        NAME(hvp__target_index__label_smoothing_0)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_cross_entropy_hvp__target_index__label_smoothing_0) = {
-    "cross_entropy.hvp__target_index__label_smoothing_0", NAME(hvp__target_index__label_smoothing_0_run), sizeof(REAL), 6, 1, 1,
-    { &input_classes_argument, &target_index_argument, &weight_classes_argument, &scale_argument, &direction_input_classes_argument, &hvp_input_classes_argument },
-    { &ignore_index_param }, { "classes" }};
-
-/* The diagonal of the hessian, times scale, where label_smoothing is 0. 19 operations. */
-static inline void NAME(hessian_diag__target_index__label_smoothing_0)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t classes = run->sizes[0];
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
-    const int64_t *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
-    const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict hessian_input = run->data[4]; const int64_t hessian_input_batch = run->steps[4][0], hessian_input_classes = dense ? 1 : run->steps[4][1];
-    const int64_t ignore_index = (int64_t)run->params[0];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *input_row = input + n * input_batch;
-        REAL *hessian_input_row = hessian_input + n * hessian_input_batch;
-        REAL largest = -INFINITY;
-        for (int64_t c = 0; c < classes; ++c) {
-            largest = larger(largest, input_row[c * input_classes]);
-        }
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const int is_largest = input_row[c * input_classes] == largest;
-            const REAL relative = exp_difference(input_row[c * input_classes], largest);
-            accumulate(&others_sum, is_largest ? 0 : relative);
-            accumulate(&ties_sum, (REAL)(is_largest ? 1 : 0));
-        }
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
-        const int ignored = target[n * target_batch] == ignore_index;
-        const int64_t safe_target = ignored ? 0 : target[n * target_batch];
-        const REAL sum_exp = others + ties;
-        const REAL product = weight[safe_target * weight_classes] / sum_exp * (scale[n * scale_batch] / sum_exp);
-        const REAL more_ties = ties - 1;
-        const REAL shifted = more_ties + others;
-        for (int64_t c = 0; c < classes; ++c) {
-            const int is_largest_2 = input_row[c * input_classes] == largest;
-            const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
-            if (dense || hessian_input) hessian_input_row[c * hessian_input_classes] = ignored ? 0 : product * (is_largest_2 ? shifted : sum_exp - relative_2) * relative_2;
-        }
-    }
-}
-
-static void NAME(hessian_diag__target_index__label_smoothing_0_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[4][1] == 1 && run->data[4] != NULL)
-        NAME(hessian_diag__target_index__label_smoothing_0)(batch, run, 1);
-    else
-        NAME(hessian_diag__target_index__label_smoothing_0)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_cross_entropy_hessian_diag__target_index__label_smoothing_0) = {
-    "cross_entropy.hessian_diag__target_index__label_smoothing_0", NAME(hessian_diag__target_index__label_smoothing_0_run), sizeof(REAL), 5, 1, 1,
-    { &input_classes_argument, &target_index_argument, &weight_classes_argument, &scale_argument, &hessian_input_classes_argument },
-    { &ignore_index_param }, { "classes" }};
-
-/* The loss, the totals, and the gradients times scale, where label_smoothing is 0. 38 operations. */
-static inline void NAME(value_and_grad_all__target_index__label_smoothing_0)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t classes = run->sizes[0];
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
+    const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense && WANTS(0) ? 1 : run->steps[0][1];
     const int64_t *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0];
     const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
     const REAL *restrict scale_weight = run->data[4]; const int64_t scale_weight_batch = run->steps[4][0];
-    REAL *restrict loss = dense ? NULL : run->data[5]; const int64_t loss_batch = run->steps[5][0];
-    accumulator *restrict total_loss = run->data[6];
-    accumulator *restrict total_weight = run->data[7];
-    REAL *restrict grad_input = run->data[8]; const int64_t grad_input_batch = run->steps[8][0], grad_input_classes = dense ? 1 : run->steps[8][1];
-    accumulator *restrict grad_weight = run->data[9]; const int64_t grad_weight_classes = dense ? 1 : run->steps[9][0];
-    const int64_t ignore_index = (int64_t)run->params[0];
+    REAL *restrict loss = run->data[5]; const int64_t loss_batch = run->steps[5][0]; const int loss_wanted = !dense && WANTS(5);
+    accumulator *restrict total_loss = WANTS(6) ? run->data[6] : NULL;
+    accumulator *restrict total_weight = WANTS(7) ? run->data[7] : NULL;
+    REAL *restrict grad_input = run->data[8]; const int64_t grad_input_batch = run->steps[8][0], grad_input_classes = dense ? 1 : run->steps[8][1]; const int grad_input_wanted = WANTS(8);
+    accumulator *restrict grad_weight = run->data[9]; const int64_t grad_weight_classes = dense ? 1 : run->steps[9][0]; const int grad_weight_wanted = WANTS(9);
+    const REAL label_smoothing = (REAL)run->params[0];
+    const int64_t ignore_index = (int64_t)run->params[1];
 
     accumulator total_loss_sum = {0};
     accumulator total_weight_sum = {0};
+    REAL max_abs_weight = -INFINITY;
+    for (int64_t c = 0; c < classes; ++c) {
+        max_abs_weight = larger(max_abs_weight, fabs(weight[c * weight_classes]));
+    }
+    accumulator sum_choice_sum = {0};
+    accumulator sum_choice_2_sum = {0};
+    accumulator sum_weight_sum = {0};
+    for (int64_t c = 0; c < classes; ++c) {
+        const int equal = fabs(weight[c * weight_classes]) == max_abs_weight;
+        accumulate(&sum_choice_sum, equal ? weight[c * weight_classes] : 0);
+        accumulate(&sum_choice_2_sum, equal ? 0 : weight[c * weight_classes]);
+        accumulate(&sum_weight_sum, weight[c * weight_classes]);
+    }
+    const REAL sum_choice = value_of(&sum_choice_sum);
+    const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
+    const REAL sum_weight = value_of(&sum_weight_sum);
+    const REAL difference = label_smoothing - 1;
+    const REAL ratio = label_smoothing / (REAL)classes;
     for (int64_t n = 0; n < batch; ++n) {
         const REAL *input_row = input + n * input_batch;
         REAL *grad_input_row = grad_input + n * grad_input_batch;
@@ -424,56 +191,61 @@ static inline void NAME(value_and_grad_all__target_index__label_smoothing_0)(con
         const REAL product = weight_at_safe_target * scale[n * scale_batch];
         const REAL input_at_safe_target = input_row[safe_target * input_classes];
         const REAL more_ties = ties - 1;
+        const REAL shifted = more_ties + others;
         const REAL sum_exp = others + ties;
-        const REAL minus_ratio = -(input_at_safe_target == largest ? more_ties + others : sum_exp - exp_difference(input_at_safe_target, largest)) / sum_exp;
+        const REAL minus_ratio = -(input_at_safe_target == largest ? shifted : sum_exp - exp_difference(input_at_safe_target, largest)) / sum_exp;
+        const REAL product_2 = difference * weight_at_safe_target;
+        const REAL product_3 = product_2 * scale[n * scale_batch];
+        const REAL product_4 = ratio * scale[n * scale_batch];
         const REAL log_mass = log1p(others + more_ties);
         const REAL log_p = input_at_safe_target - largest - log_mass;
-        const REAL product_2 = log_p * scale[n * scale_batch];
+        const REAL product_5 = log_p * scale[n * scale_batch];
+        const REAL product_6 = difference * log_p * scale[n * scale_batch];
+        accumulator sum_product_sum = {0};
         for (int64_t c = 0; c < classes; ++c) {
-            const int equal = c == safe_target;
+            const int equal_2 = c == safe_target;
             const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
-            const REAL choice = (REAL)(equal ? 1 : 0);
-            if (dense || grad_input) grad_input_row[c * grad_input_classes] = ignored ? 0 : product * (equal ? minus_ratio : relative_2 / sum_exp);
-            if (dense || grad_weight) accumulate(&grad_weight[c * grad_weight_classes], (ignored ? 0 : scale_weight[n * scale_weight_batch] * choice) + (ignored ? 0 : -product_2 * choice));
+            const REAL choice = equal_2 ? minus_ratio : relative_2 / sum_exp;
+            const int is_largest_2 = input_row[c * input_classes] == largest;
+            const REAL as_large = sum_choice - weight[c * weight_classes];
+            const REAL choice_2 = (REAL)(equal_2 ? 1 : 0);
+            const REAL choice_3 = ignored ? 0 : scale_weight[n * scale_weight_batch] * choice_2;
+            const REAL log_p_2 = input_row[c * input_classes] - largest - log_mass;
+            if (grad_input_wanted) grad_input_row[c * grad_input_classes] = label_smoothing_is_0 ? (ignored ? 0 : product * choice) : (ignored ? 0 : -(product_3 * choice + product_4 * (weight[c * weight_classes] / sum_exp * (is_largest_2 ? shifted : sum_exp - relative_2) - (fabs(weight[c * weight_classes]) == max_abs_weight ? as_large + sum_choice_2 : sum_weight - weight[c * weight_classes]) / sum_exp * relative_2)));
+            if (grad_weight_wanted) accumulate(&grad_weight[c * grad_weight_classes], label_smoothing_is_0 ? choice_3 + (ignored ? 0 : -product_5 * choice_2) : choice_3 + (ignored ? 0 : product_6 * choice_2 - product_4 * log_p_2));
+            accumulate(&sum_product_sum, weight[c * weight_classes] * log_p_2);
         }
+        const REAL sum_product = value_of(&sum_product_sum);
         const REAL value = ignored ? 0 : -weight_at_safe_target * log_p;
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
+        const REAL value_2 = ignored ? 0 : product_2 * log_p - ratio * sum_product;
+        const REAL value_3 = label_smoothing_is_0 ? value : value_2;
+        if (loss_wanted) loss[n * loss_batch] = value_3;
+        accumulate(&total_loss_sum, value_3);
         accumulate(&total_weight_sum, ignored ? 0 : weight_at_safe_target);
     }
-    add(total_loss, &total_loss_sum);
-    add(total_weight, &total_weight_sum);
+    if (total_loss) add(total_loss, &total_loss_sum);
+    if (total_weight) add(total_weight, &total_weight_sum);
 }
 
-static void NAME(value_and_grad_all__target_index__label_smoothing_0_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[8][1] == 1 && run->steps[9][0] == 1 && run->data[5] == NULL && run->data[8] != NULL && run->data[9] != NULL)
-        NAME(value_and_grad_all__target_index__label_smoothing_0)(batch, run, 1);
-    else
-        NAME(value_and_grad_all__target_index__label_smoothing_0)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_cross_entropy_value_and_grad_all__target_index__label_smoothing_0) = {
-    "cross_entropy.value_and_grad_all__target_index__label_smoothing_0", NAME(value_and_grad_all__target_index__label_smoothing_0_run), sizeof(REAL), 10, 1, 1,
-    { &input_classes_argument, &target_index_argument, &weight_classes_argument, &scale_argument, &scale_weight_argument, &loss_argument, &total_loss_argument, &total_weight_argument, &grad_input_classes_argument, &grad_weight_classes_argument },
-    { &ignore_index_param }, { "classes" }};
-
-/* The derivative along the directions, where label_smoothing is 0. 21 operations. */
-static inline void NAME(jvp_all__target_index__label_smoothing_0)(const int64_t batch, const losslib_run *run, const int dense)
+/* The derivative along the directions. */
+static INLINE void NAME(jvp__target_index)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted, const int label_smoothing_is_0, const int all)
 {
     const int64_t classes = run->sizes[0];
     const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
     const int64_t *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0];
     const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
     const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = run->steps[3][0], direction_input_classes = dense ? 1 : run->steps[3][1];
-    const REAL *restrict direction_weight = run->data[4]; const int64_t direction_weight_classes = dense ? 1 : run->steps[4][0];
-    REAL *restrict rate = dense ? NULL : run->data[5]; const int64_t rate_batch = run->steps[5][0];
-    accumulator *restrict total_rate = run->data[6];
-    accumulator *restrict total_weight_rate = run->data[7];
-    const int64_t ignore_index = (int64_t)run->params[0];
+    const REAL *restrict direction_weight = run->data[4]; const int64_t direction_weight_classes = dense && WANTS(4) ? 1 : run->steps[4][0];
+    REAL *restrict rate = run->data[5]; const int64_t rate_batch = run->steps[5][0]; const int rate_wanted = !dense && WANTS(5);
+    accumulator *restrict total_rate = WANTS(6) ? run->data[6] : NULL;
+    accumulator *restrict total_weight_rate = WANTS(7) ? run->data[7] : NULL;
+    const REAL label_smoothing = (REAL)run->params[0];
+    const int64_t ignore_index = (int64_t)run->params[1];
 
     accumulator total_rate_sum = {0};
     accumulator total_weight_rate_sum = {0};
+    const REAL difference = label_smoothing - 1;
+    const REAL ratio = label_smoothing / (REAL)classes;
     for (int64_t n = 0; n < batch; ++n) {
         const REAL *input_row = input + n * input_batch;
         const REAL *direction_input_row = direction_input + n * direction_input_batch;
@@ -494,36 +266,38 @@ static inline void NAME(jvp_all__target_index__label_smoothing_0)(const int64_t 
         const REAL sum_product = value_of(&sum_product_sum);
         const REAL others = value_of(&others_sum);
         const REAL ties = value_of(&ties_sum);
+        const REAL sum_exp = others + ties;
+        const REAL ratio_2 = sum_product / sum_exp;
+        const REAL log_mass = log1p(others + (ties - 1));
+        accumulator sum_shifted_sum = {0};
+        accumulator sum_product_2_sum = {0};
+        for (int64_t c = 0; c < classes; ++c) {
+            const REAL product = weight[c * weight_classes] * (direction_input_row[c * direction_input_classes] - ratio_2);
+            const REAL log_p = input_row[c * input_classes] - largest - log_mass;
+            accumulate(&sum_shifted_sum, product + direction_weight[c * direction_weight_classes] * log_p);
+            accumulate(&sum_product_2_sum, product);
+        }
+        const REAL sum_shifted = value_of(&sum_shifted_sum);
+        const REAL sum_product_2 = value_of(&sum_product_2_sum);
         const int ignored = target[n * target_batch] == ignore_index;
         const int64_t safe_target = ignored ? 0 : target[n * target_batch];
-        const REAL sum_exp = others + ties;
-        const REAL log_mass = log1p(others + (ties - 1));
-        const REAL log_p = input_row[safe_target * input_classes] - largest - log_mass;
+        const REAL difference_2 = direction_input_row[safe_target * direction_input_classes] - ratio_2;
+        const REAL weight_at_safe_target = weight[safe_target * weight_classes];
+        const REAL product_2 = difference_2 * weight_at_safe_target;
+        const REAL log_p_2 = input_row[safe_target * input_classes] - largest - log_mass;
         const REAL direction_weight_at_safe_target = direction_weight[safe_target * direction_weight_classes];
-        const REAL choice = ignored ? 0 : -((direction_input_row[safe_target * direction_input_classes] - sum_product / sum_exp) * weight[safe_target * weight_classes] + log_p * direction_weight_at_safe_target);
-        if (rate) rate[n * rate_batch] = choice;
+        const REAL product_3 = difference * difference_2 * weight_at_safe_target;
+        const REAL choice = label_smoothing_is_0 ? (all ? (ignored ? 0 : -(product_2 + log_p_2 * direction_weight_at_safe_target)) : (ignored ? 0 : -product_2)) : (all ? (ignored ? 0 : product_3 - ratio * sum_shifted + difference * log_p_2 * direction_weight_at_safe_target) : (ignored ? 0 : product_3 - ratio * sum_product_2));
+        if (rate_wanted) rate[n * rate_batch] = choice;
         accumulate(&total_rate_sum, choice);
         accumulate(&total_weight_rate_sum, ignored ? 0 : direction_weight_at_safe_target);
     }
-    add(total_rate, &total_rate_sum);
-    add(total_weight_rate, &total_weight_rate_sum);
+    if (total_rate) add(total_rate, &total_rate_sum);
+    if (total_weight_rate) add(total_weight_rate, &total_weight_rate_sum);
 }
 
-static void NAME(jvp_all__target_index__label_smoothing_0_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[3][1] == 1 && run->steps[4][0] == 1 && run->data[5] == NULL)
-        NAME(jvp_all__target_index__label_smoothing_0)(batch, run, 1);
-    else
-        NAME(jvp_all__target_index__label_smoothing_0)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_cross_entropy_jvp_all__target_index__label_smoothing_0) = {
-    "cross_entropy.jvp_all__target_index__label_smoothing_0", NAME(jvp_all__target_index__label_smoothing_0_run), sizeof(REAL), 8, 1, 1,
-    { &input_classes_argument, &target_index_argument, &weight_classes_argument, &direction_input_classes_argument, &direction_weight_classes_argument, &rate_argument, &total_rate_argument, &total_weight_rate_argument },
-    { &ignore_index_param }, { "classes" }};
-
-/* The hessian times the directions, times scale, where label_smoothing is 0. 56 operations. */
-static inline void NAME(hvp_all__target_index__label_smoothing_0)(const int64_t batch, const losslib_run *run, const int dense)
+/* The hessian times the directions, times scale. */
+static INLINE void NAME(hvp__target_index)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted, const int label_smoothing_is_0, const int all)
 {
     const int64_t classes = run->sizes[0];
     const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
@@ -533,11 +307,43 @@ static inline void NAME(hvp_all__target_index__label_smoothing_0)(const int64_t 
     const REAL *restrict scale_rate = run->data[4]; const int64_t scale_rate_batch = run->steps[4][0];
     const REAL *restrict scale_weight_rate = run->data[5]; const int64_t scale_weight_rate_batch = run->steps[5][0];
     const REAL *restrict direction_input = run->data[6]; const int64_t direction_input_batch = run->steps[6][0], direction_input_classes = dense ? 1 : run->steps[6][1];
-    const REAL *restrict direction_weight = run->data[7]; const int64_t direction_weight_classes = dense ? 1 : run->steps[7][0];
-    REAL *restrict hvp_input = run->data[8]; const int64_t hvp_input_batch = run->steps[8][0], hvp_input_classes = dense ? 1 : run->steps[8][1];
-    accumulator *restrict hvp_weight = run->data[9]; const int64_t hvp_weight_classes = dense ? 1 : run->steps[9][0];
-    const int64_t ignore_index = (int64_t)run->params[0];
+    const REAL *restrict direction_weight = run->data[7]; const int64_t direction_weight_classes = dense && WANTS(7) ? 1 : run->steps[7][0];
+    REAL *restrict hvp_input = run->data[8]; const int64_t hvp_input_batch = run->steps[8][0], hvp_input_classes = dense ? 1 : run->steps[8][1]; const int hvp_input_wanted = WANTS(8);
+    accumulator *restrict hvp_weight = run->data[9]; const int64_t hvp_weight_classes = dense ? 1 : run->steps[9][0]; const int hvp_weight_wanted = WANTS(9);
+    const REAL label_smoothing = (REAL)run->params[0];
+    const int64_t ignore_index = (int64_t)run->params[1];
 
+    REAL max_2 = -INFINITY;
+    REAL max_abs_weight = -INFINITY;
+    for (int64_t c = 0; c < classes; ++c) {
+        max_2 = larger(max_2, fabs(direction_weight[c * direction_weight_classes]));
+        max_abs_weight = larger(max_abs_weight, fabs(weight[c * weight_classes]));
+    }
+    accumulator sum_choice_sum = {0};
+    accumulator sum_choice_2_sum = {0};
+    accumulator sum_direction_weight_sum = {0};
+    accumulator sum_weight_sum = {0};
+    accumulator sum_choice_3_sum = {0};
+    accumulator sum_choice_4_sum = {0};
+    for (int64_t c = 0; c < classes; ++c) {
+        const int equal = fabs(direction_weight[c * direction_weight_classes]) == max_2;
+        const int equal_2 = fabs(weight[c * weight_classes]) == max_abs_weight;
+        accumulate(&sum_choice_sum, equal ? direction_weight[c * direction_weight_classes] : 0);
+        accumulate(&sum_choice_2_sum, equal ? 0 : direction_weight[c * direction_weight_classes]);
+        accumulate(&sum_direction_weight_sum, direction_weight[c * direction_weight_classes]);
+        accumulate(&sum_weight_sum, weight[c * weight_classes]);
+        accumulate(&sum_choice_3_sum, equal_2 ? weight[c * weight_classes] : 0);
+        accumulate(&sum_choice_4_sum, equal_2 ? 0 : weight[c * weight_classes]);
+    }
+    const REAL sum_choice = value_of(&sum_choice_sum);
+    const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
+    const REAL sum_direction_weight = value_of(&sum_direction_weight_sum);
+    const REAL sum_weight = value_of(&sum_weight_sum);
+    const REAL sum_choice_3 = value_of(&sum_choice_3_sum);
+    const REAL sum_choice_4 = value_of(&sum_choice_4_sum);
+    const REAL ratio = label_smoothing / (REAL)classes;
+    const REAL product = ratio * sum_weight;
+    const REAL difference = label_smoothing - 1;
     for (int64_t n = 0; n < batch; ++n) {
         const REAL *input_row = input + n * input_batch;
         const REAL *direction_input_row = direction_input + n * direction_input_batch;
@@ -546,404 +352,112 @@ static inline void NAME(hvp_all__target_index__label_smoothing_0)(const int64_t 
         for (int64_t c = 0; c < classes; ++c) {
             largest = larger(largest, input_row[c * input_classes]);
         }
+        accumulator others_sum = {0};
         accumulator ties_sum = {0};
-        accumulator sum_choice_sum = {0};
+        accumulator sum_choice_5_sum = {0};
         for (int64_t c = 0; c < classes; ++c) {
             const int is_largest = input_row[c * input_classes] == largest;
-            accumulate(&ties_sum, (REAL)(is_largest ? 1 : 0));
-            accumulate(&sum_choice_sum, is_largest ? direction_input_row[c * direction_input_classes] : 0);
-        }
-        const REAL ties = value_of(&ties_sum);
-        const REAL sum_choice = value_of(&sum_choice_sum);
-        const REAL ratio = sum_choice / ties;
-        accumulator others_sum = {0};
-        accumulator sum_product_sum = {0};
-        accumulator sum_product_2_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const int is_largest_2 = input_row[c * input_classes] == largest;
             const REAL relative = exp_difference(input_row[c * input_classes], largest);
-            const REAL from_peak = direction_input_row[c * direction_input_classes] - ratio;
-            accumulate(&others_sum, is_largest_2 ? 0 : relative);
-            accumulate(&sum_product_sum, from_peak * relative);
-            accumulate(&sum_product_2_sum, relative * direction_input_row[c * direction_input_classes]);
+            accumulate(&others_sum, is_largest ? 0 : relative);
+            accumulate(&ties_sum, (REAL)(is_largest ? 1 : 0));
+            accumulate(&sum_choice_5_sum, is_largest ? direction_input_row[c * direction_input_classes] : 0);
         }
         const REAL others = value_of(&others_sum);
+        const REAL ties = value_of(&ties_sum);
+        const REAL sum_choice_5 = value_of(&sum_choice_5_sum);
+        const REAL ratio_2 = sum_choice_5 / ties;
+        const REAL sum_exp = others + ties;
+        REAL max_abs = -INFINITY;
+        for (int64_t c = 0; c < classes; ++c) {
+            const REAL from_peak = direction_input_row[c * direction_input_classes] - ratio_2;
+            const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
+            max_abs = larger(max_abs, fabs(from_peak / sum_exp * relative_2));
+        }
+        accumulator sum_product_sum = {0};
+        accumulator sum_choice_6_sum = {0};
+        accumulator sum_choice_7_sum = {0};
+        accumulator sum_product_2_sum = {0};
+        for (int64_t c = 0; c < classes; ++c) {
+            const REAL from_peak_2 = direction_input_row[c * direction_input_classes] - ratio_2;
+            const REAL relative_3 = exp_difference(input_row[c * input_classes], largest);
+            const REAL product_2 = from_peak_2 * relative_3;
+            const REAL product_3 = from_peak_2 / sum_exp * relative_3;
+            const int equal_3 = fabs(product_3) == max_abs;
+            accumulate(&sum_product_sum, product_2);
+            accumulate(&sum_choice_6_sum, equal_3 ? product_3 : 0);
+            accumulate(&sum_choice_7_sum, equal_3 ? 0 : product_2);
+            accumulate(&sum_product_2_sum, relative_3 * direction_input_row[c * direction_input_classes]);
+        }
         const REAL sum_product = value_of(&sum_product_sum);
+        const REAL sum_choice_6 = value_of(&sum_choice_6_sum);
+        const REAL sum_choice_7 = value_of(&sum_choice_7_sum);
         const REAL sum_product_2 = value_of(&sum_product_2_sum);
         const int ignored = target[n * target_batch] == ignore_index;
         const int64_t safe_target = ignored ? 0 : target[n * target_batch];
         const REAL weight_at_safe_target = weight[safe_target * weight_classes];
-        const REAL sum_exp = others + ties;
-        const REAL product = weight_at_safe_target / sum_exp * scale[n * scale_batch];
-        const REAL ratio_2 = sum_product / sum_exp;
-        const REAL product_2 = scale[n * scale_batch] * direction_weight[safe_target * direction_weight_classes];
+        const REAL product_4 = weight_at_safe_target / sum_exp * scale[n * scale_batch];
+        const REAL ratio_3 = sum_product / sum_exp;
+        const REAL direction_weight_at_safe_target = direction_weight[safe_target * direction_weight_classes];
+        const REAL product_5 = scale[n * scale_batch] * direction_weight_at_safe_target;
         const REAL input_at_safe_target = input_row[safe_target * input_classes];
         const REAL more_ties = ties - 1;
-        const REAL minus_ratio = -(input_at_safe_target == largest ? more_ties + others : sum_exp - exp_difference(input_at_safe_target, largest)) / sum_exp;
-        const REAL product_3 = weight_at_safe_target * scale_rate[n * scale_rate_batch];
-        const REAL product_4 = (direction_input_row[safe_target * direction_input_classes] - sum_product_2 / sum_exp) * scale[n * scale_batch];
+        const REAL shifted = more_ties + others;
+        const REAL minus_ratio = -(input_at_safe_target == largest ? shifted : sum_exp - exp_difference(input_at_safe_target, largest)) / sum_exp;
+        const REAL product_6 = weight_at_safe_target * scale_rate[n * scale_rate_batch];
+        const REAL product_7 = label_smoothing * weight_at_safe_target;
+        const REAL product_8 = product_7 * scale[n * scale_batch];
+        const REAL ratio_4 = sum_choice_7 / sum_exp;
+        const REAL product_9 = label_smoothing * scale[n * scale_batch] * direction_weight_at_safe_target;
+        const REAL product_10 = product_7 * scale_rate[n * scale_rate_batch];
+        const REAL shifted_2 = (REAL)classes * others + (REAL)classes * ties;
+        const REAL product_11 = weight_at_safe_target * scale[n * scale_batch];
+        const REAL product_12 = ratio * scale[n * scale_batch];
+        const REAL product_13 = product * (scale[n * scale_batch] / sum_exp);
+        const REAL ratio_5 = sum_product_2 / sum_exp;
+        const REAL difference_2 = direction_input_row[safe_target * direction_input_classes] - ratio_5;
+        const REAL product_14 = difference_2 * scale[n * scale_batch];
         const REAL log_mass = log1p(others + more_ties);
         const REAL log_p = input_at_safe_target - largest - log_mass;
-        const REAL product_5 = log_p * scale_rate[n * scale_rate_batch];
+        const REAL product_15 = log_p * scale_rate[n * scale_rate_batch];
+        const REAL product_16 = difference * difference_2 * scale[n * scale_batch];
+        const REAL product_17 = difference * log_p;
         for (int64_t c = 0; c < classes; ++c) {
-            const REAL from_peak_2 = direction_input_row[c * direction_input_classes] - ratio;
-            const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
-            const int equal = c == safe_target;
-            const REAL choice = equal ? minus_ratio : relative_2 / sum_exp;
-            const REAL choice_2 = (REAL)(equal ? 1 : 0);
-            if (dense || hvp_input) hvp_input_row[c * hvp_input_classes] = ignored ? 0 : product * (from_peak_2 - ratio_2) * relative_2 + product_2 * choice + product_3 * choice;
-            if (dense || hvp_weight) accumulate(&hvp_weight[c * hvp_weight_classes], (ignored ? 0 : scale_weight_rate[n * scale_weight_rate_batch] * choice_2) + (ignored ? 0 : -(product_4 * choice_2 + product_5 * choice_2)));
-        }
-    }
-}
-
-static void NAME(hvp_all__target_index__label_smoothing_0_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[6][1] == 1 && run->steps[7][0] == 1 && run->steps[8][1] == 1 && run->steps[9][0] == 1 && run->data[8] != NULL && run->data[9] != NULL)
-        NAME(hvp_all__target_index__label_smoothing_0)(batch, run, 1);
-    else
-        NAME(hvp_all__target_index__label_smoothing_0)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_cross_entropy_hvp_all__target_index__label_smoothing_0) = {
-    "cross_entropy.hvp_all__target_index__label_smoothing_0", NAME(hvp_all__target_index__label_smoothing_0_run), sizeof(REAL), 10, 1, 1,
-    { &input_classes_argument, &target_index_argument, &weight_classes_argument, &scale_argument, &scale_rate_argument, &scale_weight_rate_argument, &direction_input_classes_argument, &direction_weight_classes_argument, &hvp_input_classes_argument, &hvp_weight_classes_argument },
-    { &ignore_index_param }, { "classes" }};
-
-/* The loss of each sample, and the totals, where label_smoothing is none of the special values. 22 operations. */
-static inline void NAME(value__target_index__label_smoothing_general)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t classes = run->sizes[0];
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
-    const int64_t *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
-    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = run->steps[3][0];
-    accumulator *restrict total_loss = run->data[4];
-    accumulator *restrict total_weight = run->data[5];
-    const REAL label_smoothing = (REAL)run->params[0];
-    const int64_t ignore_index = (int64_t)run->params[1];
-
-    accumulator total_loss_sum = {0};
-    accumulator total_weight_sum = {0};
-    const REAL difference = label_smoothing - 1;
-    const REAL ratio = label_smoothing / (REAL)classes;
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *input_row = input + n * input_batch;
-        REAL largest = -INFINITY;
-        for (int64_t c = 0; c < classes; ++c) {
-            largest = larger(largest, input_row[c * input_classes]);
-        }
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const int is_largest = input_row[c * input_classes] == largest;
-            const REAL relative = exp_difference(input_row[c * input_classes], largest);
-            accumulate(&others_sum, is_largest ? 0 : relative);
-            accumulate(&ties_sum, (REAL)(is_largest ? 1 : 0));
-        }
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
-        const REAL log_mass = log1p(others + (ties - 1));
-        accumulator sum_product_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const REAL log_p = input_row[c * input_classes] - largest - log_mass;
-            accumulate(&sum_product_sum, weight[c * weight_classes] * log_p);
-        }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const int ignored = target[n * target_batch] == ignore_index;
-        const int64_t safe_target = ignored ? 0 : target[n * target_batch];
-        const REAL weight_at_safe_target = weight[safe_target * weight_classes];
-        const REAL log_p_2 = input_row[safe_target * input_classes] - largest - log_mass;
-        const REAL value = ignored ? 0 : difference * weight_at_safe_target * log_p_2 - ratio * sum_product;
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-        accumulate(&total_weight_sum, ignored ? 0 : weight_at_safe_target);
-    }
-    add(total_loss, &total_loss_sum);
-    add(total_weight, &total_weight_sum);
-}
-
-static void NAME(value__target_index__label_smoothing_general_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->data[3] == NULL)
-        NAME(value__target_index__label_smoothing_general)(batch, run, 1);
-    else
-        NAME(value__target_index__label_smoothing_general)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_cross_entropy_value__target_index__label_smoothing_general) = {
-    "cross_entropy.value__target_index__label_smoothing_general", NAME(value__target_index__label_smoothing_general_run), sizeof(REAL), 6, 2, 1,
-    { &input_classes_argument, &target_index_argument, &weight_classes_argument, &loss_argument, &total_loss_argument, &total_weight_argument },
-    { &label_smoothing_param, &ignore_index_param }, { "classes" }};
-
-/* The denominator of the mean, where label_smoothing is none of the special values. 3 operations. */
-static inline void NAME(weight__target_index__label_smoothing_general)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t *restrict target = run->data[0]; const int64_t target_batch = run->steps[0][0];
-    const REAL *restrict weight = run->data[1]; const int64_t weight_classes = dense ? 1 : run->steps[1][0];
-    accumulator *restrict total_weight = run->data[2];
-    const int64_t ignore_index = (int64_t)run->params[0];
-
-    accumulator total_weight_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const int ignored = target[n * target_batch] == ignore_index;
-        const int64_t safe_target = ignored ? 0 : target[n * target_batch];
-        accumulate(&total_weight_sum, ignored ? 0 : weight[safe_target * weight_classes]);
-    }
-    add(total_weight, &total_weight_sum);
-}
-
-static void NAME(weight__target_index__label_smoothing_general_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[1][0] == 1)
-        NAME(weight__target_index__label_smoothing_general)(batch, run, 1);
-    else
-        NAME(weight__target_index__label_smoothing_general)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_cross_entropy_weight__target_index__label_smoothing_general) = {
-    "cross_entropy.weight__target_index__label_smoothing_general", NAME(weight__target_index__label_smoothing_general_run), sizeof(REAL), 3, 1, 1,
-    { &target_index_argument, &weight_classes_argument, &total_weight_argument },
-    { &ignore_index_param }, { "classes" }};
-
-/* The loss, the totals, and the gradients times scale, where label_smoothing is none of the special values. 44 operations. */
-static inline void NAME(value_and_grad__target_index__label_smoothing_general)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t classes = run->sizes[0];
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
-    const int64_t *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
-    const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = run->steps[4][0];
-    accumulator *restrict total_loss = run->data[5];
-    accumulator *restrict total_weight = run->data[6];
-    REAL *restrict grad_input = run->data[7]; const int64_t grad_input_batch = run->steps[7][0], grad_input_classes = dense ? 1 : run->steps[7][1];
-    const REAL label_smoothing = (REAL)run->params[0];
-    const int64_t ignore_index = (int64_t)run->params[1];
-
-    accumulator total_loss_sum = {0};
-    accumulator total_weight_sum = {0};
-    accumulator sum_weight_sum = {0};
-    for (int64_t c = 0; c < classes; ++c) {
-        accumulate(&sum_weight_sum, weight[c * weight_classes]);
-    }
-    const REAL sum_weight = value_of(&sum_weight_sum);
-    const REAL difference = label_smoothing - 1;
-    const REAL ratio = label_smoothing / (REAL)classes;
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *input_row = input + n * input_batch;
-        REAL *grad_input_row = grad_input + n * grad_input_batch;
-        REAL largest = -INFINITY;
-        for (int64_t c = 0; c < classes; ++c) {
-            largest = larger(largest, input_row[c * input_classes]);
-        }
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const int is_largest = input_row[c * input_classes] == largest;
-            const REAL relative = exp_difference(input_row[c * input_classes], largest);
-            accumulate(&others_sum, is_largest ? 0 : relative);
-            accumulate(&ties_sum, (REAL)(is_largest ? 1 : 0));
-        }
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
-        const int ignored = target[n * target_batch] == ignore_index;
-        const int64_t safe_target = ignored ? 0 : target[n * target_batch];
-        const REAL weight_at_safe_target = weight[safe_target * weight_classes];
-        const REAL product = difference * weight_at_safe_target;
-        const REAL product_2 = product * scale[n * scale_batch];
-        const REAL input_at_safe_target = input_row[safe_target * input_classes];
-        const REAL more_ties = ties - 1;
-        const REAL sum_exp = others + ties;
-        const REAL minus_ratio = -(input_at_safe_target == largest ? more_ties + others : sum_exp - exp_difference(input_at_safe_target, largest)) / sum_exp;
-        const REAL product_3 = ratio * scale[n * scale_batch];
-        const REAL ratio_2 = sum_weight / sum_exp;
-        const REAL log_mass = log1p(others + more_ties);
-        accumulator sum_product_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
-            const REAL log_p = input_row[c * input_classes] - largest - log_mass;
-            if (dense || grad_input) grad_input_row[c * grad_input_classes] = ignored ? 0 : -(product_2 * (c == safe_target ? minus_ratio : relative_2 / sum_exp) + product_3 * (weight[c * weight_classes] - ratio_2 * relative_2));
-            accumulate(&sum_product_sum, weight[c * weight_classes] * log_p);
-        }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL log_p_2 = input_at_safe_target - largest - log_mass;
-        const REAL value = ignored ? 0 : product * log_p_2 - ratio * sum_product;
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-        accumulate(&total_weight_sum, ignored ? 0 : weight_at_safe_target);
-    }
-    add(total_loss, &total_loss_sum);
-    add(total_weight, &total_weight_sum);
-}
-
-static void NAME(value_and_grad__target_index__label_smoothing_general_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[7][1] == 1 && run->data[4] == NULL && run->data[7] != NULL)
-        NAME(value_and_grad__target_index__label_smoothing_general)(batch, run, 1);
-    else
-        NAME(value_and_grad__target_index__label_smoothing_general)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_cross_entropy_value_and_grad__target_index__label_smoothing_general) = {
-    "cross_entropy.value_and_grad__target_index__label_smoothing_general", NAME(value_and_grad__target_index__label_smoothing_general_run), sizeof(REAL), 8, 2, 1,
-    { &input_classes_argument, &target_index_argument, &weight_classes_argument, &scale_argument, &loss_argument, &total_loss_argument, &total_weight_argument, &grad_input_classes_argument },
-    { &label_smoothing_param, &ignore_index_param }, { "classes" }};
-
-/* The derivative along the directions, where label_smoothing is none of the special values. 19 operations. */
-static inline void NAME(jvp__target_index__label_smoothing_general)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t classes = run->sizes[0];
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
-    const int64_t *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
-    const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = run->steps[3][0], direction_input_classes = dense ? 1 : run->steps[3][1];
-    REAL *restrict rate = dense ? NULL : run->data[4]; const int64_t rate_batch = run->steps[4][0];
-    accumulator *restrict total_rate = run->data[5];
-    const REAL label_smoothing = (REAL)run->params[0];
-    const int64_t ignore_index = (int64_t)run->params[1];
-
-    accumulator total_rate_sum = {0};
-    const REAL difference = label_smoothing - 1;
-    const REAL ratio = label_smoothing / (REAL)classes;
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *input_row = input + n * input_batch;
-        const REAL *direction_input_row = direction_input + n * direction_input_batch;
-        REAL largest = -INFINITY;
-        for (int64_t c = 0; c < classes; ++c) {
-            largest = larger(largest, input_row[c * input_classes]);
-        }
-        accumulator sum_product_sum = {0};
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const REAL relative = exp_difference(input_row[c * input_classes], largest);
-            const int is_largest = input_row[c * input_classes] == largest;
-            accumulate(&sum_product_sum, relative * direction_input_row[c * direction_input_classes]);
-            accumulate(&others_sum, is_largest ? 0 : relative);
-            accumulate(&ties_sum, (REAL)(is_largest ? 1 : 0));
-        }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
-        const REAL sum_exp = others + ties;
-        const REAL ratio_2 = sum_product / sum_exp;
-        accumulator sum_product_2_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            accumulate(&sum_product_2_sum, weight[c * weight_classes] * (direction_input_row[c * direction_input_classes] - ratio_2));
-        }
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const int ignored = target[n * target_batch] == ignore_index;
-        const int64_t safe_target = ignored ? 0 : target[n * target_batch];
-        const REAL choice = ignored ? 0 : difference * (direction_input_row[safe_target * direction_input_classes] - ratio_2) * weight[safe_target * weight_classes] - ratio * sum_product_2;
-        if (rate) rate[n * rate_batch] = choice;
-        accumulate(&total_rate_sum, choice);
-    }
-    add(total_rate, &total_rate_sum);
-}
-
-static void NAME(jvp__target_index__label_smoothing_general_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[3][1] == 1 && run->data[4] == NULL)
-        NAME(jvp__target_index__label_smoothing_general)(batch, run, 1);
-    else
-        NAME(jvp__target_index__label_smoothing_general)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_cross_entropy_jvp__target_index__label_smoothing_general) = {
-    "cross_entropy.jvp__target_index__label_smoothing_general", NAME(jvp__target_index__label_smoothing_general_run), sizeof(REAL), 6, 2, 1,
-    { &input_classes_argument, &target_index_argument, &weight_classes_argument, &direction_input_classes_argument, &rate_argument, &total_rate_argument },
-    { &label_smoothing_param, &ignore_index_param }, { "classes" }};
-
-/* The hessian times the directions, times scale, where label_smoothing is none of the special values. 41 operations. */
-static inline void NAME(hvp__target_index__label_smoothing_general)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t classes = run->sizes[0];
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
-    const int64_t *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
-    const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    const REAL *restrict direction_input = run->data[4]; const int64_t direction_input_batch = run->steps[4][0], direction_input_classes = dense ? 1 : run->steps[4][1];
-    REAL *restrict hvp_input = run->data[5]; const int64_t hvp_input_batch = run->steps[5][0], hvp_input_classes = dense ? 1 : run->steps[5][1];
-    const REAL label_smoothing = (REAL)run->params[0];
-    const int64_t ignore_index = (int64_t)run->params[1];
-
-    accumulator sum_weight_sum = {0};
-    for (int64_t c = 0; c < classes; ++c) {
-        accumulate(&sum_weight_sum, weight[c * weight_classes]);
-    }
-    const REAL sum_weight = value_of(&sum_weight_sum);
-    const REAL product = label_smoothing / (REAL)classes * sum_weight;
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *input_row = input + n * input_batch;
-        const REAL *direction_input_row = direction_input + n * direction_input_batch;
-        REAL *hvp_input_row = hvp_input + n * hvp_input_batch;
-        REAL largest = -INFINITY;
-        for (int64_t c = 0; c < classes; ++c) {
-            largest = larger(largest, input_row[c * input_classes]);
-        }
-        accumulator ties_sum = {0};
-        accumulator sum_choice_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const int is_largest = input_row[c * input_classes] == largest;
-            accumulate(&ties_sum, (REAL)(is_largest ? 1 : 0));
-            accumulate(&sum_choice_sum, is_largest ? direction_input_row[c * direction_input_classes] : 0);
-        }
-        const REAL ties = value_of(&ties_sum);
-        const REAL sum_choice = value_of(&sum_choice_sum);
-        const REAL ratio = sum_choice / ties;
-        accumulator others_sum = {0};
-        accumulator sum_product_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
+            const REAL from_peak_3 = direction_input_row[c * direction_input_classes] - ratio_2;
+            const REAL difference_3 = from_peak_3 - ratio_3;
+            const REAL relative_4 = exp_difference(input_row[c * input_classes], largest);
+            const int equal_4 = c == safe_target;
+            const REAL choice = equal_4 ? minus_ratio : relative_4 / sum_exp;
+            const REAL product_18 = product_5 * choice;
+            const REAL product_19 = product_6 * choice;
+            const REAL ratio_6 = from_peak_3 / sum_exp;
+            const REAL product_20 = ratio_6 * relative_4;
+            const REAL as_large = sum_choice_6 - product_20;
             const int is_largest_2 = input_row[c * input_classes] == largest;
-            const REAL relative = exp_difference(input_row[c * input_classes], largest);
-            const REAL from_peak = direction_input_row[c * direction_input_classes] - ratio;
-            accumulate(&others_sum, is_largest_2 ? 0 : relative);
-            accumulate(&sum_product_sum, from_peak * relative);
-        }
-        const REAL others = value_of(&others_sum);
-        const REAL sum_product = value_of(&sum_product_sum);
-        const int ignored = target[n * target_batch] == ignore_index;
-        const int64_t safe_target = ignored ? 0 : target[n * target_batch];
-        const REAL sum_exp = others + ties;
-        const REAL ratio_2 = weight[safe_target * weight_classes] / sum_exp;
-        const REAL product_2 = label_smoothing * ratio_2;
-        const REAL ratio_3 = sum_product / sum_exp;
-        const REAL product_3 = product_2 * ratio_3 * scale[n * scale_batch];
-        const REAL product_4 = product_2 * scale[n * scale_batch];
-        const REAL product_5 = ratio_2 * ratio_3 * scale[n * scale_batch];
-        const REAL product_6 = ratio_2 * scale[n * scale_batch];
-        const REAL product_7 = product * (scale[n * scale_batch] / sum_exp);
-        for (int64_t c = 0; c < classes; ++c) {
-            const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
-            const REAL from_peak_2 = direction_input_row[c * direction_input_classes] - ratio;
-            if (dense || hvp_input) hvp_input_row[c * hvp_input_classes] = ignored ? 0 : product_3 * relative_2 - product_4 * from_peak_2 * relative_2 - product_5 * relative_2 + product_6 * from_peak_2 * relative_2 + product_7 * (from_peak_2 - ratio_3) * relative_2;
+            const REAL choice_2 = is_largest_2 ? shifted : sum_exp - relative_4;
+            const REAL difference_4 = (fabs(product_20) == max_abs ? as_large + ratio_4 : ratio_3 - product_20) / sum_exp * relative_4 - ratio_6 * (choice_2 / sum_exp) * relative_4;
+            const REAL product_21 = product_8 * difference_4;
+            const REAL product_22 = product_11 * difference_4;
+            const REAL as_large_2 = sum_choice - direction_weight[c * direction_weight_classes];
+            const REAL product_23 = product_13 * difference_3 * relative_4;
+            const REAL as_large_3 = sum_choice_3 - weight[c * weight_classes];
+            const REAL choice_3 = (REAL)(equal_4 ? 1 : 0);
+            const REAL choice_4 = ignored ? 0 : scale_weight_rate[n * scale_weight_rate_batch] * choice_3;
+            const REAL log_p_2 = input_row[c * input_classes] - largest - log_mass;
+            if (hvp_input_wanted) hvp_input_row[c * hvp_input_classes] = label_smoothing_is_0 ? (all ? (ignored ? 0 : product_4 * difference_3 * relative_4 + product_18 + product_19) : (ignored ? 0 : product_4 * difference_3 * relative_4)) : (all ? (ignored ? 0 : product_21 - product_9 * choice - product_10 * choice - label_smoothing * (weight[c * weight_classes] / shifted_2) * scale_rate[n * scale_rate_batch] * choice_2 - product_22 + product_18 + product_19 + product_12 * ((fabs(direction_weight[c * direction_weight_classes]) == max_2 ? as_large_2 + sum_choice_2 : sum_direction_weight - direction_weight[c * direction_weight_classes]) / sum_exp * relative_4 - direction_weight[c * direction_weight_classes] / sum_exp * choice_2) + product_23 + ratio * ((fabs(weight[c * weight_classes]) == max_abs_weight ? as_large_3 + sum_choice_4 : sum_weight - weight[c * weight_classes]) / sum_exp) * scale_rate[n * scale_rate_batch] * relative_4) : (ignored ? 0 : product_21 - product_22 + product_23));
+            if (hvp_weight_wanted) accumulate(&hvp_weight[c * hvp_weight_classes], label_smoothing_is_0 ? choice_4 + (ignored ? 0 : -(product_14 * choice_3 + product_15 * choice_3)) : choice_4 + (ignored ? 0 : product_16 * choice_3 - product_12 * (direction_input_row[c * direction_input_classes] - ratio_5) + scale_rate[n * scale_rate_batch] * (product_17 * choice_3 - ratio * log_p_2)));
         }
     }
 }
 
-static void NAME(hvp__target_index__label_smoothing_general_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->data[5] != NULL)
-        NAME(hvp__target_index__label_smoothing_general)(batch, run, 1);
-    else
-        NAME(hvp__target_index__label_smoothing_general)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_cross_entropy_hvp__target_index__label_smoothing_general) = {
-    "cross_entropy.hvp__target_index__label_smoothing_general", NAME(hvp__target_index__label_smoothing_general_run), sizeof(REAL), 6, 2, 1,
-    { &input_classes_argument, &target_index_argument, &weight_classes_argument, &scale_argument, &direction_input_classes_argument, &hvp_input_classes_argument },
-    { &label_smoothing_param, &ignore_index_param }, { "classes" }};
-
-/* The diagonal of the hessian, times scale, where label_smoothing is none of the special values. 31 operations. */
-static inline void NAME(hessian_diag__target_index__label_smoothing_general)(const int64_t batch, const losslib_run *run, const int dense)
+/* The diagonal of the hessian, times scale. */
+static INLINE void NAME(hessian_diag__target_index)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted, const int label_smoothing_is_0)
 {
     const int64_t classes = run->sizes[0];
     const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
     const int64_t *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0];
     const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict hessian_input = run->data[4]; const int64_t hessian_input_batch = run->steps[4][0], hessian_input_classes = dense ? 1 : run->steps[4][1];
+    REAL *restrict hessian_input = run->data[4]; const int64_t hessian_input_batch = run->steps[4][0], hessian_input_classes = dense ? 1 : run->steps[4][1]; const int hessian_input_wanted = WANTS(4);
     const REAL label_smoothing = (REAL)run->params[0];
     const int64_t ignore_index = (int64_t)run->params[1];
 
@@ -984,136 +498,113 @@ static inline void NAME(hessian_diag__target_index__label_smoothing_general)(con
             const int is_largest_2 = input_row[c * input_classes] == largest;
             const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
             const REAL choice = is_largest_2 ? shifted : sum_exp - relative_2;
-            if (dense || hessian_input) hessian_input_row[c * hessian_input_classes] = ignored ? 0 : product_2 * choice * relative_2 - product_3 * choice * relative_2 + ratio_3 * choice * relative_2;
+            const REAL product_4 = product_2 * choice * relative_2;
+            if (hessian_input_wanted) hessian_input_row[c * hessian_input_classes] = label_smoothing_is_0 ? (ignored ? 0 : product_4) : (ignored ? 0 : product_4 - product_3 * choice * relative_2 + ratio_3 * choice * relative_2);
         }
     }
 }
 
-static void NAME(hessian_diag__target_index__label_smoothing_general_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[4][1] == 1 && run->data[4] != NULL)
-        NAME(hessian_diag__target_index__label_smoothing_general)(batch, run, 1);
-    else
-        NAME(hessian_diag__target_index__label_smoothing_general)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_cross_entropy_hessian_diag__target_index__label_smoothing_general) = {
-    "cross_entropy.hessian_diag__target_index__label_smoothing_general", NAME(hessian_diag__target_index__label_smoothing_general_run), sizeof(REAL), 5, 2, 1,
-    { &input_classes_argument, &target_index_argument, &weight_classes_argument, &scale_argument, &hessian_input_classes_argument },
-    { &label_smoothing_param, &ignore_index_param }, { "classes" }};
-
-/* The loss, the totals, and the gradients times scale, where label_smoothing is none of the special values. 54 operations. */
-static inline void NAME(value_and_grad_all__target_index__label_smoothing_general)(const int64_t batch, const losslib_run *run, const int dense)
+/* The loss, the totals, and the gradients times scale. */
+static INLINE void NAME(value_and_grad__target_real)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted, const int label_smoothing_is_0)
 {
     const int64_t classes = run->sizes[0];
     const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
-    const int64_t *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0];
+    const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
     const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    const REAL *restrict scale_weight = run->data[4]; const int64_t scale_weight_batch = run->steps[4][0];
-    REAL *restrict loss = dense ? NULL : run->data[5]; const int64_t loss_batch = run->steps[5][0];
-    accumulator *restrict total_loss = run->data[6];
-    accumulator *restrict total_weight = run->data[7];
-    REAL *restrict grad_input = run->data[8]; const int64_t grad_input_batch = run->steps[8][0], grad_input_classes = dense ? 1 : run->steps[8][1];
-    accumulator *restrict grad_weight = run->data[9]; const int64_t grad_weight_classes = dense ? 1 : run->steps[9][0];
+    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0]; const int loss_wanted = !dense && WANTS(4);
+    accumulator *restrict total_loss = WANTS(5) ? run->data[5] : NULL;
+    REAL *restrict grad_input = run->data[6]; const int64_t grad_input_batch = run->steps[6][0], grad_input_classes = dense ? 1 : run->steps[6][1]; const int grad_input_wanted = WANTS(6);
+    REAL *restrict grad_target = run->data[7]; const int64_t grad_target_batch = run->steps[7][0], grad_target_classes = dense ? 1 : run->steps[7][1]; const int grad_target_wanted = WANTS(7);
+    accumulator *restrict grad_weight = run->data[8]; const int64_t grad_weight_classes = dense ? 1 : run->steps[8][0]; const int grad_weight_wanted = WANTS(8);
     const REAL label_smoothing = (REAL)run->params[0];
-    const int64_t ignore_index = (int64_t)run->params[1];
 
     accumulator total_loss_sum = {0};
-    accumulator total_weight_sum = {0};
-    accumulator sum_weight_sum = {0};
-    for (int64_t c = 0; c < classes; ++c) {
-        accumulate(&sum_weight_sum, weight[c * weight_classes]);
-    }
-    const REAL sum_weight = value_of(&sum_weight_sum);
-    const REAL difference = label_smoothing - 1;
+    const REAL difference = 1 - label_smoothing;
     const REAL ratio = label_smoothing / (REAL)classes;
     for (int64_t n = 0; n < batch; ++n) {
         const REAL *input_row = input + n * input_batch;
+        const REAL *target_row = target + n * target_batch;
         REAL *grad_input_row = grad_input + n * grad_input_batch;
+        REAL *grad_target_row = grad_target + n * grad_target_batch;
         REAL largest = -INFINITY;
+        REAL max_choice = -INFINITY;
         for (int64_t c = 0; c < classes; ++c) {
+            const REAL smoothed = difference * target_row[c * target_classes] + ratio;
             largest = larger(largest, input_row[c * input_classes]);
+            max_choice = larger(max_choice, label_smoothing_is_0 ? fabs(weight[c * weight_classes] * target_row[c * target_classes]) : fabs(weight[c * weight_classes] * smoothed));
         }
         accumulator others_sum = {0};
         accumulator ties_sum = {0};
+        accumulator sum_choice_sum = {0};
+        accumulator sum_choice_2_sum = {0};
+        accumulator sum_choice_3_sum = {0};
         for (int64_t c = 0; c < classes; ++c) {
             const int is_largest = input_row[c * input_classes] == largest;
             const REAL relative = exp_difference(input_row[c * input_classes], largest);
+            const REAL smoothed_2 = difference * target_row[c * target_classes] + ratio;
+            const int equal = (label_smoothing_is_0 ? fabs(weight[c * weight_classes] * target_row[c * target_classes]) : fabs(weight[c * weight_classes] * smoothed_2)) == max_choice;
+            const REAL choice = label_smoothing_is_0 ? weight[c * weight_classes] * target_row[c * target_classes] : weight[c * weight_classes] * smoothed_2;
             accumulate(&others_sum, is_largest ? 0 : relative);
             accumulate(&ties_sum, (REAL)(is_largest ? 1 : 0));
+            accumulate(&sum_choice_sum, equal ? choice : 0);
+            accumulate(&sum_choice_2_sum, equal ? 0 : choice);
+            accumulate(&sum_choice_3_sum, choice);
         }
         const REAL others = value_of(&others_sum);
         const REAL ties = value_of(&ties_sum);
-        const int ignored = target[n * target_batch] == ignore_index;
-        const int64_t safe_target = ignored ? 0 : target[n * target_batch];
-        const REAL weight_at_safe_target = weight[safe_target * weight_classes];
-        const REAL product = difference * weight_at_safe_target;
-        const REAL product_2 = product * scale[n * scale_batch];
-        const REAL input_at_safe_target = input_row[safe_target * input_classes];
-        const REAL more_ties = ties - 1;
+        const REAL sum_choice = value_of(&sum_choice_sum);
+        const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
+        const REAL sum_choice_3 = value_of(&sum_choice_3_sum);
         const REAL sum_exp = others + ties;
-        const REAL minus_ratio = -(input_at_safe_target == largest ? more_ties + others : sum_exp - exp_difference(input_at_safe_target, largest)) / sum_exp;
-        const REAL product_3 = ratio * scale[n * scale_batch];
-        const REAL ratio_2 = sum_weight / sum_exp;
+        const REAL more_ties = ties - 1;
+        const REAL shifted = more_ties + others;
         const REAL log_mass = log1p(others + more_ties);
-        const REAL log_p = input_at_safe_target - largest - log_mass;
-        const REAL product_4 = difference * log_p * scale[n * scale_batch];
-        accumulator sum_product_sum = {0};
+        accumulator sum_choice_4_sum = {0};
         for (int64_t c = 0; c < classes; ++c) {
-            const int equal = c == safe_target;
+            const REAL ratio_2 = weight[c * weight_classes] / sum_exp;
+            const int is_largest_2 = input_row[c * input_classes] == largest;
             const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
-            const REAL choice = (REAL)(equal ? 1 : 0);
-            const REAL log_p_2 = input_row[c * input_classes] - largest - log_mass;
-            if (dense || grad_input) grad_input_row[c * grad_input_classes] = ignored ? 0 : -(product_2 * (equal ? minus_ratio : relative_2 / sum_exp) + product_3 * (weight[c * weight_classes] - ratio_2 * relative_2));
-            if (dense || grad_weight) accumulate(&grad_weight[c * grad_weight_classes], (ignored ? 0 : scale_weight[n * scale_weight_batch] * choice) + (ignored ? 0 : product_4 * choice - product_3 * log_p_2));
-            accumulate(&sum_product_sum, weight[c * weight_classes] * log_p_2);
+            const REAL choice_2 = is_largest_2 ? shifted : sum_exp - relative_2;
+            const REAL smoothed_3 = difference * target_row[c * target_classes] + ratio;
+            const REAL choice_3 = label_smoothing_is_0 ? weight[c * weight_classes] * target_row[c * target_classes] : weight[c * weight_classes] * smoothed_3;
+            const REAL as_large = sum_choice - choice_3;
+            const REAL log_p = input_row[c * input_classes] - largest - log_mass;
+            if (grad_input_wanted) grad_input_row[c * grad_input_classes] = -scale[n * scale_batch] * ((label_smoothing_is_0 ? ratio_2 * target_row[c * target_classes] * choice_2 : ratio_2 * smoothed_3 * choice_2) - ((label_smoothing_is_0 ? fabs(weight[c * weight_classes] * target_row[c * target_classes]) : fabs(weight[c * weight_classes] * smoothed_3)) == max_choice ? as_large + sum_choice_2 : sum_choice_3 - choice_3) / sum_exp * relative_2);
+            if (grad_target_wanted) grad_target_row[c * grad_target_classes] = label_smoothing_is_0 ? -weight[c * weight_classes] * scale[n * scale_batch] * log_p : -difference * weight[c * weight_classes] * scale[n * scale_batch] * log_p;
+            if (grad_weight_wanted) accumulate(&grad_weight[c * grad_weight_classes], label_smoothing_is_0 ? -scale[n * scale_batch] * target_row[c * target_classes] * log_p : -scale[n * scale_batch] * smoothed_3 * log_p);
+            accumulate(&sum_choice_4_sum, label_smoothing_is_0 ? weight[c * weight_classes] * target_row[c * target_classes] * log_p : weight[c * weight_classes] * smoothed_3 * log_p);
         }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL value = ignored ? 0 : product * log_p - ratio * sum_product;
-        if (loss) loss[n * loss_batch] = value;
+        const REAL sum_choice_4 = value_of(&sum_choice_4_sum);
+        const REAL value = -sum_choice_4;
+        if (loss_wanted) loss[n * loss_batch] = value;
         accumulate(&total_loss_sum, value);
-        accumulate(&total_weight_sum, ignored ? 0 : weight_at_safe_target);
     }
-    add(total_loss, &total_loss_sum);
-    add(total_weight, &total_weight_sum);
+    if (total_loss) add(total_loss, &total_loss_sum);
 }
 
-static void NAME(value_and_grad_all__target_index__label_smoothing_general_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[8][1] == 1 && run->steps[9][0] == 1 && run->data[5] == NULL && run->data[8] != NULL && run->data[9] != NULL)
-        NAME(value_and_grad_all__target_index__label_smoothing_general)(batch, run, 1);
-    else
-        NAME(value_and_grad_all__target_index__label_smoothing_general)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_cross_entropy_value_and_grad_all__target_index__label_smoothing_general) = {
-    "cross_entropy.value_and_grad_all__target_index__label_smoothing_general", NAME(value_and_grad_all__target_index__label_smoothing_general_run), sizeof(REAL), 10, 2, 1,
-    { &input_classes_argument, &target_index_argument, &weight_classes_argument, &scale_argument, &scale_weight_argument, &loss_argument, &total_loss_argument, &total_weight_argument, &grad_input_classes_argument, &grad_weight_classes_argument },
-    { &label_smoothing_param, &ignore_index_param }, { "classes" }};
-
-/* The derivative along the directions, where label_smoothing is none of the special values. 32 operations. */
-static inline void NAME(jvp_all__target_index__label_smoothing_general)(const int64_t batch, const losslib_run *run, const int dense)
+/* The derivative along the directions. */
+static INLINE void NAME(jvp__target_real)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted, const int label_smoothing_is_0, const int all)
 {
     const int64_t classes = run->sizes[0];
     const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
-    const int64_t *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0];
+    const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
     const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
     const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = run->steps[3][0], direction_input_classes = dense ? 1 : run->steps[3][1];
-    const REAL *restrict direction_weight = run->data[4]; const int64_t direction_weight_classes = dense ? 1 : run->steps[4][0];
-    REAL *restrict rate = dense ? NULL : run->data[5]; const int64_t rate_batch = run->steps[5][0];
-    accumulator *restrict total_rate = run->data[6];
-    accumulator *restrict total_weight_rate = run->data[7];
+    const REAL *restrict direction_target = run->data[4]; const int64_t direction_target_batch = run->steps[4][0], direction_target_classes = dense && WANTS(4) ? 1 : run->steps[4][1];
+    const REAL *restrict direction_weight = run->data[5]; const int64_t direction_weight_classes = dense && WANTS(5) ? 1 : run->steps[5][0];
+    REAL *restrict rate = run->data[6]; const int64_t rate_batch = run->steps[6][0]; const int rate_wanted = !dense && WANTS(6);
+    accumulator *restrict total_rate = WANTS(7) ? run->data[7] : NULL;
     const REAL label_smoothing = (REAL)run->params[0];
-    const int64_t ignore_index = (int64_t)run->params[1];
 
     accumulator total_rate_sum = {0};
-    accumulator total_weight_rate_sum = {0};
-    const REAL difference = label_smoothing - 1;
+    const REAL difference = 1 - label_smoothing;
     const REAL ratio = label_smoothing / (REAL)classes;
     for (int64_t n = 0; n < batch; ++n) {
         const REAL *input_row = input + n * input_batch;
+        const REAL *target_row = target + n * target_batch;
         const REAL *direction_input_row = direction_input + n * direction_input_batch;
+        const REAL *direction_target_row = direction_target + n * direction_target_batch;
         REAL largest = -INFINITY;
         for (int64_t c = 0; c < classes; ++c) {
             largest = larger(largest, input_row[c * input_classes]);
@@ -1134,610 +625,41 @@ static inline void NAME(jvp_all__target_index__label_smoothing_general)(const in
         const REAL sum_exp = others + ties;
         const REAL ratio_2 = sum_product / sum_exp;
         const REAL log_mass = log1p(others + (ties - 1));
-        accumulator sum_shifted_sum = {0};
+        accumulator sum_choice_sum = {0};
         for (int64_t c = 0; c < classes; ++c) {
+            const REAL product = weight[c * weight_classes] * (direction_input_row[c * direction_input_classes] - ratio_2);
+            const REAL product_2 = product * target_row[c * target_classes];
             const REAL log_p = input_row[c * input_classes] - largest - log_mass;
-            accumulate(&sum_shifted_sum, weight[c * weight_classes] * (direction_input_row[c * direction_input_classes] - ratio_2) + direction_weight[c * direction_weight_classes] * log_p);
+            const REAL shifted = difference * target_row[c * target_classes] + ratio;
+            const REAL product_3 = product * shifted;
+            accumulate(&sum_choice_sum, label_smoothing_is_0 ? (all ? product_2 + weight[c * weight_classes] * log_p * direction_target_row[c * direction_target_classes] + direction_weight[c * direction_weight_classes] * target_row[c * target_classes] * log_p : product_2) : (all ? difference * weight[c * weight_classes] * log_p * direction_target_row[c * direction_target_classes] + product_3 + direction_weight[c * direction_weight_classes] * shifted * log_p : product_3));
         }
-        const REAL sum_shifted = value_of(&sum_shifted_sum);
-        const int ignored = target[n * target_batch] == ignore_index;
-        const int64_t safe_target = ignored ? 0 : target[n * target_batch];
-        const REAL log_p_2 = input_row[safe_target * input_classes] - largest - log_mass;
-        const REAL direction_weight_at_safe_target = direction_weight[safe_target * direction_weight_classes];
-        const REAL choice = ignored ? 0 : difference * (direction_input_row[safe_target * direction_input_classes] - ratio_2) * weight[safe_target * weight_classes] - ratio * sum_shifted + difference * log_p_2 * direction_weight_at_safe_target;
-        if (rate) rate[n * rate_batch] = choice;
-        accumulate(&total_rate_sum, choice);
-        accumulate(&total_weight_rate_sum, ignored ? 0 : direction_weight_at_safe_target);
+        const REAL sum_choice = value_of(&sum_choice_sum);
+        const REAL minus_sum_choice = -sum_choice;
+        if (rate_wanted) rate[n * rate_batch] = minus_sum_choice;
+        accumulate(&total_rate_sum, minus_sum_choice);
     }
-    add(total_rate, &total_rate_sum);
-    add(total_weight_rate, &total_weight_rate_sum);
+    if (total_rate) add(total_rate, &total_rate_sum);
 }
 
-static void NAME(jvp_all__target_index__label_smoothing_general_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[3][1] == 1 && run->steps[4][0] == 1 && run->data[5] == NULL)
-        NAME(jvp_all__target_index__label_smoothing_general)(batch, run, 1);
-    else
-        NAME(jvp_all__target_index__label_smoothing_general)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_cross_entropy_jvp_all__target_index__label_smoothing_general) = {
-    "cross_entropy.jvp_all__target_index__label_smoothing_general", NAME(jvp_all__target_index__label_smoothing_general_run), sizeof(REAL), 8, 2, 1,
-    { &input_classes_argument, &target_index_argument, &weight_classes_argument, &direction_input_classes_argument, &direction_weight_classes_argument, &rate_argument, &total_rate_argument, &total_weight_rate_argument },
-    { &label_smoothing_param, &ignore_index_param }, { "classes" }};
-
-/* The hessian times the directions, times scale, where label_smoothing is none of the special values. 107 operations. */
-static inline void NAME(hvp_all__target_index__label_smoothing_general)(const int64_t batch, const losslib_run *run, const int dense)
+/* The hessian times the directions, times scale. */
+static INLINE void NAME(hvp__target_real)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted, const int label_smoothing_is_0, const int all)
 {
     const int64_t classes = run->sizes[0];
     const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
-    const int64_t *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0];
+    const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
     const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    const REAL *restrict scale_rate = run->data[4]; const int64_t scale_rate_batch = run->steps[4][0];
-    const REAL *restrict scale_weight_rate = run->data[5]; const int64_t scale_weight_rate_batch = run->steps[5][0];
-    const REAL *restrict direction_input = run->data[6]; const int64_t direction_input_batch = run->steps[6][0], direction_input_classes = dense ? 1 : run->steps[6][1];
-    const REAL *restrict direction_weight = run->data[7]; const int64_t direction_weight_classes = dense ? 1 : run->steps[7][0];
-    REAL *restrict hvp_input = run->data[8]; const int64_t hvp_input_batch = run->steps[8][0], hvp_input_classes = dense ? 1 : run->steps[8][1];
-    accumulator *restrict hvp_weight = run->data[9]; const int64_t hvp_weight_classes = dense ? 1 : run->steps[9][0];
+    const REAL *restrict direction_input = run->data[4]; const int64_t direction_input_batch = run->steps[4][0], direction_input_classes = dense ? 1 : run->steps[4][1];
+    const REAL *restrict direction_target = run->data[5]; const int64_t direction_target_batch = run->steps[5][0], direction_target_classes = dense && WANTS(5) ? 1 : run->steps[5][1];
+    const REAL *restrict direction_weight = run->data[6]; const int64_t direction_weight_classes = dense && WANTS(6) ? 1 : run->steps[6][0];
+    REAL *restrict hvp_input = run->data[7]; const int64_t hvp_input_batch = run->steps[7][0], hvp_input_classes = dense ? 1 : run->steps[7][1]; const int hvp_input_wanted = WANTS(7);
+    REAL *restrict hvp_target = run->data[8]; const int64_t hvp_target_batch = run->steps[8][0], hvp_target_classes = dense ? 1 : run->steps[8][1]; const int hvp_target_wanted = WANTS(8);
+    accumulator *restrict hvp_weight = run->data[9]; const int64_t hvp_weight_classes = dense ? 1 : run->steps[9][0]; const int hvp_weight_wanted = WANTS(9);
     const REAL label_smoothing = (REAL)run->params[0];
-    const int64_t ignore_index = (int64_t)run->params[1];
 
-    accumulator sum_weight_sum = {0};
-    accumulator sum_direction_weight_sum = {0};
-    for (int64_t c = 0; c < classes; ++c) {
-        accumulate(&sum_weight_sum, weight[c * weight_classes]);
-        accumulate(&sum_direction_weight_sum, direction_weight[c * direction_weight_classes]);
-    }
-    const REAL sum_weight = value_of(&sum_weight_sum);
-    const REAL sum_direction_weight = value_of(&sum_direction_weight_sum);
     const REAL ratio = label_smoothing / (REAL)classes;
-    const REAL product = ratio * sum_weight;
-    const REAL product_2 = ratio * sum_direction_weight;
-    const REAL difference = label_smoothing - 1;
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *input_row = input + n * input_batch;
-        const REAL *direction_input_row = direction_input + n * direction_input_batch;
-        REAL *hvp_input_row = hvp_input + n * hvp_input_batch;
-        REAL largest = -INFINITY;
-        for (int64_t c = 0; c < classes; ++c) {
-            largest = larger(largest, input_row[c * input_classes]);
-        }
-        accumulator ties_sum = {0};
-        accumulator sum_choice_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const int is_largest = input_row[c * input_classes] == largest;
-            accumulate(&ties_sum, (REAL)(is_largest ? 1 : 0));
-            accumulate(&sum_choice_sum, is_largest ? direction_input_row[c * direction_input_classes] : 0);
-        }
-        const REAL ties = value_of(&ties_sum);
-        const REAL sum_choice = value_of(&sum_choice_sum);
-        const REAL ratio_2 = sum_choice / ties;
-        accumulator others_sum = {0};
-        accumulator sum_product_sum = {0};
-        accumulator sum_product_2_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const int is_largest_2 = input_row[c * input_classes] == largest;
-            const REAL relative = exp_difference(input_row[c * input_classes], largest);
-            const REAL from_peak = direction_input_row[c * direction_input_classes] - ratio_2;
-            accumulate(&others_sum, is_largest_2 ? 0 : relative);
-            accumulate(&sum_product_sum, from_peak * relative);
-            accumulate(&sum_product_2_sum, relative * direction_input_row[c * direction_input_classes]);
-        }
-        const REAL others = value_of(&others_sum);
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const int ignored = target[n * target_batch] == ignore_index;
-        const int64_t safe_target = ignored ? 0 : target[n * target_batch];
-        const REAL weight_at_safe_target = weight[safe_target * weight_classes];
-        const REAL sum_exp = others + ties;
-        const REAL ratio_3 = weight_at_safe_target / sum_exp;
-        const REAL product_3 = label_smoothing * ratio_3;
-        const REAL ratio_4 = sum_product / sum_exp;
-        const REAL product_4 = product_3 * ratio_4 * scale[n * scale_batch];
-        const REAL product_5 = product_3 * scale[n * scale_batch];
-        const REAL direction_weight_at_safe_target = direction_weight[safe_target * direction_weight_classes];
-        const REAL product_6 = label_smoothing * scale[n * scale_batch] * direction_weight_at_safe_target;
-        const REAL input_at_safe_target = input_row[safe_target * input_classes];
-        const REAL more_ties = ties - 1;
-        const REAL minus_ratio = -(input_at_safe_target == largest ? more_ties + others : sum_exp - exp_difference(input_at_safe_target, largest)) / sum_exp;
-        const REAL product_7 = label_smoothing * weight_at_safe_target * scale_rate[n * scale_rate_batch];
-        const REAL product_8 = ratio_3 * ratio_4 * scale[n * scale_batch];
-        const REAL product_9 = ratio * scale[n * scale_batch];
-        const REAL product_10 = ratio_3 * scale[n * scale_batch];
-        const REAL product_11 = scale[n * scale_batch] * direction_weight_at_safe_target;
-        const REAL product_12 = weight_at_safe_target * scale_rate[n * scale_rate_batch];
-        const REAL ratio_5 = scale[n * scale_batch] / sum_exp;
-        const REAL product_13 = product * ratio_5;
-        const REAL product_14 = product_2 * ratio_5;
-        const REAL product_15 = product * (scale_rate[n * scale_rate_batch] / sum_exp);
-        const REAL ratio_6 = sum_product_2 / sum_exp;
-        const REAL product_16 = difference * (direction_input_row[safe_target * direction_input_classes] - ratio_6) * scale[n * scale_batch];
-        const REAL log_mass = log1p(others + more_ties);
-        const REAL log_p = input_at_safe_target - largest - log_mass;
-        const REAL product_17 = difference * log_p;
-        for (int64_t c = 0; c < classes; ++c) {
-            const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
-            const REAL from_peak_2 = direction_input_row[c * direction_input_classes] - ratio_2;
-            const int equal = c == safe_target;
-            const REAL choice = equal ? minus_ratio : relative_2 / sum_exp;
-            const REAL choice_2 = (REAL)(equal ? 1 : 0);
-            const REAL log_p_2 = input_row[c * input_classes] - largest - log_mass;
-            if (dense || hvp_input) hvp_input_row[c * hvp_input_classes] = ignored ? 0 : product_4 * relative_2 - product_5 * from_peak_2 * relative_2 - product_6 * choice - product_7 * choice - product_8 * relative_2 - product_9 * direction_weight[c * direction_weight_classes] - ratio * weight[c * weight_classes] * scale_rate[n * scale_rate_batch] + product_10 * from_peak_2 * relative_2 + product_11 * choice + product_12 * choice + product_13 * (from_peak_2 - ratio_4) * relative_2 + product_14 * relative_2 + product_15 * relative_2;
-            if (dense || hvp_weight) accumulate(&hvp_weight[c * hvp_weight_classes], (ignored ? 0 : scale_weight_rate[n * scale_weight_rate_batch] * choice_2) + (ignored ? 0 : product_16 * choice_2 - product_9 * (direction_input_row[c * direction_input_classes] - ratio_6) + scale_rate[n * scale_rate_batch] * (product_17 * choice_2 - ratio * log_p_2)));
-        }
-    }
-}
-
-static void NAME(hvp_all__target_index__label_smoothing_general_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[6][1] == 1 && run->steps[7][0] == 1 && run->steps[8][1] == 1 && run->steps[9][0] == 1 && run->data[8] != NULL && run->data[9] != NULL)
-        NAME(hvp_all__target_index__label_smoothing_general)(batch, run, 1);
-    else
-        NAME(hvp_all__target_index__label_smoothing_general)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_cross_entropy_hvp_all__target_index__label_smoothing_general) = {
-    "cross_entropy.hvp_all__target_index__label_smoothing_general", NAME(hvp_all__target_index__label_smoothing_general_run), sizeof(REAL), 10, 2, 1,
-    { &input_classes_argument, &target_index_argument, &weight_classes_argument, &scale_argument, &scale_rate_argument, &scale_weight_rate_argument, &direction_input_classes_argument, &direction_weight_classes_argument, &hvp_input_classes_argument, &hvp_weight_classes_argument },
-    { &label_smoothing_param, &ignore_index_param }, { "classes" }};
-
-/* The loss of each sample, and the totals, where label_smoothing is 0. 12 operations. */
-static inline void NAME(value__target_real__label_smoothing_0)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t classes = run->sizes[0];
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
-    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = run->steps[3][0];
-    accumulator *restrict total_loss = run->data[4];
-
-    accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *input_row = input + n * input_batch;
-        const REAL *target_row = target + n * target_batch;
-        REAL largest = -INFINITY;
-        for (int64_t c = 0; c < classes; ++c) {
-            largest = larger(largest, input_row[c * input_classes]);
-        }
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const int is_largest = input_row[c * input_classes] == largest;
-            const REAL relative = exp_difference(input_row[c * input_classes], largest);
-            accumulate(&others_sum, is_largest ? 0 : relative);
-            accumulate(&ties_sum, (REAL)(is_largest ? 1 : 0));
-        }
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
-        const REAL log_mass = log1p(others + (ties - 1));
-        accumulator sum_product_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const REAL log_p = input_row[c * input_classes] - largest - log_mass;
-            accumulate(&sum_product_sum, weight[c * weight_classes] * target_row[c * target_classes] * log_p);
-        }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL value = -sum_product;
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value__target_real__label_smoothing_0_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->data[3] == NULL)
-        NAME(value__target_real__label_smoothing_0)(batch, run, 1);
-    else
-        NAME(value__target_real__label_smoothing_0)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_cross_entropy_value__target_real__label_smoothing_0) = {
-    "cross_entropy.value__target_real__label_smoothing_0", NAME(value__target_real__label_smoothing_0_run), sizeof(REAL), 5, 0, 1,
-    { &input_classes_argument, &target_classes_argument, &weight_classes_argument, &loss_argument, &total_loss_argument },
-    { NULL }, { "classes" }};
-
-/* The loss, the totals, and the gradients times scale, where label_smoothing is 0. 20 operations. */
-static inline void NAME(value_and_grad__target_real__label_smoothing_0)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t classes = run->sizes[0];
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
-    const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = run->steps[4][0];
-    accumulator *restrict total_loss = run->data[5];
-    REAL *restrict grad_input = run->data[6]; const int64_t grad_input_batch = run->steps[6][0], grad_input_classes = dense ? 1 : run->steps[6][1];
-
-    accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *input_row = input + n * input_batch;
-        const REAL *target_row = target + n * target_batch;
-        REAL *grad_input_row = grad_input + n * grad_input_batch;
-        REAL largest = -INFINITY;
-        for (int64_t c = 0; c < classes; ++c) {
-            largest = larger(largest, input_row[c * input_classes]);
-        }
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
-        accumulator sum_product_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const int is_largest = input_row[c * input_classes] == largest;
-            const REAL relative = exp_difference(input_row[c * input_classes], largest);
-            accumulate(&others_sum, is_largest ? 0 : relative);
-            accumulate(&ties_sum, (REAL)(is_largest ? 1 : 0));
-            accumulate(&sum_product_sum, weight[c * weight_classes] * target_row[c * target_classes]);
-        }
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_exp = others + ties;
-        const REAL ratio = sum_product / sum_exp;
-        const REAL log_mass = log1p(others + (ties - 1));
-        accumulator sum_product_2_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const REAL product = weight[c * weight_classes] * target_row[c * target_classes];
-            const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
-            const REAL log_p = input_row[c * input_classes] - largest - log_mass;
-            if (dense || grad_input) grad_input_row[c * grad_input_classes] = -scale[n * scale_batch] * (product - ratio * relative_2);
-            accumulate(&sum_product_2_sum, product * log_p);
-        }
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL value = -sum_product_2;
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value_and_grad__target_real__label_smoothing_0_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->steps[6][1] == 1 && run->data[4] == NULL && run->data[6] != NULL)
-        NAME(value_and_grad__target_real__label_smoothing_0)(batch, run, 1);
-    else
-        NAME(value_and_grad__target_real__label_smoothing_0)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_cross_entropy_value_and_grad__target_real__label_smoothing_0) = {
-    "cross_entropy.value_and_grad__target_real__label_smoothing_0", NAME(value_and_grad__target_real__label_smoothing_0_run), sizeof(REAL), 7, 0, 1,
-    { &input_classes_argument, &target_classes_argument, &weight_classes_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_classes_argument },
-    { NULL }, { "classes" }};
-
-/* The derivative along the directions, where label_smoothing is 0. 11 operations. */
-static inline void NAME(jvp__target_real__label_smoothing_0)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t classes = run->sizes[0];
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
-    const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = run->steps[3][0], direction_input_classes = dense ? 1 : run->steps[3][1];
-    REAL *restrict rate = dense ? NULL : run->data[4]; const int64_t rate_batch = run->steps[4][0];
-    accumulator *restrict total_rate = run->data[5];
-
-    accumulator total_rate_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *input_row = input + n * input_batch;
-        const REAL *target_row = target + n * target_batch;
-        const REAL *direction_input_row = direction_input + n * direction_input_batch;
-        REAL largest = -INFINITY;
-        for (int64_t c = 0; c < classes; ++c) {
-            largest = larger(largest, input_row[c * input_classes]);
-        }
-        accumulator sum_product_sum = {0};
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const REAL relative = exp_difference(input_row[c * input_classes], largest);
-            const int is_largest = input_row[c * input_classes] == largest;
-            accumulate(&sum_product_sum, relative * direction_input_row[c * direction_input_classes]);
-            accumulate(&others_sum, is_largest ? 0 : relative);
-            accumulate(&ties_sum, (REAL)(is_largest ? 1 : 0));
-        }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
-        const REAL sum_exp = others + ties;
-        const REAL ratio = sum_product / sum_exp;
-        accumulator sum_product_2_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            accumulate(&sum_product_2_sum, weight[c * weight_classes] * (direction_input_row[c * direction_input_classes] - ratio) * target_row[c * target_classes]);
-        }
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL minus_sum_product_2 = -sum_product_2;
-        if (rate) rate[n * rate_batch] = minus_sum_product_2;
-        accumulate(&total_rate_sum, minus_sum_product_2);
-    }
-    add(total_rate, &total_rate_sum);
-}
-
-static void NAME(jvp__target_real__label_smoothing_0_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->steps[3][1] == 1 && run->data[4] == NULL)
-        NAME(jvp__target_real__label_smoothing_0)(batch, run, 1);
-    else
-        NAME(jvp__target_real__label_smoothing_0)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_cross_entropy_jvp__target_real__label_smoothing_0) = {
-    "cross_entropy.jvp__target_real__label_smoothing_0", NAME(jvp__target_real__label_smoothing_0_run), sizeof(REAL), 6, 0, 1,
-    { &input_classes_argument, &target_classes_argument, &weight_classes_argument, &direction_input_classes_argument, &rate_argument, &total_rate_argument },
-    { NULL }, { "classes" }};
-
-/* The hessian times the directions, times scale, where label_smoothing is 0. 19 operations. */
-static inline void NAME(hvp__target_real__label_smoothing_0)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t classes = run->sizes[0];
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
-    const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    const REAL *restrict direction_input = run->data[4]; const int64_t direction_input_batch = run->steps[4][0], direction_input_classes = dense ? 1 : run->steps[4][1];
-    REAL *restrict hvp_input = run->data[5]; const int64_t hvp_input_batch = run->steps[5][0], hvp_input_classes = dense ? 1 : run->steps[5][1];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *input_row = input + n * input_batch;
-        const REAL *target_row = target + n * target_batch;
-        const REAL *direction_input_row = direction_input + n * direction_input_batch;
-        REAL *hvp_input_row = hvp_input + n * hvp_input_batch;
-        REAL largest = -INFINITY;
-        for (int64_t c = 0; c < classes; ++c) {
-            largest = larger(largest, input_row[c * input_classes]);
-        }
-        accumulator ties_sum = {0};
-        accumulator sum_choice_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const int is_largest = input_row[c * input_classes] == largest;
-            accumulate(&ties_sum, (REAL)(is_largest ? 1 : 0));
-            accumulate(&sum_choice_sum, is_largest ? direction_input_row[c * direction_input_classes] : 0);
-        }
-        const REAL ties = value_of(&ties_sum);
-        const REAL sum_choice = value_of(&sum_choice_sum);
-        const REAL ratio = sum_choice / ties;
-        accumulator sum_product_sum = {0};
-        accumulator others_sum = {0};
-        accumulator sum_product_2_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const int is_largest_2 = input_row[c * input_classes] == largest;
-            const REAL relative = exp_difference(input_row[c * input_classes], largest);
-            const REAL from_peak = direction_input_row[c * direction_input_classes] - ratio;
-            accumulate(&sum_product_sum, weight[c * weight_classes] * target_row[c * target_classes]);
-            accumulate(&others_sum, is_largest_2 ? 0 : relative);
-            accumulate(&sum_product_2_sum, from_peak * relative);
-        }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL others = value_of(&others_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL sum_exp = others + ties;
-        const REAL product = sum_product / sum_exp * scale[n * scale_batch];
-        const REAL ratio_2 = sum_product_2 / sum_exp;
-        for (int64_t c = 0; c < classes; ++c) {
-            const REAL from_peak_2 = direction_input_row[c * direction_input_classes] - ratio;
-            const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
-            if (dense || hvp_input) hvp_input_row[c * hvp_input_classes] = product * (from_peak_2 - ratio_2) * relative_2;
-        }
-    }
-}
-
-static void NAME(hvp__target_real__label_smoothing_0_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->data[5] != NULL)
-        NAME(hvp__target_real__label_smoothing_0)(batch, run, 1);
-    else
-        NAME(hvp__target_real__label_smoothing_0)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_cross_entropy_hvp__target_real__label_smoothing_0) = {
-    "cross_entropy.hvp__target_real__label_smoothing_0", NAME(hvp__target_real__label_smoothing_0_run), sizeof(REAL), 6, 0, 1,
-    { &input_classes_argument, &target_classes_argument, &weight_classes_argument, &scale_argument, &direction_input_classes_argument, &hvp_input_classes_argument },
-    { NULL }, { "classes" }};
-
-/* The diagonal of the hessian, times scale, where label_smoothing is 0. 17 operations. */
-static inline void NAME(hessian_diag__target_real__label_smoothing_0)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t classes = run->sizes[0];
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
-    const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict hessian_input = run->data[4]; const int64_t hessian_input_batch = run->steps[4][0], hessian_input_classes = dense ? 1 : run->steps[4][1];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *input_row = input + n * input_batch;
-        const REAL *target_row = target + n * target_batch;
-        REAL *hessian_input_row = hessian_input + n * hessian_input_batch;
-        REAL largest = -INFINITY;
-        for (int64_t c = 0; c < classes; ++c) {
-            largest = larger(largest, input_row[c * input_classes]);
-        }
-        accumulator sum_product_sum = {0};
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const int is_largest = input_row[c * input_classes] == largest;
-            const REAL relative = exp_difference(input_row[c * input_classes], largest);
-            accumulate(&sum_product_sum, weight[c * weight_classes] * target_row[c * target_classes]);
-            accumulate(&others_sum, is_largest ? 0 : relative);
-            accumulate(&ties_sum, (REAL)(is_largest ? 1 : 0));
-        }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
-        const REAL sum_exp = others + ties;
-        const REAL product = sum_product / sum_exp * (scale[n * scale_batch] / sum_exp);
-        const REAL more_ties = ties - 1;
-        const REAL shifted = more_ties + others;
-        for (int64_t c = 0; c < classes; ++c) {
-            const int is_largest_2 = input_row[c * input_classes] == largest;
-            const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
-            if (dense || hessian_input) hessian_input_row[c * hessian_input_classes] = product * (is_largest_2 ? shifted : sum_exp - relative_2) * relative_2;
-        }
-    }
-}
-
-static void NAME(hessian_diag__target_real__label_smoothing_0_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->steps[4][1] == 1 && run->data[4] != NULL)
-        NAME(hessian_diag__target_real__label_smoothing_0)(batch, run, 1);
-    else
-        NAME(hessian_diag__target_real__label_smoothing_0)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_cross_entropy_hessian_diag__target_real__label_smoothing_0) = {
-    "cross_entropy.hessian_diag__target_real__label_smoothing_0", NAME(hessian_diag__target_real__label_smoothing_0_run), sizeof(REAL), 5, 0, 1,
-    { &input_classes_argument, &target_classes_argument, &weight_classes_argument, &scale_argument, &hessian_input_classes_argument },
-    { NULL }, { "classes" }};
-
-/* The loss, the totals, and the gradients times scale, where label_smoothing is 0. 26 operations. */
-static inline void NAME(value_and_grad_all__target_real__label_smoothing_0)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t classes = run->sizes[0];
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
-    const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = run->steps[4][0];
-    accumulator *restrict total_loss = run->data[5];
-    REAL *restrict grad_input = run->data[6]; const int64_t grad_input_batch = run->steps[6][0], grad_input_classes = dense ? 1 : run->steps[6][1];
-    REAL *restrict grad_target = run->data[7]; const int64_t grad_target_batch = run->steps[7][0], grad_target_classes = dense ? 1 : run->steps[7][1];
-    accumulator *restrict grad_weight = run->data[8]; const int64_t grad_weight_classes = dense ? 1 : run->steps[8][0];
-
-    accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *input_row = input + n * input_batch;
-        const REAL *target_row = target + n * target_batch;
-        REAL *grad_input_row = grad_input + n * grad_input_batch;
-        REAL *grad_target_row = grad_target + n * grad_target_batch;
-        REAL largest = -INFINITY;
-        for (int64_t c = 0; c < classes; ++c) {
-            largest = larger(largest, input_row[c * input_classes]);
-        }
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
-        accumulator sum_product_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const int is_largest = input_row[c * input_classes] == largest;
-            const REAL relative = exp_difference(input_row[c * input_classes], largest);
-            accumulate(&others_sum, is_largest ? 0 : relative);
-            accumulate(&ties_sum, (REAL)(is_largest ? 1 : 0));
-            accumulate(&sum_product_sum, weight[c * weight_classes] * target_row[c * target_classes]);
-        }
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_exp = others + ties;
-        const REAL ratio = sum_product / sum_exp;
-        const REAL log_mass = log1p(others + (ties - 1));
-        accumulator sum_product_2_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const REAL product = weight[c * weight_classes] * target_row[c * target_classes];
-            const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
-            const REAL log_p = input_row[c * input_classes] - largest - log_mass;
-            if (dense || grad_input) grad_input_row[c * grad_input_classes] = -scale[n * scale_batch] * (product - ratio * relative_2);
-            if (dense || grad_target) grad_target_row[c * grad_target_classes] = -weight[c * weight_classes] * scale[n * scale_batch] * log_p;
-            if (dense || grad_weight) accumulate(&grad_weight[c * grad_weight_classes], -scale[n * scale_batch] * target_row[c * target_classes] * log_p);
-            accumulate(&sum_product_2_sum, product * log_p);
-        }
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL value = -sum_product_2;
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value_and_grad_all__target_real__label_smoothing_0_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->steps[8][0] == 1 && run->data[4] == NULL && run->data[6] != NULL && run->data[7] != NULL && run->data[8] != NULL)
-        NAME(value_and_grad_all__target_real__label_smoothing_0)(batch, run, 1);
-    else
-        NAME(value_and_grad_all__target_real__label_smoothing_0)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_cross_entropy_value_and_grad_all__target_real__label_smoothing_0) = {
-    "cross_entropy.value_and_grad_all__target_real__label_smoothing_0", NAME(value_and_grad_all__target_real__label_smoothing_0_run), sizeof(REAL), 9, 0, 1,
-    { &input_classes_argument, &target_classes_argument, &weight_classes_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_classes_argument, &grad_target_classes_argument, &grad_weight_classes_argument },
-    { NULL }, { "classes" }};
-
-/* The derivative along the directions, where label_smoothing is 0. 22 operations. */
-static inline void NAME(jvp_all__target_real__label_smoothing_0)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t classes = run->sizes[0];
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
-    const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = run->steps[3][0], direction_input_classes = dense ? 1 : run->steps[3][1];
-    const REAL *restrict direction_target = run->data[4]; const int64_t direction_target_batch = run->steps[4][0], direction_target_classes = dense ? 1 : run->steps[4][1];
-    const REAL *restrict direction_weight = run->data[5]; const int64_t direction_weight_classes = dense ? 1 : run->steps[5][0];
-    REAL *restrict rate = dense ? NULL : run->data[6]; const int64_t rate_batch = run->steps[6][0];
-    accumulator *restrict total_rate = run->data[7];
-
-    accumulator total_rate_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *input_row = input + n * input_batch;
-        const REAL *target_row = target + n * target_batch;
-        const REAL *direction_input_row = direction_input + n * direction_input_batch;
-        const REAL *direction_target_row = direction_target + n * direction_target_batch;
-        REAL largest = -INFINITY;
-        for (int64_t c = 0; c < classes; ++c) {
-            largest = larger(largest, input_row[c * input_classes]);
-        }
-        accumulator sum_product_sum = {0};
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const REAL relative = exp_difference(input_row[c * input_classes], largest);
-            const int is_largest = input_row[c * input_classes] == largest;
-            accumulate(&sum_product_sum, relative * direction_input_row[c * direction_input_classes]);
-            accumulate(&others_sum, is_largest ? 0 : relative);
-            accumulate(&ties_sum, (REAL)(is_largest ? 1 : 0));
-        }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
-        const REAL sum_exp = others + ties;
-        const REAL ratio = sum_product / sum_exp;
-        const REAL log_mass = log1p(others + (ties - 1));
-        accumulator sum_shifted_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const REAL log_p = input_row[c * input_classes] - largest - log_mass;
-            accumulate(&sum_shifted_sum, weight[c * weight_classes] * (direction_input_row[c * direction_input_classes] - ratio) * target_row[c * target_classes] + weight[c * weight_classes] * log_p * direction_target_row[c * direction_target_classes] + direction_weight[c * direction_weight_classes] * target_row[c * target_classes] * log_p);
-        }
-        const REAL sum_shifted = value_of(&sum_shifted_sum);
-        const REAL minus_sum_shifted = -sum_shifted;
-        if (rate) rate[n * rate_batch] = minus_sum_shifted;
-        accumulate(&total_rate_sum, minus_sum_shifted);
-    }
-    add(total_rate, &total_rate_sum);
-}
-
-static void NAME(jvp_all__target_real__label_smoothing_0_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->steps[3][1] == 1 && run->steps[4][1] == 1 && run->steps[5][0] == 1 && run->data[6] == NULL)
-        NAME(jvp_all__target_real__label_smoothing_0)(batch, run, 1);
-    else
-        NAME(jvp_all__target_real__label_smoothing_0)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_cross_entropy_jvp_all__target_real__label_smoothing_0) = {
-    "cross_entropy.jvp_all__target_real__label_smoothing_0", NAME(jvp_all__target_real__label_smoothing_0_run), sizeof(REAL), 8, 0, 1,
-    { &input_classes_argument, &target_classes_argument, &weight_classes_argument, &direction_input_classes_argument, &direction_target_classes_argument, &direction_weight_classes_argument, &rate_argument, &total_rate_argument },
-    { NULL }, { "classes" }};
-
-/* The hessian times the directions, times scale, where label_smoothing is 0. 50 operations. */
-static inline void NAME(hvp_all__target_real__label_smoothing_0)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t classes = run->sizes[0];
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
-    const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    const REAL *restrict direction_input = run->data[4]; const int64_t direction_input_batch = run->steps[4][0], direction_input_classes = dense ? 1 : run->steps[4][1];
-    const REAL *restrict direction_target = run->data[5]; const int64_t direction_target_batch = run->steps[5][0], direction_target_classes = dense ? 1 : run->steps[5][1];
-    const REAL *restrict direction_weight = run->data[6]; const int64_t direction_weight_classes = dense ? 1 : run->steps[6][0];
-    REAL *restrict hvp_input = run->data[7]; const int64_t hvp_input_batch = run->steps[7][0], hvp_input_classes = dense ? 1 : run->steps[7][1];
-    REAL *restrict hvp_target = run->data[8]; const int64_t hvp_target_batch = run->steps[8][0], hvp_target_classes = dense ? 1 : run->steps[8][1];
-    accumulator *restrict hvp_weight = run->data[9]; const int64_t hvp_weight_classes = dense ? 1 : run->steps[9][0];
-
+    const REAL difference = 1 - label_smoothing;
     for (int64_t n = 0; n < batch; ++n) {
         const REAL *input_row = input + n * input_batch;
         const REAL *target_row = target + n * target_batch;
@@ -1758,693 +680,80 @@ static inline void NAME(hvp_all__target_real__label_smoothing_0)(const int64_t b
         }
         const REAL ties = value_of(&ties_sum);
         const REAL sum_choice = value_of(&sum_choice_sum);
-        const REAL ratio = sum_choice / ties;
+        const REAL ratio_2 = sum_choice / ties;
         accumulator sum_product_sum = {0};
         accumulator others_sum = {0};
         accumulator sum_product_2_sum = {0};
         accumulator sum_shifted_sum = {0};
+        accumulator sum_shifted_2_sum = {0};
+        accumulator sum_shifted_3_sum = {0};
         accumulator sum_product_3_sum = {0};
         for (int64_t c = 0; c < classes; ++c) {
+            const REAL product = weight[c * weight_classes] * target_row[c * target_classes];
             const int is_largest_2 = input_row[c * input_classes] == largest;
             const REAL relative = exp_difference(input_row[c * input_classes], largest);
-            const REAL from_peak = direction_input_row[c * direction_input_classes] - ratio;
-            accumulate(&sum_product_sum, weight[c * weight_classes] * target_row[c * target_classes]);
+            const REAL from_peak = direction_input_row[c * direction_input_classes] - ratio_2;
+            const REAL product_2 = weight[c * weight_classes] * direction_target_row[c * direction_target_classes];
+            const REAL product_3 = direction_weight[c * direction_weight_classes] * target_row[c * target_classes];
+            const REAL product_4 = label_smoothing * weight[c * weight_classes];
+            accumulate(&sum_product_sum, product);
             accumulate(&others_sum, is_largest_2 ? 0 : relative);
             accumulate(&sum_product_2_sum, from_peak * relative);
-            accumulate(&sum_shifted_sum, weight[c * weight_classes] * direction_target_row[c * direction_target_classes] + direction_weight[c * direction_weight_classes] * target_row[c * target_classes]);
+            accumulate(&sum_shifted_sum, product_2 + product_3);
+            accumulate(&sum_shifted_2_sum, product - product_4 * target_row[c * target_classes] + ratio * weight[c * weight_classes]);
+            accumulate(&sum_shifted_3_sum, product_2 - product_4 * direction_target_row[c * direction_target_classes] - label_smoothing * direction_weight[c * direction_weight_classes] * target_row[c * target_classes] + product_3 + ratio * direction_weight[c * direction_weight_classes]);
             accumulate(&sum_product_3_sum, relative * direction_input_row[c * direction_input_classes]);
         }
         const REAL sum_product = value_of(&sum_product_sum);
         const REAL others = value_of(&others_sum);
         const REAL sum_product_2 = value_of(&sum_product_2_sum);
         const REAL sum_shifted = value_of(&sum_shifted_sum);
+        const REAL sum_shifted_2 = value_of(&sum_shifted_2_sum);
+        const REAL sum_shifted_3 = value_of(&sum_shifted_3_sum);
         const REAL sum_product_3 = value_of(&sum_product_3_sum);
         const REAL sum_exp = others + ties;
-        const REAL product = sum_product / sum_exp * scale[n * scale_batch];
-        const REAL ratio_2 = sum_product_2 / sum_exp;
-        const REAL product_2 = sum_shifted / sum_exp * scale[n * scale_batch];
-        const REAL ratio_3 = sum_product_3 / sum_exp;
+        const REAL product_5 = sum_product / sum_exp * scale[n * scale_batch];
+        const REAL ratio_3 = sum_product_2 / sum_exp;
+        const REAL product_6 = sum_shifted / sum_exp * scale[n * scale_batch];
+        const REAL product_7 = ratio * scale[n * scale_batch];
+        const REAL product_8 = label_smoothing * scale[n * scale_batch];
+        const REAL product_9 = sum_shifted_2 / sum_exp * scale[n * scale_batch];
+        const REAL product_10 = sum_shifted_3 / sum_exp * scale[n * scale_batch];
+        const REAL ratio_4 = sum_product_3 / sum_exp;
         const REAL log_mass = log1p(others + (ties - 1));
-        for (int64_t c = 0; c < classes; ++c) {
-            const REAL from_peak_2 = direction_input_row[c * direction_input_classes] - ratio;
-            const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
-            const REAL product_3 = weight[c * weight_classes] * scale[n * scale_batch];
-            const REAL product_4 = scale[n * scale_batch] * direction_weight[c * direction_weight_classes];
-            const REAL difference = direction_input_row[c * direction_input_classes] - ratio_3;
-            const REAL log_p = input_row[c * input_classes] - largest - log_mass;
-            if (dense || hvp_input) hvp_input_row[c * hvp_input_classes] = product * (from_peak_2 - ratio_2) * relative_2 - product_3 * direction_target_row[c * direction_target_classes] - product_4 * target_row[c * target_classes] + product_2 * relative_2;
-            if (dense || hvp_target) hvp_target_row[c * hvp_target_classes] = -(product_3 * difference + product_4 * log_p);
-            if (dense || hvp_weight) accumulate(&hvp_weight[c * hvp_weight_classes], -(scale[n * scale_batch] * difference * target_row[c * target_classes] + scale[n * scale_batch] * log_p * direction_target_row[c * direction_target_classes]));
-        }
-    }
-}
-
-static void NAME(hvp_all__target_real__label_smoothing_0_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->steps[6][0] == 1 && run->steps[7][1] == 1 && run->steps[8][1] == 1 && run->steps[9][0] == 1 && run->data[7] != NULL && run->data[8] != NULL && run->data[9] != NULL)
-        NAME(hvp_all__target_real__label_smoothing_0)(batch, run, 1);
-    else
-        NAME(hvp_all__target_real__label_smoothing_0)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_cross_entropy_hvp_all__target_real__label_smoothing_0) = {
-    "cross_entropy.hvp_all__target_real__label_smoothing_0", NAME(hvp_all__target_real__label_smoothing_0_run), sizeof(REAL), 10, 0, 1,
-    { &input_classes_argument, &target_classes_argument, &weight_classes_argument, &scale_argument, &direction_input_classes_argument, &direction_target_classes_argument, &direction_weight_classes_argument, &hvp_input_classes_argument, &hvp_target_classes_argument, &hvp_weight_classes_argument },
-    { NULL }, { "classes" }};
-
-/* The diagonal of the hessian, times scale, where label_smoothing is 0. 17 operations. */
-static inline void NAME(hessian_diag_all__target_real__label_smoothing_0)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t classes = run->sizes[0];
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
-    const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict hessian_input = run->data[4]; const int64_t hessian_input_batch = run->steps[4][0], hessian_input_classes = dense ? 1 : run->steps[4][1];
-    REAL *restrict hessian_target = run->data[5]; const int64_t hessian_target_batch = run->steps[5][0], hessian_target_classes = dense ? 1 : run->steps[5][1];
-    accumulator *restrict hessian_weight = run->data[6]; const int64_t hessian_weight_classes = dense ? 1 : run->steps[6][0];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *input_row = input + n * input_batch;
-        const REAL *target_row = target + n * target_batch;
-        REAL *hessian_input_row = hessian_input + n * hessian_input_batch;
-        REAL *hessian_target_row = hessian_target + n * hessian_target_batch;
-        REAL largest = -INFINITY;
-        for (int64_t c = 0; c < classes; ++c) {
-            largest = larger(largest, input_row[c * input_classes]);
-        }
-        accumulator sum_product_sum = {0};
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const int is_largest = input_row[c * input_classes] == largest;
-            const REAL relative = exp_difference(input_row[c * input_classes], largest);
-            accumulate(&sum_product_sum, weight[c * weight_classes] * target_row[c * target_classes]);
-            accumulate(&others_sum, is_largest ? 0 : relative);
-            accumulate(&ties_sum, (REAL)(is_largest ? 1 : 0));
-        }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
-        const REAL sum_exp = others + ties;
-        const REAL product = sum_product / sum_exp * (scale[n * scale_batch] / sum_exp);
-        const REAL more_ties = ties - 1;
-        const REAL shifted = more_ties + others;
-        for (int64_t c = 0; c < classes; ++c) {
-            const int is_largest_2 = input_row[c * input_classes] == largest;
-            const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
-            if (dense || hessian_input) hessian_input_row[c * hessian_input_classes] = product * (is_largest_2 ? shifted : sum_exp - relative_2) * relative_2;
-            if (dense || hessian_target) hessian_target_row[c * hessian_target_classes] = 0;
-            if (dense || hessian_weight) accumulate(&hessian_weight[c * hessian_weight_classes], 0);
-        }
-    }
-}
-
-static void NAME(hessian_diag_all__target_real__label_smoothing_0_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->steps[6][0] == 1 && run->data[4] != NULL && run->data[5] != NULL && run->data[6] != NULL)
-        NAME(hessian_diag_all__target_real__label_smoothing_0)(batch, run, 1);
-    else
-        NAME(hessian_diag_all__target_real__label_smoothing_0)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_cross_entropy_hessian_diag_all__target_real__label_smoothing_0) = {
-    "cross_entropy.hessian_diag_all__target_real__label_smoothing_0", NAME(hessian_diag_all__target_real__label_smoothing_0_run), sizeof(REAL), 7, 0, 1,
-    { &input_classes_argument, &target_classes_argument, &weight_classes_argument, &scale_argument, &hessian_input_classes_argument, &hessian_target_classes_argument, &hessian_weight_classes_argument },
-    { NULL }, { "classes" }};
-
-/* The loss of each sample, and the totals, where label_smoothing is none of the special values. 16 operations. */
-static inline void NAME(value__target_real__label_smoothing_general)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t classes = run->sizes[0];
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
-    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = run->steps[3][0];
-    accumulator *restrict total_loss = run->data[4];
-    const REAL label_smoothing = (REAL)run->params[0];
-
-    accumulator total_loss_sum = {0};
-    const REAL difference = 1 - label_smoothing;
-    const REAL ratio = label_smoothing / (REAL)classes;
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *input_row = input + n * input_batch;
-        const REAL *target_row = target + n * target_batch;
-        REAL largest = -INFINITY;
-        for (int64_t c = 0; c < classes; ++c) {
-            largest = larger(largest, input_row[c * input_classes]);
-        }
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const int is_largest = input_row[c * input_classes] == largest;
-            const REAL relative = exp_difference(input_row[c * input_classes], largest);
-            accumulate(&others_sum, is_largest ? 0 : relative);
-            accumulate(&ties_sum, (REAL)(is_largest ? 1 : 0));
-        }
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
-        const REAL log_mass = log1p(others + (ties - 1));
-        accumulator sum_product_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const REAL smoothed = difference * target_row[c * target_classes] + ratio;
-            const REAL log_p = input_row[c * input_classes] - largest - log_mass;
-            accumulate(&sum_product_sum, weight[c * weight_classes] * smoothed * log_p);
-        }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL value = -sum_product;
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value__target_real__label_smoothing_general_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->data[3] == NULL)
-        NAME(value__target_real__label_smoothing_general)(batch, run, 1);
-    else
-        NAME(value__target_real__label_smoothing_general)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_cross_entropy_value__target_real__label_smoothing_general) = {
-    "cross_entropy.value__target_real__label_smoothing_general", NAME(value__target_real__label_smoothing_general_run), sizeof(REAL), 5, 1, 1,
-    { &input_classes_argument, &target_classes_argument, &weight_classes_argument, &loss_argument, &total_loss_argument },
-    { &label_smoothing_param }, { "classes" }};
-
-/* The loss, the totals, and the gradients times scale, where label_smoothing is none of the special values. 26 operations. */
-static inline void NAME(value_and_grad__target_real__label_smoothing_general)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t classes = run->sizes[0];
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
-    const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = run->steps[4][0];
-    accumulator *restrict total_loss = run->data[5];
-    REAL *restrict grad_input = run->data[6]; const int64_t grad_input_batch = run->steps[6][0], grad_input_classes = dense ? 1 : run->steps[6][1];
-    const REAL label_smoothing = (REAL)run->params[0];
-
-    accumulator total_loss_sum = {0};
-    const REAL difference = 1 - label_smoothing;
-    const REAL ratio = label_smoothing / (REAL)classes;
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *input_row = input + n * input_batch;
-        const REAL *target_row = target + n * target_batch;
-        REAL *grad_input_row = grad_input + n * grad_input_batch;
-        REAL largest = -INFINITY;
-        for (int64_t c = 0; c < classes; ++c) {
-            largest = larger(largest, input_row[c * input_classes]);
-        }
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
-        accumulator sum_product_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const int is_largest = input_row[c * input_classes] == largest;
-            const REAL relative = exp_difference(input_row[c * input_classes], largest);
-            const REAL smoothed = difference * target_row[c * target_classes] + ratio;
-            accumulate(&others_sum, is_largest ? 0 : relative);
-            accumulate(&ties_sum, (REAL)(is_largest ? 1 : 0));
-            accumulate(&sum_product_sum, weight[c * weight_classes] * smoothed);
-        }
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_exp = others + ties;
-        const REAL ratio_2 = sum_product / sum_exp;
-        const REAL log_mass = log1p(others + (ties - 1));
-        accumulator sum_product_2_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const REAL smoothed_2 = difference * target_row[c * target_classes] + ratio;
-            const REAL product = weight[c * weight_classes] * smoothed_2;
-            const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
-            const REAL log_p = input_row[c * input_classes] - largest - log_mass;
-            if (dense || grad_input) grad_input_row[c * grad_input_classes] = -scale[n * scale_batch] * (product - ratio_2 * relative_2);
-            accumulate(&sum_product_2_sum, product * log_p);
-        }
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL value = -sum_product_2;
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value_and_grad__target_real__label_smoothing_general_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->steps[6][1] == 1 && run->data[4] == NULL && run->data[6] != NULL)
-        NAME(value_and_grad__target_real__label_smoothing_general)(batch, run, 1);
-    else
-        NAME(value_and_grad__target_real__label_smoothing_general)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_cross_entropy_value_and_grad__target_real__label_smoothing_general) = {
-    "cross_entropy.value_and_grad__target_real__label_smoothing_general", NAME(value_and_grad__target_real__label_smoothing_general_run), sizeof(REAL), 7, 1, 1,
-    { &input_classes_argument, &target_classes_argument, &weight_classes_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_classes_argument },
-    { &label_smoothing_param }, { "classes" }};
-
-/* The derivative along the directions, where label_smoothing is none of the special values. 15 operations. */
-static inline void NAME(jvp__target_real__label_smoothing_general)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t classes = run->sizes[0];
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
-    const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = run->steps[3][0], direction_input_classes = dense ? 1 : run->steps[3][1];
-    REAL *restrict rate = dense ? NULL : run->data[4]; const int64_t rate_batch = run->steps[4][0];
-    accumulator *restrict total_rate = run->data[5];
-    const REAL label_smoothing = (REAL)run->params[0];
-
-    accumulator total_rate_sum = {0};
-    const REAL difference = 1 - label_smoothing;
-    const REAL ratio = label_smoothing / (REAL)classes;
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *input_row = input + n * input_batch;
-        const REAL *target_row = target + n * target_batch;
-        const REAL *direction_input_row = direction_input + n * direction_input_batch;
-        REAL largest = -INFINITY;
-        for (int64_t c = 0; c < classes; ++c) {
-            largest = larger(largest, input_row[c * input_classes]);
-        }
-        accumulator sum_product_sum = {0};
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const REAL relative = exp_difference(input_row[c * input_classes], largest);
-            const int is_largest = input_row[c * input_classes] == largest;
-            accumulate(&sum_product_sum, relative * direction_input_row[c * direction_input_classes]);
-            accumulate(&others_sum, is_largest ? 0 : relative);
-            accumulate(&ties_sum, (REAL)(is_largest ? 1 : 0));
-        }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
-        const REAL sum_exp = others + ties;
-        const REAL ratio_2 = sum_product / sum_exp;
-        accumulator sum_product_2_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            accumulate(&sum_product_2_sum, weight[c * weight_classes] * (direction_input_row[c * direction_input_classes] - ratio_2) * (difference * target_row[c * target_classes] + ratio));
-        }
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL minus_sum_product_2 = -sum_product_2;
-        if (rate) rate[n * rate_batch] = minus_sum_product_2;
-        accumulate(&total_rate_sum, minus_sum_product_2);
-    }
-    add(total_rate, &total_rate_sum);
-}
-
-static void NAME(jvp__target_real__label_smoothing_general_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->steps[3][1] == 1 && run->data[4] == NULL)
-        NAME(jvp__target_real__label_smoothing_general)(batch, run, 1);
-    else
-        NAME(jvp__target_real__label_smoothing_general)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_cross_entropy_jvp__target_real__label_smoothing_general) = {
-    "cross_entropy.jvp__target_real__label_smoothing_general", NAME(jvp__target_real__label_smoothing_general_run), sizeof(REAL), 6, 1, 1,
-    { &input_classes_argument, &target_classes_argument, &weight_classes_argument, &direction_input_classes_argument, &rate_argument, &total_rate_argument },
-    { &label_smoothing_param }, { "classes" }};
-
-/* The hessian times the directions, times scale, where label_smoothing is none of the special values. 25 operations. */
-static inline void NAME(hvp__target_real__label_smoothing_general)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t classes = run->sizes[0];
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
-    const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    const REAL *restrict direction_input = run->data[4]; const int64_t direction_input_batch = run->steps[4][0], direction_input_classes = dense ? 1 : run->steps[4][1];
-    REAL *restrict hvp_input = run->data[5]; const int64_t hvp_input_batch = run->steps[5][0], hvp_input_classes = dense ? 1 : run->steps[5][1];
-    const REAL label_smoothing = (REAL)run->params[0];
-
-    const REAL ratio = label_smoothing / (REAL)classes;
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *input_row = input + n * input_batch;
-        const REAL *target_row = target + n * target_batch;
-        const REAL *direction_input_row = direction_input + n * direction_input_batch;
-        REAL *hvp_input_row = hvp_input + n * hvp_input_batch;
-        REAL largest = -INFINITY;
-        for (int64_t c = 0; c < classes; ++c) {
-            largest = larger(largest, input_row[c * input_classes]);
-        }
-        accumulator ties_sum = {0};
-        accumulator sum_choice_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const int is_largest = input_row[c * input_classes] == largest;
-            accumulate(&ties_sum, (REAL)(is_largest ? 1 : 0));
-            accumulate(&sum_choice_sum, is_largest ? direction_input_row[c * direction_input_classes] : 0);
-        }
-        const REAL ties = value_of(&ties_sum);
-        const REAL sum_choice = value_of(&sum_choice_sum);
-        const REAL ratio_2 = sum_choice / ties;
-        accumulator sum_shifted_sum = {0};
-        accumulator others_sum = {0};
-        accumulator sum_product_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const int is_largest_2 = input_row[c * input_classes] == largest;
-            const REAL relative = exp_difference(input_row[c * input_classes], largest);
-            const REAL from_peak = direction_input_row[c * direction_input_classes] - ratio_2;
-            accumulate(&sum_shifted_sum, weight[c * weight_classes] * target_row[c * target_classes] - label_smoothing * weight[c * weight_classes] * target_row[c * target_classes] + ratio * weight[c * weight_classes]);
-            accumulate(&others_sum, is_largest_2 ? 0 : relative);
-            accumulate(&sum_product_sum, from_peak * relative);
-        }
-        const REAL sum_shifted = value_of(&sum_shifted_sum);
-        const REAL others = value_of(&others_sum);
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_exp = others + ties;
-        const REAL product = sum_shifted / sum_exp * scale[n * scale_batch];
-        const REAL ratio_3 = sum_product / sum_exp;
+        const REAL product_11 = difference * scale[n * scale_batch];
         for (int64_t c = 0; c < classes; ++c) {
             const REAL from_peak_2 = direction_input_row[c * direction_input_classes] - ratio_2;
+            const REAL difference_2 = from_peak_2 - ratio_3;
             const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
-            if (dense || hvp_input) hvp_input_row[c * hvp_input_classes] = product * (from_peak_2 - ratio_3) * relative_2;
-        }
-    }
-}
-
-static void NAME(hvp__target_real__label_smoothing_general_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->data[5] != NULL)
-        NAME(hvp__target_real__label_smoothing_general)(batch, run, 1);
-    else
-        NAME(hvp__target_real__label_smoothing_general)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_cross_entropy_hvp__target_real__label_smoothing_general) = {
-    "cross_entropy.hvp__target_real__label_smoothing_general", NAME(hvp__target_real__label_smoothing_general_run), sizeof(REAL), 6, 1, 1,
-    { &input_classes_argument, &target_classes_argument, &weight_classes_argument, &scale_argument, &direction_input_classes_argument, &hvp_input_classes_argument },
-    { &label_smoothing_param }, { "classes" }};
-
-/* The diagonal of the hessian, times scale, where label_smoothing is none of the special values. 23 operations. */
-static inline void NAME(hessian_diag__target_real__label_smoothing_general)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t classes = run->sizes[0];
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
-    const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict hessian_input = run->data[4]; const int64_t hessian_input_batch = run->steps[4][0], hessian_input_classes = dense ? 1 : run->steps[4][1];
-    const REAL label_smoothing = (REAL)run->params[0];
-
-    const REAL ratio = label_smoothing / (REAL)classes;
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *input_row = input + n * input_batch;
-        const REAL *target_row = target + n * target_batch;
-        REAL *hessian_input_row = hessian_input + n * hessian_input_batch;
-        REAL largest = -INFINITY;
-        for (int64_t c = 0; c < classes; ++c) {
-            largest = larger(largest, input_row[c * input_classes]);
-        }
-        accumulator sum_shifted_sum = {0};
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const int is_largest = input_row[c * input_classes] == largest;
-            const REAL relative = exp_difference(input_row[c * input_classes], largest);
-            accumulate(&sum_shifted_sum, weight[c * weight_classes] * target_row[c * target_classes] - label_smoothing * weight[c * weight_classes] * target_row[c * target_classes] + ratio * weight[c * weight_classes]);
-            accumulate(&others_sum, is_largest ? 0 : relative);
-            accumulate(&ties_sum, (REAL)(is_largest ? 1 : 0));
-        }
-        const REAL sum_shifted = value_of(&sum_shifted_sum);
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
-        const REAL sum_exp = others + ties;
-        const REAL product = sum_shifted / sum_exp * (scale[n * scale_batch] / sum_exp);
-        const REAL more_ties = ties - 1;
-        const REAL shifted = more_ties + others;
-        for (int64_t c = 0; c < classes; ++c) {
-            const int is_largest_2 = input_row[c * input_classes] == largest;
-            const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
-            if (dense || hessian_input) hessian_input_row[c * hessian_input_classes] = product * (is_largest_2 ? shifted : sum_exp - relative_2) * relative_2;
-        }
-    }
-}
-
-static void NAME(hessian_diag__target_real__label_smoothing_general_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->steps[4][1] == 1 && run->data[4] != NULL)
-        NAME(hessian_diag__target_real__label_smoothing_general)(batch, run, 1);
-    else
-        NAME(hessian_diag__target_real__label_smoothing_general)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_cross_entropy_hessian_diag__target_real__label_smoothing_general) = {
-    "cross_entropy.hessian_diag__target_real__label_smoothing_general", NAME(hessian_diag__target_real__label_smoothing_general_run), sizeof(REAL), 5, 1, 1,
-    { &input_classes_argument, &target_classes_argument, &weight_classes_argument, &scale_argument, &hessian_input_classes_argument },
-    { &label_smoothing_param }, { "classes" }};
-
-/* The loss, the totals, and the gradients times scale, where label_smoothing is none of the special values. 33 operations. */
-static inline void NAME(value_and_grad_all__target_real__label_smoothing_general)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t classes = run->sizes[0];
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
-    const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = run->steps[4][0];
-    accumulator *restrict total_loss = run->data[5];
-    REAL *restrict grad_input = run->data[6]; const int64_t grad_input_batch = run->steps[6][0], grad_input_classes = dense ? 1 : run->steps[6][1];
-    REAL *restrict grad_target = run->data[7]; const int64_t grad_target_batch = run->steps[7][0], grad_target_classes = dense ? 1 : run->steps[7][1];
-    accumulator *restrict grad_weight = run->data[8]; const int64_t grad_weight_classes = dense ? 1 : run->steps[8][0];
-    const REAL label_smoothing = (REAL)run->params[0];
-
-    accumulator total_loss_sum = {0};
-    const REAL difference = 1 - label_smoothing;
-    const REAL ratio = label_smoothing / (REAL)classes;
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *input_row = input + n * input_batch;
-        const REAL *target_row = target + n * target_batch;
-        REAL *grad_input_row = grad_input + n * grad_input_batch;
-        REAL *grad_target_row = grad_target + n * grad_target_batch;
-        REAL largest = -INFINITY;
-        for (int64_t c = 0; c < classes; ++c) {
-            largest = larger(largest, input_row[c * input_classes]);
-        }
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
-        accumulator sum_product_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const int is_largest = input_row[c * input_classes] == largest;
-            const REAL relative = exp_difference(input_row[c * input_classes], largest);
+            const REAL product_12 = product_5 * difference_2 * relative_2;
+            const REAL product_13 = weight[c * weight_classes] * scale[n * scale_batch];
+            const REAL product_14 = product_13 * direction_target_row[c * direction_target_classes];
+            const REAL product_15 = scale[n * scale_batch] * direction_weight[c * direction_weight_classes];
+            const REAL product_16 = product_15 * target_row[c * target_classes];
+            const REAL product_17 = product_9 * difference_2 * relative_2;
+            const REAL difference_3 = direction_input_row[c * direction_input_classes] - ratio_4;
+            const REAL log_p = input_row[c * input_classes] - largest - log_mass;
+            const REAL product_18 = scale[n * scale_batch] * difference_3;
             const REAL smoothed = difference * target_row[c * target_classes] + ratio;
-            accumulate(&others_sum, is_largest ? 0 : relative);
-            accumulate(&ties_sum, (REAL)(is_largest ? 1 : 0));
-            accumulate(&sum_product_sum, weight[c * weight_classes] * smoothed);
+            if (hvp_input_wanted) hvp_input_row[c * hvp_input_classes] = label_smoothing_is_0 ? (all ? product_12 - product_14 - product_16 + product_6 * relative_2 : product_12) : (all ? label_smoothing * weight[c * weight_classes] * scale[n * scale_batch] * direction_target_row[c * direction_target_classes] - product_14 - product_16 - product_7 * direction_weight[c * direction_weight_classes] + product_8 * direction_weight[c * direction_weight_classes] * target_row[c * target_classes] + product_17 + product_10 * relative_2 : product_17);
+            if (hvp_target_wanted) hvp_target_row[c * hvp_target_classes] = label_smoothing_is_0 ? -(product_13 * difference_3 + product_15 * log_p) : -(difference * weight[c * weight_classes] * scale[n * scale_batch] * difference_3 + product_11 * direction_weight[c * direction_weight_classes] * log_p);
+            if (hvp_weight_wanted) accumulate(&hvp_weight[c * hvp_weight_classes], label_smoothing_is_0 ? -(product_18 * target_row[c * target_classes] + scale[n * scale_batch] * log_p * direction_target_row[c * direction_target_classes]) : -(product_11 * log_p * direction_target_row[c * direction_target_classes] + product_18 * smoothed));
         }
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_exp = others + ties;
-        const REAL ratio_2 = sum_product / sum_exp;
-        const REAL log_mass = log1p(others + (ties - 1));
-        accumulator sum_product_2_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const REAL smoothed_2 = difference * target_row[c * target_classes] + ratio;
-            const REAL product = weight[c * weight_classes] * smoothed_2;
-            const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
-            const REAL log_p = input_row[c * input_classes] - largest - log_mass;
-            if (dense || grad_input) grad_input_row[c * grad_input_classes] = -scale[n * scale_batch] * (product - ratio_2 * relative_2);
-            if (dense || grad_target) grad_target_row[c * grad_target_classes] = -difference * weight[c * weight_classes] * scale[n * scale_batch] * log_p;
-            if (dense || grad_weight) accumulate(&grad_weight[c * grad_weight_classes], -scale[n * scale_batch] * smoothed_2 * log_p);
-            accumulate(&sum_product_2_sum, product * log_p);
-        }
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL value = -sum_product_2;
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
     }
-    add(total_loss, &total_loss_sum);
 }
 
-static void NAME(value_and_grad_all__target_real__label_smoothing_general_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->steps[8][0] == 1 && run->data[4] == NULL && run->data[6] != NULL && run->data[7] != NULL && run->data[8] != NULL)
-        NAME(value_and_grad_all__target_real__label_smoothing_general)(batch, run, 1);
-    else
-        NAME(value_and_grad_all__target_real__label_smoothing_general)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_cross_entropy_value_and_grad_all__target_real__label_smoothing_general) = {
-    "cross_entropy.value_and_grad_all__target_real__label_smoothing_general", NAME(value_and_grad_all__target_real__label_smoothing_general_run), sizeof(REAL), 9, 1, 1,
-    { &input_classes_argument, &target_classes_argument, &weight_classes_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_classes_argument, &grad_target_classes_argument, &grad_weight_classes_argument },
-    { &label_smoothing_param }, { "classes" }};
-
-/* The derivative along the directions, where label_smoothing is none of the special values. 27 operations. */
-static inline void NAME(jvp_all__target_real__label_smoothing_general)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t classes = run->sizes[0];
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
-    const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = run->steps[3][0], direction_input_classes = dense ? 1 : run->steps[3][1];
-    const REAL *restrict direction_target = run->data[4]; const int64_t direction_target_batch = run->steps[4][0], direction_target_classes = dense ? 1 : run->steps[4][1];
-    const REAL *restrict direction_weight = run->data[5]; const int64_t direction_weight_classes = dense ? 1 : run->steps[5][0];
-    REAL *restrict rate = dense ? NULL : run->data[6]; const int64_t rate_batch = run->steps[6][0];
-    accumulator *restrict total_rate = run->data[7];
-    const REAL label_smoothing = (REAL)run->params[0];
-
-    accumulator total_rate_sum = {0};
-    const REAL difference = 1 - label_smoothing;
-    const REAL ratio = label_smoothing / (REAL)classes;
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *input_row = input + n * input_batch;
-        const REAL *target_row = target + n * target_batch;
-        const REAL *direction_input_row = direction_input + n * direction_input_batch;
-        const REAL *direction_target_row = direction_target + n * direction_target_batch;
-        REAL largest = -INFINITY;
-        for (int64_t c = 0; c < classes; ++c) {
-            largest = larger(largest, input_row[c * input_classes]);
-        }
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
-        accumulator sum_product_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const int is_largest = input_row[c * input_classes] == largest;
-            const REAL relative = exp_difference(input_row[c * input_classes], largest);
-            accumulate(&others_sum, is_largest ? 0 : relative);
-            accumulate(&ties_sum, (REAL)(is_largest ? 1 : 0));
-            accumulate(&sum_product_sum, relative * direction_input_row[c * direction_input_classes]);
-        }
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL log_mass = log1p(others + (ties - 1));
-        const REAL sum_exp = others + ties;
-        const REAL ratio_2 = sum_product / sum_exp;
-        accumulator sum_shifted_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const REAL log_p = input_row[c * input_classes] - largest - log_mass;
-            const REAL shifted = difference * target_row[c * target_classes] + ratio;
-            accumulate(&sum_shifted_sum, difference * weight[c * weight_classes] * log_p * direction_target_row[c * direction_target_classes] + weight[c * weight_classes] * (direction_input_row[c * direction_input_classes] - ratio_2) * shifted + direction_weight[c * direction_weight_classes] * shifted * log_p);
-        }
-        const REAL sum_shifted = value_of(&sum_shifted_sum);
-        const REAL minus_sum_shifted = -sum_shifted;
-        if (rate) rate[n * rate_batch] = minus_sum_shifted;
-        accumulate(&total_rate_sum, minus_sum_shifted);
-    }
-    add(total_rate, &total_rate_sum);
-}
-
-static void NAME(jvp_all__target_real__label_smoothing_general_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->steps[3][1] == 1 && run->steps[4][1] == 1 && run->steps[5][0] == 1 && run->data[6] == NULL)
-        NAME(jvp_all__target_real__label_smoothing_general)(batch, run, 1);
-    else
-        NAME(jvp_all__target_real__label_smoothing_general)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_cross_entropy_jvp_all__target_real__label_smoothing_general) = {
-    "cross_entropy.jvp_all__target_real__label_smoothing_general", NAME(jvp_all__target_real__label_smoothing_general_run), sizeof(REAL), 8, 1, 1,
-    { &input_classes_argument, &target_classes_argument, &weight_classes_argument, &direction_input_classes_argument, &direction_target_classes_argument, &direction_weight_classes_argument, &rate_argument, &total_rate_argument },
-    { &label_smoothing_param }, { "classes" }};
-
-/* The hessian times the directions, times scale, where label_smoothing is none of the special values. 81 operations. */
-static inline void NAME(hvp_all__target_real__label_smoothing_general)(const int64_t batch, const losslib_run *run, const int dense)
+/* The diagonal of the hessian, times scale. */
+static INLINE void NAME(hessian_diag__target_real)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted, const int label_smoothing_is_0)
 {
     const int64_t classes = run->sizes[0];
     const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
     const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    const REAL *restrict direction_input = run->data[4]; const int64_t direction_input_batch = run->steps[4][0], direction_input_classes = dense ? 1 : run->steps[4][1];
-    const REAL *restrict direction_target = run->data[5]; const int64_t direction_target_batch = run->steps[5][0], direction_target_classes = dense ? 1 : run->steps[5][1];
-    const REAL *restrict direction_weight = run->data[6]; const int64_t direction_weight_classes = dense ? 1 : run->steps[6][0];
-    REAL *restrict hvp_input = run->data[7]; const int64_t hvp_input_batch = run->steps[7][0], hvp_input_classes = dense ? 1 : run->steps[7][1];
-    REAL *restrict hvp_target = run->data[8]; const int64_t hvp_target_batch = run->steps[8][0], hvp_target_classes = dense ? 1 : run->steps[8][1];
-    accumulator *restrict hvp_weight = run->data[9]; const int64_t hvp_weight_classes = dense ? 1 : run->steps[9][0];
-    const REAL label_smoothing = (REAL)run->params[0];
-
-    const REAL ratio = label_smoothing / (REAL)classes;
-    const REAL difference = 1 - label_smoothing;
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *input_row = input + n * input_batch;
-        const REAL *target_row = target + n * target_batch;
-        const REAL *direction_input_row = direction_input + n * direction_input_batch;
-        const REAL *direction_target_row = direction_target + n * direction_target_batch;
-        REAL *hvp_input_row = hvp_input + n * hvp_input_batch;
-        REAL *hvp_target_row = hvp_target + n * hvp_target_batch;
-        REAL largest = -INFINITY;
-        for (int64_t c = 0; c < classes; ++c) {
-            largest = larger(largest, input_row[c * input_classes]);
-        }
-        accumulator ties_sum = {0};
-        accumulator sum_choice_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const int is_largest = input_row[c * input_classes] == largest;
-            accumulate(&ties_sum, (REAL)(is_largest ? 1 : 0));
-            accumulate(&sum_choice_sum, is_largest ? direction_input_row[c * direction_input_classes] : 0);
-        }
-        const REAL ties = value_of(&ties_sum);
-        const REAL sum_choice = value_of(&sum_choice_sum);
-        const REAL ratio_2 = sum_choice / ties;
-        accumulator sum_shifted_sum = {0};
-        accumulator others_sum = {0};
-        accumulator sum_product_sum = {0};
-        accumulator sum_shifted_2_sum = {0};
-        accumulator sum_product_2_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const REAL product = label_smoothing * weight[c * weight_classes];
-            const int is_largest_2 = input_row[c * input_classes] == largest;
-            const REAL relative = exp_difference(input_row[c * input_classes], largest);
-            const REAL from_peak = direction_input_row[c * direction_input_classes] - ratio_2;
-            accumulate(&sum_shifted_sum, weight[c * weight_classes] * target_row[c * target_classes] - product * target_row[c * target_classes] + ratio * weight[c * weight_classes]);
-            accumulate(&others_sum, is_largest_2 ? 0 : relative);
-            accumulate(&sum_product_sum, from_peak * relative);
-            accumulate(&sum_shifted_2_sum, weight[c * weight_classes] * direction_target_row[c * direction_target_classes] - product * direction_target_row[c * direction_target_classes] - label_smoothing * direction_weight[c * direction_weight_classes] * target_row[c * target_classes] + direction_weight[c * direction_weight_classes] * target_row[c * target_classes] + ratio * direction_weight[c * direction_weight_classes]);
-            accumulate(&sum_product_2_sum, relative * direction_input_row[c * direction_input_classes]);
-        }
-        const REAL sum_shifted = value_of(&sum_shifted_sum);
-        const REAL others = value_of(&others_sum);
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_shifted_2 = value_of(&sum_shifted_2_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL product_2 = ratio * scale[n * scale_batch];
-        const REAL product_3 = label_smoothing * scale[n * scale_batch];
-        const REAL sum_exp = others + ties;
-        const REAL product_4 = sum_shifted / sum_exp * scale[n * scale_batch];
-        const REAL ratio_3 = sum_product / sum_exp;
-        const REAL product_5 = sum_shifted_2 / sum_exp * scale[n * scale_batch];
-        const REAL ratio_4 = sum_product_2 / sum_exp;
-        const REAL product_6 = difference * scale[n * scale_batch];
-        const REAL log_mass = log1p(others + (ties - 1));
-        for (int64_t c = 0; c < classes; ++c) {
-            const REAL from_peak_2 = direction_input_row[c * direction_input_classes] - ratio_2;
-            const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
-            const REAL difference_2 = direction_input_row[c * direction_input_classes] - ratio_4;
-            const REAL log_p = input_row[c * input_classes] - largest - log_mass;
-            const REAL smoothed = difference * target_row[c * target_classes] + ratio;
-            if (dense || hvp_input) hvp_input_row[c * hvp_input_classes] = label_smoothing * weight[c * weight_classes] * scale[n * scale_batch] * direction_target_row[c * direction_target_classes] - weight[c * weight_classes] * scale[n * scale_batch] * direction_target_row[c * direction_target_classes] - scale[n * scale_batch] * direction_weight[c * direction_weight_classes] * target_row[c * target_classes] - product_2 * direction_weight[c * direction_weight_classes] + product_3 * direction_weight[c * direction_weight_classes] * target_row[c * target_classes] + product_4 * (from_peak_2 - ratio_3) * relative_2 + product_5 * relative_2;
-            if (dense || hvp_target) hvp_target_row[c * hvp_target_classes] = -(difference * weight[c * weight_classes] * scale[n * scale_batch] * difference_2 + product_6 * direction_weight[c * direction_weight_classes] * log_p);
-            if (dense || hvp_weight) accumulate(&hvp_weight[c * hvp_weight_classes], -(product_6 * log_p * direction_target_row[c * direction_target_classes] + scale[n * scale_batch] * difference_2 * smoothed));
-        }
-    }
-}
-
-static void NAME(hvp_all__target_real__label_smoothing_general_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->steps[6][0] == 1 && run->steps[7][1] == 1 && run->steps[8][1] == 1 && run->steps[9][0] == 1 && run->data[7] != NULL && run->data[8] != NULL && run->data[9] != NULL)
-        NAME(hvp_all__target_real__label_smoothing_general)(batch, run, 1);
-    else
-        NAME(hvp_all__target_real__label_smoothing_general)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_cross_entropy_hvp_all__target_real__label_smoothing_general) = {
-    "cross_entropy.hvp_all__target_real__label_smoothing_general", NAME(hvp_all__target_real__label_smoothing_general_run), sizeof(REAL), 10, 1, 1,
-    { &input_classes_argument, &target_classes_argument, &weight_classes_argument, &scale_argument, &direction_input_classes_argument, &direction_target_classes_argument, &direction_weight_classes_argument, &hvp_input_classes_argument, &hvp_target_classes_argument, &hvp_weight_classes_argument },
-    { &label_smoothing_param }, { "classes" }};
-
-/* The diagonal of the hessian, times scale, where label_smoothing is none of the special values. 23 operations. */
-static inline void NAME(hessian_diag_all__target_real__label_smoothing_general)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t classes = run->sizes[0];
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
-    const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict hessian_input = run->data[4]; const int64_t hessian_input_batch = run->steps[4][0], hessian_input_classes = dense ? 1 : run->steps[4][1];
-    REAL *restrict hessian_target = run->data[5]; const int64_t hessian_target_batch = run->steps[5][0], hessian_target_classes = dense ? 1 : run->steps[5][1];
-    accumulator *restrict hessian_weight = run->data[6]; const int64_t hessian_weight_classes = dense ? 1 : run->steps[6][0];
+    REAL *restrict hessian_input = run->data[4]; const int64_t hessian_input_batch = run->steps[4][0], hessian_input_classes = dense ? 1 : run->steps[4][1]; const int hessian_input_wanted = WANTS(4);
+    REAL *restrict hessian_target = run->data[5]; const int64_t hessian_target_batch = run->steps[5][0], hessian_target_classes = dense ? 1 : run->steps[5][1]; const int hessian_target_wanted = WANTS(5);
+    accumulator *restrict hessian_weight = run->data[6]; const int64_t hessian_weight_classes = dense ? 1 : run->steps[6][0]; const int hessian_weight_wanted = WANTS(6);
     const REAL label_smoothing = (REAL)run->params[0];
 
     const REAL ratio = label_smoothing / (REAL)classes;
@@ -2457,43 +766,35 @@ static inline void NAME(hessian_diag_all__target_real__label_smoothing_general)(
         for (int64_t c = 0; c < classes; ++c) {
             largest = larger(largest, input_row[c * input_classes]);
         }
-        accumulator sum_shifted_sum = {0};
+        accumulator sum_choice_sum = {0};
         accumulator others_sum = {0};
         accumulator ties_sum = {0};
         for (int64_t c = 0; c < classes; ++c) {
+            const REAL product = weight[c * weight_classes] * target_row[c * target_classes];
             const int is_largest = input_row[c * input_classes] == largest;
             const REAL relative = exp_difference(input_row[c * input_classes], largest);
-            accumulate(&sum_shifted_sum, weight[c * weight_classes] * target_row[c * target_classes] - label_smoothing * weight[c * weight_classes] * target_row[c * target_classes] + ratio * weight[c * weight_classes]);
+            accumulate(&sum_choice_sum, label_smoothing_is_0 ? product : product - label_smoothing * weight[c * weight_classes] * target_row[c * target_classes] + ratio * weight[c * weight_classes]);
             accumulate(&others_sum, is_largest ? 0 : relative);
             accumulate(&ties_sum, (REAL)(is_largest ? 1 : 0));
         }
-        const REAL sum_shifted = value_of(&sum_shifted_sum);
+        const REAL sum_choice = value_of(&sum_choice_sum);
         const REAL others = value_of(&others_sum);
         const REAL ties = value_of(&ties_sum);
         const REAL sum_exp = others + ties;
-        const REAL product = sum_shifted / sum_exp * (scale[n * scale_batch] / sum_exp);
+        const REAL product_2 = sum_choice / sum_exp * (scale[n * scale_batch] / sum_exp);
         const REAL more_ties = ties - 1;
         const REAL shifted = more_ties + others;
         for (int64_t c = 0; c < classes; ++c) {
             const int is_largest_2 = input_row[c * input_classes] == largest;
             const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
-            if (dense || hessian_input) hessian_input_row[c * hessian_input_classes] = product * (is_largest_2 ? shifted : sum_exp - relative_2) * relative_2;
-            if (dense || hessian_target) hessian_target_row[c * hessian_target_classes] = 0;
-            if (dense || hessian_weight) accumulate(&hessian_weight[c * hessian_weight_classes], 0);
+            if (hessian_input_wanted) hessian_input_row[c * hessian_input_classes] = product_2 * (is_largest_2 ? shifted : sum_exp - relative_2) * relative_2;
+            if (hessian_target_wanted) hessian_target_row[c * hessian_target_classes] = 0;
+            if (hessian_weight_wanted) accumulate(&hessian_weight[c * hessian_weight_classes], 0);
         }
     }
 }
 
-static void NAME(hessian_diag_all__target_real__label_smoothing_general_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][0] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->steps[6][0] == 1 && run->data[4] != NULL && run->data[5] != NULL && run->data[6] != NULL)
-        NAME(hessian_diag_all__target_real__label_smoothing_general)(batch, run, 1);
-    else
-        NAME(hessian_diag_all__target_real__label_smoothing_general)(batch, run, 0);
-}
+KERNELS(KERNEL_FUNCTIONS, STRIDED_FUNCTION)
 
-const losslib_kernel NAME(losslib_cross_entropy_hessian_diag_all__target_real__label_smoothing_general) = {
-    "cross_entropy.hessian_diag_all__target_real__label_smoothing_general", NAME(hessian_diag_all__target_real__label_smoothing_general_run), sizeof(REAL), 7, 1, 1,
-    { &input_classes_argument, &target_classes_argument, &weight_classes_argument, &scale_argument, &hessian_input_classes_argument, &hessian_target_classes_argument, &hessian_weight_classes_argument },
-    { &label_smoothing_param }, { "classes" }};
+const losslib_kernel NAME(losslib_cross_entropy__kernels)[] = { KERNELS(KERNEL_ROW, STRIDED_ROW) {.name = NULL} };
 #endif

@@ -6,32 +6,75 @@
  *     loss = (input - target)**2/(2*variance) + log(variance)/2 + (log(2*pi)/2 if full else 0)
  *
  * Arrays: input [batch], target [batch], var [batch].
- * A function computes a run of samples; strides are in elements; outputs that are NULL are not wanted.
+ * A function computes a run of samples; strides are in elements. It serves all kernels in whose row of KERNELS it stands: what
+ * one of them does not want, and what its flags rule out, is dead code where that kernel is compiled.
  */
 #ifndef REAL                              /* this text is compiled once for each type */
 #include "losslib_internal.h"
 
-static const losslib_argument input_argument = {"input", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument target_argument = {"target", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument var_argument = {"var", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, 0.0, INFINITY, 0};
-static const losslib_argument loss_argument = {"loss", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument total_loss_argument = {"total_loss", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument scale_argument = {"scale", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument grad_input_argument = {"grad_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument grad_var_argument = {"grad_var", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument direction_input_argument = {"direction_input", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument direction_var_argument = {"direction_var", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument rate_argument = {"rate", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument total_rate_argument = {"total_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hvp_input_argument = {"hvp_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hvp_var_argument = {"hvp_var", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hessian_input_argument = {"hessian_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hessian_var_argument = {"hessian_var", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument grad_target_argument = {"grad_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument direction_target_argument = {"direction_target", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hvp_target_argument = {"hvp_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hessian_target_argument = {"hessian_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_param eps_param = {"eps", 0.0, INFINITY, 0};
+static const losslib_argument input_argument = {.name = "input", .role = LOSSLIB_INPUT, .per_sample = 1};
+static const losslib_argument target_argument = {.name = "target", .role = LOSSLIB_INPUT, .per_sample = 1};
+static const losslib_argument var_argument = {.name = "var", .role = LOSSLIB_INPUT, .per_sample = 1, .bounded = 1, .domain = {0.0, INFINITY, 0}};
+static const losslib_argument scale_argument = {.name = "scale", .role = LOSSLIB_SCALE, .per_sample = 1};
+static const losslib_argument loss_argument = {.name = "loss", .role = LOSSLIB_OUTPUT, .per_sample = 1, .seldom = 1};
+static const losslib_argument total_loss_argument = {.name = "total_loss", .role = LOSSLIB_TOTAL};
+static const losslib_argument grad_input_argument = {.name = "grad_input", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument grad_target_argument = {.name = "grad_target", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument grad_var_argument = {.name = "grad_var", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument direction_input_argument = {.name = "direction_input", .role = LOSSLIB_DIRECTION, .per_sample = 1};
+static const losslib_argument direction_target_argument = {.name = "direction_target", .role = LOSSLIB_DIRECTION, .per_sample = 1};
+static const losslib_argument direction_var_argument = {.name = "direction_var", .role = LOSSLIB_DIRECTION, .per_sample = 1};
+static const losslib_argument rate_argument = {.name = "rate", .role = LOSSLIB_OUTPUT, .per_sample = 1, .seldom = 1};
+static const losslib_argument total_rate_argument = {.name = "total_rate", .role = LOSSLIB_TOTAL};
+static const losslib_argument hvp_input_argument = {.name = "hvp_input", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument hvp_target_argument = {.name = "hvp_target", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument hvp_var_argument = {.name = "hvp_var", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument hessian_input_argument = {.name = "hessian_input", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument hessian_target_argument = {.name = "hessian_target", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument hessian_var_argument = {.name = "hessian_var", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_param eps_param = {"eps", {0.0, INFINITY, 0}};
+
+static const losslib_family value_and_grad_family = {9, 1, 0,
+    {&input_argument, &target_argument, &var_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument,
+     &grad_target_argument, &grad_var_argument},
+    {&eps_param}, {NULL}};
+
+static const losslib_family jvp_family = {8, 1, 0,
+    {&input_argument, &target_argument, &var_argument, &direction_input_argument, &direction_target_argument, &direction_var_argument,
+     &rate_argument, &total_rate_argument},
+    {&eps_param}, {NULL}};
+
+static const losslib_family hvp_family = {10, 1, 0,
+    {&input_argument, &target_argument, &var_argument, &scale_argument, &direction_input_argument, &direction_target_argument,
+     &direction_var_argument, &hvp_input_argument, &hvp_target_argument, &hvp_var_argument},
+    {&eps_param}, {NULL}};
+
+static const losslib_family hessian_diag_family = {7, 1, 0,
+    {&input_argument, &target_argument, &var_argument, &scale_argument, &hessian_input_argument, &hessian_target_argument,
+     &hessian_var_argument},
+    {&eps_param}, {NULL}};
+
+/* Each kernel: its function, which of the function's arrays, scalars and axes it has (a bit each), and what the flags are. A KERNEL
+ * is compiled for dense arrays too. */
+#define KERNELS(KERNEL, STRIDED) \
+    KERNEL(value__full_yes, value_and_grad, 0x37, 0x1, 0x0, WITH(1)) \
+    KERNEL(value_and_grad__full_yes, value_and_grad, 0x17f, 0x1, 0x0, WITH(1)) \
+    KERNEL(value_and_grad_all__full_yes, value_and_grad, 0x1ff, 0x1, 0x0, WITH(1)) \
+    KERNEL(value__full_no, value_and_grad, 0x37, 0x1, 0x0, WITH(0)) \
+    KERNEL(value_and_grad__full_no, value_and_grad, 0x17f, 0x1, 0x0, WITH(0)) \
+    KERNEL(value_and_grad_all__full_no, value_and_grad, 0x1ff, 0x1, 0x0, WITH(0)) \
+    STRIDED(jvp__full_yes, jvp, 0xef, 0x1, 0x0, WITH(0)) \
+    STRIDED(jvp_all__full_yes, jvp, 0xff, 0x1, 0x0, WITH(1)) \
+    STRIDED(jvp__full_no, jvp, 0xef, 0x1, 0x0, WITH(0)) \
+    STRIDED(jvp_all__full_no, jvp, 0xff, 0x1, 0x0, WITH(1)) \
+    KERNEL(hvp__full_yes, hvp, 0x2df, 0x1, 0x0, WITH(0)) \
+    STRIDED(hvp_all__full_yes, hvp, 0x3ff, 0x1, 0x0, WITH(1)) \
+    KERNEL(hvp__full_no, hvp, 0x2df, 0x1, 0x0, WITH(0)) \
+    STRIDED(hvp_all__full_no, hvp, 0x3ff, 0x1, 0x0, WITH(1)) \
+    KERNEL(hessian_diag__full_yes, hessian_diag, 0x5f, 0x1, 0x0, ) \
+    STRIDED(hessian_diag_all__full_yes, hessian_diag, 0x7f, 0x1, 0x0, ) \
+    KERNEL(hessian_diag__full_no, hessian_diag, 0x5f, 0x1, 0x0, ) \
+    STRIDED(hessian_diag_all__full_no, hessian_diag, 0x7f, 0x1, 0x0, )
 
 #include "losslib_float.h"
 #include "gaussian_nll_loss.c"
@@ -39,57 +82,18 @@ static const losslib_param eps_param = {"eps", 0.0, INFINITY, 0};
 #include "gaussian_nll_loss.c"
 #else
 
-/* The loss of each sample, and the totals, where full is True. 10 operations. */
-static inline void NAME(value__full_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict var = run->data[2]; const int64_t var_batch = dense ? 1 : run->steps[2][0];
-    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
-    accumulator *restrict total_loss = run->data[4];
-    const REAL eps = (REAL)run->params[0];
-
-    accumulator total_loss_sum = {0};
-    const REAL product = (REAL)0.5 * ((REAL)1.837877066409345483560659472811235279723L);
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_loss_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL difference = input[n * input_batch] - target[n * target_batch];
-            const REAL variance = larger(var[n * var_batch], eps);
-            const REAL value = (REAL)0.5 * (difference / variance) * difference + (REAL)0.5 * log(variance) + product;
-            if (loss) loss[n * loss_batch] = value;
-            total_loss_tile[n - first] = value;
-        }
-        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value__full_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->data[3] == NULL)
-        NAME(value__full_yes)(batch, run, 1);
-    else
-        NAME(value__full_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_gaussian_nll_loss_value__full_yes) = {
-    "gaussian_nll_loss.value__full_yes", NAME(value__full_yes_run), sizeof(REAL), 5, 1, 0,
-    { &input_argument, &target_argument, &var_argument, &loss_argument, &total_loss_argument },
-    { &eps_param }, { NULL }};
-
-/* The loss, the totals, and the gradients times scale, where full is True. 15 operations. */
-static inline void NAME(value_and_grad__full_yes)(const int64_t batch, const losslib_run *run, const int dense)
+/* The loss, the totals, and the gradients times scale. */
+static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted, const int full)
 {
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict var = run->data[2]; const int64_t var_batch = dense ? 1 : run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = dense ? 0 : run->steps[3][0];
-    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = dense ? 1 : run->steps[4][0];
-    accumulator *restrict total_loss = run->data[5];
-    REAL *restrict grad_input = run->data[6]; const int64_t grad_input_batch = dense ? 1 : run->steps[6][0];
-    REAL *restrict grad_var = run->data[7]; const int64_t grad_var_batch = dense ? 1 : run->steps[7][0];
+    REAL *restrict loss = run->data[4]; const int64_t loss_batch = dense ? 1 : run->steps[4][0]; const int loss_wanted = !dense && WANTS(4);
+    accumulator *restrict total_loss = WANTS(5) ? run->data[5] : NULL;
+    REAL *restrict grad_input = run->data[6]; const int64_t grad_input_batch = dense ? 1 : run->steps[6][0]; const int grad_input_wanted = WANTS(6);
+    REAL *restrict grad_target = run->data[7]; const int64_t grad_target_batch = dense ? 1 : run->steps[7][0]; const int grad_target_wanted = WANTS(7);
+    REAL *restrict grad_var = run->data[8]; const int64_t grad_var_batch = dense ? 1 : run->steps[8][0]; const int grad_var_wanted = WANTS(8);
     const REAL eps = (REAL)run->params[0];
 
     accumulator total_loss_sum = {0};
@@ -102,40 +106,31 @@ static inline void NAME(value_and_grad__full_yes)(const int64_t batch, const los
             const REAL variance = larger(var[n * var_batch], eps);
             const REAL ratio = difference / variance;
             const REAL product_2 = (REAL)0.5 * ratio;
-            const REAL value = product_2 * difference + (REAL)0.5 * log(variance) + product;
-            if (loss) loss[n * loss_batch] = value;
-            total_loss_tile[n - first] = value;
-            if (dense || grad_input) grad_input[n * grad_input_batch] = ratio * scale[n * scale_batch];
-            if (dense || grad_var) grad_var[n * grad_var_batch] = ((REAL)0.5 / variance - product_2 * ratio) * scale[n * scale_batch];
+            const REAL value = product_2 * difference + (REAL)0.5 * log(variance);
+            const REAL value_2 = value + product;
+            const REAL value_3 = full ? value_2 : value;
+            if (loss_wanted) loss[n * loss_batch] = value_3;
+            total_loss_tile[n - first] = value_3;
+            if (grad_input_wanted) grad_input[n * grad_input_batch] = ratio * scale[n * scale_batch];
+            if (grad_target_wanted) grad_target[n * grad_target_batch] = (target[n * target_batch] - input[n * input_batch]) / variance * scale[n * scale_batch];
+            if (grad_var_wanted) grad_var[n * grad_var_batch] = ((REAL)0.5 / variance - product_2 * ratio) * scale[n * scale_batch];
         }
         accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
-    add(total_loss, &total_loss_sum);
+    if (total_loss) add(total_loss, &total_loss_sum);
 }
 
-static void NAME(value_and_grad__full_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 0 && run->steps[6][0] == 1 && run->steps[7][0] == 1 && run->data[4] == NULL && run->data[6] != NULL && run->data[7] != NULL)
-        NAME(value_and_grad__full_yes)(batch, run, 1);
-    else
-        NAME(value_and_grad__full_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_gaussian_nll_loss_value_and_grad__full_yes) = {
-    "gaussian_nll_loss.value_and_grad__full_yes", NAME(value_and_grad__full_yes_run), sizeof(REAL), 8, 1, 0,
-    { &input_argument, &target_argument, &var_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument, &grad_var_argument },
-    { &eps_param }, { NULL }};
-
-/* The derivative along the directions, where full is True. 10 operations. */
-static inline void NAME(jvp__full_yes)(const int64_t batch, const losslib_run *run, const int dense)
+/* The derivative along the directions. */
+static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted, const int all)
 {
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict var = run->data[2]; const int64_t var_batch = dense ? 1 : run->steps[2][0];
     const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = dense ? 1 : run->steps[3][0];
-    const REAL *restrict direction_var = run->data[4]; const int64_t direction_var_batch = dense ? 1 : run->steps[4][0];
-    REAL *restrict rate = dense ? NULL : run->data[5]; const int64_t rate_batch = dense ? 1 : run->steps[5][0];
-    accumulator *restrict total_rate = run->data[6];
+    const REAL *restrict direction_target = run->data[4]; const int64_t direction_target_batch = dense && WANTS(4) ? 1 : run->steps[4][0];
+    const REAL *restrict direction_var = run->data[5]; const int64_t direction_var_batch = dense ? 1 : run->steps[5][0];
+    REAL *restrict rate = run->data[6]; const int64_t rate_batch = dense ? 1 : run->steps[6][0]; const int rate_wanted = !dense && WANTS(6);
+    accumulator *restrict total_rate = WANTS(7) ? run->data[7] : NULL;
     const REAL eps = (REAL)run->params[0];
 
     accumulator total_rate_sum = {0};
@@ -145,199 +140,30 @@ static inline void NAME(jvp__full_yes)(const int64_t batch, const losslib_run *r
         for (int64_t n = first; n < end; ++n) {
             const REAL variance = larger(var[n * var_batch], eps);
             const REAL ratio = (input[n * input_batch] - target[n * target_batch]) / variance;
-            const REAL shifted = ((REAL)0.5 / variance - (REAL)0.5 * ratio * ratio) * direction_var[n * direction_var_batch] + ratio * direction_input[n * direction_input_batch];
-            if (rate) rate[n * rate_batch] = shifted;
-            total_rate_tile[n - first] = shifted;
+            const REAL product = ((REAL)0.5 / variance - (REAL)0.5 * ratio * ratio) * direction_var[n * direction_var_batch];
+            const REAL product_2 = ratio * direction_input[n * direction_input_batch];
+            const REAL choice = all ? product + (target[n * target_batch] - input[n * input_batch]) / variance * direction_target[n * direction_target_batch] + product_2 : product + product_2;
+            if (rate_wanted) rate[n * rate_batch] = choice;
+            total_rate_tile[n - first] = choice;
         }
         accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
     }
-    add(total_rate, &total_rate_sum);
+    if (total_rate) add(total_rate, &total_rate_sum);
 }
 
-static void NAME(jvp__full_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->data[5] == NULL)
-        NAME(jvp__full_yes)(batch, run, 1);
-    else
-        NAME(jvp__full_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_gaussian_nll_loss_jvp__full_yes) = {
-    "gaussian_nll_loss.jvp__full_yes", NAME(jvp__full_yes_run), sizeof(REAL), 7, 1, 0,
-    { &input_argument, &target_argument, &var_argument, &direction_input_argument, &direction_var_argument, &rate_argument, &total_rate_argument },
-    { &eps_param }, { NULL }};
-
-/* The hessian times the directions, times scale, where full is True. 19 operations. */
-static inline void NAME(hvp__full_yes)(const int64_t batch, const losslib_run *run, const int dense)
+/* The hessian times the directions, times scale. */
+static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted, const int all)
 {
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict var = run->data[2]; const int64_t var_batch = dense ? 1 : run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = dense ? 0 : run->steps[3][0];
     const REAL *restrict direction_input = run->data[4]; const int64_t direction_input_batch = dense ? 1 : run->steps[4][0];
-    const REAL *restrict direction_var = run->data[5]; const int64_t direction_var_batch = dense ? 1 : run->steps[5][0];
-    REAL *restrict hvp_input = run->data[6]; const int64_t hvp_input_batch = dense ? 1 : run->steps[6][0];
-    REAL *restrict hvp_var = run->data[7]; const int64_t hvp_var_batch = dense ? 1 : run->steps[7][0];
-    const REAL eps = (REAL)run->params[0];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL variance = larger(var[n * var_batch], eps);
-        const REAL ratio = direction_input[n * direction_input_batch] / variance;
-        const REAL ratio_2 = (input[n * input_batch] - target[n * target_batch]) / variance;
-        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = ratio * scale[n * scale_batch] - ratio_2 * (direction_var[n * direction_var_batch] / variance) * scale[n * scale_batch];
-        if (dense || hvp_var) hvp_var[n * hvp_var_batch] = (ratio_2 * ratio_2 / variance - (REAL)0.5 / variance / variance) * direction_var[n * direction_var_batch] * scale[n * scale_batch] - ratio_2 * ratio * scale[n * scale_batch];
-    }
-}
-
-static void NAME(hvp__full_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->steps[7][0] == 1 && run->data[6] != NULL && run->data[7] != NULL)
-        NAME(hvp__full_yes)(batch, run, 1);
-    else
-        NAME(hvp__full_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_gaussian_nll_loss_hvp__full_yes) = {
-    "gaussian_nll_loss.hvp__full_yes", NAME(hvp__full_yes_run), sizeof(REAL), 8, 1, 0,
-    { &input_argument, &target_argument, &var_argument, &scale_argument, &direction_input_argument, &direction_var_argument, &hvp_input_argument, &hvp_var_argument },
-    { &eps_param }, { NULL }};
-
-/* The diagonal of the hessian, times scale, where full is True. 10 operations. */
-static inline void NAME(hessian_diag__full_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict var = run->data[2]; const int64_t var_batch = dense ? 1 : run->steps[2][0];
-    const REAL *restrict scale = run->data[3]; const int64_t scale_batch = dense ? 0 : run->steps[3][0];
-    REAL *restrict hessian_input = run->data[4]; const int64_t hessian_input_batch = dense ? 1 : run->steps[4][0];
-    REAL *restrict hessian_var = run->data[5]; const int64_t hessian_var_batch = dense ? 1 : run->steps[5][0];
-    const REAL eps = (REAL)run->params[0];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL variance = larger(var[n * var_batch], eps);
-        const REAL ratio = (input[n * input_batch] - target[n * target_batch]) / variance;
-        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = scale[n * scale_batch] / variance;
-        if (dense || hessian_var) hessian_var[n * hessian_var_batch] = (ratio * ratio / variance - (REAL)0.5 / variance / variance) * scale[n * scale_batch];
-    }
-}
-
-static void NAME(hessian_diag__full_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->data[4] != NULL && run->data[5] != NULL)
-        NAME(hessian_diag__full_yes)(batch, run, 1);
-    else
-        NAME(hessian_diag__full_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_gaussian_nll_loss_hessian_diag__full_yes) = {
-    "gaussian_nll_loss.hessian_diag__full_yes", NAME(hessian_diag__full_yes_run), sizeof(REAL), 6, 1, 0,
-    { &input_argument, &target_argument, &var_argument, &scale_argument, &hessian_input_argument, &hessian_var_argument },
-    { &eps_param }, { NULL }};
-
-/* The loss, the totals, and the gradients times scale, where full is True. 18 operations. */
-static inline void NAME(value_and_grad_all__full_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict var = run->data[2]; const int64_t var_batch = dense ? 1 : run->steps[2][0];
-    const REAL *restrict scale = run->data[3]; const int64_t scale_batch = dense ? 0 : run->steps[3][0];
-    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = dense ? 1 : run->steps[4][0];
-    accumulator *restrict total_loss = run->data[5];
-    REAL *restrict grad_input = run->data[6]; const int64_t grad_input_batch = dense ? 1 : run->steps[6][0];
-    REAL *restrict grad_target = run->data[7]; const int64_t grad_target_batch = dense ? 1 : run->steps[7][0];
-    REAL *restrict grad_var = run->data[8]; const int64_t grad_var_batch = dense ? 1 : run->steps[8][0];
-    const REAL eps = (REAL)run->params[0];
-
-    accumulator total_loss_sum = {0};
-    const REAL product = (REAL)0.5 * ((REAL)1.837877066409345483560659472811235279723L);
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_loss_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL difference = input[n * input_batch] - target[n * target_batch];
-            const REAL variance = larger(var[n * var_batch], eps);
-            const REAL ratio = difference / variance;
-            const REAL product_2 = (REAL)0.5 * ratio;
-            const REAL value = product_2 * difference + (REAL)0.5 * log(variance) + product;
-            if (loss) loss[n * loss_batch] = value;
-            total_loss_tile[n - first] = value;
-            if (dense || grad_input) grad_input[n * grad_input_batch] = ratio * scale[n * scale_batch];
-            if (dense || grad_target) grad_target[n * grad_target_batch] = (target[n * target_batch] - input[n * input_batch]) / variance * scale[n * scale_batch];
-            if (dense || grad_var) grad_var[n * grad_var_batch] = ((REAL)0.5 / variance - product_2 * ratio) * scale[n * scale_batch];
-        }
-        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value_and_grad_all__full_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 0 && run->steps[6][0] == 1 && run->steps[7][0] == 1 && run->steps[8][0] == 1 && run->data[4] == NULL && run->data[6] != NULL && run->data[7] != NULL && run->data[8] != NULL)
-        NAME(value_and_grad_all__full_yes)(batch, run, 1);
-    else
-        NAME(value_and_grad_all__full_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_gaussian_nll_loss_value_and_grad_all__full_yes) = {
-    "gaussian_nll_loss.value_and_grad_all__full_yes", NAME(value_and_grad_all__full_yes_run), sizeof(REAL), 9, 1, 0,
-    { &input_argument, &target_argument, &var_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument, &grad_target_argument, &grad_var_argument },
-    { &eps_param }, { NULL }};
-
-/* The derivative along the directions, where full is True. 14 operations. */
-static inline void NAME(jvp_all__full_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict var = run->data[2]; const int64_t var_batch = dense ? 1 : run->steps[2][0];
-    const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = dense ? 1 : run->steps[3][0];
-    const REAL *restrict direction_target = run->data[4]; const int64_t direction_target_batch = dense ? 1 : run->steps[4][0];
-    const REAL *restrict direction_var = run->data[5]; const int64_t direction_var_batch = dense ? 1 : run->steps[5][0];
-    REAL *restrict rate = dense ? NULL : run->data[6]; const int64_t rate_batch = dense ? 1 : run->steps[6][0];
-    accumulator *restrict total_rate = run->data[7];
-    const REAL eps = (REAL)run->params[0];
-
-    accumulator total_rate_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_rate_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL variance = larger(var[n * var_batch], eps);
-            const REAL ratio = (input[n * input_batch] - target[n * target_batch]) / variance;
-            const REAL shifted = ((REAL)0.5 / variance - (REAL)0.5 * ratio * ratio) * direction_var[n * direction_var_batch] + (target[n * target_batch] - input[n * input_batch]) / variance * direction_target[n * direction_target_batch] + ratio * direction_input[n * direction_input_batch];
-            if (rate) rate[n * rate_batch] = shifted;
-            total_rate_tile[n - first] = shifted;
-        }
-        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
-    }
-    add(total_rate, &total_rate_sum);
-}
-
-static void NAME(jvp_all__full_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->data[6] == NULL)
-        NAME(jvp_all__full_yes)(batch, run, 1);
-    else
-        NAME(jvp_all__full_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_gaussian_nll_loss_jvp_all__full_yes) = {
-    "gaussian_nll_loss.jvp_all__full_yes", NAME(jvp_all__full_yes_run), sizeof(REAL), 8, 1, 0,
-    { &input_argument, &target_argument, &var_argument, &direction_input_argument, &direction_target_argument, &direction_var_argument, &rate_argument, &total_rate_argument },
-    { &eps_param }, { NULL }};
-
-/* The hessian times the directions, times scale, where full is True. 31 operations. */
-static inline void NAME(hvp_all__full_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict var = run->data[2]; const int64_t var_batch = dense ? 1 : run->steps[2][0];
-    const REAL *restrict scale = run->data[3]; const int64_t scale_batch = dense ? 0 : run->steps[3][0];
-    const REAL *restrict direction_input = run->data[4]; const int64_t direction_input_batch = dense ? 1 : run->steps[4][0];
-    const REAL *restrict direction_target = run->data[5]; const int64_t direction_target_batch = dense ? 1 : run->steps[5][0];
+    const REAL *restrict direction_target = run->data[5]; const int64_t direction_target_batch = dense && WANTS(5) ? 1 : run->steps[5][0];
     const REAL *restrict direction_var = run->data[6]; const int64_t direction_var_batch = dense ? 1 : run->steps[6][0];
-    REAL *restrict hvp_input = run->data[7]; const int64_t hvp_input_batch = dense ? 1 : run->steps[7][0];
-    REAL *restrict hvp_target = run->data[8]; const int64_t hvp_target_batch = dense ? 1 : run->steps[8][0];
-    REAL *restrict hvp_var = run->data[9]; const int64_t hvp_var_batch = dense ? 1 : run->steps[9][0];
+    REAL *restrict hvp_input = run->data[7]; const int64_t hvp_input_batch = dense ? 1 : run->steps[7][0]; const int hvp_input_wanted = WANTS(7);
+    REAL *restrict hvp_target = run->data[8]; const int64_t hvp_target_batch = dense ? 1 : run->steps[8][0]; const int hvp_target_wanted = WANTS(8);
+    REAL *restrict hvp_var = run->data[9]; const int64_t hvp_var_batch = dense ? 1 : run->steps[9][0]; const int hvp_var_wanted = WANTS(9);
     const REAL eps = (REAL)run->params[0];
 
     for (int64_t n = 0; n < batch; ++n) {
@@ -346,421 +172,41 @@ static inline void NAME(hvp_all__full_yes)(const int64_t batch, const losslib_ru
         const REAL product = ratio * scale[n * scale_batch];
         const REAL ratio_2 = (input[n * input_batch] - target[n * target_batch]) / variance;
         const REAL ratio_3 = direction_var[n * direction_var_batch] / variance;
+        const REAL difference = product - ratio_2 * ratio_3 * scale[n * scale_batch];
         const REAL ratio_4 = direction_target[n * direction_target_batch] / variance;
         const REAL product_2 = ratio_4 * scale[n * scale_batch];
         const REAL ratio_5 = (target[n * target_batch] - input[n * input_batch]) / variance;
-        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = product - ratio_2 * ratio_3 * scale[n * scale_batch] - product_2;
-        if (dense || hvp_target) hvp_target[n * hvp_target_batch] = product_2 - ratio_5 * ratio_3 * scale[n * scale_batch] - product;
-        if (dense || hvp_var) hvp_var[n * hvp_var_batch] = (ratio_2 * ratio_2 / variance - (REAL)0.5 / variance / variance) * direction_var[n * direction_var_batch] * scale[n * scale_batch] - ratio_5 * ratio_4 * scale[n * scale_batch] - ratio_2 * ratio * scale[n * scale_batch];
+        const REAL product_3 = (ratio_2 * ratio_2 / variance - (REAL)0.5 / variance / variance) * direction_var[n * direction_var_batch] * scale[n * scale_batch];
+        const REAL product_4 = ratio_2 * ratio * scale[n * scale_batch];
+        if (hvp_input_wanted) hvp_input[n * hvp_input_batch] = all ? difference - product_2 : difference;
+        if (hvp_target_wanted) hvp_target[n * hvp_target_batch] = product_2 - ratio_5 * ratio_3 * scale[n * scale_batch] - product;
+        if (hvp_var_wanted) hvp_var[n * hvp_var_batch] = all ? product_3 - ratio_5 * ratio_4 * scale[n * scale_batch] - product_4 : product_3 - product_4;
     }
 }
 
-static void NAME(hvp_all__full_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->steps[7][0] == 1 && run->steps[8][0] == 1 && run->steps[9][0] == 1 && run->data[7] != NULL && run->data[8] != NULL && run->data[9] != NULL)
-        NAME(hvp_all__full_yes)(batch, run, 1);
-    else
-        NAME(hvp_all__full_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_gaussian_nll_loss_hvp_all__full_yes) = {
-    "gaussian_nll_loss.hvp_all__full_yes", NAME(hvp_all__full_yes_run), sizeof(REAL), 10, 1, 0,
-    { &input_argument, &target_argument, &var_argument, &scale_argument, &direction_input_argument, &direction_target_argument, &direction_var_argument, &hvp_input_argument, &hvp_target_argument, &hvp_var_argument },
-    { &eps_param }, { NULL }};
-
-/* The diagonal of the hessian, times scale, where full is True. 10 operations. */
-static inline void NAME(hessian_diag_all__full_yes)(const int64_t batch, const losslib_run *run, const int dense)
+/* The diagonal of the hessian, times scale. */
+static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted)
 {
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict var = run->data[2]; const int64_t var_batch = dense ? 1 : run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = dense ? 0 : run->steps[3][0];
-    REAL *restrict hessian_input = run->data[4]; const int64_t hessian_input_batch = dense ? 1 : run->steps[4][0];
-    REAL *restrict hessian_target = run->data[5]; const int64_t hessian_target_batch = dense ? 1 : run->steps[5][0];
-    REAL *restrict hessian_var = run->data[6]; const int64_t hessian_var_batch = dense ? 1 : run->steps[6][0];
+    REAL *restrict hessian_input = run->data[4]; const int64_t hessian_input_batch = dense ? 1 : run->steps[4][0]; const int hessian_input_wanted = WANTS(4);
+    REAL *restrict hessian_target = run->data[5]; const int64_t hessian_target_batch = dense ? 1 : run->steps[5][0]; const int hessian_target_wanted = WANTS(5);
+    REAL *restrict hessian_var = run->data[6]; const int64_t hessian_var_batch = dense ? 1 : run->steps[6][0]; const int hessian_var_wanted = WANTS(6);
     const REAL eps = (REAL)run->params[0];
 
     for (int64_t n = 0; n < batch; ++n) {
         const REAL variance = larger(var[n * var_batch], eps);
         const REAL ratio = scale[n * scale_batch] / variance;
         const REAL ratio_2 = (input[n * input_batch] - target[n * target_batch]) / variance;
-        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = ratio;
-        if (dense || hessian_target) hessian_target[n * hessian_target_batch] = ratio;
-        if (dense || hessian_var) hessian_var[n * hessian_var_batch] = (ratio_2 * ratio_2 / variance - (REAL)0.5 / variance / variance) * scale[n * scale_batch];
+        if (hessian_input_wanted) hessian_input[n * hessian_input_batch] = ratio;
+        if (hessian_target_wanted) hessian_target[n * hessian_target_batch] = ratio;
+        if (hessian_var_wanted) hessian_var[n * hessian_var_batch] = (ratio_2 * ratio_2 / variance - (REAL)0.5 / variance / variance) * scale[n * scale_batch];
     }
 }
 
-static void NAME(hessian_diag_all__full_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->data[4] != NULL && run->data[5] != NULL && run->data[6] != NULL)
-        NAME(hessian_diag_all__full_yes)(batch, run, 1);
-    else
-        NAME(hessian_diag_all__full_yes)(batch, run, 0);
-}
+KERNELS(KERNEL_FUNCTIONS, STRIDED_FUNCTION)
 
-const losslib_kernel NAME(losslib_gaussian_nll_loss_hessian_diag_all__full_yes) = {
-    "gaussian_nll_loss.hessian_diag_all__full_yes", NAME(hessian_diag_all__full_yes_run), sizeof(REAL), 7, 1, 0,
-    { &input_argument, &target_argument, &var_argument, &scale_argument, &hessian_input_argument, &hessian_target_argument, &hessian_var_argument },
-    { &eps_param }, { NULL }};
-
-/* The loss of each sample, and the totals, where full is False. 8 operations. */
-static inline void NAME(value__full_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict var = run->data[2]; const int64_t var_batch = dense ? 1 : run->steps[2][0];
-    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
-    accumulator *restrict total_loss = run->data[4];
-    const REAL eps = (REAL)run->params[0];
-
-    accumulator total_loss_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_loss_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL difference = input[n * input_batch] - target[n * target_batch];
-            const REAL variance = larger(var[n * var_batch], eps);
-            const REAL value = (REAL)0.5 * (difference / variance) * difference + (REAL)0.5 * log(variance);
-            if (loss) loss[n * loss_batch] = value;
-            total_loss_tile[n - first] = value;
-        }
-        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value__full_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->data[3] == NULL)
-        NAME(value__full_no)(batch, run, 1);
-    else
-        NAME(value__full_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_gaussian_nll_loss_value__full_no) = {
-    "gaussian_nll_loss.value__full_no", NAME(value__full_no_run), sizeof(REAL), 5, 1, 0,
-    { &input_argument, &target_argument, &var_argument, &loss_argument, &total_loss_argument },
-    { &eps_param }, { NULL }};
-
-/* The loss, the totals, and the gradients times scale, where full is False. 13 operations. */
-static inline void NAME(value_and_grad__full_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict var = run->data[2]; const int64_t var_batch = dense ? 1 : run->steps[2][0];
-    const REAL *restrict scale = run->data[3]; const int64_t scale_batch = dense ? 0 : run->steps[3][0];
-    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = dense ? 1 : run->steps[4][0];
-    accumulator *restrict total_loss = run->data[5];
-    REAL *restrict grad_input = run->data[6]; const int64_t grad_input_batch = dense ? 1 : run->steps[6][0];
-    REAL *restrict grad_var = run->data[7]; const int64_t grad_var_batch = dense ? 1 : run->steps[7][0];
-    const REAL eps = (REAL)run->params[0];
-
-    accumulator total_loss_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_loss_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL difference = input[n * input_batch] - target[n * target_batch];
-            const REAL variance = larger(var[n * var_batch], eps);
-            const REAL ratio = difference / variance;
-            const REAL product = (REAL)0.5 * ratio;
-            const REAL value = product * difference + (REAL)0.5 * log(variance);
-            if (loss) loss[n * loss_batch] = value;
-            total_loss_tile[n - first] = value;
-            if (dense || grad_input) grad_input[n * grad_input_batch] = ratio * scale[n * scale_batch];
-            if (dense || grad_var) grad_var[n * grad_var_batch] = ((REAL)0.5 / variance - product * ratio) * scale[n * scale_batch];
-        }
-        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value_and_grad__full_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 0 && run->steps[6][0] == 1 && run->steps[7][0] == 1 && run->data[4] == NULL && run->data[6] != NULL && run->data[7] != NULL)
-        NAME(value_and_grad__full_no)(batch, run, 1);
-    else
-        NAME(value_and_grad__full_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_gaussian_nll_loss_value_and_grad__full_no) = {
-    "gaussian_nll_loss.value_and_grad__full_no", NAME(value_and_grad__full_no_run), sizeof(REAL), 8, 1, 0,
-    { &input_argument, &target_argument, &var_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument, &grad_var_argument },
-    { &eps_param }, { NULL }};
-
-/* The derivative along the directions, where full is False. 10 operations. */
-static inline void NAME(jvp__full_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict var = run->data[2]; const int64_t var_batch = dense ? 1 : run->steps[2][0];
-    const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = dense ? 1 : run->steps[3][0];
-    const REAL *restrict direction_var = run->data[4]; const int64_t direction_var_batch = dense ? 1 : run->steps[4][0];
-    REAL *restrict rate = dense ? NULL : run->data[5]; const int64_t rate_batch = dense ? 1 : run->steps[5][0];
-    accumulator *restrict total_rate = run->data[6];
-    const REAL eps = (REAL)run->params[0];
-
-    accumulator total_rate_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_rate_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL variance = larger(var[n * var_batch], eps);
-            const REAL ratio = (input[n * input_batch] - target[n * target_batch]) / variance;
-            const REAL shifted = ((REAL)0.5 / variance - (REAL)0.5 * ratio * ratio) * direction_var[n * direction_var_batch] + ratio * direction_input[n * direction_input_batch];
-            if (rate) rate[n * rate_batch] = shifted;
-            total_rate_tile[n - first] = shifted;
-        }
-        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
-    }
-    add(total_rate, &total_rate_sum);
-}
-
-static void NAME(jvp__full_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->data[5] == NULL)
-        NAME(jvp__full_no)(batch, run, 1);
-    else
-        NAME(jvp__full_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_gaussian_nll_loss_jvp__full_no) = {
-    "gaussian_nll_loss.jvp__full_no", NAME(jvp__full_no_run), sizeof(REAL), 7, 1, 0,
-    { &input_argument, &target_argument, &var_argument, &direction_input_argument, &direction_var_argument, &rate_argument, &total_rate_argument },
-    { &eps_param }, { NULL }};
-
-/* The hessian times the directions, times scale, where full is False. 19 operations. */
-static inline void NAME(hvp__full_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict var = run->data[2]; const int64_t var_batch = dense ? 1 : run->steps[2][0];
-    const REAL *restrict scale = run->data[3]; const int64_t scale_batch = dense ? 0 : run->steps[3][0];
-    const REAL *restrict direction_input = run->data[4]; const int64_t direction_input_batch = dense ? 1 : run->steps[4][0];
-    const REAL *restrict direction_var = run->data[5]; const int64_t direction_var_batch = dense ? 1 : run->steps[5][0];
-    REAL *restrict hvp_input = run->data[6]; const int64_t hvp_input_batch = dense ? 1 : run->steps[6][0];
-    REAL *restrict hvp_var = run->data[7]; const int64_t hvp_var_batch = dense ? 1 : run->steps[7][0];
-    const REAL eps = (REAL)run->params[0];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL variance = larger(var[n * var_batch], eps);
-        const REAL ratio = direction_input[n * direction_input_batch] / variance;
-        const REAL ratio_2 = (input[n * input_batch] - target[n * target_batch]) / variance;
-        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = ratio * scale[n * scale_batch] - ratio_2 * (direction_var[n * direction_var_batch] / variance) * scale[n * scale_batch];
-        if (dense || hvp_var) hvp_var[n * hvp_var_batch] = (ratio_2 * ratio_2 / variance - (REAL)0.5 / variance / variance) * direction_var[n * direction_var_batch] * scale[n * scale_batch] - ratio_2 * ratio * scale[n * scale_batch];
-    }
-}
-
-static void NAME(hvp__full_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->steps[7][0] == 1 && run->data[6] != NULL && run->data[7] != NULL)
-        NAME(hvp__full_no)(batch, run, 1);
-    else
-        NAME(hvp__full_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_gaussian_nll_loss_hvp__full_no) = {
-    "gaussian_nll_loss.hvp__full_no", NAME(hvp__full_no_run), sizeof(REAL), 8, 1, 0,
-    { &input_argument, &target_argument, &var_argument, &scale_argument, &direction_input_argument, &direction_var_argument, &hvp_input_argument, &hvp_var_argument },
-    { &eps_param }, { NULL }};
-
-/* The diagonal of the hessian, times scale, where full is False. 10 operations. */
-static inline void NAME(hessian_diag__full_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict var = run->data[2]; const int64_t var_batch = dense ? 1 : run->steps[2][0];
-    const REAL *restrict scale = run->data[3]; const int64_t scale_batch = dense ? 0 : run->steps[3][0];
-    REAL *restrict hessian_input = run->data[4]; const int64_t hessian_input_batch = dense ? 1 : run->steps[4][0];
-    REAL *restrict hessian_var = run->data[5]; const int64_t hessian_var_batch = dense ? 1 : run->steps[5][0];
-    const REAL eps = (REAL)run->params[0];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL variance = larger(var[n * var_batch], eps);
-        const REAL ratio = (input[n * input_batch] - target[n * target_batch]) / variance;
-        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = scale[n * scale_batch] / variance;
-        if (dense || hessian_var) hessian_var[n * hessian_var_batch] = (ratio * ratio / variance - (REAL)0.5 / variance / variance) * scale[n * scale_batch];
-    }
-}
-
-static void NAME(hessian_diag__full_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->data[4] != NULL && run->data[5] != NULL)
-        NAME(hessian_diag__full_no)(batch, run, 1);
-    else
-        NAME(hessian_diag__full_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_gaussian_nll_loss_hessian_diag__full_no) = {
-    "gaussian_nll_loss.hessian_diag__full_no", NAME(hessian_diag__full_no_run), sizeof(REAL), 6, 1, 0,
-    { &input_argument, &target_argument, &var_argument, &scale_argument, &hessian_input_argument, &hessian_var_argument },
-    { &eps_param }, { NULL }};
-
-/* The loss, the totals, and the gradients times scale, where full is False. 16 operations. */
-static inline void NAME(value_and_grad_all__full_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict var = run->data[2]; const int64_t var_batch = dense ? 1 : run->steps[2][0];
-    const REAL *restrict scale = run->data[3]; const int64_t scale_batch = dense ? 0 : run->steps[3][0];
-    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = dense ? 1 : run->steps[4][0];
-    accumulator *restrict total_loss = run->data[5];
-    REAL *restrict grad_input = run->data[6]; const int64_t grad_input_batch = dense ? 1 : run->steps[6][0];
-    REAL *restrict grad_target = run->data[7]; const int64_t grad_target_batch = dense ? 1 : run->steps[7][0];
-    REAL *restrict grad_var = run->data[8]; const int64_t grad_var_batch = dense ? 1 : run->steps[8][0];
-    const REAL eps = (REAL)run->params[0];
-
-    accumulator total_loss_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_loss_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL difference = input[n * input_batch] - target[n * target_batch];
-            const REAL variance = larger(var[n * var_batch], eps);
-            const REAL ratio = difference / variance;
-            const REAL product = (REAL)0.5 * ratio;
-            const REAL value = product * difference + (REAL)0.5 * log(variance);
-            if (loss) loss[n * loss_batch] = value;
-            total_loss_tile[n - first] = value;
-            if (dense || grad_input) grad_input[n * grad_input_batch] = ratio * scale[n * scale_batch];
-            if (dense || grad_target) grad_target[n * grad_target_batch] = (target[n * target_batch] - input[n * input_batch]) / variance * scale[n * scale_batch];
-            if (dense || grad_var) grad_var[n * grad_var_batch] = ((REAL)0.5 / variance - product * ratio) * scale[n * scale_batch];
-        }
-        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value_and_grad_all__full_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 0 && run->steps[6][0] == 1 && run->steps[7][0] == 1 && run->steps[8][0] == 1 && run->data[4] == NULL && run->data[6] != NULL && run->data[7] != NULL && run->data[8] != NULL)
-        NAME(value_and_grad_all__full_no)(batch, run, 1);
-    else
-        NAME(value_and_grad_all__full_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_gaussian_nll_loss_value_and_grad_all__full_no) = {
-    "gaussian_nll_loss.value_and_grad_all__full_no", NAME(value_and_grad_all__full_no_run), sizeof(REAL), 9, 1, 0,
-    { &input_argument, &target_argument, &var_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument, &grad_target_argument, &grad_var_argument },
-    { &eps_param }, { NULL }};
-
-/* The derivative along the directions, where full is False. 14 operations. */
-static inline void NAME(jvp_all__full_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict var = run->data[2]; const int64_t var_batch = dense ? 1 : run->steps[2][0];
-    const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = dense ? 1 : run->steps[3][0];
-    const REAL *restrict direction_target = run->data[4]; const int64_t direction_target_batch = dense ? 1 : run->steps[4][0];
-    const REAL *restrict direction_var = run->data[5]; const int64_t direction_var_batch = dense ? 1 : run->steps[5][0];
-    REAL *restrict rate = dense ? NULL : run->data[6]; const int64_t rate_batch = dense ? 1 : run->steps[6][0];
-    accumulator *restrict total_rate = run->data[7];
-    const REAL eps = (REAL)run->params[0];
-
-    accumulator total_rate_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_rate_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL variance = larger(var[n * var_batch], eps);
-            const REAL ratio = (input[n * input_batch] - target[n * target_batch]) / variance;
-            const REAL shifted = ((REAL)0.5 / variance - (REAL)0.5 * ratio * ratio) * direction_var[n * direction_var_batch] + (target[n * target_batch] - input[n * input_batch]) / variance * direction_target[n * direction_target_batch] + ratio * direction_input[n * direction_input_batch];
-            if (rate) rate[n * rate_batch] = shifted;
-            total_rate_tile[n - first] = shifted;
-        }
-        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
-    }
-    add(total_rate, &total_rate_sum);
-}
-
-static void NAME(jvp_all__full_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->data[6] == NULL)
-        NAME(jvp_all__full_no)(batch, run, 1);
-    else
-        NAME(jvp_all__full_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_gaussian_nll_loss_jvp_all__full_no) = {
-    "gaussian_nll_loss.jvp_all__full_no", NAME(jvp_all__full_no_run), sizeof(REAL), 8, 1, 0,
-    { &input_argument, &target_argument, &var_argument, &direction_input_argument, &direction_target_argument, &direction_var_argument, &rate_argument, &total_rate_argument },
-    { &eps_param }, { NULL }};
-
-/* The hessian times the directions, times scale, where full is False. 31 operations. */
-static inline void NAME(hvp_all__full_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict var = run->data[2]; const int64_t var_batch = dense ? 1 : run->steps[2][0];
-    const REAL *restrict scale = run->data[3]; const int64_t scale_batch = dense ? 0 : run->steps[3][0];
-    const REAL *restrict direction_input = run->data[4]; const int64_t direction_input_batch = dense ? 1 : run->steps[4][0];
-    const REAL *restrict direction_target = run->data[5]; const int64_t direction_target_batch = dense ? 1 : run->steps[5][0];
-    const REAL *restrict direction_var = run->data[6]; const int64_t direction_var_batch = dense ? 1 : run->steps[6][0];
-    REAL *restrict hvp_input = run->data[7]; const int64_t hvp_input_batch = dense ? 1 : run->steps[7][0];
-    REAL *restrict hvp_target = run->data[8]; const int64_t hvp_target_batch = dense ? 1 : run->steps[8][0];
-    REAL *restrict hvp_var = run->data[9]; const int64_t hvp_var_batch = dense ? 1 : run->steps[9][0];
-    const REAL eps = (REAL)run->params[0];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL variance = larger(var[n * var_batch], eps);
-        const REAL ratio = direction_input[n * direction_input_batch] / variance;
-        const REAL product = ratio * scale[n * scale_batch];
-        const REAL ratio_2 = (input[n * input_batch] - target[n * target_batch]) / variance;
-        const REAL ratio_3 = direction_var[n * direction_var_batch] / variance;
-        const REAL ratio_4 = direction_target[n * direction_target_batch] / variance;
-        const REAL product_2 = ratio_4 * scale[n * scale_batch];
-        const REAL ratio_5 = (target[n * target_batch] - input[n * input_batch]) / variance;
-        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = product - ratio_2 * ratio_3 * scale[n * scale_batch] - product_2;
-        if (dense || hvp_target) hvp_target[n * hvp_target_batch] = product_2 - ratio_5 * ratio_3 * scale[n * scale_batch] - product;
-        if (dense || hvp_var) hvp_var[n * hvp_var_batch] = (ratio_2 * ratio_2 / variance - (REAL)0.5 / variance / variance) * direction_var[n * direction_var_batch] * scale[n * scale_batch] - ratio_5 * ratio_4 * scale[n * scale_batch] - ratio_2 * ratio * scale[n * scale_batch];
-    }
-}
-
-static void NAME(hvp_all__full_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->steps[7][0] == 1 && run->steps[8][0] == 1 && run->steps[9][0] == 1 && run->data[7] != NULL && run->data[8] != NULL && run->data[9] != NULL)
-        NAME(hvp_all__full_no)(batch, run, 1);
-    else
-        NAME(hvp_all__full_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_gaussian_nll_loss_hvp_all__full_no) = {
-    "gaussian_nll_loss.hvp_all__full_no", NAME(hvp_all__full_no_run), sizeof(REAL), 10, 1, 0,
-    { &input_argument, &target_argument, &var_argument, &scale_argument, &direction_input_argument, &direction_target_argument, &direction_var_argument, &hvp_input_argument, &hvp_target_argument, &hvp_var_argument },
-    { &eps_param }, { NULL }};
-
-/* The diagonal of the hessian, times scale, where full is False. 10 operations. */
-static inline void NAME(hessian_diag_all__full_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict var = run->data[2]; const int64_t var_batch = dense ? 1 : run->steps[2][0];
-    const REAL *restrict scale = run->data[3]; const int64_t scale_batch = dense ? 0 : run->steps[3][0];
-    REAL *restrict hessian_input = run->data[4]; const int64_t hessian_input_batch = dense ? 1 : run->steps[4][0];
-    REAL *restrict hessian_target = run->data[5]; const int64_t hessian_target_batch = dense ? 1 : run->steps[5][0];
-    REAL *restrict hessian_var = run->data[6]; const int64_t hessian_var_batch = dense ? 1 : run->steps[6][0];
-    const REAL eps = (REAL)run->params[0];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL variance = larger(var[n * var_batch], eps);
-        const REAL ratio = scale[n * scale_batch] / variance;
-        const REAL ratio_2 = (input[n * input_batch] - target[n * target_batch]) / variance;
-        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = ratio;
-        if (dense || hessian_target) hessian_target[n * hessian_target_batch] = ratio;
-        if (dense || hessian_var) hessian_var[n * hessian_var_batch] = (ratio_2 * ratio_2 / variance - (REAL)0.5 / variance / variance) * scale[n * scale_batch];
-    }
-}
-
-static void NAME(hessian_diag_all__full_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->data[4] != NULL && run->data[5] != NULL && run->data[6] != NULL)
-        NAME(hessian_diag_all__full_no)(batch, run, 1);
-    else
-        NAME(hessian_diag_all__full_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_gaussian_nll_loss_hessian_diag_all__full_no) = {
-    "gaussian_nll_loss.hessian_diag_all__full_no", NAME(hessian_diag_all__full_no_run), sizeof(REAL), 7, 1, 0,
-    { &input_argument, &target_argument, &var_argument, &scale_argument, &hessian_input_argument, &hessian_target_argument, &hessian_var_argument },
-    { &eps_param }, { NULL }};
+const losslib_kernel NAME(losslib_gaussian_nll_loss__kernels)[] = { KERNELS(KERNEL_ROW, STRIDED_ROW) {.name = NULL} };
 #endif

@@ -5,26 +5,57 @@
  *     loss = (input if Ne(target, -1) else 0) + (max(margin - input, 0) if Ne(target, 1) else 0)
  *
  * Arrays: input [batch], target [batch].
- * A function computes a run of samples; strides are in elements; outputs that are NULL are not wanted.
+ * A function computes a run of samples; strides are in elements. It serves all kernels in whose row of KERNELS it stands: what
+ * one of them does not want, and what its flags rule out, is dead code where that kernel is compiled.
  */
 #ifndef REAL                              /* this text is compiled once for each type */
 #include "losslib_internal.h"
 
-static const losslib_argument input_argument = {"input", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument target_argument = {"target", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument loss_argument = {"loss", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument total_loss_argument = {"total_loss", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument scale_argument = {"scale", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument grad_input_argument = {"grad_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument direction_input_argument = {"direction_input", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument rate_argument = {"rate", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument total_rate_argument = {"total_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hvp_input_argument = {"hvp_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hessian_input_argument = {"hessian_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument grad_target_argument = {"grad_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hvp_target_argument = {"hvp_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hessian_target_argument = {"hessian_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_param margin_param = {"margin", -INFINITY, INFINITY, 0};
+static const losslib_argument input_argument = {.name = "input", .role = LOSSLIB_INPUT, .per_sample = 1};
+static const losslib_argument target_argument = {.name = "target", .role = LOSSLIB_INPUT, .per_sample = 1};
+static const losslib_argument scale_argument = {.name = "scale", .role = LOSSLIB_SCALE, .per_sample = 1};
+static const losslib_argument loss_argument = {.name = "loss", .role = LOSSLIB_OUTPUT, .per_sample = 1, .seldom = 1};
+static const losslib_argument total_loss_argument = {.name = "total_loss", .role = LOSSLIB_TOTAL};
+static const losslib_argument grad_input_argument = {.name = "grad_input", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument grad_target_argument = {.name = "grad_target", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument direction_input_argument = {.name = "direction_input", .role = LOSSLIB_DIRECTION, .per_sample = 1};
+static const losslib_argument rate_argument = {.name = "rate", .role = LOSSLIB_OUTPUT, .per_sample = 1, .seldom = 1};
+static const losslib_argument total_rate_argument = {.name = "total_rate", .role = LOSSLIB_TOTAL};
+static const losslib_argument hvp_input_argument = {.name = "hvp_input", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument hvp_target_argument = {.name = "hvp_target", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument hessian_input_argument = {.name = "hessian_input", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument hessian_target_argument = {.name = "hessian_target", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_param margin_param = {"margin", {-INFINITY, INFINITY, 0}};
+
+static const losslib_family value_and_grad_family = {7, 1, 0,
+    {&input_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument,
+     &grad_target_argument},
+    {&margin_param}, {NULL}};
+
+static const losslib_family jvp_family = {5, 1, 0,
+    {&input_argument, &target_argument, &direction_input_argument, &rate_argument, &total_rate_argument},
+    {&margin_param}, {NULL}};
+
+static const losslib_family hvp_family = {3, 0, 0,
+    {&input_argument, &hvp_input_argument, &hvp_target_argument},
+    {NULL}, {NULL}};
+
+static const losslib_family hessian_diag_family = {3, 0, 0,
+    {&input_argument, &hessian_input_argument, &hessian_target_argument},
+    {NULL}, {NULL}};
+
+/* Each kernel: its function, which of the function's arrays, scalars and axes it has (a bit each), and what the flags are. A KERNEL
+ * is compiled for dense arrays too. */
+#define KERNELS(KERNEL, STRIDED) \
+    KERNEL(value, value_and_grad, 0x1b, 0x1, 0x0, ) \
+    KERNEL(value_and_grad, value_and_grad, 0x3f, 0x1, 0x0, ) \
+    KERNEL(value_and_grad_all, value_and_grad, 0x7f, 0x1, 0x0, ) \
+    STRIDED(jvp, jvp, 0x1f, 0x1, 0x0, ) \
+    STRIDED(jvp_all, jvp, 0x1f, 0x1, 0x0, ) \
+    KERNEL(hvp, hvp, 0x3, 0x0, 0x0, ) \
+    STRIDED(hvp_all, hvp, 0x7, 0x0, 0x0, ) \
+    KERNEL(hessian_diag, hessian_diag, 0x3, 0x0, 0x0, ) \
+    STRIDED(hessian_diag_all, hessian_diag, 0x7, 0x0, 0x0, )
 
 #include "losslib_float.h"
 #include "hinge_embedding_loss.c"
@@ -32,52 +63,16 @@ static const losslib_param margin_param = {"margin", -INFINITY, INFINITY, 0};
 #include "hinge_embedding_loss.c"
 #else
 
-/* The loss of each sample, and the totals. 8 operations. */
-static inline void NAME(value)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    REAL *restrict loss = dense ? NULL : run->data[2]; const int64_t loss_batch = dense ? 1 : run->steps[2][0];
-    accumulator *restrict total_loss = run->data[3];
-    const REAL margin = (REAL)run->params[0];
-
-    accumulator total_loss_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_loss_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL difference = margin - input[n * input_batch];
-            const REAL value = (target[n * target_batch] != -1 ? input[n * input_batch] : 0) + (target[n * target_batch] != 1 ? (difference < 0 ? 0 : difference) : 0);
-            if (loss) loss[n * loss_batch] = value;
-            total_loss_tile[n - first] = value;
-        }
-        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->data[2] == NULL)
-        NAME(value)(batch, run, 1);
-    else
-        NAME(value)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_hinge_embedding_loss_value) = {
-    "hinge_embedding_loss.value", NAME(value_run), sizeof(REAL), 4, 1, 0,
-    { &input_argument, &target_argument, &loss_argument, &total_loss_argument },
-    { &margin_param }, { NULL }};
-
-/* The loss, the totals, and the gradients times scale. 15 operations. */
-static inline void NAME(value_and_grad)(const int64_t batch, const losslib_run *run, const int dense)
+/* The loss, the totals, and the gradients times scale. */
+static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted)
 {
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
-    accumulator *restrict total_loss = run->data[4];
-    REAL *restrict grad_input = run->data[5]; const int64_t grad_input_batch = dense ? 1 : run->steps[5][0];
+    REAL *restrict loss = run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0]; const int loss_wanted = !dense && WANTS(3);
+    accumulator *restrict total_loss = WANTS(4) ? run->data[4] : NULL;
+    REAL *restrict grad_input = run->data[5]; const int64_t grad_input_batch = dense ? 1 : run->steps[5][0]; const int grad_input_wanted = WANTS(5);
+    REAL *restrict grad_target = run->data[6]; const int64_t grad_target_batch = dense ? 1 : run->steps[6][0]; const int grad_target_wanted = WANTS(6);
     const REAL margin = (REAL)run->params[0];
 
     accumulator total_loss_sum = {0};
@@ -89,36 +84,24 @@ static inline void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             const int differs_2 = target[n * target_batch] != 1;
             const REAL difference = margin - input[n * input_batch];
             const REAL value = (differs ? input[n * input_batch] : 0) + (differs_2 ? (difference < 0 ? 0 : difference) : 0);
-            if (loss) loss[n * loss_batch] = value;
+            if (loss_wanted) loss[n * loss_batch] = value;
             total_loss_tile[n - first] = value;
-            if (dense || grad_input) grad_input[n * grad_input_batch] = (REAL)(differs ? 1 : 0) * scale[n * scale_batch] + (differs_2 ? -step(difference, 1) : 0) * scale[n * scale_batch];
+            if (grad_input_wanted) grad_input[n * grad_input_batch] = (REAL)(differs ? 1 : 0) * scale[n * scale_batch] + (differs_2 ? -step(difference, 1) : 0) * scale[n * scale_batch];
+            if (grad_target_wanted) grad_target[n * grad_target_batch] = 0;
         }
         accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
-    add(total_loss, &total_loss_sum);
+    if (total_loss) add(total_loss, &total_loss_sum);
 }
 
-static void NAME(value_and_grad_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[5][0] == 1 && run->data[3] == NULL && run->data[5] != NULL)
-        NAME(value_and_grad)(batch, run, 1);
-    else
-        NAME(value_and_grad)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_hinge_embedding_loss_value_and_grad) = {
-    "hinge_embedding_loss.value_and_grad", NAME(value_and_grad_run), sizeof(REAL), 6, 1, 0,
-    { &input_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument },
-    { &margin_param }, { NULL }};
-
-/* The derivative along the directions. 9 operations. */
-static inline void NAME(jvp)(const int64_t batch, const losslib_run *run, const int dense)
+/* The derivative along the directions. */
+static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted)
 {
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict direction_input = run->data[2]; const int64_t direction_input_batch = dense ? 1 : run->steps[2][0];
-    REAL *restrict rate = dense ? NULL : run->data[3]; const int64_t rate_batch = dense ? 1 : run->steps[3][0];
-    accumulator *restrict total_rate = run->data[4];
+    REAL *restrict rate = run->data[3]; const int64_t rate_batch = dense ? 1 : run->steps[3][0]; const int rate_wanted = !dense && WANTS(3);
+    accumulator *restrict total_rate = WANTS(4) ? run->data[4] : NULL;
     const REAL margin = (REAL)run->params[0];
 
     accumulator total_rate_sum = {0};
@@ -126,202 +109,41 @@ static inline void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         const int64_t end = first + TILE < batch ? first + TILE : batch;
         REAL total_rate_tile[TILE];
         for (int64_t n = first; n < end; ++n) {
-            const REAL shifted = (target[n * target_batch] != -1 ? direction_input[n * direction_input_batch] : 0) + (target[n * target_batch] != 1 ? -step(margin - input[n * input_batch], 1) * direction_input[n * direction_input_batch] : 0);
-            if (rate) rate[n * rate_batch] = shifted;
-            total_rate_tile[n - first] = shifted;
-        }
-        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
-    }
-    add(total_rate, &total_rate_sum);
-}
-
-static void NAME(jvp_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->data[3] == NULL)
-        NAME(jvp)(batch, run, 1);
-    else
-        NAME(jvp)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_hinge_embedding_loss_jvp) = {
-    "hinge_embedding_loss.jvp", NAME(jvp_run), sizeof(REAL), 5, 1, 0,
-    { &input_argument, &target_argument, &direction_input_argument, &rate_argument, &total_rate_argument },
-    { &margin_param }, { NULL }};
-
-/* The hessian times the directions, times scale. 0 operations. */
-static inline void NAME(hvp)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    REAL *restrict hvp_input = run->data[1]; const int64_t hvp_input_batch = dense ? 1 : run->steps[1][0];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = 0;
-    }
-}
-
-static void NAME(hvp_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[1][0] == 1 && run->data[1] != NULL)
-        NAME(hvp)(batch, run, 1);
-    else
-        NAME(hvp)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_hinge_embedding_loss_hvp) = {
-    "hinge_embedding_loss.hvp", NAME(hvp_run), sizeof(REAL), 2, 0, 0,
-    { &input_argument, &hvp_input_argument },
-    { NULL }, { NULL }};
-
-/* The diagonal of the hessian, times scale. 0 operations. */
-static inline void NAME(hessian_diag)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    REAL *restrict hessian_input = run->data[1]; const int64_t hessian_input_batch = dense ? 1 : run->steps[1][0];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = 0;
-    }
-}
-
-static void NAME(hessian_diag_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[1][0] == 1 && run->data[1] != NULL)
-        NAME(hessian_diag)(batch, run, 1);
-    else
-        NAME(hessian_diag)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_hinge_embedding_loss_hessian_diag) = {
-    "hinge_embedding_loss.hessian_diag", NAME(hessian_diag_run), sizeof(REAL), 2, 0, 0,
-    { &input_argument, &hessian_input_argument },
-    { NULL }, { NULL }};
-
-/* The loss, the totals, and the gradients times scale. 15 operations. */
-static inline void NAME(value_and_grad_all)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
-    accumulator *restrict total_loss = run->data[4];
-    REAL *restrict grad_input = run->data[5]; const int64_t grad_input_batch = dense ? 1 : run->steps[5][0];
-    REAL *restrict grad_target = run->data[6]; const int64_t grad_target_batch = dense ? 1 : run->steps[6][0];
-    const REAL margin = (REAL)run->params[0];
-
-    accumulator total_loss_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_loss_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const int differs = target[n * target_batch] != -1;
-            const int differs_2 = target[n * target_batch] != 1;
             const REAL difference = margin - input[n * input_batch];
-            const REAL value = (differs ? input[n * input_batch] : 0) + (differs_2 ? (difference < 0 ? 0 : difference) : 0);
-            if (loss) loss[n * loss_batch] = value;
-            total_loss_tile[n - first] = value;
-            if (dense || grad_input) grad_input[n * grad_input_batch] = (REAL)(differs ? 1 : 0) * scale[n * scale_batch] + (differs_2 ? -step(difference, 1) : 0) * scale[n * scale_batch];
-            if (dense || grad_target) grad_target[n * grad_target_batch] = 0;
-        }
-        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value_and_grad_all_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->data[3] == NULL && run->data[5] != NULL && run->data[6] != NULL)
-        NAME(value_and_grad_all)(batch, run, 1);
-    else
-        NAME(value_and_grad_all)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_hinge_embedding_loss_value_and_grad_all) = {
-    "hinge_embedding_loss.value_and_grad_all", NAME(value_and_grad_all_run), sizeof(REAL), 7, 1, 0,
-    { &input_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument, &grad_target_argument },
-    { &margin_param }, { NULL }};
-
-/* The derivative along the directions. 9 operations. */
-static inline void NAME(jvp_all)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict direction_input = run->data[2]; const int64_t direction_input_batch = dense ? 1 : run->steps[2][0];
-    REAL *restrict rate = dense ? NULL : run->data[3]; const int64_t rate_batch = dense ? 1 : run->steps[3][0];
-    accumulator *restrict total_rate = run->data[4];
-    const REAL margin = (REAL)run->params[0];
-
-    accumulator total_rate_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_rate_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL shifted = (target[n * target_batch] != -1 ? direction_input[n * direction_input_batch] : 0) + (target[n * target_batch] != 1 ? -step(margin - input[n * input_batch], 1) * direction_input[n * direction_input_batch] : 0);
-            if (rate) rate[n * rate_batch] = shifted;
+            const REAL shifted = (target[n * target_batch] != -1 ? direction_input[n * direction_input_batch] : 0) + (target[n * target_batch] != 1 ? -(difference < 0 ? 0 : direction_input[n * direction_input_batch] * step(difference, 1)) : 0);
+            if (rate_wanted) rate[n * rate_batch] = shifted;
             total_rate_tile[n - first] = shifted;
         }
         accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
     }
-    add(total_rate, &total_rate_sum);
+    if (total_rate) add(total_rate, &total_rate_sum);
 }
 
-static void NAME(jvp_all_run)(const int64_t batch, const losslib_run *run)
+/* The hessian times the directions, times scale. */
+static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->data[3] == NULL)
-        NAME(jvp_all)(batch, run, 1);
-    else
-        NAME(jvp_all)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_hinge_embedding_loss_jvp_all) = {
-    "hinge_embedding_loss.jvp_all", NAME(jvp_all_run), sizeof(REAL), 5, 1, 0,
-    { &input_argument, &target_argument, &direction_input_argument, &rate_argument, &total_rate_argument },
-    { &margin_param }, { NULL }};
-
-/* The hessian times the directions, times scale. 0 operations. */
-static inline void NAME(hvp_all)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    REAL *restrict hvp_input = run->data[1]; const int64_t hvp_input_batch = dense ? 1 : run->steps[1][0];
-    REAL *restrict hvp_target = run->data[2]; const int64_t hvp_target_batch = dense ? 1 : run->steps[2][0];
+    REAL *restrict hvp_input = run->data[1]; const int64_t hvp_input_batch = dense ? 1 : run->steps[1][0]; const int hvp_input_wanted = WANTS(1);
+    REAL *restrict hvp_target = run->data[2]; const int64_t hvp_target_batch = dense ? 1 : run->steps[2][0]; const int hvp_target_wanted = WANTS(2);
 
     for (int64_t n = 0; n < batch; ++n) {
-        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = 0;
-        if (dense || hvp_target) hvp_target[n * hvp_target_batch] = 0;
+        if (hvp_input_wanted) hvp_input[n * hvp_input_batch] = 0;
+        if (hvp_target_wanted) hvp_target[n * hvp_target_batch] = 0;
     }
 }
 
-static void NAME(hvp_all_run)(const int64_t batch, const losslib_run *run)
+/* The diagonal of the hessian, times scale. */
+static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted)
 {
-    if (run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->data[1] != NULL && run->data[2] != NULL)
-        NAME(hvp_all)(batch, run, 1);
-    else
-        NAME(hvp_all)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_hinge_embedding_loss_hvp_all) = {
-    "hinge_embedding_loss.hvp_all", NAME(hvp_all_run), sizeof(REAL), 3, 0, 0,
-    { &input_argument, &hvp_input_argument, &hvp_target_argument },
-    { NULL }, { NULL }};
-
-/* The diagonal of the hessian, times scale. 0 operations. */
-static inline void NAME(hessian_diag_all)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    REAL *restrict hessian_input = run->data[1]; const int64_t hessian_input_batch = dense ? 1 : run->steps[1][0];
-    REAL *restrict hessian_target = run->data[2]; const int64_t hessian_target_batch = dense ? 1 : run->steps[2][0];
+    REAL *restrict hessian_input = run->data[1]; const int64_t hessian_input_batch = dense ? 1 : run->steps[1][0]; const int hessian_input_wanted = WANTS(1);
+    REAL *restrict hessian_target = run->data[2]; const int64_t hessian_target_batch = dense ? 1 : run->steps[2][0]; const int hessian_target_wanted = WANTS(2);
 
     for (int64_t n = 0; n < batch; ++n) {
-        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = 0;
-        if (dense || hessian_target) hessian_target[n * hessian_target_batch] = 0;
+        if (hessian_input_wanted) hessian_input[n * hessian_input_batch] = 0;
+        if (hessian_target_wanted) hessian_target[n * hessian_target_batch] = 0;
     }
 }
 
-static void NAME(hessian_diag_all_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->data[1] != NULL && run->data[2] != NULL)
-        NAME(hessian_diag_all)(batch, run, 1);
-    else
-        NAME(hessian_diag_all)(batch, run, 0);
-}
+KERNELS(KERNEL_FUNCTIONS, STRIDED_FUNCTION)
 
-const losslib_kernel NAME(losslib_hinge_embedding_loss_hessian_diag_all) = {
-    "hinge_embedding_loss.hessian_diag_all", NAME(hessian_diag_all_run), sizeof(REAL), 3, 0, 0,
-    { &input_argument, &hessian_input_argument, &hessian_target_argument },
-    { NULL }, { NULL }};
+const losslib_kernel NAME(losslib_hinge_embedding_loss__kernels)[] = { KERNELS(KERNEL_ROW, STRIDED_ROW) {.name = NULL} };
 #endif

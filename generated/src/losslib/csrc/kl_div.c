@@ -5,26 +5,67 @@
  *     loss = (-input + target)*exp(target) if log_target else xlogy(target, target) - input*target
  *
  * Arrays: input [batch], target [batch].
- * A function computes a run of samples; strides are in elements; outputs that are NULL are not wanted.
+ * A function computes a run of samples; strides are in elements. It serves all kernels in whose row of KERNELS it stands: what
+ * one of them does not want, and what its flags rule out, is dead code where that kernel is compiled.
  */
 #ifndef REAL                              /* this text is compiled once for each type */
 #include "losslib_internal.h"
 
-static const losslib_argument input_argument = {"input", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument target_argument = {"target", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument loss_argument = {"loss", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument total_loss_argument = {"total_loss", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument scale_argument = {"scale", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument grad_input_argument = {"grad_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument direction_input_argument = {"direction_input", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument rate_argument = {"rate", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument total_rate_argument = {"total_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hvp_input_argument = {"hvp_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hessian_input_argument = {"hessian_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument grad_target_argument = {"grad_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument direction_target_argument = {"direction_target", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hvp_target_argument = {"hvp_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hessian_target_argument = {"hessian_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
+static const losslib_argument input_argument = {.name = "input", .role = LOSSLIB_INPUT, .per_sample = 1};
+static const losslib_argument target_argument = {.name = "target", .role = LOSSLIB_INPUT, .per_sample = 1};
+static const losslib_argument scale_argument = {.name = "scale", .role = LOSSLIB_SCALE, .per_sample = 1};
+static const losslib_argument loss_argument = {.name = "loss", .role = LOSSLIB_OUTPUT, .per_sample = 1, .seldom = 1};
+static const losslib_argument total_loss_argument = {.name = "total_loss", .role = LOSSLIB_TOTAL};
+static const losslib_argument grad_input_argument = {.name = "grad_input", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument grad_target_argument = {.name = "grad_target", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument direction_input_argument = {.name = "direction_input", .role = LOSSLIB_DIRECTION, .per_sample = 1};
+static const losslib_argument direction_target_argument = {.name = "direction_target", .role = LOSSLIB_DIRECTION, .per_sample = 1};
+static const losslib_argument rate_argument = {.name = "rate", .role = LOSSLIB_OUTPUT, .per_sample = 1, .seldom = 1};
+static const losslib_argument total_rate_argument = {.name = "total_rate", .role = LOSSLIB_TOTAL};
+static const losslib_argument hvp_input_argument = {.name = "hvp_input", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument hvp_target_argument = {.name = "hvp_target", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument hessian_input_argument = {.name = "hessian_input", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument hessian_target_argument = {.name = "hessian_target", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+
+static const losslib_family value_and_grad_family = {7, 0, 0,
+    {&input_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument,
+     &grad_target_argument},
+    {NULL}, {NULL}};
+
+static const losslib_family jvp_family = {6, 0, 0,
+    {&input_argument, &target_argument, &direction_input_argument, &direction_target_argument, &rate_argument, &total_rate_argument},
+    {NULL}, {NULL}};
+
+static const losslib_family hvp_family = {7, 0, 0,
+    {&input_argument, &target_argument, &scale_argument, &direction_input_argument, &direction_target_argument, &hvp_input_argument,
+     &hvp_target_argument},
+    {NULL}, {NULL}};
+
+static const losslib_family hessian_diag_family = {5, 0, 0,
+    {&input_argument, &target_argument, &scale_argument, &hessian_input_argument, &hessian_target_argument},
+    {NULL}, {NULL}};
+
+/* Each kernel: its function, which of the function's arrays, scalars and axes it has (a bit each), and what the flags are. A KERNEL
+ * is compiled for dense arrays too. */
+#define KERNELS(KERNEL, STRIDED) \
+    KERNEL(value__log_target_yes, value_and_grad, 0x1b, 0x0, 0x0, WITH(1)) \
+    KERNEL(value_and_grad__log_target_yes, value_and_grad, 0x3f, 0x0, 0x0, WITH(1)) \
+    KERNEL(value_and_grad_all__log_target_yes, value_and_grad, 0x7f, 0x0, 0x0, WITH(1)) \
+    KERNEL(value__log_target_no, value_and_grad, 0x1b, 0x0, 0x0, WITH(0)) \
+    KERNEL(value_and_grad__log_target_no, value_and_grad, 0x3f, 0x0, 0x0, WITH(0)) \
+    KERNEL(value_and_grad_all__log_target_no, value_and_grad, 0x7f, 0x0, 0x0, WITH(0)) \
+    STRIDED(jvp__log_target_yes, jvp, 0x36, 0x0, 0x0, WITH(1, 0)) \
+    STRIDED(jvp_all__log_target_yes, jvp, 0x3f, 0x0, 0x0, WITH(1, 1)) \
+    STRIDED(jvp__log_target_no, jvp, 0x36, 0x0, 0x0, WITH(0, 0)) \
+    STRIDED(jvp_all__log_target_no, jvp, 0x3f, 0x0, 0x0, WITH(0, 1)) \
+    KERNEL(hvp__log_target_yes, hvp, 0x21, 0x0, 0x0, WITH(1, 0)) \
+    STRIDED(hvp_all__log_target_yes, hvp, 0x7f, 0x0, 0x0, WITH(1, 1)) \
+    KERNEL(hvp__log_target_no, hvp, 0x21, 0x0, 0x0, WITH(0, 0)) \
+    STRIDED(hvp_all__log_target_no, hvp, 0x7e, 0x0, 0x0, WITH(0, 1)) \
+    KERNEL(hessian_diag__log_target_yes, hessian_diag, 0x9, 0x0, 0x0, WITH(1)) \
+    STRIDED(hessian_diag_all__log_target_yes, hessian_diag, 0x1f, 0x0, 0x0, WITH(1)) \
+    KERNEL(hessian_diag__log_target_no, hessian_diag, 0x9, 0x0, 0x0, WITH(0)) \
+    STRIDED(hessian_diag_all__log_target_no, hessian_diag, 0x1e, 0x0, 0x0, WITH(0))
 
 #include "losslib_float.h"
 #include "kl_div.c"
@@ -32,587 +73,99 @@ static const losslib_argument hessian_target_argument = {"hessian_target", LOSSL
 #include "kl_div.c"
 #else
 
-/* The loss of each sample, and the totals, where log_target is True. 3 operations. */
-static inline void NAME(value__log_target_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    REAL *restrict loss = dense ? NULL : run->data[2]; const int64_t loss_batch = dense ? 1 : run->steps[2][0];
-    accumulator *restrict total_loss = run->data[3];
-
-    accumulator total_loss_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_loss_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL value = (target[n * target_batch] - input[n * input_batch]) * exp(target[n * target_batch]);
-            if (loss) loss[n * loss_batch] = value;
-            total_loss_tile[n - first] = value;
-        }
-        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value__log_target_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->data[2] == NULL)
-        NAME(value__log_target_yes)(batch, run, 1);
-    else
-        NAME(value__log_target_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_kl_div_value__log_target_yes) = {
-    "kl_div.value__log_target_yes", NAME(value__log_target_yes_run), sizeof(REAL), 4, 0, 0,
-    { &input_argument, &target_argument, &loss_argument, &total_loss_argument },
-    { NULL }, { NULL }};
-
-/* The loss, the totals, and the gradients times scale, where log_target is True. 5 operations. */
-static inline void NAME(value_and_grad__log_target_yes)(const int64_t batch, const losslib_run *run, const int dense)
+/* The loss, the totals, and the gradients times scale. */
+static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted, const int log_target)
 {
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
-    accumulator *restrict total_loss = run->data[4];
-    REAL *restrict grad_input = run->data[5]; const int64_t grad_input_batch = dense ? 1 : run->steps[5][0];
+    REAL *restrict loss = run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0]; const int loss_wanted = !dense && WANTS(3);
+    accumulator *restrict total_loss = WANTS(4) ? run->data[4] : NULL;
+    REAL *restrict grad_input = run->data[5]; const int64_t grad_input_batch = dense ? 1 : run->steps[5][0]; const int grad_input_wanted = WANTS(5);
+    REAL *restrict grad_target = run->data[6]; const int64_t grad_target_batch = dense ? 1 : run->steps[6][0]; const int grad_target_wanted = WANTS(6);
 
     accumulator total_loss_sum = {0};
     for (int64_t first = 0; first < batch; first += TILE) {
         const int64_t end = first + TILE < batch ? first + TILE : batch;
         REAL total_loss_tile[TILE];
         for (int64_t n = first; n < end; ++n) {
-            const REAL exp_target = exp(target[n * target_batch]);
-            const REAL value = (target[n * target_batch] - input[n * input_batch]) * exp_target;
-            if (loss) loss[n * loss_batch] = value;
-            total_loss_tile[n - first] = value;
-            if (dense || grad_input) grad_input[n * grad_input_batch] = -exp_target * scale[n * scale_batch];
+            const REAL difference = target[n * target_batch] - input[n * input_batch];
+            const REAL value = times_exp(difference, target[n * target_batch]);
+            const REAL difference_2 = log(target[n * target_batch]) - input[n * input_batch];
+            const REAL choice = log_target ? value : (target[n * target_batch] == 0 ? -input[n * input_batch] * target[n * target_batch] : difference_2 * target[n * target_batch]);
+            const REAL product = times_exp(scale[n * scale_batch], target[n * target_batch]);
+            if (loss_wanted) loss[n * loss_batch] = choice;
+            total_loss_tile[n - first] = choice;
+            if (grad_input_wanted) grad_input[n * grad_input_batch] = log_target ? -product : -target[n * target_batch] * scale[n * scale_batch];
+            if (grad_target_wanted) grad_target[n * grad_target_batch] = log_target ? times_exp(difference * scale[n * scale_batch], target[n * target_batch]) + product : (difference_2 + 1) * scale[n * scale_batch];
         }
         accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
-    add(total_loss, &total_loss_sum);
+    if (total_loss) add(total_loss, &total_loss_sum);
 }
 
-static void NAME(value_and_grad__log_target_yes_run)(const int64_t batch, const losslib_run *run)
+/* The derivative along the directions. */
+static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted, const int log_target, const int all)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[5][0] == 1 && run->data[3] == NULL && run->data[5] != NULL)
-        NAME(value_and_grad__log_target_yes)(batch, run, 1);
-    else
-        NAME(value_and_grad__log_target_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_kl_div_value_and_grad__log_target_yes) = {
-    "kl_div.value_and_grad__log_target_yes", NAME(value_and_grad__log_target_yes_run), sizeof(REAL), 6, 0, 0,
-    { &input_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument },
-    { NULL }, { NULL }};
-
-/* The derivative along the directions, where log_target is True. 3 operations. */
-static inline void NAME(jvp__log_target_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict target = run->data[0]; const int64_t target_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict direction_input = run->data[1]; const int64_t direction_input_batch = dense ? 1 : run->steps[1][0];
-    REAL *restrict rate = dense ? NULL : run->data[2]; const int64_t rate_batch = dense ? 1 : run->steps[2][0];
-    accumulator *restrict total_rate = run->data[3];
-
-    accumulator total_rate_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_rate_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL minus_product = -exp(target[n * target_batch]) * direction_input[n * direction_input_batch];
-            if (rate) rate[n * rate_batch] = minus_product;
-            total_rate_tile[n - first] = minus_product;
-        }
-        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
-    }
-    add(total_rate, &total_rate_sum);
-}
-
-static void NAME(jvp__log_target_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->data[2] == NULL)
-        NAME(jvp__log_target_yes)(batch, run, 1);
-    else
-        NAME(jvp__log_target_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_kl_div_jvp__log_target_yes) = {
-    "kl_div.jvp__log_target_yes", NAME(jvp__log_target_yes_run), sizeof(REAL), 4, 0, 0,
-    { &target_argument, &direction_input_argument, &rate_argument, &total_rate_argument },
-    { NULL }, { NULL }};
-
-/* The hessian times the directions, times scale, where log_target is True. 0 operations. */
-static inline void NAME(hvp__log_target_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    REAL *restrict hvp_input = run->data[1]; const int64_t hvp_input_batch = dense ? 1 : run->steps[1][0];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = 0;
-    }
-}
-
-static void NAME(hvp__log_target_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[1][0] == 1 && run->data[1] != NULL)
-        NAME(hvp__log_target_yes)(batch, run, 1);
-    else
-        NAME(hvp__log_target_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_kl_div_hvp__log_target_yes) = {
-    "kl_div.hvp__log_target_yes", NAME(hvp__log_target_yes_run), sizeof(REAL), 2, 0, 0,
-    { &input_argument, &hvp_input_argument },
-    { NULL }, { NULL }};
-
-/* The diagonal of the hessian, times scale, where log_target is True. 0 operations. */
-static inline void NAME(hessian_diag__log_target_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    REAL *restrict hessian_input = run->data[1]; const int64_t hessian_input_batch = dense ? 1 : run->steps[1][0];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = 0;
-    }
-}
-
-static void NAME(hessian_diag__log_target_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[1][0] == 1 && run->data[1] != NULL)
-        NAME(hessian_diag__log_target_yes)(batch, run, 1);
-    else
-        NAME(hessian_diag__log_target_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_kl_div_hessian_diag__log_target_yes) = {
-    "kl_div.hessian_diag__log_target_yes", NAME(hessian_diag__log_target_yes_run), sizeof(REAL), 2, 0, 0,
-    { &input_argument, &hessian_input_argument },
-    { NULL }, { NULL }};
-
-/* The loss, the totals, and the gradients times scale, where log_target is True. 7 operations. */
-static inline void NAME(value_and_grad_all__log_target_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
-    accumulator *restrict total_loss = run->data[4];
-    REAL *restrict grad_input = run->data[5]; const int64_t grad_input_batch = dense ? 1 : run->steps[5][0];
-    REAL *restrict grad_target = run->data[6]; const int64_t grad_target_batch = dense ? 1 : run->steps[6][0];
-
-    accumulator total_loss_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_loss_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL exp_target = exp(target[n * target_batch]);
-            const REAL value = (target[n * target_batch] - input[n * input_batch]) * exp_target;
-            const REAL product = exp_target * scale[n * scale_batch];
-            if (loss) loss[n * loss_batch] = value;
-            total_loss_tile[n - first] = value;
-            if (dense || grad_input) grad_input[n * grad_input_batch] = -product;
-            if (dense || grad_target) grad_target[n * grad_target_batch] = value * scale[n * scale_batch] + product;
-        }
-        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value_and_grad_all__log_target_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->data[3] == NULL && run->data[5] != NULL && run->data[6] != NULL)
-        NAME(value_and_grad_all__log_target_yes)(batch, run, 1);
-    else
-        NAME(value_and_grad_all__log_target_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_kl_div_value_and_grad_all__log_target_yes) = {
-    "kl_div.value_and_grad_all__log_target_yes", NAME(value_and_grad_all__log_target_yes_run), sizeof(REAL), 7, 0, 0,
-    { &input_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument, &grad_target_argument },
-    { NULL }, { NULL }};
-
-/* The derivative along the directions, where log_target is True. 7 operations. */
-static inline void NAME(jvp_all__log_target_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
+    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense && WANTS(0) ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict direction_input = run->data[2]; const int64_t direction_input_batch = dense ? 1 : run->steps[2][0];
-    const REAL *restrict direction_target = run->data[3]; const int64_t direction_target_batch = dense ? 1 : run->steps[3][0];
-    REAL *restrict rate = dense ? NULL : run->data[4]; const int64_t rate_batch = dense ? 1 : run->steps[4][0];
-    accumulator *restrict total_rate = run->data[5];
+    const REAL *restrict direction_target = run->data[3]; const int64_t direction_target_batch = dense && WANTS(3) ? 1 : run->steps[3][0];
+    REAL *restrict rate = run->data[4]; const int64_t rate_batch = dense ? 1 : run->steps[4][0]; const int rate_wanted = !dense && WANTS(4);
+    accumulator *restrict total_rate = WANTS(5) ? run->data[5] : NULL;
 
     accumulator total_rate_sum = {0};
     for (int64_t first = 0; first < batch; first += TILE) {
         const int64_t end = first + TILE < batch ? first + TILE : batch;
         REAL total_rate_tile[TILE];
         for (int64_t n = first; n < end; ++n) {
-            const REAL exp_target = exp(target[n * target_batch]);
-            const REAL value = (target[n * target_batch] - input[n * input_batch]) * exp_target;
-            const REAL difference = (value + exp_target) * direction_target[n * direction_target_batch] - exp_target * direction_input[n * direction_input_batch];
-            if (rate) rate[n * rate_batch] = difference;
-            total_rate_tile[n - first] = difference;
+            const REAL value = times_exp(target[n * target_batch] - input[n * input_batch], target[n * target_batch]);
+            const REAL product = times_exp(direction_input[n * direction_input_batch], target[n * target_batch]);
+            const REAL product_2 = target[n * target_batch] * direction_input[n * direction_input_batch];
+            const REAL choice = log_target ? (all ? (value + exp(target[n * target_batch])) * direction_target[n * direction_target_batch] - product : -product) : (all ? (log(target[n * target_batch]) - input[n * input_batch] + 1) * direction_target[n * direction_target_batch] - product_2 : -product_2);
+            if (rate_wanted) rate[n * rate_batch] = choice;
+            total_rate_tile[n - first] = choice;
         }
         accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
     }
-    add(total_rate, &total_rate_sum);
+    if (total_rate) add(total_rate, &total_rate_sum);
 }
 
-static void NAME(jvp_all__log_target_yes_run)(const int64_t batch, const losslib_run *run)
+/* The hessian times the directions, times scale. */
+static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted, const int log_target, const int all)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->data[4] == NULL)
-        NAME(jvp_all__log_target_yes)(batch, run, 1);
-    else
-        NAME(jvp_all__log_target_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_kl_div_jvp_all__log_target_yes) = {
-    "kl_div.jvp_all__log_target_yes", NAME(jvp_all__log_target_yes_run), sizeof(REAL), 6, 0, 0,
-    { &input_argument, &target_argument, &direction_input_argument, &direction_target_argument, &rate_argument, &total_rate_argument },
-    { NULL }, { NULL }};
-
-/* The hessian times the directions, times scale, where log_target is True. 14 operations. */
-static inline void NAME(hvp_all__log_target_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
+    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense && WANTS(0) ? 1 : run->steps[0][0];
+    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense && WANTS(1) ? 1 : run->steps[1][0];
     const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = dense ? 1 : run->steps[3][0];
-    const REAL *restrict direction_target = run->data[4]; const int64_t direction_target_batch = dense ? 1 : run->steps[4][0];
-    REAL *restrict hvp_input = run->data[5]; const int64_t hvp_input_batch = dense ? 1 : run->steps[5][0];
-    REAL *restrict hvp_target = run->data[6]; const int64_t hvp_target_batch = dense ? 1 : run->steps[6][0];
+    const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = dense && WANTS(3) ? 1 : run->steps[3][0];
+    const REAL *restrict direction_target = run->data[4]; const int64_t direction_target_batch = dense && WANTS(4) ? 1 : run->steps[4][0];
+    REAL *restrict hvp_input = run->data[5]; const int64_t hvp_input_batch = dense ? 1 : run->steps[5][0]; const int hvp_input_wanted = WANTS(5);
+    REAL *restrict hvp_target = run->data[6]; const int64_t hvp_target_batch = dense ? 1 : run->steps[6][0]; const int hvp_target_wanted = WANTS(6);
 
     for (int64_t n = 0; n < batch; ++n) {
-        const REAL exp_target = exp(target[n * target_batch]);
-        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = -exp_target * direction_target[n * direction_target_batch] * scale[n * scale_batch];
-        if (dense || hvp_target) hvp_target[n * hvp_target_batch] = ((target[n * target_batch] - input[n * input_batch]) * exp_target * scale[n * scale_batch] + 2 * exp_target * scale[n * scale_batch]) * direction_target[n * direction_target_batch] - exp_target * direction_input[n * direction_input_batch] * scale[n * scale_batch];
+        const REAL product = direction_target[n * direction_target_batch] * scale[n * scale_batch];
+        const REAL product_2 = direction_input[n * direction_input_batch] * scale[n * scale_batch];
+        if (hvp_input_wanted) hvp_input[n * hvp_input_batch] = log_target ? (all ? -times_exp(product, target[n * target_batch]) : 0) : (all ? -product : 0);
+        if (hvp_target_wanted) hvp_target[n * hvp_target_batch] = log_target ? (times_exp((target[n * target_batch] - input[n * input_batch]) * scale[n * scale_batch], target[n * target_batch]) + times_exp(2 * scale[n * scale_batch], target[n * target_batch])) * direction_target[n * direction_target_batch] - times_exp(product_2, target[n * target_batch]) : direction_target[n * direction_target_batch] / target[n * target_batch] * scale[n * scale_batch] - product_2;
     }
 }
 
-static void NAME(hvp_all__log_target_yes_run)(const int64_t batch, const losslib_run *run)
+/* The diagonal of the hessian, times scale. */
+static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted, const int log_target)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->data[5] != NULL && run->data[6] != NULL)
-        NAME(hvp_all__log_target_yes)(batch, run, 1);
-    else
-        NAME(hvp_all__log_target_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_kl_div_hvp_all__log_target_yes) = {
-    "kl_div.hvp_all__log_target_yes", NAME(hvp_all__log_target_yes_run), sizeof(REAL), 7, 0, 0,
-    { &input_argument, &target_argument, &scale_argument, &direction_input_argument, &direction_target_argument, &hvp_input_argument, &hvp_target_argument },
-    { NULL }, { NULL }};
-
-/* The diagonal of the hessian, times scale, where log_target is True. 7 operations. */
-static inline void NAME(hessian_diag_all__log_target_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
+    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense && WANTS(0) ? 1 : run->steps[0][0];
+    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense && WANTS(1) ? 1 : run->steps[1][0];
     const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict hessian_input = run->data[3]; const int64_t hessian_input_batch = dense ? 1 : run->steps[3][0];
-    REAL *restrict hessian_target = run->data[4]; const int64_t hessian_target_batch = dense ? 1 : run->steps[4][0];
+    REAL *restrict hessian_input = run->data[3]; const int64_t hessian_input_batch = dense ? 1 : run->steps[3][0]; const int hessian_input_wanted = WANTS(3);
+    REAL *restrict hessian_target = run->data[4]; const int64_t hessian_target_batch = dense ? 1 : run->steps[4][0]; const int hessian_target_wanted = WANTS(4);
 
     for (int64_t n = 0; n < batch; ++n) {
-        const REAL exp_target = exp(target[n * target_batch]);
-        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = 0;
-        if (dense || hessian_target) hessian_target[n * hessian_target_batch] = (target[n * target_batch] - input[n * input_batch]) * exp_target * scale[n * scale_batch] + 2 * exp_target * scale[n * scale_batch];
+        if (hessian_input_wanted) hessian_input[n * hessian_input_batch] = 0;
+        if (hessian_target_wanted) hessian_target[n * hessian_target_batch] = log_target ? times_exp((target[n * target_batch] - input[n * input_batch]) * scale[n * scale_batch], target[n * target_batch]) + times_exp(2 * scale[n * scale_batch], target[n * target_batch]) : scale[n * scale_batch] / target[n * target_batch];
     }
 }
 
-static void NAME(hessian_diag_all__log_target_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->data[3] != NULL && run->data[4] != NULL)
-        NAME(hessian_diag_all__log_target_yes)(batch, run, 1);
-    else
-        NAME(hessian_diag_all__log_target_yes)(batch, run, 0);
-}
+KERNELS(KERNEL_FUNCTIONS, STRIDED_FUNCTION)
 
-const losslib_kernel NAME(losslib_kl_div_hessian_diag_all__log_target_yes) = {
-    "kl_div.hessian_diag_all__log_target_yes", NAME(hessian_diag_all__log_target_yes_run), sizeof(REAL), 5, 0, 0,
-    { &input_argument, &target_argument, &scale_argument, &hessian_input_argument, &hessian_target_argument },
-    { NULL }, { NULL }};
-
-/* The loss of each sample, and the totals, where log_target is False. 7 operations. */
-static inline void NAME(value__log_target_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    REAL *restrict loss = dense ? NULL : run->data[2]; const int64_t loss_batch = dense ? 1 : run->steps[2][0];
-    accumulator *restrict total_loss = run->data[3];
-
-    accumulator total_loss_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_loss_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL choice = target[n * target_batch] == 0 ? -input[n * input_batch] * target[n * target_batch] : (log(target[n * target_batch]) - input[n * input_batch]) * target[n * target_batch];
-            if (loss) loss[n * loss_batch] = choice;
-            total_loss_tile[n - first] = choice;
-        }
-        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value__log_target_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->data[2] == NULL)
-        NAME(value__log_target_no)(batch, run, 1);
-    else
-        NAME(value__log_target_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_kl_div_value__log_target_no) = {
-    "kl_div.value__log_target_no", NAME(value__log_target_no_run), sizeof(REAL), 4, 0, 0,
-    { &input_argument, &target_argument, &loss_argument, &total_loss_argument },
-    { NULL }, { NULL }};
-
-/* The loss, the totals, and the gradients times scale, where log_target is False. 9 operations. */
-static inline void NAME(value_and_grad__log_target_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
-    accumulator *restrict total_loss = run->data[4];
-    REAL *restrict grad_input = run->data[5]; const int64_t grad_input_batch = dense ? 1 : run->steps[5][0];
-
-    accumulator total_loss_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_loss_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL choice = target[n * target_batch] == 0 ? -input[n * input_batch] * target[n * target_batch] : (log(target[n * target_batch]) - input[n * input_batch]) * target[n * target_batch];
-            if (loss) loss[n * loss_batch] = choice;
-            total_loss_tile[n - first] = choice;
-            if (dense || grad_input) grad_input[n * grad_input_batch] = -target[n * target_batch] * scale[n * scale_batch];
-        }
-        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value_and_grad__log_target_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[5][0] == 1 && run->data[3] == NULL && run->data[5] != NULL)
-        NAME(value_and_grad__log_target_no)(batch, run, 1);
-    else
-        NAME(value_and_grad__log_target_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_kl_div_value_and_grad__log_target_no) = {
-    "kl_div.value_and_grad__log_target_no", NAME(value_and_grad__log_target_no_run), sizeof(REAL), 6, 0, 0,
-    { &input_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument },
-    { NULL }, { NULL }};
-
-/* The derivative along the directions, where log_target is False. 2 operations. */
-static inline void NAME(jvp__log_target_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict target = run->data[0]; const int64_t target_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict direction_input = run->data[1]; const int64_t direction_input_batch = dense ? 1 : run->steps[1][0];
-    REAL *restrict rate = dense ? NULL : run->data[2]; const int64_t rate_batch = dense ? 1 : run->steps[2][0];
-    accumulator *restrict total_rate = run->data[3];
-
-    accumulator total_rate_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_rate_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL minus_product = -target[n * target_batch] * direction_input[n * direction_input_batch];
-            if (rate) rate[n * rate_batch] = minus_product;
-            total_rate_tile[n - first] = minus_product;
-        }
-        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
-    }
-    add(total_rate, &total_rate_sum);
-}
-
-static void NAME(jvp__log_target_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->data[2] == NULL)
-        NAME(jvp__log_target_no)(batch, run, 1);
-    else
-        NAME(jvp__log_target_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_kl_div_jvp__log_target_no) = {
-    "kl_div.jvp__log_target_no", NAME(jvp__log_target_no_run), sizeof(REAL), 4, 0, 0,
-    { &target_argument, &direction_input_argument, &rate_argument, &total_rate_argument },
-    { NULL }, { NULL }};
-
-/* The hessian times the directions, times scale, where log_target is False. 0 operations. */
-static inline void NAME(hvp__log_target_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    REAL *restrict hvp_input = run->data[1]; const int64_t hvp_input_batch = dense ? 1 : run->steps[1][0];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = 0;
-    }
-}
-
-static void NAME(hvp__log_target_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[1][0] == 1 && run->data[1] != NULL)
-        NAME(hvp__log_target_no)(batch, run, 1);
-    else
-        NAME(hvp__log_target_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_kl_div_hvp__log_target_no) = {
-    "kl_div.hvp__log_target_no", NAME(hvp__log_target_no_run), sizeof(REAL), 2, 0, 0,
-    { &input_argument, &hvp_input_argument },
-    { NULL }, { NULL }};
-
-/* The diagonal of the hessian, times scale, where log_target is False. 0 operations. */
-static inline void NAME(hessian_diag__log_target_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    REAL *restrict hessian_input = run->data[1]; const int64_t hessian_input_batch = dense ? 1 : run->steps[1][0];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = 0;
-    }
-}
-
-static void NAME(hessian_diag__log_target_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[1][0] == 1 && run->data[1] != NULL)
-        NAME(hessian_diag__log_target_no)(batch, run, 1);
-    else
-        NAME(hessian_diag__log_target_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_kl_div_hessian_diag__log_target_no) = {
-    "kl_div.hessian_diag__log_target_no", NAME(hessian_diag__log_target_no_run), sizeof(REAL), 2, 0, 0,
-    { &input_argument, &hessian_input_argument },
-    { NULL }, { NULL }};
-
-/* The loss, the totals, and the gradients times scale, where log_target is False. 11 operations. */
-static inline void NAME(value_and_grad_all__log_target_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
-    accumulator *restrict total_loss = run->data[4];
-    REAL *restrict grad_input = run->data[5]; const int64_t grad_input_batch = dense ? 1 : run->steps[5][0];
-    REAL *restrict grad_target = run->data[6]; const int64_t grad_target_batch = dense ? 1 : run->steps[6][0];
-
-    accumulator total_loss_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_loss_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL difference = log(target[n * target_batch]) - input[n * input_batch];
-            const REAL choice = target[n * target_batch] == 0 ? -input[n * input_batch] * target[n * target_batch] : difference * target[n * target_batch];
-            if (loss) loss[n * loss_batch] = choice;
-            total_loss_tile[n - first] = choice;
-            if (dense || grad_input) grad_input[n * grad_input_batch] = -target[n * target_batch] * scale[n * scale_batch];
-            if (dense || grad_target) grad_target[n * grad_target_batch] = (difference + 1) * scale[n * scale_batch];
-        }
-        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value_and_grad_all__log_target_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->data[3] == NULL && run->data[5] != NULL && run->data[6] != NULL)
-        NAME(value_and_grad_all__log_target_no)(batch, run, 1);
-    else
-        NAME(value_and_grad_all__log_target_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_kl_div_value_and_grad_all__log_target_no) = {
-    "kl_div.value_and_grad_all__log_target_no", NAME(value_and_grad_all__log_target_no_run), sizeof(REAL), 7, 0, 0,
-    { &input_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument, &grad_target_argument },
-    { NULL }, { NULL }};
-
-/* The derivative along the directions, where log_target is False. 6 operations. */
-static inline void NAME(jvp_all__log_target_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict direction_input = run->data[2]; const int64_t direction_input_batch = dense ? 1 : run->steps[2][0];
-    const REAL *restrict direction_target = run->data[3]; const int64_t direction_target_batch = dense ? 1 : run->steps[3][0];
-    REAL *restrict rate = dense ? NULL : run->data[4]; const int64_t rate_batch = dense ? 1 : run->steps[4][0];
-    accumulator *restrict total_rate = run->data[5];
-
-    accumulator total_rate_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_rate_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL difference = (log(target[n * target_batch]) - input[n * input_batch] + 1) * direction_target[n * direction_target_batch] - target[n * target_batch] * direction_input[n * direction_input_batch];
-            if (rate) rate[n * rate_batch] = difference;
-            total_rate_tile[n - first] = difference;
-        }
-        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
-    }
-    add(total_rate, &total_rate_sum);
-}
-
-static void NAME(jvp_all__log_target_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->data[4] == NULL)
-        NAME(jvp_all__log_target_no)(batch, run, 1);
-    else
-        NAME(jvp_all__log_target_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_kl_div_jvp_all__log_target_no) = {
-    "kl_div.jvp_all__log_target_no", NAME(jvp_all__log_target_no_run), sizeof(REAL), 6, 0, 0,
-    { &input_argument, &target_argument, &direction_input_argument, &direction_target_argument, &rate_argument, &total_rate_argument },
-    { NULL }, { NULL }};
-
-/* The hessian times the directions, times scale, where log_target is False. 6 operations. */
-static inline void NAME(hvp_all__log_target_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict target = run->data[0]; const int64_t target_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict scale = run->data[1]; const int64_t scale_batch = dense ? 0 : run->steps[1][0];
-    const REAL *restrict direction_input = run->data[2]; const int64_t direction_input_batch = dense ? 1 : run->steps[2][0];
-    const REAL *restrict direction_target = run->data[3]; const int64_t direction_target_batch = dense ? 1 : run->steps[3][0];
-    REAL *restrict hvp_input = run->data[4]; const int64_t hvp_input_batch = dense ? 1 : run->steps[4][0];
-    REAL *restrict hvp_target = run->data[5]; const int64_t hvp_target_batch = dense ? 1 : run->steps[5][0];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = -direction_target[n * direction_target_batch] * scale[n * scale_batch];
-        if (dense || hvp_target) hvp_target[n * hvp_target_batch] = direction_target[n * direction_target_batch] / target[n * target_batch] * scale[n * scale_batch] - direction_input[n * direction_input_batch] * scale[n * scale_batch];
-    }
-}
-
-static void NAME(hvp_all__log_target_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 0 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->data[4] != NULL && run->data[5] != NULL)
-        NAME(hvp_all__log_target_no)(batch, run, 1);
-    else
-        NAME(hvp_all__log_target_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_kl_div_hvp_all__log_target_no) = {
-    "kl_div.hvp_all__log_target_no", NAME(hvp_all__log_target_no_run), sizeof(REAL), 6, 0, 0,
-    { &target_argument, &scale_argument, &direction_input_argument, &direction_target_argument, &hvp_input_argument, &hvp_target_argument },
-    { NULL }, { NULL }};
-
-/* The diagonal of the hessian, times scale, where log_target is False. 1 operations. */
-static inline void NAME(hessian_diag_all__log_target_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict target = run->data[0]; const int64_t target_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict scale = run->data[1]; const int64_t scale_batch = dense ? 0 : run->steps[1][0];
-    REAL *restrict hessian_input = run->data[2]; const int64_t hessian_input_batch = dense ? 1 : run->steps[2][0];
-    REAL *restrict hessian_target = run->data[3]; const int64_t hessian_target_batch = dense ? 1 : run->steps[3][0];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = 0;
-        if (dense || hessian_target) hessian_target[n * hessian_target_batch] = scale[n * scale_batch] / target[n * target_batch];
-    }
-}
-
-static void NAME(hessian_diag_all__log_target_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 0 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->data[2] != NULL && run->data[3] != NULL)
-        NAME(hessian_diag_all__log_target_no)(batch, run, 1);
-    else
-        NAME(hessian_diag_all__log_target_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_kl_div_hessian_diag_all__log_target_no) = {
-    "kl_div.hessian_diag_all__log_target_no", NAME(hessian_diag_all__log_target_no_run), sizeof(REAL), 4, 0, 0,
-    { &target_argument, &scale_argument, &hessian_input_argument, &hessian_target_argument },
-    { NULL }, { NULL }};
+const losslib_kernel NAME(losslib_kl_div__kernels)[] = { KERNELS(KERNEL_ROW, STRIDED_ROW) {.name = NULL} };
 #endif

@@ -2,7 +2,11 @@
 #undef REAL
 #undef NAME
 #undef WIDE
+#undef SMALLEST
+#undef LARGEST
 #define REAL double
 #define NAME(name) name##_f64
 #define WIDE 1
+#define SMALLEST DBL_MIN
+#define LARGEST DBL_MAX
 #include "losslib_math.h"

@@ -2,7 +2,11 @@
 #undef REAL
 #undef NAME
 #undef WIDE
+#undef SMALLEST
+#undef LARGEST
 #define REAL float
 #define NAME(name) name##_f32
 #define WIDE 0
+#define SMALLEST FLT_MIN
+#define LARGEST FLT_MAX
 #include "losslib_math.h"

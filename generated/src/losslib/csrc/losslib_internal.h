@@ -5,6 +5,7 @@
 #ifndef LOSSLIB_INTERNAL_H
 #define LOSSLIB_INTERNAL_H
 
+#include <float.h>
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -12,42 +13,81 @@
 
 #include "losslib.h"
 
-/* One run of samples: where each argument starts, and its strides (of the batch, then of its axes). */
+/* One run of samples, for the function of a family: where each of its arguments starts, and its strides (of the batch, then of its
+ * axes). An input that the kernel does not have is one 0 that all samples share. */
 typedef struct losslib_run {
     void *data[LOSSLIB_ARGUMENTS];
-    int64_t steps[LOSSLIB_ARGUMENTS][1 + LOSSLIB_AXES];
+    const int64_t (*steps)[1 + LOSSLIB_AXES];
     const int64_t *sizes;
     const double *params;
+    uint64_t wanted;          /* the arguments that are given, a bit each */
 } losslib_run;
+
+typedef struct losslib_domain {
+    double low, high;
+    int open_low;             /* low itself is outside */
+} losslib_domain;
 
 typedef struct losslib_argument {
     const char *name;
     int role;
     int integer;
     int per_sample;
+    int optional;
+    int seldom;               /* an output that the usual call, for a reduced loss, does not want */
     int axes;
     const char *axis[LOSSLIB_AXES];
     const char *into;         /* an index: the axis whose length its values must stay below */
     const char *ignore;       /* an index: the scalar that it may equal all the same */
-    double low, high;         /* the domain */
-    int open_low;
+    int bounded;
+    losslib_domain domain;
 } losslib_argument;
 
 typedef struct losslib_param {
     const char *name;
-    double low, high;
-    int open_low;
+    losslib_domain domain;
 } losslib_param;
 
-struct losslib_kernel {
-    const char *name;
-    void (*run)(int64_t batch, const losslib_run *run);
-    size_t real;              /* the bytes of a real number */
+/* What the kernels of one function have, all of them together. */
+typedef struct losslib_family {
     int arguments, params, axes;
     const losslib_argument *argument[LOSSLIB_ARGUMENTS];
     const losslib_param *param[LOSSLIB_PARAMS];
     const char *axis[LOSSLIB_AXES];
+} losslib_family;
+
+struct losslib_kernel {
+    const char *name;
+    size_t real;              /* the bytes of a real number */
+    const losslib_family *family;
+    uint64_t arguments;       /* which of the family's arguments it has, a bit each; so for scalars and axes */
+    unsigned params, axes;
+    void (*any)(int64_t batch, const losslib_run *run);
+    void (*dense)(int64_t batch, const losslib_run *run);       /* the usual strides, and all that is usually wanted; or NULL */
 };
+
+/* A kernel is its family's function with what it wants known: for any strides, and for the usual ones. */
+#define WITH(...) , __VA_ARGS__
+#define WANTS(k) (wanted >> (k) & 1)
+#define STRIDED_FUNCTION(kernel, function, arguments, params, axes, flags) \
+    static void NAME(kernel##_any)(const int64_t batch, const losslib_run *run) \
+    { NAME(function)(batch, run, 0, run->wanted & arguments flags); }
+#define KERNEL_FUNCTIONS(kernel, function, arguments, params, axes, flags) \
+    static void NAME(kernel##_any)(const int64_t batch, const losslib_run *run) \
+    { NAME(function)(batch, run, 0, run->wanted & arguments flags); } \
+    static void NAME(kernel##_dense)(const int64_t batch, const losslib_run *run) \
+    { NAME(function)(batch, run, 1, arguments flags); }
+#define STRIDED_ROW(kernel, function, arguments, params, axes, flags) \
+    { #kernel, sizeof(REAL), &function##_family, arguments, params, axes, NAME(kernel##_any), NULL},
+#define KERNEL_ROW(kernel, function, arguments, params, axes, flags) \
+    { #kernel, sizeof(REAL), &function##_family, arguments, params, axes, NAME(kernel##_any), NAME(kernel##_dense)},
+
+/* It is compiled for each kernel with what is known there; without optimisation that would only be long. */
+#if defined __GNUC__ && defined __OPTIMIZE__
+#define INLINE inline __attribute__((always_inline))
+#else
+#define INLINE inline
+#endif
 
 typedef losslib_accumulator accumulator;
 

@@ -86,6 +86,36 @@ static inline REAL NAME(exp_difference)(const REAL a, const REAL b)
     return isfinite(error) ? e + e * error : e;
 }
 
+/* factor exp(x), where exp(x) alone would overflow or lose digits below the smallest normal number. */
+static inline REAL NAME(times_exp)(const REAL factor, const REAL x)
+{
+    const REAL e = exp(x);
+    if (e >= SMALLEST && e <= LARGEST) return factor * e;
+    const REAL half = exp(x / 2);
+    return factor * half * half;
+}
+
+/* factor sigmoid(x), with all digits of the tail. */
+static inline REAL NAME(times_sigmoid)(const REAL factor, const REAL x)
+{
+    const REAL e = exp(-fabs(x));
+    if (x < 0 && e < SMALLEST) return NAME(times_exp)(factor, x);
+    return factor * ((x < 0 ? e : 1) / (1 + e));
+}
+
+/* a b - c d, rounded about once. */
+static inline REAL NAME(cross)(const REAL a, const REAL b, const REAL c, const REAL d)
+{
+#if WIDE
+    const REAL cd = c * d;
+    const REAL error = fma(-c, d, cd);
+    const REAL difference = fma(a, b, -cd);
+    return isfinite(error) ? difference + error : difference;
+#else
+    return (REAL)((double)a * (double)b - (double)c * (double)d);
+#endif
+}
+
 /* Sums are kept in double; those of doubles keep their rounding error too. */
 static inline void NAME(accumulate)(accumulator *a, const REAL x)
 {
@@ -127,6 +157,9 @@ static inline REAL NAME(value_of)(const accumulator *a)
 #define abs_power NAME(abs_power)
 #define signed_power NAME(signed_power)
 #define exp_difference NAME(exp_difference)
+#define times_exp NAME(times_exp)
+#define times_sigmoid NAME(times_sigmoid)
+#define cross NAME(cross)
 #define accumulate NAME(accumulate)
 #define accumulate_tile NAME(accumulate_tile)
 #define value_of NAME(value_of)

@@ -5,32 +5,65 @@
  *     loss = max(margin - (input1 - input2)*target, 0)
  *
  * Arrays: input1 [batch], input2 [batch], target [batch].
- * A function computes a run of samples; strides are in elements; outputs that are NULL are not wanted.
+ * A function computes a run of samples; strides are in elements. It serves all kernels in whose row of KERNELS it stands: what
+ * one of them does not want, and what its flags rule out, is dead code where that kernel is compiled.
  */
 #ifndef REAL                              /* this text is compiled once for each type */
 #include "losslib_internal.h"
 
-static const losslib_argument input1_argument = {"input1", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument input2_argument = {"input2", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument target_argument = {"target", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument loss_argument = {"loss", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument total_loss_argument = {"total_loss", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument scale_argument = {"scale", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument grad_input1_argument = {"grad_input1", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument grad_input2_argument = {"grad_input2", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument direction_input1_argument = {"direction_input1", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument direction_input2_argument = {"direction_input2", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument rate_argument = {"rate", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument total_rate_argument = {"total_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hvp_input1_argument = {"hvp_input1", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hvp_input2_argument = {"hvp_input2", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hessian_input1_argument = {"hessian_input1", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hessian_input2_argument = {"hessian_input2", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument grad_target_argument = {"grad_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument direction_target_argument = {"direction_target", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hvp_target_argument = {"hvp_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hessian_target_argument = {"hessian_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_param margin_param = {"margin", -INFINITY, INFINITY, 0};
+static const losslib_argument input1_argument = {.name = "input1", .role = LOSSLIB_INPUT, .per_sample = 1};
+static const losslib_argument input2_argument = {.name = "input2", .role = LOSSLIB_INPUT, .per_sample = 1};
+static const losslib_argument target_argument = {.name = "target", .role = LOSSLIB_INPUT, .per_sample = 1};
+static const losslib_argument scale_argument = {.name = "scale", .role = LOSSLIB_SCALE, .per_sample = 1};
+static const losslib_argument loss_argument = {.name = "loss", .role = LOSSLIB_OUTPUT, .per_sample = 1, .seldom = 1};
+static const losslib_argument total_loss_argument = {.name = "total_loss", .role = LOSSLIB_TOTAL};
+static const losslib_argument grad_input1_argument = {.name = "grad_input1", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument grad_input2_argument = {.name = "grad_input2", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument grad_target_argument = {.name = "grad_target", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument direction_input1_argument = {.name = "direction_input1", .role = LOSSLIB_DIRECTION, .per_sample = 1};
+static const losslib_argument direction_input2_argument = {.name = "direction_input2", .role = LOSSLIB_DIRECTION, .per_sample = 1};
+static const losslib_argument direction_target_argument = {.name = "direction_target", .role = LOSSLIB_DIRECTION, .per_sample = 1};
+static const losslib_argument rate_argument = {.name = "rate", .role = LOSSLIB_OUTPUT, .per_sample = 1, .seldom = 1};
+static const losslib_argument total_rate_argument = {.name = "total_rate", .role = LOSSLIB_TOTAL};
+static const losslib_argument hvp_input1_argument = {.name = "hvp_input1", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument hvp_input2_argument = {.name = "hvp_input2", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument hvp_target_argument = {.name = "hvp_target", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument hessian_input1_argument = {.name = "hessian_input1", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument hessian_input2_argument = {.name = "hessian_input2", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument hessian_target_argument = {.name = "hessian_target", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_param margin_param = {"margin", {-INFINITY, INFINITY, 0}};
+
+static const losslib_family value_and_grad_family = {9, 1, 0,
+    {&input1_argument, &input2_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input1_argument,
+     &grad_input2_argument, &grad_target_argument},
+    {&margin_param}, {NULL}};
+
+static const losslib_family jvp_family = {8, 1, 0,
+    {&input1_argument, &input2_argument, &target_argument, &direction_input1_argument, &direction_input2_argument,
+     &direction_target_argument, &rate_argument, &total_rate_argument},
+    {&margin_param}, {NULL}};
+
+static const losslib_family hvp_family = {10, 1, 0,
+    {&input1_argument, &input2_argument, &target_argument, &scale_argument, &direction_input1_argument, &direction_input2_argument,
+     &direction_target_argument, &hvp_input1_argument, &hvp_input2_argument, &hvp_target_argument},
+    {&margin_param}, {NULL}};
+
+static const losslib_family hessian_diag_family = {4, 0, 0,
+    {&input1_argument, &hessian_input1_argument, &hessian_input2_argument, &hessian_target_argument},
+    {NULL}, {NULL}};
+
+/* Each kernel: its function, which of the function's arrays, scalars and axes it has (a bit each), and what the flags are. A KERNEL
+ * is compiled for dense arrays too. */
+#define KERNELS(KERNEL, STRIDED) \
+    KERNEL(value, value_and_grad, 0x37, 0x1, 0x0, ) \
+    KERNEL(value_and_grad, value_and_grad, 0xff, 0x1, 0x0, ) \
+    KERNEL(value_and_grad_all, value_and_grad, 0x1ff, 0x1, 0x0, ) \
+    STRIDED(jvp, jvp, 0xdf, 0x1, 0x0, WITH(0)) \
+    STRIDED(jvp_all, jvp, 0xff, 0x1, 0x0, WITH(1)) \
+    KERNEL(hvp, hvp, 0x181, 0x0, 0x0, WITH(0)) \
+    STRIDED(hvp_all, hvp, 0x3ff, 0x1, 0x0, WITH(1)) \
+    KERNEL(hessian_diag, hessian_diag, 0x7, 0x0, 0x0, ) \
+    STRIDED(hessian_diag_all, hessian_diag, 0xf, 0x0, 0x0, )
 
 #include "losslib_float.h"
 #include "margin_ranking_loss.c"
@@ -38,55 +71,18 @@ static const losslib_param margin_param = {"margin", -INFINITY, INFINITY, 0};
 #include "margin_ranking_loss.c"
 #else
 
-/* The loss of each sample, and the totals. 5 operations. */
-static inline void NAME(value)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input1 = run->data[0]; const int64_t input1_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict input2 = run->data[1]; const int64_t input2_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict target = run->data[2]; const int64_t target_batch = dense ? 1 : run->steps[2][0];
-    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
-    accumulator *restrict total_loss = run->data[4];
-    const REAL margin = (REAL)run->params[0];
-
-    accumulator total_loss_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_loss_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL difference = margin - (input1[n * input1_batch] - input2[n * input2_batch]) * target[n * target_batch];
-            const REAL value = difference < 0 ? 0 : difference;
-            if (loss) loss[n * loss_batch] = value;
-            total_loss_tile[n - first] = value;
-        }
-        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->data[3] == NULL)
-        NAME(value)(batch, run, 1);
-    else
-        NAME(value)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_margin_ranking_loss_value) = {
-    "margin_ranking_loss.value", NAME(value_run), sizeof(REAL), 5, 1, 0,
-    { &input1_argument, &input2_argument, &target_argument, &loss_argument, &total_loss_argument },
-    { &margin_param }, { NULL }};
-
-/* The loss, the totals, and the gradients times scale. 9 operations. */
-static inline void NAME(value_and_grad)(const int64_t batch, const losslib_run *run, const int dense)
+/* The loss, the totals, and the gradients times scale. */
+static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted)
 {
     const REAL *restrict input1 = run->data[0]; const int64_t input1_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict input2 = run->data[1]; const int64_t input2_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict target = run->data[2]; const int64_t target_batch = dense ? 1 : run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = dense ? 0 : run->steps[3][0];
-    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = dense ? 1 : run->steps[4][0];
-    accumulator *restrict total_loss = run->data[5];
-    REAL *restrict grad_input1 = run->data[6]; const int64_t grad_input1_batch = dense ? 1 : run->steps[6][0];
-    REAL *restrict grad_input2 = run->data[7]; const int64_t grad_input2_batch = dense ? 1 : run->steps[7][0];
+    REAL *restrict loss = run->data[4]; const int64_t loss_batch = dense ? 1 : run->steps[4][0]; const int loss_wanted = !dense && WANTS(4);
+    accumulator *restrict total_loss = WANTS(5) ? run->data[5] : NULL;
+    REAL *restrict grad_input1 = run->data[6]; const int64_t grad_input1_batch = dense ? 1 : run->steps[6][0]; const int grad_input1_wanted = WANTS(6);
+    REAL *restrict grad_input2 = run->data[7]; const int64_t grad_input2_batch = dense ? 1 : run->steps[7][0]; const int grad_input2_wanted = WANTS(7);
+    REAL *restrict grad_target = run->data[8]; const int64_t grad_target_batch = dense ? 1 : run->steps[8][0]; const int grad_target_wanted = WANTS(8);
     const REAL margin = (REAL)run->params[0];
 
     accumulator total_loss_sum = {0};
@@ -95,179 +91,32 @@ static inline void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         REAL total_loss_tile[TILE];
         for (int64_t n = first; n < end; ++n) {
             const REAL difference = margin - (input1[n * input1_batch] - input2[n * input2_batch]) * target[n * target_batch];
-            const REAL value = difference < 0 ? 0 : difference;
-            const REAL product = target[n * target_batch] * step(difference, 1) * scale[n * scale_batch];
-            if (loss) loss[n * loss_batch] = value;
-            total_loss_tile[n - first] = value;
-            if (dense || grad_input1) grad_input1[n * grad_input1_batch] = -product;
-            if (dense || grad_input2) grad_input2[n * grad_input2_batch] = product;
-        }
-        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value_and_grad_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 0 && run->steps[6][0] == 1 && run->steps[7][0] == 1 && run->data[4] == NULL && run->data[6] != NULL && run->data[7] != NULL)
-        NAME(value_and_grad)(batch, run, 1);
-    else
-        NAME(value_and_grad)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_margin_ranking_loss_value_and_grad) = {
-    "margin_ranking_loss.value_and_grad", NAME(value_and_grad_run), sizeof(REAL), 8, 1, 0,
-    { &input1_argument, &input2_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input1_argument, &grad_input2_argument },
-    { &margin_param }, { NULL }};
-
-/* The derivative along the directions. 8 operations. */
-static inline void NAME(jvp)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input1 = run->data[0]; const int64_t input1_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict input2 = run->data[1]; const int64_t input2_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict target = run->data[2]; const int64_t target_batch = dense ? 1 : run->steps[2][0];
-    const REAL *restrict direction_input1 = run->data[3]; const int64_t direction_input1_batch = dense ? 1 : run->steps[3][0];
-    const REAL *restrict direction_input2 = run->data[4]; const int64_t direction_input2_batch = dense ? 1 : run->steps[4][0];
-    REAL *restrict rate = dense ? NULL : run->data[5]; const int64_t rate_batch = dense ? 1 : run->steps[5][0];
-    accumulator *restrict total_rate = run->data[6];
-    const REAL margin = (REAL)run->params[0];
-
-    accumulator total_rate_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_rate_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL product = target[n * target_batch] * step(margin - (input1[n * input1_batch] - input2[n * input2_batch]) * target[n * target_batch], 1);
-            const REAL difference = product * direction_input2[n * direction_input2_batch] - product * direction_input1[n * direction_input1_batch];
-            if (rate) rate[n * rate_batch] = difference;
-            total_rate_tile[n - first] = difference;
-        }
-        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
-    }
-    add(total_rate, &total_rate_sum);
-}
-
-static void NAME(jvp_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->data[5] == NULL)
-        NAME(jvp)(batch, run, 1);
-    else
-        NAME(jvp)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_margin_ranking_loss_jvp) = {
-    "margin_ranking_loss.jvp", NAME(jvp_run), sizeof(REAL), 7, 1, 0,
-    { &input1_argument, &input2_argument, &target_argument, &direction_input1_argument, &direction_input2_argument, &rate_argument, &total_rate_argument },
-    { &margin_param }, { NULL }};
-
-/* The hessian times the directions, times scale. 0 operations. */
-static inline void NAME(hvp)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    REAL *restrict hvp_input1 = run->data[1]; const int64_t hvp_input1_batch = dense ? 1 : run->steps[1][0];
-    REAL *restrict hvp_input2 = run->data[2]; const int64_t hvp_input2_batch = dense ? 1 : run->steps[2][0];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        if (dense || hvp_input1) hvp_input1[n * hvp_input1_batch] = 0;
-        if (dense || hvp_input2) hvp_input2[n * hvp_input2_batch] = 0;
-    }
-}
-
-static void NAME(hvp_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->data[1] != NULL && run->data[2] != NULL)
-        NAME(hvp)(batch, run, 1);
-    else
-        NAME(hvp)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_margin_ranking_loss_hvp) = {
-    "margin_ranking_loss.hvp", NAME(hvp_run), sizeof(REAL), 3, 0, 0,
-    { &input1_argument, &hvp_input1_argument, &hvp_input2_argument },
-    { NULL }, { NULL }};
-
-/* The diagonal of the hessian, times scale. 0 operations. */
-static inline void NAME(hessian_diag)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    REAL *restrict hessian_input1 = run->data[1]; const int64_t hessian_input1_batch = dense ? 1 : run->steps[1][0];
-    REAL *restrict hessian_input2 = run->data[2]; const int64_t hessian_input2_batch = dense ? 1 : run->steps[2][0];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        if (dense || hessian_input1) hessian_input1[n * hessian_input1_batch] = 0;
-        if (dense || hessian_input2) hessian_input2[n * hessian_input2_batch] = 0;
-    }
-}
-
-static void NAME(hessian_diag_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->data[1] != NULL && run->data[2] != NULL)
-        NAME(hessian_diag)(batch, run, 1);
-    else
-        NAME(hessian_diag)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_margin_ranking_loss_hessian_diag) = {
-    "margin_ranking_loss.hessian_diag", NAME(hessian_diag_run), sizeof(REAL), 3, 0, 0,
-    { &input1_argument, &hessian_input1_argument, &hessian_input2_argument },
-    { NULL }, { NULL }};
-
-/* The loss, the totals, and the gradients times scale. 12 operations. */
-static inline void NAME(value_and_grad_all)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input1 = run->data[0]; const int64_t input1_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict input2 = run->data[1]; const int64_t input2_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict target = run->data[2]; const int64_t target_batch = dense ? 1 : run->steps[2][0];
-    const REAL *restrict scale = run->data[3]; const int64_t scale_batch = dense ? 0 : run->steps[3][0];
-    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = dense ? 1 : run->steps[4][0];
-    accumulator *restrict total_loss = run->data[5];
-    REAL *restrict grad_input1 = run->data[6]; const int64_t grad_input1_batch = dense ? 1 : run->steps[6][0];
-    REAL *restrict grad_input2 = run->data[7]; const int64_t grad_input2_batch = dense ? 1 : run->steps[7][0];
-    REAL *restrict grad_target = run->data[8]; const int64_t grad_target_batch = dense ? 1 : run->steps[8][0];
-    const REAL margin = (REAL)run->params[0];
-
-    accumulator total_loss_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_loss_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL difference = margin - (input1[n * input1_batch] - input2[n * input2_batch]) * target[n * target_batch];
-            const REAL value = difference < 0 ? 0 : difference;
+            const int below = difference < 0;
+            const REAL value = below ? 0 : difference;
             const REAL step_2 = step(difference, 1);
-            const REAL product = target[n * target_batch] * step_2 * scale[n * scale_batch];
-            if (loss) loss[n * loss_batch] = value;
+            const REAL choice = below ? 0 : target[n * target_batch] * scale[n * scale_batch] * step_2;
+            if (loss_wanted) loss[n * loss_batch] = value;
             total_loss_tile[n - first] = value;
-            if (dense || grad_input1) grad_input1[n * grad_input1_batch] = -product;
-            if (dense || grad_input2) grad_input2[n * grad_input2_batch] = product;
-            if (dense || grad_target) grad_target[n * grad_target_batch] = (input2[n * input2_batch] - input1[n * input1_batch]) * step_2 * scale[n * scale_batch];
+            if (grad_input1_wanted) grad_input1[n * grad_input1_batch] = -choice;
+            if (grad_input2_wanted) grad_input2[n * grad_input2_batch] = choice;
+            if (grad_target_wanted) grad_target[n * grad_target_batch] = below ? 0 : (input2[n * input2_batch] - input1[n * input1_batch]) * scale[n * scale_batch] * step_2;
         }
         accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
-    add(total_loss, &total_loss_sum);
+    if (total_loss) add(total_loss, &total_loss_sum);
 }
 
-static void NAME(value_and_grad_all_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 0 && run->steps[6][0] == 1 && run->steps[7][0] == 1 && run->steps[8][0] == 1 && run->data[4] == NULL && run->data[6] != NULL && run->data[7] != NULL && run->data[8] != NULL)
-        NAME(value_and_grad_all)(batch, run, 1);
-    else
-        NAME(value_and_grad_all)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_margin_ranking_loss_value_and_grad_all) = {
-    "margin_ranking_loss.value_and_grad_all", NAME(value_and_grad_all_run), sizeof(REAL), 9, 1, 0,
-    { &input1_argument, &input2_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input1_argument, &grad_input2_argument, &grad_target_argument },
-    { &margin_param }, { NULL }};
-
-/* The derivative along the directions. 12 operations. */
-static inline void NAME(jvp_all)(const int64_t batch, const losslib_run *run, const int dense)
+/* The derivative along the directions. */
+static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted, const int all)
 {
     const REAL *restrict input1 = run->data[0]; const int64_t input1_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict input2 = run->data[1]; const int64_t input2_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict target = run->data[2]; const int64_t target_batch = dense ? 1 : run->steps[2][0];
     const REAL *restrict direction_input1 = run->data[3]; const int64_t direction_input1_batch = dense ? 1 : run->steps[3][0];
     const REAL *restrict direction_input2 = run->data[4]; const int64_t direction_input2_batch = dense ? 1 : run->steps[4][0];
-    const REAL *restrict direction_target = run->data[5]; const int64_t direction_target_batch = dense ? 1 : run->steps[5][0];
-    REAL *restrict rate = dense ? NULL : run->data[6]; const int64_t rate_batch = dense ? 1 : run->steps[6][0];
-    accumulator *restrict total_rate = run->data[7];
+    const REAL *restrict direction_target = run->data[5]; const int64_t direction_target_batch = dense && WANTS(5) ? 1 : run->steps[5][0];
+    REAL *restrict rate = run->data[6]; const int64_t rate_batch = dense ? 1 : run->steps[6][0]; const int rate_wanted = !dense && WANTS(6);
+    accumulator *restrict total_rate = WANTS(7) ? run->data[7] : NULL;
     const REAL margin = (REAL)run->params[0];
 
     accumulator total_rate_sum = {0};
@@ -275,91 +124,61 @@ static inline void NAME(jvp_all)(const int64_t batch, const losslib_run *run, co
         const int64_t end = first + TILE < batch ? first + TILE : batch;
         REAL total_rate_tile[TILE];
         for (int64_t n = first; n < end; ++n) {
-            const REAL step_2 = step(margin - (input1[n * input1_batch] - input2[n * input2_batch]) * target[n * target_batch], 1);
-            const REAL product = target[n * target_batch] * step_2;
-            const REAL shifted = (input2[n * input2_batch] - input1[n * input1_batch]) * step_2 * direction_target[n * direction_target_batch] - product * direction_input1[n * direction_input1_batch] + product * direction_input2[n * direction_input2_batch];
-            if (rate) rate[n * rate_batch] = shifted;
-            total_rate_tile[n - first] = shifted;
+            const REAL difference = margin - (input1[n * input1_batch] - input2[n * input2_batch]) * target[n * target_batch];
+            const int below = difference < 0;
+            const REAL step_2 = step(difference, 1);
+            const REAL choice = below ? 0 : target[n * target_batch] * direction_input1[n * direction_input1_batch] * step_2;
+            const REAL choice_2 = below ? 0 : target[n * target_batch] * direction_input2[n * direction_input2_batch] * step_2;
+            const REAL choice_3 = all ? (below ? 0 : (input2[n * input2_batch] - input1[n * input1_batch]) * direction_target[n * direction_target_batch] * step_2) - choice + choice_2 : choice_2 - choice;
+            if (rate_wanted) rate[n * rate_batch] = choice_3;
+            total_rate_tile[n - first] = choice_3;
         }
         accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
     }
-    add(total_rate, &total_rate_sum);
+    if (total_rate) add(total_rate, &total_rate_sum);
 }
 
-static void NAME(jvp_all_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->data[6] == NULL)
-        NAME(jvp_all)(batch, run, 1);
-    else
-        NAME(jvp_all)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_margin_ranking_loss_jvp_all) = {
-    "margin_ranking_loss.jvp_all", NAME(jvp_all_run), sizeof(REAL), 8, 1, 0,
-    { &input1_argument, &input2_argument, &target_argument, &direction_input1_argument, &direction_input2_argument, &direction_target_argument, &rate_argument, &total_rate_argument },
-    { &margin_param }, { NULL }};
-
-/* The hessian times the directions, times scale. 12 operations. */
-static inline void NAME(hvp_all)(const int64_t batch, const losslib_run *run, const int dense)
+/* The hessian times the directions, times scale. */
+static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted, const int all)
 {
     const REAL *restrict input1 = run->data[0]; const int64_t input1_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict input2 = run->data[1]; const int64_t input2_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict target = run->data[2]; const int64_t target_batch = dense ? 1 : run->steps[2][0];
+    const REAL *restrict input2 = run->data[1]; const int64_t input2_batch = dense && WANTS(1) ? 1 : run->steps[1][0];
+    const REAL *restrict target = run->data[2]; const int64_t target_batch = dense && WANTS(2) ? 1 : run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = dense ? 0 : run->steps[3][0];
-    const REAL *restrict direction_input1 = run->data[4]; const int64_t direction_input1_batch = dense ? 1 : run->steps[4][0];
-    const REAL *restrict direction_input2 = run->data[5]; const int64_t direction_input2_batch = dense ? 1 : run->steps[5][0];
-    const REAL *restrict direction_target = run->data[6]; const int64_t direction_target_batch = dense ? 1 : run->steps[6][0];
-    REAL *restrict hvp_input1 = run->data[7]; const int64_t hvp_input1_batch = dense ? 1 : run->steps[7][0];
-    REAL *restrict hvp_input2 = run->data[8]; const int64_t hvp_input2_batch = dense ? 1 : run->steps[8][0];
-    REAL *restrict hvp_target = run->data[9]; const int64_t hvp_target_batch = dense ? 1 : run->steps[9][0];
+    const REAL *restrict direction_input1 = run->data[4]; const int64_t direction_input1_batch = dense && WANTS(4) ? 1 : run->steps[4][0];
+    const REAL *restrict direction_input2 = run->data[5]; const int64_t direction_input2_batch = dense && WANTS(5) ? 1 : run->steps[5][0];
+    const REAL *restrict direction_target = run->data[6]; const int64_t direction_target_batch = dense && WANTS(6) ? 1 : run->steps[6][0];
+    REAL *restrict hvp_input1 = run->data[7]; const int64_t hvp_input1_batch = dense ? 1 : run->steps[7][0]; const int hvp_input1_wanted = WANTS(7);
+    REAL *restrict hvp_input2 = run->data[8]; const int64_t hvp_input2_batch = dense ? 1 : run->steps[8][0]; const int hvp_input2_wanted = WANTS(8);
+    REAL *restrict hvp_target = run->data[9]; const int64_t hvp_target_batch = dense ? 1 : run->steps[9][0]; const int hvp_target_wanted = WANTS(9);
     const REAL margin = (REAL)run->params[0];
 
     for (int64_t n = 0; n < batch; ++n) {
-        const REAL step_2 = step(margin - (input1[n * input1_batch] - input2[n * input2_batch]) * target[n * target_batch], 1);
-        const REAL product = step_2 * direction_target[n * direction_target_batch] * scale[n * scale_batch];
-        if (dense || hvp_input1) hvp_input1[n * hvp_input1_batch] = -product;
-        if (dense || hvp_input2) hvp_input2[n * hvp_input2_batch] = product;
-        if (dense || hvp_target) hvp_target[n * hvp_target_batch] = step_2 * direction_input2[n * direction_input2_batch] * scale[n * scale_batch] - step_2 * direction_input1[n * direction_input1_batch] * scale[n * scale_batch];
+        const REAL difference = margin - (input1[n * input1_batch] - input2[n * input2_batch]) * target[n * target_batch];
+        const int below = difference < 0;
+        const REAL step_2 = step(difference, 1);
+        const REAL choice = below ? 0 : direction_target[n * direction_target_batch] * scale[n * scale_batch] * step_2;
+        if (hvp_input1_wanted) hvp_input1[n * hvp_input1_batch] = all ? -choice : 0;
+        if (hvp_input2_wanted) hvp_input2[n * hvp_input2_batch] = all ? choice : 0;
+        if (hvp_target_wanted) hvp_target[n * hvp_target_batch] = (below ? 0 : direction_input2[n * direction_input2_batch] * scale[n * scale_batch] * step_2) - (below ? 0 : direction_input1[n * direction_input1_batch] * scale[n * scale_batch] * step_2);
     }
 }
 
-static void NAME(hvp_all_run)(const int64_t batch, const losslib_run *run)
+/* The diagonal of the hessian, times scale. */
+static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 0 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->steps[7][0] == 1 && run->steps[8][0] == 1 && run->steps[9][0] == 1 && run->data[7] != NULL && run->data[8] != NULL && run->data[9] != NULL)
-        NAME(hvp_all)(batch, run, 1);
-    else
-        NAME(hvp_all)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_margin_ranking_loss_hvp_all) = {
-    "margin_ranking_loss.hvp_all", NAME(hvp_all_run), sizeof(REAL), 10, 1, 0,
-    { &input1_argument, &input2_argument, &target_argument, &scale_argument, &direction_input1_argument, &direction_input2_argument, &direction_target_argument, &hvp_input1_argument, &hvp_input2_argument, &hvp_target_argument },
-    { &margin_param }, { NULL }};
-
-/* The diagonal of the hessian, times scale. 0 operations. */
-static inline void NAME(hessian_diag_all)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    REAL *restrict hessian_input1 = run->data[1]; const int64_t hessian_input1_batch = dense ? 1 : run->steps[1][0];
-    REAL *restrict hessian_input2 = run->data[2]; const int64_t hessian_input2_batch = dense ? 1 : run->steps[2][0];
-    REAL *restrict hessian_target = run->data[3]; const int64_t hessian_target_batch = dense ? 1 : run->steps[3][0];
+    REAL *restrict hessian_input1 = run->data[1]; const int64_t hessian_input1_batch = dense ? 1 : run->steps[1][0]; const int hessian_input1_wanted = WANTS(1);
+    REAL *restrict hessian_input2 = run->data[2]; const int64_t hessian_input2_batch = dense ? 1 : run->steps[2][0]; const int hessian_input2_wanted = WANTS(2);
+    REAL *restrict hessian_target = run->data[3]; const int64_t hessian_target_batch = dense ? 1 : run->steps[3][0]; const int hessian_target_wanted = WANTS(3);
 
     for (int64_t n = 0; n < batch; ++n) {
-        if (dense || hessian_input1) hessian_input1[n * hessian_input1_batch] = 0;
-        if (dense || hessian_input2) hessian_input2[n * hessian_input2_batch] = 0;
-        if (dense || hessian_target) hessian_target[n * hessian_target_batch] = 0;
+        if (hessian_input1_wanted) hessian_input1[n * hessian_input1_batch] = 0;
+        if (hessian_input2_wanted) hessian_input2[n * hessian_input2_batch] = 0;
+        if (hessian_target_wanted) hessian_target[n * hessian_target_batch] = 0;
     }
 }
 
-static void NAME(hessian_diag_all_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->data[1] != NULL && run->data[2] != NULL && run->data[3] != NULL)
-        NAME(hessian_diag_all)(batch, run, 1);
-    else
-        NAME(hessian_diag_all)(batch, run, 0);
-}
+KERNELS(KERNEL_FUNCTIONS, STRIDED_FUNCTION)
 
-const losslib_kernel NAME(losslib_margin_ranking_loss_hessian_diag_all) = {
-    "margin_ranking_loss.hessian_diag_all", NAME(hessian_diag_all_run), sizeof(REAL), 4, 0, 0,
-    { &input1_argument, &hessian_input1_argument, &hessian_input2_argument, &hessian_target_argument },
-    { NULL }, { NULL }};
+const losslib_kernel NAME(losslib_margin_ranking_loss__kernels)[] = { KERNELS(KERNEL_ROW, STRIDED_ROW) {.name = NULL} };
 #endif

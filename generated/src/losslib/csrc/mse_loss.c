@@ -7,34 +7,68 @@
  *     mean = sum(loss) / sum(weight)
  *
  * Arrays: input [batch], target [batch], weight [batch].
- * A function computes a run of samples; strides are in elements; outputs that are NULL are not wanted.
+ * A function computes a run of samples; strides are in elements. It serves all kernels in whose row of KERNELS it stands: what
+ * one of them does not want, and what its flags rule out, is dead code where that kernel is compiled.
  */
 #ifndef REAL                              /* this text is compiled once for each type */
 #include "losslib_internal.h"
 
-static const losslib_argument input_argument = {"input", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument target_argument = {"target", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument weight_argument = {"weight", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument loss_argument = {"loss", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument total_loss_argument = {"total_loss", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument total_weight_argument = {"total_weight", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument scale_argument = {"scale", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument grad_input_argument = {"grad_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument direction_input_argument = {"direction_input", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument rate_argument = {"rate", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument total_rate_argument = {"total_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hvp_input_argument = {"hvp_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hessian_input_argument = {"hessian_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument scale_weight_argument = {"scale_weight", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument grad_target_argument = {"grad_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument grad_weight_argument = {"grad_weight", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument direction_target_argument = {"direction_target", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument direction_weight_argument = {"direction_weight", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument total_weight_rate_argument = {"total_weight_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument scale_rate_argument = {"scale_rate", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument scale_weight_rate_argument = {"scale_weight_rate", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hvp_target_argument = {"hvp_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hvp_weight_argument = {"hvp_weight", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
+static const losslib_argument input_argument = {.name = "input", .role = LOSSLIB_INPUT, .per_sample = 1};
+static const losslib_argument target_argument = {.name = "target", .role = LOSSLIB_INPUT, .per_sample = 1};
+static const losslib_argument weight_argument = {.name = "weight", .role = LOSSLIB_INPUT, .per_sample = 1, .optional = 1};
+static const losslib_argument scale_argument = {.name = "scale", .role = LOSSLIB_SCALE, .per_sample = 1};
+static const losslib_argument scale_weight_argument = {.name = "scale_weight", .role = LOSSLIB_SCALE, .per_sample = 1};
+static const losslib_argument loss_argument = {.name = "loss", .role = LOSSLIB_OUTPUT, .per_sample = 1, .seldom = 1};
+static const losslib_argument total_loss_argument = {.name = "total_loss", .role = LOSSLIB_TOTAL};
+static const losslib_argument total_weight_argument = {.name = "total_weight", .role = LOSSLIB_TOTAL};
+static const losslib_argument grad_input_argument = {.name = "grad_input", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument grad_target_argument = {.name = "grad_target", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument grad_weight_argument = {.name = "grad_weight", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument direction_input_argument = {.name = "direction_input", .role = LOSSLIB_DIRECTION, .per_sample = 1};
+static const losslib_argument direction_target_argument = {.name = "direction_target", .role = LOSSLIB_DIRECTION, .per_sample = 1};
+static const losslib_argument direction_weight_argument = {.name = "direction_weight", .role = LOSSLIB_DIRECTION, .per_sample = 1};
+static const losslib_argument rate_argument = {.name = "rate", .role = LOSSLIB_OUTPUT, .per_sample = 1, .seldom = 1};
+static const losslib_argument total_rate_argument = {.name = "total_rate", .role = LOSSLIB_TOTAL};
+static const losslib_argument total_weight_rate_argument = {.name = "total_weight_rate", .role = LOSSLIB_TOTAL};
+static const losslib_argument scale_rate_argument = {.name = "scale_rate", .role = LOSSLIB_SCALE, .per_sample = 1};
+static const losslib_argument scale_weight_rate_argument = {.name = "scale_weight_rate", .role = LOSSLIB_SCALE, .per_sample = 1};
+static const losslib_argument hvp_input_argument = {.name = "hvp_input", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument hvp_target_argument = {.name = "hvp_target", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument hvp_weight_argument = {.name = "hvp_weight", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument hessian_input_argument = {.name = "hessian_input", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+
+static const losslib_family value_and_grad_family = {11, 0, 0,
+    {&input_argument, &target_argument, &weight_argument, &scale_argument, &scale_weight_argument, &loss_argument, &total_loss_argument,
+     &total_weight_argument, &grad_input_argument, &grad_target_argument, &grad_weight_argument},
+    {NULL}, {NULL}};
+
+static const losslib_family jvp_family = {9, 0, 0,
+    {&input_argument, &target_argument, &weight_argument, &direction_input_argument, &direction_target_argument,
+     &direction_weight_argument, &rate_argument, &total_rate_argument, &total_weight_rate_argument},
+    {NULL}, {NULL}};
+
+static const losslib_family hvp_family = {12, 0, 0,
+    {&input_argument, &target_argument, &weight_argument, &scale_argument, &scale_rate_argument, &scale_weight_rate_argument,
+     &direction_input_argument, &direction_target_argument, &direction_weight_argument, &hvp_input_argument, &hvp_target_argument,
+     &hvp_weight_argument},
+    {NULL}, {NULL}};
+
+static const losslib_family hessian_diag_family = {3, 0, 0,
+    {&weight_argument, &scale_argument, &hessian_input_argument},
+    {NULL}, {NULL}};
+
+/* Each kernel: its function, which of the function's arrays, scalars and axes it has (a bit each), and what the flags are. A KERNEL
+ * is compiled for dense arrays too. */
+#define KERNELS(KERNEL, STRIDED) \
+    KERNEL(value, value_and_grad, 0xe7, 0x0, 0x0, ) \
+    STRIDED(weight, value_and_grad, 0x84, 0x0, 0x0, ) \
+    KERNEL(value_and_grad, value_and_grad, 0x1ef, 0x0, 0x0, ) \
+    KERNEL(value_and_grad_all, value_and_grad, 0x7ff, 0x0, 0x0, ) \
+    STRIDED(jvp, jvp, 0xcf, 0x0, 0x0, WITH(0)) \
+    STRIDED(jvp_all, jvp, 0x1ff, 0x0, 0x0, WITH(1)) \
+    KERNEL(hvp, hvp, 0x24c, 0x0, 0x0, WITH(0)) \
+    STRIDED(hvp_all, hvp, 0xfff, 0x0, 0x0, WITH(1)) \
+    KERNEL(hessian_diag, hessian_diag, 0x7, 0x0, 0x0, )
 
 #include "losslib_float.h"
 #include "mse_loss.c"
@@ -42,229 +76,20 @@ static const losslib_argument hvp_weight_argument = {"hvp_weight", LOSSLIB_OUTPU
 #include "mse_loss.c"
 #else
 
-/* The loss of each sample, and the totals. 3 operations. */
-static inline void NAME(value)(const int64_t batch, const losslib_run *run, const int dense)
+/* The loss, the totals, and the gradients times scale. */
+static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted)
 {
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
-    accumulator *restrict total_loss = run->data[4];
-    accumulator *restrict total_weight = run->data[5];
-
-    accumulator total_loss_sum = {0};
-    accumulator total_weight_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_loss_tile[TILE];
-        REAL total_weight_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL error = input[n * input_batch] - target[n * target_batch];
-            const REAL value = error * weight[n * weight_batch] * error;
-            if (loss) loss[n * loss_batch] = value;
-            total_loss_tile[n - first] = value;
-            total_weight_tile[n - first] = weight[n * weight_batch];
-        }
-        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
-        accumulate_tile(&total_weight_sum, total_weight_tile, end - first);
-    }
-    add(total_loss, &total_loss_sum);
-    add(total_weight, &total_weight_sum);
-}
-
-static void NAME(value_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->data[3] == NULL)
-        NAME(value)(batch, run, 1);
-    else
-        NAME(value)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_mse_loss_value) = {
-    "mse_loss.value", NAME(value_run), sizeof(REAL), 6, 0, 0,
-    { &input_argument, &target_argument, &weight_argument, &loss_argument, &total_loss_argument, &total_weight_argument },
-    { NULL }, { NULL }};
-
-/* The denominator of the mean. 0 operations. */
-static inline void NAME(weight)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict weight = run->data[0]; const int64_t weight_batch = dense ? 0 : run->steps[0][0];
-    accumulator *restrict total_weight = run->data[1];
-
-    accumulator total_weight_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_weight_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            total_weight_tile[n - first] = weight[n * weight_batch];
-        }
-        accumulate_tile(&total_weight_sum, total_weight_tile, end - first);
-    }
-    add(total_weight, &total_weight_sum);
-}
-
-static void NAME(weight_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 0)
-        NAME(weight)(batch, run, 1);
-    else
-        NAME(weight)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_mse_loss_weight) = {
-    "mse_loss.weight", NAME(weight_run), sizeof(REAL), 2, 0, 0,
-    { &weight_argument, &total_weight_argument },
-    { NULL }, { NULL }};
-
-/* The loss, the totals, and the gradients times scale. 6 operations. */
-static inline void NAME(value_and_grad)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_batch = dense ? 0 : run->steps[2][0];
-    const REAL *restrict scale = run->data[3]; const int64_t scale_batch = dense ? 0 : run->steps[3][0];
-    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = dense ? 1 : run->steps[4][0];
-    accumulator *restrict total_loss = run->data[5];
-    accumulator *restrict total_weight = run->data[6];
-    REAL *restrict grad_input = run->data[7]; const int64_t grad_input_batch = dense ? 1 : run->steps[7][0];
-
-    accumulator total_loss_sum = {0};
-    accumulator total_weight_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_loss_tile[TILE];
-        REAL total_weight_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL error = input[n * input_batch] - target[n * target_batch];
-            const REAL value = error * weight[n * weight_batch] * error;
-            if (loss) loss[n * loss_batch] = value;
-            total_loss_tile[n - first] = value;
-            total_weight_tile[n - first] = weight[n * weight_batch];
-            if (dense || grad_input) grad_input[n * grad_input_batch] = 2 * error * weight[n * weight_batch] * scale[n * scale_batch];
-        }
-        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
-        accumulate_tile(&total_weight_sum, total_weight_tile, end - first);
-    }
-    add(total_loss, &total_loss_sum);
-    add(total_weight, &total_weight_sum);
-}
-
-static void NAME(value_and_grad_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 0 && run->steps[7][0] == 1 && run->data[4] == NULL && run->data[7] != NULL)
-        NAME(value_and_grad)(batch, run, 1);
-    else
-        NAME(value_and_grad)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_mse_loss_value_and_grad) = {
-    "mse_loss.value_and_grad", NAME(value_and_grad_run), sizeof(REAL), 8, 0, 0,
-    { &input_argument, &target_argument, &weight_argument, &scale_argument, &loss_argument, &total_loss_argument, &total_weight_argument, &grad_input_argument },
-    { NULL }, { NULL }};
-
-/* The derivative along the directions. 4 operations. */
-static inline void NAME(jvp)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_batch = dense ? 0 : run->steps[2][0];
-    const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = dense ? 1 : run->steps[3][0];
-    REAL *restrict rate = dense ? NULL : run->data[4]; const int64_t rate_batch = dense ? 1 : run->steps[4][0];
-    accumulator *restrict total_rate = run->data[5];
-
-    accumulator total_rate_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_rate_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL error = input[n * input_batch] - target[n * target_batch];
-            const REAL product = 2 * error * weight[n * weight_batch] * direction_input[n * direction_input_batch];
-            if (rate) rate[n * rate_batch] = product;
-            total_rate_tile[n - first] = product;
-        }
-        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
-    }
-    add(total_rate, &total_rate_sum);
-}
-
-static void NAME(jvp_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->data[4] == NULL)
-        NAME(jvp)(batch, run, 1);
-    else
-        NAME(jvp)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_mse_loss_jvp) = {
-    "mse_loss.jvp", NAME(jvp_run), sizeof(REAL), 6, 0, 0,
-    { &input_argument, &target_argument, &weight_argument, &direction_input_argument, &rate_argument, &total_rate_argument },
-    { NULL }, { NULL }};
-
-/* The hessian times the directions, times scale. 3 operations. */
-static inline void NAME(hvp)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict weight = run->data[0]; const int64_t weight_batch = dense ? 0 : run->steps[0][0];
-    const REAL *restrict scale = run->data[1]; const int64_t scale_batch = dense ? 0 : run->steps[1][0];
-    const REAL *restrict direction_input = run->data[2]; const int64_t direction_input_batch = dense ? 1 : run->steps[2][0];
-    REAL *restrict hvp_input = run->data[3]; const int64_t hvp_input_batch = dense ? 1 : run->steps[3][0];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = 2 * weight[n * weight_batch] * direction_input[n * direction_input_batch] * scale[n * scale_batch];
-    }
-}
-
-static void NAME(hvp_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 0 && run->steps[1][0] == 0 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->data[3] != NULL)
-        NAME(hvp)(batch, run, 1);
-    else
-        NAME(hvp)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_mse_loss_hvp) = {
-    "mse_loss.hvp", NAME(hvp_run), sizeof(REAL), 4, 0, 0,
-    { &weight_argument, &scale_argument, &direction_input_argument, &hvp_input_argument },
-    { NULL }, { NULL }};
-
-/* The diagonal of the hessian, times scale. 2 operations. */
-static inline void NAME(hessian_diag)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict weight = run->data[0]; const int64_t weight_batch = dense ? 0 : run->steps[0][0];
-    const REAL *restrict scale = run->data[1]; const int64_t scale_batch = dense ? 0 : run->steps[1][0];
-    REAL *restrict hessian_input = run->data[2]; const int64_t hessian_input_batch = dense ? 1 : run->steps[2][0];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = 2 * weight[n * weight_batch] * scale[n * scale_batch];
-    }
-}
-
-static void NAME(hessian_diag_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 0 && run->steps[1][0] == 0 && run->steps[2][0] == 1 && run->data[2] != NULL)
-        NAME(hessian_diag)(batch, run, 1);
-    else
-        NAME(hessian_diag)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_mse_loss_hessian_diag) = {
-    "mse_loss.hessian_diag", NAME(hessian_diag_run), sizeof(REAL), 3, 0, 0,
-    { &weight_argument, &scale_argument, &hessian_input_argument },
-    { NULL }, { NULL }};
-
-/* The loss, the totals, and the gradients times scale. 10 operations. */
-static inline void NAME(value_and_grad_all)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
+    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense && WANTS(0) ? 1 : run->steps[0][0];
+    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense && WANTS(1) ? 1 : run->steps[1][0];
     const REAL *restrict weight = run->data[2]; const int64_t weight_batch = dense ? 0 : run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = dense ? 0 : run->steps[3][0];
     const REAL *restrict scale_weight = run->data[4]; const int64_t scale_weight_batch = dense ? 0 : run->steps[4][0];
-    REAL *restrict loss = dense ? NULL : run->data[5]; const int64_t loss_batch = dense ? 1 : run->steps[5][0];
-    accumulator *restrict total_loss = run->data[6];
-    accumulator *restrict total_weight = run->data[7];
-    REAL *restrict grad_input = run->data[8]; const int64_t grad_input_batch = dense ? 1 : run->steps[8][0];
-    REAL *restrict grad_target = run->data[9]; const int64_t grad_target_batch = dense ? 1 : run->steps[9][0];
-    REAL *restrict grad_weight = run->data[10]; const int64_t grad_weight_batch = dense ? 1 : run->steps[10][0];
+    REAL *restrict loss = run->data[5]; const int64_t loss_batch = dense ? 1 : run->steps[5][0]; const int loss_wanted = !dense && WANTS(5);
+    accumulator *restrict total_loss = WANTS(6) ? run->data[6] : NULL;
+    accumulator *restrict total_weight = WANTS(7) ? run->data[7] : NULL;
+    REAL *restrict grad_input = run->data[8]; const int64_t grad_input_batch = dense ? 1 : run->steps[8][0]; const int grad_input_wanted = WANTS(8);
+    REAL *restrict grad_target = run->data[9]; const int64_t grad_target_batch = dense ? 1 : run->steps[9][0]; const int grad_target_wanted = WANTS(9);
+    REAL *restrict grad_weight = run->data[10]; const int64_t grad_weight_batch = dense ? 1 : run->steps[10][0]; const int grad_weight_wanted = WANTS(10);
 
     accumulator total_loss_sum = {0};
     accumulator total_weight_sum = {0};
@@ -276,45 +101,32 @@ static inline void NAME(value_and_grad_all)(const int64_t batch, const losslib_r
             const REAL error = input[n * input_batch] - target[n * target_batch];
             const REAL value = error * weight[n * weight_batch] * error;
             const REAL product = 2 * error * weight[n * weight_batch] * scale[n * scale_batch];
-            if (loss) loss[n * loss_batch] = value;
+            if (loss_wanted) loss[n * loss_batch] = value;
             total_loss_tile[n - first] = value;
             total_weight_tile[n - first] = weight[n * weight_batch];
-            if (dense || grad_input) grad_input[n * grad_input_batch] = product;
-            if (dense || grad_target) grad_target[n * grad_target_batch] = -product;
-            if (dense || grad_weight) grad_weight[n * grad_weight_batch] = error * scale[n * scale_batch] * error + scale_weight[n * scale_weight_batch];
+            if (grad_input_wanted) grad_input[n * grad_input_batch] = product;
+            if (grad_target_wanted) grad_target[n * grad_target_batch] = -product;
+            if (grad_weight_wanted) grad_weight[n * grad_weight_batch] = error * scale[n * scale_batch] * error + scale_weight[n * scale_weight_batch];
         }
         accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
         accumulate_tile(&total_weight_sum, total_weight_tile, end - first);
     }
-    add(total_loss, &total_loss_sum);
-    add(total_weight, &total_weight_sum);
+    if (total_loss) add(total_loss, &total_loss_sum);
+    if (total_weight) add(total_weight, &total_weight_sum);
 }
 
-static void NAME(value_and_grad_all_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 0 && run->steps[4][0] == 0 && run->steps[8][0] == 1 && run->steps[9][0] == 1 && run->steps[10][0] == 1 && run->data[5] == NULL && run->data[8] != NULL && run->data[9] != NULL && run->data[10] != NULL)
-        NAME(value_and_grad_all)(batch, run, 1);
-    else
-        NAME(value_and_grad_all)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_mse_loss_value_and_grad_all) = {
-    "mse_loss.value_and_grad_all", NAME(value_and_grad_all_run), sizeof(REAL), 11, 0, 0,
-    { &input_argument, &target_argument, &weight_argument, &scale_argument, &scale_weight_argument, &loss_argument, &total_loss_argument, &total_weight_argument, &grad_input_argument, &grad_target_argument, &grad_weight_argument },
-    { NULL }, { NULL }};
-
-/* The derivative along the directions. 10 operations. */
-static inline void NAME(jvp_all)(const int64_t batch, const losslib_run *run, const int dense)
+/* The derivative along the directions. */
+static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted, const int all)
 {
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict weight = run->data[2]; const int64_t weight_batch = dense ? 0 : run->steps[2][0];
     const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = dense ? 1 : run->steps[3][0];
-    const REAL *restrict direction_target = run->data[4]; const int64_t direction_target_batch = dense ? 1 : run->steps[4][0];
-    const REAL *restrict direction_weight = run->data[5]; const int64_t direction_weight_batch = dense ? 1 : run->steps[5][0];
-    REAL *restrict rate = dense ? NULL : run->data[6]; const int64_t rate_batch = dense ? 1 : run->steps[6][0];
-    accumulator *restrict total_rate = run->data[7];
-    accumulator *restrict total_weight_rate = run->data[8];
+    const REAL *restrict direction_target = run->data[4]; const int64_t direction_target_batch = dense && WANTS(4) ? 1 : run->steps[4][0];
+    const REAL *restrict direction_weight = run->data[5]; const int64_t direction_weight_batch = dense && WANTS(5) ? 1 : run->steps[5][0];
+    REAL *restrict rate = run->data[6]; const int64_t rate_batch = dense ? 1 : run->steps[6][0]; const int rate_wanted = !dense && WANTS(6);
+    accumulator *restrict total_rate = WANTS(7) ? run->data[7] : NULL;
+    accumulator *restrict total_weight_rate = WANTS(8) ? run->data[8] : NULL;
 
     accumulator total_rate_sum = {0};
     accumulator total_weight_rate_sum = {0};
@@ -325,46 +137,34 @@ static inline void NAME(jvp_all)(const int64_t batch, const losslib_run *run, co
         for (int64_t n = first; n < end; ++n) {
             const REAL error = input[n * input_batch] - target[n * target_batch];
             const REAL product = 2 * error * weight[n * weight_batch];
-            const REAL shifted = -product * direction_target[n * direction_target_batch] + error * direction_weight[n * direction_weight_batch] * error + product * direction_input[n * direction_input_batch];
-            if (rate) rate[n * rate_batch] = shifted;
-            total_rate_tile[n - first] = shifted;
+            const REAL product_2 = product * direction_input[n * direction_input_batch];
+            const REAL choice = all ? -product * direction_target[n * direction_target_batch] + error * direction_weight[n * direction_weight_batch] * error + product_2 : product_2;
+            if (rate_wanted) rate[n * rate_batch] = choice;
+            total_rate_tile[n - first] = choice;
             total_weight_rate_tile[n - first] = direction_weight[n * direction_weight_batch];
         }
         accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
         accumulate_tile(&total_weight_rate_sum, total_weight_rate_tile, end - first);
     }
-    add(total_rate, &total_rate_sum);
-    add(total_weight_rate, &total_weight_rate_sum);
+    if (total_rate) add(total_rate, &total_rate_sum);
+    if (total_weight_rate) add(total_weight_rate, &total_weight_rate_sum);
 }
 
-static void NAME(jvp_all_run)(const int64_t batch, const losslib_run *run)
+/* The hessian times the directions, times scale. */
+static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted, const int all)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->data[6] == NULL)
-        NAME(jvp_all)(batch, run, 1);
-    else
-        NAME(jvp_all)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_mse_loss_jvp_all) = {
-    "mse_loss.jvp_all", NAME(jvp_all_run), sizeof(REAL), 9, 0, 0,
-    { &input_argument, &target_argument, &weight_argument, &direction_input_argument, &direction_target_argument, &direction_weight_argument, &rate_argument, &total_rate_argument, &total_weight_rate_argument },
-    { NULL }, { NULL }};
-
-/* The hessian times the directions, times scale. 29 operations. */
-static inline void NAME(hvp_all)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
+    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense && WANTS(0) ? 1 : run->steps[0][0];
+    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense && WANTS(1) ? 1 : run->steps[1][0];
     const REAL *restrict weight = run->data[2]; const int64_t weight_batch = dense ? 0 : run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = dense ? 0 : run->steps[3][0];
     const REAL *restrict scale_rate = run->data[4]; const int64_t scale_rate_batch = dense ? 0 : run->steps[4][0];
     const REAL *restrict scale_weight_rate = run->data[5]; const int64_t scale_weight_rate_batch = dense ? 0 : run->steps[5][0];
     const REAL *restrict direction_input = run->data[6]; const int64_t direction_input_batch = dense ? 1 : run->steps[6][0];
-    const REAL *restrict direction_target = run->data[7]; const int64_t direction_target_batch = dense ? 1 : run->steps[7][0];
-    const REAL *restrict direction_weight = run->data[8]; const int64_t direction_weight_batch = dense ? 1 : run->steps[8][0];
-    REAL *restrict hvp_input = run->data[9]; const int64_t hvp_input_batch = dense ? 1 : run->steps[9][0];
-    REAL *restrict hvp_target = run->data[10]; const int64_t hvp_target_batch = dense ? 1 : run->steps[10][0];
-    REAL *restrict hvp_weight = run->data[11]; const int64_t hvp_weight_batch = dense ? 1 : run->steps[11][0];
+    const REAL *restrict direction_target = run->data[7]; const int64_t direction_target_batch = dense && WANTS(7) ? 1 : run->steps[7][0];
+    const REAL *restrict direction_weight = run->data[8]; const int64_t direction_weight_batch = dense && WANTS(8) ? 1 : run->steps[8][0];
+    REAL *restrict hvp_input = run->data[9]; const int64_t hvp_input_batch = dense ? 1 : run->steps[9][0]; const int hvp_input_wanted = WANTS(9);
+    REAL *restrict hvp_target = run->data[10]; const int64_t hvp_target_batch = dense ? 1 : run->steps[10][0]; const int hvp_target_wanted = WANTS(10);
+    REAL *restrict hvp_weight = run->data[11]; const int64_t hvp_weight_batch = dense ? 1 : run->steps[11][0]; const int hvp_weight_wanted = WANTS(11);
 
     for (int64_t n = 0; n < batch; ++n) {
         const REAL error = input[n * input_batch] - target[n * target_batch];
@@ -374,22 +174,25 @@ static inline void NAME(hvp_all)(const int64_t batch, const losslib_run *run, co
         const REAL product_4 = product_3 * direction_target[n * direction_target_batch] * scale[n * scale_batch];
         const REAL product_5 = product * weight[n * weight_batch] * scale_rate[n * scale_rate_batch];
         const REAL product_6 = product_3 * direction_input[n * direction_input_batch] * scale[n * scale_batch];
-        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = product_2 - product_4 + product_5 + product_6;
-        if (dense || hvp_target) hvp_target[n * hvp_target_batch] = -product_2 - product_6 + -product_5 + product_4;
-        if (dense || hvp_weight) hvp_weight[n * hvp_weight_batch] = -product * direction_target[n * direction_target_batch] * scale[n * scale_batch] + error * scale_rate[n * scale_rate_batch] * error + product * direction_input[n * direction_input_batch] * scale[n * scale_batch] + scale_weight_rate[n * scale_weight_rate_batch];
+        if (hvp_input_wanted) hvp_input[n * hvp_input_batch] = all ? product_2 - product_4 + product_5 + product_6 : product_6;
+        if (hvp_target_wanted) hvp_target[n * hvp_target_batch] = -product_2 - product_6 + -product_5 + product_4;
+        if (hvp_weight_wanted) hvp_weight[n * hvp_weight_batch] = -product * direction_target[n * direction_target_batch] * scale[n * scale_batch] + error * scale_rate[n * scale_rate_batch] * error + product * direction_input[n * direction_input_batch] * scale[n * scale_batch] + scale_weight_rate[n * scale_weight_rate_batch];
     }
 }
 
-static void NAME(hvp_all_run)(const int64_t batch, const losslib_run *run)
+/* The diagonal of the hessian, times scale. */
+static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted)
 {
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 0 && run->steps[4][0] == 0 && run->steps[5][0] == 0 && run->steps[6][0] == 1 && run->steps[7][0] == 1 && run->steps[8][0] == 1 && run->steps[9][0] == 1 && run->steps[10][0] == 1 && run->steps[11][0] == 1 && run->data[9] != NULL && run->data[10] != NULL && run->data[11] != NULL)
-        NAME(hvp_all)(batch, run, 1);
-    else
-        NAME(hvp_all)(batch, run, 0);
+    const REAL *restrict weight = run->data[0]; const int64_t weight_batch = dense ? 0 : run->steps[0][0];
+    const REAL *restrict scale = run->data[1]; const int64_t scale_batch = dense ? 0 : run->steps[1][0];
+    REAL *restrict hessian_input = run->data[2]; const int64_t hessian_input_batch = dense ? 1 : run->steps[2][0]; const int hessian_input_wanted = WANTS(2);
+
+    for (int64_t n = 0; n < batch; ++n) {
+        if (hessian_input_wanted) hessian_input[n * hessian_input_batch] = 2 * weight[n * weight_batch] * scale[n * scale_batch];
+    }
 }
 
-const losslib_kernel NAME(losslib_mse_loss_hvp_all) = {
-    "mse_loss.hvp_all", NAME(hvp_all_run), sizeof(REAL), 12, 0, 0,
-    { &input_argument, &target_argument, &weight_argument, &scale_argument, &scale_rate_argument, &scale_weight_rate_argument, &direction_input_argument, &direction_target_argument, &direction_weight_argument, &hvp_input_argument, &hvp_target_argument, &hvp_weight_argument },
-    { NULL }, { NULL }};
+KERNELS(KERNEL_FUNCTIONS, STRIDED_FUNCTION)
+
+const losslib_kernel NAME(losslib_mse_loss__kernels)[] = { KERNELS(KERNEL_ROW, STRIDED_ROW) {.name = NULL} };
 #endif

@@ -5,31 +5,66 @@
  *     loss = -sum_c(((1 - target[c])*log(1 - 1/(1 + exp(-input[c]))) + log(1/(1 + exp(-input[c])))*target[c])*weight[c])/classes
  *
  * Arrays: input [batch, classes], target [batch, classes], weight [batch, classes].
- * A function computes a run of samples; strides are in elements; outputs that are NULL are not wanted.
+ * A function computes a run of samples; strides are in elements. It serves all kernels in whose row of KERNELS it stands: what
+ * one of them does not want, and what its flags rule out, is dead code where that kernel is compiled.
  */
 #ifndef REAL                              /* this text is compiled once for each type */
 #include "losslib_internal.h"
 
-static const losslib_argument input_classes_argument = {"input", LOSSLIB_INPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument target_classes_argument = {"target", LOSSLIB_INPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument weight_classes_argument = {"weight", LOSSLIB_INPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument loss_argument = {"loss", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument total_loss_argument = {"total_loss", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument scale_argument = {"scale", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument grad_input_classes_argument = {"grad_input", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument direction_input_classes_argument = {"direction_input", LOSSLIB_DIRECTION, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument rate_argument = {"rate", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument total_rate_argument = {"total_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hvp_input_classes_argument = {"hvp_input", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hessian_input_classes_argument = {"hessian_input", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument grad_target_classes_argument = {"grad_target", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument grad_weight_classes_argument = {"grad_weight", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument direction_target_classes_argument = {"direction_target", LOSSLIB_DIRECTION, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument direction_weight_classes_argument = {"direction_weight", LOSSLIB_DIRECTION, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hvp_target_classes_argument = {"hvp_target", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hvp_weight_classes_argument = {"hvp_weight", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hessian_target_classes_argument = {"hessian_target", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hessian_weight_classes_argument = {"hessian_weight", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
+static const losslib_argument input__classes_argument = {.name = "input", .role = LOSSLIB_INPUT, .per_sample = 1, .axes = 1, .axis = {"classes"}};
+static const losslib_argument target__classes_argument = {.name = "target", .role = LOSSLIB_INPUT, .per_sample = 1, .axes = 1, .axis = {"classes"}};
+static const losslib_argument weight__classes_argument = {.name = "weight", .role = LOSSLIB_INPUT, .per_sample = 1, .optional = 1, .axes = 1, .axis = {"classes"}};
+static const losslib_argument scale_argument = {.name = "scale", .role = LOSSLIB_SCALE, .per_sample = 1};
+static const losslib_argument loss_argument = {.name = "loss", .role = LOSSLIB_OUTPUT, .per_sample = 1, .seldom = 1};
+static const losslib_argument total_loss_argument = {.name = "total_loss", .role = LOSSLIB_TOTAL};
+static const losslib_argument grad_input__classes_argument = {.name = "grad_input", .role = LOSSLIB_OUTPUT, .per_sample = 1, .axes = 1, .axis = {"classes"}};
+static const losslib_argument grad_target__classes_argument = {.name = "grad_target", .role = LOSSLIB_OUTPUT, .per_sample = 1, .axes = 1, .axis = {"classes"}};
+static const losslib_argument grad_weight__classes_argument = {.name = "grad_weight", .role = LOSSLIB_OUTPUT, .per_sample = 1, .axes = 1, .axis = {"classes"}};
+static const losslib_argument direction_input__classes_argument = {.name = "direction_input", .role = LOSSLIB_DIRECTION, .per_sample = 1, .axes = 1, .axis = {"classes"}};
+static const losslib_argument direction_target__classes_argument = {.name = "direction_target", .role = LOSSLIB_DIRECTION, .per_sample = 1, .axes = 1, .axis = {"classes"}};
+static const losslib_argument direction_weight__classes_argument = {.name = "direction_weight", .role = LOSSLIB_DIRECTION, .per_sample = 1, .axes = 1, .axis = {"classes"}};
+static const losslib_argument rate_argument = {.name = "rate", .role = LOSSLIB_OUTPUT, .per_sample = 1, .seldom = 1};
+static const losslib_argument total_rate_argument = {.name = "total_rate", .role = LOSSLIB_TOTAL};
+static const losslib_argument hvp_input__classes_argument = {.name = "hvp_input", .role = LOSSLIB_OUTPUT, .per_sample = 1, .axes = 1, .axis = {"classes"}};
+static const losslib_argument hvp_target__classes_argument = {.name = "hvp_target", .role = LOSSLIB_OUTPUT, .per_sample = 1, .axes = 1, .axis = {"classes"}};
+static const losslib_argument hvp_weight__classes_argument = {.name = "hvp_weight", .role = LOSSLIB_OUTPUT, .per_sample = 1, .axes = 1, .axis = {"classes"}};
+static const losslib_argument hessian_input__classes_argument = {.name = "hessian_input", .role = LOSSLIB_OUTPUT, .per_sample = 1, .axes = 1, .axis = {"classes"}};
+static const losslib_argument hessian_target__classes_argument = {.name = "hessian_target", .role = LOSSLIB_OUTPUT, .per_sample = 1, .axes = 1, .axis = {"classes"}};
+static const losslib_argument hessian_weight__classes_argument = {.name = "hessian_weight", .role = LOSSLIB_OUTPUT, .per_sample = 1, .axes = 1, .axis = {"classes"}};
+
+static const losslib_family value_and_grad_family = {9, 0, 1,
+    {&input__classes_argument, &target__classes_argument, &weight__classes_argument, &scale_argument, &loss_argument,
+     &total_loss_argument, &grad_input__classes_argument, &grad_target__classes_argument, &grad_weight__classes_argument},
+    {NULL}, {"classes"}};
+
+static const losslib_family jvp_family = {8, 0, 1,
+    {&input__classes_argument, &target__classes_argument, &weight__classes_argument, &direction_input__classes_argument,
+     &direction_target__classes_argument, &direction_weight__classes_argument, &rate_argument, &total_rate_argument},
+    {NULL}, {"classes"}};
+
+static const losslib_family hvp_family = {10, 0, 1,
+    {&input__classes_argument, &target__classes_argument, &weight__classes_argument, &scale_argument, &direction_input__classes_argument,
+     &direction_target__classes_argument, &direction_weight__classes_argument, &hvp_input__classes_argument,
+     &hvp_target__classes_argument, &hvp_weight__classes_argument},
+    {NULL}, {"classes"}};
+
+static const losslib_family hessian_diag_family = {6, 0, 1,
+    {&input__classes_argument, &weight__classes_argument, &scale_argument, &hessian_input__classes_argument,
+     &hessian_target__classes_argument, &hessian_weight__classes_argument},
+    {NULL}, {"classes"}};
+
+/* Each kernel: its function, which of the function's arrays, scalars and axes it has (a bit each), and what the flags are. A KERNEL
+ * is compiled for dense arrays too. */
+#define KERNELS(KERNEL, STRIDED) \
+    KERNEL(value, value_and_grad, 0x37, 0x0, 0x1, ) \
+    KERNEL(value_and_grad, value_and_grad, 0x7f, 0x0, 0x1, ) \
+    STRIDED(value_and_grad_all, value_and_grad, 0x1ff, 0x0, 0x1, ) \
+    STRIDED(jvp, jvp, 0xcf, 0x0, 0x1, WITH(0)) \
+    STRIDED(jvp_all, jvp, 0xff, 0x0, 0x1, WITH(1)) \
+    STRIDED(hvp, hvp, 0x9d, 0x0, 0x1, WITH(0)) \
+    STRIDED(hvp_all, hvp, 0x3ff, 0x0, 0x1, WITH(1)) \
+    STRIDED(hessian_diag, hessian_diag, 0xf, 0x0, 0x1, ) \
+    STRIDED(hessian_diag_all, hessian_diag, 0x3f, 0x0, 0x1, )
 
 #include "losslib_float.h"
 #include "multilabel_soft_margin_loss.c"
@@ -37,219 +72,19 @@ static const losslib_argument hessian_weight_classes_argument = {"hessian_weight
 #include "multilabel_soft_margin_loss.c"
 #else
 
-/* The loss of each sample, and the totals. 9 operations. */
-static inline void NAME(value)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t classes = run->sizes[0];
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_batch = run->steps[2][0], weight_classes = dense ? 1 : run->steps[2][1];
-    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = run->steps[3][0];
-    accumulator *restrict total_loss = run->data[4];
-
-    accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *input_row = input + n * input_batch;
-        const REAL *target_row = target + n * target_batch;
-        const REAL *weight_row = weight + n * weight_batch;
-        accumulator sum_product_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            accumulate(&sum_product_sum, ((1 - target_row[c * target_classes]) * softplus(input_row[c * input_classes]) + target_row[c * target_classes] * softplus(-input_row[c * input_classes])) * weight_row[c * weight_classes]);
-        }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL value = sum_product / (REAL)classes;
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->data[3] == NULL)
-        NAME(value)(batch, run, 1);
-    else
-        NAME(value)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_multilabel_soft_margin_loss_value) = {
-    "multilabel_soft_margin_loss.value", NAME(value_run), sizeof(REAL), 5, 0, 1,
-    { &input_classes_argument, &target_classes_argument, &weight_classes_argument, &loss_argument, &total_loss_argument },
-    { NULL }, { "classes" }};
-
-/* The loss, the totals, and the gradients times scale. 19 operations. */
-static inline void NAME(value_and_grad)(const int64_t batch, const losslib_run *run, const int dense)
+/* The loss, the totals, and the gradients times scale. */
+static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted)
 {
     const int64_t classes = run->sizes[0];
     const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
     const REAL *restrict weight = run->data[2]; const int64_t weight_batch = run->steps[2][0], weight_classes = dense ? 1 : run->steps[2][1];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = run->steps[4][0];
-    accumulator *restrict total_loss = run->data[5];
-    REAL *restrict grad_input = run->data[6]; const int64_t grad_input_batch = run->steps[6][0], grad_input_classes = dense ? 1 : run->steps[6][1];
-
-    accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *input_row = input + n * input_batch;
-        const REAL *target_row = target + n * target_batch;
-        const REAL *weight_row = weight + n * weight_batch;
-        REAL *grad_input_row = grad_input + n * grad_input_batch;
-        const REAL ratio = scale[n * scale_batch] / (REAL)classes;
-        accumulator sum_product_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const REAL difference = 1 - target_row[c * target_classes];
-            const REAL p = sigmoid(input_row[c * input_classes]);
-            if (dense || grad_input) grad_input_row[c * grad_input_classes] = -ratio * (target_row[c * target_classes] * sigmoid(-input_row[c * input_classes]) - difference * p) * weight_row[c * weight_classes];
-            accumulate(&sum_product_sum, (difference * softplus(input_row[c * input_classes]) + target_row[c * target_classes] * softplus(-input_row[c * input_classes])) * weight_row[c * weight_classes]);
-        }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL value = sum_product / (REAL)classes;
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value_and_grad_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[6][1] == 1 && run->data[4] == NULL && run->data[6] != NULL)
-        NAME(value_and_grad)(batch, run, 1);
-    else
-        NAME(value_and_grad)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_multilabel_soft_margin_loss_value_and_grad) = {
-    "multilabel_soft_margin_loss.value_and_grad", NAME(value_and_grad_run), sizeof(REAL), 7, 0, 1,
-    { &input_classes_argument, &target_classes_argument, &weight_classes_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_classes_argument },
-    { NULL }, { "classes" }};
-
-/* The derivative along the directions. 11 operations. */
-static inline void NAME(jvp)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t classes = run->sizes[0];
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_batch = run->steps[2][0], weight_classes = dense ? 1 : run->steps[2][1];
-    const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = run->steps[3][0], direction_input_classes = dense ? 1 : run->steps[3][1];
-    REAL *restrict rate = dense ? NULL : run->data[4]; const int64_t rate_batch = run->steps[4][0];
-    accumulator *restrict total_rate = run->data[5];
-
-    accumulator total_rate_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *input_row = input + n * input_batch;
-        const REAL *target_row = target + n * target_batch;
-        const REAL *weight_row = weight + n * weight_batch;
-        const REAL *direction_input_row = direction_input + n * direction_input_batch;
-        accumulator sum_product_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const REAL p = sigmoid(input_row[c * input_classes]);
-            accumulate(&sum_product_sum, (target_row[c * target_classes] * sigmoid(-input_row[c * input_classes]) - (1 - target_row[c * target_classes]) * p) * weight_row[c * weight_classes] * direction_input_row[c * direction_input_classes]);
-        }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL minus_ratio = -sum_product / (REAL)classes;
-        if (rate) rate[n * rate_batch] = minus_ratio;
-        accumulate(&total_rate_sum, minus_ratio);
-    }
-    add(total_rate, &total_rate_sum);
-}
-
-static void NAME(jvp_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->data[4] == NULL)
-        NAME(jvp)(batch, run, 1);
-    else
-        NAME(jvp)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_multilabel_soft_margin_loss_jvp) = {
-    "multilabel_soft_margin_loss.jvp", NAME(jvp_run), sizeof(REAL), 6, 0, 1,
-    { &input_classes_argument, &target_classes_argument, &weight_classes_argument, &direction_input_classes_argument, &rate_argument, &total_rate_argument },
-    { NULL }, { "classes" }};
-
-/* The hessian times the directions, times scale. 8 operations. */
-static inline void NAME(hvp)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t classes = run->sizes[0];
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
-    const REAL *restrict weight = run->data[1]; const int64_t weight_batch = run->steps[1][0], weight_classes = dense ? 1 : run->steps[1][1];
-    const REAL *restrict scale = run->data[2]; const int64_t scale_batch = run->steps[2][0];
-    const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = run->steps[3][0], direction_input_classes = dense ? 1 : run->steps[3][1];
-    REAL *restrict hvp_input = run->data[4]; const int64_t hvp_input_batch = run->steps[4][0], hvp_input_classes = dense ? 1 : run->steps[4][1];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *input_row = input + n * input_batch;
-        const REAL *weight_row = weight + n * weight_batch;
-        const REAL *direction_input_row = direction_input + n * direction_input_batch;
-        REAL *hvp_input_row = hvp_input + n * hvp_input_batch;
-        const REAL ratio = scale[n * scale_batch] / (REAL)classes;
-        for (int64_t c = 0; c < classes; ++c) {
-            const REAL p = sigmoid(input_row[c * input_classes]);
-            if (dense || hvp_input) hvp_input_row[c * hvp_input_classes] = ratio * weight_row[c * weight_classes] * sigmoid(-input_row[c * input_classes]) * p * direction_input_row[c * direction_input_classes];
-        }
-    }
-}
-
-static void NAME(hvp_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[3][1] == 1 && run->steps[4][1] == 1 && run->data[4] != NULL)
-        NAME(hvp)(batch, run, 1);
-    else
-        NAME(hvp)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_multilabel_soft_margin_loss_hvp) = {
-    "multilabel_soft_margin_loss.hvp", NAME(hvp_run), sizeof(REAL), 5, 0, 1,
-    { &input_classes_argument, &weight_classes_argument, &scale_argument, &direction_input_classes_argument, &hvp_input_classes_argument },
-    { NULL }, { "classes" }};
-
-/* The diagonal of the hessian, times scale. 7 operations. */
-static inline void NAME(hessian_diag)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t classes = run->sizes[0];
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
-    const REAL *restrict weight = run->data[1]; const int64_t weight_batch = run->steps[1][0], weight_classes = dense ? 1 : run->steps[1][1];
-    const REAL *restrict scale = run->data[2]; const int64_t scale_batch = run->steps[2][0];
-    REAL *restrict hessian_input = run->data[3]; const int64_t hessian_input_batch = run->steps[3][0], hessian_input_classes = dense ? 1 : run->steps[3][1];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *input_row = input + n * input_batch;
-        const REAL *weight_row = weight + n * weight_batch;
-        REAL *hessian_input_row = hessian_input + n * hessian_input_batch;
-        const REAL ratio = scale[n * scale_batch] / (REAL)classes;
-        for (int64_t c = 0; c < classes; ++c) {
-            const REAL p = sigmoid(input_row[c * input_classes]);
-            if (dense || hessian_input) hessian_input_row[c * hessian_input_classes] = ratio * weight_row[c * weight_classes] * sigmoid(-input_row[c * input_classes]) * p;
-        }
-    }
-}
-
-static void NAME(hessian_diag_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[3][1] == 1 && run->data[3] != NULL)
-        NAME(hessian_diag)(batch, run, 1);
-    else
-        NAME(hessian_diag)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_multilabel_soft_margin_loss_hessian_diag) = {
-    "multilabel_soft_margin_loss.hessian_diag", NAME(hessian_diag_run), sizeof(REAL), 4, 0, 1,
-    { &input_classes_argument, &weight_classes_argument, &scale_argument, &hessian_input_classes_argument },
-    { NULL }, { "classes" }};
-
-/* The loss, the totals, and the gradients times scale. 24 operations. */
-static inline void NAME(value_and_grad_all)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t classes = run->sizes[0];
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_batch = run->steps[2][0], weight_classes = dense ? 1 : run->steps[2][1];
-    const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = run->steps[4][0];
-    accumulator *restrict total_loss = run->data[5];
-    REAL *restrict grad_input = run->data[6]; const int64_t grad_input_batch = run->steps[6][0], grad_input_classes = dense ? 1 : run->steps[6][1];
-    REAL *restrict grad_target = run->data[7]; const int64_t grad_target_batch = run->steps[7][0], grad_target_classes = dense ? 1 : run->steps[7][1];
-    REAL *restrict grad_weight = run->data[8]; const int64_t grad_weight_batch = run->steps[8][0], grad_weight_classes = dense ? 1 : run->steps[8][1];
+    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0]; const int loss_wanted = !dense && WANTS(4);
+    accumulator *restrict total_loss = WANTS(5) ? run->data[5] : NULL;
+    REAL *restrict grad_input = run->data[6]; const int64_t grad_input_batch = run->steps[6][0], grad_input_classes = dense ? 1 : run->steps[6][1]; const int grad_input_wanted = WANTS(6);
+    REAL *restrict grad_target = run->data[7]; const int64_t grad_target_batch = run->steps[7][0], grad_target_classes = dense ? 1 : run->steps[7][1]; const int grad_target_wanted = WANTS(7);
+    REAL *restrict grad_weight = run->data[8]; const int64_t grad_weight_batch = run->steps[8][0], grad_weight_classes = dense ? 1 : run->steps[8][1]; const int grad_weight_wanted = WANTS(8);
 
     accumulator total_loss_sum = {0};
     for (int64_t n = 0; n < batch; ++n) {
@@ -262,49 +97,32 @@ static inline void NAME(value_and_grad_all)(const int64_t batch, const losslib_r
         const REAL ratio = scale[n * scale_batch] / (REAL)classes;
         accumulator sum_product_sum = {0};
         for (int64_t c = 0; c < classes; ++c) {
-            const REAL difference = 1 - target_row[c * target_classes];
-            const REAL p = sigmoid(input_row[c * input_classes]);
-            const REAL softplus_input = softplus(input_row[c * input_classes]);
-            const REAL softplus_minus_input = softplus(-input_row[c * input_classes]);
-            const REAL shifted = difference * softplus_input + target_row[c * target_classes] * softplus_minus_input;
-            if (dense || grad_input) grad_input_row[c * grad_input_classes] = -ratio * (target_row[c * target_classes] * sigmoid(-input_row[c * input_classes]) - difference * p) * weight_row[c * weight_classes];
-            if (dense || grad_target) grad_target_row[c * grad_target_classes] = -ratio * (softplus_input - softplus_minus_input) * weight_row[c * weight_classes];
-            if (dense || grad_weight) grad_weight_row[c * grad_weight_classes] = ratio * shifted;
-            accumulate(&sum_product_sum, shifted * weight_row[c * weight_classes]);
+            const REAL difference = (input_row[c * input_classes] > 0 ? (target_row[c * target_classes] - 1) * input_row[c * input_classes] : input_row[c * input_classes] * target_row[c * target_classes]) - softplus(-fabs(input_row[c * input_classes]));
+            if (grad_input_wanted) grad_input_row[c * grad_input_classes] = -ratio * (times_sigmoid(target_row[c * target_classes], -input_row[c * input_classes]) - times_sigmoid(1 - target_row[c * target_classes], input_row[c * input_classes])) * weight_row[c * weight_classes];
+            if (grad_target_wanted) grad_target_row[c * grad_target_classes] = -ratio * (softplus(input_row[c * input_classes]) - softplus(-input_row[c * input_classes])) * weight_row[c * weight_classes];
+            if (grad_weight_wanted) grad_weight_row[c * grad_weight_classes] = -ratio * difference;
+            accumulate(&sum_product_sum, difference * weight_row[c * weight_classes]);
         }
         const REAL sum_product = value_of(&sum_product_sum);
-        const REAL value = sum_product / (REAL)classes;
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
+        const REAL minus_ratio = -sum_product / (REAL)classes;
+        if (loss_wanted) loss[n * loss_batch] = minus_ratio;
+        accumulate(&total_loss_sum, minus_ratio);
     }
-    add(total_loss, &total_loss_sum);
+    if (total_loss) add(total_loss, &total_loss_sum);
 }
 
-static void NAME(value_and_grad_all_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->steps[8][1] == 1 && run->data[4] == NULL && run->data[6] != NULL && run->data[7] != NULL && run->data[8] != NULL)
-        NAME(value_and_grad_all)(batch, run, 1);
-    else
-        NAME(value_and_grad_all)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_multilabel_soft_margin_loss_value_and_grad_all) = {
-    "multilabel_soft_margin_loss.value_and_grad_all", NAME(value_and_grad_all_run), sizeof(REAL), 9, 0, 1,
-    { &input_classes_argument, &target_classes_argument, &weight_classes_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_classes_argument, &grad_target_classes_argument, &grad_weight_classes_argument },
-    { NULL }, { "classes" }};
-
-/* The derivative along the directions. 24 operations. */
-static inline void NAME(jvp_all)(const int64_t batch, const losslib_run *run, const int dense)
+/* The derivative along the directions. */
+static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted, const int all)
 {
     const int64_t classes = run->sizes[0];
     const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
     const REAL *restrict weight = run->data[2]; const int64_t weight_batch = run->steps[2][0], weight_classes = dense ? 1 : run->steps[2][1];
     const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = run->steps[3][0], direction_input_classes = dense ? 1 : run->steps[3][1];
-    const REAL *restrict direction_target = run->data[4]; const int64_t direction_target_batch = run->steps[4][0], direction_target_classes = dense ? 1 : run->steps[4][1];
-    const REAL *restrict direction_weight = run->data[5]; const int64_t direction_weight_batch = run->steps[5][0], direction_weight_classes = dense ? 1 : run->steps[5][1];
-    REAL *restrict rate = dense ? NULL : run->data[6]; const int64_t rate_batch = run->steps[6][0];
-    accumulator *restrict total_rate = run->data[7];
+    const REAL *restrict direction_target = run->data[4]; const int64_t direction_target_batch = run->steps[4][0], direction_target_classes = dense && WANTS(4) ? 1 : run->steps[4][1];
+    const REAL *restrict direction_weight = run->data[5]; const int64_t direction_weight_batch = run->steps[5][0], direction_weight_classes = dense && WANTS(5) ? 1 : run->steps[5][1];
+    REAL *restrict rate = run->data[6]; const int64_t rate_batch = run->steps[6][0]; const int rate_wanted = !dense && WANTS(6);
+    accumulator *restrict total_rate = WANTS(7) ? run->data[7] : NULL;
 
     accumulator total_rate_sum = {0};
     for (int64_t n = 0; n < batch; ++n) {
@@ -314,49 +132,33 @@ static inline void NAME(jvp_all)(const int64_t batch, const losslib_run *run, co
         const REAL *direction_input_row = direction_input + n * direction_input_batch;
         const REAL *direction_target_row = direction_target + n * direction_target_batch;
         const REAL *direction_weight_row = direction_weight + n * direction_weight_batch;
-        accumulator sum_shifted_sum = {0};
+        accumulator sum_choice_sum = {0};
         for (int64_t c = 0; c < classes; ++c) {
-            const REAL difference = 1 - target_row[c * target_classes];
-            const REAL p = sigmoid(input_row[c * input_classes]);
-            const REAL softplus_input = softplus(input_row[c * input_classes]);
-            const REAL softplus_minus_input = softplus(-input_row[c * input_classes]);
-            accumulate(&sum_shifted_sum, (target_row[c * target_classes] * sigmoid(-input_row[c * input_classes]) - difference * p) * weight_row[c * weight_classes] * direction_input_row[c * direction_input_classes] + -(difference * softplus_input + target_row[c * target_classes] * softplus_minus_input) * direction_weight_row[c * direction_weight_classes] + (softplus_input - softplus_minus_input) * weight_row[c * weight_classes] * direction_target_row[c * direction_target_classes]);
+            const REAL product = (times_sigmoid(target_row[c * target_classes], -input_row[c * input_classes]) - times_sigmoid(1 - target_row[c * target_classes], input_row[c * input_classes])) * weight_row[c * weight_classes] * direction_input_row[c * direction_input_classes];
+            accumulate(&sum_choice_sum, all ? product + ((input_row[c * input_classes] > 0 ? (target_row[c * target_classes] - 1) * input_row[c * input_classes] : input_row[c * input_classes] * target_row[c * target_classes]) - softplus(-fabs(input_row[c * input_classes]))) * direction_weight_row[c * direction_weight_classes] + (softplus(input_row[c * input_classes]) - softplus(-input_row[c * input_classes])) * weight_row[c * weight_classes] * direction_target_row[c * direction_target_classes] : product);
         }
-        const REAL sum_shifted = value_of(&sum_shifted_sum);
-        const REAL minus_ratio = -sum_shifted / (REAL)classes;
-        if (rate) rate[n * rate_batch] = minus_ratio;
+        const REAL sum_choice = value_of(&sum_choice_sum);
+        const REAL minus_ratio = -sum_choice / (REAL)classes;
+        if (rate_wanted) rate[n * rate_batch] = minus_ratio;
         accumulate(&total_rate_sum, minus_ratio);
     }
-    add(total_rate, &total_rate_sum);
+    if (total_rate) add(total_rate, &total_rate_sum);
 }
 
-static void NAME(jvp_all_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->data[6] == NULL)
-        NAME(jvp_all)(batch, run, 1);
-    else
-        NAME(jvp_all)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_multilabel_soft_margin_loss_jvp_all) = {
-    "multilabel_soft_margin_loss.jvp_all", NAME(jvp_all_run), sizeof(REAL), 8, 0, 1,
-    { &input_classes_argument, &target_classes_argument, &weight_classes_argument, &direction_input_classes_argument, &direction_target_classes_argument, &direction_weight_classes_argument, &rate_argument, &total_rate_argument },
-    { NULL }, { "classes" }};
-
-/* The hessian times the directions, times scale. 33 operations. */
-static inline void NAME(hvp_all)(const int64_t batch, const losslib_run *run, const int dense)
+/* The hessian times the directions, times scale. */
+static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted, const int all)
 {
     const int64_t classes = run->sizes[0];
     const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
+    const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense && WANTS(1) ? 1 : run->steps[1][1];
     const REAL *restrict weight = run->data[2]; const int64_t weight_batch = run->steps[2][0], weight_classes = dense ? 1 : run->steps[2][1];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
     const REAL *restrict direction_input = run->data[4]; const int64_t direction_input_batch = run->steps[4][0], direction_input_classes = dense ? 1 : run->steps[4][1];
-    const REAL *restrict direction_target = run->data[5]; const int64_t direction_target_batch = run->steps[5][0], direction_target_classes = dense ? 1 : run->steps[5][1];
-    const REAL *restrict direction_weight = run->data[6]; const int64_t direction_weight_batch = run->steps[6][0], direction_weight_classes = dense ? 1 : run->steps[6][1];
-    REAL *restrict hvp_input = run->data[7]; const int64_t hvp_input_batch = run->steps[7][0], hvp_input_classes = dense ? 1 : run->steps[7][1];
-    REAL *restrict hvp_target = run->data[8]; const int64_t hvp_target_batch = run->steps[8][0], hvp_target_classes = dense ? 1 : run->steps[8][1];
-    REAL *restrict hvp_weight = run->data[9]; const int64_t hvp_weight_batch = run->steps[9][0], hvp_weight_classes = dense ? 1 : run->steps[9][1];
+    const REAL *restrict direction_target = run->data[5]; const int64_t direction_target_batch = run->steps[5][0], direction_target_classes = dense && WANTS(5) ? 1 : run->steps[5][1];
+    const REAL *restrict direction_weight = run->data[6]; const int64_t direction_weight_batch = run->steps[6][0], direction_weight_classes = dense && WANTS(6) ? 1 : run->steps[6][1];
+    REAL *restrict hvp_input = run->data[7]; const int64_t hvp_input_batch = run->steps[7][0], hvp_input_classes = dense ? 1 : run->steps[7][1]; const int hvp_input_wanted = WANTS(7);
+    REAL *restrict hvp_target = run->data[8]; const int64_t hvp_target_batch = run->steps[8][0], hvp_target_classes = dense ? 1 : run->steps[8][1]; const int hvp_target_wanted = WANTS(8);
+    REAL *restrict hvp_weight = run->data[9]; const int64_t hvp_weight_batch = run->steps[9][0], hvp_weight_classes = dense ? 1 : run->steps[9][1]; const int hvp_weight_wanted = WANTS(9);
 
     for (int64_t n = 0; n < batch; ++n) {
         const REAL *input_row = input + n * input_batch;
@@ -370,41 +172,28 @@ static inline void NAME(hvp_all)(const int64_t batch, const losslib_run *run, co
         REAL *hvp_weight_row = hvp_weight + n * hvp_weight_batch;
         const REAL ratio = scale[n * scale_batch] / (REAL)classes;
         for (int64_t c = 0; c < classes; ++c) {
-            const REAL sigmoid_minus_input = sigmoid(-input_row[c * input_classes]);
+            const REAL product = times_sigmoid(times_sigmoid(ratio * weight_row[c * weight_classes] * direction_input_row[c * direction_input_classes], -input_row[c * input_classes]), input_row[c * input_classes]);
+            const REAL product_2 = ratio * (times_sigmoid(target_row[c * target_classes], -input_row[c * input_classes]) - times_sigmoid(1 - target_row[c * target_classes], input_row[c * input_classes]));
             const REAL p = sigmoid(input_row[c * input_classes]);
-            const REAL product = ratio * (target_row[c * target_classes] * sigmoid_minus_input - (1 - target_row[c * target_classes]) * p);
-            const REAL product_2 = ratio * (sigmoid_minus_input + p) * weight_row[c * weight_classes];
-            const REAL product_3 = ratio * (softplus(input_row[c * input_classes]) - softplus(-input_row[c * input_classes]));
-            if (dense || hvp_input) hvp_input_row[c * hvp_input_classes] = ratio * weight_row[c * weight_classes] * sigmoid_minus_input * p * direction_input_row[c * direction_input_classes] - product * direction_weight_row[c * direction_weight_classes] - product_2 * direction_target_row[c * direction_target_classes];
-            if (dense || hvp_target) hvp_target_row[c * hvp_target_classes] = -(product_2 * direction_input_row[c * direction_input_classes] + product_3 * direction_weight_row[c * direction_weight_classes]);
-            if (dense || hvp_weight) hvp_weight_row[c * hvp_weight_classes] = -(product * direction_input_row[c * direction_input_classes] + product_3 * direction_target_row[c * direction_target_classes]);
+            const REAL product_3 = ratio * (sigmoid(-input_row[c * input_classes]) + p) * weight_row[c * weight_classes];
+            const REAL product_4 = ratio * (softplus(input_row[c * input_classes]) - softplus(-input_row[c * input_classes]));
+            if (hvp_input_wanted) hvp_input_row[c * hvp_input_classes] = all ? product - product_2 * direction_weight_row[c * direction_weight_classes] - product_3 * direction_target_row[c * direction_target_classes] : product;
+            if (hvp_target_wanted) hvp_target_row[c * hvp_target_classes] = -(product_3 * direction_input_row[c * direction_input_classes] + product_4 * direction_weight_row[c * direction_weight_classes]);
+            if (hvp_weight_wanted) hvp_weight_row[c * hvp_weight_classes] = -(product_2 * direction_input_row[c * direction_input_classes] + product_4 * direction_target_row[c * direction_target_classes]);
         }
     }
 }
 
-static void NAME(hvp_all_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->steps[8][1] == 1 && run->steps[9][1] == 1 && run->data[7] != NULL && run->data[8] != NULL && run->data[9] != NULL)
-        NAME(hvp_all)(batch, run, 1);
-    else
-        NAME(hvp_all)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_multilabel_soft_margin_loss_hvp_all) = {
-    "multilabel_soft_margin_loss.hvp_all", NAME(hvp_all_run), sizeof(REAL), 10, 0, 1,
-    { &input_classes_argument, &target_classes_argument, &weight_classes_argument, &scale_argument, &direction_input_classes_argument, &direction_target_classes_argument, &direction_weight_classes_argument, &hvp_input_classes_argument, &hvp_target_classes_argument, &hvp_weight_classes_argument },
-    { NULL }, { "classes" }};
-
-/* The diagonal of the hessian, times scale. 7 operations. */
-static inline void NAME(hessian_diag_all)(const int64_t batch, const losslib_run *run, const int dense)
+/* The diagonal of the hessian, times scale. */
+static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted)
 {
     const int64_t classes = run->sizes[0];
     const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
     const REAL *restrict weight = run->data[1]; const int64_t weight_batch = run->steps[1][0], weight_classes = dense ? 1 : run->steps[1][1];
     const REAL *restrict scale = run->data[2]; const int64_t scale_batch = run->steps[2][0];
-    REAL *restrict hessian_input = run->data[3]; const int64_t hessian_input_batch = run->steps[3][0], hessian_input_classes = dense ? 1 : run->steps[3][1];
-    REAL *restrict hessian_target = run->data[4]; const int64_t hessian_target_batch = run->steps[4][0], hessian_target_classes = dense ? 1 : run->steps[4][1];
-    REAL *restrict hessian_weight = run->data[5]; const int64_t hessian_weight_batch = run->steps[5][0], hessian_weight_classes = dense ? 1 : run->steps[5][1];
+    REAL *restrict hessian_input = run->data[3]; const int64_t hessian_input_batch = run->steps[3][0], hessian_input_classes = dense ? 1 : run->steps[3][1]; const int hessian_input_wanted = WANTS(3);
+    REAL *restrict hessian_target = run->data[4]; const int64_t hessian_target_batch = run->steps[4][0], hessian_target_classes = dense ? 1 : run->steps[4][1]; const int hessian_target_wanted = WANTS(4);
+    REAL *restrict hessian_weight = run->data[5]; const int64_t hessian_weight_batch = run->steps[5][0], hessian_weight_classes = dense ? 1 : run->steps[5][1]; const int hessian_weight_wanted = WANTS(5);
 
     for (int64_t n = 0; n < batch; ++n) {
         const REAL *input_row = input + n * input_batch;
@@ -414,24 +203,14 @@ static inline void NAME(hessian_diag_all)(const int64_t batch, const losslib_run
         REAL *hessian_weight_row = hessian_weight + n * hessian_weight_batch;
         const REAL ratio = scale[n * scale_batch] / (REAL)classes;
         for (int64_t c = 0; c < classes; ++c) {
-            const REAL p = sigmoid(input_row[c * input_classes]);
-            if (dense || hessian_input) hessian_input_row[c * hessian_input_classes] = ratio * weight_row[c * weight_classes] * sigmoid(-input_row[c * input_classes]) * p;
-            if (dense || hessian_target) hessian_target_row[c * hessian_target_classes] = 0;
-            if (dense || hessian_weight) hessian_weight_row[c * hessian_weight_classes] = 0;
+            if (hessian_input_wanted) hessian_input_row[c * hessian_input_classes] = times_sigmoid(times_sigmoid(ratio * weight_row[c * weight_classes], -input_row[c * input_classes]), input_row[c * input_classes]);
+            if (hessian_target_wanted) hessian_target_row[c * hessian_target_classes] = 0;
+            if (hessian_weight_wanted) hessian_weight_row[c * hessian_weight_classes] = 0;
         }
     }
 }
 
-static void NAME(hessian_diag_all_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[3][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->data[3] != NULL && run->data[4] != NULL && run->data[5] != NULL)
-        NAME(hessian_diag_all)(batch, run, 1);
-    else
-        NAME(hessian_diag_all)(batch, run, 0);
-}
+KERNELS(KERNEL_FUNCTIONS, STRIDED_FUNCTION)
 
-const losslib_kernel NAME(losslib_multilabel_soft_margin_loss_hessian_diag_all) = {
-    "multilabel_soft_margin_loss.hessian_diag_all", NAME(hessian_diag_all_run), sizeof(REAL), 6, 0, 1,
-    { &input_classes_argument, &weight_classes_argument, &scale_argument, &hessian_input_classes_argument, &hessian_target_classes_argument, &hessian_weight_classes_argument },
-    { NULL }, { "classes" }};
+const losslib_kernel NAME(losslib_multilabel_soft_margin_loss__kernels)[] = { KERNELS(KERNEL_ROW, STRIDED_ROW) {.name = NULL} };
 #endif

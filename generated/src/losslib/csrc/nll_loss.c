@@ -6,32 +6,66 @@
  *     mean = sum(loss) / sum(weight[target])
  *
  * Arrays: input [batch, classes], target [batch], weight [classes].
- * A function computes a run of samples; strides are in elements; outputs that are NULL are not wanted.
+ * A function computes a run of samples; strides are in elements. It serves all kernels in whose row of KERNELS it stands: what
+ * one of them does not want, and what its flags rule out, is dead code where that kernel is compiled.
  */
 #ifndef REAL                              /* this text is compiled once for each type */
 #include "losslib_internal.h"
 
-static const losslib_argument input_classes_argument = {"input", LOSSLIB_INPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument target_index_argument = {"target", LOSSLIB_INPUT, 1, 1, 0, {NULL}, "classes", "ignore_index", -INFINITY, INFINITY, 0};
-static const losslib_argument weight_classes_argument = {"weight", LOSSLIB_INPUT, 0, 0, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument loss_argument = {"loss", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument total_loss_argument = {"total_loss", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument total_weight_argument = {"total_weight", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument scale_argument = {"scale", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument grad_input_classes_argument = {"grad_input", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument direction_input_classes_argument = {"direction_input", LOSSLIB_DIRECTION, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument rate_argument = {"rate", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument total_rate_argument = {"total_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hvp_input_classes_argument = {"hvp_input", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hessian_input_classes_argument = {"hessian_input", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument scale_weight_argument = {"scale_weight", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument grad_weight_classes_argument = {"grad_weight", LOSSLIB_OUTPUT, 0, 0, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument direction_weight_classes_argument = {"direction_weight", LOSSLIB_DIRECTION, 0, 0, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument total_weight_rate_argument = {"total_weight_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument scale_rate_argument = {"scale_rate", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument scale_weight_rate_argument = {"scale_weight_rate", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hvp_weight_classes_argument = {"hvp_weight", LOSSLIB_OUTPUT, 0, 0, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_param ignore_index_param = {"ignore_index", -INFINITY, INFINITY, 0};
+static const losslib_argument input__classes_argument = {.name = "input", .role = LOSSLIB_INPUT, .per_sample = 1, .axes = 1, .axis = {"classes"}};
+static const losslib_argument target__index_argument = {.name = "target", .role = LOSSLIB_INPUT, .integer = 1, .per_sample = 1, .into = "classes", .ignore = "ignore_index"};
+static const losslib_argument weight__classes_argument = {.name = "weight", .role = LOSSLIB_INPUT, .optional = 1, .axes = 1, .axis = {"classes"}};
+static const losslib_argument scale_argument = {.name = "scale", .role = LOSSLIB_SCALE, .per_sample = 1};
+static const losslib_argument scale_weight_argument = {.name = "scale_weight", .role = LOSSLIB_SCALE, .per_sample = 1};
+static const losslib_argument loss_argument = {.name = "loss", .role = LOSSLIB_OUTPUT, .per_sample = 1, .seldom = 1};
+static const losslib_argument total_loss_argument = {.name = "total_loss", .role = LOSSLIB_TOTAL};
+static const losslib_argument total_weight_argument = {.name = "total_weight", .role = LOSSLIB_TOTAL};
+static const losslib_argument grad_input__classes_argument = {.name = "grad_input", .role = LOSSLIB_OUTPUT, .per_sample = 1, .axes = 1, .axis = {"classes"}};
+static const losslib_argument grad_weight__classes_argument = {.name = "grad_weight", .role = LOSSLIB_OUTPUT, .axes = 1, .axis = {"classes"}};
+static const losslib_argument direction_input__classes_argument = {.name = "direction_input", .role = LOSSLIB_DIRECTION, .per_sample = 1, .axes = 1, .axis = {"classes"}};
+static const losslib_argument direction_weight__classes_argument = {.name = "direction_weight", .role = LOSSLIB_DIRECTION, .axes = 1, .axis = {"classes"}};
+static const losslib_argument rate_argument = {.name = "rate", .role = LOSSLIB_OUTPUT, .per_sample = 1, .seldom = 1};
+static const losslib_argument total_rate_argument = {.name = "total_rate", .role = LOSSLIB_TOTAL};
+static const losslib_argument total_weight_rate_argument = {.name = "total_weight_rate", .role = LOSSLIB_TOTAL};
+static const losslib_argument scale_rate_argument = {.name = "scale_rate", .role = LOSSLIB_SCALE, .per_sample = 1};
+static const losslib_argument scale_weight_rate_argument = {.name = "scale_weight_rate", .role = LOSSLIB_SCALE, .per_sample = 1};
+static const losslib_argument hvp_input__classes_argument = {.name = "hvp_input", .role = LOSSLIB_OUTPUT, .per_sample = 1, .axes = 1, .axis = {"classes"}};
+static const losslib_argument hvp_weight__classes_argument = {.name = "hvp_weight", .role = LOSSLIB_OUTPUT, .axes = 1, .axis = {"classes"}};
+static const losslib_argument hessian_input__classes_argument = {.name = "hessian_input", .role = LOSSLIB_OUTPUT, .per_sample = 1, .axes = 1, .axis = {"classes"}};
+static const losslib_param ignore_index_param = {"ignore_index", {-INFINITY, INFINITY, 0}};
+
+static const losslib_family value_and_grad_family = {10, 1, 1,
+    {&input__classes_argument, &target__index_argument, &weight__classes_argument, &scale_argument, &scale_weight_argument,
+     &loss_argument, &total_loss_argument, &total_weight_argument, &grad_input__classes_argument, &grad_weight__classes_argument},
+    {&ignore_index_param}, {"classes"}};
+
+static const losslib_family jvp_family = {8, 1, 1,
+    {&input__classes_argument, &target__index_argument, &weight__classes_argument, &direction_input__classes_argument,
+     &direction_weight__classes_argument, &rate_argument, &total_rate_argument, &total_weight_rate_argument},
+    {&ignore_index_param}, {"classes"}};
+
+static const losslib_family hvp_family = {10, 1, 1,
+    {&input__classes_argument, &target__index_argument, &weight__classes_argument, &scale_argument, &scale_rate_argument,
+     &scale_weight_rate_argument, &direction_input__classes_argument, &direction_weight__classes_argument, &hvp_input__classes_argument,
+     &hvp_weight__classes_argument},
+    {&ignore_index_param}, {"classes"}};
+
+static const losslib_family hessian_diag_family = {2, 0, 1,
+    {&input__classes_argument, &hessian_input__classes_argument},
+    {NULL}, {"classes"}};
+
+/* Each kernel: its function, which of the function's arrays, scalars and axes it has (a bit each), and what the flags are. A KERNEL
+ * is compiled for dense arrays too. */
+#define KERNELS(KERNEL, STRIDED) \
+    KERNEL(value, value_and_grad, 0xe7, 0x1, 0x1, ) \
+    STRIDED(weight, value_and_grad, 0x86, 0x1, 0x1, ) \
+    KERNEL(value_and_grad, value_and_grad, 0x1ef, 0x1, 0x1, ) \
+    STRIDED(value_and_grad_all, value_and_grad, 0x3ff, 0x1, 0x1, ) \
+    STRIDED(jvp, jvp, 0x6e, 0x1, 0x1, WITH(0)) \
+    STRIDED(jvp_all, jvp, 0xff, 0x1, 0x1, WITH(1)) \
+    STRIDED(hvp, hvp, 0x101, 0x0, 0x1, WITH(0)) \
+    STRIDED(hvp_all, hvp, 0x3ff, 0x1, 0x1, WITH(1)) \
+    STRIDED(hessian_diag, hessian_diag, 0x3, 0x0, 0x1, )
 
 #include "losslib_float.h"
 #include "nll_loss.c"
@@ -39,227 +73,20 @@ static const losslib_param ignore_index_param = {"ignore_index", -INFINITY, INFI
 #include "nll_loss.c"
 #else
 
-/* The loss of each sample, and the totals. 6 operations. */
-static inline void NAME(value)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
-    const int64_t *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
-    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = run->steps[3][0];
-    accumulator *restrict total_loss = run->data[4];
-    accumulator *restrict total_weight = run->data[5];
-    const int64_t ignore_index = (int64_t)run->params[0];
-
-    accumulator total_loss_sum = {0};
-    accumulator total_weight_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *input_row = input + n * input_batch;
-        const int ignored = target[n * target_batch] == ignore_index;
-        const int64_t safe_target = ignored ? 0 : target[n * target_batch];
-        const REAL weight_at_safe_target = weight[safe_target * weight_classes];
-        const REAL value = ignored ? 0 : -input_row[safe_target * input_classes] * weight_at_safe_target;
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-        accumulate(&total_weight_sum, ignored ? 0 : weight_at_safe_target);
-    }
-    add(total_loss, &total_loss_sum);
-    add(total_weight, &total_weight_sum);
-}
-
-static void NAME(value_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->data[3] == NULL)
-        NAME(value)(batch, run, 1);
-    else
-        NAME(value)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_nll_loss_value) = {
-    "nll_loss.value", NAME(value_run), sizeof(REAL), 6, 1, 1,
-    { &input_classes_argument, &target_index_argument, &weight_classes_argument, &loss_argument, &total_loss_argument, &total_weight_argument },
-    { &ignore_index_param }, { "classes" }};
-
-/* The denominator of the mean. 3 operations. */
-static inline void NAME(weight)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t *restrict target = run->data[0]; const int64_t target_batch = run->steps[0][0];
-    const REAL *restrict weight = run->data[1]; const int64_t weight_classes = dense ? 1 : run->steps[1][0];
-    accumulator *restrict total_weight = run->data[2];
-    const int64_t ignore_index = (int64_t)run->params[0];
-
-    accumulator total_weight_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const int ignored = target[n * target_batch] == ignore_index;
-        const int64_t safe_target = ignored ? 0 : target[n * target_batch];
-        accumulate(&total_weight_sum, ignored ? 0 : weight[safe_target * weight_classes]);
-    }
-    add(total_weight, &total_weight_sum);
-}
-
-static void NAME(weight_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[1][0] == 1)
-        NAME(weight)(batch, run, 1);
-    else
-        NAME(weight)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_nll_loss_weight) = {
-    "nll_loss.weight", NAME(weight_run), sizeof(REAL), 3, 1, 1,
-    { &target_index_argument, &weight_classes_argument, &total_weight_argument },
-    { &ignore_index_param }, { "classes" }};
-
-/* The loss, the totals, and the gradients times scale. 12 operations. */
-static inline void NAME(value_and_grad)(const int64_t batch, const losslib_run *run, const int dense)
+/* The loss, the totals, and the gradients times scale. */
+static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted)
 {
     const int64_t classes = run->sizes[0];
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
-    const int64_t *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
-    const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = run->steps[4][0];
-    accumulator *restrict total_loss = run->data[5];
-    accumulator *restrict total_weight = run->data[6];
-    REAL *restrict grad_input = run->data[7]; const int64_t grad_input_batch = run->steps[7][0], grad_input_classes = dense ? 1 : run->steps[7][1];
-    const int64_t ignore_index = (int64_t)run->params[0];
-
-    accumulator total_loss_sum = {0};
-    accumulator total_weight_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *input_row = input + n * input_batch;
-        REAL *grad_input_row = grad_input + n * grad_input_batch;
-        const int ignored = target[n * target_batch] == ignore_index;
-        const int64_t safe_target = ignored ? 0 : target[n * target_batch];
-        const REAL weight_at_safe_target = weight[safe_target * weight_classes];
-        const REAL product = weight_at_safe_target * scale[n * scale_batch];
-        for (int64_t c = 0; c < classes; ++c) {
-            if (dense || grad_input) grad_input_row[c * grad_input_classes] = ignored ? 0 : -product * (REAL)(c == safe_target ? 1 : 0);
-        }
-        const REAL value = ignored ? 0 : -input_row[safe_target * input_classes] * weight_at_safe_target;
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-        accumulate(&total_weight_sum, ignored ? 0 : weight_at_safe_target);
-    }
-    add(total_loss, &total_loss_sum);
-    add(total_weight, &total_weight_sum);
-}
-
-static void NAME(value_and_grad_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[7][1] == 1 && run->data[4] == NULL && run->data[7] != NULL)
-        NAME(value_and_grad)(batch, run, 1);
-    else
-        NAME(value_and_grad)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_nll_loss_value_and_grad) = {
-    "nll_loss.value_and_grad", NAME(value_and_grad_run), sizeof(REAL), 8, 1, 1,
-    { &input_classes_argument, &target_index_argument, &weight_classes_argument, &scale_argument, &loss_argument, &total_loss_argument, &total_weight_argument, &grad_input_classes_argument },
-    { &ignore_index_param }, { "classes" }};
-
-/* The derivative along the directions. 5 operations. */
-static inline void NAME(jvp)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t *restrict target = run->data[0]; const int64_t target_batch = run->steps[0][0];
-    const REAL *restrict weight = run->data[1]; const int64_t weight_classes = dense ? 1 : run->steps[1][0];
-    const REAL *restrict direction_input = run->data[2]; const int64_t direction_input_batch = run->steps[2][0], direction_input_classes = dense ? 1 : run->steps[2][1];
-    REAL *restrict rate = dense ? NULL : run->data[3]; const int64_t rate_batch = run->steps[3][0];
-    accumulator *restrict total_rate = run->data[4];
-    const int64_t ignore_index = (int64_t)run->params[0];
-
-    accumulator total_rate_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *direction_input_row = direction_input + n * direction_input_batch;
-        const int ignored = target[n * target_batch] == ignore_index;
-        const int64_t safe_target = ignored ? 0 : target[n * target_batch];
-        const REAL choice = ignored ? 0 : -weight[safe_target * weight_classes] * direction_input_row[safe_target * direction_input_classes];
-        if (rate) rate[n * rate_batch] = choice;
-        accumulate(&total_rate_sum, choice);
-    }
-    add(total_rate, &total_rate_sum);
-}
-
-static void NAME(jvp_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[1][0] == 1 && run->steps[2][1] == 1 && run->data[3] == NULL)
-        NAME(jvp)(batch, run, 1);
-    else
-        NAME(jvp)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_nll_loss_jvp) = {
-    "nll_loss.jvp", NAME(jvp_run), sizeof(REAL), 5, 1, 1,
-    { &target_index_argument, &weight_classes_argument, &direction_input_classes_argument, &rate_argument, &total_rate_argument },
-    { &ignore_index_param }, { "classes" }};
-
-/* The hessian times the directions, times scale. 0 operations. */
-static inline void NAME(hvp)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t classes = run->sizes[0];
-    REAL *restrict hvp_input = run->data[1]; const int64_t hvp_input_batch = run->steps[1][0], hvp_input_classes = dense ? 1 : run->steps[1][1];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        REAL *hvp_input_row = hvp_input + n * hvp_input_batch;
-        for (int64_t c = 0; c < classes; ++c) {
-            if (dense || hvp_input) hvp_input_row[c * hvp_input_classes] = 0;
-        }
-    }
-}
-
-static void NAME(hvp_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[1][1] == 1 && run->data[1] != NULL)
-        NAME(hvp)(batch, run, 1);
-    else
-        NAME(hvp)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_nll_loss_hvp) = {
-    "nll_loss.hvp", NAME(hvp_run), sizeof(REAL), 2, 0, 1,
-    { &input_classes_argument, &hvp_input_classes_argument },
-    { NULL }, { "classes" }};
-
-/* The diagonal of the hessian, times scale. 0 operations. */
-static inline void NAME(hessian_diag)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t classes = run->sizes[0];
-    REAL *restrict hessian_input = run->data[1]; const int64_t hessian_input_batch = run->steps[1][0], hessian_input_classes = dense ? 1 : run->steps[1][1];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        REAL *hessian_input_row = hessian_input + n * hessian_input_batch;
-        for (int64_t c = 0; c < classes; ++c) {
-            if (dense || hessian_input) hessian_input_row[c * hessian_input_classes] = 0;
-        }
-    }
-}
-
-static void NAME(hessian_diag_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[1][1] == 1 && run->data[1] != NULL)
-        NAME(hessian_diag)(batch, run, 1);
-    else
-        NAME(hessian_diag)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_nll_loss_hessian_diag) = {
-    "nll_loss.hessian_diag", NAME(hessian_diag_run), sizeof(REAL), 2, 0, 1,
-    { &input_classes_argument, &hessian_input_classes_argument },
-    { NULL }, { "classes" }};
-
-/* The loss, the totals, and the gradients times scale. 19 operations. */
-static inline void NAME(value_and_grad_all)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t classes = run->sizes[0];
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
+    const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense && WANTS(0) ? 1 : run->steps[0][1];
     const int64_t *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0];
     const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
     const REAL *restrict scale_weight = run->data[4]; const int64_t scale_weight_batch = run->steps[4][0];
-    REAL *restrict loss = dense ? NULL : run->data[5]; const int64_t loss_batch = run->steps[5][0];
-    accumulator *restrict total_loss = run->data[6];
-    accumulator *restrict total_weight = run->data[7];
-    REAL *restrict grad_input = run->data[8]; const int64_t grad_input_batch = run->steps[8][0], grad_input_classes = dense ? 1 : run->steps[8][1];
-    accumulator *restrict grad_weight = run->data[9]; const int64_t grad_weight_classes = dense ? 1 : run->steps[9][0];
+    REAL *restrict loss = run->data[5]; const int64_t loss_batch = run->steps[5][0]; const int loss_wanted = !dense && WANTS(5);
+    accumulator *restrict total_loss = WANTS(6) ? run->data[6] : NULL;
+    accumulator *restrict total_weight = WANTS(7) ? run->data[7] : NULL;
+    REAL *restrict grad_input = run->data[8]; const int64_t grad_input_batch = run->steps[8][0], grad_input_classes = dense ? 1 : run->steps[8][1]; const int grad_input_wanted = WANTS(8);
+    accumulator *restrict grad_weight = run->data[9]; const int64_t grad_weight_classes = dense ? 1 : run->steps[9][0]; const int grad_weight_wanted = WANTS(9);
     const int64_t ignore_index = (int64_t)run->params[0];
 
     accumulator total_loss_sum = {0};
@@ -275,42 +102,29 @@ static inline void NAME(value_and_grad_all)(const int64_t batch, const losslib_r
         const REAL product_2 = input_at_safe_target * scale[n * scale_batch];
         for (int64_t c = 0; c < classes; ++c) {
             const REAL choice = (REAL)(c == safe_target ? 1 : 0);
-            if (dense || grad_input) grad_input_row[c * grad_input_classes] = ignored ? 0 : -product * choice;
-            if (dense || grad_weight) accumulate(&grad_weight[c * grad_weight_classes], (ignored ? 0 : scale_weight[n * scale_weight_batch] * choice) + (ignored ? 0 : -product_2 * choice));
+            if (grad_input_wanted) grad_input_row[c * grad_input_classes] = ignored ? 0 : -product * choice;
+            if (grad_weight_wanted) accumulate(&grad_weight[c * grad_weight_classes], (ignored ? 0 : scale_weight[n * scale_weight_batch] * choice) + (ignored ? 0 : -product_2 * choice));
         }
         const REAL value = ignored ? 0 : -input_at_safe_target * weight_at_safe_target;
-        if (loss) loss[n * loss_batch] = value;
+        if (loss_wanted) loss[n * loss_batch] = value;
         accumulate(&total_loss_sum, value);
         accumulate(&total_weight_sum, ignored ? 0 : weight_at_safe_target);
     }
-    add(total_loss, &total_loss_sum);
-    add(total_weight, &total_weight_sum);
+    if (total_loss) add(total_loss, &total_loss_sum);
+    if (total_weight) add(total_weight, &total_weight_sum);
 }
 
-static void NAME(value_and_grad_all_run)(const int64_t batch, const losslib_run *run)
+/* The derivative along the directions. */
+static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted, const int all)
 {
-    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[8][1] == 1 && run->steps[9][0] == 1 && run->data[5] == NULL && run->data[8] != NULL && run->data[9] != NULL)
-        NAME(value_and_grad_all)(batch, run, 1);
-    else
-        NAME(value_and_grad_all)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_nll_loss_value_and_grad_all) = {
-    "nll_loss.value_and_grad_all", NAME(value_and_grad_all_run), sizeof(REAL), 10, 1, 1,
-    { &input_classes_argument, &target_index_argument, &weight_classes_argument, &scale_argument, &scale_weight_argument, &loss_argument, &total_loss_argument, &total_weight_argument, &grad_input_classes_argument, &grad_weight_classes_argument },
-    { &ignore_index_param }, { "classes" }};
-
-/* The derivative along the directions. 8 operations. */
-static inline void NAME(jvp_all)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
+    const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense && WANTS(0) ? 1 : run->steps[0][1];
     const int64_t *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0];
     const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
     const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = run->steps[3][0], direction_input_classes = dense ? 1 : run->steps[3][1];
-    const REAL *restrict direction_weight = run->data[4]; const int64_t direction_weight_classes = dense ? 1 : run->steps[4][0];
-    REAL *restrict rate = dense ? NULL : run->data[5]; const int64_t rate_batch = run->steps[5][0];
-    accumulator *restrict total_rate = run->data[6];
-    accumulator *restrict total_weight_rate = run->data[7];
+    const REAL *restrict direction_weight = run->data[4]; const int64_t direction_weight_classes = dense && WANTS(4) ? 1 : run->steps[4][0];
+    REAL *restrict rate = run->data[5]; const int64_t rate_batch = run->steps[5][0]; const int rate_wanted = !dense && WANTS(5);
+    accumulator *restrict total_rate = WANTS(6) ? run->data[6] : NULL;
+    accumulator *restrict total_weight_rate = WANTS(7) ? run->data[7] : NULL;
     const int64_t ignore_index = (int64_t)run->params[0];
 
     accumulator total_rate_sum = {0};
@@ -320,43 +134,31 @@ static inline void NAME(jvp_all)(const int64_t batch, const losslib_run *run, co
         const REAL *direction_input_row = direction_input + n * direction_input_batch;
         const int ignored = target[n * target_batch] == ignore_index;
         const int64_t safe_target = ignored ? 0 : target[n * target_batch];
+        const REAL product = weight[safe_target * weight_classes] * direction_input_row[safe_target * direction_input_classes];
         const REAL direction_weight_at_safe_target = direction_weight[safe_target * direction_weight_classes];
-        const REAL choice = ignored ? 0 : -(weight[safe_target * weight_classes] * direction_input_row[safe_target * direction_input_classes] + input_row[safe_target * input_classes] * direction_weight_at_safe_target);
-        if (rate) rate[n * rate_batch] = choice;
+        const REAL choice = all ? (ignored ? 0 : -(product + input_row[safe_target * input_classes] * direction_weight_at_safe_target)) : (ignored ? 0 : -product);
+        if (rate_wanted) rate[n * rate_batch] = choice;
         accumulate(&total_rate_sum, choice);
         accumulate(&total_weight_rate_sum, ignored ? 0 : direction_weight_at_safe_target);
     }
-    add(total_rate, &total_rate_sum);
-    add(total_weight_rate, &total_weight_rate_sum);
+    if (total_rate) add(total_rate, &total_rate_sum);
+    if (total_weight_rate) add(total_weight_rate, &total_weight_rate_sum);
 }
 
-static void NAME(jvp_all_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[3][1] == 1 && run->steps[4][0] == 1 && run->data[5] == NULL)
-        NAME(jvp_all)(batch, run, 1);
-    else
-        NAME(jvp_all)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_nll_loss_jvp_all) = {
-    "nll_loss.jvp_all", NAME(jvp_all_run), sizeof(REAL), 8, 1, 1,
-    { &input_classes_argument, &target_index_argument, &weight_classes_argument, &direction_input_classes_argument, &direction_weight_classes_argument, &rate_argument, &total_rate_argument, &total_weight_rate_argument },
-    { &ignore_index_param }, { "classes" }};
-
-/* The hessian times the directions, times scale. 21 operations. */
-static inline void NAME(hvp_all)(const int64_t batch, const losslib_run *run, const int dense)
+/* The hessian times the directions, times scale. */
+static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted, const int all)
 {
     const int64_t classes = run->sizes[0];
     const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
     const int64_t *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
+    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense && WANTS(2) ? 1 : run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
     const REAL *restrict scale_rate = run->data[4]; const int64_t scale_rate_batch = run->steps[4][0];
     const REAL *restrict scale_weight_rate = run->data[5]; const int64_t scale_weight_rate_batch = run->steps[5][0];
-    const REAL *restrict direction_input = run->data[6]; const int64_t direction_input_batch = run->steps[6][0], direction_input_classes = dense ? 1 : run->steps[6][1];
-    const REAL *restrict direction_weight = run->data[7]; const int64_t direction_weight_classes = dense ? 1 : run->steps[7][0];
-    REAL *restrict hvp_input = run->data[8]; const int64_t hvp_input_batch = run->steps[8][0], hvp_input_classes = dense ? 1 : run->steps[8][1];
-    accumulator *restrict hvp_weight = run->data[9]; const int64_t hvp_weight_classes = dense ? 1 : run->steps[9][0];
+    const REAL *restrict direction_input = run->data[6]; const int64_t direction_input_batch = run->steps[6][0], direction_input_classes = dense && WANTS(6) ? 1 : run->steps[6][1];
+    const REAL *restrict direction_weight = run->data[7]; const int64_t direction_weight_classes = dense && WANTS(7) ? 1 : run->steps[7][0];
+    REAL *restrict hvp_input = run->data[8]; const int64_t hvp_input_batch = run->steps[8][0], hvp_input_classes = dense ? 1 : run->steps[8][1]; const int hvp_input_wanted = WANTS(8);
+    accumulator *restrict hvp_weight = run->data[9]; const int64_t hvp_weight_classes = dense ? 1 : run->steps[9][0]; const int hvp_weight_wanted = WANTS(9);
     const int64_t ignore_index = (int64_t)run->params[0];
 
     for (int64_t n = 0; n < batch; ++n) {
@@ -371,22 +173,27 @@ static inline void NAME(hvp_all)(const int64_t batch, const losslib_run *run, co
         const REAL product_4 = input_row[safe_target * input_classes] * scale_rate[n * scale_rate_batch];
         for (int64_t c = 0; c < classes; ++c) {
             const REAL choice = (REAL)(c == safe_target ? 1 : 0);
-            if (dense || hvp_input) hvp_input_row[c * hvp_input_classes] = ignored ? 0 : -(product * choice + product_2 * choice);
-            if (dense || hvp_weight) accumulate(&hvp_weight[c * hvp_weight_classes], (ignored ? 0 : scale_weight_rate[n * scale_weight_rate_batch] * choice) + (ignored ? 0 : -(product_3 * choice + product_4 * choice)));
+            if (hvp_input_wanted) hvp_input_row[c * hvp_input_classes] = all ? (ignored ? 0 : -(product * choice + product_2 * choice)) : 0;
+            if (hvp_weight_wanted) accumulate(&hvp_weight[c * hvp_weight_classes], (ignored ? 0 : scale_weight_rate[n * scale_weight_rate_batch] * choice) + (ignored ? 0 : -(product_3 * choice + product_4 * choice)));
         }
     }
 }
 
-static void NAME(hvp_all_run)(const int64_t batch, const losslib_run *run)
+/* The diagonal of the hessian, times scale. */
+static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted)
 {
-    if (run->steps[0][1] == 1 && run->steps[2][0] == 1 && run->steps[6][1] == 1 && run->steps[7][0] == 1 && run->steps[8][1] == 1 && run->steps[9][0] == 1 && run->data[8] != NULL && run->data[9] != NULL)
-        NAME(hvp_all)(batch, run, 1);
-    else
-        NAME(hvp_all)(batch, run, 0);
+    const int64_t classes = run->sizes[0];
+    REAL *restrict hessian_input = run->data[1]; const int64_t hessian_input_batch = run->steps[1][0], hessian_input_classes = dense ? 1 : run->steps[1][1]; const int hessian_input_wanted = WANTS(1);
+
+    for (int64_t n = 0; n < batch; ++n) {
+        REAL *hessian_input_row = hessian_input + n * hessian_input_batch;
+        for (int64_t c = 0; c < classes; ++c) {
+            if (hessian_input_wanted) hessian_input_row[c * hessian_input_classes] = 0;
+        }
+    }
 }
 
-const losslib_kernel NAME(losslib_nll_loss_hvp_all) = {
-    "nll_loss.hvp_all", NAME(hvp_all_run), sizeof(REAL), 10, 1, 1,
-    { &input_classes_argument, &target_index_argument, &weight_classes_argument, &scale_argument, &scale_rate_argument, &scale_weight_rate_argument, &direction_input_classes_argument, &direction_weight_classes_argument, &hvp_input_classes_argument, &hvp_weight_classes_argument },
-    { &ignore_index_param }, { "classes" }};
+KERNELS(KERNEL_FUNCTIONS, STRIDED_FUNCTION)
+
+const losslib_kernel NAME(losslib_nll_loss__kernels)[] = { KERNELS(KERNEL_ROW, STRIDED_ROW) {.name = NULL} };
 #endif

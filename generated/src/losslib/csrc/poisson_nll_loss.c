@@ -7,27 +7,86 @@
  *     loss = ((stirling if target > 1 else 0) if full else 0) + nll
  *
  * Arrays: input [batch], target [batch].
- * A function computes a run of samples; strides are in elements; outputs that are NULL are not wanted.
+ * A function computes a run of samples; strides are in elements. It serves all kernels in whose row of KERNELS it stands: what
+ * one of them does not want, and what its flags rule out, is dead code where that kernel is compiled.
  */
 #ifndef REAL                              /* this text is compiled once for each type */
 #include "losslib_internal.h"
 
-static const losslib_argument input_argument = {"input", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument target_argument = {"target", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument loss_argument = {"loss", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument total_loss_argument = {"total_loss", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument scale_argument = {"scale", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument grad_input_argument = {"grad_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument direction_input_argument = {"direction_input", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument rate_argument = {"rate", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument total_rate_argument = {"total_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hvp_input_argument = {"hvp_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hessian_input_argument = {"hessian_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument grad_target_argument = {"grad_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument direction_target_argument = {"direction_target", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hvp_target_argument = {"hvp_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hessian_target_argument = {"hessian_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_param eps_param = {"eps", 0.0, INFINITY, 0};
+static const losslib_argument input_argument = {.name = "input", .role = LOSSLIB_INPUT, .per_sample = 1};
+static const losslib_argument target_argument = {.name = "target", .role = LOSSLIB_INPUT, .per_sample = 1};
+static const losslib_argument scale_argument = {.name = "scale", .role = LOSSLIB_SCALE, .per_sample = 1};
+static const losslib_argument loss_argument = {.name = "loss", .role = LOSSLIB_OUTPUT, .per_sample = 1, .seldom = 1};
+static const losslib_argument total_loss_argument = {.name = "total_loss", .role = LOSSLIB_TOTAL};
+static const losslib_argument grad_input_argument = {.name = "grad_input", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument grad_target_argument = {.name = "grad_target", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument direction_input_argument = {.name = "direction_input", .role = LOSSLIB_DIRECTION, .per_sample = 1};
+static const losslib_argument direction_target_argument = {.name = "direction_target", .role = LOSSLIB_DIRECTION, .per_sample = 1};
+static const losslib_argument rate_argument = {.name = "rate", .role = LOSSLIB_OUTPUT, .per_sample = 1, .seldom = 1};
+static const losslib_argument total_rate_argument = {.name = "total_rate", .role = LOSSLIB_TOTAL};
+static const losslib_argument hvp_input_argument = {.name = "hvp_input", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument hvp_target_argument = {.name = "hvp_target", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument hessian_input_argument = {.name = "hessian_input", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument hessian_target_argument = {.name = "hessian_target", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_param eps_param = {"eps", {0.0, INFINITY, 0}};
+
+static const losslib_family value_and_grad_family = {7, 1, 0,
+    {&input_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument,
+     &grad_target_argument},
+    {&eps_param}, {NULL}};
+
+static const losslib_family jvp_family = {6, 1, 0,
+    {&input_argument, &target_argument, &direction_input_argument, &direction_target_argument, &rate_argument, &total_rate_argument},
+    {&eps_param}, {NULL}};
+
+static const losslib_family hvp_family = {7, 1, 0,
+    {&input_argument, &target_argument, &scale_argument, &direction_input_argument, &direction_target_argument, &hvp_input_argument,
+     &hvp_target_argument},
+    {&eps_param}, {NULL}};
+
+static const losslib_family hessian_diag_family = {5, 1, 0,
+    {&input_argument, &target_argument, &scale_argument, &hessian_input_argument, &hessian_target_argument},
+    {&eps_param}, {NULL}};
+
+/* Each kernel: its function, which of the function's arrays, scalars and axes it has (a bit each), and what the flags are. A KERNEL
+ * is compiled for dense arrays too. */
+#define KERNELS(KERNEL, STRIDED) \
+    KERNEL(value__log_input_yes__full_yes, value_and_grad, 0x1b, 0x0, 0x0, WITH(1, 1)) \
+    KERNEL(value_and_grad__log_input_yes__full_yes, value_and_grad, 0x3f, 0x0, 0x0, WITH(1, 1)) \
+    KERNEL(value_and_grad_all__log_input_yes__full_yes, value_and_grad, 0x7f, 0x0, 0x0, WITH(1, 1)) \
+    KERNEL(value__log_input_yes__full_no, value_and_grad, 0x1b, 0x0, 0x0, WITH(1, 0)) \
+    KERNEL(value_and_grad__log_input_yes__full_no, value_and_grad, 0x3f, 0x0, 0x0, WITH(1, 0)) \
+    KERNEL(value_and_grad_all__log_input_yes__full_no, value_and_grad, 0x7f, 0x0, 0x0, WITH(1, 0)) \
+    KERNEL(value__log_input_no__full_yes, value_and_grad, 0x1b, 0x1, 0x0, WITH(0, 1)) \
+    KERNEL(value_and_grad__log_input_no__full_yes, value_and_grad, 0x3f, 0x1, 0x0, WITH(0, 1)) \
+    KERNEL(value_and_grad_all__log_input_no__full_yes, value_and_grad, 0x7f, 0x1, 0x0, WITH(0, 1)) \
+    KERNEL(value__log_input_no__full_no, value_and_grad, 0x1b, 0x1, 0x0, WITH(0, 0)) \
+    KERNEL(value_and_grad__log_input_no__full_no, value_and_grad, 0x3f, 0x1, 0x0, WITH(0, 0)) \
+    KERNEL(value_and_grad_all__log_input_no__full_no, value_and_grad, 0x7f, 0x1, 0x0, WITH(0, 0)) \
+    STRIDED(jvp__log_input_yes__full_yes, jvp, 0x37, 0x0, 0x0, WITH(1, 1, 0)) \
+    STRIDED(jvp_all__log_input_yes__full_yes, jvp, 0x3f, 0x0, 0x0, WITH(1, 1, 1)) \
+    STRIDED(jvp__log_input_yes__full_no, jvp, 0x37, 0x0, 0x0, WITH(1, 0, 0)) \
+    STRIDED(jvp_all__log_input_yes__full_no, jvp, 0x3f, 0x0, 0x0, WITH(1, 0, 1)) \
+    STRIDED(jvp__log_input_no__full_yes, jvp, 0x37, 0x1, 0x0, WITH(0, 1, 0)) \
+    STRIDED(jvp_all__log_input_no__full_yes, jvp, 0x3f, 0x1, 0x0, WITH(0, 1, 1)) \
+    STRIDED(jvp__log_input_no__full_no, jvp, 0x37, 0x1, 0x0, WITH(0, 0, 0)) \
+    STRIDED(jvp_all__log_input_no__full_no, jvp, 0x3f, 0x1, 0x0, WITH(0, 0, 1)) \
+    KERNEL(hvp__log_input_yes__full_yes, hvp, 0x2d, 0x0, 0x0, WITH(1, 1, 0)) \
+    STRIDED(hvp_all__log_input_yes__full_yes, hvp, 0x7f, 0x0, 0x0, WITH(1, 1, 1)) \
+    KERNEL(hvp__log_input_yes__full_no, hvp, 0x2d, 0x0, 0x0, WITH(1, 0, 0)) \
+    STRIDED(hvp_all__log_input_yes__full_no, hvp, 0x7d, 0x0, 0x0, WITH(1, 0, 1)) \
+    KERNEL(hvp__log_input_no__full_yes, hvp, 0x2f, 0x1, 0x0, WITH(0, 1, 0)) \
+    STRIDED(hvp_all__log_input_no__full_yes, hvp, 0x7f, 0x1, 0x0, WITH(0, 1, 1)) \
+    KERNEL(hvp__log_input_no__full_no, hvp, 0x2f, 0x1, 0x0, WITH(0, 0, 0)) \
+    STRIDED(hvp_all__log_input_no__full_no, hvp, 0x7f, 0x1, 0x0, WITH(0, 0, 1)) \
+    KERNEL(hessian_diag__log_input_yes__full_yes, hessian_diag, 0xd, 0x0, 0x0, WITH(1, 1)) \
+    STRIDED(hessian_diag_all__log_input_yes__full_yes, hessian_diag, 0x1f, 0x0, 0x0, WITH(1, 1)) \
+    KERNEL(hessian_diag__log_input_yes__full_no, hessian_diag, 0xd, 0x0, 0x0, WITH(1, 0)) \
+    STRIDED(hessian_diag_all__log_input_yes__full_no, hessian_diag, 0x1d, 0x0, 0x0, WITH(1, 0)) \
+    KERNEL(hessian_diag__log_input_no__full_yes, hessian_diag, 0xf, 0x1, 0x0, WITH(0, 1)) \
+    STRIDED(hessian_diag_all__log_input_no__full_yes, hessian_diag, 0x1f, 0x1, 0x0, WITH(0, 1)) \
+    KERNEL(hessian_diag__log_input_no__full_no, hessian_diag, 0xf, 0x1, 0x0, WITH(0, 0)) \
+    STRIDED(hessian_diag_all__log_input_no__full_no, hessian_diag, 0x1f, 0x1, 0x0, WITH(0, 0))
 
 #include "losslib_float.h"
 #include "poisson_nll_loss.c"
@@ -35,52 +94,17 @@ static const losslib_param eps_param = {"eps", 0.0, INFINITY, 0};
 #include "poisson_nll_loss.c"
 #else
 
-/* The loss of each sample, and the totals, where log_input is True and full is True. 13 operations. */
-static inline void NAME(value__log_input_yes__full_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    REAL *restrict loss = dense ? NULL : run->data[2]; const int64_t loss_batch = dense ? 1 : run->steps[2][0];
-    accumulator *restrict total_loss = run->data[3];
-
-    accumulator total_loss_sum = {0};
-    const REAL product = 2 * ((REAL)3.141592653589793238462643383279502884197L);
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_loss_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL stirling = (REAL)0.5 * log(product * target[n * target_batch]) - target[n * target_batch] + xlogy(target[n * target_batch], target[n * target_batch]);
-            const REAL value = exp(input[n * input_batch]) - input[n * input_batch] * target[n * target_batch] + (target[n * target_batch] > 1 ? stirling : 0);
-            if (loss) loss[n * loss_batch] = value;
-            total_loss_tile[n - first] = value;
-        }
-        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value__log_input_yes__full_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->data[2] == NULL)
-        NAME(value__log_input_yes__full_yes)(batch, run, 1);
-    else
-        NAME(value__log_input_yes__full_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_poisson_nll_loss_value__log_input_yes__full_yes) = {
-    "poisson_nll_loss.value__log_input_yes__full_yes", NAME(value__log_input_yes__full_yes_run), sizeof(REAL), 4, 0, 0,
-    { &input_argument, &target_argument, &loss_argument, &total_loss_argument },
-    { NULL }, { NULL }};
-
-/* The loss, the totals, and the gradients times scale, where log_input is True and full is True. 15 operations. */
-static inline void NAME(value_and_grad__log_input_yes__full_yes)(const int64_t batch, const losslib_run *run, const int dense)
+/* The loss, the totals, and the gradients times scale. */
+static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted, const int log_input, const int full)
 {
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
-    accumulator *restrict total_loss = run->data[4];
-    REAL *restrict grad_input = run->data[5]; const int64_t grad_input_batch = dense ? 1 : run->steps[5][0];
+    REAL *restrict loss = run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0]; const int loss_wanted = !dense && WANTS(3);
+    accumulator *restrict total_loss = WANTS(4) ? run->data[4] : NULL;
+    REAL *restrict grad_input = run->data[5]; const int64_t grad_input_batch = dense ? 1 : run->steps[5][0]; const int grad_input_wanted = WANTS(5);
+    REAL *restrict grad_target = run->data[6]; const int64_t grad_target_batch = dense ? 1 : run->steps[6][0]; const int grad_target_wanted = WANTS(6);
+    const REAL eps = (REAL)run->params[0];
 
     accumulator total_loss_sum = {0};
     const REAL product = 2 * ((REAL)3.141592653589793238462643383279502884197L);
@@ -89,38 +113,39 @@ static inline void NAME(value_and_grad__log_input_yes__full_yes)(const int64_t b
         REAL total_loss_tile[TILE];
         for (int64_t n = first; n < end; ++n) {
             const REAL exp_input = exp(input[n * input_batch]);
+            const REAL value = exp_input - input[n * input_batch] * target[n * target_batch];
+            const int above = target[n * target_batch] > 1;
             const REAL stirling = (REAL)0.5 * log(product * target[n * target_batch]) - target[n * target_batch] + xlogy(target[n * target_batch], target[n * target_batch]);
-            const REAL value = exp_input - input[n * input_batch] * target[n * target_batch] + (target[n * target_batch] > 1 ? stirling : 0);
-            if (loss) loss[n * loss_batch] = value;
-            total_loss_tile[n - first] = value;
-            if (dense || grad_input) grad_input[n * grad_input_batch] = (exp_input - target[n * target_batch]) * scale[n * scale_batch];
+            const REAL choice = above ? stirling : 0;
+            const REAL value_2 = value + choice;
+            const REAL value_3 = full ? value_2 : value;
+            const REAL shifted = input[n * input_batch] + eps;
+            const REAL log_2 = log(shifted);
+            const REAL value_4 = input[n * input_batch] - target[n * target_batch] * log_2;
+            const REAL value_5 = value_4 + choice;
+            const REAL value_6 = full ? value_5 : value_4;
+            const REAL value_7 = log_input ? value_3 : value_6;
+            const REAL product_2 = (above ? log(target[n * target_batch]) + (REAL)0.5 / target[n * target_batch] : 0) * scale[n * scale_batch];
+            if (loss_wanted) loss[n * loss_batch] = value_7;
+            total_loss_tile[n - first] = value_7;
+            if (grad_input_wanted) grad_input[n * grad_input_batch] = log_input ? (exp_input - target[n * target_batch]) * scale[n * scale_batch] : (input[n * input_batch] - target[n * target_batch] + eps) / shifted * scale[n * scale_batch];
+            if (grad_target_wanted) grad_target[n * grad_target_batch] = log_input ? (full ? product_2 - input[n * input_batch] * scale[n * scale_batch] : -input[n * input_batch] * scale[n * scale_batch]) : (full ? product_2 - log_2 * scale[n * scale_batch] : -log_2 * scale[n * scale_batch]);
         }
         accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
-    add(total_loss, &total_loss_sum);
+    if (total_loss) add(total_loss, &total_loss_sum);
 }
 
-static void NAME(value_and_grad__log_input_yes__full_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[5][0] == 1 && run->data[3] == NULL && run->data[5] != NULL)
-        NAME(value_and_grad__log_input_yes__full_yes)(batch, run, 1);
-    else
-        NAME(value_and_grad__log_input_yes__full_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_poisson_nll_loss_value_and_grad__log_input_yes__full_yes) = {
-    "poisson_nll_loss.value_and_grad__log_input_yes__full_yes", NAME(value_and_grad__log_input_yes__full_yes_run), sizeof(REAL), 6, 0, 0,
-    { &input_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument },
-    { NULL }, { NULL }};
-
-/* The derivative along the directions, where log_input is True and full is True. 3 operations. */
-static inline void NAME(jvp__log_input_yes__full_yes)(const int64_t batch, const losslib_run *run, const int dense)
+/* The derivative along the directions. */
+static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted, const int log_input, const int full, const int all)
 {
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict direction_input = run->data[2]; const int64_t direction_input_batch = dense ? 1 : run->steps[2][0];
-    REAL *restrict rate = dense ? NULL : run->data[3]; const int64_t rate_batch = dense ? 1 : run->steps[3][0];
-    accumulator *restrict total_rate = run->data[4];
+    const REAL *restrict direction_target = run->data[3]; const int64_t direction_target_batch = dense && WANTS(3) ? 1 : run->steps[3][0];
+    REAL *restrict rate = run->data[4]; const int64_t rate_batch = dense ? 1 : run->steps[4][0]; const int rate_wanted = !dense && WANTS(4);
+    accumulator *restrict total_rate = WANTS(5) ? run->data[5] : NULL;
+    const REAL eps = (REAL)run->params[0];
 
     accumulator total_rate_sum = {0};
     for (int64_t first = 0; first < batch; first += TILE) {
@@ -128,1146 +153,61 @@ static inline void NAME(jvp__log_input_yes__full_yes)(const int64_t batch, const
         REAL total_rate_tile[TILE];
         for (int64_t n = first; n < end; ++n) {
             const REAL product = (exp(input[n * input_batch]) - target[n * target_batch]) * direction_input[n * direction_input_batch];
-            if (rate) rate[n * rate_batch] = product;
-            total_rate_tile[n - first] = product;
+            const REAL choice = target[n * target_batch] > 1 ? (log(target[n * target_batch]) + (REAL)0.5 / target[n * target_batch]) * direction_target[n * direction_target_batch] : 0;
+            const REAL shifted = input[n * input_batch] + eps;
+            const REAL product_2 = log(shifted) * direction_target[n * direction_target_batch];
+            const REAL product_3 = (input[n * input_batch] - target[n * target_batch] + eps) / shifted * direction_input[n * direction_input_batch];
+            const REAL choice_2 = log_input ? (full ? (all ? product - input[n * input_batch] * direction_target[n * direction_target_batch] + choice : product) : (all ? product - input[n * input_batch] * direction_target[n * direction_target_batch] : product)) : (full ? (all ? choice - product_2 + product_3 : product_3) : (all ? product_3 - product_2 : product_3));
+            if (rate_wanted) rate[n * rate_batch] = choice_2;
+            total_rate_tile[n - first] = choice_2;
         }
         accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
     }
-    add(total_rate, &total_rate_sum);
+    if (total_rate) add(total_rate, &total_rate_sum);
 }
 
-static void NAME(jvp__log_input_yes__full_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->data[3] == NULL)
-        NAME(jvp__log_input_yes__full_yes)(batch, run, 1);
-    else
-        NAME(jvp__log_input_yes__full_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_poisson_nll_loss_jvp__log_input_yes__full_yes) = {
-    "poisson_nll_loss.jvp__log_input_yes__full_yes", NAME(jvp__log_input_yes__full_yes_run), sizeof(REAL), 5, 0, 0,
-    { &input_argument, &target_argument, &direction_input_argument, &rate_argument, &total_rate_argument },
-    { NULL }, { NULL }};
-
-/* The hessian times the directions, times scale, where log_input is True and full is True. 3 operations. */
-static inline void NAME(hvp__log_input_yes__full_yes)(const int64_t batch, const losslib_run *run, const int dense)
+/* The hessian times the directions, times scale. */
+static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted, const int log_input, const int full, const int all)
 {
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict scale = run->data[1]; const int64_t scale_batch = dense ? 0 : run->steps[1][0];
-    const REAL *restrict direction_input = run->data[2]; const int64_t direction_input_batch = dense ? 1 : run->steps[2][0];
-    REAL *restrict hvp_input = run->data[3]; const int64_t hvp_input_batch = dense ? 1 : run->steps[3][0];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = exp(input[n * input_batch]) * direction_input[n * direction_input_batch] * scale[n * scale_batch];
-    }
-}
-
-static void NAME(hvp__log_input_yes__full_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 0 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->data[3] != NULL)
-        NAME(hvp__log_input_yes__full_yes)(batch, run, 1);
-    else
-        NAME(hvp__log_input_yes__full_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_poisson_nll_loss_hvp__log_input_yes__full_yes) = {
-    "poisson_nll_loss.hvp__log_input_yes__full_yes", NAME(hvp__log_input_yes__full_yes_run), sizeof(REAL), 4, 0, 0,
-    { &input_argument, &scale_argument, &direction_input_argument, &hvp_input_argument },
-    { NULL }, { NULL }};
-
-/* The diagonal of the hessian, times scale, where log_input is True and full is True. 2 operations. */
-static inline void NAME(hessian_diag__log_input_yes__full_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict scale = run->data[1]; const int64_t scale_batch = dense ? 0 : run->steps[1][0];
-    REAL *restrict hessian_input = run->data[2]; const int64_t hessian_input_batch = dense ? 1 : run->steps[2][0];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = exp(input[n * input_batch]) * scale[n * scale_batch];
-    }
-}
-
-static void NAME(hessian_diag__log_input_yes__full_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 0 && run->steps[2][0] == 1 && run->data[2] != NULL)
-        NAME(hessian_diag__log_input_yes__full_yes)(batch, run, 1);
-    else
-        NAME(hessian_diag__log_input_yes__full_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_poisson_nll_loss_hessian_diag__log_input_yes__full_yes) = {
-    "poisson_nll_loss.hessian_diag__log_input_yes__full_yes", NAME(hessian_diag__log_input_yes__full_yes_run), sizeof(REAL), 3, 0, 0,
-    { &input_argument, &scale_argument, &hessian_input_argument },
-    { NULL }, { NULL }};
-
-/* The loss, the totals, and the gradients times scale, where log_input is True and full is True. 22 operations. */
-static inline void NAME(value_and_grad_all__log_input_yes__full_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
-    accumulator *restrict total_loss = run->data[4];
-    REAL *restrict grad_input = run->data[5]; const int64_t grad_input_batch = dense ? 1 : run->steps[5][0];
-    REAL *restrict grad_target = run->data[6]; const int64_t grad_target_batch = dense ? 1 : run->steps[6][0];
-
-    accumulator total_loss_sum = {0};
-    const REAL product = 2 * ((REAL)3.141592653589793238462643383279502884197L);
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_loss_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL exp_input = exp(input[n * input_batch]);
-            const int above = target[n * target_batch] > 1;
-            const REAL stirling = (REAL)0.5 * log(product * target[n * target_batch]) - target[n * target_batch] + xlogy(target[n * target_batch], target[n * target_batch]);
-            const REAL value = exp_input - input[n * input_batch] * target[n * target_batch] + (above ? stirling : 0);
-            if (loss) loss[n * loss_batch] = value;
-            total_loss_tile[n - first] = value;
-            if (dense || grad_input) grad_input[n * grad_input_batch] = (exp_input - target[n * target_batch]) * scale[n * scale_batch];
-            if (dense || grad_target) grad_target[n * grad_target_batch] = (above ? log(target[n * target_batch]) + (REAL)0.5 / target[n * target_batch] : 0) * scale[n * scale_batch] - input[n * input_batch] * scale[n * scale_batch];
-        }
-        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value_and_grad_all__log_input_yes__full_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->data[3] == NULL && run->data[5] != NULL && run->data[6] != NULL)
-        NAME(value_and_grad_all__log_input_yes__full_yes)(batch, run, 1);
-    else
-        NAME(value_and_grad_all__log_input_yes__full_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_poisson_nll_loss_value_and_grad_all__log_input_yes__full_yes) = {
-    "poisson_nll_loss.value_and_grad_all__log_input_yes__full_yes", NAME(value_and_grad_all__log_input_yes__full_yes_run), sizeof(REAL), 7, 0, 0,
-    { &input_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument, &grad_target_argument },
-    { NULL }, { NULL }};
-
-/* The derivative along the directions, where log_input is True and full is True. 12 operations. */
-static inline void NAME(jvp_all__log_input_yes__full_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict direction_input = run->data[2]; const int64_t direction_input_batch = dense ? 1 : run->steps[2][0];
-    const REAL *restrict direction_target = run->data[3]; const int64_t direction_target_batch = dense ? 1 : run->steps[3][0];
-    REAL *restrict rate = dense ? NULL : run->data[4]; const int64_t rate_batch = dense ? 1 : run->steps[4][0];
-    accumulator *restrict total_rate = run->data[5];
-
-    accumulator total_rate_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_rate_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL shifted = (exp(input[n * input_batch]) - target[n * target_batch]) * direction_input[n * direction_input_batch] - input[n * input_batch] * direction_target[n * direction_target_batch] + (target[n * target_batch] > 1 ? (log(target[n * target_batch]) + (REAL)0.5 / target[n * target_batch]) * direction_target[n * direction_target_batch] : 0);
-            if (rate) rate[n * rate_batch] = shifted;
-            total_rate_tile[n - first] = shifted;
-        }
-        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
-    }
-    add(total_rate, &total_rate_sum);
-}
-
-static void NAME(jvp_all__log_input_yes__full_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->data[4] == NULL)
-        NAME(jvp_all__log_input_yes__full_yes)(batch, run, 1);
-    else
-        NAME(jvp_all__log_input_yes__full_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_poisson_nll_loss_jvp_all__log_input_yes__full_yes) = {
-    "poisson_nll_loss.jvp_all__log_input_yes__full_yes", NAME(jvp_all__log_input_yes__full_yes_run), sizeof(REAL), 6, 0, 0,
-    { &input_argument, &target_argument, &direction_input_argument, &direction_target_argument, &rate_argument, &total_rate_argument },
-    { NULL }, { NULL }};
-
-/* The hessian times the directions, times scale, where log_input is True and full is True. 15 operations. */
-static inline void NAME(hvp_all__log_input_yes__full_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
+    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense && WANTS(1) ? 1 : run->steps[1][0];
     const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
     const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = dense ? 1 : run->steps[3][0];
-    const REAL *restrict direction_target = run->data[4]; const int64_t direction_target_batch = dense ? 1 : run->steps[4][0];
-    REAL *restrict hvp_input = run->data[5]; const int64_t hvp_input_batch = dense ? 1 : run->steps[5][0];
-    REAL *restrict hvp_target = run->data[6]; const int64_t hvp_target_batch = dense ? 1 : run->steps[6][0];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = exp(input[n * input_batch]) * direction_input[n * direction_input_batch] * scale[n * scale_batch] - direction_target[n * direction_target_batch] * scale[n * scale_batch];
-        if (dense || hvp_target) hvp_target[n * hvp_target_batch] = (target[n * target_batch] > 1 ? (1 / target[n * target_batch] - (REAL)0.5 / target[n * target_batch] / target[n * target_batch]) * direction_target[n * direction_target_batch] : 0) * scale[n * scale_batch] - direction_input[n * direction_input_batch] * scale[n * scale_batch];
-    }
-}
-
-static void NAME(hvp_all__log_input_yes__full_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->data[5] != NULL && run->data[6] != NULL)
-        NAME(hvp_all__log_input_yes__full_yes)(batch, run, 1);
-    else
-        NAME(hvp_all__log_input_yes__full_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_poisson_nll_loss_hvp_all__log_input_yes__full_yes) = {
-    "poisson_nll_loss.hvp_all__log_input_yes__full_yes", NAME(hvp_all__log_input_yes__full_yes_run), sizeof(REAL), 7, 0, 0,
-    { &input_argument, &target_argument, &scale_argument, &direction_input_argument, &direction_target_argument, &hvp_input_argument, &hvp_target_argument },
-    { NULL }, { NULL }};
-
-/* The diagonal of the hessian, times scale, where log_input is True and full is True. 9 operations. */
-static inline void NAME(hessian_diag_all__log_input_yes__full_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict hessian_input = run->data[3]; const int64_t hessian_input_batch = dense ? 1 : run->steps[3][0];
-    REAL *restrict hessian_target = run->data[4]; const int64_t hessian_target_batch = dense ? 1 : run->steps[4][0];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = exp(input[n * input_batch]) * scale[n * scale_batch];
-        if (dense || hessian_target) hessian_target[n * hessian_target_batch] = (target[n * target_batch] > 1 ? 1 / target[n * target_batch] - (REAL)0.5 / target[n * target_batch] / target[n * target_batch] : 0) * scale[n * scale_batch];
-    }
-}
-
-static void NAME(hessian_diag_all__log_input_yes__full_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->data[3] != NULL && run->data[4] != NULL)
-        NAME(hessian_diag_all__log_input_yes__full_yes)(batch, run, 1);
-    else
-        NAME(hessian_diag_all__log_input_yes__full_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_poisson_nll_loss_hessian_diag_all__log_input_yes__full_yes) = {
-    "poisson_nll_loss.hessian_diag_all__log_input_yes__full_yes", NAME(hessian_diag_all__log_input_yes__full_yes_run), sizeof(REAL), 5, 0, 0,
-    { &input_argument, &target_argument, &scale_argument, &hessian_input_argument, &hessian_target_argument },
-    { NULL }, { NULL }};
-
-/* The loss of each sample, and the totals, where log_input is True and full is False. 3 operations. */
-static inline void NAME(value__log_input_yes__full_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    REAL *restrict loss = dense ? NULL : run->data[2]; const int64_t loss_batch = dense ? 1 : run->steps[2][0];
-    accumulator *restrict total_loss = run->data[3];
-
-    accumulator total_loss_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_loss_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL value = exp(input[n * input_batch]) - input[n * input_batch] * target[n * target_batch];
-            if (loss) loss[n * loss_batch] = value;
-            total_loss_tile[n - first] = value;
-        }
-        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value__log_input_yes__full_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->data[2] == NULL)
-        NAME(value__log_input_yes__full_no)(batch, run, 1);
-    else
-        NAME(value__log_input_yes__full_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_poisson_nll_loss_value__log_input_yes__full_no) = {
-    "poisson_nll_loss.value__log_input_yes__full_no", NAME(value__log_input_yes__full_no_run), sizeof(REAL), 4, 0, 0,
-    { &input_argument, &target_argument, &loss_argument, &total_loss_argument },
-    { NULL }, { NULL }};
-
-/* The loss, the totals, and the gradients times scale, where log_input is True and full is False. 5 operations. */
-static inline void NAME(value_and_grad__log_input_yes__full_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
-    accumulator *restrict total_loss = run->data[4];
-    REAL *restrict grad_input = run->data[5]; const int64_t grad_input_batch = dense ? 1 : run->steps[5][0];
-
-    accumulator total_loss_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_loss_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL exp_input = exp(input[n * input_batch]);
-            const REAL value = exp_input - input[n * input_batch] * target[n * target_batch];
-            if (loss) loss[n * loss_batch] = value;
-            total_loss_tile[n - first] = value;
-            if (dense || grad_input) grad_input[n * grad_input_batch] = (exp_input - target[n * target_batch]) * scale[n * scale_batch];
-        }
-        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value_and_grad__log_input_yes__full_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[5][0] == 1 && run->data[3] == NULL && run->data[5] != NULL)
-        NAME(value_and_grad__log_input_yes__full_no)(batch, run, 1);
-    else
-        NAME(value_and_grad__log_input_yes__full_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_poisson_nll_loss_value_and_grad__log_input_yes__full_no) = {
-    "poisson_nll_loss.value_and_grad__log_input_yes__full_no", NAME(value_and_grad__log_input_yes__full_no_run), sizeof(REAL), 6, 0, 0,
-    { &input_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument },
-    { NULL }, { NULL }};
-
-/* The derivative along the directions, where log_input is True and full is False. 3 operations. */
-static inline void NAME(jvp__log_input_yes__full_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict direction_input = run->data[2]; const int64_t direction_input_batch = dense ? 1 : run->steps[2][0];
-    REAL *restrict rate = dense ? NULL : run->data[3]; const int64_t rate_batch = dense ? 1 : run->steps[3][0];
-    accumulator *restrict total_rate = run->data[4];
-
-    accumulator total_rate_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_rate_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL product = (exp(input[n * input_batch]) - target[n * target_batch]) * direction_input[n * direction_input_batch];
-            if (rate) rate[n * rate_batch] = product;
-            total_rate_tile[n - first] = product;
-        }
-        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
-    }
-    add(total_rate, &total_rate_sum);
-}
-
-static void NAME(jvp__log_input_yes__full_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->data[3] == NULL)
-        NAME(jvp__log_input_yes__full_no)(batch, run, 1);
-    else
-        NAME(jvp__log_input_yes__full_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_poisson_nll_loss_jvp__log_input_yes__full_no) = {
-    "poisson_nll_loss.jvp__log_input_yes__full_no", NAME(jvp__log_input_yes__full_no_run), sizeof(REAL), 5, 0, 0,
-    { &input_argument, &target_argument, &direction_input_argument, &rate_argument, &total_rate_argument },
-    { NULL }, { NULL }};
-
-/* The hessian times the directions, times scale, where log_input is True and full is False. 3 operations. */
-static inline void NAME(hvp__log_input_yes__full_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict scale = run->data[1]; const int64_t scale_batch = dense ? 0 : run->steps[1][0];
-    const REAL *restrict direction_input = run->data[2]; const int64_t direction_input_batch = dense ? 1 : run->steps[2][0];
-    REAL *restrict hvp_input = run->data[3]; const int64_t hvp_input_batch = dense ? 1 : run->steps[3][0];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = exp(input[n * input_batch]) * direction_input[n * direction_input_batch] * scale[n * scale_batch];
-    }
-}
-
-static void NAME(hvp__log_input_yes__full_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 0 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->data[3] != NULL)
-        NAME(hvp__log_input_yes__full_no)(batch, run, 1);
-    else
-        NAME(hvp__log_input_yes__full_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_poisson_nll_loss_hvp__log_input_yes__full_no) = {
-    "poisson_nll_loss.hvp__log_input_yes__full_no", NAME(hvp__log_input_yes__full_no_run), sizeof(REAL), 4, 0, 0,
-    { &input_argument, &scale_argument, &direction_input_argument, &hvp_input_argument },
-    { NULL }, { NULL }};
-
-/* The diagonal of the hessian, times scale, where log_input is True and full is False. 2 operations. */
-static inline void NAME(hessian_diag__log_input_yes__full_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict scale = run->data[1]; const int64_t scale_batch = dense ? 0 : run->steps[1][0];
-    REAL *restrict hessian_input = run->data[2]; const int64_t hessian_input_batch = dense ? 1 : run->steps[2][0];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = exp(input[n * input_batch]) * scale[n * scale_batch];
-    }
-}
-
-static void NAME(hessian_diag__log_input_yes__full_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 0 && run->steps[2][0] == 1 && run->data[2] != NULL)
-        NAME(hessian_diag__log_input_yes__full_no)(batch, run, 1);
-    else
-        NAME(hessian_diag__log_input_yes__full_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_poisson_nll_loss_hessian_diag__log_input_yes__full_no) = {
-    "poisson_nll_loss.hessian_diag__log_input_yes__full_no", NAME(hessian_diag__log_input_yes__full_no_run), sizeof(REAL), 3, 0, 0,
-    { &input_argument, &scale_argument, &hessian_input_argument },
-    { NULL }, { NULL }};
-
-/* The loss, the totals, and the gradients times scale, where log_input is True and full is False. 7 operations. */
-static inline void NAME(value_and_grad_all__log_input_yes__full_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
-    accumulator *restrict total_loss = run->data[4];
-    REAL *restrict grad_input = run->data[5]; const int64_t grad_input_batch = dense ? 1 : run->steps[5][0];
-    REAL *restrict grad_target = run->data[6]; const int64_t grad_target_batch = dense ? 1 : run->steps[6][0];
-
-    accumulator total_loss_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_loss_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL exp_input = exp(input[n * input_batch]);
-            const REAL value = exp_input - input[n * input_batch] * target[n * target_batch];
-            if (loss) loss[n * loss_batch] = value;
-            total_loss_tile[n - first] = value;
-            if (dense || grad_input) grad_input[n * grad_input_batch] = (exp_input - target[n * target_batch]) * scale[n * scale_batch];
-            if (dense || grad_target) grad_target[n * grad_target_batch] = -input[n * input_batch] * scale[n * scale_batch];
-        }
-        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value_and_grad_all__log_input_yes__full_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->data[3] == NULL && run->data[5] != NULL && run->data[6] != NULL)
-        NAME(value_and_grad_all__log_input_yes__full_no)(batch, run, 1);
-    else
-        NAME(value_and_grad_all__log_input_yes__full_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_poisson_nll_loss_value_and_grad_all__log_input_yes__full_no) = {
-    "poisson_nll_loss.value_and_grad_all__log_input_yes__full_no", NAME(value_and_grad_all__log_input_yes__full_no_run), sizeof(REAL), 7, 0, 0,
-    { &input_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument, &grad_target_argument },
-    { NULL }, { NULL }};
-
-/* The derivative along the directions, where log_input is True and full is False. 5 operations. */
-static inline void NAME(jvp_all__log_input_yes__full_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict direction_input = run->data[2]; const int64_t direction_input_batch = dense ? 1 : run->steps[2][0];
-    const REAL *restrict direction_target = run->data[3]; const int64_t direction_target_batch = dense ? 1 : run->steps[3][0];
-    REAL *restrict rate = dense ? NULL : run->data[4]; const int64_t rate_batch = dense ? 1 : run->steps[4][0];
-    accumulator *restrict total_rate = run->data[5];
-
-    accumulator total_rate_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_rate_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL difference = (exp(input[n * input_batch]) - target[n * target_batch]) * direction_input[n * direction_input_batch] - input[n * input_batch] * direction_target[n * direction_target_batch];
-            if (rate) rate[n * rate_batch] = difference;
-            total_rate_tile[n - first] = difference;
-        }
-        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
-    }
-    add(total_rate, &total_rate_sum);
-}
-
-static void NAME(jvp_all__log_input_yes__full_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->data[4] == NULL)
-        NAME(jvp_all__log_input_yes__full_no)(batch, run, 1);
-    else
-        NAME(jvp_all__log_input_yes__full_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_poisson_nll_loss_jvp_all__log_input_yes__full_no) = {
-    "poisson_nll_loss.jvp_all__log_input_yes__full_no", NAME(jvp_all__log_input_yes__full_no_run), sizeof(REAL), 6, 0, 0,
-    { &input_argument, &target_argument, &direction_input_argument, &direction_target_argument, &rate_argument, &total_rate_argument },
-    { NULL }, { NULL }};
-
-/* The hessian times the directions, times scale, where log_input is True and full is False. 7 operations. */
-static inline void NAME(hvp_all__log_input_yes__full_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict scale = run->data[1]; const int64_t scale_batch = dense ? 0 : run->steps[1][0];
-    const REAL *restrict direction_input = run->data[2]; const int64_t direction_input_batch = dense ? 1 : run->steps[2][0];
-    const REAL *restrict direction_target = run->data[3]; const int64_t direction_target_batch = dense ? 1 : run->steps[3][0];
-    REAL *restrict hvp_input = run->data[4]; const int64_t hvp_input_batch = dense ? 1 : run->steps[4][0];
-    REAL *restrict hvp_target = run->data[5]; const int64_t hvp_target_batch = dense ? 1 : run->steps[5][0];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = exp(input[n * input_batch]) * direction_input[n * direction_input_batch] * scale[n * scale_batch] - direction_target[n * direction_target_batch] * scale[n * scale_batch];
-        if (dense || hvp_target) hvp_target[n * hvp_target_batch] = -direction_input[n * direction_input_batch] * scale[n * scale_batch];
-    }
-}
-
-static void NAME(hvp_all__log_input_yes__full_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 0 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->data[4] != NULL && run->data[5] != NULL)
-        NAME(hvp_all__log_input_yes__full_no)(batch, run, 1);
-    else
-        NAME(hvp_all__log_input_yes__full_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_poisson_nll_loss_hvp_all__log_input_yes__full_no) = {
-    "poisson_nll_loss.hvp_all__log_input_yes__full_no", NAME(hvp_all__log_input_yes__full_no_run), sizeof(REAL), 6, 0, 0,
-    { &input_argument, &scale_argument, &direction_input_argument, &direction_target_argument, &hvp_input_argument, &hvp_target_argument },
-    { NULL }, { NULL }};
-
-/* The diagonal of the hessian, times scale, where log_input is True and full is False. 2 operations. */
-static inline void NAME(hessian_diag_all__log_input_yes__full_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict scale = run->data[1]; const int64_t scale_batch = dense ? 0 : run->steps[1][0];
-    REAL *restrict hessian_input = run->data[2]; const int64_t hessian_input_batch = dense ? 1 : run->steps[2][0];
-    REAL *restrict hessian_target = run->data[3]; const int64_t hessian_target_batch = dense ? 1 : run->steps[3][0];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = exp(input[n * input_batch]) * scale[n * scale_batch];
-        if (dense || hessian_target) hessian_target[n * hessian_target_batch] = 0;
-    }
-}
-
-static void NAME(hessian_diag_all__log_input_yes__full_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 0 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->data[2] != NULL && run->data[3] != NULL)
-        NAME(hessian_diag_all__log_input_yes__full_no)(batch, run, 1);
-    else
-        NAME(hessian_diag_all__log_input_yes__full_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_poisson_nll_loss_hessian_diag_all__log_input_yes__full_no) = {
-    "poisson_nll_loss.hessian_diag_all__log_input_yes__full_no", NAME(hessian_diag_all__log_input_yes__full_no_run), sizeof(REAL), 4, 0, 0,
-    { &input_argument, &scale_argument, &hessian_input_argument, &hessian_target_argument },
-    { NULL }, { NULL }};
-
-/* The loss of each sample, and the totals, where log_input is False and full is True. 14 operations. */
-static inline void NAME(value__log_input_no__full_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    REAL *restrict loss = dense ? NULL : run->data[2]; const int64_t loss_batch = dense ? 1 : run->steps[2][0];
-    accumulator *restrict total_loss = run->data[3];
-    const REAL eps = (REAL)run->params[0];
-
-    accumulator total_loss_sum = {0};
-    const REAL product = 2 * ((REAL)3.141592653589793238462643383279502884197L);
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_loss_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL stirling = (REAL)0.5 * log(product * target[n * target_batch]) - target[n * target_batch] + xlogy(target[n * target_batch], target[n * target_batch]);
-            const REAL value = input[n * input_batch] - target[n * target_batch] * log(input[n * input_batch] + eps) + (target[n * target_batch] > 1 ? stirling : 0);
-            if (loss) loss[n * loss_batch] = value;
-            total_loss_tile[n - first] = value;
-        }
-        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value__log_input_no__full_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->data[2] == NULL)
-        NAME(value__log_input_no__full_yes)(batch, run, 1);
-    else
-        NAME(value__log_input_no__full_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_poisson_nll_loss_value__log_input_no__full_yes) = {
-    "poisson_nll_loss.value__log_input_no__full_yes", NAME(value__log_input_no__full_yes_run), sizeof(REAL), 4, 1, 0,
-    { &input_argument, &target_argument, &loss_argument, &total_loss_argument },
-    { &eps_param }, { NULL }};
-
-/* The loss, the totals, and the gradients times scale, where log_input is False and full is True. 18 operations. */
-static inline void NAME(value_and_grad__log_input_no__full_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
-    accumulator *restrict total_loss = run->data[4];
-    REAL *restrict grad_input = run->data[5]; const int64_t grad_input_batch = dense ? 1 : run->steps[5][0];
-    const REAL eps = (REAL)run->params[0];
-
-    accumulator total_loss_sum = {0};
-    const REAL product = 2 * ((REAL)3.141592653589793238462643383279502884197L);
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_loss_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL shifted = input[n * input_batch] + eps;
-            const REAL stirling = (REAL)0.5 * log(product * target[n * target_batch]) - target[n * target_batch] + xlogy(target[n * target_batch], target[n * target_batch]);
-            const REAL value = input[n * input_batch] - target[n * target_batch] * log(shifted) + (target[n * target_batch] > 1 ? stirling : 0);
-            if (loss) loss[n * loss_batch] = value;
-            total_loss_tile[n - first] = value;
-            if (dense || grad_input) grad_input[n * grad_input_batch] = (input[n * input_batch] - target[n * target_batch] + eps) / shifted * scale[n * scale_batch];
-        }
-        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value_and_grad__log_input_no__full_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[5][0] == 1 && run->data[3] == NULL && run->data[5] != NULL)
-        NAME(value_and_grad__log_input_no__full_yes)(batch, run, 1);
-    else
-        NAME(value_and_grad__log_input_no__full_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_poisson_nll_loss_value_and_grad__log_input_no__full_yes) = {
-    "poisson_nll_loss.value_and_grad__log_input_no__full_yes", NAME(value_and_grad__log_input_no__full_yes_run), sizeof(REAL), 6, 1, 0,
-    { &input_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument },
-    { &eps_param }, { NULL }};
-
-/* The derivative along the directions, where log_input is False and full is True. 5 operations. */
-static inline void NAME(jvp__log_input_no__full_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict direction_input = run->data[2]; const int64_t direction_input_batch = dense ? 1 : run->steps[2][0];
-    REAL *restrict rate = dense ? NULL : run->data[3]; const int64_t rate_batch = dense ? 1 : run->steps[3][0];
-    accumulator *restrict total_rate = run->data[4];
-    const REAL eps = (REAL)run->params[0];
-
-    accumulator total_rate_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_rate_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL product = (input[n * input_batch] - target[n * target_batch] + eps) / (input[n * input_batch] + eps) * direction_input[n * direction_input_batch];
-            if (rate) rate[n * rate_batch] = product;
-            total_rate_tile[n - first] = product;
-        }
-        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
-    }
-    add(total_rate, &total_rate_sum);
-}
-
-static void NAME(jvp__log_input_no__full_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->data[3] == NULL)
-        NAME(jvp__log_input_no__full_yes)(batch, run, 1);
-    else
-        NAME(jvp__log_input_no__full_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_poisson_nll_loss_jvp__log_input_no__full_yes) = {
-    "poisson_nll_loss.jvp__log_input_no__full_yes", NAME(jvp__log_input_no__full_yes_run), sizeof(REAL), 5, 1, 0,
-    { &input_argument, &target_argument, &direction_input_argument, &rate_argument, &total_rate_argument },
-    { &eps_param }, { NULL }};
-
-/* The hessian times the directions, times scale, where log_input is False and full is True. 5 operations. */
-static inline void NAME(hvp__log_input_no__full_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = dense ? 1 : run->steps[3][0];
-    REAL *restrict hvp_input = run->data[4]; const int64_t hvp_input_batch = dense ? 1 : run->steps[4][0];
+    const REAL *restrict direction_target = run->data[4]; const int64_t direction_target_batch = dense && WANTS(4) ? 1 : run->steps[4][0];
+    REAL *restrict hvp_input = run->data[5]; const int64_t hvp_input_batch = dense ? 1 : run->steps[5][0]; const int hvp_input_wanted = WANTS(5);
+    REAL *restrict hvp_target = run->data[6]; const int64_t hvp_target_batch = dense ? 1 : run->steps[6][0]; const int hvp_target_wanted = WANTS(6);
     const REAL eps = (REAL)run->params[0];
 
     for (int64_t n = 0; n < batch; ++n) {
-        const REAL shifted = input[n * input_batch] + eps;
-        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = target[n * target_batch] / shifted * (direction_input[n * direction_input_batch] / shifted) * scale[n * scale_batch];
-    }
-}
-
-static void NAME(hvp__log_input_no__full_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->data[4] != NULL)
-        NAME(hvp__log_input_no__full_yes)(batch, run, 1);
-    else
-        NAME(hvp__log_input_no__full_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_poisson_nll_loss_hvp__log_input_no__full_yes) = {
-    "poisson_nll_loss.hvp__log_input_no__full_yes", NAME(hvp__log_input_no__full_yes_run), sizeof(REAL), 5, 1, 0,
-    { &input_argument, &target_argument, &scale_argument, &direction_input_argument, &hvp_input_argument },
-    { &eps_param }, { NULL }};
-
-/* The diagonal of the hessian, times scale, where log_input is False and full is True. 4 operations. */
-static inline void NAME(hessian_diag__log_input_no__full_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict hessian_input = run->data[3]; const int64_t hessian_input_batch = dense ? 1 : run->steps[3][0];
-    const REAL eps = (REAL)run->params[0];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL shifted = input[n * input_batch] + eps;
-        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = target[n * target_batch] / shifted * (scale[n * scale_batch] / shifted);
-    }
-}
-
-static void NAME(hessian_diag__log_input_no__full_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->data[3] != NULL)
-        NAME(hessian_diag__log_input_no__full_yes)(batch, run, 1);
-    else
-        NAME(hessian_diag__log_input_no__full_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_poisson_nll_loss_hessian_diag__log_input_no__full_yes) = {
-    "poisson_nll_loss.hessian_diag__log_input_no__full_yes", NAME(hessian_diag__log_input_no__full_yes_run), sizeof(REAL), 4, 1, 0,
-    { &input_argument, &target_argument, &scale_argument, &hessian_input_argument },
-    { &eps_param }, { NULL }};
-
-/* The loss, the totals, and the gradients times scale, where log_input is False and full is True. 25 operations. */
-static inline void NAME(value_and_grad_all__log_input_no__full_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
-    accumulator *restrict total_loss = run->data[4];
-    REAL *restrict grad_input = run->data[5]; const int64_t grad_input_batch = dense ? 1 : run->steps[5][0];
-    REAL *restrict grad_target = run->data[6]; const int64_t grad_target_batch = dense ? 1 : run->steps[6][0];
-    const REAL eps = (REAL)run->params[0];
-
-    accumulator total_loss_sum = {0};
-    const REAL product = 2 * ((REAL)3.141592653589793238462643383279502884197L);
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_loss_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL shifted = input[n * input_batch] + eps;
-            const REAL log_2 = log(shifted);
-            const int above = target[n * target_batch] > 1;
-            const REAL stirling = (REAL)0.5 * log(product * target[n * target_batch]) - target[n * target_batch] + xlogy(target[n * target_batch], target[n * target_batch]);
-            const REAL value = input[n * input_batch] - target[n * target_batch] * log_2 + (above ? stirling : 0);
-            if (loss) loss[n * loss_batch] = value;
-            total_loss_tile[n - first] = value;
-            if (dense || grad_input) grad_input[n * grad_input_batch] = (input[n * input_batch] - target[n * target_batch] + eps) / shifted * scale[n * scale_batch];
-            if (dense || grad_target) grad_target[n * grad_target_batch] = (above ? log(target[n * target_batch]) + (REAL)0.5 / target[n * target_batch] : 0) * scale[n * scale_batch] - log_2 * scale[n * scale_batch];
-        }
-        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value_and_grad_all__log_input_no__full_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->data[3] == NULL && run->data[5] != NULL && run->data[6] != NULL)
-        NAME(value_and_grad_all__log_input_no__full_yes)(batch, run, 1);
-    else
-        NAME(value_and_grad_all__log_input_no__full_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_poisson_nll_loss_value_and_grad_all__log_input_no__full_yes) = {
-    "poisson_nll_loss.value_and_grad_all__log_input_no__full_yes", NAME(value_and_grad_all__log_input_no__full_yes_run), sizeof(REAL), 7, 1, 0,
-    { &input_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument, &grad_target_argument },
-    { &eps_param }, { NULL }};
-
-/* The derivative along the directions, where log_input is False and full is True. 15 operations. */
-static inline void NAME(jvp_all__log_input_no__full_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict direction_input = run->data[2]; const int64_t direction_input_batch = dense ? 1 : run->steps[2][0];
-    const REAL *restrict direction_target = run->data[3]; const int64_t direction_target_batch = dense ? 1 : run->steps[3][0];
-    REAL *restrict rate = dense ? NULL : run->data[4]; const int64_t rate_batch = dense ? 1 : run->steps[4][0];
-    accumulator *restrict total_rate = run->data[5];
-    const REAL eps = (REAL)run->params[0];
-
-    accumulator total_rate_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_rate_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL shifted = input[n * input_batch] + eps;
-            const REAL shifted_2 = (target[n * target_batch] > 1 ? (log(target[n * target_batch]) + (REAL)0.5 / target[n * target_batch]) * direction_target[n * direction_target_batch] : 0) - log(shifted) * direction_target[n * direction_target_batch] + (input[n * input_batch] - target[n * target_batch] + eps) / shifted * direction_input[n * direction_input_batch];
-            if (rate) rate[n * rate_batch] = shifted_2;
-            total_rate_tile[n - first] = shifted_2;
-        }
-        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
-    }
-    add(total_rate, &total_rate_sum);
-}
-
-static void NAME(jvp_all__log_input_no__full_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->data[4] == NULL)
-        NAME(jvp_all__log_input_no__full_yes)(batch, run, 1);
-    else
-        NAME(jvp_all__log_input_no__full_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_poisson_nll_loss_jvp_all__log_input_no__full_yes) = {
-    "poisson_nll_loss.jvp_all__log_input_no__full_yes", NAME(jvp_all__log_input_no__full_yes_run), sizeof(REAL), 6, 1, 0,
-    { &input_argument, &target_argument, &direction_input_argument, &direction_target_argument, &rate_argument, &total_rate_argument },
-    { &eps_param }, { NULL }};
-
-/* The hessian times the directions, times scale, where log_input is False and full is True. 18 operations. */
-static inline void NAME(hvp_all__log_input_no__full_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = dense ? 1 : run->steps[3][0];
-    const REAL *restrict direction_target = run->data[4]; const int64_t direction_target_batch = dense ? 1 : run->steps[4][0];
-    REAL *restrict hvp_input = run->data[5]; const int64_t hvp_input_batch = dense ? 1 : run->steps[5][0];
-    REAL *restrict hvp_target = run->data[6]; const int64_t hvp_target_batch = dense ? 1 : run->steps[6][0];
-    const REAL eps = (REAL)run->params[0];
-
-    for (int64_t n = 0; n < batch; ++n) {
+        const REAL product = direction_input[n * direction_input_batch] * scale[n * scale_batch];
+        const REAL product_2 = times_exp(product, input[n * input_batch]);
         const REAL shifted = input[n * input_batch] + eps;
         const REAL ratio = direction_input[n * direction_input_batch] / shifted;
-        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = target[n * target_batch] / shifted * ratio * scale[n * scale_batch] - direction_target[n * direction_target_batch] / shifted * scale[n * scale_batch];
-        if (dense || hvp_target) hvp_target[n * hvp_target_batch] = (target[n * target_batch] > 1 ? (1 / target[n * target_batch] - (REAL)0.5 / target[n * target_batch] / target[n * target_batch]) * direction_target[n * direction_target_batch] : 0) * scale[n * scale_batch] - ratio * scale[n * scale_batch];
+        const REAL product_3 = target[n * target_batch] / shifted * ratio * scale[n * scale_batch];
+        const REAL product_4 = (target[n * target_batch] > 1 ? (1 / target[n * target_batch] - (REAL)0.5 / target[n * target_batch] / target[n * target_batch]) * direction_target[n * direction_target_batch] : 0) * scale[n * scale_batch];
+        if (hvp_input_wanted) hvp_input[n * hvp_input_batch] = log_input ? (all ? product_2 - direction_target[n * direction_target_batch] * scale[n * scale_batch] : product_2) : (all ? product_3 - direction_target[n * direction_target_batch] / shifted * scale[n * scale_batch] : product_3);
+        if (hvp_target_wanted) hvp_target[n * hvp_target_batch] = log_input ? (full ? product_4 - product : -product) : (full ? product_4 - ratio * scale[n * scale_batch] : -ratio * scale[n * scale_batch]);
     }
 }
 
-static void NAME(hvp_all__log_input_no__full_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->data[5] != NULL && run->data[6] != NULL)
-        NAME(hvp_all__log_input_no__full_yes)(batch, run, 1);
-    else
-        NAME(hvp_all__log_input_no__full_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_poisson_nll_loss_hvp_all__log_input_no__full_yes) = {
-    "poisson_nll_loss.hvp_all__log_input_no__full_yes", NAME(hvp_all__log_input_no__full_yes_run), sizeof(REAL), 7, 1, 0,
-    { &input_argument, &target_argument, &scale_argument, &direction_input_argument, &direction_target_argument, &hvp_input_argument, &hvp_target_argument },
-    { &eps_param }, { NULL }};
-
-/* The diagonal of the hessian, times scale, where log_input is False and full is True. 11 operations. */
-static inline void NAME(hessian_diag_all__log_input_no__full_yes)(const int64_t batch, const losslib_run *run, const int dense)
+/* The diagonal of the hessian, times scale. */
+static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted, const int log_input, const int full)
 {
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
+    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense && WANTS(1) ? 1 : run->steps[1][0];
     const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict hessian_input = run->data[3]; const int64_t hessian_input_batch = dense ? 1 : run->steps[3][0];
-    REAL *restrict hessian_target = run->data[4]; const int64_t hessian_target_batch = dense ? 1 : run->steps[4][0];
+    REAL *restrict hessian_input = run->data[3]; const int64_t hessian_input_batch = dense ? 1 : run->steps[3][0]; const int hessian_input_wanted = WANTS(3);
+    REAL *restrict hessian_target = run->data[4]; const int64_t hessian_target_batch = dense ? 1 : run->steps[4][0]; const int hessian_target_wanted = WANTS(4);
     const REAL eps = (REAL)run->params[0];
 
     for (int64_t n = 0; n < batch; ++n) {
         const REAL shifted = input[n * input_batch] + eps;
-        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = target[n * target_batch] / shifted * (scale[n * scale_batch] / shifted);
-        if (dense || hessian_target) hessian_target[n * hessian_target_batch] = (target[n * target_batch] > 1 ? 1 / target[n * target_batch] - (REAL)0.5 / target[n * target_batch] / target[n * target_batch] : 0) * scale[n * scale_batch];
+        if (hessian_input_wanted) hessian_input[n * hessian_input_batch] = log_input ? times_exp(scale[n * scale_batch], input[n * input_batch]) : target[n * target_batch] / shifted * (scale[n * scale_batch] / shifted);
+        if (hessian_target_wanted) hessian_target[n * hessian_target_batch] = full ? (target[n * target_batch] > 1 ? 1 / target[n * target_batch] - (REAL)0.5 / target[n * target_batch] / target[n * target_batch] : 0) * scale[n * scale_batch] : 0;
     }
 }
 
-static void NAME(hessian_diag_all__log_input_no__full_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->data[3] != NULL && run->data[4] != NULL)
-        NAME(hessian_diag_all__log_input_no__full_yes)(batch, run, 1);
-    else
-        NAME(hessian_diag_all__log_input_no__full_yes)(batch, run, 0);
-}
+KERNELS(KERNEL_FUNCTIONS, STRIDED_FUNCTION)
 
-const losslib_kernel NAME(losslib_poisson_nll_loss_hessian_diag_all__log_input_no__full_yes) = {
-    "poisson_nll_loss.hessian_diag_all__log_input_no__full_yes", NAME(hessian_diag_all__log_input_no__full_yes_run), sizeof(REAL), 5, 1, 0,
-    { &input_argument, &target_argument, &scale_argument, &hessian_input_argument, &hessian_target_argument },
-    { &eps_param }, { NULL }};
-
-/* The loss of each sample, and the totals, where log_input is False and full is False. 4 operations. */
-static inline void NAME(value__log_input_no__full_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    REAL *restrict loss = dense ? NULL : run->data[2]; const int64_t loss_batch = dense ? 1 : run->steps[2][0];
-    accumulator *restrict total_loss = run->data[3];
-    const REAL eps = (REAL)run->params[0];
-
-    accumulator total_loss_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_loss_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL value = input[n * input_batch] - target[n * target_batch] * log(input[n * input_batch] + eps);
-            if (loss) loss[n * loss_batch] = value;
-            total_loss_tile[n - first] = value;
-        }
-        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value__log_input_no__full_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->data[2] == NULL)
-        NAME(value__log_input_no__full_no)(batch, run, 1);
-    else
-        NAME(value__log_input_no__full_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_poisson_nll_loss_value__log_input_no__full_no) = {
-    "poisson_nll_loss.value__log_input_no__full_no", NAME(value__log_input_no__full_no_run), sizeof(REAL), 4, 1, 0,
-    { &input_argument, &target_argument, &loss_argument, &total_loss_argument },
-    { &eps_param }, { NULL }};
-
-/* The loss, the totals, and the gradients times scale, where log_input is False and full is False. 8 operations. */
-static inline void NAME(value_and_grad__log_input_no__full_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
-    accumulator *restrict total_loss = run->data[4];
-    REAL *restrict grad_input = run->data[5]; const int64_t grad_input_batch = dense ? 1 : run->steps[5][0];
-    const REAL eps = (REAL)run->params[0];
-
-    accumulator total_loss_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_loss_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL shifted = input[n * input_batch] + eps;
-            const REAL value = input[n * input_batch] - target[n * target_batch] * log(shifted);
-            if (loss) loss[n * loss_batch] = value;
-            total_loss_tile[n - first] = value;
-            if (dense || grad_input) grad_input[n * grad_input_batch] = (input[n * input_batch] - target[n * target_batch] + eps) / shifted * scale[n * scale_batch];
-        }
-        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value_and_grad__log_input_no__full_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[5][0] == 1 && run->data[3] == NULL && run->data[5] != NULL)
-        NAME(value_and_grad__log_input_no__full_no)(batch, run, 1);
-    else
-        NAME(value_and_grad__log_input_no__full_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_poisson_nll_loss_value_and_grad__log_input_no__full_no) = {
-    "poisson_nll_loss.value_and_grad__log_input_no__full_no", NAME(value_and_grad__log_input_no__full_no_run), sizeof(REAL), 6, 1, 0,
-    { &input_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument },
-    { &eps_param }, { NULL }};
-
-/* The derivative along the directions, where log_input is False and full is False. 5 operations. */
-static inline void NAME(jvp__log_input_no__full_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict direction_input = run->data[2]; const int64_t direction_input_batch = dense ? 1 : run->steps[2][0];
-    REAL *restrict rate = dense ? NULL : run->data[3]; const int64_t rate_batch = dense ? 1 : run->steps[3][0];
-    accumulator *restrict total_rate = run->data[4];
-    const REAL eps = (REAL)run->params[0];
-
-    accumulator total_rate_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_rate_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL product = (input[n * input_batch] - target[n * target_batch] + eps) / (input[n * input_batch] + eps) * direction_input[n * direction_input_batch];
-            if (rate) rate[n * rate_batch] = product;
-            total_rate_tile[n - first] = product;
-        }
-        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
-    }
-    add(total_rate, &total_rate_sum);
-}
-
-static void NAME(jvp__log_input_no__full_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->data[3] == NULL)
-        NAME(jvp__log_input_no__full_no)(batch, run, 1);
-    else
-        NAME(jvp__log_input_no__full_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_poisson_nll_loss_jvp__log_input_no__full_no) = {
-    "poisson_nll_loss.jvp__log_input_no__full_no", NAME(jvp__log_input_no__full_no_run), sizeof(REAL), 5, 1, 0,
-    { &input_argument, &target_argument, &direction_input_argument, &rate_argument, &total_rate_argument },
-    { &eps_param }, { NULL }};
-
-/* The hessian times the directions, times scale, where log_input is False and full is False. 5 operations. */
-static inline void NAME(hvp__log_input_no__full_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = dense ? 1 : run->steps[3][0];
-    REAL *restrict hvp_input = run->data[4]; const int64_t hvp_input_batch = dense ? 1 : run->steps[4][0];
-    const REAL eps = (REAL)run->params[0];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL shifted = input[n * input_batch] + eps;
-        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = target[n * target_batch] / shifted * (direction_input[n * direction_input_batch] / shifted) * scale[n * scale_batch];
-    }
-}
-
-static void NAME(hvp__log_input_no__full_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->data[4] != NULL)
-        NAME(hvp__log_input_no__full_no)(batch, run, 1);
-    else
-        NAME(hvp__log_input_no__full_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_poisson_nll_loss_hvp__log_input_no__full_no) = {
-    "poisson_nll_loss.hvp__log_input_no__full_no", NAME(hvp__log_input_no__full_no_run), sizeof(REAL), 5, 1, 0,
-    { &input_argument, &target_argument, &scale_argument, &direction_input_argument, &hvp_input_argument },
-    { &eps_param }, { NULL }};
-
-/* The diagonal of the hessian, times scale, where log_input is False and full is False. 4 operations. */
-static inline void NAME(hessian_diag__log_input_no__full_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict hessian_input = run->data[3]; const int64_t hessian_input_batch = dense ? 1 : run->steps[3][0];
-    const REAL eps = (REAL)run->params[0];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL shifted = input[n * input_batch] + eps;
-        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = target[n * target_batch] / shifted * (scale[n * scale_batch] / shifted);
-    }
-}
-
-static void NAME(hessian_diag__log_input_no__full_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->data[3] != NULL)
-        NAME(hessian_diag__log_input_no__full_no)(batch, run, 1);
-    else
-        NAME(hessian_diag__log_input_no__full_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_poisson_nll_loss_hessian_diag__log_input_no__full_no) = {
-    "poisson_nll_loss.hessian_diag__log_input_no__full_no", NAME(hessian_diag__log_input_no__full_no_run), sizeof(REAL), 4, 1, 0,
-    { &input_argument, &target_argument, &scale_argument, &hessian_input_argument },
-    { &eps_param }, { NULL }};
-
-/* The loss, the totals, and the gradients times scale, where log_input is False and full is False. 10 operations. */
-static inline void NAME(value_and_grad_all__log_input_no__full_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
-    accumulator *restrict total_loss = run->data[4];
-    REAL *restrict grad_input = run->data[5]; const int64_t grad_input_batch = dense ? 1 : run->steps[5][0];
-    REAL *restrict grad_target = run->data[6]; const int64_t grad_target_batch = dense ? 1 : run->steps[6][0];
-    const REAL eps = (REAL)run->params[0];
-
-    accumulator total_loss_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_loss_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL shifted = input[n * input_batch] + eps;
-            const REAL log_2 = log(shifted);
-            const REAL value = input[n * input_batch] - target[n * target_batch] * log_2;
-            if (loss) loss[n * loss_batch] = value;
-            total_loss_tile[n - first] = value;
-            if (dense || grad_input) grad_input[n * grad_input_batch] = (input[n * input_batch] - target[n * target_batch] + eps) / shifted * scale[n * scale_batch];
-            if (dense || grad_target) grad_target[n * grad_target_batch] = -log_2 * scale[n * scale_batch];
-        }
-        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value_and_grad_all__log_input_no__full_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->data[3] == NULL && run->data[5] != NULL && run->data[6] != NULL)
-        NAME(value_and_grad_all__log_input_no__full_no)(batch, run, 1);
-    else
-        NAME(value_and_grad_all__log_input_no__full_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_poisson_nll_loss_value_and_grad_all__log_input_no__full_no) = {
-    "poisson_nll_loss.value_and_grad_all__log_input_no__full_no", NAME(value_and_grad_all__log_input_no__full_no_run), sizeof(REAL), 7, 1, 0,
-    { &input_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument, &grad_target_argument },
-    { &eps_param }, { NULL }};
-
-/* The derivative along the directions, where log_input is False and full is False. 8 operations. */
-static inline void NAME(jvp_all__log_input_no__full_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict direction_input = run->data[2]; const int64_t direction_input_batch = dense ? 1 : run->steps[2][0];
-    const REAL *restrict direction_target = run->data[3]; const int64_t direction_target_batch = dense ? 1 : run->steps[3][0];
-    REAL *restrict rate = dense ? NULL : run->data[4]; const int64_t rate_batch = dense ? 1 : run->steps[4][0];
-    accumulator *restrict total_rate = run->data[5];
-    const REAL eps = (REAL)run->params[0];
-
-    accumulator total_rate_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_rate_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL shifted = input[n * input_batch] + eps;
-            const REAL difference = (input[n * input_batch] - target[n * target_batch] + eps) / shifted * direction_input[n * direction_input_batch] - log(shifted) * direction_target[n * direction_target_batch];
-            if (rate) rate[n * rate_batch] = difference;
-            total_rate_tile[n - first] = difference;
-        }
-        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
-    }
-    add(total_rate, &total_rate_sum);
-}
-
-static void NAME(jvp_all__log_input_no__full_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->data[4] == NULL)
-        NAME(jvp_all__log_input_no__full_no)(batch, run, 1);
-    else
-        NAME(jvp_all__log_input_no__full_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_poisson_nll_loss_jvp_all__log_input_no__full_no) = {
-    "poisson_nll_loss.jvp_all__log_input_no__full_no", NAME(jvp_all__log_input_no__full_no_run), sizeof(REAL), 6, 1, 0,
-    { &input_argument, &target_argument, &direction_input_argument, &direction_target_argument, &rate_argument, &total_rate_argument },
-    { &eps_param }, { NULL }};
-
-/* The hessian times the directions, times scale, where log_input is False and full is False. 10 operations. */
-static inline void NAME(hvp_all__log_input_no__full_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = dense ? 1 : run->steps[3][0];
-    const REAL *restrict direction_target = run->data[4]; const int64_t direction_target_batch = dense ? 1 : run->steps[4][0];
-    REAL *restrict hvp_input = run->data[5]; const int64_t hvp_input_batch = dense ? 1 : run->steps[5][0];
-    REAL *restrict hvp_target = run->data[6]; const int64_t hvp_target_batch = dense ? 1 : run->steps[6][0];
-    const REAL eps = (REAL)run->params[0];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL shifted = input[n * input_batch] + eps;
-        const REAL ratio = direction_input[n * direction_input_batch] / shifted;
-        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = target[n * target_batch] / shifted * ratio * scale[n * scale_batch] - direction_target[n * direction_target_batch] / shifted * scale[n * scale_batch];
-        if (dense || hvp_target) hvp_target[n * hvp_target_batch] = -ratio * scale[n * scale_batch];
-    }
-}
-
-static void NAME(hvp_all__log_input_no__full_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->data[5] != NULL && run->data[6] != NULL)
-        NAME(hvp_all__log_input_no__full_no)(batch, run, 1);
-    else
-        NAME(hvp_all__log_input_no__full_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_poisson_nll_loss_hvp_all__log_input_no__full_no) = {
-    "poisson_nll_loss.hvp_all__log_input_no__full_no", NAME(hvp_all__log_input_no__full_no_run), sizeof(REAL), 7, 1, 0,
-    { &input_argument, &target_argument, &scale_argument, &direction_input_argument, &direction_target_argument, &hvp_input_argument, &hvp_target_argument },
-    { &eps_param }, { NULL }};
-
-/* The diagonal of the hessian, times scale, where log_input is False and full is False. 4 operations. */
-static inline void NAME(hessian_diag_all__log_input_no__full_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict hessian_input = run->data[3]; const int64_t hessian_input_batch = dense ? 1 : run->steps[3][0];
-    REAL *restrict hessian_target = run->data[4]; const int64_t hessian_target_batch = dense ? 1 : run->steps[4][0];
-    const REAL eps = (REAL)run->params[0];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL shifted = input[n * input_batch] + eps;
-        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = target[n * target_batch] / shifted * (scale[n * scale_batch] / shifted);
-        if (dense || hessian_target) hessian_target[n * hessian_target_batch] = 0;
-    }
-}
-
-static void NAME(hessian_diag_all__log_input_no__full_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->data[3] != NULL && run->data[4] != NULL)
-        NAME(hessian_diag_all__log_input_no__full_no)(batch, run, 1);
-    else
-        NAME(hessian_diag_all__log_input_no__full_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_poisson_nll_loss_hessian_diag_all__log_input_no__full_no) = {
-    "poisson_nll_loss.hessian_diag_all__log_input_no__full_no", NAME(hessian_diag_all__log_input_no__full_no_run), sizeof(REAL), 5, 1, 0,
-    { &input_argument, &target_argument, &scale_argument, &hessian_input_argument, &hessian_target_argument },
-    { &eps_param }, { NULL }};
+const losslib_kernel NAME(losslib_poisson_nll_loss__kernels)[] = { KERNELS(KERNEL_ROW, STRIDED_ROW) {.name = NULL} };
 #endif

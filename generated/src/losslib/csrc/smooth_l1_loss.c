@@ -6,27 +6,68 @@
  *     loss = |error| if beta == 0 else ((error)**2/(2*beta) if |error| < beta else -beta/2 + |error|)
  *
  * Arrays: input [batch], target [batch].
- * A function computes a run of samples; strides are in elements; outputs that are NULL are not wanted.
+ * A function computes a run of samples; strides are in elements. It serves all kernels in whose row of KERNELS it stands: what
+ * one of them does not want, and what its flags rule out, is dead code where that kernel is compiled.
  */
 #ifndef REAL                              /* this text is compiled once for each type */
 #include "losslib_internal.h"
 
-static const losslib_argument input_argument = {"input", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument target_argument = {"target", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument loss_argument = {"loss", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument total_loss_argument = {"total_loss", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument scale_argument = {"scale", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument grad_input_argument = {"grad_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument direction_input_argument = {"direction_input", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument rate_argument = {"rate", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument total_rate_argument = {"total_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hvp_input_argument = {"hvp_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hessian_input_argument = {"hessian_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument grad_target_argument = {"grad_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument direction_target_argument = {"direction_target", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hvp_target_argument = {"hvp_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hessian_target_argument = {"hessian_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_param beta_param = {"beta", 0.0, INFINITY, 0};
+static const losslib_argument input_argument = {.name = "input", .role = LOSSLIB_INPUT, .per_sample = 1};
+static const losslib_argument target_argument = {.name = "target", .role = LOSSLIB_INPUT, .per_sample = 1};
+static const losslib_argument scale_argument = {.name = "scale", .role = LOSSLIB_SCALE, .per_sample = 1};
+static const losslib_argument loss_argument = {.name = "loss", .role = LOSSLIB_OUTPUT, .per_sample = 1, .seldom = 1};
+static const losslib_argument total_loss_argument = {.name = "total_loss", .role = LOSSLIB_TOTAL};
+static const losslib_argument grad_input_argument = {.name = "grad_input", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument grad_target_argument = {.name = "grad_target", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument direction_input_argument = {.name = "direction_input", .role = LOSSLIB_DIRECTION, .per_sample = 1};
+static const losslib_argument direction_target_argument = {.name = "direction_target", .role = LOSSLIB_DIRECTION, .per_sample = 1};
+static const losslib_argument rate_argument = {.name = "rate", .role = LOSSLIB_OUTPUT, .per_sample = 1, .seldom = 1};
+static const losslib_argument total_rate_argument = {.name = "total_rate", .role = LOSSLIB_TOTAL};
+static const losslib_argument hvp_input_argument = {.name = "hvp_input", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument hvp_target_argument = {.name = "hvp_target", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument hessian_input_argument = {.name = "hessian_input", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument hessian_target_argument = {.name = "hessian_target", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_param beta_param = {"beta", {0.0, INFINITY, 0}};
+
+static const losslib_family value_and_grad_family = {7, 1, 0,
+    {&input_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument,
+     &grad_target_argument},
+    {&beta_param}, {NULL}};
+
+static const losslib_family jvp_family = {6, 1, 0,
+    {&input_argument, &target_argument, &direction_input_argument, &direction_target_argument, &rate_argument, &total_rate_argument},
+    {&beta_param}, {NULL}};
+
+static const losslib_family hvp_family = {7, 1, 0,
+    {&input_argument, &target_argument, &scale_argument, &direction_input_argument, &direction_target_argument, &hvp_input_argument,
+     &hvp_target_argument},
+    {&beta_param}, {NULL}};
+
+static const losslib_family hessian_diag_family = {5, 1, 0,
+    {&input_argument, &target_argument, &scale_argument, &hessian_input_argument, &hessian_target_argument},
+    {&beta_param}, {NULL}};
+
+/* Each kernel: its function, which of the function's arrays, scalars and axes it has (a bit each), and what the flags are. A KERNEL
+ * is compiled for dense arrays too. */
+#define KERNELS(KERNEL, STRIDED) \
+    KERNEL(value__beta_0, value_and_grad, 0x1b, 0x0, 0x0, WITH(1)) \
+    KERNEL(value_and_grad__beta_0, value_and_grad, 0x3f, 0x0, 0x0, WITH(1)) \
+    KERNEL(value_and_grad_all__beta_0, value_and_grad, 0x7f, 0x0, 0x0, WITH(1)) \
+    KERNEL(value__beta_general, value_and_grad, 0x1b, 0x1, 0x0, WITH(0)) \
+    KERNEL(value_and_grad__beta_general, value_and_grad, 0x3f, 0x1, 0x0, WITH(0)) \
+    KERNEL(value_and_grad_all__beta_general, value_and_grad, 0x7f, 0x1, 0x0, WITH(0)) \
+    STRIDED(jvp__beta_0, jvp, 0x37, 0x0, 0x0, WITH(1, 0)) \
+    STRIDED(jvp_all__beta_0, jvp, 0x3f, 0x0, 0x0, WITH(1, 1)) \
+    STRIDED(jvp__beta_general, jvp, 0x37, 0x1, 0x0, WITH(0, 0)) \
+    STRIDED(jvp_all__beta_general, jvp, 0x3f, 0x1, 0x0, WITH(0, 1)) \
+    KERNEL(hvp__beta_0, hvp, 0x21, 0x0, 0x0, WITH(1, 0)) \
+    STRIDED(hvp_all__beta_0, hvp, 0x61, 0x0, 0x0, WITH(1, 1)) \
+    KERNEL(hvp__beta_general, hvp, 0x2f, 0x1, 0x0, WITH(0, 0)) \
+    STRIDED(hvp_all__beta_general, hvp, 0x7f, 0x1, 0x0, WITH(0, 1)) \
+    KERNEL(hessian_diag__beta_0, hessian_diag, 0x9, 0x0, 0x0, WITH(1)) \
+    STRIDED(hessian_diag_all__beta_0, hessian_diag, 0x19, 0x0, 0x0, WITH(1)) \
+    KERNEL(hessian_diag__beta_general, hessian_diag, 0xf, 0x1, 0x0, WITH(0)) \
+    STRIDED(hessian_diag_all__beta_general, hessian_diag, 0x1f, 0x1, 0x0, WITH(0))
 
 #include "losslib_float.h"
 #include "smooth_l1_loss.c"
@@ -34,302 +75,16 @@ static const losslib_param beta_param = {"beta", 0.0, INFINITY, 0};
 #include "smooth_l1_loss.c"
 #else
 
-/* The loss of each sample, and the totals, where beta is 0. 2 operations. */
-static inline void NAME(value__beta_0)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    REAL *restrict loss = dense ? NULL : run->data[2]; const int64_t loss_batch = dense ? 1 : run->steps[2][0];
-    accumulator *restrict total_loss = run->data[3];
-
-    accumulator total_loss_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_loss_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL error = input[n * input_batch] - target[n * target_batch];
-            const REAL value = fabs(error);
-            if (loss) loss[n * loss_batch] = value;
-            total_loss_tile[n - first] = value;
-        }
-        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value__beta_0_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->data[2] == NULL)
-        NAME(value__beta_0)(batch, run, 1);
-    else
-        NAME(value__beta_0)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_smooth_l1_loss_value__beta_0) = {
-    "smooth_l1_loss.value__beta_0", NAME(value__beta_0_run), sizeof(REAL), 4, 0, 0,
-    { &input_argument, &target_argument, &loss_argument, &total_loss_argument },
-    { NULL }, { NULL }};
-
-/* The loss, the totals, and the gradients times scale, where beta is 0. 4 operations. */
-static inline void NAME(value_and_grad__beta_0)(const int64_t batch, const losslib_run *run, const int dense)
+/* The loss, the totals, and the gradients times scale. */
+static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted, const int beta_is_0)
 {
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
-    accumulator *restrict total_loss = run->data[4];
-    REAL *restrict grad_input = run->data[5]; const int64_t grad_input_batch = dense ? 1 : run->steps[5][0];
-
-    accumulator total_loss_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_loss_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL error = input[n * input_batch] - target[n * target_batch];
-            const REAL value = fabs(error);
-            if (loss) loss[n * loss_batch] = value;
-            total_loss_tile[n - first] = value;
-            if (dense || grad_input) grad_input[n * grad_input_batch] = sign(error) * scale[n * scale_batch];
-        }
-        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value_and_grad__beta_0_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[5][0] == 1 && run->data[3] == NULL && run->data[5] != NULL)
-        NAME(value_and_grad__beta_0)(batch, run, 1);
-    else
-        NAME(value_and_grad__beta_0)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_smooth_l1_loss_value_and_grad__beta_0) = {
-    "smooth_l1_loss.value_and_grad__beta_0", NAME(value_and_grad__beta_0_run), sizeof(REAL), 6, 0, 0,
-    { &input_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument },
-    { NULL }, { NULL }};
-
-/* The derivative along the directions, where beta is 0. 3 operations. */
-static inline void NAME(jvp__beta_0)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict direction_input = run->data[2]; const int64_t direction_input_batch = dense ? 1 : run->steps[2][0];
-    REAL *restrict rate = dense ? NULL : run->data[3]; const int64_t rate_batch = dense ? 1 : run->steps[3][0];
-    accumulator *restrict total_rate = run->data[4];
-
-    accumulator total_rate_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_rate_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL error = input[n * input_batch] - target[n * target_batch];
-            const REAL product = sign(error) * direction_input[n * direction_input_batch];
-            if (rate) rate[n * rate_batch] = product;
-            total_rate_tile[n - first] = product;
-        }
-        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
-    }
-    add(total_rate, &total_rate_sum);
-}
-
-static void NAME(jvp__beta_0_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->data[3] == NULL)
-        NAME(jvp__beta_0)(batch, run, 1);
-    else
-        NAME(jvp__beta_0)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_smooth_l1_loss_jvp__beta_0) = {
-    "smooth_l1_loss.jvp__beta_0", NAME(jvp__beta_0_run), sizeof(REAL), 5, 0, 0,
-    { &input_argument, &target_argument, &direction_input_argument, &rate_argument, &total_rate_argument },
-    { NULL }, { NULL }};
-
-/* The hessian times the directions, times scale, where beta is 0. 0 operations. */
-static inline void NAME(hvp__beta_0)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    REAL *restrict hvp_input = run->data[1]; const int64_t hvp_input_batch = dense ? 1 : run->steps[1][0];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = 0;
-    }
-}
-
-static void NAME(hvp__beta_0_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[1][0] == 1 && run->data[1] != NULL)
-        NAME(hvp__beta_0)(batch, run, 1);
-    else
-        NAME(hvp__beta_0)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_smooth_l1_loss_hvp__beta_0) = {
-    "smooth_l1_loss.hvp__beta_0", NAME(hvp__beta_0_run), sizeof(REAL), 2, 0, 0,
-    { &input_argument, &hvp_input_argument },
-    { NULL }, { NULL }};
-
-/* The diagonal of the hessian, times scale, where beta is 0. 0 operations. */
-static inline void NAME(hessian_diag__beta_0)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    REAL *restrict hessian_input = run->data[1]; const int64_t hessian_input_batch = dense ? 1 : run->steps[1][0];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = 0;
-    }
-}
-
-static void NAME(hessian_diag__beta_0_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[1][0] == 1 && run->data[1] != NULL)
-        NAME(hessian_diag__beta_0)(batch, run, 1);
-    else
-        NAME(hessian_diag__beta_0)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_smooth_l1_loss_hessian_diag__beta_0) = {
-    "smooth_l1_loss.hessian_diag__beta_0", NAME(hessian_diag__beta_0_run), sizeof(REAL), 2, 0, 0,
-    { &input_argument, &hessian_input_argument },
-    { NULL }, { NULL }};
-
-/* The loss, the totals, and the gradients times scale, where beta is 0. 5 operations. */
-static inline void NAME(value_and_grad_all__beta_0)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
-    accumulator *restrict total_loss = run->data[4];
-    REAL *restrict grad_input = run->data[5]; const int64_t grad_input_batch = dense ? 1 : run->steps[5][0];
-    REAL *restrict grad_target = run->data[6]; const int64_t grad_target_batch = dense ? 1 : run->steps[6][0];
-
-    accumulator total_loss_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_loss_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL error = input[n * input_batch] - target[n * target_batch];
-            const REAL value = fabs(error);
-            const REAL product = sign(error) * scale[n * scale_batch];
-            if (loss) loss[n * loss_batch] = value;
-            total_loss_tile[n - first] = value;
-            if (dense || grad_input) grad_input[n * grad_input_batch] = product;
-            if (dense || grad_target) grad_target[n * grad_target_batch] = -product;
-        }
-        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value_and_grad_all__beta_0_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->data[3] == NULL && run->data[5] != NULL && run->data[6] != NULL)
-        NAME(value_and_grad_all__beta_0)(batch, run, 1);
-    else
-        NAME(value_and_grad_all__beta_0)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_smooth_l1_loss_value_and_grad_all__beta_0) = {
-    "smooth_l1_loss.value_and_grad_all__beta_0", NAME(value_and_grad_all__beta_0_run), sizeof(REAL), 7, 0, 0,
-    { &input_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument, &grad_target_argument },
-    { NULL }, { NULL }};
-
-/* The derivative along the directions, where beta is 0. 5 operations. */
-static inline void NAME(jvp_all__beta_0)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict direction_input = run->data[2]; const int64_t direction_input_batch = dense ? 1 : run->steps[2][0];
-    const REAL *restrict direction_target = run->data[3]; const int64_t direction_target_batch = dense ? 1 : run->steps[3][0];
-    REAL *restrict rate = dense ? NULL : run->data[4]; const int64_t rate_batch = dense ? 1 : run->steps[4][0];
-    accumulator *restrict total_rate = run->data[5];
-
-    accumulator total_rate_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_rate_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL error = input[n * input_batch] - target[n * target_batch];
-            const REAL sign_error = sign(error);
-            const REAL difference = sign_error * direction_input[n * direction_input_batch] - sign_error * direction_target[n * direction_target_batch];
-            if (rate) rate[n * rate_batch] = difference;
-            total_rate_tile[n - first] = difference;
-        }
-        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
-    }
-    add(total_rate, &total_rate_sum);
-}
-
-static void NAME(jvp_all__beta_0_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->data[4] == NULL)
-        NAME(jvp_all__beta_0)(batch, run, 1);
-    else
-        NAME(jvp_all__beta_0)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_smooth_l1_loss_jvp_all__beta_0) = {
-    "smooth_l1_loss.jvp_all__beta_0", NAME(jvp_all__beta_0_run), sizeof(REAL), 6, 0, 0,
-    { &input_argument, &target_argument, &direction_input_argument, &direction_target_argument, &rate_argument, &total_rate_argument },
-    { NULL }, { NULL }};
-
-/* The hessian times the directions, times scale, where beta is 0. 0 operations. */
-static inline void NAME(hvp_all__beta_0)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    REAL *restrict hvp_input = run->data[1]; const int64_t hvp_input_batch = dense ? 1 : run->steps[1][0];
-    REAL *restrict hvp_target = run->data[2]; const int64_t hvp_target_batch = dense ? 1 : run->steps[2][0];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = 0;
-        if (dense || hvp_target) hvp_target[n * hvp_target_batch] = 0;
-    }
-}
-
-static void NAME(hvp_all__beta_0_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->data[1] != NULL && run->data[2] != NULL)
-        NAME(hvp_all__beta_0)(batch, run, 1);
-    else
-        NAME(hvp_all__beta_0)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_smooth_l1_loss_hvp_all__beta_0) = {
-    "smooth_l1_loss.hvp_all__beta_0", NAME(hvp_all__beta_0_run), sizeof(REAL), 3, 0, 0,
-    { &input_argument, &hvp_input_argument, &hvp_target_argument },
-    { NULL }, { NULL }};
-
-/* The diagonal of the hessian, times scale, where beta is 0. 0 operations. */
-static inline void NAME(hessian_diag_all__beta_0)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    REAL *restrict hessian_input = run->data[1]; const int64_t hessian_input_batch = dense ? 1 : run->steps[1][0];
-    REAL *restrict hessian_target = run->data[2]; const int64_t hessian_target_batch = dense ? 1 : run->steps[2][0];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = 0;
-        if (dense || hessian_target) hessian_target[n * hessian_target_batch] = 0;
-    }
-}
-
-static void NAME(hessian_diag_all__beta_0_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->data[1] != NULL && run->data[2] != NULL)
-        NAME(hessian_diag_all__beta_0)(batch, run, 1);
-    else
-        NAME(hessian_diag_all__beta_0)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_smooth_l1_loss_hessian_diag_all__beta_0) = {
-    "smooth_l1_loss.hessian_diag_all__beta_0", NAME(hessian_diag_all__beta_0_run), sizeof(REAL), 3, 0, 0,
-    { &input_argument, &hessian_input_argument, &hessian_target_argument },
-    { NULL }, { NULL }};
-
-/* The loss of each sample, and the totals, where beta is none of the special values. 9 operations. */
-static inline void NAME(value__beta_general)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    REAL *restrict loss = dense ? NULL : run->data[2]; const int64_t loss_batch = dense ? 1 : run->steps[2][0];
-    accumulator *restrict total_loss = run->data[3];
+    REAL *restrict loss = run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0]; const int loss_wanted = !dense && WANTS(3);
+    accumulator *restrict total_loss = WANTS(4) ? run->data[4] : NULL;
+    REAL *restrict grad_input = run->data[5]; const int64_t grad_input_batch = dense ? 1 : run->steps[5][0]; const int grad_input_wanted = WANTS(5);
+    REAL *restrict grad_target = run->data[6]; const int64_t grad_target_batch = dense ? 1 : run->steps[6][0]; const int grad_target_wanted = WANTS(6);
     const REAL beta = (REAL)run->params[0];
 
     accumulator total_loss_sum = {0};
@@ -339,81 +94,30 @@ static inline void NAME(value__beta_general)(const int64_t batch, const losslib_
         REAL total_loss_tile[TILE];
         for (int64_t n = first; n < end; ++n) {
             const REAL error = input[n * input_batch] - target[n * target_batch];
-            const REAL abs_error = fabs(error);
-            const REAL value = abs_error < beta ? (REAL)0.5 * (error / beta) * error : abs_error - product;
-            if (loss) loss[n * loss_batch] = value;
-            total_loss_tile[n - first] = value;
-        }
-        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value__beta_general_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->data[2] == NULL)
-        NAME(value__beta_general)(batch, run, 1);
-    else
-        NAME(value__beta_general)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_smooth_l1_loss_value__beta_general) = {
-    "smooth_l1_loss.value__beta_general", NAME(value__beta_general_run), sizeof(REAL), 4, 1, 0,
-    { &input_argument, &target_argument, &loss_argument, &total_loss_argument },
-    { &beta_param }, { NULL }};
-
-/* The loss, the totals, and the gradients times scale, where beta is none of the special values. 12 operations. */
-static inline void NAME(value_and_grad__beta_general)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
-    accumulator *restrict total_loss = run->data[4];
-    REAL *restrict grad_input = run->data[5]; const int64_t grad_input_batch = dense ? 1 : run->steps[5][0];
-    const REAL beta = (REAL)run->params[0];
-
-    accumulator total_loss_sum = {0};
-    const REAL product = (REAL)0.5 * beta;
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_loss_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL error = input[n * input_batch] - target[n * target_batch];
-            const REAL abs_error = fabs(error);
-            const int below = abs_error < beta;
+            const REAL value = fabs(error);
+            const int below = value < beta;
             const REAL ratio = error / beta;
-            const REAL value = below ? (REAL)0.5 * ratio * error : abs_error - product;
-            if (loss) loss[n * loss_batch] = value;
-            total_loss_tile[n - first] = value;
-            if (dense || grad_input) grad_input[n * grad_input_batch] = (below ? ratio : sign(error)) * scale[n * scale_batch];
+            const REAL value_2 = below ? (REAL)0.5 * ratio * error : value - product;
+            const REAL value_3 = beta_is_0 ? value : value_2;
+            if (loss_wanted) loss[n * loss_batch] = value_3;
+            total_loss_tile[n - first] = value_3;
+            if (grad_input_wanted) grad_input[n * grad_input_batch] = beta_is_0 ? sign(error) * scale[n * scale_batch] : (below ? ratio : sign(error)) * scale[n * scale_batch];
+            if (grad_target_wanted) grad_target[n * grad_target_batch] = beta_is_0 ? -sign(error) * scale[n * scale_batch] : (below ? -ratio : -sign(error)) * scale[n * scale_batch];
         }
         accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
-    add(total_loss, &total_loss_sum);
+    if (total_loss) add(total_loss, &total_loss_sum);
 }
 
-static void NAME(value_and_grad__beta_general_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[5][0] == 1 && run->data[3] == NULL && run->data[5] != NULL)
-        NAME(value_and_grad__beta_general)(batch, run, 1);
-    else
-        NAME(value_and_grad__beta_general)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_smooth_l1_loss_value_and_grad__beta_general) = {
-    "smooth_l1_loss.value_and_grad__beta_general", NAME(value_and_grad__beta_general_run), sizeof(REAL), 6, 1, 0,
-    { &input_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument },
-    { &beta_param }, { NULL }};
-
-/* The derivative along the directions, where beta is none of the special values. 8 operations. */
-static inline void NAME(jvp__beta_general)(const int64_t batch, const losslib_run *run, const int dense)
+/* The derivative along the directions. */
+static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted, const int beta_is_0, const int all)
 {
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict direction_input = run->data[2]; const int64_t direction_input_batch = dense ? 1 : run->steps[2][0];
-    REAL *restrict rate = dense ? NULL : run->data[3]; const int64_t rate_batch = dense ? 1 : run->steps[3][0];
-    accumulator *restrict total_rate = run->data[4];
+    const REAL *restrict direction_target = run->data[3]; const int64_t direction_target_batch = dense && WANTS(3) ? 1 : run->steps[3][0];
+    REAL *restrict rate = run->data[4]; const int64_t rate_batch = dense ? 1 : run->steps[4][0]; const int rate_wanted = !dense && WANTS(4);
+    accumulator *restrict total_rate = WANTS(5) ? run->data[5] : NULL;
     const REAL beta = (REAL)run->params[0];
 
     accumulator total_rate_sum = {0};
@@ -422,184 +126,28 @@ static inline void NAME(jvp__beta_general)(const int64_t batch, const losslib_ru
         REAL total_rate_tile[TILE];
         for (int64_t n = first; n < end; ++n) {
             const REAL error = input[n * input_batch] - target[n * target_batch];
-            const REAL choice = fabs(error) < beta ? error / beta * direction_input[n * direction_input_batch] : sign(error) * direction_input[n * direction_input_batch];
-            if (rate) rate[n * rate_batch] = choice;
+            const int below = fabs(error) < beta;
+            const REAL ratio = error / beta;
+            const REAL product = ratio * direction_input[n * direction_input_batch];
+            const REAL choice = beta_is_0 ? (all ? sign(error) * direction_input[n * direction_input_batch] - sign(error) * direction_target[n * direction_target_batch] : sign(error) * direction_input[n * direction_input_batch]) : (all ? (below ? -ratio * direction_target[n * direction_target_batch] + product : sign(error) * direction_input[n * direction_input_batch] - sign(error) * direction_target[n * direction_target_batch]) : (below ? product : sign(error) * direction_input[n * direction_input_batch]));
+            if (rate_wanted) rate[n * rate_batch] = choice;
             total_rate_tile[n - first] = choice;
         }
         accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
     }
-    add(total_rate, &total_rate_sum);
+    if (total_rate) add(total_rate, &total_rate_sum);
 }
 
-static void NAME(jvp__beta_general_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->data[3] == NULL)
-        NAME(jvp__beta_general)(batch, run, 1);
-    else
-        NAME(jvp__beta_general)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_smooth_l1_loss_jvp__beta_general) = {
-    "smooth_l1_loss.jvp__beta_general", NAME(jvp__beta_general_run), sizeof(REAL), 5, 1, 0,
-    { &input_argument, &target_argument, &direction_input_argument, &rate_argument, &total_rate_argument },
-    { &beta_param }, { NULL }};
-
-/* The hessian times the directions, times scale, where beta is none of the special values. 6 operations. */
-static inline void NAME(hvp__beta_general)(const int64_t batch, const losslib_run *run, const int dense)
+/* The hessian times the directions, times scale. */
+static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted, const int beta_is_0, const int all)
 {
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
+    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense && WANTS(1) ? 1 : run->steps[1][0];
     const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = dense ? 1 : run->steps[3][0];
-    REAL *restrict hvp_input = run->data[4]; const int64_t hvp_input_batch = dense ? 1 : run->steps[4][0];
-    const REAL beta = (REAL)run->params[0];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL error = input[n * input_batch] - target[n * target_batch];
-        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = (fabs(error) < beta ? direction_input[n * direction_input_batch] / beta : 0) * scale[n * scale_batch];
-    }
-}
-
-static void NAME(hvp__beta_general_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->data[4] != NULL)
-        NAME(hvp__beta_general)(batch, run, 1);
-    else
-        NAME(hvp__beta_general)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_smooth_l1_loss_hvp__beta_general) = {
-    "smooth_l1_loss.hvp__beta_general", NAME(hvp__beta_general_run), sizeof(REAL), 5, 1, 0,
-    { &input_argument, &target_argument, &scale_argument, &direction_input_argument, &hvp_input_argument },
-    { &beta_param }, { NULL }};
-
-/* The diagonal of the hessian, times scale, where beta is none of the special values. 6 operations. */
-static inline void NAME(hessian_diag__beta_general)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict hessian_input = run->data[3]; const int64_t hessian_input_batch = dense ? 1 : run->steps[3][0];
-    const REAL beta = (REAL)run->params[0];
-
-    const REAL ratio = 1 / beta;
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL error = input[n * input_batch] - target[n * target_batch];
-        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = (fabs(error) < beta ? ratio : 0) * scale[n * scale_batch];
-    }
-}
-
-static void NAME(hessian_diag__beta_general_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->data[3] != NULL)
-        NAME(hessian_diag__beta_general)(batch, run, 1);
-    else
-        NAME(hessian_diag__beta_general)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_smooth_l1_loss_hessian_diag__beta_general) = {
-    "smooth_l1_loss.hessian_diag__beta_general", NAME(hessian_diag__beta_general_run), sizeof(REAL), 4, 1, 0,
-    { &input_argument, &target_argument, &scale_argument, &hessian_input_argument },
-    { &beta_param }, { NULL }};
-
-/* The loss, the totals, and the gradients times scale, where beta is none of the special values. 16 operations. */
-static inline void NAME(value_and_grad_all__beta_general)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
-    accumulator *restrict total_loss = run->data[4];
-    REAL *restrict grad_input = run->data[5]; const int64_t grad_input_batch = dense ? 1 : run->steps[5][0];
-    REAL *restrict grad_target = run->data[6]; const int64_t grad_target_batch = dense ? 1 : run->steps[6][0];
-    const REAL beta = (REAL)run->params[0];
-
-    accumulator total_loss_sum = {0};
-    const REAL product = (REAL)0.5 * beta;
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_loss_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL error = input[n * input_batch] - target[n * target_batch];
-            const REAL abs_error = fabs(error);
-            const int below = abs_error < beta;
-            const REAL ratio = error / beta;
-            const REAL value = below ? (REAL)0.5 * ratio * error : abs_error - product;
-            const REAL sign_error = sign(error);
-            if (loss) loss[n * loss_batch] = value;
-            total_loss_tile[n - first] = value;
-            if (dense || grad_input) grad_input[n * grad_input_batch] = (below ? ratio : sign_error) * scale[n * scale_batch];
-            if (dense || grad_target) grad_target[n * grad_target_batch] = (below ? -ratio : -sign_error) * scale[n * scale_batch];
-        }
-        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value_and_grad_all__beta_general_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->data[3] == NULL && run->data[5] != NULL && run->data[6] != NULL)
-        NAME(value_and_grad_all__beta_general)(batch, run, 1);
-    else
-        NAME(value_and_grad_all__beta_general)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_smooth_l1_loss_value_and_grad_all__beta_general) = {
-    "smooth_l1_loss.value_and_grad_all__beta_general", NAME(value_and_grad_all__beta_general_run), sizeof(REAL), 7, 1, 0,
-    { &input_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument, &grad_target_argument },
-    { &beta_param }, { NULL }};
-
-/* The derivative along the directions, where beta is none of the special values. 13 operations. */
-static inline void NAME(jvp_all__beta_general)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict direction_input = run->data[2]; const int64_t direction_input_batch = dense ? 1 : run->steps[2][0];
-    const REAL *restrict direction_target = run->data[3]; const int64_t direction_target_batch = dense ? 1 : run->steps[3][0];
-    REAL *restrict rate = dense ? NULL : run->data[4]; const int64_t rate_batch = dense ? 1 : run->steps[4][0];
-    accumulator *restrict total_rate = run->data[5];
-    const REAL beta = (REAL)run->params[0];
-
-    accumulator total_rate_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_rate_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL error = input[n * input_batch] - target[n * target_batch];
-            const REAL ratio = error / beta;
-            const REAL sign_error = sign(error);
-            const REAL choice = fabs(error) < beta ? -ratio * direction_target[n * direction_target_batch] + ratio * direction_input[n * direction_input_batch] : sign_error * direction_input[n * direction_input_batch] - sign_error * direction_target[n * direction_target_batch];
-            if (rate) rate[n * rate_batch] = choice;
-            total_rate_tile[n - first] = choice;
-        }
-        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
-    }
-    add(total_rate, &total_rate_sum);
-}
-
-static void NAME(jvp_all__beta_general_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->data[4] == NULL)
-        NAME(jvp_all__beta_general)(batch, run, 1);
-    else
-        NAME(jvp_all__beta_general)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_smooth_l1_loss_jvp_all__beta_general) = {
-    "smooth_l1_loss.jvp_all__beta_general", NAME(jvp_all__beta_general_run), sizeof(REAL), 6, 1, 0,
-    { &input_argument, &target_argument, &direction_input_argument, &direction_target_argument, &rate_argument, &total_rate_argument },
-    { &beta_param }, { NULL }};
-
-/* The hessian times the directions, times scale, where beta is none of the special values. 11 operations. */
-static inline void NAME(hvp_all__beta_general)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = dense ? 1 : run->steps[3][0];
-    const REAL *restrict direction_target = run->data[4]; const int64_t direction_target_batch = dense ? 1 : run->steps[4][0];
-    REAL *restrict hvp_input = run->data[5]; const int64_t hvp_input_batch = dense ? 1 : run->steps[5][0];
-    REAL *restrict hvp_target = run->data[6]; const int64_t hvp_target_batch = dense ? 1 : run->steps[6][0];
+    const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = dense && WANTS(3) ? 1 : run->steps[3][0];
+    const REAL *restrict direction_target = run->data[4]; const int64_t direction_target_batch = dense && WANTS(4) ? 1 : run->steps[4][0];
+    REAL *restrict hvp_input = run->data[5]; const int64_t hvp_input_batch = dense ? 1 : run->steps[5][0]; const int hvp_input_wanted = WANTS(5);
+    REAL *restrict hvp_target = run->data[6]; const int64_t hvp_target_batch = dense ? 1 : run->steps[6][0]; const int hvp_target_wanted = WANTS(6);
     const REAL beta = (REAL)run->params[0];
 
     for (int64_t n = 0; n < batch; ++n) {
@@ -607,53 +155,31 @@ static inline void NAME(hvp_all__beta_general)(const int64_t batch, const lossli
         const int below = fabs(error) < beta;
         const REAL ratio = direction_input[n * direction_input_batch] / beta;
         const REAL ratio_2 = direction_target[n * direction_target_batch] / beta;
-        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = (below ? ratio - ratio_2 : 0) * scale[n * scale_batch];
-        if (dense || hvp_target) hvp_target[n * hvp_target_batch] = (below ? ratio_2 - ratio : 0) * scale[n * scale_batch];
+        if (hvp_input_wanted) hvp_input[n * hvp_input_batch] = beta_is_0 ? 0 : (all ? (below ? ratio - ratio_2 : 0) * scale[n * scale_batch] : (below ? ratio : 0) * scale[n * scale_batch]);
+        if (hvp_target_wanted) hvp_target[n * hvp_target_batch] = beta_is_0 ? 0 : (below ? ratio_2 - ratio : 0) * scale[n * scale_batch];
     }
 }
 
-static void NAME(hvp_all__beta_general_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->data[5] != NULL && run->data[6] != NULL)
-        NAME(hvp_all__beta_general)(batch, run, 1);
-    else
-        NAME(hvp_all__beta_general)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_smooth_l1_loss_hvp_all__beta_general) = {
-    "smooth_l1_loss.hvp_all__beta_general", NAME(hvp_all__beta_general_run), sizeof(REAL), 7, 1, 0,
-    { &input_argument, &target_argument, &scale_argument, &direction_input_argument, &direction_target_argument, &hvp_input_argument, &hvp_target_argument },
-    { &beta_param }, { NULL }};
-
-/* The diagonal of the hessian, times scale, where beta is none of the special values. 6 operations. */
-static inline void NAME(hessian_diag_all__beta_general)(const int64_t batch, const losslib_run *run, const int dense)
+/* The diagonal of the hessian, times scale. */
+static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted, const int beta_is_0)
 {
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
+    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense && WANTS(1) ? 1 : run->steps[1][0];
     const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict hessian_input = run->data[3]; const int64_t hessian_input_batch = dense ? 1 : run->steps[3][0];
-    REAL *restrict hessian_target = run->data[4]; const int64_t hessian_target_batch = dense ? 1 : run->steps[4][0];
+    REAL *restrict hessian_input = run->data[3]; const int64_t hessian_input_batch = dense ? 1 : run->steps[3][0]; const int hessian_input_wanted = WANTS(3);
+    REAL *restrict hessian_target = run->data[4]; const int64_t hessian_target_batch = dense ? 1 : run->steps[4][0]; const int hessian_target_wanted = WANTS(4);
     const REAL beta = (REAL)run->params[0];
 
     const REAL ratio = 1 / beta;
     for (int64_t n = 0; n < batch; ++n) {
         const REAL error = input[n * input_batch] - target[n * target_batch];
-        const REAL product = (fabs(error) < beta ? ratio : 0) * scale[n * scale_batch];
-        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = product;
-        if (dense || hessian_target) hessian_target[n * hessian_target_batch] = product;
+        const REAL choice = beta_is_0 ? 0 : (fabs(error) < beta ? ratio : 0) * scale[n * scale_batch];
+        if (hessian_input_wanted) hessian_input[n * hessian_input_batch] = choice;
+        if (hessian_target_wanted) hessian_target[n * hessian_target_batch] = choice;
     }
 }
 
-static void NAME(hessian_diag_all__beta_general_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->data[3] != NULL && run->data[4] != NULL)
-        NAME(hessian_diag_all__beta_general)(batch, run, 1);
-    else
-        NAME(hessian_diag_all__beta_general)(batch, run, 0);
-}
+KERNELS(KERNEL_FUNCTIONS, STRIDED_FUNCTION)
 
-const losslib_kernel NAME(losslib_smooth_l1_loss_hessian_diag_all__beta_general) = {
-    "smooth_l1_loss.hessian_diag_all__beta_general", NAME(hessian_diag_all__beta_general_run), sizeof(REAL), 5, 1, 0,
-    { &input_argument, &target_argument, &scale_argument, &hessian_input_argument, &hessian_target_argument },
-    { &beta_param }, { NULL }};
+const losslib_kernel NAME(losslib_smooth_l1_loss__kernels)[] = { KERNELS(KERNEL_ROW, STRIDED_ROW) {.name = NULL} };
 #endif

@@ -5,26 +5,58 @@
  *     loss = log(1 + exp(-input*target))
  *
  * Arrays: input [batch], target [batch].
- * A function computes a run of samples; strides are in elements; outputs that are NULL are not wanted.
+ * A function computes a run of samples; strides are in elements. It serves all kernels in whose row of KERNELS it stands: what
+ * one of them does not want, and what its flags rule out, is dead code where that kernel is compiled.
  */
 #ifndef REAL                              /* this text is compiled once for each type */
 #include "losslib_internal.h"
 
-static const losslib_argument input_argument = {"input", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument target_argument = {"target", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument loss_argument = {"loss", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument total_loss_argument = {"total_loss", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument scale_argument = {"scale", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument grad_input_argument = {"grad_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument direction_input_argument = {"direction_input", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument rate_argument = {"rate", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument total_rate_argument = {"total_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hvp_input_argument = {"hvp_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hessian_input_argument = {"hessian_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument grad_target_argument = {"grad_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument direction_target_argument = {"direction_target", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hvp_target_argument = {"hvp_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hessian_target_argument = {"hessian_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
+static const losslib_argument input_argument = {.name = "input", .role = LOSSLIB_INPUT, .per_sample = 1};
+static const losslib_argument target_argument = {.name = "target", .role = LOSSLIB_INPUT, .per_sample = 1};
+static const losslib_argument scale_argument = {.name = "scale", .role = LOSSLIB_SCALE, .per_sample = 1};
+static const losslib_argument loss_argument = {.name = "loss", .role = LOSSLIB_OUTPUT, .per_sample = 1, .seldom = 1};
+static const losslib_argument total_loss_argument = {.name = "total_loss", .role = LOSSLIB_TOTAL};
+static const losslib_argument grad_input_argument = {.name = "grad_input", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument grad_target_argument = {.name = "grad_target", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument direction_input_argument = {.name = "direction_input", .role = LOSSLIB_DIRECTION, .per_sample = 1};
+static const losslib_argument direction_target_argument = {.name = "direction_target", .role = LOSSLIB_DIRECTION, .per_sample = 1};
+static const losslib_argument rate_argument = {.name = "rate", .role = LOSSLIB_OUTPUT, .per_sample = 1, .seldom = 1};
+static const losslib_argument total_rate_argument = {.name = "total_rate", .role = LOSSLIB_TOTAL};
+static const losslib_argument hvp_input_argument = {.name = "hvp_input", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument hvp_target_argument = {.name = "hvp_target", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument hessian_input_argument = {.name = "hessian_input", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+static const losslib_argument hessian_target_argument = {.name = "hessian_target", .role = LOSSLIB_OUTPUT, .per_sample = 1};
+
+static const losslib_family value_and_grad_family = {7, 0, 0,
+    {&input_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument,
+     &grad_target_argument},
+    {NULL}, {NULL}};
+
+static const losslib_family jvp_family = {6, 0, 0,
+    {&input_argument, &target_argument, &direction_input_argument, &direction_target_argument, &rate_argument, &total_rate_argument},
+    {NULL}, {NULL}};
+
+static const losslib_family hvp_family = {7, 0, 0,
+    {&input_argument, &target_argument, &scale_argument, &direction_input_argument, &direction_target_argument, &hvp_input_argument,
+     &hvp_target_argument},
+    {NULL}, {NULL}};
+
+static const losslib_family hessian_diag_family = {5, 0, 0,
+    {&input_argument, &target_argument, &scale_argument, &hessian_input_argument, &hessian_target_argument},
+    {NULL}, {NULL}};
+
+/* Each kernel: its function, which of the function's arrays, scalars and axes it has (a bit each), and what the flags are. A KERNEL
+ * is compiled for dense arrays too. */
+#define KERNELS(KERNEL, STRIDED) \
+    KERNEL(value, value_and_grad, 0x1b, 0x0, 0x0, ) \
+    KERNEL(value_and_grad, value_and_grad, 0x3f, 0x0, 0x0, ) \
+    KERNEL(value_and_grad_all, value_and_grad, 0x7f, 0x0, 0x0, ) \
+    STRIDED(jvp, jvp, 0x37, 0x0, 0x0, WITH(0)) \
+    STRIDED(jvp_all, jvp, 0x3f, 0x0, 0x0, WITH(1)) \
+    KERNEL(hvp, hvp, 0x2f, 0x0, 0x0, WITH(0)) \
+    STRIDED(hvp_all, hvp, 0x7f, 0x0, 0x0, WITH(1)) \
+    KERNEL(hessian_diag, hessian_diag, 0xf, 0x0, 0x0, ) \
+    STRIDED(hessian_diag_all, hessian_diag, 0x1f, 0x0, 0x0, )
 
 #include "losslib_float.h"
 #include "soft_margin_loss.c"
@@ -32,50 +64,16 @@ static const losslib_argument hessian_target_argument = {"hessian_target", LOSSL
 #include "soft_margin_loss.c"
 #else
 
-/* The loss of each sample, and the totals. 3 operations. */
-static inline void NAME(value)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    REAL *restrict loss = dense ? NULL : run->data[2]; const int64_t loss_batch = dense ? 1 : run->steps[2][0];
-    accumulator *restrict total_loss = run->data[3];
-
-    accumulator total_loss_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_loss_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL value = softplus(-input[n * input_batch] * target[n * target_batch]);
-            if (loss) loss[n * loss_batch] = value;
-            total_loss_tile[n - first] = value;
-        }
-        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->data[2] == NULL)
-        NAME(value)(batch, run, 1);
-    else
-        NAME(value)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_soft_margin_loss_value) = {
-    "soft_margin_loss.value", NAME(value_run), sizeof(REAL), 4, 0, 0,
-    { &input_argument, &target_argument, &loss_argument, &total_loss_argument },
-    { NULL }, { NULL }};
-
-/* The loss, the totals, and the gradients times scale. 7 operations. */
-static inline void NAME(value_and_grad)(const int64_t batch, const losslib_run *run, const int dense)
+/* The loss, the totals, and the gradients times scale. */
+static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted)
 {
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
-    accumulator *restrict total_loss = run->data[4];
-    REAL *restrict grad_input = run->data[5]; const int64_t grad_input_batch = dense ? 1 : run->steps[5][0];
+    REAL *restrict loss = run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0]; const int loss_wanted = !dense && WANTS(3);
+    accumulator *restrict total_loss = WANTS(4) ? run->data[4] : NULL;
+    REAL *restrict grad_input = run->data[5]; const int64_t grad_input_batch = dense ? 1 : run->steps[5][0]; const int grad_input_wanted = WANTS(5);
+    REAL *restrict grad_target = run->data[6]; const int64_t grad_target_batch = dense ? 1 : run->steps[6][0]; const int grad_target_wanted = WANTS(6);
 
     accumulator total_loss_sum = {0};
     for (int64_t first = 0; first < batch; first += TILE) {
@@ -84,261 +82,81 @@ static inline void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         for (int64_t n = first; n < end; ++n) {
             const REAL minus_product = -input[n * input_batch] * target[n * target_batch];
             const REAL value = softplus(minus_product);
-            if (loss) loss[n * loss_batch] = value;
+            if (loss_wanted) loss[n * loss_batch] = value;
             total_loss_tile[n - first] = value;
-            if (dense || grad_input) grad_input[n * grad_input_batch] = -target[n * target_batch] * sigmoid(minus_product) * scale[n * scale_batch];
+            if (grad_input_wanted) grad_input[n * grad_input_batch] = -times_sigmoid(target[n * target_batch] * scale[n * scale_batch], minus_product);
+            if (grad_target_wanted) grad_target[n * grad_target_batch] = -times_sigmoid(input[n * input_batch] * scale[n * scale_batch], minus_product);
         }
         accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }
-    add(total_loss, &total_loss_sum);
+    if (total_loss) add(total_loss, &total_loss_sum);
 }
 
-static void NAME(value_and_grad_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[5][0] == 1 && run->data[3] == NULL && run->data[5] != NULL)
-        NAME(value_and_grad)(batch, run, 1);
-    else
-        NAME(value_and_grad)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_soft_margin_loss_value_and_grad) = {
-    "soft_margin_loss.value_and_grad", NAME(value_and_grad_run), sizeof(REAL), 6, 0, 0,
-    { &input_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument },
-    { NULL }, { NULL }};
-
-/* The derivative along the directions. 6 operations. */
-static inline void NAME(jvp)(const int64_t batch, const losslib_run *run, const int dense)
+/* The derivative along the directions. */
+static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted, const int all)
 {
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict direction_input = run->data[2]; const int64_t direction_input_batch = dense ? 1 : run->steps[2][0];
-    REAL *restrict rate = dense ? NULL : run->data[3]; const int64_t rate_batch = dense ? 1 : run->steps[3][0];
-    accumulator *restrict total_rate = run->data[4];
+    const REAL *restrict direction_target = run->data[3]; const int64_t direction_target_batch = dense && WANTS(3) ? 1 : run->steps[3][0];
+    REAL *restrict rate = run->data[4]; const int64_t rate_batch = dense ? 1 : run->steps[4][0]; const int rate_wanted = !dense && WANTS(4);
+    accumulator *restrict total_rate = WANTS(5) ? run->data[5] : NULL;
 
     accumulator total_rate_sum = {0};
     for (int64_t first = 0; first < batch; first += TILE) {
         const int64_t end = first + TILE < batch ? first + TILE : batch;
         REAL total_rate_tile[TILE];
         for (int64_t n = first; n < end; ++n) {
-            const REAL minus_product = -target[n * target_batch] * sigmoid(-input[n * input_batch] * target[n * target_batch]) * direction_input[n * direction_input_batch];
-            if (rate) rate[n * rate_batch] = minus_product;
-            total_rate_tile[n - first] = minus_product;
-        }
-        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
-    }
-    add(total_rate, &total_rate_sum);
-}
-
-static void NAME(jvp_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->data[3] == NULL)
-        NAME(jvp)(batch, run, 1);
-    else
-        NAME(jvp)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_soft_margin_loss_jvp) = {
-    "soft_margin_loss.jvp", NAME(jvp_run), sizeof(REAL), 5, 0, 0,
-    { &input_argument, &target_argument, &direction_input_argument, &rate_argument, &total_rate_argument },
-    { NULL }, { NULL }};
-
-/* The hessian times the directions, times scale. 9 operations. */
-static inline void NAME(hvp)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = dense ? 1 : run->steps[3][0];
-    REAL *restrict hvp_input = run->data[4]; const int64_t hvp_input_batch = dense ? 1 : run->steps[4][0];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL product = input[n * input_batch] * target[n * target_batch];
-        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = target[n * target_batch] * sigmoid(product) * sigmoid(-product) * direction_input[n * direction_input_batch] * scale[n * scale_batch] * target[n * target_batch];
-    }
-}
-
-static void NAME(hvp_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->data[4] != NULL)
-        NAME(hvp)(batch, run, 1);
-    else
-        NAME(hvp)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_soft_margin_loss_hvp) = {
-    "soft_margin_loss.hvp", NAME(hvp_run), sizeof(REAL), 5, 0, 0,
-    { &input_argument, &target_argument, &scale_argument, &direction_input_argument, &hvp_input_argument },
-    { NULL }, { NULL }};
-
-/* The diagonal of the hessian, times scale. 8 operations. */
-static inline void NAME(hessian_diag)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict hessian_input = run->data[3]; const int64_t hessian_input_batch = dense ? 1 : run->steps[3][0];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL product = input[n * input_batch] * target[n * target_batch];
-        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = target[n * target_batch] * sigmoid(product) * sigmoid(-product) * scale[n * scale_batch] * target[n * target_batch];
-    }
-}
-
-static void NAME(hessian_diag_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->data[3] != NULL)
-        NAME(hessian_diag)(batch, run, 1);
-    else
-        NAME(hessian_diag)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_soft_margin_loss_hessian_diag) = {
-    "soft_margin_loss.hessian_diag", NAME(hessian_diag_run), sizeof(REAL), 4, 0, 0,
-    { &input_argument, &target_argument, &scale_argument, &hessian_input_argument },
-    { NULL }, { NULL }};
-
-/* The loss, the totals, and the gradients times scale. 10 operations. */
-static inline void NAME(value_and_grad_all)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = dense ? 1 : run->steps[3][0];
-    accumulator *restrict total_loss = run->data[4];
-    REAL *restrict grad_input = run->data[5]; const int64_t grad_input_batch = dense ? 1 : run->steps[5][0];
-    REAL *restrict grad_target = run->data[6]; const int64_t grad_target_batch = dense ? 1 : run->steps[6][0];
-
-    accumulator total_loss_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_loss_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
+            const REAL product = target[n * target_batch] * direction_input[n * direction_input_batch];
             const REAL minus_product = -input[n * input_batch] * target[n * target_batch];
-            const REAL value = softplus(minus_product);
-            const REAL sigmoid_minus_product = sigmoid(minus_product);
-            if (loss) loss[n * loss_batch] = value;
-            total_loss_tile[n - first] = value;
-            if (dense || grad_input) grad_input[n * grad_input_batch] = -target[n * target_batch] * sigmoid_minus_product * scale[n * scale_batch];
-            if (dense || grad_target) grad_target[n * grad_target_batch] = -input[n * input_batch] * sigmoid_minus_product * scale[n * scale_batch];
-        }
-        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value_and_grad_all_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->data[3] == NULL && run->data[5] != NULL && run->data[6] != NULL)
-        NAME(value_and_grad_all)(batch, run, 1);
-    else
-        NAME(value_and_grad_all)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_soft_margin_loss_value_and_grad_all) = {
-    "soft_margin_loss.value_and_grad_all", NAME(value_and_grad_all_run), sizeof(REAL), 7, 0, 0,
-    { &input_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument, &grad_target_argument },
-    { NULL }, { NULL }};
-
-/* The derivative along the directions. 9 operations. */
-static inline void NAME(jvp_all)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
-    const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
-    const REAL *restrict direction_input = run->data[2]; const int64_t direction_input_batch = dense ? 1 : run->steps[2][0];
-    const REAL *restrict direction_target = run->data[3]; const int64_t direction_target_batch = dense ? 1 : run->steps[3][0];
-    REAL *restrict rate = dense ? NULL : run->data[4]; const int64_t rate_batch = dense ? 1 : run->steps[4][0];
-    accumulator *restrict total_rate = run->data[5];
-
-    accumulator total_rate_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_rate_tile[TILE];
-        for (int64_t n = first; n < end; ++n) {
-            const REAL sigmoid_minus_product = sigmoid(-input[n * input_batch] * target[n * target_batch]);
-            const REAL minus_shifted = -(target[n * target_batch] * sigmoid_minus_product * direction_input[n * direction_input_batch] + input[n * input_batch] * sigmoid_minus_product * direction_target[n * direction_target_batch]);
-            if (rate) rate[n * rate_batch] = minus_shifted;
-            total_rate_tile[n - first] = minus_shifted;
+            const REAL choice = all ? -times_sigmoid(product + input[n * input_batch] * direction_target[n * direction_target_batch], minus_product) : -times_sigmoid(product, minus_product);
+            if (rate_wanted) rate[n * rate_batch] = choice;
+            total_rate_tile[n - first] = choice;
         }
         accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
     }
-    add(total_rate, &total_rate_sum);
+    if (total_rate) add(total_rate, &total_rate_sum);
 }
 
-static void NAME(jvp_all_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 1 && run->steps[3][0] == 1 && run->data[4] == NULL)
-        NAME(jvp_all)(batch, run, 1);
-    else
-        NAME(jvp_all)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_soft_margin_loss_jvp_all) = {
-    "soft_margin_loss.jvp_all", NAME(jvp_all_run), sizeof(REAL), 6, 0, 0,
-    { &input_argument, &target_argument, &direction_input_argument, &direction_target_argument, &rate_argument, &total_rate_argument },
-    { NULL }, { NULL }};
-
-/* The hessian times the directions, times scale. 23 operations. */
-static inline void NAME(hvp_all)(const int64_t batch, const losslib_run *run, const int dense)
+/* The hessian times the directions, times scale. */
+static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted, const int all)
 {
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
     const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = dense ? 1 : run->steps[3][0];
-    const REAL *restrict direction_target = run->data[4]; const int64_t direction_target_batch = dense ? 1 : run->steps[4][0];
-    REAL *restrict hvp_input = run->data[5]; const int64_t hvp_input_batch = dense ? 1 : run->steps[5][0];
-    REAL *restrict hvp_target = run->data[6]; const int64_t hvp_target_batch = dense ? 1 : run->steps[6][0];
+    const REAL *restrict direction_target = run->data[4]; const int64_t direction_target_batch = dense && WANTS(4) ? 1 : run->steps[4][0];
+    REAL *restrict hvp_input = run->data[5]; const int64_t hvp_input_batch = dense ? 1 : run->steps[5][0]; const int hvp_input_wanted = WANTS(5);
+    REAL *restrict hvp_target = run->data[6]; const int64_t hvp_target_batch = dense ? 1 : run->steps[6][0]; const int hvp_target_wanted = WANTS(6);
 
     for (int64_t n = 0; n < batch; ++n) {
         const REAL product = input[n * input_batch] * target[n * target_batch];
-        const REAL sigmoid_2 = sigmoid(product);
-        const REAL sigmoid_minus_product = sigmoid(-product);
-        const REAL difference = product * sigmoid_2 * sigmoid_minus_product * scale[n * scale_batch] - sigmoid_minus_product * scale[n * scale_batch];
-        if (dense || hvp_input) hvp_input[n * hvp_input_batch] = difference * direction_target[n * direction_target_batch] + target[n * target_batch] * sigmoid_2 * sigmoid_minus_product * direction_input[n * direction_input_batch] * scale[n * scale_batch] * target[n * target_batch];
-        if (dense || hvp_target) hvp_target[n * hvp_target_batch] = difference * direction_input[n * direction_input_batch] + input[n * input_batch] * sigmoid_2 * sigmoid_minus_product * direction_target[n * direction_target_batch] * scale[n * scale_batch] * input[n * input_batch];
+        const REAL difference = times_sigmoid(product * scale[n * scale_batch], product) - scale[n * scale_batch];
+        const REAL product_2 = times_sigmoid(target[n * target_batch] * direction_input[n * direction_input_batch] * scale[n * scale_batch] * target[n * target_batch], product);
+        const REAL minus_product = -product;
+        if (hvp_input_wanted) hvp_input[n * hvp_input_batch] = all ? times_sigmoid(difference * direction_target[n * direction_target_batch] + product_2, minus_product) : times_sigmoid(product_2, minus_product);
+        if (hvp_target_wanted) hvp_target[n * hvp_target_batch] = times_sigmoid(difference * direction_input[n * direction_input_batch] + times_sigmoid(input[n * input_batch] * direction_target[n * direction_target_batch] * scale[n * scale_batch] * input[n * input_batch], product), minus_product);
     }
 }
 
-static void NAME(hvp_all_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->steps[5][0] == 1 && run->steps[6][0] == 1 && run->data[5] != NULL && run->data[6] != NULL)
-        NAME(hvp_all)(batch, run, 1);
-    else
-        NAME(hvp_all)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_soft_margin_loss_hvp_all) = {
-    "soft_margin_loss.hvp_all", NAME(hvp_all_run), sizeof(REAL), 7, 0, 0,
-    { &input_argument, &target_argument, &scale_argument, &direction_input_argument, &direction_target_argument, &hvp_input_argument, &hvp_target_argument },
-    { NULL }, { NULL }};
-
-/* The diagonal of the hessian, times scale. 12 operations. */
-static inline void NAME(hessian_diag_all)(const int64_t batch, const losslib_run *run, const int dense)
+/* The diagonal of the hessian, times scale. */
+static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted)
 {
     const REAL *restrict input = run->data[0]; const int64_t input_batch = dense ? 1 : run->steps[0][0];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = dense ? 1 : run->steps[1][0];
     const REAL *restrict scale = run->data[2]; const int64_t scale_batch = dense ? 0 : run->steps[2][0];
-    REAL *restrict hessian_input = run->data[3]; const int64_t hessian_input_batch = dense ? 1 : run->steps[3][0];
-    REAL *restrict hessian_target = run->data[4]; const int64_t hessian_target_batch = dense ? 1 : run->steps[4][0];
+    REAL *restrict hessian_input = run->data[3]; const int64_t hessian_input_batch = dense ? 1 : run->steps[3][0]; const int hessian_input_wanted = WANTS(3);
+    REAL *restrict hessian_target = run->data[4]; const int64_t hessian_target_batch = dense ? 1 : run->steps[4][0]; const int hessian_target_wanted = WANTS(4);
 
     for (int64_t n = 0; n < batch; ++n) {
         const REAL product = input[n * input_batch] * target[n * target_batch];
-        const REAL sigmoid_2 = sigmoid(product);
-        const REAL sigmoid_minus_product = sigmoid(-product);
-        if (dense || hessian_input) hessian_input[n * hessian_input_batch] = target[n * target_batch] * sigmoid_2 * sigmoid_minus_product * scale[n * scale_batch] * target[n * target_batch];
-        if (dense || hessian_target) hessian_target[n * hessian_target_batch] = input[n * input_batch] * sigmoid_2 * sigmoid_minus_product * scale[n * scale_batch] * input[n * input_batch];
+        const REAL minus_product = -product;
+        if (hessian_input_wanted) hessian_input[n * hessian_input_batch] = times_sigmoid(times_sigmoid(target[n * target_batch] * scale[n * scale_batch] * target[n * target_batch], product), minus_product);
+        if (hessian_target_wanted) hessian_target[n * hessian_target_batch] = times_sigmoid(times_sigmoid(input[n * input_batch] * scale[n * scale_batch] * input[n * input_batch], product), minus_product);
     }
 }
 
-static void NAME(hessian_diag_all_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][0] == 1 && run->steps[1][0] == 1 && run->steps[2][0] == 0 && run->steps[3][0] == 1 && run->steps[4][0] == 1 && run->data[3] != NULL && run->data[4] != NULL)
-        NAME(hessian_diag_all)(batch, run, 1);
-    else
-        NAME(hessian_diag_all)(batch, run, 0);
-}
+KERNELS(KERNEL_FUNCTIONS, STRIDED_FUNCTION)
 
-const losslib_kernel NAME(losslib_soft_margin_loss_hessian_diag_all) = {
-    "soft_margin_loss.hessian_diag_all", NAME(hessian_diag_all_run), sizeof(REAL), 5, 0, 0,
-    { &input_argument, &target_argument, &scale_argument, &hessian_input_argument, &hessian_target_argument },
-    { NULL }, { NULL }};
+const losslib_kernel NAME(losslib_soft_margin_loss__kernels)[] = { KERNELS(KERNEL_ROW, STRIDED_ROW) {.name = NULL} };
 #endif

@@ -4,42 +4,118 @@
  *
  *     to_negative = anchor[f] - negative[f]
  *     scaled = (eps + to_negative)/binade(max_f(|eps + to_negative|))
- *     far = sum_f((0 if eps + to_negative == 0 else 1)) if p == 0 else (sum_f(|eps + to_negative|) if p == 1 else (binade(max_f(|eps + to_negative|))*sqrt(sum_f2(scaled**2)) if p == 2 else (max_f(|eps + to_negative|) if p == oo else |sum_f2(|scaled|**p)|**(1/p)*binade(max_f(|eps + to_negative|)))))
+ *     far = sum_f((0 if eps + to_negative == 0 else 1)) if p == 0 else (sum_f(|eps + to_negative|) if p == 1 else (sqrt(sum_f((eps + to_negative)**2)) if p == 2 else (max_f(|eps + to_negative|) if p == oo else |sum_f2(|scaled|**p)|**(1/p)*binade(max_f(|eps + to_negative|)))))
  *     between = -negative[f] + positive[f]
- *     across = sum_f((0 if eps + between == 0 else 1)) if p == 0 else (sum_f(|eps + between|) if p == 1 else (binade(max_f(|eps + between|))*sqrt(sum_f2(scaled**2)) if p == 2 else (max_f(|eps + between|) if p == oo else |sum_f2(|scaled|**p)|**(1/p)*binade(max_f(|eps + between|)))))
+ *     across = sum_f((0 if eps + between == 0 else 1)) if p == 0 else (sum_f(|eps + between|) if p == 1 else (sqrt(sum_f((eps + between)**2)) if p == 2 else (max_f(|eps + between|) if p == oo else |sum_f2(|scaled|**p)|**(1/p)*binade(max_f(|eps + between|)))))
  *     to_positive = anchor[f] - positive[f]
- *     near = sum_f((0 if eps + to_positive == 0 else 1)) if p == 0 else (sum_f(|eps + to_positive|) if p == 1 else (binade(max_f(|eps + to_positive|))*sqrt(sum_f2(scaled**2)) if p == 2 else (max_f(|eps + to_positive|) if p == oo else |sum_f2(|scaled|**p)|**(1/p)*binade(max_f(|eps + to_positive|)))))
+ *     near = sum_f((0 if eps + to_positive == 0 else 1)) if p == 0 else (sum_f(|eps + to_positive|) if p == 1 else (sqrt(sum_f((eps + to_positive)**2)) if p == 2 else (max_f(|eps + to_positive|) if p == oo else |sum_f2(|scaled|**p)|**(1/p)*binade(max_f(|eps + to_positive|)))))
  *     loss = max(margin + near - (min(far, across) if swap else far), 0)
  *
  * Arrays: anchor [batch, features], positive [batch, features], negative [batch, features].
- * A function computes a run of samples; strides are in elements; outputs that are NULL are not wanted.
+ * A function computes a run of samples; strides are in elements. It serves all kernels in whose row of KERNELS it stands: what
+ * one of them does not want, and what its flags rule out, is dead code where that kernel is compiled.
  */
 #ifndef REAL                              /* this text is compiled once for each type */
 #include "losslib_internal.h"
 
-static const losslib_argument anchor_features_argument = {"anchor", LOSSLIB_INPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument positive_features_argument = {"positive", LOSSLIB_INPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument negative_features_argument = {"negative", LOSSLIB_INPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument loss_argument = {"loss", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument total_loss_argument = {"total_loss", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument grad_anchor_features_argument = {"grad_anchor", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument grad_positive_features_argument = {"grad_positive", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument grad_negative_features_argument = {"grad_negative", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument rate_argument = {"rate", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument total_rate_argument = {"total_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hvp_anchor_features_argument = {"hvp_anchor", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hvp_positive_features_argument = {"hvp_positive", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hvp_negative_features_argument = {"hvp_negative", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hessian_anchor_features_argument = {"hessian_anchor", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hessian_positive_features_argument = {"hessian_positive", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument hessian_negative_features_argument = {"hessian_negative", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument scale_argument = {"scale", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument direction_anchor_features_argument = {"direction_anchor", LOSSLIB_DIRECTION, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument direction_negative_features_argument = {"direction_negative", LOSSLIB_DIRECTION, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_argument direction_positive_features_argument = {"direction_positive", LOSSLIB_DIRECTION, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-static const losslib_param margin_param = {"margin", 0.0, INFINITY, 1};
-static const losslib_param eps_param = {"eps", 0.0, INFINITY, 0};
-static const losslib_param p_param = {"p", 0.0, INFINITY, 0};
+static const losslib_argument anchor__features_argument = {.name = "anchor", .role = LOSSLIB_INPUT, .per_sample = 1, .axes = 1, .axis = {"features"}};
+static const losslib_argument positive__features_argument = {.name = "positive", .role = LOSSLIB_INPUT, .per_sample = 1, .axes = 1, .axis = {"features"}};
+static const losslib_argument negative__features_argument = {.name = "negative", .role = LOSSLIB_INPUT, .per_sample = 1, .axes = 1, .axis = {"features"}};
+static const losslib_argument scale_argument = {.name = "scale", .role = LOSSLIB_SCALE, .per_sample = 1};
+static const losslib_argument loss_argument = {.name = "loss", .role = LOSSLIB_OUTPUT, .per_sample = 1, .seldom = 1};
+static const losslib_argument total_loss_argument = {.name = "total_loss", .role = LOSSLIB_TOTAL};
+static const losslib_argument grad_anchor__features_argument = {.name = "grad_anchor", .role = LOSSLIB_OUTPUT, .per_sample = 1, .axes = 1, .axis = {"features"}};
+static const losslib_argument grad_positive__features_argument = {.name = "grad_positive", .role = LOSSLIB_OUTPUT, .per_sample = 1, .axes = 1, .axis = {"features"}};
+static const losslib_argument grad_negative__features_argument = {.name = "grad_negative", .role = LOSSLIB_OUTPUT, .per_sample = 1, .axes = 1, .axis = {"features"}};
+static const losslib_argument direction_anchor__features_argument = {.name = "direction_anchor", .role = LOSSLIB_DIRECTION, .per_sample = 1, .axes = 1, .axis = {"features"}};
+static const losslib_argument direction_negative__features_argument = {.name = "direction_negative", .role = LOSSLIB_DIRECTION, .per_sample = 1, .axes = 1, .axis = {"features"}};
+static const losslib_argument direction_positive__features_argument = {.name = "direction_positive", .role = LOSSLIB_DIRECTION, .per_sample = 1, .axes = 1, .axis = {"features"}};
+static const losslib_argument rate_argument = {.name = "rate", .role = LOSSLIB_OUTPUT, .per_sample = 1, .seldom = 1};
+static const losslib_argument total_rate_argument = {.name = "total_rate", .role = LOSSLIB_TOTAL};
+static const losslib_argument hvp_anchor__features_argument = {.name = "hvp_anchor", .role = LOSSLIB_OUTPUT, .per_sample = 1, .axes = 1, .axis = {"features"}};
+static const losslib_argument hvp_positive__features_argument = {.name = "hvp_positive", .role = LOSSLIB_OUTPUT, .per_sample = 1, .axes = 1, .axis = {"features"}};
+static const losslib_argument hvp_negative__features_argument = {.name = "hvp_negative", .role = LOSSLIB_OUTPUT, .per_sample = 1, .axes = 1, .axis = {"features"}};
+static const losslib_argument hessian_anchor__features_argument = {.name = "hessian_anchor", .role = LOSSLIB_OUTPUT, .per_sample = 1, .axes = 1, .axis = {"features"}};
+static const losslib_argument hessian_positive__features_argument = {.name = "hessian_positive", .role = LOSSLIB_OUTPUT, .per_sample = 1, .axes = 1, .axis = {"features"}};
+static const losslib_argument hessian_negative__features_argument = {.name = "hessian_negative", .role = LOSSLIB_OUTPUT, .per_sample = 1, .axes = 1, .axis = {"features"}};
+static const losslib_param margin_param = {"margin", {0.0, INFINITY, 1}};
+static const losslib_param p_param = {"p", {0.0, INFINITY, 0}};
+static const losslib_param eps_param = {"eps", {0.0, INFINITY, 0}};
+
+static const losslib_family value_and_grad_family = {9, 3, 1,
+    {&anchor__features_argument, &positive__features_argument, &negative__features_argument, &scale_argument, &loss_argument,
+     &total_loss_argument, &grad_anchor__features_argument, &grad_positive__features_argument, &grad_negative__features_argument},
+    {&margin_param, &p_param, &eps_param}, {"features"}};
+
+static const losslib_family jvp_family = {8, 3, 1,
+    {&anchor__features_argument, &positive__features_argument, &negative__features_argument, &direction_anchor__features_argument,
+     &direction_negative__features_argument, &direction_positive__features_argument, &rate_argument, &total_rate_argument},
+    {&margin_param, &p_param, &eps_param}, {"features"}};
+
+static const losslib_family hvp_family = {10, 3, 1,
+    {&anchor__features_argument, &positive__features_argument, &negative__features_argument, &scale_argument,
+     &direction_anchor__features_argument, &direction_negative__features_argument, &direction_positive__features_argument,
+     &hvp_anchor__features_argument, &hvp_positive__features_argument, &hvp_negative__features_argument},
+    {&margin_param, &p_param, &eps_param}, {"features"}};
+
+static const losslib_family hessian_diag_family = {7, 3, 1,
+    {&anchor__features_argument, &positive__features_argument, &negative__features_argument, &scale_argument,
+     &hessian_anchor__features_argument, &hessian_positive__features_argument, &hessian_negative__features_argument},
+    {&margin_param, &p_param, &eps_param}, {"features"}};
+
+/* Each kernel: its function, which of the function's arrays, scalars and axes it has (a bit each), and what the flags are. A KERNEL
+ * is compiled for dense arrays too. */
+#define KERNELS(KERNEL, STRIDED) \
+    KERNEL(value__p_0__swap_yes, value_and_grad, 0x37, 0x5, 0x1, WITH(1, 0, 0, 0, 1)) \
+    KERNEL(value_and_grad__p_0__swap_yes, value_and_grad, 0x1f7, 0x5, 0x1, WITH(1, 0, 0, 0, 1)) \
+    KERNEL(value__p_0__swap_no, value_and_grad, 0x37, 0x5, 0x1, WITH(1, 0, 0, 0, 0)) \
+    KERNEL(value_and_grad__p_0__swap_no, value_and_grad, 0x1f7, 0x5, 0x1, WITH(1, 0, 0, 0, 0)) \
+    KERNEL(value__p_1__swap_yes, value_and_grad, 0x37, 0x5, 0x1, WITH(0, 1, 0, 0, 1)) \
+    KERNEL(value_and_grad__p_1__swap_yes, value_and_grad, 0x1ff, 0x5, 0x1, WITH(0, 1, 0, 0, 1)) \
+    KERNEL(value__p_1__swap_no, value_and_grad, 0x37, 0x5, 0x1, WITH(0, 1, 0, 0, 0)) \
+    KERNEL(value_and_grad__p_1__swap_no, value_and_grad, 0x1ff, 0x5, 0x1, WITH(0, 1, 0, 0, 0)) \
+    KERNEL(value__p_2__swap_yes, value_and_grad, 0x37, 0x5, 0x1, WITH(0, 0, 1, 0, 1)) \
+    KERNEL(value_and_grad__p_2__swap_yes, value_and_grad, 0x1ff, 0x5, 0x1, WITH(0, 0, 1, 0, 1)) \
+    KERNEL(value__p_2__swap_no, value_and_grad, 0x37, 0x5, 0x1, WITH(0, 0, 1, 0, 0)) \
+    KERNEL(value_and_grad__p_2__swap_no, value_and_grad, 0x1ff, 0x5, 0x1, WITH(0, 0, 1, 0, 0)) \
+    KERNEL(value__p_inf__swap_yes, value_and_grad, 0x37, 0x5, 0x1, WITH(0, 0, 0, 1, 1)) \
+    KERNEL(value_and_grad__p_inf__swap_yes, value_and_grad, 0x1ff, 0x5, 0x1, WITH(0, 0, 0, 1, 1)) \
+    KERNEL(value__p_inf__swap_no, value_and_grad, 0x37, 0x5, 0x1, WITH(0, 0, 0, 1, 0)) \
+    KERNEL(value_and_grad__p_inf__swap_no, value_and_grad, 0x1ff, 0x5, 0x1, WITH(0, 0, 0, 1, 0)) \
+    KERNEL(value__p_general__swap_yes, value_and_grad, 0x37, 0x7, 0x1, WITH(0, 0, 0, 0, 1)) \
+    KERNEL(value_and_grad__p_general__swap_yes, value_and_grad, 0x1ff, 0x7, 0x1, WITH(0, 0, 0, 0, 1)) \
+    KERNEL(value__p_general__swap_no, value_and_grad, 0x37, 0x7, 0x1, WITH(0, 0, 0, 0, 0)) \
+    KERNEL(value_and_grad__p_general__swap_no, value_and_grad, 0x1ff, 0x7, 0x1, WITH(0, 0, 0, 0, 0)) \
+    STRIDED(jvp__p_0__swap_yes, jvp, 0xc1, 0x0, 0x1, WITH(1, 0, 0, 0, 1)) \
+    STRIDED(jvp__p_0__swap_no, jvp, 0xc1, 0x0, 0x1, WITH(1, 0, 0, 0, 0)) \
+    STRIDED(jvp__p_1__swap_yes, jvp, 0xff, 0x5, 0x1, WITH(0, 1, 0, 0, 1)) \
+    STRIDED(jvp__p_1__swap_no, jvp, 0xff, 0x5, 0x1, WITH(0, 1, 0, 0, 0)) \
+    STRIDED(jvp__p_2__swap_yes, jvp, 0xff, 0x5, 0x1, WITH(0, 0, 1, 0, 1)) \
+    STRIDED(jvp__p_2__swap_no, jvp, 0xff, 0x5, 0x1, WITH(0, 0, 1, 0, 0)) \
+    STRIDED(jvp__p_inf__swap_yes, jvp, 0xff, 0x5, 0x1, WITH(0, 0, 0, 1, 1)) \
+    STRIDED(jvp__p_inf__swap_no, jvp, 0xff, 0x5, 0x1, WITH(0, 0, 0, 1, 0)) \
+    STRIDED(jvp__p_general__swap_yes, jvp, 0xff, 0x7, 0x1, WITH(0, 0, 0, 0, 1)) \
+    STRIDED(jvp__p_general__swap_no, jvp, 0xff, 0x7, 0x1, WITH(0, 0, 0, 0, 0)) \
+    STRIDED(hvp__p_0__swap_yes, hvp, 0x381, 0x0, 0x1, WITH(1, 0, 0, 0, 1)) \
+    STRIDED(hvp__p_0__swap_no, hvp, 0x381, 0x0, 0x1, WITH(1, 0, 0, 0, 0)) \
+    STRIDED(hvp__p_1__swap_yes, hvp, 0x381, 0x0, 0x1, WITH(0, 1, 0, 0, 1)) \
+    STRIDED(hvp__p_1__swap_no, hvp, 0x381, 0x0, 0x1, WITH(0, 1, 0, 0, 0)) \
+    STRIDED(hvp__p_2__swap_yes, hvp, 0x3ff, 0x5, 0x1, WITH(0, 0, 1, 0, 1)) \
+    STRIDED(hvp__p_2__swap_no, hvp, 0x3ff, 0x5, 0x1, WITH(0, 0, 1, 0, 0)) \
+    STRIDED(hvp__p_inf__swap_yes, hvp, 0x381, 0x0, 0x1, WITH(0, 0, 0, 1, 1)) \
+    STRIDED(hvp__p_inf__swap_no, hvp, 0x381, 0x0, 0x1, WITH(0, 0, 0, 1, 0)) \
+    STRIDED(hvp__p_general__swap_yes, hvp, 0x3ff, 0x7, 0x1, WITH(0, 0, 0, 0, 1)) \
+    STRIDED(hvp__p_general__swap_no, hvp, 0x3ff, 0x7, 0x1, WITH(0, 0, 0, 0, 0)) \
+    STRIDED(hessian_diag__p_0__swap_yes, hessian_diag, 0x71, 0x0, 0x1, WITH(1, 0, 0, 0, 1)) \
+    STRIDED(hessian_diag__p_0__swap_no, hessian_diag, 0x71, 0x0, 0x1, WITH(1, 0, 0, 0, 0)) \
+    STRIDED(hessian_diag__p_1__swap_yes, hessian_diag, 0x71, 0x0, 0x1, WITH(0, 1, 0, 0, 1)) \
+    STRIDED(hessian_diag__p_1__swap_no, hessian_diag, 0x71, 0x0, 0x1, WITH(0, 1, 0, 0, 0)) \
+    STRIDED(hessian_diag__p_2__swap_yes, hessian_diag, 0x7f, 0x5, 0x1, WITH(0, 0, 1, 0, 1)) \
+    STRIDED(hessian_diag__p_2__swap_no, hessian_diag, 0x7f, 0x5, 0x1, WITH(0, 0, 1, 0, 0)) \
+    STRIDED(hessian_diag__p_inf__swap_yes, hessian_diag, 0x71, 0x0, 0x1, WITH(0, 0, 0, 1, 1)) \
+    STRIDED(hessian_diag__p_inf__swap_no, hessian_diag, 0x71, 0x0, 0x1, WITH(0, 0, 0, 1, 0)) \
+    STRIDED(hessian_diag__p_general__swap_yes, hessian_diag, 0x7f, 0x7, 0x1, WITH(0, 0, 0, 0, 1)) \
+    STRIDED(hessian_diag__p_general__swap_no, hessian_diag, 0x7f, 0x7, 0x1, WITH(0, 0, 0, 0, 0))
 
 #include "losslib_float.h"
 #include "triplet_margin_loss.c"
@@ -47,479 +123,27 @@ static const losslib_param p_param = {"p", 0.0, INFINITY, 0};
 #include "triplet_margin_loss.c"
 #else
 
-/* The loss of each sample, and the totals, where p is 0 and swap is True. 17 operations. */
-static inline void NAME(value__p_0__swap_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
-    const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
-    const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
-    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = run->steps[3][0];
-    accumulator *restrict total_loss = run->data[4];
-    const REAL margin = (REAL)run->params[0];
-    const REAL eps = (REAL)run->params[1];
-
-    accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *anchor_row = anchor + n * anchor_batch;
-        const REAL *positive_row = positive + n * positive_batch;
-        const REAL *negative_row = negative + n * negative_batch;
-        accumulator near_sum = {0};
-        accumulator far_sum = {0};
-        accumulator across_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL between = positive_row[f * positive_features] - negative_row[f * negative_features];
-            accumulate(&near_sum, (REAL)(to_positive + eps == 0 ? 0 : 1));
-            accumulate(&far_sum, (REAL)(to_negative + eps == 0 ? 0 : 1));
-            accumulate(&across_sum, (REAL)(between + eps == 0 ? 0 : 1));
-        }
-        const REAL near = value_of(&near_sum);
-        const REAL far = value_of(&far_sum);
-        const REAL across = value_of(&across_sum);
-        const REAL shifted = near - smaller(far, across) + margin;
-        const REAL value = shifted < 0 ? 0 : shifted;
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value__p_0__swap_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->data[3] == NULL)
-        NAME(value__p_0__swap_yes)(batch, run, 1);
-    else
-        NAME(value__p_0__swap_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_value__p_0__swap_yes) = {
-    "triplet_margin_loss.value__p_0__swap_yes", NAME(value__p_0__swap_yes_run), sizeof(REAL), 5, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &loss_argument, &total_loss_argument },
-    { &margin_param, &eps_param }, { "features" }};
-
-/* The loss, the totals, and the gradients times scale, where p is 0 and swap is True. 17 operations. */
-static inline void NAME(value_and_grad__p_0__swap_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
-    const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
-    const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
-    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = run->steps[3][0];
-    accumulator *restrict total_loss = run->data[4];
-    REAL *restrict grad_anchor = run->data[5]; const int64_t grad_anchor_batch = run->steps[5][0], grad_anchor_features = dense ? 1 : run->steps[5][1];
-    REAL *restrict grad_positive = run->data[6]; const int64_t grad_positive_batch = run->steps[6][0], grad_positive_features = dense ? 1 : run->steps[6][1];
-    REAL *restrict grad_negative = run->data[7]; const int64_t grad_negative_batch = run->steps[7][0], grad_negative_features = dense ? 1 : run->steps[7][1];
-    const REAL margin = (REAL)run->params[0];
-    const REAL eps = (REAL)run->params[1];
-
-    accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *anchor_row = anchor + n * anchor_batch;
-        const REAL *positive_row = positive + n * positive_batch;
-        const REAL *negative_row = negative + n * negative_batch;
-        REAL *grad_anchor_row = grad_anchor + n * grad_anchor_batch;
-        REAL *grad_positive_row = grad_positive + n * grad_positive_batch;
-        REAL *grad_negative_row = grad_negative + n * grad_negative_batch;
-        accumulator near_sum = {0};
-        accumulator far_sum = {0};
-        accumulator across_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL between = positive_row[f * positive_features] - negative_row[f * negative_features];
-            if (dense || grad_anchor) grad_anchor_row[f * grad_anchor_features] = 0;
-            if (dense || grad_positive) grad_positive_row[f * grad_positive_features] = 0;
-            if (dense || grad_negative) grad_negative_row[f * grad_negative_features] = 0;
-            accumulate(&near_sum, (REAL)(to_positive + eps == 0 ? 0 : 1));
-            accumulate(&far_sum, (REAL)(to_negative + eps == 0 ? 0 : 1));
-            accumulate(&across_sum, (REAL)(between + eps == 0 ? 0 : 1));
-        }
-        const REAL near = value_of(&near_sum);
-        const REAL far = value_of(&far_sum);
-        const REAL across = value_of(&across_sum);
-        const REAL shifted = near - smaller(far, across) + margin;
-        const REAL value = shifted < 0 ? 0 : shifted;
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value_and_grad__p_0__swap_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[5][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->data[3] == NULL && run->data[5] != NULL && run->data[6] != NULL && run->data[7] != NULL)
-        NAME(value_and_grad__p_0__swap_yes)(batch, run, 1);
-    else
-        NAME(value_and_grad__p_0__swap_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_value_and_grad__p_0__swap_yes) = {
-    "triplet_margin_loss.value_and_grad__p_0__swap_yes", NAME(value_and_grad__p_0__swap_yes_run), sizeof(REAL), 8, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &loss_argument, &total_loss_argument, &grad_anchor_features_argument, &grad_positive_features_argument, &grad_negative_features_argument },
-    { &margin_param, &eps_param }, { "features" }};
-
-/* The derivative along the directions, where p is 0 and swap is True. 0 operations. */
-static inline void NAME(jvp__p_0__swap_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    REAL *restrict rate = dense ? NULL : run->data[1]; const int64_t rate_batch = run->steps[1][0];
-    accumulator *restrict total_rate = run->data[2];
-
-    accumulator total_rate_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        if (rate) rate[n * rate_batch] = 0;
-        accumulate(&total_rate_sum, 0);
-    }
-    add(total_rate, &total_rate_sum);
-}
-
-static void NAME(jvp__p_0__swap_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->data[1] == NULL)
-        NAME(jvp__p_0__swap_yes)(batch, run, 1);
-    else
-        NAME(jvp__p_0__swap_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_jvp__p_0__swap_yes) = {
-    "triplet_margin_loss.jvp__p_0__swap_yes", NAME(jvp__p_0__swap_yes_run), sizeof(REAL), 3, 0, 1,
-    { &anchor_features_argument, &rate_argument, &total_rate_argument },
-    { NULL }, { "features" }};
-
-/* The hessian times the directions, times scale, where p is 0 and swap is True. 0 operations. */
-static inline void NAME(hvp__p_0__swap_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    REAL *restrict hvp_anchor = run->data[1]; const int64_t hvp_anchor_batch = run->steps[1][0], hvp_anchor_features = dense ? 1 : run->steps[1][1];
-    REAL *restrict hvp_positive = run->data[2]; const int64_t hvp_positive_batch = run->steps[2][0], hvp_positive_features = dense ? 1 : run->steps[2][1];
-    REAL *restrict hvp_negative = run->data[3]; const int64_t hvp_negative_batch = run->steps[3][0], hvp_negative_features = dense ? 1 : run->steps[3][1];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        REAL *hvp_anchor_row = hvp_anchor + n * hvp_anchor_batch;
-        REAL *hvp_positive_row = hvp_positive + n * hvp_positive_batch;
-        REAL *hvp_negative_row = hvp_negative + n * hvp_negative_batch;
-        for (int64_t f = 0; f < features; ++f) {
-            if (dense || hvp_anchor) hvp_anchor_row[f * hvp_anchor_features] = 0;
-            if (dense || hvp_positive) hvp_positive_row[f * hvp_positive_features] = 0;
-            if (dense || hvp_negative) hvp_negative_row[f * hvp_negative_features] = 0;
-        }
-    }
-}
-
-static void NAME(hvp__p_0__swap_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->data[1] != NULL && run->data[2] != NULL && run->data[3] != NULL)
-        NAME(hvp__p_0__swap_yes)(batch, run, 1);
-    else
-        NAME(hvp__p_0__swap_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_hvp__p_0__swap_yes) = {
-    "triplet_margin_loss.hvp__p_0__swap_yes", NAME(hvp__p_0__swap_yes_run), sizeof(REAL), 4, 0, 1,
-    { &anchor_features_argument, &hvp_anchor_features_argument, &hvp_positive_features_argument, &hvp_negative_features_argument },
-    { NULL }, { "features" }};
-
-/* The diagonal of the hessian, times scale, where p is 0 and swap is True. 0 operations. */
-static inline void NAME(hessian_diag__p_0__swap_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    REAL *restrict hessian_anchor = run->data[1]; const int64_t hessian_anchor_batch = run->steps[1][0], hessian_anchor_features = dense ? 1 : run->steps[1][1];
-    REAL *restrict hessian_positive = run->data[2]; const int64_t hessian_positive_batch = run->steps[2][0], hessian_positive_features = dense ? 1 : run->steps[2][1];
-    REAL *restrict hessian_negative = run->data[3]; const int64_t hessian_negative_batch = run->steps[3][0], hessian_negative_features = dense ? 1 : run->steps[3][1];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        REAL *hessian_anchor_row = hessian_anchor + n * hessian_anchor_batch;
-        REAL *hessian_positive_row = hessian_positive + n * hessian_positive_batch;
-        REAL *hessian_negative_row = hessian_negative + n * hessian_negative_batch;
-        for (int64_t f = 0; f < features; ++f) {
-            if (dense || hessian_anchor) hessian_anchor_row[f * hessian_anchor_features] = 0;
-            if (dense || hessian_positive) hessian_positive_row[f * hessian_positive_features] = 0;
-            if (dense || hessian_negative) hessian_negative_row[f * hessian_negative_features] = 0;
-        }
-    }
-}
-
-static void NAME(hessian_diag__p_0__swap_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->data[1] != NULL && run->data[2] != NULL && run->data[3] != NULL)
-        NAME(hessian_diag__p_0__swap_yes)(batch, run, 1);
-    else
-        NAME(hessian_diag__p_0__swap_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_hessian_diag__p_0__swap_yes) = {
-    "triplet_margin_loss.hessian_diag__p_0__swap_yes", NAME(hessian_diag__p_0__swap_yes_run), sizeof(REAL), 4, 0, 1,
-    { &anchor_features_argument, &hessian_anchor_features_argument, &hessian_positive_features_argument, &hessian_negative_features_argument },
-    { NULL }, { "features" }};
-
-/* The loss of each sample, and the totals, where p is 0 and swap is False. 12 operations. */
-static inline void NAME(value__p_0__swap_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
-    const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
-    const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
-    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = run->steps[3][0];
-    accumulator *restrict total_loss = run->data[4];
-    const REAL margin = (REAL)run->params[0];
-    const REAL eps = (REAL)run->params[1];
-
-    accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *anchor_row = anchor + n * anchor_batch;
-        const REAL *positive_row = positive + n * positive_batch;
-        const REAL *negative_row = negative + n * negative_batch;
-        accumulator near_sum = {0};
-        accumulator far_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            accumulate(&near_sum, (REAL)(to_positive + eps == 0 ? 0 : 1));
-            accumulate(&far_sum, (REAL)(to_negative + eps == 0 ? 0 : 1));
-        }
-        const REAL near = value_of(&near_sum);
-        const REAL far = value_of(&far_sum);
-        const REAL shifted = near - far + margin;
-        const REAL value = shifted < 0 ? 0 : shifted;
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value__p_0__swap_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->data[3] == NULL)
-        NAME(value__p_0__swap_no)(batch, run, 1);
-    else
-        NAME(value__p_0__swap_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_value__p_0__swap_no) = {
-    "triplet_margin_loss.value__p_0__swap_no", NAME(value__p_0__swap_no_run), sizeof(REAL), 5, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &loss_argument, &total_loss_argument },
-    { &margin_param, &eps_param }, { "features" }};
-
-/* The loss, the totals, and the gradients times scale, where p is 0 and swap is False. 12 operations. */
-static inline void NAME(value_and_grad__p_0__swap_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
-    const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
-    const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
-    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = run->steps[3][0];
-    accumulator *restrict total_loss = run->data[4];
-    REAL *restrict grad_anchor = run->data[5]; const int64_t grad_anchor_batch = run->steps[5][0], grad_anchor_features = dense ? 1 : run->steps[5][1];
-    REAL *restrict grad_positive = run->data[6]; const int64_t grad_positive_batch = run->steps[6][0], grad_positive_features = dense ? 1 : run->steps[6][1];
-    REAL *restrict grad_negative = run->data[7]; const int64_t grad_negative_batch = run->steps[7][0], grad_negative_features = dense ? 1 : run->steps[7][1];
-    const REAL margin = (REAL)run->params[0];
-    const REAL eps = (REAL)run->params[1];
-
-    accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *anchor_row = anchor + n * anchor_batch;
-        const REAL *positive_row = positive + n * positive_batch;
-        const REAL *negative_row = negative + n * negative_batch;
-        REAL *grad_anchor_row = grad_anchor + n * grad_anchor_batch;
-        REAL *grad_positive_row = grad_positive + n * grad_positive_batch;
-        REAL *grad_negative_row = grad_negative + n * grad_negative_batch;
-        accumulator near_sum = {0};
-        accumulator far_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            if (dense || grad_anchor) grad_anchor_row[f * grad_anchor_features] = 0;
-            if (dense || grad_positive) grad_positive_row[f * grad_positive_features] = 0;
-            if (dense || grad_negative) grad_negative_row[f * grad_negative_features] = 0;
-            accumulate(&near_sum, (REAL)(to_positive + eps == 0 ? 0 : 1));
-            accumulate(&far_sum, (REAL)(to_negative + eps == 0 ? 0 : 1));
-        }
-        const REAL near = value_of(&near_sum);
-        const REAL far = value_of(&far_sum);
-        const REAL shifted = near - far + margin;
-        const REAL value = shifted < 0 ? 0 : shifted;
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value_and_grad__p_0__swap_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[5][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->data[3] == NULL && run->data[5] != NULL && run->data[6] != NULL && run->data[7] != NULL)
-        NAME(value_and_grad__p_0__swap_no)(batch, run, 1);
-    else
-        NAME(value_and_grad__p_0__swap_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_value_and_grad__p_0__swap_no) = {
-    "triplet_margin_loss.value_and_grad__p_0__swap_no", NAME(value_and_grad__p_0__swap_no_run), sizeof(REAL), 8, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &loss_argument, &total_loss_argument, &grad_anchor_features_argument, &grad_positive_features_argument, &grad_negative_features_argument },
-    { &margin_param, &eps_param }, { "features" }};
-
-/* The derivative along the directions, where p is 0 and swap is False. 0 operations. */
-static inline void NAME(jvp__p_0__swap_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    REAL *restrict rate = dense ? NULL : run->data[1]; const int64_t rate_batch = run->steps[1][0];
-    accumulator *restrict total_rate = run->data[2];
-
-    accumulator total_rate_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        if (rate) rate[n * rate_batch] = 0;
-        accumulate(&total_rate_sum, 0);
-    }
-    add(total_rate, &total_rate_sum);
-}
-
-static void NAME(jvp__p_0__swap_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->data[1] == NULL)
-        NAME(jvp__p_0__swap_no)(batch, run, 1);
-    else
-        NAME(jvp__p_0__swap_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_jvp__p_0__swap_no) = {
-    "triplet_margin_loss.jvp__p_0__swap_no", NAME(jvp__p_0__swap_no_run), sizeof(REAL), 3, 0, 1,
-    { &anchor_features_argument, &rate_argument, &total_rate_argument },
-    { NULL }, { "features" }};
-
-/* The hessian times the directions, times scale, where p is 0 and swap is False. 0 operations. */
-static inline void NAME(hvp__p_0__swap_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    REAL *restrict hvp_anchor = run->data[1]; const int64_t hvp_anchor_batch = run->steps[1][0], hvp_anchor_features = dense ? 1 : run->steps[1][1];
-    REAL *restrict hvp_positive = run->data[2]; const int64_t hvp_positive_batch = run->steps[2][0], hvp_positive_features = dense ? 1 : run->steps[2][1];
-    REAL *restrict hvp_negative = run->data[3]; const int64_t hvp_negative_batch = run->steps[3][0], hvp_negative_features = dense ? 1 : run->steps[3][1];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        REAL *hvp_anchor_row = hvp_anchor + n * hvp_anchor_batch;
-        REAL *hvp_positive_row = hvp_positive + n * hvp_positive_batch;
-        REAL *hvp_negative_row = hvp_negative + n * hvp_negative_batch;
-        for (int64_t f = 0; f < features; ++f) {
-            if (dense || hvp_anchor) hvp_anchor_row[f * hvp_anchor_features] = 0;
-            if (dense || hvp_positive) hvp_positive_row[f * hvp_positive_features] = 0;
-            if (dense || hvp_negative) hvp_negative_row[f * hvp_negative_features] = 0;
-        }
-    }
-}
-
-static void NAME(hvp__p_0__swap_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->data[1] != NULL && run->data[2] != NULL && run->data[3] != NULL)
-        NAME(hvp__p_0__swap_no)(batch, run, 1);
-    else
-        NAME(hvp__p_0__swap_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_hvp__p_0__swap_no) = {
-    "triplet_margin_loss.hvp__p_0__swap_no", NAME(hvp__p_0__swap_no_run), sizeof(REAL), 4, 0, 1,
-    { &anchor_features_argument, &hvp_anchor_features_argument, &hvp_positive_features_argument, &hvp_negative_features_argument },
-    { NULL }, { "features" }};
-
-/* The diagonal of the hessian, times scale, where p is 0 and swap is False. 0 operations. */
-static inline void NAME(hessian_diag__p_0__swap_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    REAL *restrict hessian_anchor = run->data[1]; const int64_t hessian_anchor_batch = run->steps[1][0], hessian_anchor_features = dense ? 1 : run->steps[1][1];
-    REAL *restrict hessian_positive = run->data[2]; const int64_t hessian_positive_batch = run->steps[2][0], hessian_positive_features = dense ? 1 : run->steps[2][1];
-    REAL *restrict hessian_negative = run->data[3]; const int64_t hessian_negative_batch = run->steps[3][0], hessian_negative_features = dense ? 1 : run->steps[3][1];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        REAL *hessian_anchor_row = hessian_anchor + n * hessian_anchor_batch;
-        REAL *hessian_positive_row = hessian_positive + n * hessian_positive_batch;
-        REAL *hessian_negative_row = hessian_negative + n * hessian_negative_batch;
-        for (int64_t f = 0; f < features; ++f) {
-            if (dense || hessian_anchor) hessian_anchor_row[f * hessian_anchor_features] = 0;
-            if (dense || hessian_positive) hessian_positive_row[f * hessian_positive_features] = 0;
-            if (dense || hessian_negative) hessian_negative_row[f * hessian_negative_features] = 0;
-        }
-    }
-}
-
-static void NAME(hessian_diag__p_0__swap_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->data[1] != NULL && run->data[2] != NULL && run->data[3] != NULL)
-        NAME(hessian_diag__p_0__swap_no)(batch, run, 1);
-    else
-        NAME(hessian_diag__p_0__swap_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_hessian_diag__p_0__swap_no) = {
-    "triplet_margin_loss.hessian_diag__p_0__swap_no", NAME(hessian_diag__p_0__swap_no_run), sizeof(REAL), 4, 0, 1,
-    { &anchor_features_argument, &hessian_anchor_features_argument, &hessian_positive_features_argument, &hessian_negative_features_argument },
-    { NULL }, { "features" }};
-
-/* The loss of each sample, and the totals, where p is 1 and swap is True. 14 operations. */
-static inline void NAME(value__p_1__swap_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
-    const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
-    const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
-    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = run->steps[3][0];
-    accumulator *restrict total_loss = run->data[4];
-    const REAL margin = (REAL)run->params[0];
-    const REAL eps = (REAL)run->params[1];
-
-    accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *anchor_row = anchor + n * anchor_batch;
-        const REAL *positive_row = positive + n * positive_batch;
-        const REAL *negative_row = negative + n * negative_batch;
-        accumulator near_sum = {0};
-        accumulator far_sum = {0};
-        accumulator across_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL between = positive_row[f * positive_features] - negative_row[f * negative_features];
-            accumulate(&near_sum, fabs(to_positive + eps));
-            accumulate(&far_sum, fabs(to_negative + eps));
-            accumulate(&across_sum, fabs(between + eps));
-        }
-        const REAL near = value_of(&near_sum);
-        const REAL far = value_of(&far_sum);
-        const REAL across = value_of(&across_sum);
-        const REAL shifted = near - smaller(far, across) + margin;
-        const REAL value = shifted < 0 ? 0 : shifted;
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value__p_1__swap_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->data[3] == NULL)
-        NAME(value__p_1__swap_yes)(batch, run, 1);
-    else
-        NAME(value__p_1__swap_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_value__p_1__swap_yes) = {
-    "triplet_margin_loss.value__p_1__swap_yes", NAME(value__p_1__swap_yes_run), sizeof(REAL), 5, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &loss_argument, &total_loss_argument },
-    { &margin_param, &eps_param }, { "features" }};
-
-/* The loss, the totals, and the gradients times scale, where p is 1 and swap is True. 40 operations. */
-static inline void NAME(value_and_grad__p_1__swap_yes)(const int64_t batch, const losslib_run *run, const int dense)
+/* The loss, the totals, and the gradients times scale. */
+static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted, const int p_is_0, const int p_is_1, const int p_is_2, const int p_is_inf, const int swap)
 {
     const int64_t features = run->sizes[0];
     const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
     const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
     const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = run->steps[4][0];
-    accumulator *restrict total_loss = run->data[5];
-    REAL *restrict grad_anchor = run->data[6]; const int64_t grad_anchor_batch = run->steps[6][0], grad_anchor_features = dense ? 1 : run->steps[6][1];
-    REAL *restrict grad_positive = run->data[7]; const int64_t grad_positive_batch = run->steps[7][0], grad_positive_features = dense ? 1 : run->steps[7][1];
-    REAL *restrict grad_negative = run->data[8]; const int64_t grad_negative_batch = run->steps[8][0], grad_negative_features = dense ? 1 : run->steps[8][1];
+    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0]; const int loss_wanted = !dense && WANTS(4);
+    accumulator *restrict total_loss = WANTS(5) ? run->data[5] : NULL;
+    REAL *restrict grad_anchor = run->data[6]; const int64_t grad_anchor_batch = run->steps[6][0], grad_anchor_features = dense ? 1 : run->steps[6][1]; const int grad_anchor_wanted = WANTS(6);
+    REAL *restrict grad_positive = run->data[7]; const int64_t grad_positive_batch = run->steps[7][0], grad_positive_features = dense ? 1 : run->steps[7][1]; const int grad_positive_wanted = WANTS(7);
+    REAL *restrict grad_negative = run->data[8]; const int64_t grad_negative_batch = run->steps[8][0], grad_negative_features = dense ? 1 : run->steps[8][1]; const int grad_negative_wanted = WANTS(8);
     const REAL margin = (REAL)run->params[0];
-    const REAL eps = (REAL)run->params[1];
+    const REAL p = (REAL)run->params[1];
+    const REAL eps = (REAL)run->params[2];
 
     accumulator total_loss_sum = {0};
+    const REAL ratio = 1 / p;
+    const REAL difference = ratio - 1;
+    const REAL difference_2 = p - 1;
     for (int64_t n = 0; n < batch; ++n) {
         const REAL *anchor_row = anchor + n * anchor_batch;
         const REAL *positive_row = positive + n * positive_batch;
@@ -527,821 +151,930 @@ static inline void NAME(value_and_grad__p_1__swap_yes)(const int64_t batch, cons
         REAL *grad_anchor_row = grad_anchor + n * grad_anchor_batch;
         REAL *grad_positive_row = grad_positive + n * grad_positive_batch;
         REAL *grad_negative_row = grad_negative + n * grad_negative_batch;
-        accumulator near_sum = {0};
-        accumulator far_sum = {0};
-        accumulator across_sum = {0};
+        REAL far = -INFINITY;
+        for (int64_t f = 0; f < features; ++f) {
+            const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
+            far = larger(far, fabs(to_negative + eps));
+        }
+        REAL near = -INFINITY;
+        REAL across = -INFINITY;
+        REAL max_choice = -INFINITY;
         for (int64_t f = 0; f < features; ++f) {
             const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
             const REAL between = positive_row[f * positive_features] - negative_row[f * negative_features];
-            accumulate(&near_sum, fabs(to_positive + eps));
-            accumulate(&far_sum, fabs(to_negative + eps));
-            accumulate(&across_sum, fabs(between + eps));
-        }
-        const REAL near = value_of(&near_sum);
-        const REAL far = value_of(&far_sum);
-        const REAL across = value_of(&across_sum);
-        const REAL shifted = near - smaller(far, across) + margin;
-        const REAL step_2 = step(shifted, 1);
-        const REAL product = step_2 * scale[n * scale_batch];
-        const REAL product_2 = step(across - far, (REAL)0.5) * step_2 * scale[n * scale_batch];
-        const REAL product_3 = step(far - across, (REAL)0.5) * step_2 * scale[n * scale_batch];
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive_2 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL product_4 = product * sign(to_positive_2 + eps);
             const REAL to_negative_2 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL product_5 = product_2 * sign(to_negative_2 + eps);
-            const REAL between_2 = positive_row[f * positive_features] - negative_row[f * negative_features];
-            const REAL product_6 = product_3 * sign(between_2 + eps);
-            if (dense || grad_anchor) grad_anchor_row[f * grad_anchor_features] = product_4 - product_5;
-            if (dense || grad_positive) grad_positive_row[f * grad_positive_features] = -(product_6 + product_4);
-            if (dense || grad_negative) grad_negative_row[f * grad_negative_features] = product_6 + product_5;
+            const REAL shifted = to_negative_2 + eps;
+            near = larger(near, fabs(to_positive + eps));
+            across = larger(across, fabs(between + eps));
+            max_choice = larger(max_choice, fabs(shifted) == far ? (negative_row[f * negative_features] - positive_row[f * positive_features]) * sign(shifted) : -INFINITY);
         }
-        const REAL value = shifted < 0 ? 0 : shifted;
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value_and_grad__p_1__swap_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->steps[8][1] == 1 && run->data[4] == NULL && run->data[6] != NULL && run->data[7] != NULL && run->data[8] != NULL)
-        NAME(value_and_grad__p_1__swap_yes)(batch, run, 1);
-    else
-        NAME(value_and_grad__p_1__swap_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_value_and_grad__p_1__swap_yes) = {
-    "triplet_margin_loss.value_and_grad__p_1__swap_yes", NAME(value_and_grad__p_1__swap_yes_run), sizeof(REAL), 9, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_anchor_features_argument, &grad_positive_features_argument, &grad_negative_features_argument },
-    { &margin_param, &eps_param }, { "features" }};
-
-/* The derivative along the directions, where p is 1 and swap is True. 33 operations. */
-static inline void NAME(jvp__p_1__swap_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
-    const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
-    const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
-    const REAL *restrict direction_anchor = run->data[3]; const int64_t direction_anchor_batch = run->steps[3][0], direction_anchor_features = dense ? 1 : run->steps[3][1];
-    const REAL *restrict direction_negative = run->data[4]; const int64_t direction_negative_batch = run->steps[4][0], direction_negative_features = dense ? 1 : run->steps[4][1];
-    const REAL *restrict direction_positive = run->data[5]; const int64_t direction_positive_batch = run->steps[5][0], direction_positive_features = dense ? 1 : run->steps[5][1];
-    REAL *restrict rate = dense ? NULL : run->data[6]; const int64_t rate_batch = run->steps[6][0];
-    accumulator *restrict total_rate = run->data[7];
-    const REAL margin = (REAL)run->params[0];
-    const REAL eps = (REAL)run->params[1];
-
-    accumulator total_rate_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *anchor_row = anchor + n * anchor_batch;
-        const REAL *positive_row = positive + n * positive_batch;
-        const REAL *negative_row = negative + n * negative_batch;
-        const REAL *direction_anchor_row = direction_anchor + n * direction_anchor_batch;
-        const REAL *direction_negative_row = direction_negative + n * direction_negative_batch;
-        const REAL *direction_positive_row = direction_positive + n * direction_positive_batch;
-        accumulator sum_product_sum = {0};
-        accumulator near_sum = {0};
-        accumulator far_sum = {0};
-        accumulator across_sum = {0};
-        accumulator sum_product_2_sum = {0};
-        accumulator sum_product_3_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL shifted = to_positive + eps;
-            const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL shifted_2 = to_negative + eps;
-            const REAL between = positive_row[f * positive_features] - negative_row[f * negative_features];
-            const REAL shifted_3 = between + eps;
-            accumulate(&sum_product_sum, (direction_anchor_row[f * direction_anchor_features] - direction_positive_row[f * direction_positive_features]) * sign(shifted));
-            accumulate(&near_sum, fabs(shifted));
-            accumulate(&far_sum, fabs(shifted_2));
-            accumulate(&across_sum, fabs(shifted_3));
-            accumulate(&sum_product_2_sum, (direction_positive_row[f * direction_positive_features] - direction_negative_row[f * direction_negative_features]) * sign(shifted_3));
-            accumulate(&sum_product_3_sum, (direction_anchor_row[f * direction_anchor_features] - direction_negative_row[f * direction_negative_features]) * sign(shifted_2));
-        }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL near = value_of(&near_sum);
-        const REAL far = value_of(&far_sum);
-        const REAL across = value_of(&across_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL sum_product_3 = value_of(&sum_product_3_sum);
-        const REAL step_2 = step(near - smaller(far, across) + margin, 1);
-        const REAL difference = sum_product * step_2 - sum_product_2 * step(far - across, (REAL)0.5) * step_2 - sum_product_3 * step(across - far, (REAL)0.5) * step_2;
-        if (rate) rate[n * rate_batch] = difference;
-        accumulate(&total_rate_sum, difference);
-    }
-    add(total_rate, &total_rate_sum);
-}
-
-static void NAME(jvp__p_1__swap_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->data[6] == NULL)
-        NAME(jvp__p_1__swap_yes)(batch, run, 1);
-    else
-        NAME(jvp__p_1__swap_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_jvp__p_1__swap_yes) = {
-    "triplet_margin_loss.jvp__p_1__swap_yes", NAME(jvp__p_1__swap_yes_run), sizeof(REAL), 8, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &direction_anchor_features_argument, &direction_negative_features_argument, &direction_positive_features_argument, &rate_argument, &total_rate_argument },
-    { &margin_param, &eps_param }, { "features" }};
-
-/* The hessian times the directions, times scale, where p is 1 and swap is True. 0 operations. */
-static inline void NAME(hvp__p_1__swap_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    REAL *restrict hvp_anchor = run->data[1]; const int64_t hvp_anchor_batch = run->steps[1][0], hvp_anchor_features = dense ? 1 : run->steps[1][1];
-    REAL *restrict hvp_positive = run->data[2]; const int64_t hvp_positive_batch = run->steps[2][0], hvp_positive_features = dense ? 1 : run->steps[2][1];
-    REAL *restrict hvp_negative = run->data[3]; const int64_t hvp_negative_batch = run->steps[3][0], hvp_negative_features = dense ? 1 : run->steps[3][1];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        REAL *hvp_anchor_row = hvp_anchor + n * hvp_anchor_batch;
-        REAL *hvp_positive_row = hvp_positive + n * hvp_positive_batch;
-        REAL *hvp_negative_row = hvp_negative + n * hvp_negative_batch;
-        for (int64_t f = 0; f < features; ++f) {
-            if (dense || hvp_anchor) hvp_anchor_row[f * hvp_anchor_features] = 0;
-            if (dense || hvp_positive) hvp_positive_row[f * hvp_positive_features] = 0;
-            if (dense || hvp_negative) hvp_negative_row[f * hvp_negative_features] = 0;
-        }
-    }
-}
-
-static void NAME(hvp__p_1__swap_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->data[1] != NULL && run->data[2] != NULL && run->data[3] != NULL)
-        NAME(hvp__p_1__swap_yes)(batch, run, 1);
-    else
-        NAME(hvp__p_1__swap_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_hvp__p_1__swap_yes) = {
-    "triplet_margin_loss.hvp__p_1__swap_yes", NAME(hvp__p_1__swap_yes_run), sizeof(REAL), 4, 0, 1,
-    { &anchor_features_argument, &hvp_anchor_features_argument, &hvp_positive_features_argument, &hvp_negative_features_argument },
-    { NULL }, { "features" }};
-
-/* The diagonal of the hessian, times scale, where p is 1 and swap is True. 0 operations. */
-static inline void NAME(hessian_diag__p_1__swap_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    REAL *restrict hessian_anchor = run->data[1]; const int64_t hessian_anchor_batch = run->steps[1][0], hessian_anchor_features = dense ? 1 : run->steps[1][1];
-    REAL *restrict hessian_positive = run->data[2]; const int64_t hessian_positive_batch = run->steps[2][0], hessian_positive_features = dense ? 1 : run->steps[2][1];
-    REAL *restrict hessian_negative = run->data[3]; const int64_t hessian_negative_batch = run->steps[3][0], hessian_negative_features = dense ? 1 : run->steps[3][1];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        REAL *hessian_anchor_row = hessian_anchor + n * hessian_anchor_batch;
-        REAL *hessian_positive_row = hessian_positive + n * hessian_positive_batch;
-        REAL *hessian_negative_row = hessian_negative + n * hessian_negative_batch;
-        for (int64_t f = 0; f < features; ++f) {
-            if (dense || hessian_anchor) hessian_anchor_row[f * hessian_anchor_features] = 0;
-            if (dense || hessian_positive) hessian_positive_row[f * hessian_positive_features] = 0;
-            if (dense || hessian_negative) hessian_negative_row[f * hessian_negative_features] = 0;
-        }
-    }
-}
-
-static void NAME(hessian_diag__p_1__swap_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->data[1] != NULL && run->data[2] != NULL && run->data[3] != NULL)
-        NAME(hessian_diag__p_1__swap_yes)(batch, run, 1);
-    else
-        NAME(hessian_diag__p_1__swap_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_hessian_diag__p_1__swap_yes) = {
-    "triplet_margin_loss.hessian_diag__p_1__swap_yes", NAME(hessian_diag__p_1__swap_yes_run), sizeof(REAL), 4, 0, 1,
-    { &anchor_features_argument, &hessian_anchor_features_argument, &hessian_positive_features_argument, &hessian_negative_features_argument },
-    { NULL }, { "features" }};
-
-/* The loss of each sample, and the totals, where p is 1 and swap is False. 10 operations. */
-static inline void NAME(value__p_1__swap_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
-    const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
-    const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
-    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = run->steps[3][0];
-    accumulator *restrict total_loss = run->data[4];
-    const REAL margin = (REAL)run->params[0];
-    const REAL eps = (REAL)run->params[1];
-
-    accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *anchor_row = anchor + n * anchor_batch;
-        const REAL *positive_row = positive + n * positive_batch;
-        const REAL *negative_row = negative + n * negative_batch;
-        accumulator near_sum = {0};
-        accumulator far_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            accumulate(&near_sum, fabs(to_positive + eps));
-            accumulate(&far_sum, fabs(to_negative + eps));
-        }
-        const REAL near = value_of(&near_sum);
-        const REAL far = value_of(&far_sum);
-        const REAL shifted = near - far + margin;
-        const REAL value = shifted < 0 ? 0 : shifted;
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value__p_1__swap_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->data[3] == NULL)
-        NAME(value__p_1__swap_no)(batch, run, 1);
-    else
-        NAME(value__p_1__swap_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_value__p_1__swap_no) = {
-    "triplet_margin_loss.value__p_1__swap_no", NAME(value__p_1__swap_no_run), sizeof(REAL), 5, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &loss_argument, &total_loss_argument },
-    { &margin_param, &eps_param }, { "features" }};
-
-/* The loss, the totals, and the gradients times scale, where p is 1 and swap is False. 22 operations. */
-static inline void NAME(value_and_grad__p_1__swap_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
-    const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
-    const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
-    const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = run->steps[4][0];
-    accumulator *restrict total_loss = run->data[5];
-    REAL *restrict grad_anchor = run->data[6]; const int64_t grad_anchor_batch = run->steps[6][0], grad_anchor_features = dense ? 1 : run->steps[6][1];
-    REAL *restrict grad_positive = run->data[7]; const int64_t grad_positive_batch = run->steps[7][0], grad_positive_features = dense ? 1 : run->steps[7][1];
-    REAL *restrict grad_negative = run->data[8]; const int64_t grad_negative_batch = run->steps[8][0], grad_negative_features = dense ? 1 : run->steps[8][1];
-    const REAL margin = (REAL)run->params[0];
-    const REAL eps = (REAL)run->params[1];
-
-    accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *anchor_row = anchor + n * anchor_batch;
-        const REAL *positive_row = positive + n * positive_batch;
-        const REAL *negative_row = negative + n * negative_batch;
-        REAL *grad_anchor_row = grad_anchor + n * grad_anchor_batch;
-        REAL *grad_positive_row = grad_positive + n * grad_positive_batch;
-        REAL *grad_negative_row = grad_negative + n * grad_negative_batch;
-        accumulator near_sum = {0};
-        accumulator far_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            accumulate(&near_sum, fabs(to_positive + eps));
-            accumulate(&far_sum, fabs(to_negative + eps));
-        }
-        const REAL near = value_of(&near_sum);
-        const REAL far = value_of(&far_sum);
-        const REAL shifted = near - far + margin;
-        const REAL product = step(shifted, 1) * scale[n * scale_batch];
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive_2 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL product_2 = product * sign(to_positive_2 + eps);
-            const REAL to_negative_2 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL product_3 = product * sign(to_negative_2 + eps);
-            if (dense || grad_anchor) grad_anchor_row[f * grad_anchor_features] = product_2 - product_3;
-            if (dense || grad_positive) grad_positive_row[f * grad_positive_features] = -product_2;
-            if (dense || grad_negative) grad_negative_row[f * grad_negative_features] = product_3;
-        }
-        const REAL value = shifted < 0 ? 0 : shifted;
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value_and_grad__p_1__swap_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->steps[8][1] == 1 && run->data[4] == NULL && run->data[6] != NULL && run->data[7] != NULL && run->data[8] != NULL)
-        NAME(value_and_grad__p_1__swap_no)(batch, run, 1);
-    else
-        NAME(value_and_grad__p_1__swap_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_value_and_grad__p_1__swap_no) = {
-    "triplet_margin_loss.value_and_grad__p_1__swap_no", NAME(value_and_grad__p_1__swap_no_run), sizeof(REAL), 9, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_anchor_features_argument, &grad_positive_features_argument, &grad_negative_features_argument },
-    { &margin_param, &eps_param }, { "features" }};
-
-/* The derivative along the directions, where p is 1 and swap is False. 18 operations. */
-static inline void NAME(jvp__p_1__swap_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
-    const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
-    const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
-    const REAL *restrict direction_anchor = run->data[3]; const int64_t direction_anchor_batch = run->steps[3][0], direction_anchor_features = dense ? 1 : run->steps[3][1];
-    const REAL *restrict direction_negative = run->data[4]; const int64_t direction_negative_batch = run->steps[4][0], direction_negative_features = dense ? 1 : run->steps[4][1];
-    const REAL *restrict direction_positive = run->data[5]; const int64_t direction_positive_batch = run->steps[5][0], direction_positive_features = dense ? 1 : run->steps[5][1];
-    REAL *restrict rate = dense ? NULL : run->data[6]; const int64_t rate_batch = run->steps[6][0];
-    accumulator *restrict total_rate = run->data[7];
-    const REAL margin = (REAL)run->params[0];
-    const REAL eps = (REAL)run->params[1];
-
-    accumulator total_rate_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *anchor_row = anchor + n * anchor_batch;
-        const REAL *positive_row = positive + n * positive_batch;
-        const REAL *negative_row = negative + n * negative_batch;
-        const REAL *direction_anchor_row = direction_anchor + n * direction_anchor_batch;
-        const REAL *direction_negative_row = direction_negative + n * direction_negative_batch;
-        const REAL *direction_positive_row = direction_positive + n * direction_positive_batch;
-        accumulator sum_product_sum = {0};
-        accumulator near_sum = {0};
-        accumulator far_sum = {0};
-        accumulator sum_product_2_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL shifted = to_positive + eps;
-            const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL shifted_2 = to_negative + eps;
-            accumulate(&sum_product_sum, (direction_anchor_row[f * direction_anchor_features] - direction_positive_row[f * direction_positive_features]) * sign(shifted));
-            accumulate(&near_sum, fabs(shifted));
-            accumulate(&far_sum, fabs(shifted_2));
-            accumulate(&sum_product_2_sum, (direction_anchor_row[f * direction_anchor_features] - direction_negative_row[f * direction_negative_features]) * sign(shifted_2));
-        }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL near = value_of(&near_sum);
-        const REAL far = value_of(&far_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL step_2 = step(near - far + margin, 1);
-        const REAL difference = sum_product * step_2 - sum_product_2 * step_2;
-        if (rate) rate[n * rate_batch] = difference;
-        accumulate(&total_rate_sum, difference);
-    }
-    add(total_rate, &total_rate_sum);
-}
-
-static void NAME(jvp__p_1__swap_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->data[6] == NULL)
-        NAME(jvp__p_1__swap_no)(batch, run, 1);
-    else
-        NAME(jvp__p_1__swap_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_jvp__p_1__swap_no) = {
-    "triplet_margin_loss.jvp__p_1__swap_no", NAME(jvp__p_1__swap_no_run), sizeof(REAL), 8, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &direction_anchor_features_argument, &direction_negative_features_argument, &direction_positive_features_argument, &rate_argument, &total_rate_argument },
-    { &margin_param, &eps_param }, { "features" }};
-
-/* The hessian times the directions, times scale, where p is 1 and swap is False. 0 operations. */
-static inline void NAME(hvp__p_1__swap_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    REAL *restrict hvp_anchor = run->data[1]; const int64_t hvp_anchor_batch = run->steps[1][0], hvp_anchor_features = dense ? 1 : run->steps[1][1];
-    REAL *restrict hvp_positive = run->data[2]; const int64_t hvp_positive_batch = run->steps[2][0], hvp_positive_features = dense ? 1 : run->steps[2][1];
-    REAL *restrict hvp_negative = run->data[3]; const int64_t hvp_negative_batch = run->steps[3][0], hvp_negative_features = dense ? 1 : run->steps[3][1];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        REAL *hvp_anchor_row = hvp_anchor + n * hvp_anchor_batch;
-        REAL *hvp_positive_row = hvp_positive + n * hvp_positive_batch;
-        REAL *hvp_negative_row = hvp_negative + n * hvp_negative_batch;
-        for (int64_t f = 0; f < features; ++f) {
-            if (dense || hvp_anchor) hvp_anchor_row[f * hvp_anchor_features] = 0;
-            if (dense || hvp_positive) hvp_positive_row[f * hvp_positive_features] = 0;
-            if (dense || hvp_negative) hvp_negative_row[f * hvp_negative_features] = 0;
-        }
-    }
-}
-
-static void NAME(hvp__p_1__swap_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->data[1] != NULL && run->data[2] != NULL && run->data[3] != NULL)
-        NAME(hvp__p_1__swap_no)(batch, run, 1);
-    else
-        NAME(hvp__p_1__swap_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_hvp__p_1__swap_no) = {
-    "triplet_margin_loss.hvp__p_1__swap_no", NAME(hvp__p_1__swap_no_run), sizeof(REAL), 4, 0, 1,
-    { &anchor_features_argument, &hvp_anchor_features_argument, &hvp_positive_features_argument, &hvp_negative_features_argument },
-    { NULL }, { "features" }};
-
-/* The diagonal of the hessian, times scale, where p is 1 and swap is False. 0 operations. */
-static inline void NAME(hessian_diag__p_1__swap_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    REAL *restrict hessian_anchor = run->data[1]; const int64_t hessian_anchor_batch = run->steps[1][0], hessian_anchor_features = dense ? 1 : run->steps[1][1];
-    REAL *restrict hessian_positive = run->data[2]; const int64_t hessian_positive_batch = run->steps[2][0], hessian_positive_features = dense ? 1 : run->steps[2][1];
-    REAL *restrict hessian_negative = run->data[3]; const int64_t hessian_negative_batch = run->steps[3][0], hessian_negative_features = dense ? 1 : run->steps[3][1];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        REAL *hessian_anchor_row = hessian_anchor + n * hessian_anchor_batch;
-        REAL *hessian_positive_row = hessian_positive + n * hessian_positive_batch;
-        REAL *hessian_negative_row = hessian_negative + n * hessian_negative_batch;
-        for (int64_t f = 0; f < features; ++f) {
-            if (dense || hessian_anchor) hessian_anchor_row[f * hessian_anchor_features] = 0;
-            if (dense || hessian_positive) hessian_positive_row[f * hessian_positive_features] = 0;
-            if (dense || hessian_negative) hessian_negative_row[f * hessian_negative_features] = 0;
-        }
-    }
-}
-
-static void NAME(hessian_diag__p_1__swap_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->data[1] != NULL && run->data[2] != NULL && run->data[3] != NULL)
-        NAME(hessian_diag__p_1__swap_no)(batch, run, 1);
-    else
-        NAME(hessian_diag__p_1__swap_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_hessian_diag__p_1__swap_no) = {
-    "triplet_margin_loss.hessian_diag__p_1__swap_no", NAME(hessian_diag__p_1__swap_no_run), sizeof(REAL), 4, 0, 1,
-    { &anchor_features_argument, &hessian_anchor_features_argument, &hessian_positive_features_argument, &hessian_negative_features_argument },
-    { NULL }, { "features" }};
-
-/* The loss of each sample, and the totals, where p is 2 and swap is True. 35 operations. */
-static inline void NAME(value__p_2__swap_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
-    const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
-    const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
-    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = run->steps[3][0];
-    accumulator *restrict total_loss = run->data[4];
-    const REAL margin = (REAL)run->params[0];
-    const REAL eps = (REAL)run->params[1];
-
-    accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *anchor_row = anchor + n * anchor_batch;
-        const REAL *positive_row = positive + n * positive_batch;
-        const REAL *negative_row = negative + n * negative_batch;
-        REAL max_abs = -INFINITY;
-        REAL max_abs_2 = -INFINITY;
-        REAL max_abs_3 = -INFINITY;
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL between = positive_row[f * positive_features] - negative_row[f * negative_features];
-            max_abs = larger(max_abs, fabs(to_positive + eps));
-            max_abs_2 = larger(max_abs_2, fabs(to_negative + eps));
-            max_abs_3 = larger(max_abs_3, fabs(between + eps));
-        }
-        const REAL binade_max_abs = binade(max_abs);
-        const REAL binade_max_abs_2 = binade(max_abs_2);
-        const REAL binade_max_abs_3 = binade(max_abs_3);
+        const REAL binade_near = binade(near);
+        const REAL binade_far = binade(far);
+        const REAL binade_across = binade(across);
+        const REAL choice = far == 0 ? 1 : far / binade_far;
         accumulator sum_product_sum = {0};
         accumulator sum_product_2_sum = {0};
         accumulator sum_product_3_sum = {0};
+        accumulator sum_product_4_sum = {0};
         for (int64_t f = 0; f < features; ++f) {
             const REAL to_positive_2 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL scaled = (to_positive_2 + eps) / binade_max_abs;
-            const REAL to_negative_2 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL scaled_2 = (to_negative_2 + eps) / binade_max_abs_2;
-            const REAL between_2 = positive_row[f * positive_features] - negative_row[f * negative_features];
-            const REAL scaled_3 = (between_2 + eps) / binade_max_abs_3;
-            accumulate(&sum_product_sum, scaled * scaled);
-            accumulate(&sum_product_2_sum, scaled_2 * scaled_2);
-            accumulate(&sum_product_3_sum, scaled_3 * scaled_3);
-        }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL sum_product_3 = value_of(&sum_product_3_sum);
-        const REAL near = binade_max_abs * sqrt(sum_product);
-        const REAL far = binade_max_abs_2 * sqrt(sum_product_2);
-        const REAL across = binade_max_abs_3 * sqrt(sum_product_3);
-        const REAL shifted = near - smaller(far, across) + margin;
-        const REAL value = shifted < 0 ? 0 : shifted;
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value__p_2__swap_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->data[3] == NULL)
-        NAME(value__p_2__swap_yes)(batch, run, 1);
-    else
-        NAME(value__p_2__swap_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_value__p_2__swap_yes) = {
-    "triplet_margin_loss.value__p_2__swap_yes", NAME(value__p_2__swap_yes_run), sizeof(REAL), 5, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &loss_argument, &total_loss_argument },
-    { &margin_param, &eps_param }, { "features" }};
-
-/* The loss, the totals, and the gradients times scale, where p is 2 and swap is True. 67 operations. */
-static inline void NAME(value_and_grad__p_2__swap_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
-    const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
-    const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
-    const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = run->steps[4][0];
-    accumulator *restrict total_loss = run->data[5];
-    REAL *restrict grad_anchor = run->data[6]; const int64_t grad_anchor_batch = run->steps[6][0], grad_anchor_features = dense ? 1 : run->steps[6][1];
-    REAL *restrict grad_positive = run->data[7]; const int64_t grad_positive_batch = run->steps[7][0], grad_positive_features = dense ? 1 : run->steps[7][1];
-    REAL *restrict grad_negative = run->data[8]; const int64_t grad_negative_batch = run->steps[8][0], grad_negative_features = dense ? 1 : run->steps[8][1];
-    const REAL margin = (REAL)run->params[0];
-    const REAL eps = (REAL)run->params[1];
-
-    accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *anchor_row = anchor + n * anchor_batch;
-        const REAL *positive_row = positive + n * positive_batch;
-        const REAL *negative_row = negative + n * negative_batch;
-        REAL *grad_anchor_row = grad_anchor + n * grad_anchor_batch;
-        REAL *grad_positive_row = grad_positive + n * grad_positive_batch;
-        REAL *grad_negative_row = grad_negative + n * grad_negative_batch;
-        REAL max_abs = -INFINITY;
-        REAL max_abs_2 = -INFINITY;
-        REAL max_abs_3 = -INFINITY;
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL between = positive_row[f * positive_features] - negative_row[f * negative_features];
-            max_abs = larger(max_abs, fabs(to_positive + eps));
-            max_abs_2 = larger(max_abs_2, fabs(to_negative + eps));
-            max_abs_3 = larger(max_abs_3, fabs(between + eps));
-        }
-        const REAL binade_max_abs = binade(max_abs);
-        const REAL binade_max_abs_2 = binade(max_abs_2);
-        const REAL binade_max_abs_3 = binade(max_abs_3);
-        accumulator sum_product_sum = {0};
-        accumulator sum_product_2_sum = {0};
-        accumulator sum_product_3_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive_2 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL scaled = (to_positive_2 + eps) / binade_max_abs;
-            const REAL to_negative_2 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL scaled_2 = (to_negative_2 + eps) / binade_max_abs_2;
-            const REAL between_2 = positive_row[f * positive_features] - negative_row[f * negative_features];
-            const REAL scaled_3 = (between_2 + eps) / binade_max_abs_3;
-            accumulate(&sum_product_sum, scaled * scaled);
-            accumulate(&sum_product_2_sum, scaled_2 * scaled_2);
-            accumulate(&sum_product_3_sum, scaled_3 * scaled_3);
-        }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL sum_product_3 = value_of(&sum_product_3_sum);
-        const REAL near = binade_max_abs * sqrt(sum_product);
-        const REAL far = binade_max_abs_2 * sqrt(sum_product_2);
-        const REAL across = binade_max_abs_3 * sqrt(sum_product_3);
-        const REAL shifted = near - smaller(far, across) + margin;
-        const REAL step_2 = step(shifted, 1);
-        const REAL product = inverse_root(sum_product) * step_2 * scale[n * scale_batch];
-        const REAL product_2 = inverse_root(sum_product_2) * step(across - far, (REAL)0.5) * step_2 * scale[n * scale_batch];
-        const REAL product_3 = inverse_root(sum_product_3) * step(far - across, (REAL)0.5) * step_2 * scale[n * scale_batch];
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive_3 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL scaled_4 = (to_positive_3 + eps) / binade_max_abs;
-            const REAL product_4 = product * scaled_4;
+            const REAL scaled = (to_positive_2 + eps) / binade_near;
             const REAL to_negative_3 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL scaled_5 = (to_negative_3 + eps) / binade_max_abs_2;
-            const REAL product_5 = product_2 * scaled_5;
-            const REAL between_3 = positive_row[f * positive_features] - negative_row[f * negative_features];
-            const REAL scaled_6 = (between_3 + eps) / binade_max_abs_3;
-            const REAL product_6 = product_3 * scaled_6;
-            if (dense || grad_anchor) grad_anchor_row[f * grad_anchor_features] = product_4 - product_5;
-            if (dense || grad_positive) grad_positive_row[f * grad_positive_features] = -(product_6 + product_4);
-            if (dense || grad_negative) grad_negative_row[f * grad_negative_features] = product_6 + product_5;
-        }
-        const REAL value = shifted < 0 ? 0 : shifted;
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value_and_grad__p_2__swap_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->steps[8][1] == 1 && run->data[4] == NULL && run->data[6] != NULL && run->data[7] != NULL && run->data[8] != NULL)
-        NAME(value_and_grad__p_2__swap_yes)(batch, run, 1);
-    else
-        NAME(value_and_grad__p_2__swap_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_value_and_grad__p_2__swap_yes) = {
-    "triplet_margin_loss.value_and_grad__p_2__swap_yes", NAME(value_and_grad__p_2__swap_yes_run), sizeof(REAL), 9, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_anchor_features_argument, &grad_positive_features_argument, &grad_negative_features_argument },
-    { &margin_param, &eps_param }, { "features" }};
-
-/* The derivative along the directions, where p is 2 and swap is True. 57 operations. */
-static inline void NAME(jvp__p_2__swap_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
-    const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
-    const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
-    const REAL *restrict direction_anchor = run->data[3]; const int64_t direction_anchor_batch = run->steps[3][0], direction_anchor_features = dense ? 1 : run->steps[3][1];
-    const REAL *restrict direction_negative = run->data[4]; const int64_t direction_negative_batch = run->steps[4][0], direction_negative_features = dense ? 1 : run->steps[4][1];
-    const REAL *restrict direction_positive = run->data[5]; const int64_t direction_positive_batch = run->steps[5][0], direction_positive_features = dense ? 1 : run->steps[5][1];
-    REAL *restrict rate = dense ? NULL : run->data[6]; const int64_t rate_batch = run->steps[6][0];
-    accumulator *restrict total_rate = run->data[7];
-    const REAL margin = (REAL)run->params[0];
-    const REAL eps = (REAL)run->params[1];
-
-    accumulator total_rate_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *anchor_row = anchor + n * anchor_batch;
-        const REAL *positive_row = positive + n * positive_batch;
-        const REAL *negative_row = negative + n * negative_batch;
-        const REAL *direction_anchor_row = direction_anchor + n * direction_anchor_batch;
-        const REAL *direction_negative_row = direction_negative + n * direction_negative_batch;
-        const REAL *direction_positive_row = direction_positive + n * direction_positive_batch;
-        REAL max_abs = -INFINITY;
-        REAL max_abs_2 = -INFINITY;
-        REAL max_abs_3 = -INFINITY;
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL between = positive_row[f * positive_features] - negative_row[f * negative_features];
-            max_abs = larger(max_abs, fabs(to_positive + eps));
-            max_abs_2 = larger(max_abs_2, fabs(to_negative + eps));
-            max_abs_3 = larger(max_abs_3, fabs(between + eps));
-        }
-        const REAL binade_max_abs = binade(max_abs);
-        const REAL binade_max_abs_2 = binade(max_abs_2);
-        const REAL binade_max_abs_3 = binade(max_abs_3);
-        accumulator sum_product_sum = {0};
-        accumulator sum_product_2_sum = {0};
-        accumulator sum_product_3_sum = {0};
-        accumulator sum_product_4_sum = {0};
-        accumulator sum_product_5_sum = {0};
-        accumulator sum_product_6_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive_2 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL scaled = (to_positive_2 + eps) / binade_max_abs;
-            const REAL to_negative_2 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL scaled_2 = (to_negative_2 + eps) / binade_max_abs_2;
+            const REAL scaled_2 = (to_negative_3 + eps) / binade_far;
             const REAL between_2 = positive_row[f * positive_features] - negative_row[f * negative_features];
-            const REAL scaled_3 = (between_2 + eps) / binade_max_abs_3;
-            accumulate(&sum_product_sum, (direction_anchor_row[f * direction_anchor_features] - direction_positive_row[f * direction_positive_features]) * scaled);
-            accumulate(&sum_product_2_sum, scaled * scaled);
-            accumulate(&sum_product_3_sum, scaled_2 * scaled_2);
-            accumulate(&sum_product_4_sum, scaled_3 * scaled_3);
-            accumulate(&sum_product_5_sum, (direction_positive_row[f * direction_positive_features] - direction_negative_row[f * direction_negative_features]) * scaled_3);
-            accumulate(&sum_product_6_sum, (direction_anchor_row[f * direction_anchor_features] - direction_negative_row[f * direction_negative_features]) * scaled_2);
-        }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL sum_product_3 = value_of(&sum_product_3_sum);
-        const REAL sum_product_4 = value_of(&sum_product_4_sum);
-        const REAL sum_product_5 = value_of(&sum_product_5_sum);
-        const REAL sum_product_6 = value_of(&sum_product_6_sum);
-        const REAL near = binade_max_abs * sqrt(sum_product_2);
-        const REAL far = binade_max_abs_2 * sqrt(sum_product_3);
-        const REAL across = binade_max_abs_3 * sqrt(sum_product_4);
-        const REAL step_2 = step(near - smaller(far, across) + margin, 1);
-        const REAL difference = sum_product * inverse_root(sum_product_2) * step_2 - sum_product_5 * inverse_root(sum_product_4) * step(far - across, (REAL)0.5) * step_2 - sum_product_6 * inverse_root(sum_product_3) * step(across - far, (REAL)0.5) * step_2;
-        if (rate) rate[n * rate_batch] = difference;
-        accumulate(&total_rate_sum, difference);
-    }
-    add(total_rate, &total_rate_sum);
-}
-
-static void NAME(jvp__p_2__swap_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->data[6] == NULL)
-        NAME(jvp__p_2__swap_yes)(batch, run, 1);
-    else
-        NAME(jvp__p_2__swap_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_jvp__p_2__swap_yes) = {
-    "triplet_margin_loss.jvp__p_2__swap_yes", NAME(jvp__p_2__swap_yes_run), sizeof(REAL), 8, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &direction_anchor_features_argument, &direction_negative_features_argument, &direction_positive_features_argument, &rate_argument, &total_rate_argument },
-    { &margin_param, &eps_param }, { "features" }};
-
-/* The hessian times the directions, times scale, where p is 2 and swap is True. 102 operations. */
-static inline void NAME(hvp__p_2__swap_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
-    const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
-    const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
-    const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    const REAL *restrict direction_anchor = run->data[4]; const int64_t direction_anchor_batch = run->steps[4][0], direction_anchor_features = dense ? 1 : run->steps[4][1];
-    const REAL *restrict direction_negative = run->data[5]; const int64_t direction_negative_batch = run->steps[5][0], direction_negative_features = dense ? 1 : run->steps[5][1];
-    const REAL *restrict direction_positive = run->data[6]; const int64_t direction_positive_batch = run->steps[6][0], direction_positive_features = dense ? 1 : run->steps[6][1];
-    REAL *restrict hvp_anchor = run->data[7]; const int64_t hvp_anchor_batch = run->steps[7][0], hvp_anchor_features = dense ? 1 : run->steps[7][1];
-    REAL *restrict hvp_positive = run->data[8]; const int64_t hvp_positive_batch = run->steps[8][0], hvp_positive_features = dense ? 1 : run->steps[8][1];
-    REAL *restrict hvp_negative = run->data[9]; const int64_t hvp_negative_batch = run->steps[9][0], hvp_negative_features = dense ? 1 : run->steps[9][1];
-    const REAL margin = (REAL)run->params[0];
-    const REAL eps = (REAL)run->params[1];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *anchor_row = anchor + n * anchor_batch;
-        const REAL *positive_row = positive + n * positive_batch;
-        const REAL *negative_row = negative + n * negative_batch;
-        const REAL *direction_anchor_row = direction_anchor + n * direction_anchor_batch;
-        const REAL *direction_negative_row = direction_negative + n * direction_negative_batch;
-        const REAL *direction_positive_row = direction_positive + n * direction_positive_batch;
-        REAL *hvp_anchor_row = hvp_anchor + n * hvp_anchor_batch;
-        REAL *hvp_positive_row = hvp_positive + n * hvp_positive_batch;
-        REAL *hvp_negative_row = hvp_negative + n * hvp_negative_batch;
-        REAL max_abs = -INFINITY;
-        REAL max_abs_2 = -INFINITY;
-        REAL max_abs_3 = -INFINITY;
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL between = positive_row[f * positive_features] - negative_row[f * negative_features];
-            max_abs = larger(max_abs, fabs(to_positive + eps));
-            max_abs_2 = larger(max_abs_2, fabs(to_negative + eps));
-            max_abs_3 = larger(max_abs_3, fabs(between + eps));
-        }
-        const REAL binade_max_abs = binade(max_abs);
-        const REAL binade_max_abs_2 = binade(max_abs_2);
-        const REAL binade_max_abs_3 = binade(max_abs_3);
-        accumulator sum_product_sum = {0};
-        accumulator sum_product_2_sum = {0};
-        accumulator sum_product_3_sum = {0};
-        accumulator sum_product_4_sum = {0};
-        accumulator sum_product_5_sum = {0};
-        accumulator sum_product_6_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive_2 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL scaled = (to_positive_2 + eps) / binade_max_abs;
-            const REAL to_negative_2 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL scaled_2 = (to_negative_2 + eps) / binade_max_abs_2;
-            const REAL between_2 = positive_row[f * positive_features] - negative_row[f * negative_features];
-            const REAL scaled_3 = (between_2 + eps) / binade_max_abs_3;
+            const REAL scaled_3 = (between_2 + eps) / binade_across;
+            const REAL eliminated = cross(negative_row[f * negative_features] - positive_row[f * positive_features], choice, scaled_2, max_choice);
+            const REAL left = eliminated / choice;
             accumulate(&sum_product_sum, scaled * scaled);
             accumulate(&sum_product_2_sum, scaled_2 * scaled_2);
             accumulate(&sum_product_3_sum, scaled_3 * scaled_3);
-            accumulate(&sum_product_4_sum, (direction_anchor_row[f * direction_anchor_features] - direction_positive_row[f * direction_positive_features]) * scaled);
-            accumulate(&sum_product_5_sum, (direction_anchor_row[f * direction_anchor_features] - direction_negative_row[f * direction_negative_features]) * scaled_2);
-            accumulate(&sum_product_6_sum, (direction_positive_row[f * direction_positive_features] - direction_negative_row[f * direction_negative_features]) * scaled_3);
+            accumulate(&sum_product_4_sum, left * scaled_2);
         }
         const REAL sum_product = value_of(&sum_product_sum);
         const REAL sum_product_2 = value_of(&sum_product_2_sum);
         const REAL sum_product_3 = value_of(&sum_product_3_sum);
         const REAL sum_product_4 = value_of(&sum_product_4_sum);
-        const REAL sum_product_5 = value_of(&sum_product_5_sum);
-        const REAL sum_product_6 = value_of(&sum_product_6_sum);
+        const REAL sqrt_sum_product_2 = sqrt(sum_product_2);
+        const REAL product = (REAL)0.5 * binade_far * sqrt_sum_product_2;
+        const REAL sqrt_sum_product = sqrt(sum_product);
+        const REAL mean_length = product + (REAL)0.5 * binade_near * sqrt_sum_product;
+        const REAL sqrt_sum_product_3 = sqrt(sum_product_3);
+        const REAL mean_length_2 = (REAL)0.5 * binade_across * sqrt_sum_product_3 + product;
         const REAL inverse_root_sum_product = inverse_root(sum_product);
-        const REAL ratio = inverse_root_sum_product / binade_max_abs;
-        const REAL near = binade_max_abs * sqrt(sum_product);
-        const REAL far = binade_max_abs_2 * sqrt(sum_product_2);
-        const REAL across = binade_max_abs_3 * sqrt(sum_product_3);
-        const REAL step_2 = step(near - smaller(far, across) + margin, 1);
-        const REAL product = ratio * step_2 * scale[n * scale_batch];
         const REAL inverse_root_sum_product_2 = inverse_root(sum_product_2);
-        const REAL ratio_2 = inverse_root_sum_product_2 / binade_max_abs_2;
-        const REAL step_3 = step(across - far, (REAL)0.5);
-        const REAL product_2 = ratio_2 * step_3 * step_2 * scale[n * scale_batch];
-        const REAL product_3 = ratio * sum_product_4 * step_2 * scale[n * scale_batch] * inverse_root_sum_product * inverse_root_sum_product;
-        const REAL product_4 = ratio_2 * sum_product_5 * step_3 * step_2 * scale[n * scale_batch] * inverse_root_sum_product_2 * inverse_root_sum_product_2;
-        const REAL inverse_root_sum_product_3 = inverse_root(sum_product_3);
-        const REAL ratio_3 = inverse_root_sum_product_3 / binade_max_abs_3;
-        const REAL step_4 = step(far - across, (REAL)0.5);
-        const REAL product_5 = ratio_3 * step_4 * step_2 * scale[n * scale_batch];
-        const REAL product_6 = ratio_3 * sum_product_6 * step_4 * step_2 * scale[n * scale_batch] * inverse_root_sum_product_3 * inverse_root_sum_product_3;
+        const REAL ratio_2 = inverse_root_sum_product / binade_near;
+        const REAL share = binade_far / binade_far * inverse_root_sum_product_2;
+        const REAL along = -share * sum_product_4 * share;
+        accumulator near_2_sum = {0};
+        accumulator far_2_sum = {0};
+        accumulator across_2_sum = {0};
+        accumulator longer_by_sum = {0};
+        accumulator sum_product_5_sum = {0};
+        accumulator sum_choice_sum = {0};
+        REAL max_choice_2 = -INFINITY;
+        accumulator sum_abs_power_sum = {0};
+        accumulator sum_abs_power_2_sum = {0};
+        accumulator sum_abs_power_3_sum = {0};
+        accumulator sum_choice_2_sum = {0};
+        accumulator longer_by_2_sum = {0};
+        accumulator sum_product_6_sum = {0};
+        accumulator cosine_sum = {0};
+        accumulator sum_product_7_sum = {0};
+        accumulator sum_choice_3_sum = {0};
+        accumulator sum_choice_4_sum = {0};
+        REAL max_choice_3 = -INFINITY;
+        accumulator sum_choice_5_sum = {0};
+        accumulator sum_choice_6_sum = {0};
+        accumulator longer_by_3_sum = {0};
+        accumulator sum_product_8_sum = {0};
+        accumulator sum_choice_7_sum = {0};
+        REAL max_choice_4 = -INFINITY;
+        accumulator sum_choice_8_sum = {0};
+        accumulator sum_choice_9_sum = {0};
         for (int64_t f = 0; f < features; ++f) {
-            const REAL product_7 = product * (direction_anchor_row[f * direction_anchor_features] - direction_positive_row[f * direction_positive_features]);
-            const REAL product_8 = product_2 * (direction_anchor_row[f * direction_anchor_features] - direction_negative_row[f * direction_negative_features]);
             const REAL to_positive_3 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL scaled_4 = (to_positive_3 + eps) / binade_max_abs;
-            const REAL product_9 = product_3 * scaled_4;
-            const REAL to_negative_3 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL scaled_5 = (to_negative_3 + eps) / binade_max_abs_2;
-            const REAL product_10 = product_4 * scaled_5;
-            const REAL product_11 = product_5 * (direction_positive_row[f * direction_positive_features] - direction_negative_row[f * direction_negative_features]);
+            const REAL shifted_2 = to_positive_3 + eps;
+            const REAL abs_shifted_2 = fabs(shifted_2);
+            const REAL to_negative_4 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
+            const REAL shifted_3 = to_negative_4 + eps;
+            const REAL abs_shifted_3 = fabs(shifted_3);
             const REAL between_3 = positive_row[f * positive_features] - negative_row[f * negative_features];
-            const REAL scaled_6 = (between_3 + eps) / binade_max_abs_3;
-            const REAL product_12 = product_6 * scaled_6;
-            if (dense || hvp_anchor) hvp_anchor_row[f * hvp_anchor_features] = product_7 - product_8 - product_9 + product_10;
-            if (dense || hvp_positive) hvp_positive_row[f * hvp_positive_features] = product_9 - product_7 - product_11 + product_12;
-            if (dense || hvp_negative) hvp_negative_row[f * hvp_negative_features] = product_8 - product_10 - product_12 + product_11;
+            const REAL shifted_4 = between_3 + eps;
+            const REAL abs_shifted_4 = fabs(shifted_4);
+            const REAL sign_shifted_2 = sign(shifted_2);
+            const REAL sign_shifted_3 = sign(shifted_3);
+            const int equal = sign_shifted_2 == sign_shifted_3;
+            const REAL difference_3 = negative_row[f * negative_features] - positive_row[f * positive_features];
+            const REAL product_2 = difference_3 * sign_shifted_2;
+            const REAL product_3 = (REAL)0.5 * to_negative_4;
+            const REAL middle = (product_3 + (REAL)0.5 * to_positive_3 + eps) / mean_length;
+            const int equal_2 = abs_shifted_3 == far;
+            const int equal_3 = abs_shifted_2 == near;
+            const int and_2 = (equal && equal_2) && equal_3;
+            const REAL scaled_4 = shifted_2 / binade_near;
+            const REAL scaled_5 = shifted_3 / binade_far;
+            const REAL abs_power_2 = abs_power(scaled_5, p);
+            const REAL scaled_6 = shifted_4 / binade_across;
+            const REAL abs_power_3 = abs_power(scaled_6, p);
+            const REAL abs_product_2 = fabs(product_2);
+            const REAL larger_2 = larger(larger(abs_shifted_2, abs_shifted_3), abs_product_2);
+            const REAL scaled_7 = larger_2 / binade_far;
+            const REAL scaled_8 = shifted_2 / binade_far;
+            const REAL sign_shifted_4 = sign(shifted_4);
+            const int equal_4 = sign_shifted_4 == sign_shifted_3;
+            const REAL difference_4 = positive_row[f * positive_features] - anchor_row[f * anchor_features];
+            const REAL product_4 = difference_4 * sign_shifted_4;
+            const REAL middle_2 = ((REAL)0.5 * between_3 + product_3 + eps) / mean_length_2;
+            const REAL unit_x = inverse_root_sum_product * scaled_4;
+            const REAL unit_y = inverse_root_sum_product_2 * scaled_5;
+            const REAL eliminated_2 = cross(difference_3, choice, scaled_5, max_choice);
+            const REAL left_2 = eliminated_2 / choice;
+            const REAL across_3 = ratio_2 * (along * scaled_5 + left_2);
+            const int equal_5 = abs_shifted_4 == across;
+            const int and_3 = (equal_4 && equal_5) && equal_2;
+            const REAL abs_product_4 = fabs(product_4);
+            const REAL larger_3 = larger(larger(abs_shifted_4, abs_shifted_3), abs_product_4);
+            const REAL scaled_9 = larger_3 / binade_far;
+            const REAL scaled_10 = shifted_4 / binade_far;
+            const int equal_6 = sign_shifted_3 == sign_shifted_4;
+            const REAL product_5 = to_positive_3 * sign_shifted_3;
+            const int and_4 = (equal_6 && equal_5) && equal_2;
+            const REAL abs_product_5 = fabs(product_5);
+            const REAL larger_4 = larger(larger(abs_shifted_3, abs_shifted_4), abs_product_5);
+            const REAL scaled_11 = larger_4 / binade_across;
+            const REAL scaled_12 = shifted_3 / binade_across;
+            accumulate(&near_2_sum, abs_shifted_2);
+            accumulate(&far_2_sum, abs_shifted_3);
+            accumulate(&across_2_sum, abs_shifted_4);
+            accumulate(&longer_by_sum, equal ? product_2 : abs_shifted_2 - abs_shifted_3);
+            accumulate(&sum_product_5_sum, difference_3 * middle);
+            accumulate(&sum_choice_sum, (REAL)(and_2 ? 1 : 0));
+            max_choice_2 = larger(max_choice_2, and_2 ? product_2 : -INFINITY);
+            accumulate(&sum_abs_power_sum, abs_power(scaled_4, p));
+            accumulate(&sum_abs_power_2_sum, abs_power_2);
+            accumulate(&sum_abs_power_3_sum, abs_power_3);
+            accumulate(&sum_choice_2_sum, equal ? -sign(product_2) * abs_power(scaled_7, p) * expm1(p * log1p(-abs_product_2 / (larger_2 == 0 ? 1 : larger_2))) : abs_power(scaled_8, p) - abs_power_2);
+            accumulate(&longer_by_2_sum, equal_4 ? product_4 : abs_shifted_4 - abs_shifted_3);
+            accumulate(&sum_product_6_sum, difference_4 * middle_2);
+            accumulate(&cosine_sum, unit_x * unit_y);
+            accumulate(&sum_product_7_sum, across_3 * across_3);
+            accumulate(&sum_choice_3_sum, (REAL)(equal_3 ? 1 : 0));
+            accumulate(&sum_choice_4_sum, (REAL)(and_3 ? 1 : 0));
+            max_choice_3 = larger(max_choice_3, and_3 ? product_4 : -INFINITY);
+            accumulate(&sum_choice_5_sum, (REAL)(equal_2 ? 1 : 0));
+            accumulate(&sum_choice_6_sum, equal_4 ? -sign(product_4) * abs_power(scaled_9, p) * expm1(p * log1p(-abs_product_4 / (larger_3 == 0 ? 1 : larger_3))) : abs_power(scaled_10, p) - abs_power_2);
+            accumulate(&longer_by_3_sum, equal_6 ? product_5 : abs_shifted_3 - abs_shifted_4);
+            accumulate(&sum_product_8_sum, to_positive_3 * middle_2);
+            accumulate(&sum_choice_7_sum, (REAL)(and_4 ? 1 : 0));
+            max_choice_4 = larger(max_choice_4, and_4 ? product_5 : -INFINITY);
+            accumulate(&sum_choice_8_sum, (REAL)(equal_5 ? 1 : 0));
+            accumulate(&sum_choice_9_sum, equal_6 ? -sign(product_5) * abs_power(scaled_11, p) * expm1(p * log1p(-abs_product_5 / (larger_4 == 0 ? 1 : larger_4))) : abs_power(scaled_12, p) - abs_power_3);
+        }
+        const REAL near_2 = value_of(&near_2_sum);
+        const REAL far_2 = value_of(&far_2_sum);
+        const REAL across_2 = value_of(&across_2_sum);
+        const REAL longer_by = value_of(&longer_by_sum);
+        const REAL sum_product_5 = value_of(&sum_product_5_sum);
+        const REAL sum_choice = value_of(&sum_choice_sum);
+        const REAL sum_abs_power = value_of(&sum_abs_power_sum);
+        const REAL sum_abs_power_2 = value_of(&sum_abs_power_2_sum);
+        const REAL sum_abs_power_3 = value_of(&sum_abs_power_3_sum);
+        const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
+        const REAL longer_by_2 = value_of(&longer_by_2_sum);
+        const REAL sum_product_6 = value_of(&sum_product_6_sum);
+        const REAL cosine = value_of(&cosine_sum);
+        const REAL sum_product_7 = value_of(&sum_product_7_sum);
+        const REAL sum_choice_3 = value_of(&sum_choice_3_sum);
+        const REAL sum_choice_4 = value_of(&sum_choice_4_sum);
+        const REAL sum_choice_5 = value_of(&sum_choice_5_sum);
+        const REAL sum_choice_6 = value_of(&sum_choice_6_sum);
+        const REAL longer_by_3 = value_of(&longer_by_3_sum);
+        const REAL sum_product_8 = value_of(&sum_product_8_sum);
+        const REAL sum_choice_7 = value_of(&sum_choice_7_sum);
+        const REAL sum_choice_8 = value_of(&sum_choice_8_sum);
+        const REAL sum_choice_9 = value_of(&sum_choice_9_sum);
+        const REAL shifted_5 = near_2 - smaller(far_2, across_2) + margin;
+        const int below = shifted_5 < 0;
+        const REAL step_2 = step(shifted_5, 1);
+        const int below_2 = longer_by_2 < 0;
+        const REAL step_3 = step(longer_by_2, (REAL)0.5);
+        const REAL shifted_6 = longer_by + margin;
+        const int below_3 = shifted_6 < 0;
+        const REAL step_4 = step(shifted_6, 1);
+        const REAL near_3 = binade_near * sqrt_sum_product;
+        const REAL far_3 = binade_far * sqrt_sum_product_2;
+        const REAL across_4 = binade_across * sqrt_sum_product_3;
+        const REAL shifted_7 = near_3 - smaller(far_3, across_4) + margin;
+        const int below_4 = shifted_7 < 0;
+        const REAL product_6 = inverse_root_sum_product * scale[n * scale_batch];
+        const REAL step_5 = step(shifted_7, 1);
+        const int equal_7 = mean_length_2 == 0;
+        const REAL longer_by_4 = equal_7 ? 0 : sum_product_6;
+        const int below_5 = longer_by_4 < 0;
+        const REAL product_7 = inverse_root_sum_product_2 * scale[n * scale_batch];
+        const REAL step_6 = step(longer_by_4, (REAL)0.5);
+        const REAL longer_by_5 = mean_length == 0 ? 0 : sum_product_5;
+        const REAL shifted_8 = longer_by_5 + margin;
+        const int below_6 = shifted_8 < 0;
+        const int above = cosine > (REAL)0.5;
+        const REAL ratio_3 = sum_product_7 / (cosine + 1);
+        const REAL step_7 = step(shifted_8, 1);
+        const REAL shifted_9 = near - smaller(far, across) + margin;
+        const int below_7 = shifted_9 < 0;
+        const REAL ratio_4 = scale[n * scale_batch] / sum_choice_3;
+        const REAL step_8 = step(shifted_9, 1);
+        const REAL longer_by_6 = sum_choice_4 > 0 ? max_choice_3 : across - far;
+        const int below_8 = longer_by_6 < 0;
+        const REAL ratio_5 = scale[n * scale_batch] / sum_choice_5;
+        const REAL step_9 = step(longer_by_6, (REAL)0.5);
+        const REAL longer_by_7 = sum_choice > 0 ? max_choice_2 : near - far;
+        const REAL shifted_10 = longer_by_7 + margin;
+        const int below_9 = shifted_10 < 0;
+        const REAL step_10 = step(shifted_10, 1);
+        const REAL near_4 = abs_power(sum_abs_power, ratio) * binade_near;
+        const REAL far_4 = abs_power(sum_abs_power_2, ratio) * binade_far;
+        const REAL across_5 = abs_power(sum_abs_power_3, ratio) * binade_across;
+        const REAL shifted_11 = near_4 - smaller(far_4, across_5) + margin;
+        const int below_10 = shifted_11 < 0;
+        const REAL product_8 = signed_power(sum_abs_power, difference) * scale[n * scale_batch];
+        const REAL step_11 = step(shifted_11, 1);
+        const REAL product_9 = 2 * far_4;
+        const int below_11 = across_5 < product_9;
+        const int below_12 = far_4 < 2 * across_5;
+        const REAL longer_by_8 = below_11 && below_12 ? far_4 * expm1(log1p(sum_choice_6 / sum_abs_power_2) / p) : across_5 - far_4;
+        const int below_13 = longer_by_8 < 0;
+        const REAL product_10 = signed_power(sum_abs_power_2, difference) * scale[n * scale_batch];
+        const REAL step_12 = step(longer_by_8, (REAL)0.5);
+        const REAL longer_by_9 = near_4 < product_9 && far_4 < 2 * near_4 ? far_4 * expm1(log1p(sum_choice_2 / sum_abs_power_2) / p) : near_4 - far_4;
+        const REAL shifted_12 = longer_by_9 + margin;
+        const int below_14 = shifted_12 < 0;
+        const REAL step_13 = step(shifted_12, 1);
+        const int below_15 = longer_by_3 < 0;
+        const REAL step_14 = step(longer_by_3, (REAL)0.5);
+        const REAL longer_by_10 = equal_7 ? 0 : sum_product_8;
+        const int below_16 = longer_by_10 < 0;
+        const REAL product_11 = inverse_root(sum_product_3) * scale[n * scale_batch];
+        const REAL step_15 = step(longer_by_10, (REAL)0.5);
+        const REAL longer_by_11 = sum_choice_7 > 0 ? max_choice_4 : far - across;
+        const int below_17 = longer_by_11 < 0;
+        const REAL ratio_6 = scale[n * scale_batch] / sum_choice_8;
+        const REAL step_16 = step(longer_by_11, (REAL)0.5);
+        const REAL longer_by_12 = below_12 && below_11 ? across_5 * expm1(log1p(sum_choice_9 / sum_abs_power_3) / p) : far_4 - across_5;
+        const int below_18 = longer_by_12 < 0;
+        const REAL product_12 = signed_power(sum_abs_power_3, difference) * scale[n * scale_batch];
+        const REAL step_17 = step(longer_by_12, (REAL)0.5);
+        accumulator near_5_sum = {0};
+        accumulator far_5_sum = {0};
+        accumulator across_6_sum = {0};
+        for (int64_t f = 0; f < features; ++f) {
+            const REAL to_positive_4 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
+            const REAL shifted_13 = to_positive_4 + eps;
+            const REAL sign_shifted_13 = sign(shifted_13);
+            const REAL choice_2 = below ? 0 : scale[n * scale_batch] * sign_shifted_13 * step_2;
+            const REAL to_negative_5 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
+            const REAL shifted_14 = to_negative_5 + eps;
+            const REAL sign_shifted_14 = sign(shifted_14);
+            const REAL choice_3 = below_2 ? 0 : (below ? 0 : scale[n * scale_batch] * sign_shifted_14 * step_2) * step_3;
+            const REAL choice_4 = below_3 ? 0 : scale[n * scale_batch] * sign_shifted_13 * step_4;
+            const REAL choice_5 = below_3 ? 0 : scale[n * scale_batch] * sign_shifted_14 * step_4;
+            const REAL scaled_13 = shifted_13 / binade_near;
+            const REAL choice_6 = below_4 ? 0 : product_6 * scaled_13 * step_5;
+            const REAL scaled_14 = shifted_14 / binade_far;
+            const REAL choice_7 = below_5 ? 0 : (below_4 ? 0 : product_7 * scaled_14 * step_5) * step_6;
+            const REAL eliminated_3 = cross(negative_row[f * negative_features] - positive_row[f * positive_features], choice, scaled_14, max_choice);
+            const REAL left_3 = eliminated_3 / choice;
+            const REAL across_7 = ratio_2 * (along * scaled_14 + left_3);
+            const REAL unit_y_2 = inverse_root_sum_product_2 * scaled_14;
+            const REAL unit_x_2 = inverse_root_sum_product * scaled_13;
+            const REAL product_13 = ratio_4 * sign_shifted_13 * (REAL)(fabs(shifted_13) == near ? 1 : 0);
+            const REAL choice_8 = below_7 ? 0 : product_13 * step_8;
+            const REAL product_14 = ratio_5 * sign_shifted_14 * (REAL)(fabs(shifted_14) == far ? 1 : 0);
+            const REAL choice_9 = below_8 ? 0 : (below_7 ? 0 : product_14 * step_8) * step_9;
+            const REAL choice_10 = below_9 ? 0 : product_13 * step_10;
+            const REAL choice_11 = below_9 ? 0 : product_14 * step_10;
+            const REAL product_15 = product_8 * signed_power(scaled_13, difference_2);
+            const REAL choice_12 = below_10 ? 0 : product_15 * step_11;
+            const REAL product_16 = product_10 * signed_power(scaled_14, difference_2);
+            const REAL choice_13 = below_13 ? 0 : (below_10 ? 0 : product_16 * step_11) * step_12;
+            const REAL choice_14 = below_14 ? 0 : product_15 * step_13;
+            const REAL choice_15 = below_14 ? 0 : product_16 * step_13;
+            const REAL between_4 = positive_row[f * positive_features] - negative_row[f * negative_features];
+            const REAL shifted_15 = between_4 + eps;
+            const REAL sign_shifted_15 = sign(shifted_15);
+            const REAL choice_16 = below_15 ? 0 : (below ? 0 : scale[n * scale_batch] * sign_shifted_15 * step_2) * step_14;
+            const REAL scaled_15 = shifted_15 / binade_across;
+            const REAL choice_17 = below_16 ? 0 : (below_4 ? 0 : product_11 * scaled_15 * step_5) * step_15;
+            const REAL choice_18 = below_17 ? 0 : (below_7 ? 0 : ratio_6 * sign_shifted_15 * (REAL)(fabs(shifted_15) == across ? 1 : 0) * step_8) * step_16;
+            const REAL choice_19 = below_18 ? 0 : (below_10 ? 0 : product_12 * signed_power(scaled_15, difference_2) * step_11) * step_17;
+            if (grad_anchor_wanted) grad_anchor_row[f * grad_anchor_features] = p_is_0 ? 0 : (p_is_1 ? (swap ? choice_2 - choice_3 : choice_4 - choice_5) : (p_is_2 ? (swap ? choice_6 - choice_7 : (below_6 ? 0 : scale[n * scale_batch] * (above ? across_7 - ratio_3 * unit_y_2 : unit_x_2 - unit_y_2) * step_7)) : (p_is_inf ? (swap ? choice_8 - choice_9 : choice_10 - choice_11) : (swap ? choice_12 - choice_13 : choice_14 - choice_15))));
+            if (grad_positive_wanted) grad_positive_row[f * grad_positive_features] = p_is_0 ? 0 : (p_is_1 ? (swap ? -(choice_16 + choice_2) : -choice_4) : (p_is_2 ? (swap ? -choice_6 - choice_17 : -(below_6 ? 0 : product_6 * scaled_13 * step_7)) : (p_is_inf ? (swap ? -(choice_18 + choice_8) : -choice_10) : (swap ? -(choice_19 + choice_12) : -choice_14))));
+            if (grad_negative_wanted) grad_negative_row[f * grad_negative_features] = p_is_0 ? 0 : (p_is_1 ? (swap ? choice_16 + choice_3 : choice_5) : (p_is_2 ? (swap ? -(-choice_17 + -choice_7) : (below_6 ? 0 : product_7 * scaled_14 * step_7)) : (p_is_inf ? (swap ? choice_18 + choice_9 : choice_11) : (swap ? choice_19 + choice_13 : choice_15))));
+            accumulate(&near_5_sum, (REAL)(shifted_13 == 0 ? 0 : 1));
+            accumulate(&far_5_sum, (REAL)(shifted_14 == 0 ? 0 : 1));
+            accumulate(&across_6_sum, (REAL)(shifted_15 == 0 ? 0 : 1));
+        }
+        const REAL near_5 = value_of(&near_5_sum);
+        const REAL far_5 = value_of(&far_5_sum);
+        const REAL across_6 = value_of(&across_6_sum);
+        const REAL shifted_16 = near_5 - smaller(far_5, across_6) + margin;
+        const REAL value = shifted_16 < 0 ? 0 : shifted_16;
+        const REAL shifted_17 = near_5 - far_5 + margin;
+        const REAL value_2 = shifted_17 < 0 ? 0 : shifted_17;
+        const REAL value_3 = swap ? value : value_2;
+        const REAL value_4 = below ? 0 : shifted_5;
+        const REAL value_5 = below_4 ? 0 : shifted_7;
+        const REAL value_6 = below_7 ? 0 : shifted_9;
+        const REAL value_7 = below_10 ? 0 : shifted_11;
+        const REAL choice_20 = p_is_0 ? value_3 : (p_is_1 ? (swap ? value_4 : (below_3 ? 0 : shifted_6)) : (p_is_2 ? (swap ? value_5 : (below_6 ? 0 : shifted_8)) : (p_is_inf ? (swap ? value_6 : (below_9 ? 0 : shifted_10)) : (swap ? value_7 : (below_14 ? 0 : shifted_12)))));
+        if (loss_wanted) loss[n * loss_batch] = choice_20;
+        accumulate(&total_loss_sum, choice_20);
+    }
+    if (total_loss) add(total_loss, &total_loss_sum);
+}
+
+/* The derivative along the directions. */
+static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted, const int p_is_0, const int p_is_1, const int p_is_2, const int p_is_inf, const int swap)
+{
+    const int64_t features = run->sizes[0];
+    const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
+    const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense && WANTS(1) ? 1 : run->steps[1][1];
+    const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense && WANTS(2) ? 1 : run->steps[2][1];
+    const REAL *restrict direction_anchor = run->data[3]; const int64_t direction_anchor_batch = run->steps[3][0], direction_anchor_features = dense && WANTS(3) ? 1 : run->steps[3][1];
+    const REAL *restrict direction_negative = run->data[4]; const int64_t direction_negative_batch = run->steps[4][0], direction_negative_features = dense && WANTS(4) ? 1 : run->steps[4][1];
+    const REAL *restrict direction_positive = run->data[5]; const int64_t direction_positive_batch = run->steps[5][0], direction_positive_features = dense && WANTS(5) ? 1 : run->steps[5][1];
+    REAL *restrict rate = run->data[6]; const int64_t rate_batch = run->steps[6][0]; const int rate_wanted = !dense && WANTS(6);
+    accumulator *restrict total_rate = WANTS(7) ? run->data[7] : NULL;
+    const REAL margin = (REAL)run->params[0];
+    const REAL p = (REAL)run->params[1];
+    const REAL eps = (REAL)run->params[2];
+
+    accumulator total_rate_sum = {0};
+    const REAL ratio = 1 / p;
+    const REAL difference = p - 1;
+    const REAL difference_2 = ratio - 1;
+    for (int64_t n = 0; n < batch; ++n) {
+        const REAL *anchor_row = anchor + n * anchor_batch;
+        const REAL *positive_row = positive + n * positive_batch;
+        const REAL *negative_row = negative + n * negative_batch;
+        const REAL *direction_anchor_row = direction_anchor + n * direction_anchor_batch;
+        const REAL *direction_negative_row = direction_negative + n * direction_negative_batch;
+        const REAL *direction_positive_row = direction_positive + n * direction_positive_batch;
+        REAL near = -INFINITY;
+        REAL far = -INFINITY;
+        REAL across = -INFINITY;
+        for (int64_t f = 0; f < features; ++f) {
+            const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
+            const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
+            const REAL between = positive_row[f * positive_features] - negative_row[f * negative_features];
+            near = larger(near, fabs(to_positive + eps));
+            far = larger(far, fabs(to_negative + eps));
+            across = larger(across, fabs(between + eps));
+        }
+        const REAL binade_near = binade(near);
+        const REAL binade_far = binade(far);
+        const REAL binade_across = binade(across);
+        accumulator sum_product_sum = {0};
+        accumulator sum_product_2_sum = {0};
+        accumulator sum_product_3_sum = {0};
+        for (int64_t f = 0; f < features; ++f) {
+            const REAL to_positive_2 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
+            const REAL scaled = (to_positive_2 + eps) / binade_near;
+            const REAL to_negative_2 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
+            const REAL scaled_2 = (to_negative_2 + eps) / binade_far;
+            const REAL between_2 = positive_row[f * positive_features] - negative_row[f * negative_features];
+            const REAL scaled_3 = (between_2 + eps) / binade_across;
+            accumulate(&sum_product_sum, scaled * scaled);
+            accumulate(&sum_product_2_sum, scaled_2 * scaled_2);
+            accumulate(&sum_product_3_sum, scaled_3 * scaled_3);
+        }
+        const REAL sum_product = value_of(&sum_product_sum);
+        const REAL sum_product_2 = value_of(&sum_product_2_sum);
+        const REAL sum_product_3 = value_of(&sum_product_3_sum);
+        const REAL sqrt_sum_product_3 = sqrt(sum_product_3);
+        const REAL sqrt_sum_product_2 = sqrt(sum_product_2);
+        const REAL product = (REAL)0.5 * binade_far * sqrt_sum_product_2;
+        const REAL mean_length = (REAL)0.5 * binade_across * sqrt_sum_product_3 + product;
+        const REAL sqrt_sum_product = sqrt(sum_product);
+        const REAL mean_length_2 = product + (REAL)0.5 * binade_near * sqrt_sum_product;
+        accumulator sum_product_4_sum = {0};
+        accumulator near_2_sum = {0};
+        accumulator far_2_sum = {0};
+        accumulator across_2_sum = {0};
+        accumulator sum_product_5_sum = {0};
+        accumulator longer_by_sum = {0};
+        accumulator sum_product_6_sum = {0};
+        accumulator longer_by_2_sum = {0};
+        accumulator longer_by_3_sum = {0};
+        accumulator sum_product_7_sum = {0};
+        accumulator sum_product_8_sum = {0};
+        accumulator sum_product_9_sum = {0};
+        accumulator sum_product_10_sum = {0};
+        accumulator sum_product_11_sum = {0};
+        accumulator sum_product_12_sum = {0};
+        accumulator sum_product_13_sum = {0};
+        accumulator sum_choice_sum = {0};
+        accumulator sum_product_14_sum = {0};
+        accumulator sum_choice_2_sum = {0};
+        accumulator sum_choice_3_sum = {0};
+        REAL max_choice = -INFINITY;
+        accumulator sum_product_15_sum = {0};
+        accumulator sum_choice_4_sum = {0};
+        accumulator sum_choice_5_sum = {0};
+        REAL max_choice_2 = -INFINITY;
+        accumulator sum_choice_6_sum = {0};
+        REAL max_choice_3 = -INFINITY;
+        accumulator sum_abs_power_sum = {0};
+        accumulator sum_abs_power_2_sum = {0};
+        accumulator sum_abs_power_3_sum = {0};
+        accumulator sum_product_16_sum = {0};
+        accumulator sum_choice_7_sum = {0};
+        accumulator sum_product_17_sum = {0};
+        accumulator sum_choice_8_sum = {0};
+        accumulator sum_product_18_sum = {0};
+        accumulator sum_choice_9_sum = {0};
+        for (int64_t f = 0; f < features; ++f) {
+            const REAL difference_3 = direction_anchor_row[f * direction_anchor_features] - direction_positive_row[f * direction_positive_features];
+            const REAL to_positive_3 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
+            const REAL shifted = to_positive_3 + eps;
+            const REAL sign_2 = sign(shifted);
+            const REAL product_2 = difference_3 * sign_2;
+            const REAL abs_2 = fabs(shifted);
+            const REAL to_negative_3 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
+            const REAL shifted_2 = to_negative_3 + eps;
+            const REAL abs_shifted_2 = fabs(shifted_2);
+            const REAL between_3 = positive_row[f * positive_features] - negative_row[f * negative_features];
+            const REAL shifted_3 = between_3 + eps;
+            const REAL abs_shifted_3 = fabs(shifted_3);
+            const REAL difference_4 = direction_anchor_row[f * direction_anchor_features] - direction_negative_row[f * direction_negative_features];
+            const REAL sign_shifted_2 = sign(shifted_2);
+            const REAL product_3 = difference_4 * sign_shifted_2;
+            const REAL sign_shifted_3 = sign(shifted_3);
+            const int equal = sign_shifted_3 == sign_shifted_2;
+            const REAL difference_5 = positive_row[f * positive_features] - anchor_row[f * anchor_features];
+            const REAL product_4 = difference_5 * sign_shifted_3;
+            const REAL difference_6 = direction_positive_row[f * direction_positive_features] - direction_negative_row[f * direction_negative_features];
+            const REAL product_5 = difference_6 * sign_shifted_3;
+            const int equal_2 = sign_shifted_2 == sign_shifted_3;
+            const REAL product_6 = to_positive_3 * sign_shifted_2;
+            const int equal_3 = sign_2 == sign_shifted_2;
+            const REAL difference_7 = negative_row[f * negative_features] - positive_row[f * positive_features];
+            const REAL product_7 = difference_7 * sign_2;
+            const REAL product_8 = (REAL)0.5 * to_negative_3;
+            const REAL middle = ((REAL)0.5 * between_3 + product_8 + eps) / mean_length;
+            const REAL middle_2 = (product_8 + (REAL)0.5 * to_positive_3 + eps) / mean_length_2;
+            const int equal_4 = abs_2 == near;
+            const REAL choice = (REAL)(equal_4 ? 1 : 0);
+            const int equal_5 = abs_shifted_2 == far;
+            const REAL choice_2 = (REAL)(equal_5 ? 1 : 0);
+            const int equal_6 = abs_shifted_3 == across;
+            const int and_2 = (equal && equal_6) && equal_5;
+            const REAL choice_3 = (REAL)(equal_6 ? 1 : 0);
+            const int and_3 = (equal_2 && equal_6) && equal_5;
+            const int and_4 = (equal_3 && equal_5) && equal_4;
+            const REAL scaled_4 = shifted / binade_near;
+            const REAL scaled_5 = shifted_2 / binade_far;
+            const REAL abs_power_2 = abs_power(scaled_5, p);
+            const REAL scaled_6 = shifted_3 / binade_across;
+            const REAL abs_power_3 = abs_power(scaled_6, p);
+            const REAL abs_product_6 = fabs(product_6);
+            const REAL larger_2 = larger(larger(abs_shifted_2, abs_shifted_3), abs_product_6);
+            const REAL scaled_7 = larger_2 / binade_across;
+            const REAL scaled_8 = shifted_2 / binade_across;
+            const REAL abs_product_4 = fabs(product_4);
+            const REAL larger_3 = larger(larger(abs_shifted_3, abs_shifted_2), abs_product_4);
+            const REAL scaled_9 = larger_3 / binade_far;
+            const REAL scaled_10 = shifted_3 / binade_far;
+            const REAL abs_product_7 = fabs(product_7);
+            const REAL larger_4 = larger(larger(abs_2, abs_shifted_2), abs_product_7);
+            const REAL scaled_11 = larger_4 / binade_far;
+            const REAL scaled_12 = shifted / binade_far;
+            accumulate(&sum_product_4_sum, product_2);
+            accumulate(&near_2_sum, abs_2);
+            accumulate(&far_2_sum, abs_shifted_2);
+            accumulate(&across_2_sum, abs_shifted_3);
+            accumulate(&sum_product_5_sum, product_3);
+            accumulate(&longer_by_sum, equal ? product_4 : abs_shifted_3 - abs_shifted_2);
+            accumulate(&sum_product_6_sum, product_5);
+            accumulate(&longer_by_2_sum, equal_2 ? product_6 : abs_shifted_2 - abs_shifted_3);
+            accumulate(&longer_by_3_sum, equal_3 ? product_7 : abs_2 - abs_shifted_2);
+            accumulate(&sum_product_7_sum, difference_3 * shifted);
+            accumulate(&sum_product_8_sum, to_positive_3 * middle);
+            accumulate(&sum_product_9_sum, difference_6 * shifted_3);
+            accumulate(&sum_product_10_sum, difference_5 * middle);
+            accumulate(&sum_product_11_sum, difference_4 * shifted_2);
+            accumulate(&sum_product_12_sum, difference_7 * middle_2);
+            accumulate(&sum_product_13_sum, product_2 * choice);
+            accumulate(&sum_choice_sum, choice);
+            accumulate(&sum_product_14_sum, product_3 * choice_2);
+            accumulate(&sum_choice_2_sum, choice_2);
+            accumulate(&sum_choice_3_sum, (REAL)(and_2 ? 1 : 0));
+            max_choice = larger(max_choice, and_2 ? product_4 : -INFINITY);
+            accumulate(&sum_product_15_sum, product_5 * choice_3);
+            accumulate(&sum_choice_4_sum, choice_3);
+            accumulate(&sum_choice_5_sum, (REAL)(and_3 ? 1 : 0));
+            max_choice_2 = larger(max_choice_2, and_3 ? product_6 : -INFINITY);
+            accumulate(&sum_choice_6_sum, (REAL)(and_4 ? 1 : 0));
+            max_choice_3 = larger(max_choice_3, and_4 ? product_7 : -INFINITY);
+            accumulate(&sum_abs_power_sum, abs_power(scaled_4, p));
+            accumulate(&sum_abs_power_2_sum, abs_power_2);
+            accumulate(&sum_abs_power_3_sum, abs_power_3);
+            accumulate(&sum_product_16_sum, difference_3 * signed_power(scaled_4, difference));
+            accumulate(&sum_choice_7_sum, equal_2 ? -sign(product_6) * abs_power(scaled_7, p) * expm1(p * log1p(-abs_product_6 / (larger_2 == 0 ? 1 : larger_2))) : abs_power(scaled_8, p) - abs_power_3);
+            accumulate(&sum_product_17_sum, difference_6 * signed_power(scaled_6, difference));
+            accumulate(&sum_choice_8_sum, equal ? -sign(product_4) * abs_power(scaled_9, p) * expm1(p * log1p(-abs_product_4 / (larger_3 == 0 ? 1 : larger_3))) : abs_power(scaled_10, p) - abs_power_2);
+            accumulate(&sum_product_18_sum, difference_4 * signed_power(scaled_5, difference));
+            accumulate(&sum_choice_9_sum, equal_3 ? -sign(product_7) * abs_power(scaled_11, p) * expm1(p * log1p(-abs_product_7 / (larger_4 == 0 ? 1 : larger_4))) : abs_power(scaled_12, p) - abs_power_2);
+        }
+        const REAL sum_product_4 = value_of(&sum_product_4_sum);
+        const REAL near_2 = value_of(&near_2_sum);
+        const REAL far_2 = value_of(&far_2_sum);
+        const REAL across_2 = value_of(&across_2_sum);
+        const REAL sum_product_5 = value_of(&sum_product_5_sum);
+        const REAL longer_by = value_of(&longer_by_sum);
+        const REAL sum_product_6 = value_of(&sum_product_6_sum);
+        const REAL longer_by_2 = value_of(&longer_by_2_sum);
+        const REAL longer_by_3 = value_of(&longer_by_3_sum);
+        const REAL sum_product_7 = value_of(&sum_product_7_sum);
+        const REAL sum_product_8 = value_of(&sum_product_8_sum);
+        const REAL sum_product_9 = value_of(&sum_product_9_sum);
+        const REAL sum_product_10 = value_of(&sum_product_10_sum);
+        const REAL sum_product_11 = value_of(&sum_product_11_sum);
+        const REAL sum_product_12 = value_of(&sum_product_12_sum);
+        const REAL sum_product_13 = value_of(&sum_product_13_sum);
+        const REAL sum_choice = value_of(&sum_choice_sum);
+        const REAL sum_product_14 = value_of(&sum_product_14_sum);
+        const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
+        const REAL sum_choice_3 = value_of(&sum_choice_3_sum);
+        const REAL sum_product_15 = value_of(&sum_product_15_sum);
+        const REAL sum_choice_4 = value_of(&sum_choice_4_sum);
+        const REAL sum_choice_5 = value_of(&sum_choice_5_sum);
+        const REAL sum_choice_6 = value_of(&sum_choice_6_sum);
+        const REAL sum_abs_power = value_of(&sum_abs_power_sum);
+        const REAL sum_abs_power_2 = value_of(&sum_abs_power_2_sum);
+        const REAL sum_abs_power_3 = value_of(&sum_abs_power_3_sum);
+        const REAL sum_product_16 = value_of(&sum_product_16_sum);
+        const REAL sum_choice_7 = value_of(&sum_choice_7_sum);
+        const REAL sum_product_17 = value_of(&sum_product_17_sum);
+        const REAL sum_choice_8 = value_of(&sum_choice_8_sum);
+        const REAL sum_product_18 = value_of(&sum_product_18_sum);
+        const REAL sum_choice_9 = value_of(&sum_choice_9_sum);
+        const REAL step_2 = step(near_2 - smaller(far_2, across_2) + margin, 1);
+        const REAL step_3 = step(longer_by_3 + margin, 1);
+        const REAL near_3 = binade_near * sqrt_sum_product;
+        const REAL far_3 = binade_far * sqrt_sum_product_2;
+        const REAL across_3 = binade_across * sqrt_sum_product_3;
+        const REAL shifted_4 = near_3 - smaller(far_3, across_3) + margin;
+        const int below = shifted_4 < 0;
+        const REAL product_9 = sum_product_7 / binade_near * inverse_root(sum_product);
+        const REAL step_4 = step(shifted_4, 1);
+        const int equal_7 = mean_length == 0;
+        const REAL longer_by_4 = equal_7 ? 0 : sum_product_8;
+        const REAL longer_by_5 = equal_7 ? 0 : sum_product_10;
+        const REAL product_10 = sum_product_11 / binade_far * inverse_root(sum_product_2);
+        const REAL longer_by_6 = mean_length_2 == 0 ? 0 : sum_product_12;
+        const REAL shifted_5 = longer_by_6 + margin;
+        const int below_2 = shifted_5 < 0;
+        const REAL step_5 = step(shifted_5, 1);
+        const REAL ratio_2 = sum_product_13 / sum_choice;
+        const REAL step_6 = step(near - smaller(far, across) + margin, 1);
+        const REAL ratio_3 = sum_product_14 / sum_choice_2;
+        const REAL longer_by_7 = sum_choice_3 > 0 ? max_choice : across - far;
+        const REAL longer_by_8 = sum_choice_5 > 0 ? max_choice_2 : far - across;
+        const REAL longer_by_9 = sum_choice_6 > 0 ? max_choice_3 : near - far;
+        const REAL step_7 = step(longer_by_9 + margin, 1);
+        const REAL near_4 = abs_power(sum_abs_power, ratio) * binade_near;
+        const REAL far_4 = abs_power(sum_abs_power_2, ratio) * binade_far;
+        const REAL across_4 = abs_power(sum_abs_power_3, ratio) * binade_across;
+        const REAL shifted_6 = near_4 - smaller(far_4, across_4) + margin;
+        const int below_3 = shifted_6 < 0;
+        const REAL product_11 = sum_product_16 * signed_power(sum_abs_power, difference_2);
+        const REAL step_8 = step(shifted_6, 1);
+        const int below_4 = far_4 < 2 * across_4;
+        const REAL product_12 = 2 * far_4;
+        const int below_5 = across_4 < product_12;
+        const REAL longer_by_10 = below_4 && below_5 ? across_4 * expm1(log1p(sum_choice_7 / sum_abs_power_3) / p) : far_4 - across_4;
+        const REAL longer_by_11 = below_5 && below_4 ? far_4 * expm1(log1p(sum_choice_8 / sum_abs_power_2) / p) : across_4 - far_4;
+        const REAL product_13 = sum_product_18 * signed_power(sum_abs_power_2, difference_2);
+        const REAL longer_by_12 = near_4 < product_12 && far_4 < 2 * near_4 ? far_4 * expm1(log1p(sum_choice_9 / sum_abs_power_2) / p) : near_4 - far_4;
+        const REAL shifted_7 = longer_by_12 + margin;
+        const int below_6 = shifted_7 < 0;
+        const REAL step_9 = step(shifted_7, 1);
+        const REAL choice_4 = p_is_0 ? 0 : (p_is_1 ? (swap ? sum_product_4 * step_2 - sum_product_5 * step_2 * step(longer_by, (REAL)0.5) - sum_product_6 * step_2 * step(longer_by_2, (REAL)0.5) : sum_product_4 * step_3 - sum_product_5 * step_3) : (p_is_2 ? (swap ? (below ? 0 : product_9 * step_4) - (longer_by_4 < 0 ? 0 : (below ? 0 : sum_product_9 / binade_across * inverse_root(sum_product_3) * step_4) * step(longer_by_4, (REAL)0.5)) - (longer_by_5 < 0 ? 0 : (below ? 0 : product_10 * step_4) * step(longer_by_5, (REAL)0.5)) : (below_2 ? 0 : product_9 * step_5) - (below_2 ? 0 : product_10 * step_5)) : (p_is_inf ? (swap ? ratio_2 * step_6 - ratio_3 * step_6 * step(longer_by_7, (REAL)0.5) - sum_product_15 / sum_choice_4 * step_6 * step(longer_by_8, (REAL)0.5) : ratio_2 * step_7 - ratio_3 * step_7) : (swap ? (below_3 ? 0 : product_11 * step_8) - (longer_by_10 < 0 ? 0 : (below_3 ? 0 : sum_product_17 * signed_power(sum_abs_power_3, difference_2) * step_8) * step(longer_by_10, (REAL)0.5)) - (longer_by_11 < 0 ? 0 : (below_3 ? 0 : product_13 * step_8) * step(longer_by_11, (REAL)0.5)) : (below_6 ? 0 : product_11 * step_9) - (below_6 ? 0 : product_13 * step_9)))));
+        if (rate_wanted) rate[n * rate_batch] = choice_4;
+        accumulate(&total_rate_sum, choice_4);
+    }
+    if (total_rate) add(total_rate, &total_rate_sum);
+}
+
+/* The hessian times the directions, times scale. */
+static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted, const int p_is_0, const int p_is_1, const int p_is_2, const int p_is_inf, const int swap)
+{
+    const int64_t features = run->sizes[0];
+    const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
+    const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense && WANTS(1) ? 1 : run->steps[1][1];
+    const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense && WANTS(2) ? 1 : run->steps[2][1];
+    const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
+    const REAL *restrict direction_anchor = run->data[4]; const int64_t direction_anchor_batch = run->steps[4][0], direction_anchor_features = dense && WANTS(4) ? 1 : run->steps[4][1];
+    const REAL *restrict direction_negative = run->data[5]; const int64_t direction_negative_batch = run->steps[5][0], direction_negative_features = dense && WANTS(5) ? 1 : run->steps[5][1];
+    const REAL *restrict direction_positive = run->data[6]; const int64_t direction_positive_batch = run->steps[6][0], direction_positive_features = dense && WANTS(6) ? 1 : run->steps[6][1];
+    REAL *restrict hvp_anchor = run->data[7]; const int64_t hvp_anchor_batch = run->steps[7][0], hvp_anchor_features = dense ? 1 : run->steps[7][1]; const int hvp_anchor_wanted = WANTS(7);
+    REAL *restrict hvp_positive = run->data[8]; const int64_t hvp_positive_batch = run->steps[8][0], hvp_positive_features = dense ? 1 : run->steps[8][1]; const int hvp_positive_wanted = WANTS(8);
+    REAL *restrict hvp_negative = run->data[9]; const int64_t hvp_negative_batch = run->steps[9][0], hvp_negative_features = dense ? 1 : run->steps[9][1]; const int hvp_negative_wanted = WANTS(9);
+    const REAL margin = (REAL)run->params[0];
+    const REAL p = (REAL)run->params[1];
+    const REAL eps = (REAL)run->params[2];
+
+    const REAL ratio = 1 / p;
+    const REAL difference = p - 1;
+    const REAL difference_2 = ratio - 1;
+    const REAL difference_3 = p - 2;
+    for (int64_t n = 0; n < batch; ++n) {
+        const REAL *anchor_row = anchor + n * anchor_batch;
+        const REAL *positive_row = positive + n * positive_batch;
+        const REAL *negative_row = negative + n * negative_batch;
+        const REAL *direction_anchor_row = direction_anchor + n * direction_anchor_batch;
+        const REAL *direction_negative_row = direction_negative + n * direction_negative_batch;
+        const REAL *direction_positive_row = direction_positive + n * direction_positive_batch;
+        REAL *hvp_anchor_row = hvp_anchor + n * hvp_anchor_batch;
+        REAL *hvp_positive_row = hvp_positive + n * hvp_positive_batch;
+        REAL *hvp_negative_row = hvp_negative + n * hvp_negative_batch;
+        REAL max_abs = -INFINITY;
+        REAL max_abs_2 = -INFINITY;
+        REAL max_abs_3 = -INFINITY;
+        for (int64_t f = 0; f < features; ++f) {
+            const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
+            const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
+            const REAL between = positive_row[f * positive_features] - negative_row[f * negative_features];
+            max_abs = larger(max_abs, fabs(to_positive + eps));
+            max_abs_2 = larger(max_abs_2, fabs(to_negative + eps));
+            max_abs_3 = larger(max_abs_3, fabs(between + eps));
+        }
+        const REAL binade_max_abs = binade(max_abs);
+        const REAL binade_max_abs_2 = binade(max_abs_2);
+        const REAL binade_max_abs_3 = binade(max_abs_3);
+        REAL max_abs_4 = -INFINITY;
+        REAL max_abs_5 = -INFINITY;
+        REAL max_abs_6 = -INFINITY;
+        for (int64_t f = 0; f < features; ++f) {
+            const REAL to_positive_2 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
+            const REAL scaled = (to_positive_2 + eps) / binade_max_abs;
+            const REAL to_negative_2 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
+            const REAL scaled_2 = (to_negative_2 + eps) / binade_max_abs_2;
+            const REAL between_2 = positive_row[f * positive_features] - negative_row[f * negative_features];
+            const REAL scaled_3 = (between_2 + eps) / binade_max_abs_3;
+            max_abs_4 = larger(max_abs_4, fabs(scaled));
+            max_abs_5 = larger(max_abs_5, fabs(scaled_2));
+            max_abs_6 = larger(max_abs_6, fabs(scaled_3));
+        }
+        accumulator sum_product_sum = {0};
+        accumulator sum_product_2_sum = {0};
+        accumulator sum_product_3_sum = {0};
+        REAL max_choice = -INFINITY;
+        REAL max_choice_2 = -INFINITY;
+        REAL max_choice_3 = -INFINITY;
+        REAL max_choice_4 = -INFINITY;
+        REAL max_choice_5 = -INFINITY;
+        REAL max_choice_6 = -INFINITY;
+        for (int64_t f = 0; f < features; ++f) {
+            const REAL to_positive_3 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
+            const REAL shifted = to_positive_3 + eps;
+            const REAL scaled_4 = shifted / binade_max_abs;
+            const REAL to_negative_3 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
+            const REAL shifted_2 = to_negative_3 + eps;
+            const REAL scaled_5 = shifted_2 / binade_max_abs_2;
+            const REAL between_3 = positive_row[f * positive_features] - negative_row[f * negative_features];
+            const REAL shifted_3 = between_3 + eps;
+            const REAL scaled_6 = shifted_3 / binade_max_abs_3;
+            accumulate(&sum_product_sum, scaled_4 * scaled_4);
+            accumulate(&sum_product_2_sum, scaled_5 * scaled_5);
+            accumulate(&sum_product_3_sum, scaled_6 * scaled_6);
+            max_choice = larger(max_choice, fabs(shifted) == max_abs ? (direction_anchor_row[f * direction_anchor_features] - direction_positive_row[f * direction_positive_features]) * sign(shifted) : -INFINITY);
+            max_choice_2 = larger(max_choice_2, fabs(shifted_2) == max_abs_2 ? (direction_anchor_row[f * direction_anchor_features] - direction_negative_row[f * direction_negative_features]) * sign(shifted_2) : -INFINITY);
+            max_choice_3 = larger(max_choice_3, fabs(scaled_4) == max_abs_4 ? (direction_anchor_row[f * direction_anchor_features] - direction_positive_row[f * direction_positive_features]) * sign(scaled_4) : -INFINITY);
+            max_choice_4 = larger(max_choice_4, fabs(scaled_5) == max_abs_5 ? (direction_anchor_row[f * direction_anchor_features] - direction_negative_row[f * direction_negative_features]) * sign(scaled_5) : -INFINITY);
+            max_choice_5 = larger(max_choice_5, fabs(shifted_3) == max_abs_3 ? (direction_positive_row[f * direction_positive_features] - direction_negative_row[f * direction_negative_features]) * sign(shifted_3) : -INFINITY);
+            max_choice_6 = larger(max_choice_6, fabs(scaled_6) == max_abs_6 ? (direction_positive_row[f * direction_positive_features] - direction_negative_row[f * direction_negative_features]) * sign(scaled_6) : -INFINITY);
+        }
+        const REAL sum_product = value_of(&sum_product_sum);
+        const REAL sum_product_2 = value_of(&sum_product_2_sum);
+        const REAL sum_product_3 = value_of(&sum_product_3_sum);
+        const REAL choice = max_abs == 0 ? 1 : max_abs / binade_max_abs;
+        const REAL sqrt_sum_product_3 = sqrt(sum_product_3);
+        const REAL sqrt_sum_product_2 = sqrt(sum_product_2);
+        const REAL product = (REAL)0.5 * binade_max_abs_2 * sqrt_sum_product_2;
+        const REAL mean_length = (REAL)0.5 * binade_max_abs_3 * sqrt_sum_product_3 + product;
+        const REAL choice_2 = max_abs_2 == 0 ? 1 : max_abs_2 / binade_max_abs_2;
+        const REAL sqrt_sum_product = sqrt(sum_product);
+        const REAL mean_length_2 = product + (REAL)0.5 * binade_max_abs * sqrt_sum_product;
+        const REAL binade_max_abs_4 = binade(max_abs_4);
+        const REAL choice_3 = max_abs_4 == 0 ? 1 : max_abs_4 / binade_max_abs_4;
+        const REAL binade_max_abs_5 = binade(max_abs_5);
+        const REAL choice_4 = max_abs_5 == 0 ? 1 : max_abs_5 / binade_max_abs_5;
+        const REAL choice_5 = max_abs_3 == 0 ? 1 : max_abs_3 / binade_max_abs_3;
+        const REAL binade_max_abs_6 = binade(max_abs_6);
+        const REAL choice_6 = max_abs_6 == 0 ? 1 : max_abs_6 / binade_max_abs_6;
+        accumulator sum_product_4_sum = {0};
+        accumulator sum_product_5_sum = {0};
+        accumulator sum_product_6_sum = {0};
+        accumulator sum_product_7_sum = {0};
+        accumulator sum_abs_power_sum = {0};
+        accumulator sum_abs_power_2_sum = {0};
+        accumulator sum_abs_power_3_sum = {0};
+        accumulator sum_product_8_sum = {0};
+        accumulator sum_choice_sum = {0};
+        accumulator sum_product_9_sum = {0};
+        accumulator sum_choice_2_sum = {0};
+        accumulator sum_product_10_sum = {0};
+        accumulator sum_product_11_sum = {0};
+        accumulator sum_choice_3_sum = {0};
+        accumulator sum_product_12_sum = {0};
+        for (int64_t f = 0; f < features; ++f) {
+            const REAL difference_4 = direction_anchor_row[f * direction_anchor_features] - direction_positive_row[f * direction_positive_features];
+            const REAL to_positive_4 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
+            const REAL shifted_4 = to_positive_4 + eps;
+            const REAL scaled_7 = shifted_4 / binade_max_abs;
+            const REAL eliminated = cross(difference_4, choice, scaled_7, max_choice);
+            const REAL left = eliminated / choice;
+            const REAL difference_5 = positive_row[f * positive_features] - anchor_row[f * anchor_features];
+            const REAL between_4 = positive_row[f * positive_features] - negative_row[f * negative_features];
+            const REAL to_negative_4 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
+            const REAL product_2 = (REAL)0.5 * to_negative_4;
+            const REAL middle = ((REAL)0.5 * between_4 + product_2 + eps) / mean_length;
+            const REAL difference_6 = direction_anchor_row[f * direction_anchor_features] - direction_negative_row[f * direction_negative_features];
+            const REAL shifted_5 = to_negative_4 + eps;
+            const REAL scaled_8 = shifted_5 / binade_max_abs_2;
+            const REAL eliminated_2 = cross(difference_6, choice_2, scaled_8, max_choice_2);
+            const REAL left_2 = eliminated_2 / choice_2;
+            const REAL difference_7 = negative_row[f * negative_features] - positive_row[f * positive_features];
+            const REAL middle_2 = (product_2 + (REAL)0.5 * to_positive_4 + eps) / mean_length_2;
+            const REAL abs_power_2 = abs_power(scaled_8, p);
+            const REAL shifted_6 = between_4 + eps;
+            const REAL scaled_9 = shifted_6 / binade_max_abs_3;
+            const REAL abs_power_3 = abs_power(scaled_9, p);
+            const REAL scaled_10 = scaled_7 / binade_max_abs_4;
+            const REAL eliminated_3 = cross(difference_4, choice_3, scaled_10, max_choice_3);
+            const REAL left_3 = eliminated_3 / choice_3;
+            const REAL sign_shifted_6 = sign(shifted_6);
+            const REAL sign_shifted_5 = sign(shifted_5);
+            const REAL product_3 = difference_5 * sign_shifted_6;
+            const REAL abs_shifted_6 = fabs(shifted_6);
+            const REAL abs_shifted_5 = fabs(shifted_5);
+            const REAL abs_product_3 = fabs(product_3);
+            const REAL larger_2 = larger(larger(abs_shifted_6, abs_shifted_5), abs_product_3);
+            const REAL scaled_11 = larger_2 / binade_max_abs_2;
+            const REAL scaled_12 = shifted_6 / binade_max_abs_2;
+            const REAL scaled_13 = scaled_8 / binade_max_abs_5;
+            const REAL eliminated_4 = cross(difference_6, choice_4, scaled_13, max_choice_4);
+            const REAL left_4 = eliminated_4 / choice_4;
+            const REAL sign_shifted_4 = sign(shifted_4);
+            const REAL product_4 = difference_7 * sign_shifted_4;
+            const REAL abs_product_4 = fabs(product_4);
+            const REAL larger_3 = larger(larger(fabs(shifted_4), abs_shifted_5), abs_product_4);
+            const REAL scaled_14 = larger_3 / binade_max_abs_2;
+            const REAL scaled_15 = shifted_4 / binade_max_abs_2;
+            const REAL difference_8 = direction_positive_row[f * direction_positive_features] - direction_negative_row[f * direction_negative_features];
+            const REAL eliminated_5 = cross(difference_8, choice_5, scaled_9, max_choice_5);
+            const REAL left_5 = eliminated_5 / choice_5;
+            const REAL product_5 = to_positive_4 * sign_shifted_5;
+            const REAL abs_product_5 = fabs(product_5);
+            const REAL larger_4 = larger(larger(abs_shifted_5, abs_shifted_6), abs_product_5);
+            const REAL scaled_16 = larger_4 / binade_max_abs_3;
+            const REAL scaled_17 = shifted_5 / binade_max_abs_3;
+            const REAL scaled_18 = scaled_9 / binade_max_abs_6;
+            const REAL eliminated_6 = cross(difference_8, choice_6, scaled_18, max_choice_6);
+            const REAL left_6 = eliminated_6 / choice_6;
+            accumulate(&sum_product_4_sum, left * scaled_7);
+            accumulate(&sum_product_5_sum, difference_5 * middle);
+            accumulate(&sum_product_6_sum, left_2 * scaled_8);
+            accumulate(&sum_product_7_sum, difference_7 * middle_2);
+            accumulate(&sum_abs_power_sum, abs_power(scaled_7, p));
+            accumulate(&sum_abs_power_2_sum, abs_power_2);
+            accumulate(&sum_abs_power_3_sum, abs_power_3);
+            accumulate(&sum_product_8_sum, left_3 * signed_power(scaled_7, difference));
+            accumulate(&sum_choice_sum, sign_shifted_6 == sign_shifted_5 ? -sign(product_3) * abs_power(scaled_11, p) * expm1(p * log1p(-abs_product_3 / (larger_2 == 0 ? 1 : larger_2))) : abs_power(scaled_12, p) - abs_power_2);
+            accumulate(&sum_product_9_sum, left_4 * signed_power(scaled_8, difference));
+            accumulate(&sum_choice_2_sum, sign_shifted_4 == sign_shifted_5 ? -sign(product_4) * abs_power(scaled_14, p) * expm1(p * log1p(-abs_product_4 / (larger_3 == 0 ? 1 : larger_3))) : abs_power(scaled_15, p) - abs_power_2);
+            accumulate(&sum_product_10_sum, to_positive_4 * middle);
+            accumulate(&sum_product_11_sum, left_5 * scaled_9);
+            accumulate(&sum_choice_3_sum, sign_shifted_5 == sign_shifted_6 ? -sign(product_5) * abs_power(scaled_16, p) * expm1(p * log1p(-abs_product_5 / (larger_4 == 0 ? 1 : larger_4))) : abs_power(scaled_17, p) - abs_power_3);
+            accumulate(&sum_product_12_sum, left_6 * signed_power(scaled_9, difference));
+        }
+        const REAL sum_product_4 = value_of(&sum_product_4_sum);
+        const REAL sum_product_5 = value_of(&sum_product_5_sum);
+        const REAL sum_product_6 = value_of(&sum_product_6_sum);
+        const REAL sum_product_7 = value_of(&sum_product_7_sum);
+        const REAL sum_abs_power = value_of(&sum_abs_power_sum);
+        const REAL sum_abs_power_2 = value_of(&sum_abs_power_2_sum);
+        const REAL sum_abs_power_3 = value_of(&sum_abs_power_3_sum);
+        const REAL sum_product_8 = value_of(&sum_product_8_sum);
+        const REAL sum_choice = value_of(&sum_choice_sum);
+        const REAL sum_product_9 = value_of(&sum_product_9_sum);
+        const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
+        const REAL sum_product_10 = value_of(&sum_product_10_sum);
+        const REAL sum_product_11 = value_of(&sum_product_11_sum);
+        const REAL sum_choice_3 = value_of(&sum_choice_3_sum);
+        const REAL sum_product_12 = value_of(&sum_product_12_sum);
+        const REAL near = binade_max_abs * sqrt_sum_product;
+        const REAL far = binade_max_abs_2 * sqrt_sum_product_2;
+        const REAL across = binade_max_abs_3 * sqrt_sum_product_3;
+        const REAL shifted_7 = near - smaller(far, across) + margin;
+        const int below = shifted_7 < 0;
+        const REAL inverse_root_sum_product = inverse_root(sum_product);
+        const REAL product_6 = inverse_root_sum_product / binade_max_abs * scale[n * scale_batch];
+        const REAL share = binade_max_abs / binade_max_abs * inverse_root_sum_product;
+        const REAL along = -share * sum_product_4 * share;
+        const REAL step_2 = step(shifted_7, 1);
+        const int equal = mean_length == 0;
+        const REAL longer_by = equal ? 0 : sum_product_5;
+        const int below_2 = longer_by < 0;
+        const REAL inverse_root_sum_product_2 = inverse_root(sum_product_2);
+        const REAL product_7 = inverse_root_sum_product_2 / binade_max_abs_2 * scale[n * scale_batch];
+        const REAL share_2 = binade_max_abs_2 / binade_max_abs_2 * inverse_root_sum_product_2;
+        const REAL along_2 = -share_2 * sum_product_6 * share_2;
+        const REAL step_3 = step(longer_by, (REAL)0.5);
+        const REAL longer_by_2 = mean_length_2 == 0 ? 0 : sum_product_7;
+        const REAL shifted_8 = longer_by_2 + margin;
+        const int below_3 = shifted_8 < 0;
+        const REAL step_4 = step(shifted_8, 1);
+        const REAL near_2 = abs_power(sum_abs_power, ratio) * binade_max_abs;
+        const REAL far_2 = abs_power(sum_abs_power_2, ratio) * binade_max_abs_2;
+        const REAL across_2 = abs_power(sum_abs_power_3, ratio) * binade_max_abs_3;
+        const REAL shifted_9 = near_2 - smaller(far_2, across_2) + margin;
+        const int below_4 = shifted_9 < 0;
+        const REAL product_8 = difference * (signed_power(sum_abs_power, difference_2) / binade_max_abs) * scale[n * scale_batch];
+        const REAL along_3 = -sum_product_8 / (sum_abs_power == 0 ? 1 : sum_abs_power) * binade_max_abs_4;
+        const REAL step_5 = step(shifted_9, 1);
+        const REAL product_9 = 2 * far_2;
+        const int below_5 = across_2 < product_9;
+        const int below_6 = far_2 < 2 * across_2;
+        const REAL longer_by_3 = below_5 && below_6 ? far_2 * expm1(log1p(sum_choice / sum_abs_power_2) / p) : across_2 - far_2;
+        const int below_7 = longer_by_3 < 0;
+        const REAL product_10 = difference * (signed_power(sum_abs_power_2, difference_2) / binade_max_abs_2) * scale[n * scale_batch];
+        const REAL along_4 = -sum_product_9 / (sum_abs_power_2 == 0 ? 1 : sum_abs_power_2) * binade_max_abs_5;
+        const REAL step_6 = step(longer_by_3, (REAL)0.5);
+        const REAL longer_by_4 = near_2 < product_9 && far_2 < 2 * near_2 ? far_2 * expm1(log1p(sum_choice_2 / sum_abs_power_2) / p) : near_2 - far_2;
+        const REAL shifted_10 = longer_by_4 + margin;
+        const int below_8 = shifted_10 < 0;
+        const REAL step_7 = step(shifted_10, 1);
+        const REAL longer_by_5 = equal ? 0 : sum_product_10;
+        const int below_9 = longer_by_5 < 0;
+        const REAL inverse_root_sum_product_3 = inverse_root(sum_product_3);
+        const REAL product_11 = inverse_root_sum_product_3 / binade_max_abs_3 * scale[n * scale_batch];
+        const REAL share_3 = binade_max_abs_3 / binade_max_abs_3 * inverse_root_sum_product_3;
+        const REAL along_5 = -share_3 * sum_product_11 * share_3;
+        const REAL step_8 = step(longer_by_5, (REAL)0.5);
+        const REAL longer_by_6 = below_6 && below_5 ? across_2 * expm1(log1p(sum_choice_3 / sum_abs_power_3) / p) : far_2 - across_2;
+        const int below_10 = longer_by_6 < 0;
+        const REAL product_12 = difference * (signed_power(sum_abs_power_3, difference_2) / binade_max_abs_3) * scale[n * scale_batch];
+        const REAL along_6 = -sum_product_12 / (sum_abs_power_3 == 0 ? 1 : sum_abs_power_3) * binade_max_abs_6;
+        const REAL step_9 = step(longer_by_6, (REAL)0.5);
+        for (int64_t f = 0; f < features; ++f) {
+            const REAL to_positive_5 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
+            const REAL scaled_19 = (to_positive_5 + eps) / binade_max_abs;
+            const REAL difference_9 = direction_anchor_row[f * direction_anchor_features] - direction_positive_row[f * direction_positive_features];
+            const REAL eliminated_7 = cross(difference_9, choice, scaled_19, max_choice);
+            const REAL left_7 = eliminated_7 / choice;
+            const REAL product_13 = product_6 * (along * scaled_19 + left_7);
+            const REAL choice_7 = below ? 0 : product_13 * step_2;
+            const REAL to_negative_5 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
+            const REAL scaled_20 = (to_negative_5 + eps) / binade_max_abs_2;
+            const REAL difference_10 = direction_anchor_row[f * direction_anchor_features] - direction_negative_row[f * direction_negative_features];
+            const REAL eliminated_8 = cross(difference_10, choice_2, scaled_20, max_choice_2);
+            const REAL left_8 = eliminated_8 / choice_2;
+            const REAL product_14 = product_7 * (along_2 * scaled_20 + left_8);
+            const REAL choice_8 = below_2 ? 0 : (below ? 0 : product_14 * step_2) * step_3;
+            const REAL choice_9 = below_3 ? 0 : product_13 * step_4;
+            const REAL choice_10 = below_3 ? 0 : product_14 * step_4;
+            const REAL scaled_21 = scaled_19 / binade_max_abs_4;
+            const REAL eliminated_9 = cross(difference_9, choice_3, scaled_21, max_choice_3);
+            const REAL left_9 = eliminated_9 / choice_3;
+            const REAL product_15 = product_8 * (along_3 * scaled_21 + left_9) * abs_power(scaled_19, difference_3);
+            const REAL choice_11 = below_4 ? 0 : product_15 * step_5;
+            const REAL scaled_22 = scaled_20 / binade_max_abs_5;
+            const REAL eliminated_10 = cross(difference_10, choice_4, scaled_22, max_choice_4);
+            const REAL left_10 = eliminated_10 / choice_4;
+            const REAL product_16 = product_10 * (along_4 * scaled_22 + left_10) * abs_power(scaled_20, difference_3);
+            const REAL choice_12 = below_7 ? 0 : (below_4 ? 0 : product_16 * step_5) * step_6;
+            const REAL choice_13 = below_8 ? 0 : product_15 * step_7;
+            const REAL choice_14 = below_8 ? 0 : product_16 * step_7;
+            const REAL between_5 = positive_row[f * positive_features] - negative_row[f * negative_features];
+            const REAL scaled_23 = (between_5 + eps) / binade_max_abs_3;
+            const REAL difference_11 = direction_positive_row[f * direction_positive_features] - direction_negative_row[f * direction_negative_features];
+            const REAL eliminated_11 = cross(difference_11, choice_5, scaled_23, max_choice_5);
+            const REAL left_11 = eliminated_11 / choice_5;
+            const REAL choice_15 = below_9 ? 0 : (below ? 0 : product_11 * (along_5 * scaled_23 + left_11) * step_2) * step_8;
+            const REAL scaled_24 = scaled_23 / binade_max_abs_6;
+            const REAL eliminated_12 = cross(difference_11, choice_6, scaled_24, max_choice_6);
+            const REAL left_12 = eliminated_12 / choice_6;
+            const REAL choice_16 = below_10 ? 0 : (below_4 ? 0 : product_12 * (along_6 * scaled_24 + left_12) * abs_power(scaled_23, difference_3) * step_5) * step_9;
+            if (hvp_anchor_wanted) hvp_anchor_row[f * hvp_anchor_features] = p_is_0 || p_is_1 ? 0 : (p_is_2 ? (swap ? choice_7 - choice_8 : choice_9 - choice_10) : (p_is_inf ? 0 : (swap ? choice_11 - choice_12 : choice_13 - choice_14)));
+            if (hvp_positive_wanted) hvp_positive_row[f * hvp_positive_features] = p_is_0 || p_is_1 ? 0 : (p_is_2 ? (swap ? -(choice_15 + choice_7) : -choice_9) : (p_is_inf ? 0 : (swap ? -(choice_16 + choice_11) : -choice_13)));
+            if (hvp_negative_wanted) hvp_negative_row[f * hvp_negative_features] = p_is_0 || p_is_1 ? 0 : (p_is_2 ? (swap ? choice_15 + choice_8 : choice_10) : (p_is_inf ? 0 : (swap ? choice_16 + choice_12 : choice_14)));
         }
     }
 }
 
-static void NAME(hvp__p_2__swap_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->steps[8][1] == 1 && run->steps[9][1] == 1 && run->data[7] != NULL && run->data[8] != NULL && run->data[9] != NULL)
-        NAME(hvp__p_2__swap_yes)(batch, run, 1);
-    else
-        NAME(hvp__p_2__swap_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_hvp__p_2__swap_yes) = {
-    "triplet_margin_loss.hvp__p_2__swap_yes", NAME(hvp__p_2__swap_yes_run), sizeof(REAL), 10, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &scale_argument, &direction_anchor_features_argument, &direction_negative_features_argument, &direction_positive_features_argument, &hvp_anchor_features_argument, &hvp_positive_features_argument, &hvp_negative_features_argument },
-    { &margin_param, &eps_param }, { "features" }};
-
-/* The diagonal of the hessian, times scale, where p is 2 and swap is True. 82 operations. */
-static inline void NAME(hessian_diag__p_2__swap_yes)(const int64_t batch, const losslib_run *run, const int dense)
+/* The diagonal of the hessian, times scale. */
+static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted, const int p_is_0, const int p_is_1, const int p_is_2, const int p_is_inf, const int swap)
 {
     const int64_t features = run->sizes[0];
     const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
-    const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
-    const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
+    const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense && WANTS(1) ? 1 : run->steps[1][1];
+    const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense && WANTS(2) ? 1 : run->steps[2][1];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict hessian_anchor = run->data[4]; const int64_t hessian_anchor_batch = run->steps[4][0], hessian_anchor_features = dense ? 1 : run->steps[4][1];
-    REAL *restrict hessian_positive = run->data[5]; const int64_t hessian_positive_batch = run->steps[5][0], hessian_positive_features = dense ? 1 : run->steps[5][1];
-    REAL *restrict hessian_negative = run->data[6]; const int64_t hessian_negative_batch = run->steps[6][0], hessian_negative_features = dense ? 1 : run->steps[6][1];
+    REAL *restrict hessian_anchor = run->data[4]; const int64_t hessian_anchor_batch = run->steps[4][0], hessian_anchor_features = dense ? 1 : run->steps[4][1]; const int hessian_anchor_wanted = WANTS(4);
+    REAL *restrict hessian_positive = run->data[5]; const int64_t hessian_positive_batch = run->steps[5][0], hessian_positive_features = dense ? 1 : run->steps[5][1]; const int hessian_positive_wanted = WANTS(5);
+    REAL *restrict hessian_negative = run->data[6]; const int64_t hessian_negative_batch = run->steps[6][0], hessian_negative_features = dense ? 1 : run->steps[6][1]; const int hessian_negative_wanted = WANTS(6);
     const REAL margin = (REAL)run->params[0];
-    const REAL eps = (REAL)run->params[1];
+    const REAL p = (REAL)run->params[1];
+    const REAL eps = (REAL)run->params[2];
 
+    const REAL ratio = 1 / p;
+    const REAL difference = ratio - 1;
+    const REAL product = difference * p;
+    const REAL difference_2 = ratio - 2;
+    const REAL difference_3 = p - 1;
+    const REAL difference_4 = p - 2;
     for (int64_t n = 0; n < batch; ++n) {
         const REAL *anchor_row = anchor + n * anchor_batch;
         const REAL *positive_row = positive + n * positive_batch;
@@ -1353,11 +1086,11 @@ static inline void NAME(hessian_diag__p_2__swap_yes)(const int64_t batch, const 
         REAL max_abs_2 = -INFINITY;
         REAL max_abs_3 = -INFINITY;
         for (int64_t f = 0; f < features; ++f) {
-            const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
             const REAL between = positive_row[f * positive_features] - negative_row[f * negative_features];
+            const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
             const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            max_abs = larger(max_abs, fabs(to_negative + eps));
-            max_abs_2 = larger(max_abs_2, fabs(between + eps));
+            max_abs = larger(max_abs, fabs(between + eps));
+            max_abs_2 = larger(max_abs_2, fabs(to_negative + eps));
             max_abs_3 = larger(max_abs_3, fabs(to_positive + eps));
         }
         const REAL binade_max_abs = binade(max_abs);
@@ -1367,10 +1100,10 @@ static inline void NAME(hessian_diag__p_2__swap_yes)(const int64_t batch, const 
         accumulator sum_product_2_sum = {0};
         accumulator sum_product_3_sum = {0};
         for (int64_t f = 0; f < features; ++f) {
-            const REAL to_negative_2 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL scaled = (to_negative_2 + eps) / binade_max_abs;
             const REAL between_2 = positive_row[f * positive_features] - negative_row[f * negative_features];
-            const REAL scaled_2 = (between_2 + eps) / binade_max_abs_2;
+            const REAL scaled = (between_2 + eps) / binade_max_abs;
+            const REAL to_negative_2 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
+            const REAL scaled_2 = (to_negative_2 + eps) / binade_max_abs_2;
             const REAL to_positive_2 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
             const REAL scaled_3 = (to_positive_2 + eps) / binade_max_abs_3;
             accumulate(&sum_product_sum, scaled * scaled);
@@ -1380,1894 +1113,165 @@ static inline void NAME(hessian_diag__p_2__swap_yes)(const int64_t batch, const 
         const REAL sum_product = value_of(&sum_product_sum);
         const REAL sum_product_2 = value_of(&sum_product_2_sum);
         const REAL sum_product_3 = value_of(&sum_product_3_sum);
-        const REAL inverse_root_sum_product = inverse_root(sum_product);
-        const REAL across = binade_max_abs_2 * sqrt(sum_product_2);
-        const REAL far = binade_max_abs * sqrt(sum_product);
-        const REAL near = binade_max_abs_3 * sqrt(sum_product_3);
-        const REAL step_2 = step(near - smaller(far, across) + margin, 1);
-        const REAL product = inverse_root_sum_product / binade_max_abs * step(across - far, (REAL)0.5) * step_2 * scale[n * scale_batch];
-        const REAL product_2 = product * inverse_root_sum_product * inverse_root_sum_product;
-        const REAL inverse_root_sum_product_3 = inverse_root(sum_product_3);
-        const REAL product_3 = inverse_root_sum_product_3 / binade_max_abs_3 * step_2 * scale[n * scale_batch];
-        const REAL product_4 = product_3 * inverse_root_sum_product_3 * inverse_root_sum_product_3;
-        const REAL inverse_root_sum_product_2 = inverse_root(sum_product_2);
-        const REAL product_5 = inverse_root_sum_product_2 / binade_max_abs_2 * step(far - across, (REAL)0.5) * step_2 * scale[n * scale_batch];
-        const REAL product_6 = product_5 * inverse_root_sum_product_2 * inverse_root_sum_product_2;
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_negative_3 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL scaled_4 = (to_negative_3 + eps) / binade_max_abs;
-            const REAL product_7 = product_2 * scaled_4 * scaled_4;
-            const REAL to_positive_3 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL scaled_5 = (to_positive_3 + eps) / binade_max_abs_3;
-            const REAL product_8 = product_4 * scaled_5 * scaled_5;
-            const REAL between_3 = positive_row[f * positive_features] - negative_row[f * negative_features];
-            const REAL scaled_6 = (between_3 + eps) / binade_max_abs_2;
-            const REAL product_9 = product_6 * scaled_6 * scaled_6;
-            if (dense || hessian_anchor) hessian_anchor_row[f * hessian_anchor_features] = product_7 - product_8 - product + product_3;
-            if (dense || hessian_positive) hessian_positive_row[f * hessian_positive_features] = product_9 - product_8 - product_5 + product_3;
-            if (dense || hessian_negative) hessian_negative_row[f * hessian_negative_features] = product_7 + product_9 - product - product_5;
-        }
-    }
-}
-
-static void NAME(hessian_diag__p_2__swap_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->steps[6][1] == 1 && run->data[4] != NULL && run->data[5] != NULL && run->data[6] != NULL)
-        NAME(hessian_diag__p_2__swap_yes)(batch, run, 1);
-    else
-        NAME(hessian_diag__p_2__swap_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_hessian_diag__p_2__swap_yes) = {
-    "triplet_margin_loss.hessian_diag__p_2__swap_yes", NAME(hessian_diag__p_2__swap_yes_run), sizeof(REAL), 7, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &scale_argument, &hessian_anchor_features_argument, &hessian_positive_features_argument, &hessian_negative_features_argument },
-    { &margin_param, &eps_param }, { "features" }};
-
-/* The loss of each sample, and the totals, where p is 2 and swap is False. 24 operations. */
-static inline void NAME(value__p_2__swap_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
-    const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
-    const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
-    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = run->steps[3][0];
-    accumulator *restrict total_loss = run->data[4];
-    const REAL margin = (REAL)run->params[0];
-    const REAL eps = (REAL)run->params[1];
-
-    accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *anchor_row = anchor + n * anchor_batch;
-        const REAL *positive_row = positive + n * positive_batch;
-        const REAL *negative_row = negative + n * negative_batch;
-        REAL max_abs = -INFINITY;
-        REAL max_abs_2 = -INFINITY;
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            max_abs = larger(max_abs, fabs(to_positive + eps));
-            max_abs_2 = larger(max_abs_2, fabs(to_negative + eps));
-        }
-        const REAL binade_max_abs = binade(max_abs);
-        const REAL binade_max_abs_2 = binade(max_abs_2);
-        accumulator sum_product_sum = {0};
-        accumulator sum_product_2_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive_2 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL scaled = (to_positive_2 + eps) / binade_max_abs;
-            const REAL to_negative_2 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL scaled_2 = (to_negative_2 + eps) / binade_max_abs_2;
-            accumulate(&sum_product_sum, scaled * scaled);
-            accumulate(&sum_product_2_sum, scaled_2 * scaled_2);
-        }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL near = binade_max_abs * sqrt(sum_product);
-        const REAL far = binade_max_abs_2 * sqrt(sum_product_2);
-        const REAL shifted = near - far + margin;
-        const REAL value = shifted < 0 ? 0 : shifted;
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value__p_2__swap_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->data[3] == NULL)
-        NAME(value__p_2__swap_no)(batch, run, 1);
-    else
-        NAME(value__p_2__swap_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_value__p_2__swap_no) = {
-    "triplet_margin_loss.value__p_2__swap_no", NAME(value__p_2__swap_no_run), sizeof(REAL), 5, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &loss_argument, &total_loss_argument },
-    { &margin_param, &eps_param }, { "features" }};
-
-/* The loss, the totals, and the gradients times scale, where p is 2 and swap is False. 41 operations. */
-static inline void NAME(value_and_grad__p_2__swap_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
-    const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
-    const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
-    const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = run->steps[4][0];
-    accumulator *restrict total_loss = run->data[5];
-    REAL *restrict grad_anchor = run->data[6]; const int64_t grad_anchor_batch = run->steps[6][0], grad_anchor_features = dense ? 1 : run->steps[6][1];
-    REAL *restrict grad_positive = run->data[7]; const int64_t grad_positive_batch = run->steps[7][0], grad_positive_features = dense ? 1 : run->steps[7][1];
-    REAL *restrict grad_negative = run->data[8]; const int64_t grad_negative_batch = run->steps[8][0], grad_negative_features = dense ? 1 : run->steps[8][1];
-    const REAL margin = (REAL)run->params[0];
-    const REAL eps = (REAL)run->params[1];
-
-    accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *anchor_row = anchor + n * anchor_batch;
-        const REAL *positive_row = positive + n * positive_batch;
-        const REAL *negative_row = negative + n * negative_batch;
-        REAL *grad_anchor_row = grad_anchor + n * grad_anchor_batch;
-        REAL *grad_positive_row = grad_positive + n * grad_positive_batch;
-        REAL *grad_negative_row = grad_negative + n * grad_negative_batch;
-        REAL max_abs = -INFINITY;
-        REAL max_abs_2 = -INFINITY;
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            max_abs = larger(max_abs, fabs(to_positive + eps));
-            max_abs_2 = larger(max_abs_2, fabs(to_negative + eps));
-        }
-        const REAL binade_max_abs = binade(max_abs);
-        const REAL binade_max_abs_2 = binade(max_abs_2);
-        accumulator sum_product_sum = {0};
-        accumulator sum_product_2_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive_2 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL scaled = (to_positive_2 + eps) / binade_max_abs;
-            const REAL to_negative_2 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL scaled_2 = (to_negative_2 + eps) / binade_max_abs_2;
-            accumulate(&sum_product_sum, scaled * scaled);
-            accumulate(&sum_product_2_sum, scaled_2 * scaled_2);
-        }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL near = binade_max_abs * sqrt(sum_product);
-        const REAL far = binade_max_abs_2 * sqrt(sum_product_2);
-        const REAL shifted = near - far + margin;
-        const REAL step_2 = step(shifted, 1);
-        const REAL product = inverse_root(sum_product) * step_2 * scale[n * scale_batch];
-        const REAL product_2 = inverse_root(sum_product_2) * step_2 * scale[n * scale_batch];
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive_3 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL scaled_3 = (to_positive_3 + eps) / binade_max_abs;
-            const REAL product_3 = product * scaled_3;
-            const REAL to_negative_3 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL scaled_4 = (to_negative_3 + eps) / binade_max_abs_2;
-            const REAL product_4 = product_2 * scaled_4;
-            if (dense || grad_anchor) grad_anchor_row[f * grad_anchor_features] = product_3 - product_4;
-            if (dense || grad_positive) grad_positive_row[f * grad_positive_features] = -product_3;
-            if (dense || grad_negative) grad_negative_row[f * grad_negative_features] = product_4;
-        }
-        const REAL value = shifted < 0 ? 0 : shifted;
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value_and_grad__p_2__swap_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->steps[8][1] == 1 && run->data[4] == NULL && run->data[6] != NULL && run->data[7] != NULL && run->data[8] != NULL)
-        NAME(value_and_grad__p_2__swap_no)(batch, run, 1);
-    else
-        NAME(value_and_grad__p_2__swap_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_value_and_grad__p_2__swap_no) = {
-    "triplet_margin_loss.value_and_grad__p_2__swap_no", NAME(value_and_grad__p_2__swap_no_run), sizeof(REAL), 9, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_anchor_features_argument, &grad_positive_features_argument, &grad_negative_features_argument },
-    { &margin_param, &eps_param }, { "features" }};
-
-/* The derivative along the directions, where p is 2 and swap is False. 34 operations. */
-static inline void NAME(jvp__p_2__swap_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
-    const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
-    const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
-    const REAL *restrict direction_anchor = run->data[3]; const int64_t direction_anchor_batch = run->steps[3][0], direction_anchor_features = dense ? 1 : run->steps[3][1];
-    const REAL *restrict direction_negative = run->data[4]; const int64_t direction_negative_batch = run->steps[4][0], direction_negative_features = dense ? 1 : run->steps[4][1];
-    const REAL *restrict direction_positive = run->data[5]; const int64_t direction_positive_batch = run->steps[5][0], direction_positive_features = dense ? 1 : run->steps[5][1];
-    REAL *restrict rate = dense ? NULL : run->data[6]; const int64_t rate_batch = run->steps[6][0];
-    accumulator *restrict total_rate = run->data[7];
-    const REAL margin = (REAL)run->params[0];
-    const REAL eps = (REAL)run->params[1];
-
-    accumulator total_rate_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *anchor_row = anchor + n * anchor_batch;
-        const REAL *positive_row = positive + n * positive_batch;
-        const REAL *negative_row = negative + n * negative_batch;
-        const REAL *direction_anchor_row = direction_anchor + n * direction_anchor_batch;
-        const REAL *direction_negative_row = direction_negative + n * direction_negative_batch;
-        const REAL *direction_positive_row = direction_positive + n * direction_positive_batch;
-        REAL max_abs = -INFINITY;
-        REAL max_abs_2 = -INFINITY;
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            max_abs = larger(max_abs, fabs(to_positive + eps));
-            max_abs_2 = larger(max_abs_2, fabs(to_negative + eps));
-        }
-        const REAL binade_max_abs = binade(max_abs);
-        const REAL binade_max_abs_2 = binade(max_abs_2);
-        accumulator sum_product_sum = {0};
-        accumulator sum_product_2_sum = {0};
-        accumulator sum_product_3_sum = {0};
+        const REAL sqrt_sum_product = sqrt(sum_product);
+        const REAL sqrt_sum_product_2 = sqrt(sum_product_2);
+        const REAL product_2 = (REAL)0.5 * binade_max_abs_2 * sqrt_sum_product_2;
+        const REAL mean_length = (REAL)0.5 * binade_max_abs * sqrt_sum_product + product_2;
+        const REAL sqrt_sum_product_3 = sqrt(sum_product_3);
+        const REAL mean_length_2 = product_2 + (REAL)0.5 * binade_max_abs_3 * sqrt_sum_product_3;
         accumulator sum_product_4_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive_2 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL scaled = (to_positive_2 + eps) / binade_max_abs;
-            const REAL to_negative_2 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL scaled_2 = (to_negative_2 + eps) / binade_max_abs_2;
-            accumulate(&sum_product_sum, (direction_anchor_row[f * direction_anchor_features] - direction_positive_row[f * direction_positive_features]) * scaled);
-            accumulate(&sum_product_2_sum, scaled * scaled);
-            accumulate(&sum_product_3_sum, scaled_2 * scaled_2);
-            accumulate(&sum_product_4_sum, (direction_anchor_row[f * direction_anchor_features] - direction_negative_row[f * direction_negative_features]) * scaled_2);
-        }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL sum_product_3 = value_of(&sum_product_3_sum);
-        const REAL sum_product_4 = value_of(&sum_product_4_sum);
-        const REAL near = binade_max_abs * sqrt(sum_product_2);
-        const REAL far = binade_max_abs_2 * sqrt(sum_product_3);
-        const REAL step_2 = step(near - far + margin, 1);
-        const REAL difference = sum_product * inverse_root(sum_product_2) * step_2 - sum_product_4 * inverse_root(sum_product_3) * step_2;
-        if (rate) rate[n * rate_batch] = difference;
-        accumulate(&total_rate_sum, difference);
-    }
-    add(total_rate, &total_rate_sum);
-}
-
-static void NAME(jvp__p_2__swap_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->data[6] == NULL)
-        NAME(jvp__p_2__swap_no)(batch, run, 1);
-    else
-        NAME(jvp__p_2__swap_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_jvp__p_2__swap_no) = {
-    "triplet_margin_loss.jvp__p_2__swap_no", NAME(jvp__p_2__swap_no_run), sizeof(REAL), 8, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &direction_anchor_features_argument, &direction_negative_features_argument, &direction_positive_features_argument, &rate_argument, &total_rate_argument },
-    { &margin_param, &eps_param }, { "features" }};
-
-/* The hessian times the directions, times scale, where p is 2 and swap is False. 62 operations. */
-static inline void NAME(hvp__p_2__swap_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
-    const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
-    const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
-    const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    const REAL *restrict direction_anchor = run->data[4]; const int64_t direction_anchor_batch = run->steps[4][0], direction_anchor_features = dense ? 1 : run->steps[4][1];
-    const REAL *restrict direction_negative = run->data[5]; const int64_t direction_negative_batch = run->steps[5][0], direction_negative_features = dense ? 1 : run->steps[5][1];
-    const REAL *restrict direction_positive = run->data[6]; const int64_t direction_positive_batch = run->steps[6][0], direction_positive_features = dense ? 1 : run->steps[6][1];
-    REAL *restrict hvp_anchor = run->data[7]; const int64_t hvp_anchor_batch = run->steps[7][0], hvp_anchor_features = dense ? 1 : run->steps[7][1];
-    REAL *restrict hvp_positive = run->data[8]; const int64_t hvp_positive_batch = run->steps[8][0], hvp_positive_features = dense ? 1 : run->steps[8][1];
-    REAL *restrict hvp_negative = run->data[9]; const int64_t hvp_negative_batch = run->steps[9][0], hvp_negative_features = dense ? 1 : run->steps[9][1];
-    const REAL margin = (REAL)run->params[0];
-    const REAL eps = (REAL)run->params[1];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *anchor_row = anchor + n * anchor_batch;
-        const REAL *positive_row = positive + n * positive_batch;
-        const REAL *negative_row = negative + n * negative_batch;
-        const REAL *direction_anchor_row = direction_anchor + n * direction_anchor_batch;
-        const REAL *direction_negative_row = direction_negative + n * direction_negative_batch;
-        const REAL *direction_positive_row = direction_positive + n * direction_positive_batch;
-        REAL *hvp_anchor_row = hvp_anchor + n * hvp_anchor_batch;
-        REAL *hvp_positive_row = hvp_positive + n * hvp_positive_batch;
-        REAL *hvp_negative_row = hvp_negative + n * hvp_negative_batch;
-        REAL max_abs = -INFINITY;
-        REAL max_abs_2 = -INFINITY;
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            max_abs = larger(max_abs, fabs(to_positive + eps));
-            max_abs_2 = larger(max_abs_2, fabs(to_negative + eps));
-        }
-        const REAL binade_max_abs = binade(max_abs);
-        const REAL binade_max_abs_2 = binade(max_abs_2);
-        accumulator sum_product_sum = {0};
-        accumulator sum_product_2_sum = {0};
-        accumulator sum_product_3_sum = {0};
-        accumulator sum_product_4_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive_2 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL scaled = (to_positive_2 + eps) / binade_max_abs;
-            const REAL to_negative_2 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL scaled_2 = (to_negative_2 + eps) / binade_max_abs_2;
-            accumulate(&sum_product_sum, scaled * scaled);
-            accumulate(&sum_product_2_sum, scaled_2 * scaled_2);
-            accumulate(&sum_product_3_sum, (direction_anchor_row[f * direction_anchor_features] - direction_positive_row[f * direction_positive_features]) * scaled);
-            accumulate(&sum_product_4_sum, (direction_anchor_row[f * direction_anchor_features] - direction_negative_row[f * direction_negative_features]) * scaled_2);
-        }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL sum_product_3 = value_of(&sum_product_3_sum);
-        const REAL sum_product_4 = value_of(&sum_product_4_sum);
-        const REAL inverse_root_sum_product = inverse_root(sum_product);
-        const REAL ratio = inverse_root_sum_product / binade_max_abs;
-        const REAL near = binade_max_abs * sqrt(sum_product);
-        const REAL far = binade_max_abs_2 * sqrt(sum_product_2);
-        const REAL step_2 = step(near - far + margin, 1);
-        const REAL product = ratio * step_2 * scale[n * scale_batch];
-        const REAL inverse_root_sum_product_2 = inverse_root(sum_product_2);
-        const REAL ratio_2 = inverse_root_sum_product_2 / binade_max_abs_2;
-        const REAL product_2 = ratio_2 * step_2 * scale[n * scale_batch];
-        const REAL product_3 = ratio * sum_product_3 * step_2 * scale[n * scale_batch] * inverse_root_sum_product * inverse_root_sum_product;
-        const REAL product_4 = ratio_2 * sum_product_4 * step_2 * scale[n * scale_batch] * inverse_root_sum_product_2 * inverse_root_sum_product_2;
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL product_5 = product * (direction_anchor_row[f * direction_anchor_features] - direction_positive_row[f * direction_positive_features]);
-            const REAL product_6 = product_2 * (direction_anchor_row[f * direction_anchor_features] - direction_negative_row[f * direction_negative_features]);
-            const REAL to_positive_3 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL scaled_3 = (to_positive_3 + eps) / binade_max_abs;
-            const REAL product_7 = product_3 * scaled_3;
-            const REAL to_negative_3 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL scaled_4 = (to_negative_3 + eps) / binade_max_abs_2;
-            const REAL product_8 = product_4 * scaled_4;
-            if (dense || hvp_anchor) hvp_anchor_row[f * hvp_anchor_features] = product_5 - product_6 - product_7 + product_8;
-            if (dense || hvp_positive) hvp_positive_row[f * hvp_positive_features] = product_7 - product_5;
-            if (dense || hvp_negative) hvp_negative_row[f * hvp_negative_features] = product_6 - product_8;
-        }
-    }
-}
-
-static void NAME(hvp__p_2__swap_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->steps[8][1] == 1 && run->steps[9][1] == 1 && run->data[7] != NULL && run->data[8] != NULL && run->data[9] != NULL)
-        NAME(hvp__p_2__swap_no)(batch, run, 1);
-    else
-        NAME(hvp__p_2__swap_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_hvp__p_2__swap_no) = {
-    "triplet_margin_loss.hvp__p_2__swap_no", NAME(hvp__p_2__swap_no_run), sizeof(REAL), 10, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &scale_argument, &direction_anchor_features_argument, &direction_negative_features_argument, &direction_positive_features_argument, &hvp_anchor_features_argument, &hvp_positive_features_argument, &hvp_negative_features_argument },
-    { &margin_param, &eps_param }, { "features" }};
-
-/* The diagonal of the hessian, times scale, where p is 2 and swap is False. 50 operations. */
-static inline void NAME(hessian_diag__p_2__swap_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
-    const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
-    const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
-    const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict hessian_anchor = run->data[4]; const int64_t hessian_anchor_batch = run->steps[4][0], hessian_anchor_features = dense ? 1 : run->steps[4][1];
-    REAL *restrict hessian_positive = run->data[5]; const int64_t hessian_positive_batch = run->steps[5][0], hessian_positive_features = dense ? 1 : run->steps[5][1];
-    REAL *restrict hessian_negative = run->data[6]; const int64_t hessian_negative_batch = run->steps[6][0], hessian_negative_features = dense ? 1 : run->steps[6][1];
-    const REAL margin = (REAL)run->params[0];
-    const REAL eps = (REAL)run->params[1];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *anchor_row = anchor + n * anchor_batch;
-        const REAL *positive_row = positive + n * positive_batch;
-        const REAL *negative_row = negative + n * negative_batch;
-        REAL *hessian_anchor_row = hessian_anchor + n * hessian_anchor_batch;
-        REAL *hessian_positive_row = hessian_positive + n * hessian_positive_batch;
-        REAL *hessian_negative_row = hessian_negative + n * hessian_negative_batch;
-        REAL max_abs = -INFINITY;
-        REAL max_abs_2 = -INFINITY;
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            max_abs = larger(max_abs, fabs(to_negative + eps));
-            max_abs_2 = larger(max_abs_2, fabs(to_positive + eps));
-        }
-        const REAL binade_max_abs = binade(max_abs);
-        const REAL binade_max_abs_2 = binade(max_abs_2);
-        accumulator sum_product_sum = {0};
-        accumulator sum_product_2_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_negative_2 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL scaled = (to_negative_2 + eps) / binade_max_abs;
-            const REAL to_positive_2 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL scaled_2 = (to_positive_2 + eps) / binade_max_abs_2;
-            accumulate(&sum_product_sum, scaled * scaled);
-            accumulate(&sum_product_2_sum, scaled_2 * scaled_2);
-        }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL inverse_root_sum_product = inverse_root(sum_product);
-        const REAL near = binade_max_abs_2 * sqrt(sum_product_2);
-        const REAL far = binade_max_abs * sqrt(sum_product);
-        const REAL step_2 = step(near - far + margin, 1);
-        const REAL product = inverse_root_sum_product / binade_max_abs * step_2 * scale[n * scale_batch];
-        const REAL product_2 = product * inverse_root_sum_product * inverse_root_sum_product;
-        const REAL inverse_root_sum_product_2 = inverse_root(sum_product_2);
-        const REAL product_3 = inverse_root_sum_product_2 / binade_max_abs_2 * step_2 * scale[n * scale_batch];
-        const REAL product_4 = product_3 * inverse_root_sum_product_2 * inverse_root_sum_product_2;
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_negative_3 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL scaled_3 = (to_negative_3 + eps) / binade_max_abs;
-            const REAL product_5 = product_2 * scaled_3 * scaled_3;
-            const REAL to_positive_3 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL scaled_4 = (to_positive_3 + eps) / binade_max_abs_2;
-            const REAL product_6 = product_4 * scaled_4 * scaled_4;
-            if (dense || hessian_anchor) hessian_anchor_row[f * hessian_anchor_features] = product_5 - product_6 - product + product_3;
-            if (dense || hessian_positive) hessian_positive_row[f * hessian_positive_features] = product_3 - product_6;
-            if (dense || hessian_negative) hessian_negative_row[f * hessian_negative_features] = product_5 - product;
-        }
-    }
-}
-
-static void NAME(hessian_diag__p_2__swap_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->steps[6][1] == 1 && run->data[4] != NULL && run->data[5] != NULL && run->data[6] != NULL)
-        NAME(hessian_diag__p_2__swap_no)(batch, run, 1);
-    else
-        NAME(hessian_diag__p_2__swap_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_hessian_diag__p_2__swap_no) = {
-    "triplet_margin_loss.hessian_diag__p_2__swap_no", NAME(hessian_diag__p_2__swap_no_run), sizeof(REAL), 7, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &scale_argument, &hessian_anchor_features_argument, &hessian_positive_features_argument, &hessian_negative_features_argument },
-    { &margin_param, &eps_param }, { "features" }};
-
-/* The loss of each sample, and the totals, where p is oo and swap is True. 14 operations. */
-static inline void NAME(value__p_inf__swap_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
-    const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
-    const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
-    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = run->steps[3][0];
-    accumulator *restrict total_loss = run->data[4];
-    const REAL margin = (REAL)run->params[0];
-    const REAL eps = (REAL)run->params[1];
-
-    accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *anchor_row = anchor + n * anchor_batch;
-        const REAL *positive_row = positive + n * positive_batch;
-        const REAL *negative_row = negative + n * negative_batch;
-        REAL near = -INFINITY;
-        REAL far = -INFINITY;
-        REAL across = -INFINITY;
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL between = positive_row[f * positive_features] - negative_row[f * negative_features];
-            near = larger(near, fabs(to_positive + eps));
-            far = larger(far, fabs(to_negative + eps));
-            across = larger(across, fabs(between + eps));
-        }
-        const REAL shifted = near - smaller(far, across) + margin;
-        const REAL value = shifted < 0 ? 0 : shifted;
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value__p_inf__swap_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->data[3] == NULL)
-        NAME(value__p_inf__swap_yes)(batch, run, 1);
-    else
-        NAME(value__p_inf__swap_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_value__p_inf__swap_yes) = {
-    "triplet_margin_loss.value__p_inf__swap_yes", NAME(value__p_inf__swap_yes_run), sizeof(REAL), 5, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &loss_argument, &total_loss_argument },
-    { &margin_param, &eps_param }, { "features" }};
-
-/* The loss, the totals, and the gradients times scale, where p is oo and swap is True. 70 operations. */
-static inline void NAME(value_and_grad__p_inf__swap_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
-    const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
-    const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
-    const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = run->steps[4][0];
-    accumulator *restrict total_loss = run->data[5];
-    REAL *restrict grad_anchor = run->data[6]; const int64_t grad_anchor_batch = run->steps[6][0], grad_anchor_features = dense ? 1 : run->steps[6][1];
-    REAL *restrict grad_positive = run->data[7]; const int64_t grad_positive_batch = run->steps[7][0], grad_positive_features = dense ? 1 : run->steps[7][1];
-    REAL *restrict grad_negative = run->data[8]; const int64_t grad_negative_batch = run->steps[8][0], grad_negative_features = dense ? 1 : run->steps[8][1];
-    const REAL margin = (REAL)run->params[0];
-    const REAL eps = (REAL)run->params[1];
-
-    accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *anchor_row = anchor + n * anchor_batch;
-        const REAL *positive_row = positive + n * positive_batch;
-        const REAL *negative_row = negative + n * negative_batch;
-        REAL *grad_anchor_row = grad_anchor + n * grad_anchor_batch;
-        REAL *grad_positive_row = grad_positive + n * grad_positive_batch;
-        REAL *grad_negative_row = grad_negative + n * grad_negative_batch;
-        REAL near = -INFINITY;
-        REAL far = -INFINITY;
-        REAL across = -INFINITY;
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL between = positive_row[f * positive_features] - negative_row[f * negative_features];
-            near = larger(near, fabs(to_positive + eps));
-            far = larger(far, fabs(to_negative + eps));
-            across = larger(across, fabs(between + eps));
-        }
+        accumulator sum_product_5_sum = {0};
+        accumulator sum_abs_power_sum = {0};
+        accumulator sum_abs_power_2_sum = {0};
+        accumulator sum_abs_power_3_sum = {0};
         accumulator sum_choice_sum = {0};
         accumulator sum_choice_2_sum = {0};
+        accumulator sum_product_6_sum = {0};
         accumulator sum_choice_3_sum = {0};
         for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive_2 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL to_negative_2 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL between_2 = positive_row[f * positive_features] - negative_row[f * negative_features];
-            accumulate(&sum_choice_sum, (REAL)(fabs(to_positive_2 + eps) == near ? 1 : 0));
-            accumulate(&sum_choice_2_sum, (REAL)(fabs(to_negative_2 + eps) == far ? 1 : 0));
-            accumulate(&sum_choice_3_sum, (REAL)(fabs(between_2 + eps) == across ? 1 : 0));
+            const REAL difference_5 = positive_row[f * positive_features] - anchor_row[f * anchor_features];
+            const REAL between_3 = positive_row[f * positive_features] - negative_row[f * negative_features];
+            const REAL to_negative_3 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
+            const REAL product_3 = (REAL)0.5 * to_negative_3;
+            const REAL middle = ((REAL)0.5 * between_3 + product_3 + eps) / mean_length;
+            const REAL difference_6 = negative_row[f * negative_features] - positive_row[f * positive_features];
+            const REAL to_positive_3 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
+            const REAL middle_2 = (product_3 + (REAL)0.5 * to_positive_3 + eps) / mean_length_2;
+            const REAL shifted = to_positive_3 + eps;
+            const REAL scaled_4 = shifted / binade_max_abs_3;
+            const REAL shifted_2 = to_negative_3 + eps;
+            const REAL scaled_5 = shifted_2 / binade_max_abs_2;
+            const REAL abs_power_2 = abs_power(scaled_5, p);
+            const REAL shifted_3 = between_3 + eps;
+            const REAL scaled_6 = shifted_3 / binade_max_abs;
+            const REAL abs_power_3 = abs_power(scaled_6, p);
+            const REAL sign_shifted_3 = sign(shifted_3);
+            const REAL sign_shifted_2 = sign(shifted_2);
+            const REAL product_4 = difference_5 * sign_shifted_3;
+            const REAL abs_shifted_3 = fabs(shifted_3);
+            const REAL abs_shifted_2 = fabs(shifted_2);
+            const REAL abs_product_4 = fabs(product_4);
+            const REAL larger_2 = larger(larger(abs_shifted_3, abs_shifted_2), abs_product_4);
+            const REAL scaled_7 = larger_2 / binade_max_abs_2;
+            const REAL scaled_8 = shifted_3 / binade_max_abs_2;
+            const REAL sign_2 = sign(shifted);
+            const REAL product_5 = difference_6 * sign_2;
+            const REAL abs_product_5 = fabs(product_5);
+            const REAL larger_3 = larger(larger(fabs(shifted), abs_shifted_2), abs_product_5);
+            const REAL scaled_9 = larger_3 / binade_max_abs_2;
+            const REAL scaled_10 = shifted / binade_max_abs_2;
+            const REAL product_6 = to_positive_3 * sign_shifted_2;
+            const REAL abs_product_6 = fabs(product_6);
+            const REAL larger_4 = larger(larger(abs_shifted_2, abs_shifted_3), abs_product_6);
+            const REAL scaled_11 = larger_4 / binade_max_abs;
+            const REAL scaled_12 = shifted_2 / binade_max_abs;
+            accumulate(&sum_product_4_sum, difference_5 * middle);
+            accumulate(&sum_product_5_sum, difference_6 * middle_2);
+            accumulate(&sum_abs_power_sum, abs_power(scaled_4, p));
+            accumulate(&sum_abs_power_2_sum, abs_power_2);
+            accumulate(&sum_abs_power_3_sum, abs_power_3);
+            accumulate(&sum_choice_sum, sign_shifted_3 == sign_shifted_2 ? -sign(product_4) * abs_power(scaled_7, p) * expm1(p * log1p(-abs_product_4 / (larger_2 == 0 ? 1 : larger_2))) : abs_power(scaled_8, p) - abs_power_2);
+            accumulate(&sum_choice_2_sum, sign_2 == sign_shifted_2 ? -sign(product_5) * abs_power(scaled_9, p) * expm1(p * log1p(-abs_product_5 / (larger_3 == 0 ? 1 : larger_3))) : abs_power(scaled_10, p) - abs_power_2);
+            accumulate(&sum_product_6_sum, to_positive_3 * middle);
+            accumulate(&sum_choice_3_sum, sign_shifted_2 == sign_shifted_3 ? -sign(product_6) * abs_power(scaled_11, p) * expm1(p * log1p(-abs_product_6 / (larger_4 == 0 ? 1 : larger_4))) : abs_power(scaled_12, p) - abs_power_3);
         }
+        const REAL sum_product_4 = value_of(&sum_product_4_sum);
+        const REAL sum_product_5 = value_of(&sum_product_5_sum);
+        const REAL sum_abs_power = value_of(&sum_abs_power_sum);
+        const REAL sum_abs_power_2 = value_of(&sum_abs_power_2_sum);
+        const REAL sum_abs_power_3 = value_of(&sum_abs_power_3_sum);
         const REAL sum_choice = value_of(&sum_choice_sum);
         const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
+        const REAL sum_product_6 = value_of(&sum_product_6_sum);
         const REAL sum_choice_3 = value_of(&sum_choice_3_sum);
-        const REAL shifted = near - smaller(far, across) + margin;
-        const REAL step_2 = step(shifted, 1);
-        const REAL product = step_2 / sum_choice * scale[n * scale_batch];
-        const REAL product_2 = step(across - far, (REAL)0.5) / sum_choice_2 * step_2 * scale[n * scale_batch];
-        const REAL product_3 = step(far - across, (REAL)0.5) / sum_choice_3 * step_2 * scale[n * scale_batch];
+        const int equal = mean_length == 0;
+        const REAL longer_by = equal ? 0 : sum_product_4;
+        const int below = longer_by < 0;
+        const REAL near = binade_max_abs_3 * sqrt_sum_product_3;
+        const REAL far = binade_max_abs_2 * sqrt_sum_product_2;
+        const REAL across = binade_max_abs * sqrt_sum_product;
+        const REAL shifted_4 = near - smaller(far, across) + margin;
+        const int below_2 = shifted_4 < 0;
+        const REAL ratio_2 = inverse_root(sum_product_2) / binade_max_abs_2;
+        const REAL product_7 = (REAL)0.25 * ratio_2 * scale[n * scale_batch] * ratio_2 * ratio_2;
+        const REAL step_2 = step(shifted_4, 1);
+        const REAL step_3 = step(longer_by, (REAL)0.5);
+        const REAL ratio_3 = inverse_root(sum_product_3) / binade_max_abs_3;
+        const REAL product_8 = (REAL)0.25 * ratio_3 * scale[n * scale_batch] * ratio_3 * ratio_3;
+        const REAL choice = below ? 0 : (below_2 ? 0 : ratio_2 * scale[n * scale_batch] * step_2) * step_3;
+        const REAL choice_2 = below_2 ? 0 : ratio_3 * scale[n * scale_batch] * step_2;
+        const REAL longer_by_2 = mean_length_2 == 0 ? 0 : sum_product_5;
+        const REAL shifted_5 = longer_by_2 + margin;
+        const int below_3 = shifted_5 < 0;
+        const REAL step_4 = step(shifted_5, 1);
+        const REAL choice_3 = below_3 ? 0 : ratio_2 * scale[n * scale_batch] * step_4;
+        const REAL choice_4 = below_3 ? 0 : ratio_3 * scale[n * scale_batch] * step_4;
+        const REAL near_2 = abs_power(sum_abs_power, ratio) * binade_max_abs_3;
+        const REAL far_2 = abs_power(sum_abs_power_2, ratio) * binade_max_abs_2;
+        const REAL across_2 = abs_power(sum_abs_power_3, ratio) * binade_max_abs;
+        const REAL shifted_6 = near_2 - smaller(far_2, across_2) + margin;
+        const int below_4 = shifted_6 < 0;
+        const REAL product_9 = product * (abs_power(sum_abs_power, difference_2) / binade_max_abs_3) * scale[n * scale_batch];
+        const REAL step_5 = step(shifted_6, 1);
+        const REAL product_10 = 2 * far_2;
+        const int below_5 = across_2 < product_10;
+        const int below_6 = far_2 < 2 * across_2;
+        const REAL longer_by_3 = below_5 && below_6 ? far_2 * expm1(log1p(sum_choice / sum_abs_power_2) / p) : across_2 - far_2;
+        const int below_7 = longer_by_3 < 0;
+        const REAL product_11 = product * (abs_power(sum_abs_power_2, difference_2) / binade_max_abs_2) * scale[n * scale_batch];
+        const REAL step_6 = step(longer_by_3, (REAL)0.5);
+        const REAL product_12 = difference_3 * (signed_power(sum_abs_power_2, difference) / binade_max_abs_2) * scale[n * scale_batch];
+        const REAL product_13 = difference_3 * (signed_power(sum_abs_power, difference) / binade_max_abs_3) * scale[n * scale_batch];
+        const REAL longer_by_4 = near_2 < product_10 && far_2 < 2 * near_2 ? far_2 * expm1(log1p(sum_choice_2 / sum_abs_power_2) / p) : near_2 - far_2;
+        const REAL shifted_7 = longer_by_4 + margin;
+        const int below_8 = shifted_7 < 0;
+        const REAL step_7 = step(shifted_7, 1);
+        const REAL longer_by_5 = equal ? 0 : sum_product_6;
+        const int below_9 = longer_by_5 < 0;
+        const REAL ratio_4 = inverse_root(sum_product) / binade_max_abs;
+        const REAL product_14 = (REAL)0.25 * ratio_4 * scale[n * scale_batch] * ratio_4 * ratio_4;
+        const REAL step_8 = step(longer_by_5, (REAL)0.5);
+        const REAL choice_5 = below_9 ? 0 : (below_2 ? 0 : ratio_4 * scale[n * scale_batch] * step_2) * step_8;
+        const REAL longer_by_6 = below_6 && below_5 ? across_2 * expm1(log1p(sum_choice_3 / sum_abs_power_3) / p) : far_2 - across_2;
+        const int below_10 = longer_by_6 < 0;
+        const REAL product_15 = product * (abs_power(sum_abs_power_3, difference_2) / binade_max_abs) * scale[n * scale_batch];
+        const REAL step_9 = step(longer_by_6, (REAL)0.5);
+        const REAL product_16 = difference_3 * (signed_power(sum_abs_power_3, difference) / binade_max_abs) * scale[n * scale_batch];
         for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive_3 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL shifted_2 = to_positive_3 + eps;
-            const REAL product_4 = product * sign(shifted_2) * (REAL)(fabs(shifted_2) == near ? 1 : 0);
-            const REAL to_negative_3 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL shifted_3 = to_negative_3 + eps;
-            const REAL product_5 = product_2 * sign(shifted_3) * (REAL)(fabs(shifted_3) == far ? 1 : 0);
-            const REAL between_3 = positive_row[f * positive_features] - negative_row[f * negative_features];
-            const REAL shifted_4 = between_3 + eps;
-            const REAL product_6 = product_3 * sign(shifted_4) * (REAL)(fabs(shifted_4) == across ? 1 : 0);
-            if (dense || grad_anchor) grad_anchor_row[f * grad_anchor_features] = product_4 - product_5;
-            if (dense || grad_positive) grad_positive_row[f * grad_positive_features] = -(product_6 + product_4);
-            if (dense || grad_negative) grad_negative_row[f * grad_negative_features] = product_6 + product_5;
-        }
-        const REAL value = shifted < 0 ? 0 : shifted;
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value_and_grad__p_inf__swap_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->steps[8][1] == 1 && run->data[4] == NULL && run->data[6] != NULL && run->data[7] != NULL && run->data[8] != NULL)
-        NAME(value_and_grad__p_inf__swap_yes)(batch, run, 1);
-    else
-        NAME(value_and_grad__p_inf__swap_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_value_and_grad__p_inf__swap_yes) = {
-    "triplet_margin_loss.value_and_grad__p_inf__swap_yes", NAME(value_and_grad__p_inf__swap_yes_run), sizeof(REAL), 9, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_anchor_features_argument, &grad_positive_features_argument, &grad_negative_features_argument },
-    { &margin_param, &eps_param }, { "features" }};
-
-/* The derivative along the directions, where p is oo and swap is True. 54 operations. */
-static inline void NAME(jvp__p_inf__swap_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
-    const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
-    const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
-    const REAL *restrict direction_anchor = run->data[3]; const int64_t direction_anchor_batch = run->steps[3][0], direction_anchor_features = dense ? 1 : run->steps[3][1];
-    const REAL *restrict direction_negative = run->data[4]; const int64_t direction_negative_batch = run->steps[4][0], direction_negative_features = dense ? 1 : run->steps[4][1];
-    const REAL *restrict direction_positive = run->data[5]; const int64_t direction_positive_batch = run->steps[5][0], direction_positive_features = dense ? 1 : run->steps[5][1];
-    REAL *restrict rate = dense ? NULL : run->data[6]; const int64_t rate_batch = run->steps[6][0];
-    accumulator *restrict total_rate = run->data[7];
-    const REAL margin = (REAL)run->params[0];
-    const REAL eps = (REAL)run->params[1];
-
-    accumulator total_rate_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *anchor_row = anchor + n * anchor_batch;
-        const REAL *positive_row = positive + n * positive_batch;
-        const REAL *negative_row = negative + n * negative_batch;
-        const REAL *direction_anchor_row = direction_anchor + n * direction_anchor_batch;
-        const REAL *direction_negative_row = direction_negative + n * direction_negative_batch;
-        const REAL *direction_positive_row = direction_positive + n * direction_positive_batch;
-        REAL near = -INFINITY;
-        REAL far = -INFINITY;
-        REAL across = -INFINITY;
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL between = positive_row[f * positive_features] - negative_row[f * negative_features];
-            near = larger(near, fabs(to_positive + eps));
-            far = larger(far, fabs(to_negative + eps));
-            across = larger(across, fabs(between + eps));
-        }
-        accumulator sum_product_sum = {0};
-        accumulator sum_choice_sum = {0};
-        accumulator sum_product_2_sum = {0};
-        accumulator sum_choice_2_sum = {0};
-        accumulator sum_product_3_sum = {0};
-        accumulator sum_choice_3_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive_2 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL shifted = to_positive_2 + eps;
-            const REAL choice = (REAL)(fabs(shifted) == near ? 1 : 0);
-            const REAL between_2 = positive_row[f * positive_features] - negative_row[f * negative_features];
-            const REAL shifted_2 = between_2 + eps;
-            const REAL choice_2 = (REAL)(fabs(shifted_2) == across ? 1 : 0);
-            const REAL to_negative_2 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL shifted_3 = to_negative_2 + eps;
-            const REAL choice_3 = (REAL)(fabs(shifted_3) == far ? 1 : 0);
-            accumulate(&sum_product_sum, (direction_anchor_row[f * direction_anchor_features] - direction_positive_row[f * direction_positive_features]) * sign(shifted) * choice);
-            accumulate(&sum_choice_sum, choice);
-            accumulate(&sum_product_2_sum, (direction_positive_row[f * direction_positive_features] - direction_negative_row[f * direction_negative_features]) * sign(shifted_2) * choice_2);
-            accumulate(&sum_choice_2_sum, choice_2);
-            accumulate(&sum_product_3_sum, (direction_anchor_row[f * direction_anchor_features] - direction_negative_row[f * direction_negative_features]) * sign(shifted_3) * choice_3);
-            accumulate(&sum_choice_3_sum, choice_3);
-        }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_choice = value_of(&sum_choice_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
-        const REAL sum_product_3 = value_of(&sum_product_3_sum);
-        const REAL sum_choice_3 = value_of(&sum_choice_3_sum);
-        const REAL step_2 = step(near - smaller(far, across) + margin, 1);
-        const REAL difference = sum_product / sum_choice * step_2 - sum_product_2 / sum_choice_2 * step(far - across, (REAL)0.5) * step_2 - sum_product_3 / sum_choice_3 * step(across - far, (REAL)0.5) * step_2;
-        if (rate) rate[n * rate_batch] = difference;
-        accumulate(&total_rate_sum, difference);
-    }
-    add(total_rate, &total_rate_sum);
-}
-
-static void NAME(jvp__p_inf__swap_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->data[6] == NULL)
-        NAME(jvp__p_inf__swap_yes)(batch, run, 1);
-    else
-        NAME(jvp__p_inf__swap_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_jvp__p_inf__swap_yes) = {
-    "triplet_margin_loss.jvp__p_inf__swap_yes", NAME(jvp__p_inf__swap_yes_run), sizeof(REAL), 8, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &direction_anchor_features_argument, &direction_negative_features_argument, &direction_positive_features_argument, &rate_argument, &total_rate_argument },
-    { &margin_param, &eps_param }, { "features" }};
-
-/* The hessian times the directions, times scale, where p is oo and swap is True. 0 operations. */
-static inline void NAME(hvp__p_inf__swap_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    REAL *restrict hvp_anchor = run->data[1]; const int64_t hvp_anchor_batch = run->steps[1][0], hvp_anchor_features = dense ? 1 : run->steps[1][1];
-    REAL *restrict hvp_positive = run->data[2]; const int64_t hvp_positive_batch = run->steps[2][0], hvp_positive_features = dense ? 1 : run->steps[2][1];
-    REAL *restrict hvp_negative = run->data[3]; const int64_t hvp_negative_batch = run->steps[3][0], hvp_negative_features = dense ? 1 : run->steps[3][1];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        REAL *hvp_anchor_row = hvp_anchor + n * hvp_anchor_batch;
-        REAL *hvp_positive_row = hvp_positive + n * hvp_positive_batch;
-        REAL *hvp_negative_row = hvp_negative + n * hvp_negative_batch;
-        for (int64_t f = 0; f < features; ++f) {
-            if (dense || hvp_anchor) hvp_anchor_row[f * hvp_anchor_features] = 0;
-            if (dense || hvp_positive) hvp_positive_row[f * hvp_positive_features] = 0;
-            if (dense || hvp_negative) hvp_negative_row[f * hvp_negative_features] = 0;
+            const REAL to_negative_4 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
+            const REAL shifted_8 = to_negative_4 + eps;
+            const REAL to_positive_4 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
+            const REAL shifted_9 = to_positive_4 + eps;
+            const REAL scaled_13 = shifted_9 / binade_max_abs_3;
+            const REAL signed_power_2 = signed_power(scaled_13, difference_3);
+            const REAL choice_6 = below_4 ? 0 : product_9 * signed_power_2 * signed_power_2 * step_5;
+            const REAL scaled_14 = shifted_8 / binade_max_abs_2;
+            const REAL signed_power_3 = signed_power(scaled_14, difference_3);
+            const REAL choice_7 = below_7 ? 0 : (below_4 ? 0 : product_11 * signed_power_3 * signed_power_3 * step_5) * step_6;
+            const REAL product_17 = product_12 * abs_power(scaled_14, difference_4);
+            const REAL choice_8 = below_7 ? 0 : (below_4 ? 0 : product_17 * step_5) * step_6;
+            const REAL product_18 = product_13 * abs_power(scaled_13, difference_4);
+            const REAL choice_9 = below_4 ? 0 : product_18 * step_5;
+            const REAL choice_10 = below_8 ? 0 : product_9 * signed_power_2 * signed_power_2 * step_7;
+            const REAL choice_11 = below_8 ? 0 : product_11 * signed_power_3 * signed_power_3 * step_7;
+            const REAL choice_12 = below_8 ? 0 : product_17 * step_7;
+            const REAL choice_13 = below_8 ? 0 : product_18 * step_7;
+            const REAL between_4 = positive_row[f * positive_features] - negative_row[f * negative_features];
+            const REAL shifted_10 = between_4 + eps;
+            const REAL product_19 = 2 * shifted_10;
+            const REAL scaled_15 = shifted_10 / binade_max_abs;
+            const REAL signed_power_4 = signed_power(scaled_15, difference_3);
+            const REAL choice_14 = below_10 ? 0 : (below_4 ? 0 : product_15 * signed_power_4 * signed_power_4 * step_5) * step_9;
+            const REAL choice_15 = below_10 ? 0 : (below_4 ? 0 : product_16 * abs_power(scaled_15, difference_4) * step_5) * step_9;
+            const REAL minus_product_19 = -product_19;
+            if (hessian_anchor_wanted) hessian_anchor_row[f * hessian_anchor_features] = p_is_0 || p_is_1 ? 0 : (p_is_2 ? (swap ? (below ? 0 : (below_2 ? 0 : product_7 * (2 * shifted_8) * (2 * shifted_8) * step_2) * step_3) - (below_2 ? 0 : product_8 * (2 * shifted_9) * (2 * shifted_9) * step_2) - choice + choice_2 : (below_3 ? 0 : product_7 * (2 * shifted_8) * (2 * shifted_8) * step_4) - (below_3 ? 0 : product_8 * (2 * shifted_9) * (2 * shifted_9) * step_4) - choice_3 + choice_4) : (p_is_inf ? 0 : (swap ? choice_6 - choice_7 - choice_8 + choice_9 : choice_10 - choice_11 - choice_12 + choice_13)));
+            if (hessian_positive_wanted) hessian_positive_row[f * hessian_positive_features] = p_is_0 || p_is_1 ? 0 : (p_is_2 ? (swap ? (below_9 ? 0 : (below_2 ? 0 : product_14 * product_19 * product_19 * step_2) * step_8) - (below_2 ? 0 : product_8 * (-2 * shifted_9) * (-2 * shifted_9) * step_2) - choice_5 + choice_2 : choice_4 - (below_3 ? 0 : product_8 * (-2 * shifted_9) * (-2 * shifted_9) * step_4)) : (p_is_inf ? 0 : (swap ? choice_6 - choice_14 - choice_15 + choice_9 : choice_10 + choice_13)));
+            if (hessian_negative_wanted) hessian_negative_row[f * hessian_negative_features] = p_is_0 || p_is_1 ? 0 : (p_is_2 ? (swap ? (below_9 ? 0 : (below_2 ? 0 : product_14 * minus_product_19 * minus_product_19 * step_2) * step_8) + (below ? 0 : (below_2 ? 0 : product_7 * (-2 * shifted_8) * (-2 * shifted_8) * step_2) * step_3) - choice_5 - choice : (below_3 ? 0 : product_7 * (-2 * shifted_8) * (-2 * shifted_8) * step_4) - choice_3) : (p_is_inf ? 0 : (swap ? -(choice_14 + choice_7 + choice_15 + choice_8) : -(choice_11 + choice_12))));
         }
     }
 }
 
-static void NAME(hvp__p_inf__swap_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->data[1] != NULL && run->data[2] != NULL && run->data[3] != NULL)
-        NAME(hvp__p_inf__swap_yes)(batch, run, 1);
-    else
-        NAME(hvp__p_inf__swap_yes)(batch, run, 0);
-}
+KERNELS(KERNEL_FUNCTIONS, STRIDED_FUNCTION)
 
-const losslib_kernel NAME(losslib_triplet_margin_loss_hvp__p_inf__swap_yes) = {
-    "triplet_margin_loss.hvp__p_inf__swap_yes", NAME(hvp__p_inf__swap_yes_run), sizeof(REAL), 4, 0, 1,
-    { &anchor_features_argument, &hvp_anchor_features_argument, &hvp_positive_features_argument, &hvp_negative_features_argument },
-    { NULL }, { "features" }};
-
-/* The diagonal of the hessian, times scale, where p is oo and swap is True. 0 operations. */
-static inline void NAME(hessian_diag__p_inf__swap_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    REAL *restrict hessian_anchor = run->data[1]; const int64_t hessian_anchor_batch = run->steps[1][0], hessian_anchor_features = dense ? 1 : run->steps[1][1];
-    REAL *restrict hessian_positive = run->data[2]; const int64_t hessian_positive_batch = run->steps[2][0], hessian_positive_features = dense ? 1 : run->steps[2][1];
-    REAL *restrict hessian_negative = run->data[3]; const int64_t hessian_negative_batch = run->steps[3][0], hessian_negative_features = dense ? 1 : run->steps[3][1];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        REAL *hessian_anchor_row = hessian_anchor + n * hessian_anchor_batch;
-        REAL *hessian_positive_row = hessian_positive + n * hessian_positive_batch;
-        REAL *hessian_negative_row = hessian_negative + n * hessian_negative_batch;
-        for (int64_t f = 0; f < features; ++f) {
-            if (dense || hessian_anchor) hessian_anchor_row[f * hessian_anchor_features] = 0;
-            if (dense || hessian_positive) hessian_positive_row[f * hessian_positive_features] = 0;
-            if (dense || hessian_negative) hessian_negative_row[f * hessian_negative_features] = 0;
-        }
-    }
-}
-
-static void NAME(hessian_diag__p_inf__swap_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->data[1] != NULL && run->data[2] != NULL && run->data[3] != NULL)
-        NAME(hessian_diag__p_inf__swap_yes)(batch, run, 1);
-    else
-        NAME(hessian_diag__p_inf__swap_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_hessian_diag__p_inf__swap_yes) = {
-    "triplet_margin_loss.hessian_diag__p_inf__swap_yes", NAME(hessian_diag__p_inf__swap_yes_run), sizeof(REAL), 4, 0, 1,
-    { &anchor_features_argument, &hessian_anchor_features_argument, &hessian_positive_features_argument, &hessian_negative_features_argument },
-    { NULL }, { "features" }};
-
-/* The loss of each sample, and the totals, where p is oo and swap is False. 10 operations. */
-static inline void NAME(value__p_inf__swap_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
-    const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
-    const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
-    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = run->steps[3][0];
-    accumulator *restrict total_loss = run->data[4];
-    const REAL margin = (REAL)run->params[0];
-    const REAL eps = (REAL)run->params[1];
-
-    accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *anchor_row = anchor + n * anchor_batch;
-        const REAL *positive_row = positive + n * positive_batch;
-        const REAL *negative_row = negative + n * negative_batch;
-        REAL near = -INFINITY;
-        REAL far = -INFINITY;
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            near = larger(near, fabs(to_positive + eps));
-            far = larger(far, fabs(to_negative + eps));
-        }
-        const REAL shifted = near - far + margin;
-        const REAL value = shifted < 0 ? 0 : shifted;
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value__p_inf__swap_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->data[3] == NULL)
-        NAME(value__p_inf__swap_no)(batch, run, 1);
-    else
-        NAME(value__p_inf__swap_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_value__p_inf__swap_no) = {
-    "triplet_margin_loss.value__p_inf__swap_no", NAME(value__p_inf__swap_no_run), sizeof(REAL), 5, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &loss_argument, &total_loss_argument },
-    { &margin_param, &eps_param }, { "features" }};
-
-/* The loss, the totals, and the gradients times scale, where p is oo and swap is False. 43 operations. */
-static inline void NAME(value_and_grad__p_inf__swap_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
-    const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
-    const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
-    const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = run->steps[4][0];
-    accumulator *restrict total_loss = run->data[5];
-    REAL *restrict grad_anchor = run->data[6]; const int64_t grad_anchor_batch = run->steps[6][0], grad_anchor_features = dense ? 1 : run->steps[6][1];
-    REAL *restrict grad_positive = run->data[7]; const int64_t grad_positive_batch = run->steps[7][0], grad_positive_features = dense ? 1 : run->steps[7][1];
-    REAL *restrict grad_negative = run->data[8]; const int64_t grad_negative_batch = run->steps[8][0], grad_negative_features = dense ? 1 : run->steps[8][1];
-    const REAL margin = (REAL)run->params[0];
-    const REAL eps = (REAL)run->params[1];
-
-    accumulator total_loss_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *anchor_row = anchor + n * anchor_batch;
-        const REAL *positive_row = positive + n * positive_batch;
-        const REAL *negative_row = negative + n * negative_batch;
-        REAL *grad_anchor_row = grad_anchor + n * grad_anchor_batch;
-        REAL *grad_positive_row = grad_positive + n * grad_positive_batch;
-        REAL *grad_negative_row = grad_negative + n * grad_negative_batch;
-        REAL near = -INFINITY;
-        REAL far = -INFINITY;
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            near = larger(near, fabs(to_positive + eps));
-            far = larger(far, fabs(to_negative + eps));
-        }
-        accumulator sum_choice_sum = {0};
-        accumulator sum_choice_2_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive_2 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL to_negative_2 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            accumulate(&sum_choice_sum, (REAL)(fabs(to_positive_2 + eps) == near ? 1 : 0));
-            accumulate(&sum_choice_2_sum, (REAL)(fabs(to_negative_2 + eps) == far ? 1 : 0));
-        }
-        const REAL sum_choice = value_of(&sum_choice_sum);
-        const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
-        const REAL shifted = near - far + margin;
-        const REAL step_2 = step(shifted, 1);
-        const REAL product = step_2 / sum_choice * scale[n * scale_batch];
-        const REAL product_2 = step_2 / sum_choice_2 * scale[n * scale_batch];
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive_3 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL shifted_2 = to_positive_3 + eps;
-            const REAL product_3 = product * sign(shifted_2) * (REAL)(fabs(shifted_2) == near ? 1 : 0);
-            const REAL to_negative_3 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL shifted_3 = to_negative_3 + eps;
-            const REAL product_4 = product_2 * sign(shifted_3) * (REAL)(fabs(shifted_3) == far ? 1 : 0);
-            if (dense || grad_anchor) grad_anchor_row[f * grad_anchor_features] = product_3 - product_4;
-            if (dense || grad_positive) grad_positive_row[f * grad_positive_features] = -product_3;
-            if (dense || grad_negative) grad_negative_row[f * grad_negative_features] = product_4;
-        }
-        const REAL value = shifted < 0 ? 0 : shifted;
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value_and_grad__p_inf__swap_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->steps[8][1] == 1 && run->data[4] == NULL && run->data[6] != NULL && run->data[7] != NULL && run->data[8] != NULL)
-        NAME(value_and_grad__p_inf__swap_no)(batch, run, 1);
-    else
-        NAME(value_and_grad__p_inf__swap_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_value_and_grad__p_inf__swap_no) = {
-    "triplet_margin_loss.value_and_grad__p_inf__swap_no", NAME(value_and_grad__p_inf__swap_no_run), sizeof(REAL), 9, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_anchor_features_argument, &grad_positive_features_argument, &grad_negative_features_argument },
-    { &margin_param, &eps_param }, { "features" }};
-
-/* The derivative along the directions, where p is oo and swap is False. 32 operations. */
-static inline void NAME(jvp__p_inf__swap_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
-    const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
-    const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
-    const REAL *restrict direction_anchor = run->data[3]; const int64_t direction_anchor_batch = run->steps[3][0], direction_anchor_features = dense ? 1 : run->steps[3][1];
-    const REAL *restrict direction_negative = run->data[4]; const int64_t direction_negative_batch = run->steps[4][0], direction_negative_features = dense ? 1 : run->steps[4][1];
-    const REAL *restrict direction_positive = run->data[5]; const int64_t direction_positive_batch = run->steps[5][0], direction_positive_features = dense ? 1 : run->steps[5][1];
-    REAL *restrict rate = dense ? NULL : run->data[6]; const int64_t rate_batch = run->steps[6][0];
-    accumulator *restrict total_rate = run->data[7];
-    const REAL margin = (REAL)run->params[0];
-    const REAL eps = (REAL)run->params[1];
-
-    accumulator total_rate_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *anchor_row = anchor + n * anchor_batch;
-        const REAL *positive_row = positive + n * positive_batch;
-        const REAL *negative_row = negative + n * negative_batch;
-        const REAL *direction_anchor_row = direction_anchor + n * direction_anchor_batch;
-        const REAL *direction_negative_row = direction_negative + n * direction_negative_batch;
-        const REAL *direction_positive_row = direction_positive + n * direction_positive_batch;
-        REAL near = -INFINITY;
-        REAL far = -INFINITY;
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            near = larger(near, fabs(to_positive + eps));
-            far = larger(far, fabs(to_negative + eps));
-        }
-        accumulator sum_product_sum = {0};
-        accumulator sum_choice_sum = {0};
-        accumulator sum_product_2_sum = {0};
-        accumulator sum_choice_2_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive_2 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL shifted = to_positive_2 + eps;
-            const REAL choice = (REAL)(fabs(shifted) == near ? 1 : 0);
-            const REAL to_negative_2 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL shifted_2 = to_negative_2 + eps;
-            const REAL choice_2 = (REAL)(fabs(shifted_2) == far ? 1 : 0);
-            accumulate(&sum_product_sum, (direction_anchor_row[f * direction_anchor_features] - direction_positive_row[f * direction_positive_features]) * sign(shifted) * choice);
-            accumulate(&sum_choice_sum, choice);
-            accumulate(&sum_product_2_sum, (direction_anchor_row[f * direction_anchor_features] - direction_negative_row[f * direction_negative_features]) * sign(shifted_2) * choice_2);
-            accumulate(&sum_choice_2_sum, choice_2);
-        }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_choice = value_of(&sum_choice_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
-        const REAL step_2 = step(near - far + margin, 1);
-        const REAL difference = sum_product / sum_choice * step_2 - sum_product_2 / sum_choice_2 * step_2;
-        if (rate) rate[n * rate_batch] = difference;
-        accumulate(&total_rate_sum, difference);
-    }
-    add(total_rate, &total_rate_sum);
-}
-
-static void NAME(jvp__p_inf__swap_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->data[6] == NULL)
-        NAME(jvp__p_inf__swap_no)(batch, run, 1);
-    else
-        NAME(jvp__p_inf__swap_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_jvp__p_inf__swap_no) = {
-    "triplet_margin_loss.jvp__p_inf__swap_no", NAME(jvp__p_inf__swap_no_run), sizeof(REAL), 8, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &direction_anchor_features_argument, &direction_negative_features_argument, &direction_positive_features_argument, &rate_argument, &total_rate_argument },
-    { &margin_param, &eps_param }, { "features" }};
-
-/* The hessian times the directions, times scale, where p is oo and swap is False. 0 operations. */
-static inline void NAME(hvp__p_inf__swap_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    REAL *restrict hvp_anchor = run->data[1]; const int64_t hvp_anchor_batch = run->steps[1][0], hvp_anchor_features = dense ? 1 : run->steps[1][1];
-    REAL *restrict hvp_positive = run->data[2]; const int64_t hvp_positive_batch = run->steps[2][0], hvp_positive_features = dense ? 1 : run->steps[2][1];
-    REAL *restrict hvp_negative = run->data[3]; const int64_t hvp_negative_batch = run->steps[3][0], hvp_negative_features = dense ? 1 : run->steps[3][1];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        REAL *hvp_anchor_row = hvp_anchor + n * hvp_anchor_batch;
-        REAL *hvp_positive_row = hvp_positive + n * hvp_positive_batch;
-        REAL *hvp_negative_row = hvp_negative + n * hvp_negative_batch;
-        for (int64_t f = 0; f < features; ++f) {
-            if (dense || hvp_anchor) hvp_anchor_row[f * hvp_anchor_features] = 0;
-            if (dense || hvp_positive) hvp_positive_row[f * hvp_positive_features] = 0;
-            if (dense || hvp_negative) hvp_negative_row[f * hvp_negative_features] = 0;
-        }
-    }
-}
-
-static void NAME(hvp__p_inf__swap_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->data[1] != NULL && run->data[2] != NULL && run->data[3] != NULL)
-        NAME(hvp__p_inf__swap_no)(batch, run, 1);
-    else
-        NAME(hvp__p_inf__swap_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_hvp__p_inf__swap_no) = {
-    "triplet_margin_loss.hvp__p_inf__swap_no", NAME(hvp__p_inf__swap_no_run), sizeof(REAL), 4, 0, 1,
-    { &anchor_features_argument, &hvp_anchor_features_argument, &hvp_positive_features_argument, &hvp_negative_features_argument },
-    { NULL }, { "features" }};
-
-/* The diagonal of the hessian, times scale, where p is oo and swap is False. 0 operations. */
-static inline void NAME(hessian_diag__p_inf__swap_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    REAL *restrict hessian_anchor = run->data[1]; const int64_t hessian_anchor_batch = run->steps[1][0], hessian_anchor_features = dense ? 1 : run->steps[1][1];
-    REAL *restrict hessian_positive = run->data[2]; const int64_t hessian_positive_batch = run->steps[2][0], hessian_positive_features = dense ? 1 : run->steps[2][1];
-    REAL *restrict hessian_negative = run->data[3]; const int64_t hessian_negative_batch = run->steps[3][0], hessian_negative_features = dense ? 1 : run->steps[3][1];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        REAL *hessian_anchor_row = hessian_anchor + n * hessian_anchor_batch;
-        REAL *hessian_positive_row = hessian_positive + n * hessian_positive_batch;
-        REAL *hessian_negative_row = hessian_negative + n * hessian_negative_batch;
-        for (int64_t f = 0; f < features; ++f) {
-            if (dense || hessian_anchor) hessian_anchor_row[f * hessian_anchor_features] = 0;
-            if (dense || hessian_positive) hessian_positive_row[f * hessian_positive_features] = 0;
-            if (dense || hessian_negative) hessian_negative_row[f * hessian_negative_features] = 0;
-        }
-    }
-}
-
-static void NAME(hessian_diag__p_inf__swap_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->data[1] != NULL && run->data[2] != NULL && run->data[3] != NULL)
-        NAME(hessian_diag__p_inf__swap_no)(batch, run, 1);
-    else
-        NAME(hessian_diag__p_inf__swap_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_hessian_diag__p_inf__swap_no) = {
-    "triplet_margin_loss.hessian_diag__p_inf__swap_no", NAME(hessian_diag__p_inf__swap_no_run), sizeof(REAL), 4, 0, 1,
-    { &anchor_features_argument, &hessian_anchor_features_argument, &hessian_positive_features_argument, &hessian_negative_features_argument },
-    { NULL }, { "features" }};
-
-/* The loss of each sample, and the totals, where p is none of the special values and swap is True. 36 operations. */
-static inline void NAME(value__p_general__swap_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
-    const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
-    const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
-    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = run->steps[3][0];
-    accumulator *restrict total_loss = run->data[4];
-    const REAL margin = (REAL)run->params[0];
-    const REAL p = (REAL)run->params[1];
-    const REAL eps = (REAL)run->params[2];
-
-    accumulator total_loss_sum = {0};
-    const REAL ratio = 1 / p;
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *anchor_row = anchor + n * anchor_batch;
-        const REAL *positive_row = positive + n * positive_batch;
-        const REAL *negative_row = negative + n * negative_batch;
-        REAL max_abs = -INFINITY;
-        REAL max_abs_2 = -INFINITY;
-        REAL max_abs_3 = -INFINITY;
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL between = positive_row[f * positive_features] - negative_row[f * negative_features];
-            max_abs = larger(max_abs, fabs(to_positive + eps));
-            max_abs_2 = larger(max_abs_2, fabs(to_negative + eps));
-            max_abs_3 = larger(max_abs_3, fabs(between + eps));
-        }
-        const REAL binade_max_abs = binade(max_abs);
-        const REAL binade_max_abs_2 = binade(max_abs_2);
-        const REAL binade_max_abs_3 = binade(max_abs_3);
-        accumulator sum_abs_power_sum = {0};
-        accumulator sum_abs_power_2_sum = {0};
-        accumulator sum_abs_power_3_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive_2 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL scaled = (to_positive_2 + eps) / binade_max_abs;
-            const REAL to_negative_2 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL scaled_2 = (to_negative_2 + eps) / binade_max_abs_2;
-            const REAL between_2 = positive_row[f * positive_features] - negative_row[f * negative_features];
-            const REAL scaled_3 = (between_2 + eps) / binade_max_abs_3;
-            accumulate(&sum_abs_power_sum, abs_power(scaled, p));
-            accumulate(&sum_abs_power_2_sum, abs_power(scaled_2, p));
-            accumulate(&sum_abs_power_3_sum, abs_power(scaled_3, p));
-        }
-        const REAL sum_abs_power = value_of(&sum_abs_power_sum);
-        const REAL sum_abs_power_2 = value_of(&sum_abs_power_2_sum);
-        const REAL sum_abs_power_3 = value_of(&sum_abs_power_3_sum);
-        const REAL near = abs_power(sum_abs_power, ratio) * binade_max_abs;
-        const REAL far = abs_power(sum_abs_power_2, ratio) * binade_max_abs_2;
-        const REAL across = abs_power(sum_abs_power_3, ratio) * binade_max_abs_3;
-        const REAL shifted = near - smaller(far, across) + margin;
-        const REAL value = shifted < 0 ? 0 : shifted;
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value__p_general__swap_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->data[3] == NULL)
-        NAME(value__p_general__swap_yes)(batch, run, 1);
-    else
-        NAME(value__p_general__swap_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_value__p_general__swap_yes) = {
-    "triplet_margin_loss.value__p_general__swap_yes", NAME(value__p_general__swap_yes_run), sizeof(REAL), 5, 3, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &loss_argument, &total_loss_argument },
-    { &margin_param, &p_param, &eps_param }, { "features" }};
-
-/* The loss, the totals, and the gradients times scale, where p is none of the special values and swap is True. 73 operations. */
-static inline void NAME(value_and_grad__p_general__swap_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
-    const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
-    const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
-    const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = run->steps[4][0];
-    accumulator *restrict total_loss = run->data[5];
-    REAL *restrict grad_anchor = run->data[6]; const int64_t grad_anchor_batch = run->steps[6][0], grad_anchor_features = dense ? 1 : run->steps[6][1];
-    REAL *restrict grad_positive = run->data[7]; const int64_t grad_positive_batch = run->steps[7][0], grad_positive_features = dense ? 1 : run->steps[7][1];
-    REAL *restrict grad_negative = run->data[8]; const int64_t grad_negative_batch = run->steps[8][0], grad_negative_features = dense ? 1 : run->steps[8][1];
-    const REAL margin = (REAL)run->params[0];
-    const REAL p = (REAL)run->params[1];
-    const REAL eps = (REAL)run->params[2];
-
-    accumulator total_loss_sum = {0};
-    const REAL ratio = 1 / p;
-    const REAL difference = ratio - 1;
-    const REAL difference_2 = p - 1;
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *anchor_row = anchor + n * anchor_batch;
-        const REAL *positive_row = positive + n * positive_batch;
-        const REAL *negative_row = negative + n * negative_batch;
-        REAL *grad_anchor_row = grad_anchor + n * grad_anchor_batch;
-        REAL *grad_positive_row = grad_positive + n * grad_positive_batch;
-        REAL *grad_negative_row = grad_negative + n * grad_negative_batch;
-        REAL max_abs = -INFINITY;
-        REAL max_abs_2 = -INFINITY;
-        REAL max_abs_3 = -INFINITY;
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL between = positive_row[f * positive_features] - negative_row[f * negative_features];
-            max_abs = larger(max_abs, fabs(to_positive + eps));
-            max_abs_2 = larger(max_abs_2, fabs(to_negative + eps));
-            max_abs_3 = larger(max_abs_3, fabs(between + eps));
-        }
-        const REAL binade_max_abs = binade(max_abs);
-        const REAL binade_max_abs_2 = binade(max_abs_2);
-        const REAL binade_max_abs_3 = binade(max_abs_3);
-        accumulator sum_abs_power_sum = {0};
-        accumulator sum_abs_power_2_sum = {0};
-        accumulator sum_abs_power_3_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive_2 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL scaled = (to_positive_2 + eps) / binade_max_abs;
-            const REAL to_negative_2 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL scaled_2 = (to_negative_2 + eps) / binade_max_abs_2;
-            const REAL between_2 = positive_row[f * positive_features] - negative_row[f * negative_features];
-            const REAL scaled_3 = (between_2 + eps) / binade_max_abs_3;
-            accumulate(&sum_abs_power_sum, abs_power(scaled, p));
-            accumulate(&sum_abs_power_2_sum, abs_power(scaled_2, p));
-            accumulate(&sum_abs_power_3_sum, abs_power(scaled_3, p));
-        }
-        const REAL sum_abs_power = value_of(&sum_abs_power_sum);
-        const REAL sum_abs_power_2 = value_of(&sum_abs_power_2_sum);
-        const REAL sum_abs_power_3 = value_of(&sum_abs_power_3_sum);
-        const REAL near = abs_power(sum_abs_power, ratio) * binade_max_abs;
-        const REAL far = abs_power(sum_abs_power_2, ratio) * binade_max_abs_2;
-        const REAL across = abs_power(sum_abs_power_3, ratio) * binade_max_abs_3;
-        const REAL shifted = near - smaller(far, across) + margin;
-        const REAL step_2 = step(shifted, 1);
-        const REAL product = signed_power(sum_abs_power, difference) * step_2 * scale[n * scale_batch];
-        const REAL product_2 = signed_power(sum_abs_power_2, difference) * step(across - far, (REAL)0.5) * step_2 * scale[n * scale_batch];
-        const REAL product_3 = signed_power(sum_abs_power_3, difference) * step(far - across, (REAL)0.5) * step_2 * scale[n * scale_batch];
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive_3 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL scaled_4 = (to_positive_3 + eps) / binade_max_abs;
-            const REAL product_4 = product * signed_power(scaled_4, difference_2);
-            const REAL to_negative_3 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL scaled_5 = (to_negative_3 + eps) / binade_max_abs_2;
-            const REAL product_5 = product_2 * signed_power(scaled_5, difference_2);
-            const REAL between_3 = positive_row[f * positive_features] - negative_row[f * negative_features];
-            const REAL scaled_6 = (between_3 + eps) / binade_max_abs_3;
-            const REAL product_6 = product_3 * signed_power(scaled_6, difference_2);
-            if (dense || grad_anchor) grad_anchor_row[f * grad_anchor_features] = product_4 - product_5;
-            if (dense || grad_positive) grad_positive_row[f * grad_positive_features] = -(product_6 + product_4);
-            if (dense || grad_negative) grad_negative_row[f * grad_negative_features] = product_6 + product_5;
-        }
-        const REAL value = shifted < 0 ? 0 : shifted;
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value_and_grad__p_general__swap_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->steps[8][1] == 1 && run->data[4] == NULL && run->data[6] != NULL && run->data[7] != NULL && run->data[8] != NULL)
-        NAME(value_and_grad__p_general__swap_yes)(batch, run, 1);
-    else
-        NAME(value_and_grad__p_general__swap_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_value_and_grad__p_general__swap_yes) = {
-    "triplet_margin_loss.value_and_grad__p_general__swap_yes", NAME(value_and_grad__p_general__swap_yes_run), sizeof(REAL), 9, 3, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_anchor_features_argument, &grad_positive_features_argument, &grad_negative_features_argument },
-    { &margin_param, &p_param, &eps_param }, { "features" }};
-
-/* The derivative along the directions, where p is none of the special values and swap is True. 63 operations. */
-static inline void NAME(jvp__p_general__swap_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
-    const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
-    const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
-    const REAL *restrict direction_anchor = run->data[3]; const int64_t direction_anchor_batch = run->steps[3][0], direction_anchor_features = dense ? 1 : run->steps[3][1];
-    const REAL *restrict direction_negative = run->data[4]; const int64_t direction_negative_batch = run->steps[4][0], direction_negative_features = dense ? 1 : run->steps[4][1];
-    const REAL *restrict direction_positive = run->data[5]; const int64_t direction_positive_batch = run->steps[5][0], direction_positive_features = dense ? 1 : run->steps[5][1];
-    REAL *restrict rate = dense ? NULL : run->data[6]; const int64_t rate_batch = run->steps[6][0];
-    accumulator *restrict total_rate = run->data[7];
-    const REAL margin = (REAL)run->params[0];
-    const REAL p = (REAL)run->params[1];
-    const REAL eps = (REAL)run->params[2];
-
-    accumulator total_rate_sum = {0};
-    const REAL difference = p - 1;
-    const REAL ratio = 1 / p;
-    const REAL difference_2 = ratio - 1;
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *anchor_row = anchor + n * anchor_batch;
-        const REAL *positive_row = positive + n * positive_batch;
-        const REAL *negative_row = negative + n * negative_batch;
-        const REAL *direction_anchor_row = direction_anchor + n * direction_anchor_batch;
-        const REAL *direction_negative_row = direction_negative + n * direction_negative_batch;
-        const REAL *direction_positive_row = direction_positive + n * direction_positive_batch;
-        REAL max_abs = -INFINITY;
-        REAL max_abs_2 = -INFINITY;
-        REAL max_abs_3 = -INFINITY;
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL between = positive_row[f * positive_features] - negative_row[f * negative_features];
-            max_abs = larger(max_abs, fabs(to_positive + eps));
-            max_abs_2 = larger(max_abs_2, fabs(to_negative + eps));
-            max_abs_3 = larger(max_abs_3, fabs(between + eps));
-        }
-        const REAL binade_max_abs = binade(max_abs);
-        const REAL binade_max_abs_2 = binade(max_abs_2);
-        const REAL binade_max_abs_3 = binade(max_abs_3);
-        accumulator sum_product_sum = {0};
-        accumulator sum_abs_power_sum = {0};
-        accumulator sum_abs_power_2_sum = {0};
-        accumulator sum_abs_power_3_sum = {0};
-        accumulator sum_product_2_sum = {0};
-        accumulator sum_product_3_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive_2 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL scaled = (to_positive_2 + eps) / binade_max_abs;
-            const REAL to_negative_2 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL scaled_2 = (to_negative_2 + eps) / binade_max_abs_2;
-            const REAL between_2 = positive_row[f * positive_features] - negative_row[f * negative_features];
-            const REAL scaled_3 = (between_2 + eps) / binade_max_abs_3;
-            accumulate(&sum_product_sum, (direction_anchor_row[f * direction_anchor_features] - direction_positive_row[f * direction_positive_features]) * signed_power(scaled, difference));
-            accumulate(&sum_abs_power_sum, abs_power(scaled, p));
-            accumulate(&sum_abs_power_2_sum, abs_power(scaled_2, p));
-            accumulate(&sum_abs_power_3_sum, abs_power(scaled_3, p));
-            accumulate(&sum_product_2_sum, (direction_positive_row[f * direction_positive_features] - direction_negative_row[f * direction_negative_features]) * signed_power(scaled_3, difference));
-            accumulate(&sum_product_3_sum, (direction_anchor_row[f * direction_anchor_features] - direction_negative_row[f * direction_negative_features]) * signed_power(scaled_2, difference));
-        }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_abs_power = value_of(&sum_abs_power_sum);
-        const REAL sum_abs_power_2 = value_of(&sum_abs_power_2_sum);
-        const REAL sum_abs_power_3 = value_of(&sum_abs_power_3_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL sum_product_3 = value_of(&sum_product_3_sum);
-        const REAL near = abs_power(sum_abs_power, ratio) * binade_max_abs;
-        const REAL far = abs_power(sum_abs_power_2, ratio) * binade_max_abs_2;
-        const REAL across = abs_power(sum_abs_power_3, ratio) * binade_max_abs_3;
-        const REAL step_2 = step(near - smaller(far, across) + margin, 1);
-        const REAL difference_3 = sum_product * signed_power(sum_abs_power, difference_2) * step_2 - sum_product_2 * signed_power(sum_abs_power_3, difference_2) * step(far - across, (REAL)0.5) * step_2 - sum_product_3 * signed_power(sum_abs_power_2, difference_2) * step(across - far, (REAL)0.5) * step_2;
-        if (rate) rate[n * rate_batch] = difference_3;
-        accumulate(&total_rate_sum, difference_3);
-    }
-    add(total_rate, &total_rate_sum);
-}
-
-static void NAME(jvp__p_general__swap_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->data[6] == NULL)
-        NAME(jvp__p_general__swap_yes)(batch, run, 1);
-    else
-        NAME(jvp__p_general__swap_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_jvp__p_general__swap_yes) = {
-    "triplet_margin_loss.jvp__p_general__swap_yes", NAME(jvp__p_general__swap_yes_run), sizeof(REAL), 8, 3, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &direction_anchor_features_argument, &direction_negative_features_argument, &direction_positive_features_argument, &rate_argument, &total_rate_argument },
-    { &margin_param, &p_param, &eps_param }, { "features" }};
-
-/* The hessian times the directions, times scale, where p is none of the special values and swap is True. 127 operations. */
-static inline void NAME(hvp__p_general__swap_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
-    const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
-    const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
-    const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    const REAL *restrict direction_anchor = run->data[4]; const int64_t direction_anchor_batch = run->steps[4][0], direction_anchor_features = dense ? 1 : run->steps[4][1];
-    const REAL *restrict direction_negative = run->data[5]; const int64_t direction_negative_batch = run->steps[5][0], direction_negative_features = dense ? 1 : run->steps[5][1];
-    const REAL *restrict direction_positive = run->data[6]; const int64_t direction_positive_batch = run->steps[6][0], direction_positive_features = dense ? 1 : run->steps[6][1];
-    REAL *restrict hvp_anchor = run->data[7]; const int64_t hvp_anchor_batch = run->steps[7][0], hvp_anchor_features = dense ? 1 : run->steps[7][1];
-    REAL *restrict hvp_positive = run->data[8]; const int64_t hvp_positive_batch = run->steps[8][0], hvp_positive_features = dense ? 1 : run->steps[8][1];
-    REAL *restrict hvp_negative = run->data[9]; const int64_t hvp_negative_batch = run->steps[9][0], hvp_negative_features = dense ? 1 : run->steps[9][1];
-    const REAL margin = (REAL)run->params[0];
-    const REAL p = (REAL)run->params[1];
-    const REAL eps = (REAL)run->params[2];
-
-    const REAL ratio = 1 / p;
-    const REAL difference = ratio - 1;
-    const REAL product = difference * p;
-    const REAL difference_2 = p - 1;
-    const REAL difference_3 = ratio - 2;
-    const REAL difference_4 = p - 2;
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *anchor_row = anchor + n * anchor_batch;
-        const REAL *positive_row = positive + n * positive_batch;
-        const REAL *negative_row = negative + n * negative_batch;
-        const REAL *direction_anchor_row = direction_anchor + n * direction_anchor_batch;
-        const REAL *direction_negative_row = direction_negative + n * direction_negative_batch;
-        const REAL *direction_positive_row = direction_positive + n * direction_positive_batch;
-        REAL *hvp_anchor_row = hvp_anchor + n * hvp_anchor_batch;
-        REAL *hvp_positive_row = hvp_positive + n * hvp_positive_batch;
-        REAL *hvp_negative_row = hvp_negative + n * hvp_negative_batch;
-        REAL max_abs = -INFINITY;
-        REAL max_abs_2 = -INFINITY;
-        REAL max_abs_3 = -INFINITY;
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL between = positive_row[f * positive_features] - negative_row[f * negative_features];
-            max_abs = larger(max_abs, fabs(to_positive + eps));
-            max_abs_2 = larger(max_abs_2, fabs(to_negative + eps));
-            max_abs_3 = larger(max_abs_3, fabs(between + eps));
-        }
-        const REAL binade_max_abs = binade(max_abs);
-        const REAL binade_max_abs_2 = binade(max_abs_2);
-        const REAL binade_max_abs_3 = binade(max_abs_3);
-        accumulator sum_product_sum = {0};
-        accumulator sum_abs_power_sum = {0};
-        accumulator sum_abs_power_2_sum = {0};
-        accumulator sum_abs_power_3_sum = {0};
-        accumulator sum_product_2_sum = {0};
-        accumulator sum_product_3_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive_2 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL scaled = (to_positive_2 + eps) / binade_max_abs;
-            const REAL to_negative_2 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL scaled_2 = (to_negative_2 + eps) / binade_max_abs_2;
-            const REAL between_2 = positive_row[f * positive_features] - negative_row[f * negative_features];
-            const REAL scaled_3 = (between_2 + eps) / binade_max_abs_3;
-            accumulate(&sum_product_sum, (direction_anchor_row[f * direction_anchor_features] - direction_positive_row[f * direction_positive_features]) * signed_power(scaled, difference_2));
-            accumulate(&sum_abs_power_sum, abs_power(scaled, p));
-            accumulate(&sum_abs_power_2_sum, abs_power(scaled_2, p));
-            accumulate(&sum_abs_power_3_sum, abs_power(scaled_3, p));
-            accumulate(&sum_product_2_sum, (direction_anchor_row[f * direction_anchor_features] - direction_negative_row[f * direction_negative_features]) * signed_power(scaled_2, difference_2));
-            accumulate(&sum_product_3_sum, (direction_positive_row[f * direction_positive_features] - direction_negative_row[f * direction_negative_features]) * signed_power(scaled_3, difference_2));
-        }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_abs_power = value_of(&sum_abs_power_sum);
-        const REAL sum_abs_power_2 = value_of(&sum_abs_power_2_sum);
-        const REAL sum_abs_power_3 = value_of(&sum_abs_power_3_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL sum_product_3 = value_of(&sum_product_3_sum);
-        const REAL near = abs_power(sum_abs_power, ratio) * binade_max_abs;
-        const REAL far = abs_power(sum_abs_power_2, ratio) * binade_max_abs_2;
-        const REAL across = abs_power(sum_abs_power_3, ratio) * binade_max_abs_3;
-        const REAL step_2 = step(near - smaller(far, across) + margin, 1);
-        const REAL product_2 = product * (sum_product / binade_max_abs) * abs_power(sum_abs_power, difference_3) * step_2 * scale[n * scale_batch];
-        const REAL step_3 = step(across - far, (REAL)0.5);
-        const REAL product_3 = product * (sum_product_2 / binade_max_abs_2) * abs_power(sum_abs_power_2, difference_3) * step_3 * step_2 * scale[n * scale_batch];
-        const REAL product_4 = difference_2 * (signed_power(sum_abs_power_2, difference) / binade_max_abs_2) * step_3 * step_2 * scale[n * scale_batch];
-        const REAL product_5 = difference_2 * (signed_power(sum_abs_power, difference) / binade_max_abs) * step_2 * scale[n * scale_batch];
-        const REAL step_4 = step(far - across, (REAL)0.5);
-        const REAL product_6 = product * (sum_product_3 / binade_max_abs_3) * abs_power(sum_abs_power_3, difference_3) * step_4 * step_2 * scale[n * scale_batch];
-        const REAL product_7 = difference_2 * (signed_power(sum_abs_power_3, difference) / binade_max_abs_3) * step_4 * step_2 * scale[n * scale_batch];
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive_3 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL scaled_4 = (to_positive_3 + eps) / binade_max_abs;
-            const REAL product_8 = product_2 * signed_power(scaled_4, difference_2);
-            const REAL to_negative_3 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL scaled_5 = (to_negative_3 + eps) / binade_max_abs_2;
-            const REAL product_9 = product_3 * signed_power(scaled_5, difference_2);
-            const REAL product_10 = product_4 * (direction_anchor_row[f * direction_anchor_features] - direction_negative_row[f * direction_negative_features]) * abs_power(scaled_5, difference_4);
-            const REAL product_11 = product_5 * (direction_anchor_row[f * direction_anchor_features] - direction_positive_row[f * direction_positive_features]) * abs_power(scaled_4, difference_4);
-            const REAL between_3 = positive_row[f * positive_features] - negative_row[f * negative_features];
-            const REAL scaled_6 = (between_3 + eps) / binade_max_abs_3;
-            const REAL product_12 = product_6 * signed_power(scaled_6, difference_2);
-            const REAL product_13 = product_7 * (direction_positive_row[f * direction_positive_features] - direction_negative_row[f * direction_negative_features]) * abs_power(scaled_6, difference_4);
-            if (dense || hvp_anchor) hvp_anchor_row[f * hvp_anchor_features] = product_8 - product_9 - product_10 + product_11;
-            if (dense || hvp_positive) hvp_positive_row[f * hvp_positive_features] = -(product_12 + product_8 + product_11 + product_13);
-            if (dense || hvp_negative) hvp_negative_row[f * hvp_negative_features] = product_12 + product_9 + product_10 + product_13;
-        }
-    }
-}
-
-static void NAME(hvp__p_general__swap_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->steps[8][1] == 1 && run->steps[9][1] == 1 && run->data[7] != NULL && run->data[8] != NULL && run->data[9] != NULL)
-        NAME(hvp__p_general__swap_yes)(batch, run, 1);
-    else
-        NAME(hvp__p_general__swap_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_hvp__p_general__swap_yes) = {
-    "triplet_margin_loss.hvp__p_general__swap_yes", NAME(hvp__p_general__swap_yes_run), sizeof(REAL), 10, 3, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &scale_argument, &direction_anchor_features_argument, &direction_negative_features_argument, &direction_positive_features_argument, &hvp_anchor_features_argument, &hvp_positive_features_argument, &hvp_negative_features_argument },
-    { &margin_param, &p_param, &eps_param }, { "features" }};
-
-/* The diagonal of the hessian, times scale, where p is none of the special values and swap is True. 112 operations. */
-static inline void NAME(hessian_diag__p_general__swap_yes)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
-    const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
-    const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
-    const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict hessian_anchor = run->data[4]; const int64_t hessian_anchor_batch = run->steps[4][0], hessian_anchor_features = dense ? 1 : run->steps[4][1];
-    REAL *restrict hessian_positive = run->data[5]; const int64_t hessian_positive_batch = run->steps[5][0], hessian_positive_features = dense ? 1 : run->steps[5][1];
-    REAL *restrict hessian_negative = run->data[6]; const int64_t hessian_negative_batch = run->steps[6][0], hessian_negative_features = dense ? 1 : run->steps[6][1];
-    const REAL margin = (REAL)run->params[0];
-    const REAL p = (REAL)run->params[1];
-    const REAL eps = (REAL)run->params[2];
-
-    const REAL ratio = 1 / p;
-    const REAL difference = ratio - 1;
-    const REAL product = difference * p;
-    const REAL difference_2 = ratio - 2;
-    const REAL difference_3 = p - 1;
-    const REAL difference_4 = p - 2;
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *anchor_row = anchor + n * anchor_batch;
-        const REAL *positive_row = positive + n * positive_batch;
-        const REAL *negative_row = negative + n * negative_batch;
-        REAL *hessian_anchor_row = hessian_anchor + n * hessian_anchor_batch;
-        REAL *hessian_positive_row = hessian_positive + n * hessian_positive_batch;
-        REAL *hessian_negative_row = hessian_negative + n * hessian_negative_batch;
-        REAL max_abs = -INFINITY;
-        REAL max_abs_2 = -INFINITY;
-        REAL max_abs_3 = -INFINITY;
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL between = positive_row[f * positive_features] - negative_row[f * negative_features];
-            max_abs = larger(max_abs, fabs(to_positive + eps));
-            max_abs_2 = larger(max_abs_2, fabs(to_negative + eps));
-            max_abs_3 = larger(max_abs_3, fabs(between + eps));
-        }
-        const REAL binade_max_abs = binade(max_abs);
-        const REAL binade_max_abs_2 = binade(max_abs_2);
-        const REAL binade_max_abs_3 = binade(max_abs_3);
-        accumulator sum_abs_power_sum = {0};
-        accumulator sum_abs_power_2_sum = {0};
-        accumulator sum_abs_power_3_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive_2 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL scaled = (to_positive_2 + eps) / binade_max_abs;
-            const REAL to_negative_2 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL scaled_2 = (to_negative_2 + eps) / binade_max_abs_2;
-            const REAL between_2 = positive_row[f * positive_features] - negative_row[f * negative_features];
-            const REAL scaled_3 = (between_2 + eps) / binade_max_abs_3;
-            accumulate(&sum_abs_power_sum, abs_power(scaled, p));
-            accumulate(&sum_abs_power_2_sum, abs_power(scaled_2, p));
-            accumulate(&sum_abs_power_3_sum, abs_power(scaled_3, p));
-        }
-        const REAL sum_abs_power = value_of(&sum_abs_power_sum);
-        const REAL sum_abs_power_2 = value_of(&sum_abs_power_2_sum);
-        const REAL sum_abs_power_3 = value_of(&sum_abs_power_3_sum);
-        const REAL near = abs_power(sum_abs_power, ratio) * binade_max_abs;
-        const REAL far = abs_power(sum_abs_power_2, ratio) * binade_max_abs_2;
-        const REAL across = abs_power(sum_abs_power_3, ratio) * binade_max_abs_3;
-        const REAL step_2 = step(near - smaller(far, across) + margin, 1);
-        const REAL product_2 = product * (abs_power(sum_abs_power, difference_2) / binade_max_abs) * step_2 * scale[n * scale_batch];
-        const REAL step_3 = step(across - far, (REAL)0.5);
-        const REAL product_3 = product * (abs_power(sum_abs_power_2, difference_2) / binade_max_abs_2) * step_3 * step_2 * scale[n * scale_batch];
-        const REAL product_4 = difference_3 * (signed_power(sum_abs_power_2, difference) / binade_max_abs_2) * step_3 * step_2 * scale[n * scale_batch];
-        const REAL product_5 = difference_3 * (signed_power(sum_abs_power, difference) / binade_max_abs) * step_2 * scale[n * scale_batch];
-        const REAL step_4 = step(far - across, (REAL)0.5);
-        const REAL product_6 = product * (abs_power(sum_abs_power_3, difference_2) / binade_max_abs_3) * step_4 * step_2 * scale[n * scale_batch];
-        const REAL product_7 = difference_3 * (signed_power(sum_abs_power_3, difference) / binade_max_abs_3) * step_4 * step_2 * scale[n * scale_batch];
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive_3 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL scaled_4 = (to_positive_3 + eps) / binade_max_abs;
-            const REAL signed_power_2 = signed_power(scaled_4, difference_3);
-            const REAL product_8 = product_2 * signed_power_2 * signed_power_2;
-            const REAL to_negative_3 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL scaled_5 = (to_negative_3 + eps) / binade_max_abs_2;
-            const REAL signed_power_3 = signed_power(scaled_5, difference_3);
-            const REAL product_9 = product_3 * signed_power_3 * signed_power_3;
-            const REAL product_10 = product_4 * abs_power(scaled_5, difference_4);
-            const REAL product_11 = product_5 * abs_power(scaled_4, difference_4);
-            const REAL between_3 = positive_row[f * positive_features] - negative_row[f * negative_features];
-            const REAL scaled_6 = (between_3 + eps) / binade_max_abs_3;
-            const REAL signed_power_4 = signed_power(scaled_6, difference_3);
-            const REAL product_12 = product_6 * signed_power_4 * signed_power_4;
-            const REAL product_13 = product_7 * abs_power(scaled_6, difference_4);
-            if (dense || hessian_anchor) hessian_anchor_row[f * hessian_anchor_features] = product_8 - product_9 - product_10 + product_11;
-            if (dense || hessian_positive) hessian_positive_row[f * hessian_positive_features] = product_8 - product_12 - product_13 + product_11;
-            if (dense || hessian_negative) hessian_negative_row[f * hessian_negative_features] = -(product_12 + product_9 + product_13 + product_10);
-        }
-    }
-}
-
-static void NAME(hessian_diag__p_general__swap_yes_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->steps[6][1] == 1 && run->data[4] != NULL && run->data[5] != NULL && run->data[6] != NULL)
-        NAME(hessian_diag__p_general__swap_yes)(batch, run, 1);
-    else
-        NAME(hessian_diag__p_general__swap_yes)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_hessian_diag__p_general__swap_yes) = {
-    "triplet_margin_loss.hessian_diag__p_general__swap_yes", NAME(hessian_diag__p_general__swap_yes_run), sizeof(REAL), 7, 3, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &scale_argument, &hessian_anchor_features_argument, &hessian_positive_features_argument, &hessian_negative_features_argument },
-    { &margin_param, &p_param, &eps_param }, { "features" }};
-
-/* The loss of each sample, and the totals, where p is none of the special values and swap is False. 25 operations. */
-static inline void NAME(value__p_general__swap_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
-    const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
-    const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
-    REAL *restrict loss = dense ? NULL : run->data[3]; const int64_t loss_batch = run->steps[3][0];
-    accumulator *restrict total_loss = run->data[4];
-    const REAL margin = (REAL)run->params[0];
-    const REAL p = (REAL)run->params[1];
-    const REAL eps = (REAL)run->params[2];
-
-    accumulator total_loss_sum = {0};
-    const REAL ratio = 1 / p;
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *anchor_row = anchor + n * anchor_batch;
-        const REAL *positive_row = positive + n * positive_batch;
-        const REAL *negative_row = negative + n * negative_batch;
-        REAL max_abs = -INFINITY;
-        REAL max_abs_2 = -INFINITY;
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            max_abs = larger(max_abs, fabs(to_positive + eps));
-            max_abs_2 = larger(max_abs_2, fabs(to_negative + eps));
-        }
-        const REAL binade_max_abs = binade(max_abs);
-        const REAL binade_max_abs_2 = binade(max_abs_2);
-        accumulator sum_abs_power_sum = {0};
-        accumulator sum_abs_power_2_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive_2 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL scaled = (to_positive_2 + eps) / binade_max_abs;
-            const REAL to_negative_2 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL scaled_2 = (to_negative_2 + eps) / binade_max_abs_2;
-            accumulate(&sum_abs_power_sum, abs_power(scaled, p));
-            accumulate(&sum_abs_power_2_sum, abs_power(scaled_2, p));
-        }
-        const REAL sum_abs_power = value_of(&sum_abs_power_sum);
-        const REAL sum_abs_power_2 = value_of(&sum_abs_power_2_sum);
-        const REAL near = abs_power(sum_abs_power, ratio) * binade_max_abs;
-        const REAL far = abs_power(sum_abs_power_2, ratio) * binade_max_abs_2;
-        const REAL shifted = near - far + margin;
-        const REAL value = shifted < 0 ? 0 : shifted;
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value__p_general__swap_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->data[3] == NULL)
-        NAME(value__p_general__swap_no)(batch, run, 1);
-    else
-        NAME(value__p_general__swap_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_value__p_general__swap_no) = {
-    "triplet_margin_loss.value__p_general__swap_no", NAME(value__p_general__swap_no_run), sizeof(REAL), 5, 3, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &loss_argument, &total_loss_argument },
-    { &margin_param, &p_param, &eps_param }, { "features" }};
-
-/* The loss, the totals, and the gradients times scale, where p is none of the special values and swap is False. 46 operations. */
-static inline void NAME(value_and_grad__p_general__swap_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
-    const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
-    const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
-    const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = dense ? NULL : run->data[4]; const int64_t loss_batch = run->steps[4][0];
-    accumulator *restrict total_loss = run->data[5];
-    REAL *restrict grad_anchor = run->data[6]; const int64_t grad_anchor_batch = run->steps[6][0], grad_anchor_features = dense ? 1 : run->steps[6][1];
-    REAL *restrict grad_positive = run->data[7]; const int64_t grad_positive_batch = run->steps[7][0], grad_positive_features = dense ? 1 : run->steps[7][1];
-    REAL *restrict grad_negative = run->data[8]; const int64_t grad_negative_batch = run->steps[8][0], grad_negative_features = dense ? 1 : run->steps[8][1];
-    const REAL margin = (REAL)run->params[0];
-    const REAL p = (REAL)run->params[1];
-    const REAL eps = (REAL)run->params[2];
-
-    accumulator total_loss_sum = {0};
-    const REAL ratio = 1 / p;
-    const REAL difference = ratio - 1;
-    const REAL difference_2 = p - 1;
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *anchor_row = anchor + n * anchor_batch;
-        const REAL *positive_row = positive + n * positive_batch;
-        const REAL *negative_row = negative + n * negative_batch;
-        REAL *grad_anchor_row = grad_anchor + n * grad_anchor_batch;
-        REAL *grad_positive_row = grad_positive + n * grad_positive_batch;
-        REAL *grad_negative_row = grad_negative + n * grad_negative_batch;
-        REAL max_abs = -INFINITY;
-        REAL max_abs_2 = -INFINITY;
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            max_abs = larger(max_abs, fabs(to_positive + eps));
-            max_abs_2 = larger(max_abs_2, fabs(to_negative + eps));
-        }
-        const REAL binade_max_abs = binade(max_abs);
-        const REAL binade_max_abs_2 = binade(max_abs_2);
-        accumulator sum_abs_power_sum = {0};
-        accumulator sum_abs_power_2_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive_2 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL scaled = (to_positive_2 + eps) / binade_max_abs;
-            const REAL to_negative_2 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL scaled_2 = (to_negative_2 + eps) / binade_max_abs_2;
-            accumulate(&sum_abs_power_sum, abs_power(scaled, p));
-            accumulate(&sum_abs_power_2_sum, abs_power(scaled_2, p));
-        }
-        const REAL sum_abs_power = value_of(&sum_abs_power_sum);
-        const REAL sum_abs_power_2 = value_of(&sum_abs_power_2_sum);
-        const REAL near = abs_power(sum_abs_power, ratio) * binade_max_abs;
-        const REAL far = abs_power(sum_abs_power_2, ratio) * binade_max_abs_2;
-        const REAL shifted = near - far + margin;
-        const REAL step_2 = step(shifted, 1);
-        const REAL product = signed_power(sum_abs_power, difference) * step_2 * scale[n * scale_batch];
-        const REAL product_2 = signed_power(sum_abs_power_2, difference) * step_2 * scale[n * scale_batch];
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive_3 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL scaled_3 = (to_positive_3 + eps) / binade_max_abs;
-            const REAL product_3 = product * signed_power(scaled_3, difference_2);
-            const REAL to_negative_3 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL scaled_4 = (to_negative_3 + eps) / binade_max_abs_2;
-            const REAL product_4 = product_2 * signed_power(scaled_4, difference_2);
-            if (dense || grad_anchor) grad_anchor_row[f * grad_anchor_features] = product_3 - product_4;
-            if (dense || grad_positive) grad_positive_row[f * grad_positive_features] = -product_3;
-            if (dense || grad_negative) grad_negative_row[f * grad_negative_features] = product_4;
-        }
-        const REAL value = shifted < 0 ? 0 : shifted;
-        if (loss) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-    }
-    add(total_loss, &total_loss_sum);
-}
-
-static void NAME(value_and_grad__p_general__swap_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->steps[8][1] == 1 && run->data[4] == NULL && run->data[6] != NULL && run->data[7] != NULL && run->data[8] != NULL)
-        NAME(value_and_grad__p_general__swap_no)(batch, run, 1);
-    else
-        NAME(value_and_grad__p_general__swap_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_value_and_grad__p_general__swap_no) = {
-    "triplet_margin_loss.value_and_grad__p_general__swap_no", NAME(value_and_grad__p_general__swap_no_run), sizeof(REAL), 9, 3, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_anchor_features_argument, &grad_positive_features_argument, &grad_negative_features_argument },
-    { &margin_param, &p_param, &eps_param }, { "features" }};
-
-/* The derivative along the directions, where p is none of the special values and swap is False. 39 operations. */
-static inline void NAME(jvp__p_general__swap_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
-    const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
-    const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
-    const REAL *restrict direction_anchor = run->data[3]; const int64_t direction_anchor_batch = run->steps[3][0], direction_anchor_features = dense ? 1 : run->steps[3][1];
-    const REAL *restrict direction_negative = run->data[4]; const int64_t direction_negative_batch = run->steps[4][0], direction_negative_features = dense ? 1 : run->steps[4][1];
-    const REAL *restrict direction_positive = run->data[5]; const int64_t direction_positive_batch = run->steps[5][0], direction_positive_features = dense ? 1 : run->steps[5][1];
-    REAL *restrict rate = dense ? NULL : run->data[6]; const int64_t rate_batch = run->steps[6][0];
-    accumulator *restrict total_rate = run->data[7];
-    const REAL margin = (REAL)run->params[0];
-    const REAL p = (REAL)run->params[1];
-    const REAL eps = (REAL)run->params[2];
-
-    accumulator total_rate_sum = {0};
-    const REAL difference = p - 1;
-    const REAL ratio = 1 / p;
-    const REAL difference_2 = ratio - 1;
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *anchor_row = anchor + n * anchor_batch;
-        const REAL *positive_row = positive + n * positive_batch;
-        const REAL *negative_row = negative + n * negative_batch;
-        const REAL *direction_anchor_row = direction_anchor + n * direction_anchor_batch;
-        const REAL *direction_negative_row = direction_negative + n * direction_negative_batch;
-        const REAL *direction_positive_row = direction_positive + n * direction_positive_batch;
-        REAL max_abs = -INFINITY;
-        REAL max_abs_2 = -INFINITY;
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            max_abs = larger(max_abs, fabs(to_positive + eps));
-            max_abs_2 = larger(max_abs_2, fabs(to_negative + eps));
-        }
-        const REAL binade_max_abs = binade(max_abs);
-        const REAL binade_max_abs_2 = binade(max_abs_2);
-        accumulator sum_product_sum = {0};
-        accumulator sum_abs_power_sum = {0};
-        accumulator sum_abs_power_2_sum = {0};
-        accumulator sum_product_2_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive_2 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL scaled = (to_positive_2 + eps) / binade_max_abs;
-            const REAL to_negative_2 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL scaled_2 = (to_negative_2 + eps) / binade_max_abs_2;
-            accumulate(&sum_product_sum, (direction_anchor_row[f * direction_anchor_features] - direction_positive_row[f * direction_positive_features]) * signed_power(scaled, difference));
-            accumulate(&sum_abs_power_sum, abs_power(scaled, p));
-            accumulate(&sum_abs_power_2_sum, abs_power(scaled_2, p));
-            accumulate(&sum_product_2_sum, (direction_anchor_row[f * direction_anchor_features] - direction_negative_row[f * direction_negative_features]) * signed_power(scaled_2, difference));
-        }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_abs_power = value_of(&sum_abs_power_sum);
-        const REAL sum_abs_power_2 = value_of(&sum_abs_power_2_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL near = abs_power(sum_abs_power, ratio) * binade_max_abs;
-        const REAL far = abs_power(sum_abs_power_2, ratio) * binade_max_abs_2;
-        const REAL step_2 = step(near - far + margin, 1);
-        const REAL difference_3 = sum_product * signed_power(sum_abs_power, difference_2) * step_2 - sum_product_2 * signed_power(sum_abs_power_2, difference_2) * step_2;
-        if (rate) rate[n * rate_batch] = difference_3;
-        accumulate(&total_rate_sum, difference_3);
-    }
-    add(total_rate, &total_rate_sum);
-}
-
-static void NAME(jvp__p_general__swap_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[3][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->data[6] == NULL)
-        NAME(jvp__p_general__swap_no)(batch, run, 1);
-    else
-        NAME(jvp__p_general__swap_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_jvp__p_general__swap_no) = {
-    "triplet_margin_loss.jvp__p_general__swap_no", NAME(jvp__p_general__swap_no_run), sizeof(REAL), 8, 3, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &direction_anchor_features_argument, &direction_negative_features_argument, &direction_positive_features_argument, &rate_argument, &total_rate_argument },
-    { &margin_param, &p_param, &eps_param }, { "features" }};
-
-/* The hessian times the directions, times scale, where p is none of the special values and swap is False. 81 operations. */
-static inline void NAME(hvp__p_general__swap_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
-    const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
-    const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
-    const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    const REAL *restrict direction_anchor = run->data[4]; const int64_t direction_anchor_batch = run->steps[4][0], direction_anchor_features = dense ? 1 : run->steps[4][1];
-    const REAL *restrict direction_negative = run->data[5]; const int64_t direction_negative_batch = run->steps[5][0], direction_negative_features = dense ? 1 : run->steps[5][1];
-    const REAL *restrict direction_positive = run->data[6]; const int64_t direction_positive_batch = run->steps[6][0], direction_positive_features = dense ? 1 : run->steps[6][1];
-    REAL *restrict hvp_anchor = run->data[7]; const int64_t hvp_anchor_batch = run->steps[7][0], hvp_anchor_features = dense ? 1 : run->steps[7][1];
-    REAL *restrict hvp_positive = run->data[8]; const int64_t hvp_positive_batch = run->steps[8][0], hvp_positive_features = dense ? 1 : run->steps[8][1];
-    REAL *restrict hvp_negative = run->data[9]; const int64_t hvp_negative_batch = run->steps[9][0], hvp_negative_features = dense ? 1 : run->steps[9][1];
-    const REAL margin = (REAL)run->params[0];
-    const REAL p = (REAL)run->params[1];
-    const REAL eps = (REAL)run->params[2];
-
-    const REAL ratio = 1 / p;
-    const REAL difference = ratio - 1;
-    const REAL product = difference * p;
-    const REAL difference_2 = p - 1;
-    const REAL difference_3 = ratio - 2;
-    const REAL difference_4 = p - 2;
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *anchor_row = anchor + n * anchor_batch;
-        const REAL *positive_row = positive + n * positive_batch;
-        const REAL *negative_row = negative + n * negative_batch;
-        const REAL *direction_anchor_row = direction_anchor + n * direction_anchor_batch;
-        const REAL *direction_negative_row = direction_negative + n * direction_negative_batch;
-        const REAL *direction_positive_row = direction_positive + n * direction_positive_batch;
-        REAL *hvp_anchor_row = hvp_anchor + n * hvp_anchor_batch;
-        REAL *hvp_positive_row = hvp_positive + n * hvp_positive_batch;
-        REAL *hvp_negative_row = hvp_negative + n * hvp_negative_batch;
-        REAL max_abs = -INFINITY;
-        REAL max_abs_2 = -INFINITY;
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            max_abs = larger(max_abs, fabs(to_positive + eps));
-            max_abs_2 = larger(max_abs_2, fabs(to_negative + eps));
-        }
-        const REAL binade_max_abs = binade(max_abs);
-        const REAL binade_max_abs_2 = binade(max_abs_2);
-        accumulator sum_product_sum = {0};
-        accumulator sum_abs_power_sum = {0};
-        accumulator sum_abs_power_2_sum = {0};
-        accumulator sum_product_2_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive_2 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL scaled = (to_positive_2 + eps) / binade_max_abs;
-            const REAL to_negative_2 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL scaled_2 = (to_negative_2 + eps) / binade_max_abs_2;
-            accumulate(&sum_product_sum, (direction_anchor_row[f * direction_anchor_features] - direction_positive_row[f * direction_positive_features]) * signed_power(scaled, difference_2));
-            accumulate(&sum_abs_power_sum, abs_power(scaled, p));
-            accumulate(&sum_abs_power_2_sum, abs_power(scaled_2, p));
-            accumulate(&sum_product_2_sum, (direction_anchor_row[f * direction_anchor_features] - direction_negative_row[f * direction_negative_features]) * signed_power(scaled_2, difference_2));
-        }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_abs_power = value_of(&sum_abs_power_sum);
-        const REAL sum_abs_power_2 = value_of(&sum_abs_power_2_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL near = abs_power(sum_abs_power, ratio) * binade_max_abs;
-        const REAL far = abs_power(sum_abs_power_2, ratio) * binade_max_abs_2;
-        const REAL step_2 = step(near - far + margin, 1);
-        const REAL product_2 = product * (sum_product / binade_max_abs) * abs_power(sum_abs_power, difference_3) * step_2 * scale[n * scale_batch];
-        const REAL product_3 = product * (sum_product_2 / binade_max_abs_2) * abs_power(sum_abs_power_2, difference_3) * step_2 * scale[n * scale_batch];
-        const REAL product_4 = difference_2 * (signed_power(sum_abs_power_2, difference) / binade_max_abs_2) * step_2 * scale[n * scale_batch];
-        const REAL product_5 = difference_2 * (signed_power(sum_abs_power, difference) / binade_max_abs) * step_2 * scale[n * scale_batch];
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive_3 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL scaled_3 = (to_positive_3 + eps) / binade_max_abs;
-            const REAL product_6 = product_2 * signed_power(scaled_3, difference_2);
-            const REAL to_negative_3 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL scaled_4 = (to_negative_3 + eps) / binade_max_abs_2;
-            const REAL product_7 = product_3 * signed_power(scaled_4, difference_2);
-            const REAL product_8 = product_4 * (direction_anchor_row[f * direction_anchor_features] - direction_negative_row[f * direction_negative_features]) * abs_power(scaled_4, difference_4);
-            const REAL product_9 = product_5 * (direction_anchor_row[f * direction_anchor_features] - direction_positive_row[f * direction_positive_features]) * abs_power(scaled_3, difference_4);
-            if (dense || hvp_anchor) hvp_anchor_row[f * hvp_anchor_features] = product_6 - product_7 - product_8 + product_9;
-            if (dense || hvp_positive) hvp_positive_row[f * hvp_positive_features] = -(product_6 + product_9);
-            if (dense || hvp_negative) hvp_negative_row[f * hvp_negative_features] = product_7 + product_8;
-        }
-    }
-}
-
-static void NAME(hvp__p_general__swap_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->steps[6][1] == 1 && run->steps[7][1] == 1 && run->steps[8][1] == 1 && run->steps[9][1] == 1 && run->data[7] != NULL && run->data[8] != NULL && run->data[9] != NULL)
-        NAME(hvp__p_general__swap_no)(batch, run, 1);
-    else
-        NAME(hvp__p_general__swap_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_hvp__p_general__swap_no) = {
-    "triplet_margin_loss.hvp__p_general__swap_no", NAME(hvp__p_general__swap_no_run), sizeof(REAL), 10, 3, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &scale_argument, &direction_anchor_features_argument, &direction_negative_features_argument, &direction_positive_features_argument, &hvp_anchor_features_argument, &hvp_positive_features_argument, &hvp_negative_features_argument },
-    { &margin_param, &p_param, &eps_param }, { "features" }};
-
-/* The diagonal of the hessian, times scale, where p is none of the special values and swap is False. 71 operations. */
-static inline void NAME(hessian_diag__p_general__swap_no)(const int64_t batch, const losslib_run *run, const int dense)
-{
-    const int64_t features = run->sizes[0];
-    const REAL *restrict anchor = run->data[0]; const int64_t anchor_batch = run->steps[0][0], anchor_features = dense ? 1 : run->steps[0][1];
-    const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
-    const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
-    const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict hessian_anchor = run->data[4]; const int64_t hessian_anchor_batch = run->steps[4][0], hessian_anchor_features = dense ? 1 : run->steps[4][1];
-    REAL *restrict hessian_positive = run->data[5]; const int64_t hessian_positive_batch = run->steps[5][0], hessian_positive_features = dense ? 1 : run->steps[5][1];
-    REAL *restrict hessian_negative = run->data[6]; const int64_t hessian_negative_batch = run->steps[6][0], hessian_negative_features = dense ? 1 : run->steps[6][1];
-    const REAL margin = (REAL)run->params[0];
-    const REAL p = (REAL)run->params[1];
-    const REAL eps = (REAL)run->params[2];
-
-    const REAL ratio = 1 / p;
-    const REAL difference = ratio - 1;
-    const REAL product = difference * p;
-    const REAL difference_2 = ratio - 2;
-    const REAL difference_3 = p - 1;
-    const REAL difference_4 = p - 2;
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *anchor_row = anchor + n * anchor_batch;
-        const REAL *positive_row = positive + n * positive_batch;
-        const REAL *negative_row = negative + n * negative_batch;
-        REAL *hessian_anchor_row = hessian_anchor + n * hessian_anchor_batch;
-        REAL *hessian_positive_row = hessian_positive + n * hessian_positive_batch;
-        REAL *hessian_negative_row = hessian_negative + n * hessian_negative_batch;
-        REAL max_abs = -INFINITY;
-        REAL max_abs_2 = -INFINITY;
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            max_abs = larger(max_abs, fabs(to_positive + eps));
-            max_abs_2 = larger(max_abs_2, fabs(to_negative + eps));
-        }
-        const REAL binade_max_abs = binade(max_abs);
-        const REAL binade_max_abs_2 = binade(max_abs_2);
-        accumulator sum_abs_power_sum = {0};
-        accumulator sum_abs_power_2_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive_2 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL scaled = (to_positive_2 + eps) / binade_max_abs;
-            const REAL to_negative_2 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL scaled_2 = (to_negative_2 + eps) / binade_max_abs_2;
-            accumulate(&sum_abs_power_sum, abs_power(scaled, p));
-            accumulate(&sum_abs_power_2_sum, abs_power(scaled_2, p));
-        }
-        const REAL sum_abs_power = value_of(&sum_abs_power_sum);
-        const REAL sum_abs_power_2 = value_of(&sum_abs_power_2_sum);
-        const REAL near = abs_power(sum_abs_power, ratio) * binade_max_abs;
-        const REAL far = abs_power(sum_abs_power_2, ratio) * binade_max_abs_2;
-        const REAL step_2 = step(near - far + margin, 1);
-        const REAL product_2 = product * (abs_power(sum_abs_power, difference_2) / binade_max_abs) * step_2 * scale[n * scale_batch];
-        const REAL product_3 = product * (abs_power(sum_abs_power_2, difference_2) / binade_max_abs_2) * step_2 * scale[n * scale_batch];
-        const REAL product_4 = difference_3 * (signed_power(sum_abs_power_2, difference) / binade_max_abs_2) * step_2 * scale[n * scale_batch];
-        const REAL product_5 = difference_3 * (signed_power(sum_abs_power, difference) / binade_max_abs) * step_2 * scale[n * scale_batch];
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive_3 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL scaled_3 = (to_positive_3 + eps) / binade_max_abs;
-            const REAL signed_power_2 = signed_power(scaled_3, difference_3);
-            const REAL product_6 = product_2 * signed_power_2 * signed_power_2;
-            const REAL to_negative_3 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL scaled_4 = (to_negative_3 + eps) / binade_max_abs_2;
-            const REAL signed_power_3 = signed_power(scaled_4, difference_3);
-            const REAL product_7 = product_3 * signed_power_3 * signed_power_3;
-            const REAL product_8 = product_4 * abs_power(scaled_4, difference_4);
-            const REAL product_9 = product_5 * abs_power(scaled_3, difference_4);
-            if (dense || hessian_anchor) hessian_anchor_row[f * hessian_anchor_features] = product_6 - product_7 - product_8 + product_9;
-            if (dense || hessian_positive) hessian_positive_row[f * hessian_positive_features] = product_6 + product_9;
-            if (dense || hessian_negative) hessian_negative_row[f * hessian_negative_features] = -(product_7 + product_8);
-        }
-    }
-}
-
-static void NAME(hessian_diag__p_general__swap_no_run)(const int64_t batch, const losslib_run *run)
-{
-    if (run->steps[0][1] == 1 && run->steps[1][1] == 1 && run->steps[2][1] == 1 && run->steps[4][1] == 1 && run->steps[5][1] == 1 && run->steps[6][1] == 1 && run->data[4] != NULL && run->data[5] != NULL && run->data[6] != NULL)
-        NAME(hessian_diag__p_general__swap_no)(batch, run, 1);
-    else
-        NAME(hessian_diag__p_general__swap_no)(batch, run, 0);
-}
-
-const losslib_kernel NAME(losslib_triplet_margin_loss_hessian_diag__p_general__swap_no) = {
-    "triplet_margin_loss.hessian_diag__p_general__swap_no", NAME(hessian_diag__p_general__swap_no_run), sizeof(REAL), 7, 3, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &scale_argument, &hessian_anchor_features_argument, &hessian_positive_features_argument, &hessian_negative_features_argument },
-    { &margin_param, &p_param, &eps_param }, { "features" }};
+const losslib_kernel NAME(losslib_triplet_margin_loss__kernels)[] = { KERNELS(KERNEL_ROW, STRIDED_ROW) {.name = NULL} };
 #endif

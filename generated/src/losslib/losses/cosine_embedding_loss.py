@@ -55,10 +55,9 @@ class CosineEmbeddingLossFunction(LossFunction):
 
     Formula of one sample:
 
-        scaled = input1[f2]/binade(max_f(|input1[f]|) + 4722366473434823/4722366482869645213696)
-        unit1 = input1[f3]/(binade(max_f(|input1[f]|) + 4722366473434823/4722366482869645213696)*sqrt(sum_f2(scaled**2) + 2305843/(2305843009213693952*binade(max_f(|input1[f]|) + 4722366473434823/4722366482869645213696)**2)))
-        unit2 = input2[f3]/(binade(max_f(|input2[f]|) + 4722366473434823/4722366482869645213696)*sqrt(sum_f2(scaled**2) + 2305843/(2305843009213693952*binade(max_f(|input2[f]|) + 4722366473434823/4722366482869645213696)**2)))
-        cosine = sum_f3(unit1*unit2)
+        unit1 = input1[f2]/sqrt(sum_f(input1[f]**2) + 2305843/2305843009213693952)
+        unit2 = input2[f2]/sqrt(sum_f(input2[f]**2) + 2305843/2305843009213693952)
+        cosine = sum_f2(unit1*unit2)
         loss = 1 - cosine if target == 1 else (max(-margin + cosine, 0) if target == -1 else 0)
 
     Args:

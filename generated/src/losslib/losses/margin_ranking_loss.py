@@ -68,6 +68,8 @@ class MarginRankingLossFunction(LossFunction):
         ShapeError: shapes that do not go together; IndexOutOfRange, DomainError: values that are not allowed;
         TypeMismatch: arrays of a wrong type; ReductionError: a reduction other than none, mean, sum.
 
+    Note: Where the hinge is 0 so are all derivatives, also where an input is infinite; in PyTorch some are NaN.
+
     Like torch.nn.functional.margin_ranking_loss.
     """
 

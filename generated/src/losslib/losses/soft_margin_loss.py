@@ -17,7 +17,7 @@ SPEC = Spec(
         Form(
             inputs=(
                 Input('input'),
-                Input('target', shape='same'),
+                Input('target', shape='expand'),
             ),
             parameters=(
             ),

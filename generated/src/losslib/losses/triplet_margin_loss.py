@@ -120,11 +120,11 @@ class TripletMarginLossFunction(LossFunction):
 
         to_negative = anchor[f] - negative[f]
         scaled = (eps + to_negative)/binade(max_f(|eps + to_negative|))
-        far = sum_f((0 if eps + to_negative == 0 else 1)) if p == 0 else (sum_f(|eps + to_negative|) if p == 1 else (binade(max_f(|eps + to_negative|))*sqrt(sum_f2(scaled**2)) if p == 2 else (max_f(|eps + to_negative|) if p == oo else |sum_f2(|scaled|**p)|**(1/p)*binade(max_f(|eps + to_negative|)))))
+        far = sum_f((0 if eps + to_negative == 0 else 1)) if p == 0 else (sum_f(|eps + to_negative|) if p == 1 else (sqrt(sum_f((eps + to_negative)**2)) if p == 2 else (max_f(|eps + to_negative|) if p == oo else |sum_f2(|scaled|**p)|**(1/p)*binade(max_f(|eps + to_negative|)))))
         between = -negative[f] + positive[f]
-        across = sum_f((0 if eps + between == 0 else 1)) if p == 0 else (sum_f(|eps + between|) if p == 1 else (binade(max_f(|eps + between|))*sqrt(sum_f2(scaled**2)) if p == 2 else (max_f(|eps + between|) if p == oo else |sum_f2(|scaled|**p)|**(1/p)*binade(max_f(|eps + between|)))))
+        across = sum_f((0 if eps + between == 0 else 1)) if p == 0 else (sum_f(|eps + between|) if p == 1 else (sqrt(sum_f((eps + between)**2)) if p == 2 else (max_f(|eps + between|) if p == oo else |sum_f2(|scaled|**p)|**(1/p)*binade(max_f(|eps + between|)))))
         to_positive = anchor[f] - positive[f]
-        near = sum_f((0 if eps + to_positive == 0 else 1)) if p == 0 else (sum_f(|eps + to_positive|) if p == 1 else (binade(max_f(|eps + to_positive|))*sqrt(sum_f2(scaled**2)) if p == 2 else (max_f(|eps + to_positive|) if p == oo else |sum_f2(|scaled|**p)|**(1/p)*binade(max_f(|eps + to_positive|)))))
+        near = sum_f((0 if eps + to_positive == 0 else 1)) if p == 0 else (sum_f(|eps + to_positive|) if p == 1 else (sqrt(sum_f((eps + to_positive)**2)) if p == 2 else (max_f(|eps + to_positive|) if p == oo else |sum_f2(|scaled|**p)|**(1/p)*binade(max_f(|eps + to_positive|)))))
         loss = max(margin + near - (min(far, across) if swap else far), 0)
 
     Args:

@@ -78,6 +78,40 @@ def exp_difference(a: Array, b: Array) -> Array:
     return np.where(np.isfinite(d), e + e * np.where(np.isfinite(error), error, 0), e)
 
 
+def times_exp(factor: Array, x: Array) -> Array:
+    """factor exp(x), where exp(x) alone would overflow or lose digits below the smallest normal number."""
+    e = np.exp(x)
+    kind = np.finfo(e.dtype)
+    half = np.exp(x / 2)
+    return np.where((e >= kind.tiny) & (e <= kind.max), factor * e, factor * half * half)
+
+
+def times_sigmoid(factor: Array, x: Array) -> Array:
+    """factor sigmoid(x), with all digits of the tail."""
+    e = np.exp(-np.abs(x))
+    half = np.exp(-np.abs(x) / 2)
+    return np.where((x < 0) & (e < np.finfo(e.dtype).tiny), factor * half * half, factor * (np.where(x < 0, e, 1) / (1 + e)))
+
+
+def cross(a: Array, b: Array, c: Array, d: Array) -> Array:
+    """a b - c d, rounded about once."""
+    if np.result_type(a, b, c, d) == np.float32:
+        wide = np.float64
+        return (np.asarray(a, wide) * np.asarray(b, wide) - np.asarray(c, wide) * np.asarray(d, wide)).astype(np.float32)
+    (ab, error), (cd, less) = product_of(a, b), product_of(c, d)
+    difference = ab - cd
+    exact = difference + (error - less)
+    return np.where(np.isfinite(exact), exact, difference)
+
+
+def product_of(a: Array, b: Array) -> tuple[Array, Array]:
+    """a b, and its rounding error: each factor is cut into two halves of its digits."""
+    high_a, high_b = (x * 134217729.0 - (x * 134217729.0 - x) for x in (a, b))
+    low_a, low_b = a - high_a, b - high_b
+    product = a * b
+    return product, ((high_a * high_b - product) + high_a * low_b + low_a * high_b) + low_a * low_b
+
+
 def erf(x: Array) -> Array:
     """The error function; NumPy has none, so this calls the C library's, one number at a time."""
     from math import erf as scalar

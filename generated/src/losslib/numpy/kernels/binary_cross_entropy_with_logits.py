@@ -34,18 +34,16 @@ def value_and_grad(input, target, weight, pos_weight, scale):  # type: ignore[no
     difference = 1 - target
     product = pos_weight * target
     value = (difference * stable.softplus(input) + product * stable.softplus(-input)) * weight
-    p = stable.sigmoid(input)
     loss = stable.result(value, (batch,), (0,))
     total_loss = stable.total(value, batch, (), ())
-    grad_input = stable.result(-(product * stable.sigmoid(-input) - difference * p) * weight * scale, (batch,), (0,))
+    grad_input = stable.result(-(stable.times_sigmoid(product, -input) - stable.times_sigmoid(difference, input)) * weight * scale, (batch,), (0,))
     return loss, total_loss, grad_input
 
 
 def jvp(input, target, weight, pos_weight, direction_input):  # type: ignore[no-untyped-def]
     """The derivative along the directions."""
     batch = input.shape[0]
-    p = stable.sigmoid(input)
-    minus_product = -(pos_weight * target * stable.sigmoid(-input) - (1 - target) * p) * weight * direction_input
+    minus_product = -(stable.times_sigmoid(pos_weight * target, -input) - stable.times_sigmoid(1 - target, input)) * weight * direction_input
     rate = stable.result(minus_product, (batch,), (0,))
     total_rate = stable.total(minus_product, batch, (), ())
     return rate, total_rate
@@ -54,18 +52,14 @@ def jvp(input, target, weight, pos_weight, direction_input):  # type: ignore[no-
 def hvp(input, target, weight, pos_weight, scale, direction_input):  # type: ignore[no-untyped-def]
     """The hessian times the directions, times scale."""
     batch = input.shape[0]
-    sigmoid_minus_input = stable.sigmoid(-input)
-    p = stable.sigmoid(input)
-    hvp_input = stable.result(((1 - target) * sigmoid_minus_input * p + pos_weight * target * sigmoid_minus_input * p) * weight * direction_input * scale, (batch,), (0,))
+    hvp_input = stable.result(-stable.times_sigmoid(stable.times_sigmoid((target - pos_weight * target - 1) * weight * direction_input * scale, -input), input), (batch,), (0,))
     return hvp_input
 
 
 def hessian_diag(input, target, weight, pos_weight, scale):  # type: ignore[no-untyped-def]
     """The diagonal of the hessian, times scale."""
     batch = input.shape[0]
-    sigmoid_minus_input = stable.sigmoid(-input)
-    p = stable.sigmoid(input)
-    hessian_input = stable.result(((1 - target) * sigmoid_minus_input * p + pos_weight * target * sigmoid_minus_input * p) * weight * scale, (batch,), (0,))
+    hessian_input = stable.result(-stable.times_sigmoid(stable.times_sigmoid((target - pos_weight * target - 1) * weight * scale, -input), input), (batch,), (0,))
     return hessian_input
 
 
@@ -78,10 +72,9 @@ def value_and_grad_all(input, target, weight, pos_weight, scale):  # type: ignor
     softplus_minus_input = stable.softplus(-input)
     shifted = difference * softplus_input + product * softplus_minus_input
     value = shifted * weight
-    p = stable.sigmoid(input)
     loss = stable.result(value, (batch,), (0,))
     total_loss = stable.total(value, batch, (), ())
-    grad_input = stable.result(-(product * stable.sigmoid(-input) - difference * p) * weight * scale, (batch,), (0,))
+    grad_input = stable.result(-(stable.times_sigmoid(product, -input) - stable.times_sigmoid(difference, input)) * weight * scale, (batch,), (0,))
     grad_target = stable.result(-(softplus_input - pos_weight * softplus_minus_input) * weight * scale, (batch,), (0,))
     grad_weight = stable.result(shifted * scale, (batch,), (0,))
     grad_pos_weight = stable.result(target * weight * softplus_minus_input * scale, (batch,), (0,))
@@ -95,8 +88,7 @@ def jvp_all(input, target, weight, pos_weight, direction_input, direction_pos_we
     softplus_input = stable.softplus(input)
     product = pos_weight * target
     softplus_minus_input = stable.softplus(-input)
-    p = stable.sigmoid(input)
-    shifted = (difference * softplus_input + product * softplus_minus_input) * direction_weight - (product * stable.sigmoid(-input) - difference * p) * weight * direction_input - (softplus_input - pos_weight * softplus_minus_input) * weight * direction_target + target * weight * softplus_minus_input * direction_pos_weight
+    shifted = (difference * softplus_input + product * softplus_minus_input) * direction_weight - (stable.times_sigmoid(product, -input) - stable.times_sigmoid(difference, input)) * weight * direction_input - (softplus_input - pos_weight * softplus_minus_input) * weight * direction_target + target * weight * softplus_minus_input * direction_pos_weight
     rate = stable.result(shifted, (batch,), (0,))
     total_rate = stable.total(shifted, batch, (), ())
     return rate, total_rate
@@ -105,30 +97,26 @@ def jvp_all(input, target, weight, pos_weight, direction_input, direction_pos_we
 def hvp_all(input, target, weight, pos_weight, scale, direction_input, direction_pos_weight, direction_target, direction_weight):  # type: ignore[no-untyped-def]
     """The hessian times the directions, times scale."""
     batch = input.shape[0]
-    sigmoid_minus_input = stable.sigmoid(-input)
-    product = pos_weight * target * sigmoid_minus_input
-    difference = 1 - target
+    product = pos_weight * target
+    difference = stable.times_sigmoid(product, -input) - stable.times_sigmoid(1 - target, input)
     p = stable.sigmoid(input)
-    difference_2 = product - difference * p
-    product_2 = (pos_weight * sigmoid_minus_input + p) * weight
-    product_3 = target * weight * sigmoid_minus_input
+    product_2 = (stable.times_sigmoid(pos_weight, -input) + p) * weight
+    product_3 = target * weight
     softplus_minus_input = stable.softplus(-input)
     product_4 = weight * softplus_minus_input
-    difference_3 = stable.softplus(input) - pos_weight * softplus_minus_input
+    difference_2 = stable.softplus(input) - pos_weight * softplus_minus_input
     product_5 = target * softplus_minus_input
-    hvp_input = stable.result(-(difference_2 * direction_weight * scale + product_2 * direction_target * scale + -(difference * sigmoid_minus_input * p + product * p) * weight * direction_input * scale + product_3 * direction_pos_weight * scale), (batch,), (0,))
-    hvp_target = stable.result(product_4 * direction_pos_weight * scale - product_2 * direction_input * scale - difference_3 * direction_weight * scale, (batch,), (0,))
-    hvp_weight = stable.result(product_5 * direction_pos_weight * scale - difference_2 * direction_input * scale - difference_3 * direction_target * scale, (batch,), (0,))
-    hvp_pos_weight = stable.result(product_4 * direction_target * scale - product_3 * direction_input * scale + product_5 * direction_weight * scale, (batch,), (0,))
+    hvp_input = stable.result(-(difference * direction_weight * scale + product_2 * direction_target * scale + stable.times_sigmoid(stable.times_sigmoid((target - product - 1) * weight * direction_input * scale, -input), input) + stable.times_sigmoid(product_3 * direction_pos_weight * scale, -input)), (batch,), (0,))
+    hvp_target = stable.result(product_4 * direction_pos_weight * scale - product_2 * direction_input * scale - difference_2 * direction_weight * scale, (batch,), (0,))
+    hvp_weight = stable.result(product_5 * direction_pos_weight * scale - difference * direction_input * scale - difference_2 * direction_target * scale, (batch,), (0,))
+    hvp_pos_weight = stable.result(product_4 * direction_target * scale - stable.times_sigmoid(product_3 * direction_input * scale, -input) + product_5 * direction_weight * scale, (batch,), (0,))
     return hvp_input, hvp_target, hvp_weight, hvp_pos_weight
 
 
 def hessian_diag_all(input, target, weight, pos_weight, scale):  # type: ignore[no-untyped-def]
     """The diagonal of the hessian, times scale."""
     batch = input.shape[0]
-    sigmoid_minus_input = stable.sigmoid(-input)
-    p = stable.sigmoid(input)
-    hessian_input = stable.result(((1 - target) * sigmoid_minus_input * p + pos_weight * target * sigmoid_minus_input * p) * weight * scale, (batch,), (0,))
+    hessian_input = stable.result(-stable.times_sigmoid(stable.times_sigmoid((target - pos_weight * target - 1) * weight * scale, -input), input), (batch,), (0,))
     hessian_target = stable.result(0, (batch,), (0,))
     hessian_weight = stable.result(0, (batch,), (0,))
     hessian_pos_weight = stable.result(0, (batch,), (0,))

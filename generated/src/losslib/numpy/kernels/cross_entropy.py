@@ -308,6 +308,10 @@ def value_and_grad__target_index__label_smoothing_general(input, target, weight,
     weight__c = weight[None]
     target = target[:, None]
     scale = scale[:, None]
+    max_abs_weight = stable.max_over(np.abs(weight__c), 1)
+    equal = np.abs(weight__c) == max_abs_weight
+    sum_choice = stable.sum_over(np.where(equal, weight__c, 0), 1)
+    sum_choice_2 = stable.sum_over(np.where(equal, 0, weight__c), 1)
     sum_weight = stable.sum_over(weight__c, 1)
     difference = label_smoothing - 1
     ratio = label_smoothing / real(classes)
@@ -323,13 +327,14 @@ def value_and_grad__target_index__label_smoothing_general(input, target, weight,
     product_2 = product * scale
     input_at_safe_target = input[n, safe_target]
     more_ties = ties - 1
+    shifted = more_ties + others
     sum_exp = others + ties
-    minus_ratio = -np.where(input_at_safe_target == largest, more_ties + others, sum_exp - stable.exp_difference(input_at_safe_target, largest)) / sum_exp
+    minus_ratio = -np.where(input_at_safe_target == largest, shifted, sum_exp - stable.exp_difference(input_at_safe_target, largest)) / sum_exp
     product_3 = ratio * scale
-    ratio_2 = sum_weight / sum_exp
     log_mass = np.log1p(others + more_ties)
+    as_large = sum_choice - weight__c
     log_p = input - largest - log_mass
-    grad_input = stable.result(np.where(ignored, 0, -(product_2 * np.where(c == safe_target, minus_ratio, relative / sum_exp) + product_3 * (weight__c - ratio_2 * relative))), (batch, classes), (0, 1))
+    grad_input = stable.result(np.where(ignored, 0, -(product_2 * np.where(c == safe_target, minus_ratio, relative / sum_exp) + product_3 * (weight__c / sum_exp * np.where(is_largest, shifted, sum_exp - relative) - np.where(equal, as_large + sum_choice_2, sum_weight - weight__c) / sum_exp * relative))), (batch, classes), (0, 1))
     sum_product = stable.sum_over(weight__c * log_p, 1)
     log_p_2 = input_at_safe_target - largest - log_mass
     value = np.where(ignored, 0, product * log_p_2 - ratio * sum_product)
@@ -378,25 +383,34 @@ def hvp__target_index__label_smoothing_general(input, target, weight, scale, dir
     product = label_smoothing / real(classes) * sum_weight
     largest = stable.max_over(input, 1)
     is_largest = input == largest
-    ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
-    sum_choice = stable.sum_over(np.where(is_largest, direction_input, 0), 1)
-    ratio = sum_choice / ties
     relative = stable.exp_difference(input, largest)
-    from_peak = direction_input - ratio
+    sum_choice = stable.sum_over(np.where(is_largest, direction_input, 0), 1)
+    ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
-    sum_product = stable.sum_over(from_peak * relative, 1)
+    ratio = sum_choice / ties
+    sum_exp = others + ties
+    from_peak = direction_input - ratio
+    ratio_2 = from_peak / sum_exp
+    product_2 = ratio_2 * relative
+    max_abs = stable.max_over(np.abs(product_2), 1)
+    equal = np.abs(product_2) == max_abs
+    product_3 = from_peak * relative
+    sum_choice_2 = stable.sum_over(np.where(equal, product_2, 0), 1)
+    sum_choice_3 = stable.sum_over(np.where(equal, 0, product_3), 1)
+    sum_product = stable.sum_over(product_3, 1)
     ignored = target == ignore_index
     safe_target = np.where(ignored, 0, target)
-    sum_exp = others + ties
-    ratio_2 = weight[safe_target] / sum_exp
-    product_2 = label_smoothing * ratio_2
-    ratio_3 = sum_product / sum_exp
-    product_3 = product_2 * ratio_3 * scale
-    product_4 = product_2 * scale
-    product_5 = ratio_2 * ratio_3 * scale
-    product_6 = ratio_2 * scale
-    product_7 = product * (scale / sum_exp)
-    hvp_input = stable.result(np.where(ignored, 0, product_3 * relative - product_4 * from_peak * relative - product_5 * relative + product_6 * from_peak * relative + product_7 * (from_peak - ratio_3) * relative), (batch, classes), (0, 1))
+    weight_at_safe_target = weight[safe_target]
+    product_4 = label_smoothing * weight_at_safe_target * scale
+    ratio_3 = sum_choice_3 / sum_exp
+    ratio_4 = sum_product / sum_exp
+    more_ties = ties - 1
+    shifted = more_ties + others
+    product_5 = weight_at_safe_target * scale
+    product_6 = product * (scale / sum_exp)
+    as_large = sum_choice_2 - product_2
+    difference = np.where(equal, as_large + ratio_3, ratio_4 - product_2) / sum_exp * relative - ratio_2 * (np.where(is_largest, shifted, sum_exp - relative) / sum_exp) * relative
+    hvp_input = stable.result(np.where(ignored, 0, product_4 * difference - product_5 * difference + product_6 * (from_peak - ratio_4) * relative), (batch, classes), (0, 1))
     return hvp_input
 
 
@@ -441,6 +455,10 @@ def value_and_grad_all__target_index__label_smoothing_general(input, target, wei
     target = target[:, None]
     scale = scale[:, None]
     scale_weight = scale_weight[:, None]
+    max_abs_weight = stable.max_over(np.abs(weight__c), 1)
+    equal = np.abs(weight__c) == max_abs_weight
+    sum_choice = stable.sum_over(np.where(equal, weight__c, 0), 1)
+    sum_choice_2 = stable.sum_over(np.where(equal, 0, weight__c), 1)
     sum_weight = stable.sum_over(weight__c, 1)
     difference = label_smoothing - 1
     ratio = label_smoothing / real(classes)
@@ -456,17 +474,18 @@ def value_and_grad_all__target_index__label_smoothing_general(input, target, wei
     product_2 = product * scale
     input_at_safe_target = input[n, safe_target]
     more_ties = ties - 1
+    shifted = more_ties + others
     sum_exp = others + ties
-    minus_ratio = -np.where(input_at_safe_target == largest, more_ties + others, sum_exp - stable.exp_difference(input_at_safe_target, largest)) / sum_exp
+    minus_ratio = -np.where(input_at_safe_target == largest, shifted, sum_exp - stable.exp_difference(input_at_safe_target, largest)) / sum_exp
     product_3 = ratio * scale
-    ratio_2 = sum_weight / sum_exp
     log_mass = np.log1p(others + more_ties)
     log_p = input_at_safe_target - largest - log_mass
     product_4 = difference * log_p * scale
-    equal = c == safe_target
-    choice = real(np.where(equal, 1, 0))
+    equal_2 = c == safe_target
+    as_large = sum_choice - weight__c
+    choice = real(np.where(equal_2, 1, 0))
     log_p_2 = input - largest - log_mass
-    grad_input = stable.result(np.where(ignored, 0, -(product_2 * np.where(equal, minus_ratio, relative / sum_exp) + product_3 * (weight__c - ratio_2 * relative))), (batch, classes), (0, 1))
+    grad_input = stable.result(np.where(ignored, 0, -(product_2 * np.where(equal_2, minus_ratio, relative / sum_exp) + product_3 * (weight__c / sum_exp * np.where(is_largest, shifted, sum_exp - relative) - np.where(equal, as_large + sum_choice_2, sum_weight - weight__c) / sum_exp * relative))), (batch, classes), (0, 1))
     grad_weight = stable.total(np.where(ignored, 0, scale_weight * choice) + np.where(ignored, 0, product_4 * choice - product_3 * log_p_2), batch, (classes,), (1,))
     sum_product = stable.sum_over(weight__c * log_p_2, 1)
     value = np.where(ignored, 0, product * log_p - ratio * sum_product)
@@ -516,63 +535,79 @@ def hvp_all__target_index__label_smoothing_general(input, target, weight, scale,
     real = input.dtype.type
     n = np.arange(batch)[:, None]
     c = np.arange(classes)[None, :]
-    weight__c = weight[None]
     direction_weight__c = direction_weight[None]
+    weight__c = weight[None]
     target = target[:, None]
     scale = scale[:, None]
     scale_rate = scale_rate[:, None]
     scale_weight_rate = scale_weight_rate[:, None]
-    sum_weight = stable.sum_over(weight__c, 1)
+    max_2 = stable.max_over(np.abs(direction_weight__c), 1)
+    max_abs_weight = stable.max_over(np.abs(weight__c), 1)
+    equal = np.abs(direction_weight__c) == max_2
+    equal_2 = np.abs(weight__c) == max_abs_weight
+    sum_choice = stable.sum_over(np.where(equal, direction_weight__c, 0), 1)
+    sum_choice_2 = stable.sum_over(np.where(equal, 0, direction_weight__c), 1)
     sum_direction_weight = stable.sum_over(direction_weight__c, 1)
+    sum_weight = stable.sum_over(weight__c, 1)
+    sum_choice_3 = stable.sum_over(np.where(equal_2, weight__c, 0), 1)
+    sum_choice_4 = stable.sum_over(np.where(equal_2, 0, weight__c), 1)
     ratio = label_smoothing / real(classes)
     product = ratio * sum_weight
-    product_2 = ratio * sum_direction_weight
     difference = label_smoothing - 1
     largest = stable.max_over(input, 1)
     is_largest = input == largest
-    ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
-    sum_choice = stable.sum_over(np.where(is_largest, direction_input, 0), 1)
-    ratio_2 = sum_choice / ties
     relative = stable.exp_difference(input, largest)
-    from_peak = direction_input - ratio_2
+    sum_choice_5 = stable.sum_over(np.where(is_largest, direction_input, 0), 1)
+    ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
-    sum_product = stable.sum_over(from_peak * relative, 1)
+    ratio_2 = sum_choice_5 / ties
+    sum_exp = others + ties
+    from_peak = direction_input - ratio_2
+    ratio_3 = from_peak / sum_exp
+    product_2 = ratio_3 * relative
+    max_abs = stable.max_over(np.abs(product_2), 1)
+    equal_3 = np.abs(product_2) == max_abs
+    product_3 = from_peak * relative
+    sum_choice_6 = stable.sum_over(np.where(equal_3, product_2, 0), 1)
+    sum_choice_7 = stable.sum_over(np.where(equal_3, 0, product_3), 1)
+    sum_product = stable.sum_over(product_3, 1)
     sum_product_2 = stable.sum_over(relative * direction_input, 1)
     ignored = target == ignore_index
     safe_target = np.where(ignored, 0, target)
     weight_at_safe_target = weight[safe_target]
-    sum_exp = others + ties
-    ratio_3 = weight_at_safe_target / sum_exp
-    product_3 = label_smoothing * ratio_3
-    ratio_4 = sum_product / sum_exp
-    product_4 = product_3 * ratio_4 * scale
-    product_5 = product_3 * scale
+    product_4 = label_smoothing * weight_at_safe_target
+    product_5 = product_4 * scale
+    ratio_4 = sum_choice_7 / sum_exp
+    ratio_5 = sum_product / sum_exp
+    more_ties = ties - 1
+    shifted = more_ties + others
     direction_weight_at_safe_target = direction_weight[safe_target]
     product_6 = label_smoothing * scale * direction_weight_at_safe_target
     input_at_safe_target = input[n, safe_target]
-    more_ties = ties - 1
-    minus_ratio = -np.where(input_at_safe_target == largest, more_ties + others, sum_exp - stable.exp_difference(input_at_safe_target, largest)) / sum_exp
-    product_7 = label_smoothing * weight_at_safe_target * scale_rate
-    product_8 = ratio_3 * ratio_4 * scale
-    product_9 = ratio * scale
-    product_10 = ratio_3 * scale
-    product_11 = scale * direction_weight_at_safe_target
-    product_12 = weight_at_safe_target * scale_rate
-    ratio_5 = scale / sum_exp
-    product_13 = product * ratio_5
-    product_14 = product_2 * ratio_5
-    product_15 = product * (scale_rate / sum_exp)
+    minus_ratio = -np.where(input_at_safe_target == largest, shifted, sum_exp - stable.exp_difference(input_at_safe_target, largest)) / sum_exp
+    product_7 = product_4 * scale_rate
+    shifted_2 = real(classes) * others + real(classes) * ties
+    product_8 = weight_at_safe_target * scale
+    product_9 = scale * direction_weight_at_safe_target
+    product_10 = weight_at_safe_target * scale_rate
+    product_11 = ratio * scale
+    product_12 = product * (scale / sum_exp)
     ratio_6 = sum_product_2 / sum_exp
-    product_16 = difference * (direction_input[n, safe_target] - ratio_6) * scale
+    product_13 = difference * (direction_input[n, safe_target] - ratio_6) * scale
     log_mass = np.log1p(others + more_ties)
     log_p = input_at_safe_target - largest - log_mass
-    product_17 = difference * log_p
-    equal = c == safe_target
-    choice = np.where(equal, minus_ratio, relative / sum_exp)
-    choice_2 = real(np.where(equal, 1, 0))
+    product_14 = difference * log_p
+    as_large = sum_choice_6 - product_2
+    choice = np.where(is_largest, shifted, sum_exp - relative)
+    difference_2 = np.where(equal_3, as_large + ratio_4, ratio_5 - product_2) / sum_exp * relative - ratio_3 * (choice / sum_exp) * relative
+    equal_4 = c == safe_target
+    choice_2 = np.where(equal_4, minus_ratio, relative / sum_exp)
+    as_large_2 = sum_choice - direction_weight__c
+    as_large_3 = sum_choice_3 - weight__c
+    choice_3 = real(np.where(equal_4, 1, 0))
     log_p_2 = input - largest - log_mass
-    hvp_input = stable.result(np.where(ignored, 0, product_4 * relative - product_5 * from_peak * relative - product_6 * choice - product_7 * choice - product_8 * relative - product_9 * direction_weight__c - ratio * weight__c * scale_rate + product_10 * from_peak * relative + product_11 * choice + product_12 * choice + product_13 * (from_peak - ratio_4) * relative + product_14 * relative + product_15 * relative), (batch, classes), (0, 1))
-    hvp_weight = stable.total(np.where(ignored, 0, scale_weight_rate * choice_2) + np.where(ignored, 0, product_16 * choice_2 - product_9 * (direction_input - ratio_6) + scale_rate * (product_17 * choice_2 - ratio * log_p_2)), batch, (classes,), (1,))
+    hvp_input = stable.result(np.where(ignored, 0, product_5 * difference_2 - product_6 * choice_2 - product_7 * choice_2 - label_smoothing * (weight__c / shifted_2) * scale_rate * choice - product_8 * difference_2 + product_9 * choice_2 + product_10 * choice_2 + product_11 * (np.where(equal, as_large_2 + sum_choice_2, sum_direction_weight - direction_weight__c) / sum_exp * relative - direction_weight__c / sum_exp * choice) + product_12 * (from_peak - ratio_5) * relative + ratio * (np.where(equal_2, as_large_3 + sum_choice_4, sum_weight - weight__c) / sum_exp) * scale_rate * relative), (batch, classes), (0, 1))
+    hvp_weight = stable.total(np.where(ignored, 0, scale_weight_rate * choice_3) + np.where(ignored, 0, product_13 * choice_3 - product_11 * (direction_input - ratio_6) + scale_rate * (product_14 * choice_3 - ratio * log_p_2)), batch, (classes,), (1,))
     return hvp_input, hvp_weight
 
 
@@ -602,18 +637,24 @@ def value_and_grad__target_real__label_smoothing_0(input, target, weight, scale)
     real = input.dtype.type
     weight = weight[None]
     scale = scale[:, None]
+    product = weight * target
     largest = stable.max_over(input, 1)
+    max_abs = stable.max_over(np.abs(product), 1)
     is_largest = input == largest
     relative = stable.exp_difference(input, largest)
-    product = weight * target
+    equal = np.abs(product) == max_abs
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
+    sum_choice = stable.sum_over(np.where(equal, product, 0), 1)
+    sum_choice_2 = stable.sum_over(np.where(equal, 0, product), 1)
     sum_product = stable.sum_over(product, 1)
     sum_exp = others + ties
-    ratio = sum_product / sum_exp
-    log_mass = np.log1p(others + (ties - 1))
+    more_ties = ties - 1
+    shifted = more_ties + others
+    log_mass = np.log1p(others + more_ties)
+    as_large = sum_choice - product
     log_p = input - largest - log_mass
-    grad_input = stable.result(-scale * (product - ratio * relative), (batch, classes), (0, 1))
+    grad_input = stable.result(-scale * (weight / sum_exp * target * np.where(is_largest, shifted, sum_exp - relative) - np.where(equal, as_large + sum_choice_2, sum_product - product) / sum_exp * relative), (batch, classes), (0, 1))
     sum_product_2 = stable.sum_over(product * log_p, 1)
     value = -sum_product_2
     loss = stable.result(value, (batch,), (0,))
@@ -693,18 +734,24 @@ def value_and_grad_all__target_real__label_smoothing_0(input, target, weight, sc
     real = input.dtype.type
     weight = weight[None]
     scale = scale[:, None]
+    product = weight * target
     largest = stable.max_over(input, 1)
+    max_abs = stable.max_over(np.abs(product), 1)
     is_largest = input == largest
     relative = stable.exp_difference(input, largest)
-    product = weight * target
+    equal = np.abs(product) == max_abs
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
+    sum_choice = stable.sum_over(np.where(equal, product, 0), 1)
+    sum_choice_2 = stable.sum_over(np.where(equal, 0, product), 1)
     sum_product = stable.sum_over(product, 1)
     sum_exp = others + ties
-    ratio = sum_product / sum_exp
-    log_mass = np.log1p(others + (ties - 1))
+    more_ties = ties - 1
+    shifted = more_ties + others
+    log_mass = np.log1p(others + more_ties)
+    as_large = sum_choice - product
     log_p = input - largest - log_mass
-    grad_input = stable.result(-scale * (product - ratio * relative), (batch, classes), (0, 1))
+    grad_input = stable.result(-scale * (weight / sum_exp * target * np.where(is_largest, shifted, sum_exp - relative) - np.where(equal, as_large + sum_choice_2, sum_product - product) / sum_exp * relative), (batch, classes), (0, 1))
     grad_target = stable.result(-weight * scale * log_p, (batch, classes), (0, 1))
     grad_weight = stable.total(-scale * target * log_p, batch, (classes,), (1,))
     sum_product_2 = stable.sum_over(product * log_p, 1)
@@ -828,19 +875,25 @@ def value_and_grad__target_real__label_smoothing_general(input, target, weight, 
     scale = scale[:, None]
     difference = 1 - label_smoothing
     ratio = label_smoothing / real(classes)
-    largest = stable.max_over(input, 1)
-    is_largest = input == largest
-    relative = stable.exp_difference(input, largest)
     smoothed = difference * target + ratio
     product = weight * smoothed
+    largest = stable.max_over(input, 1)
+    max_abs = stable.max_over(np.abs(product), 1)
+    is_largest = input == largest
+    relative = stable.exp_difference(input, largest)
+    equal = np.abs(product) == max_abs
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
+    sum_choice = stable.sum_over(np.where(equal, product, 0), 1)
+    sum_choice_2 = stable.sum_over(np.where(equal, 0, product), 1)
     sum_product = stable.sum_over(product, 1)
     sum_exp = others + ties
-    ratio_2 = sum_product / sum_exp
-    log_mass = np.log1p(others + (ties - 1))
+    more_ties = ties - 1
+    shifted = more_ties + others
+    log_mass = np.log1p(others + more_ties)
+    as_large = sum_choice - product
     log_p = input - largest - log_mass
-    grad_input = stable.result(-scale * (product - ratio_2 * relative), (batch, classes), (0, 1))
+    grad_input = stable.result(-scale * (weight / sum_exp * smoothed * np.where(is_largest, shifted, sum_exp - relative) - np.where(equal, as_large + sum_choice_2, sum_product - product) / sum_exp * relative), (batch, classes), (0, 1))
     sum_product_2 = stable.sum_over(product * log_p, 1)
     value = -sum_product_2
     loss = stable.result(value, (batch,), (0,))
@@ -927,19 +980,25 @@ def value_and_grad_all__target_real__label_smoothing_general(input, target, weig
     scale = scale[:, None]
     difference = 1 - label_smoothing
     ratio = label_smoothing / real(classes)
-    largest = stable.max_over(input, 1)
-    is_largest = input == largest
-    relative = stable.exp_difference(input, largest)
     smoothed = difference * target + ratio
     product = weight * smoothed
+    largest = stable.max_over(input, 1)
+    max_abs = stable.max_over(np.abs(product), 1)
+    is_largest = input == largest
+    relative = stable.exp_difference(input, largest)
+    equal = np.abs(product) == max_abs
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
+    sum_choice = stable.sum_over(np.where(equal, product, 0), 1)
+    sum_choice_2 = stable.sum_over(np.where(equal, 0, product), 1)
     sum_product = stable.sum_over(product, 1)
     sum_exp = others + ties
-    ratio_2 = sum_product / sum_exp
-    log_mass = np.log1p(others + (ties - 1))
+    more_ties = ties - 1
+    shifted = more_ties + others
+    log_mass = np.log1p(others + more_ties)
+    as_large = sum_choice - product
     log_p = input - largest - log_mass
-    grad_input = stable.result(-scale * (product - ratio_2 * relative), (batch, classes), (0, 1))
+    grad_input = stable.result(-scale * (weight / sum_exp * smoothed * np.where(is_largest, shifted, sum_exp - relative) - np.where(equal, as_large + sum_choice_2, sum_product - product) / sum_exp * relative), (batch, classes), (0, 1))
     grad_target = stable.result(-difference * weight * scale * log_p, (batch, classes), (0, 1))
     grad_weight = stable.total(-scale * smoothed * log_p, batch, (classes,), (1,))
     sum_product_2 = stable.sum_over(product * log_p, 1)

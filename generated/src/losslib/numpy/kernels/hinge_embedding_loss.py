@@ -45,7 +45,8 @@ def value_and_grad(input, target, scale, margin):  # type: ignore[no-untyped-def
 def jvp(input, target, direction_input, margin):  # type: ignore[no-untyped-def]
     """The derivative along the directions."""
     batch = input.shape[0]
-    shifted = np.where(target != -1, direction_input, 0) + np.where(target != 1, -stable.step(margin - input, 1) * direction_input, 0)
+    difference = margin - input
+    shifted = np.where(target != -1, direction_input, 0) + np.where(target != 1, -np.where(difference < 0, 0, direction_input * stable.step(difference, 1)), 0)
     rate = stable.result(shifted, (batch,), (0,))
     total_rate = stable.total(shifted, batch, (), ())
     return rate, total_rate
@@ -83,7 +84,8 @@ def value_and_grad_all(input, target, scale, margin):  # type: ignore[no-untyped
 def jvp_all(input, target, direction_input, margin):  # type: ignore[no-untyped-def]
     """The derivative along the directions."""
     batch = input.shape[0]
-    shifted = np.where(target != -1, direction_input, 0) + np.where(target != 1, -stable.step(margin - input, 1) * direction_input, 0)
+    difference = margin - input
+    shifted = np.where(target != -1, direction_input, 0) + np.where(target != 1, -np.where(difference < 0, 0, direction_input * stable.step(difference, 1)), 0)
     rate = stable.result(shifted, (batch,), (0,))
     total_rate = stable.total(shifted, batch, (), ())
     return rate, total_rate

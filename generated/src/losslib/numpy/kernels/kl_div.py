@@ -21,7 +21,7 @@ Array = Any
 def value__log_target_yes(input, target):  # type: ignore[no-untyped-def]
     """The loss of each sample, and the totals, where log_target is True."""
     batch = input.shape[0]
-    value = (target - input) * np.exp(target)
+    value = stable.times_exp(target - input, target)
     loss = stable.result(value, (batch,), (0,))
     total_loss = stable.total(value, batch, (), ())
     return loss, total_loss
@@ -30,18 +30,17 @@ def value__log_target_yes(input, target):  # type: ignore[no-untyped-def]
 def value_and_grad__log_target_yes(input, target, scale):  # type: ignore[no-untyped-def]
     """The loss, the totals, and the gradients times scale, where log_target is True."""
     batch = input.shape[0]
-    exp_target = np.exp(target)
-    value = (target - input) * exp_target
+    value = stable.times_exp(target - input, target)
     loss = stable.result(value, (batch,), (0,))
     total_loss = stable.total(value, batch, (), ())
-    grad_input = stable.result(-exp_target * scale, (batch,), (0,))
+    grad_input = stable.result(-stable.times_exp(scale, target), (batch,), (0,))
     return loss, total_loss, grad_input
 
 
 def jvp__log_target_yes(target, direction_input):  # type: ignore[no-untyped-def]
     """The derivative along the directions, where log_target is True."""
     batch = target.shape[0]
-    minus_product = -np.exp(target) * direction_input
+    minus_product = -stable.times_exp(direction_input, target)
     rate = stable.result(minus_product, (batch,), (0,))
     total_rate = stable.total(minus_product, batch, (), ())
     return rate, total_rate
@@ -64,22 +63,21 @@ def hessian_diag__log_target_yes(input):  # type: ignore[no-untyped-def]
 def value_and_grad_all__log_target_yes(input, target, scale):  # type: ignore[no-untyped-def]
     """The loss, the totals, and the gradients times scale, where log_target is True."""
     batch = input.shape[0]
-    exp_target = np.exp(target)
-    value = (target - input) * exp_target
-    product = exp_target * scale
+    difference = target - input
+    value = stable.times_exp(difference, target)
+    product = stable.times_exp(scale, target)
     loss = stable.result(value, (batch,), (0,))
     total_loss = stable.total(value, batch, (), ())
     grad_input = stable.result(-product, (batch,), (0,))
-    grad_target = stable.result(value * scale + product, (batch,), (0,))
+    grad_target = stable.result(stable.times_exp(difference * scale, target) + product, (batch,), (0,))
     return loss, total_loss, grad_input, grad_target
 
 
 def jvp_all__log_target_yes(input, target, direction_input, direction_target):  # type: ignore[no-untyped-def]
     """The derivative along the directions, where log_target is True."""
     batch = input.shape[0]
-    exp_target = np.exp(target)
-    value = (target - input) * exp_target
-    difference = (value + exp_target) * direction_target - exp_target * direction_input
+    value = stable.times_exp(target - input, target)
+    difference = (value + np.exp(target)) * direction_target - stable.times_exp(direction_input, target)
     rate = stable.result(difference, (batch,), (0,))
     total_rate = stable.total(difference, batch, (), ())
     return rate, total_rate
@@ -88,18 +86,16 @@ def jvp_all__log_target_yes(input, target, direction_input, direction_target):  
 def hvp_all__log_target_yes(input, target, scale, direction_input, direction_target):  # type: ignore[no-untyped-def]
     """The hessian times the directions, times scale, where log_target is True."""
     batch = input.shape[0]
-    exp_target = np.exp(target)
-    hvp_input = stable.result(-exp_target * direction_target * scale, (batch,), (0,))
-    hvp_target = stable.result(((target - input) * exp_target * scale + 2 * exp_target * scale) * direction_target - exp_target * direction_input * scale, (batch,), (0,))
+    hvp_input = stable.result(-stable.times_exp(direction_target * scale, target), (batch,), (0,))
+    hvp_target = stable.result((stable.times_exp((target - input) * scale, target) + stable.times_exp(2 * scale, target)) * direction_target - stable.times_exp(direction_input * scale, target), (batch,), (0,))
     return hvp_input, hvp_target
 
 
 def hessian_diag_all__log_target_yes(input, target, scale):  # type: ignore[no-untyped-def]
     """The diagonal of the hessian, times scale, where log_target is True."""
     batch = input.shape[0]
-    exp_target = np.exp(target)
     hessian_input = stable.result(0, (batch,), (0,))
-    hessian_target = stable.result((target - input) * exp_target * scale + 2 * exp_target * scale, (batch,), (0,))
+    hessian_target = stable.result(stable.times_exp((target - input) * scale, target) + stable.times_exp(2 * scale, target), (batch,), (0,))
     return hessian_input, hessian_target
 
 

@@ -32,22 +32,25 @@ def value_and_grad(input1, input2, target, scale, margin):  # type: ignore[no-un
     """The loss, the totals, and the gradients times scale."""
     batch = input1.shape[0]
     difference = margin - (input1 - input2) * target
-    value = np.where(difference < 0, 0, difference)
-    product = target * stable.step(difference, 1) * scale
+    below = difference < 0
+    value = np.where(below, 0, difference)
+    choice = np.where(below, 0, target * scale * stable.step(difference, 1))
     loss = stable.result(value, (batch,), (0,))
     total_loss = stable.total(value, batch, (), ())
-    grad_input1 = stable.result(-product, (batch,), (0,))
-    grad_input2 = stable.result(product, (batch,), (0,))
+    grad_input1 = stable.result(-choice, (batch,), (0,))
+    grad_input2 = stable.result(choice, (batch,), (0,))
     return loss, total_loss, grad_input1, grad_input2
 
 
 def jvp(input1, input2, target, direction_input1, direction_input2, margin):  # type: ignore[no-untyped-def]
     """The derivative along the directions."""
     batch = input1.shape[0]
-    product = target * stable.step(margin - (input1 - input2) * target, 1)
-    difference = product * direction_input2 - product * direction_input1
-    rate = stable.result(difference, (batch,), (0,))
-    total_rate = stable.total(difference, batch, (), ())
+    difference = margin - (input1 - input2) * target
+    below = difference < 0
+    step_2 = stable.step(difference, 1)
+    difference_2 = np.where(below, 0, target * direction_input2 * step_2) - np.where(below, 0, target * direction_input1 * step_2)
+    rate = stable.result(difference_2, (batch,), (0,))
+    total_rate = stable.total(difference_2, batch, (), ())
     return rate, total_rate
 
 
@@ -71,23 +74,25 @@ def value_and_grad_all(input1, input2, target, scale, margin):  # type: ignore[n
     """The loss, the totals, and the gradients times scale."""
     batch = input1.shape[0]
     difference = margin - (input1 - input2) * target
-    value = np.where(difference < 0, 0, difference)
+    below = difference < 0
+    value = np.where(below, 0, difference)
     step_2 = stable.step(difference, 1)
-    product = target * step_2 * scale
+    choice = np.where(below, 0, target * scale * step_2)
     loss = stable.result(value, (batch,), (0,))
     total_loss = stable.total(value, batch, (), ())
-    grad_input1 = stable.result(-product, (batch,), (0,))
-    grad_input2 = stable.result(product, (batch,), (0,))
-    grad_target = stable.result((input2 - input1) * step_2 * scale, (batch,), (0,))
+    grad_input1 = stable.result(-choice, (batch,), (0,))
+    grad_input2 = stable.result(choice, (batch,), (0,))
+    grad_target = stable.result(np.where(below, 0, (input2 - input1) * scale * step_2), (batch,), (0,))
     return loss, total_loss, grad_input1, grad_input2, grad_target
 
 
 def jvp_all(input1, input2, target, direction_input1, direction_input2, direction_target, margin):  # type: ignore[no-untyped-def]
     """The derivative along the directions."""
     batch = input1.shape[0]
-    step_2 = stable.step(margin - (input1 - input2) * target, 1)
-    product = target * step_2
-    shifted = (input2 - input1) * step_2 * direction_target - product * direction_input1 + product * direction_input2
+    difference = margin - (input1 - input2) * target
+    below = difference < 0
+    step_2 = stable.step(difference, 1)
+    shifted = np.where(below, 0, (input2 - input1) * direction_target * step_2) - np.where(below, 0, target * direction_input1 * step_2) + np.where(below, 0, target * direction_input2 * step_2)
     rate = stable.result(shifted, (batch,), (0,))
     total_rate = stable.total(shifted, batch, (), ())
     return rate, total_rate
@@ -96,11 +101,13 @@ def jvp_all(input1, input2, target, direction_input1, direction_input2, directio
 def hvp_all(input1, input2, target, scale, direction_input1, direction_input2, direction_target, margin):  # type: ignore[no-untyped-def]
     """The hessian times the directions, times scale."""
     batch = input1.shape[0]
-    step_2 = stable.step(margin - (input1 - input2) * target, 1)
-    product = step_2 * direction_target * scale
-    hvp_input1 = stable.result(-product, (batch,), (0,))
-    hvp_input2 = stable.result(product, (batch,), (0,))
-    hvp_target = stable.result(step_2 * direction_input2 * scale - step_2 * direction_input1 * scale, (batch,), (0,))
+    difference = margin - (input1 - input2) * target
+    below = difference < 0
+    step_2 = stable.step(difference, 1)
+    choice = np.where(below, 0, direction_target * scale * step_2)
+    hvp_input1 = stable.result(-choice, (batch,), (0,))
+    hvp_input2 = stable.result(choice, (batch,), (0,))
+    hvp_target = stable.result(np.where(below, 0, direction_input2 * scale * step_2) - np.where(below, 0, direction_input1 * scale * step_2), (batch,), (0,))
     return hvp_input1, hvp_input2, hvp_target
 
 

@@ -23,10 +23,10 @@ def value(input, target, weight):  # type: ignore[no-untyped-def]
     batch = input.shape[0]
     classes = input.shape[1]
     real = input.dtype.type
-    sum_product = stable.sum_over(((1 - target) * stable.softplus(input) + target * stable.softplus(-input)) * weight, 1)
-    value = sum_product / real(classes)
-    loss = stable.result(value, (batch,), (0,))
-    total_loss = stable.total(value, batch, (), ())
+    sum_product = stable.sum_over((np.where(input > 0, (target - 1) * input, input * target) - stable.softplus(-np.abs(input))) * weight, 1)
+    minus_ratio = -sum_product / real(classes)
+    loss = stable.result(minus_ratio, (batch,), (0,))
+    total_loss = stable.total(minus_ratio, batch, (), ())
     return loss, total_loss
 
 
@@ -37,13 +37,11 @@ def value_and_grad(input, target, weight, scale):  # type: ignore[no-untyped-def
     real = input.dtype.type
     scale = scale[:, None]
     ratio = scale / real(classes)
-    difference = 1 - target
-    p = stable.sigmoid(input)
-    grad_input = stable.result(-ratio * (target * stable.sigmoid(-input) - difference * p) * weight, (batch, classes), (0, 1))
-    sum_product = stable.sum_over((difference * stable.softplus(input) + target * stable.softplus(-input)) * weight, 1)
-    value = sum_product / real(classes)
-    loss = stable.result(value, (batch,), (0,))
-    total_loss = stable.total(value, batch, (), ())
+    grad_input = stable.result(-ratio * (stable.times_sigmoid(target, -input) - stable.times_sigmoid(1 - target, input)) * weight, (batch, classes), (0, 1))
+    sum_product = stable.sum_over((np.where(input > 0, (target - 1) * input, input * target) - stable.softplus(-np.abs(input))) * weight, 1)
+    minus_ratio = -sum_product / real(classes)
+    loss = stable.result(minus_ratio, (batch,), (0,))
+    total_loss = stable.total(minus_ratio, batch, (), ())
     return loss, total_loss, grad_input
 
 
@@ -52,8 +50,7 @@ def jvp(input, target, weight, direction_input):  # type: ignore[no-untyped-def]
     batch = input.shape[0]
     classes = input.shape[1]
     real = input.dtype.type
-    p = stable.sigmoid(input)
-    sum_product = stable.sum_over((target * stable.sigmoid(-input) - (1 - target) * p) * weight * direction_input, 1)
+    sum_product = stable.sum_over((stable.times_sigmoid(target, -input) - stable.times_sigmoid(1 - target, input)) * weight * direction_input, 1)
     minus_ratio = -sum_product / real(classes)
     rate = stable.result(minus_ratio, (batch,), (0,))
     total_rate = stable.total(minus_ratio, batch, (), ())
@@ -67,8 +64,7 @@ def hvp(input, weight, scale, direction_input):  # type: ignore[no-untyped-def]
     real = input.dtype.type
     scale = scale[:, None]
     ratio = scale / real(classes)
-    p = stable.sigmoid(input)
-    hvp_input = stable.result(ratio * weight * stable.sigmoid(-input) * p * direction_input, (batch, classes), (0, 1))
+    hvp_input = stable.result(stable.times_sigmoid(stable.times_sigmoid(ratio * weight * direction_input, -input), input), (batch, classes), (0, 1))
     return hvp_input
 
 
@@ -79,8 +75,7 @@ def hessian_diag(input, weight, scale):  # type: ignore[no-untyped-def]
     real = input.dtype.type
     scale = scale[:, None]
     ratio = scale / real(classes)
-    p = stable.sigmoid(input)
-    hessian_input = stable.result(ratio * weight * stable.sigmoid(-input) * p, (batch, classes), (0, 1))
+    hessian_input = stable.result(stable.times_sigmoid(stable.times_sigmoid(ratio * weight, -input), input), (batch, classes), (0, 1))
     return hessian_input
 
 
@@ -91,18 +86,14 @@ def value_and_grad_all(input, target, weight, scale):  # type: ignore[no-untyped
     real = input.dtype.type
     scale = scale[:, None]
     ratio = scale / real(classes)
-    difference = 1 - target
-    p = stable.sigmoid(input)
-    softplus_input = stable.softplus(input)
-    softplus_minus_input = stable.softplus(-input)
-    shifted = difference * softplus_input + target * softplus_minus_input
-    grad_input = stable.result(-ratio * (target * stable.sigmoid(-input) - difference * p) * weight, (batch, classes), (0, 1))
-    grad_target = stable.result(-ratio * (softplus_input - softplus_minus_input) * weight, (batch, classes), (0, 1))
-    grad_weight = stable.result(ratio * shifted, (batch, classes), (0, 1))
-    sum_product = stable.sum_over(shifted * weight, 1)
-    value = sum_product / real(classes)
-    loss = stable.result(value, (batch,), (0,))
-    total_loss = stable.total(value, batch, (), ())
+    difference = np.where(input > 0, (target - 1) * input, input * target) - stable.softplus(-np.abs(input))
+    grad_input = stable.result(-ratio * (stable.times_sigmoid(target, -input) - stable.times_sigmoid(1 - target, input)) * weight, (batch, classes), (0, 1))
+    grad_target = stable.result(-ratio * (stable.softplus(input) - stable.softplus(-input)) * weight, (batch, classes), (0, 1))
+    grad_weight = stable.result(-ratio * difference, (batch, classes), (0, 1))
+    sum_product = stable.sum_over(difference * weight, 1)
+    minus_ratio = -sum_product / real(classes)
+    loss = stable.result(minus_ratio, (batch,), (0,))
+    total_loss = stable.total(minus_ratio, batch, (), ())
     return loss, total_loss, grad_input, grad_target, grad_weight
 
 
@@ -111,11 +102,7 @@ def jvp_all(input, target, weight, direction_input, direction_target, direction_
     batch = input.shape[0]
     classes = input.shape[1]
     real = input.dtype.type
-    difference = 1 - target
-    p = stable.sigmoid(input)
-    softplus_input = stable.softplus(input)
-    softplus_minus_input = stable.softplus(-input)
-    sum_shifted = stable.sum_over((target * stable.sigmoid(-input) - difference * p) * weight * direction_input + -(difference * softplus_input + target * softplus_minus_input) * direction_weight + (softplus_input - softplus_minus_input) * weight * direction_target, 1)
+    sum_shifted = stable.sum_over((stable.times_sigmoid(target, -input) - stable.times_sigmoid(1 - target, input)) * weight * direction_input + (np.where(input > 0, (target - 1) * input, input * target) - stable.softplus(-np.abs(input))) * direction_weight + (stable.softplus(input) - stable.softplus(-input)) * weight * direction_target, 1)
     minus_ratio = -sum_shifted / real(classes)
     rate = stable.result(minus_ratio, (batch,), (0,))
     total_rate = stable.total(minus_ratio, batch, (), ())
@@ -129,12 +116,11 @@ def hvp_all(input, target, weight, scale, direction_input, direction_target, dir
     real = input.dtype.type
     scale = scale[:, None]
     ratio = scale / real(classes)
-    sigmoid_minus_input = stable.sigmoid(-input)
+    product = ratio * (stable.times_sigmoid(target, -input) - stable.times_sigmoid(1 - target, input))
     p = stable.sigmoid(input)
-    product = ratio * (target * sigmoid_minus_input - (1 - target) * p)
-    product_2 = ratio * (sigmoid_minus_input + p) * weight
+    product_2 = ratio * (stable.sigmoid(-input) + p) * weight
     product_3 = ratio * (stable.softplus(input) - stable.softplus(-input))
-    hvp_input = stable.result(ratio * weight * sigmoid_minus_input * p * direction_input - product * direction_weight - product_2 * direction_target, (batch, classes), (0, 1))
+    hvp_input = stable.result(stable.times_sigmoid(stable.times_sigmoid(ratio * weight * direction_input, -input), input) - product * direction_weight - product_2 * direction_target, (batch, classes), (0, 1))
     hvp_target = stable.result(-(product_2 * direction_input + product_3 * direction_weight), (batch, classes), (0, 1))
     hvp_weight = stable.result(-(product * direction_input + product_3 * direction_target), (batch, classes), (0, 1))
     return hvp_input, hvp_target, hvp_weight
@@ -147,8 +133,7 @@ def hessian_diag_all(input, weight, scale):  # type: ignore[no-untyped-def]
     real = input.dtype.type
     scale = scale[:, None]
     ratio = scale / real(classes)
-    p = stable.sigmoid(input)
-    hessian_input = stable.result(ratio * weight * stable.sigmoid(-input) * p, (batch, classes), (0, 1))
+    hessian_input = stable.result(stable.times_sigmoid(stable.times_sigmoid(ratio * weight, -input), input), (batch, classes), (0, 1))
     hessian_target = stable.result(0, (batch, classes), (0, 1))
     hessian_weight = stable.result(0, (batch, classes), (0, 1))
     return hessian_input, hessian_target, hessian_weight

@@ -56,14 +56,14 @@ def jvp__log_input_yes__full_yes(input, target, direction_input):  # type: ignor
 def hvp__log_input_yes__full_yes(input, scale, direction_input):  # type: ignore[no-untyped-def]
     """The hessian times the directions, times scale, where log_input is True and full is True."""
     batch = input.shape[0]
-    hvp_input = stable.result(np.exp(input) * direction_input * scale, (batch,), (0,))
+    hvp_input = stable.result(stable.times_exp(direction_input * scale, input), (batch,), (0,))
     return hvp_input
 
 
 def hessian_diag__log_input_yes__full_yes(input, scale):  # type: ignore[no-untyped-def]
     """The diagonal of the hessian, times scale, where log_input is True and full is True."""
     batch = input.shape[0]
-    hessian_input = stable.result(np.exp(input) * scale, (batch,), (0,))
+    hessian_input = stable.result(stable.times_exp(scale, input), (batch,), (0,))
     return hessian_input
 
 
@@ -94,15 +94,16 @@ def jvp_all__log_input_yes__full_yes(input, target, direction_input, direction_t
 def hvp_all__log_input_yes__full_yes(input, target, scale, direction_input, direction_target):  # type: ignore[no-untyped-def]
     """The hessian times the directions, times scale, where log_input is True and full is True."""
     batch = input.shape[0]
-    hvp_input = stable.result(np.exp(input) * direction_input * scale - direction_target * scale, (batch,), (0,))
-    hvp_target = stable.result(np.where(target > 1, (1 / target - 0.5 / target / target) * direction_target, 0) * scale - direction_input * scale, (batch,), (0,))
+    product = direction_input * scale
+    hvp_input = stable.result(stable.times_exp(product, input) - direction_target * scale, (batch,), (0,))
+    hvp_target = stable.result(np.where(target > 1, (1 / target - 0.5 / target / target) * direction_target, 0) * scale - product, (batch,), (0,))
     return hvp_input, hvp_target
 
 
 def hessian_diag_all__log_input_yes__full_yes(input, target, scale):  # type: ignore[no-untyped-def]
     """The diagonal of the hessian, times scale, where log_input is True and full is True."""
     batch = input.shape[0]
-    hessian_input = stable.result(np.exp(input) * scale, (batch,), (0,))
+    hessian_input = stable.result(stable.times_exp(scale, input), (batch,), (0,))
     hessian_target = stable.result(np.where(target > 1, 1 / target - 0.5 / target / target, 0) * scale, (batch,), (0,))
     return hessian_input, hessian_target
 
@@ -139,14 +140,14 @@ def jvp__log_input_yes__full_no(input, target, direction_input):  # type: ignore
 def hvp__log_input_yes__full_no(input, scale, direction_input):  # type: ignore[no-untyped-def]
     """The hessian times the directions, times scale, where log_input is True and full is False."""
     batch = input.shape[0]
-    hvp_input = stable.result(np.exp(input) * direction_input * scale, (batch,), (0,))
+    hvp_input = stable.result(stable.times_exp(direction_input * scale, input), (batch,), (0,))
     return hvp_input
 
 
 def hessian_diag__log_input_yes__full_no(input, scale):  # type: ignore[no-untyped-def]
     """The diagonal of the hessian, times scale, where log_input is True and full is False."""
     batch = input.shape[0]
-    hessian_input = stable.result(np.exp(input) * scale, (batch,), (0,))
+    hessian_input = stable.result(stable.times_exp(scale, input), (batch,), (0,))
     return hessian_input
 
 
@@ -174,15 +175,16 @@ def jvp_all__log_input_yes__full_no(input, target, direction_input, direction_ta
 def hvp_all__log_input_yes__full_no(input, scale, direction_input, direction_target):  # type: ignore[no-untyped-def]
     """The hessian times the directions, times scale, where log_input is True and full is False."""
     batch = input.shape[0]
-    hvp_input = stable.result(np.exp(input) * direction_input * scale - direction_target * scale, (batch,), (0,))
-    hvp_target = stable.result(-direction_input * scale, (batch,), (0,))
+    product = direction_input * scale
+    hvp_input = stable.result(stable.times_exp(product, input) - direction_target * scale, (batch,), (0,))
+    hvp_target = stable.result(-product, (batch,), (0,))
     return hvp_input, hvp_target
 
 
 def hessian_diag_all__log_input_yes__full_no(input, scale):  # type: ignore[no-untyped-def]
     """The diagonal of the hessian, times scale, where log_input is True and full is False."""
     batch = input.shape[0]
-    hessian_input = stable.result(np.exp(input) * scale, (batch,), (0,))
+    hessian_input = stable.result(stable.times_exp(scale, input), (batch,), (0,))
     hessian_target = stable.result(0, (batch,), (0,))
     return hessian_input, hessian_target
 

@@ -34,14 +34,14 @@ def value_and_grad(input, target, scale):  # type: ignore[no-untyped-def]
     value = stable.softplus(minus_product)
     loss = stable.result(value, (batch,), (0,))
     total_loss = stable.total(value, batch, (), ())
-    grad_input = stable.result(-target * stable.sigmoid(minus_product) * scale, (batch,), (0,))
+    grad_input = stable.result(-stable.times_sigmoid(target * scale, minus_product), (batch,), (0,))
     return loss, total_loss, grad_input
 
 
 def jvp(input, target, direction_input):  # type: ignore[no-untyped-def]
     """The derivative along the directions."""
     batch = input.shape[0]
-    minus_product = -target * stable.sigmoid(-input * target) * direction_input
+    minus_product = -stable.times_sigmoid(target * direction_input, -input * target)
     rate = stable.result(minus_product, (batch,), (0,))
     total_rate = stable.total(minus_product, batch, (), ())
     return rate, total_rate
@@ -51,7 +51,7 @@ def hvp(input, target, scale, direction_input):  # type: ignore[no-untyped-def]
     """The hessian times the directions, times scale."""
     batch = input.shape[0]
     product = input * target
-    hvp_input = stable.result(target * stable.sigmoid(product) * stable.sigmoid(-product) * direction_input * scale * target, (batch,), (0,))
+    hvp_input = stable.result(stable.times_sigmoid(stable.times_sigmoid(target * direction_input * scale * target, product), -product), (batch,), (0,))
     return hvp_input
 
 
@@ -59,7 +59,7 @@ def hessian_diag(input, target, scale):  # type: ignore[no-untyped-def]
     """The diagonal of the hessian, times scale."""
     batch = input.shape[0]
     product = input * target
-    hessian_input = stable.result(target * stable.sigmoid(product) * stable.sigmoid(-product) * scale * target, (batch,), (0,))
+    hessian_input = stable.result(stable.times_sigmoid(stable.times_sigmoid(target * scale * target, product), -product), (batch,), (0,))
     return hessian_input
 
 
@@ -68,21 +68,19 @@ def value_and_grad_all(input, target, scale):  # type: ignore[no-untyped-def]
     batch = input.shape[0]
     minus_product = -input * target
     value = stable.softplus(minus_product)
-    sigmoid_minus_product = stable.sigmoid(minus_product)
     loss = stable.result(value, (batch,), (0,))
     total_loss = stable.total(value, batch, (), ())
-    grad_input = stable.result(-target * sigmoid_minus_product * scale, (batch,), (0,))
-    grad_target = stable.result(-input * sigmoid_minus_product * scale, (batch,), (0,))
+    grad_input = stable.result(-stable.times_sigmoid(target * scale, minus_product), (batch,), (0,))
+    grad_target = stable.result(-stable.times_sigmoid(input * scale, minus_product), (batch,), (0,))
     return loss, total_loss, grad_input, grad_target
 
 
 def jvp_all(input, target, direction_input, direction_target):  # type: ignore[no-untyped-def]
     """The derivative along the directions."""
     batch = input.shape[0]
-    sigmoid_minus_product = stable.sigmoid(-input * target)
-    minus_shifted = -(target * sigmoid_minus_product * direction_input + input * sigmoid_minus_product * direction_target)
-    rate = stable.result(minus_shifted, (batch,), (0,))
-    total_rate = stable.total(minus_shifted, batch, (), ())
+    minus_product = -stable.times_sigmoid(target * direction_input + input * direction_target, -input * target)
+    rate = stable.result(minus_product, (batch,), (0,))
+    total_rate = stable.total(minus_product, batch, (), ())
     return rate, total_rate
 
 
@@ -90,11 +88,10 @@ def hvp_all(input, target, scale, direction_input, direction_target):  # type: i
     """The hessian times the directions, times scale."""
     batch = input.shape[0]
     product = input * target
-    sigmoid_2 = stable.sigmoid(product)
-    sigmoid_minus_product = stable.sigmoid(-product)
-    difference = product * sigmoid_2 * sigmoid_minus_product * scale - sigmoid_minus_product * scale
-    hvp_input = stable.result(difference * direction_target + target * sigmoid_2 * sigmoid_minus_product * direction_input * scale * target, (batch,), (0,))
-    hvp_target = stable.result(difference * direction_input + input * sigmoid_2 * sigmoid_minus_product * direction_target * scale * input, (batch,), (0,))
+    difference = stable.times_sigmoid(product * scale, product) - scale
+    minus_product = -product
+    hvp_input = stable.result(stable.times_sigmoid(difference * direction_target + stable.times_sigmoid(target * direction_input * scale * target, product), minus_product), (batch,), (0,))
+    hvp_target = stable.result(stable.times_sigmoid(difference * direction_input + stable.times_sigmoid(input * direction_target * scale * input, product), minus_product), (batch,), (0,))
     return hvp_input, hvp_target
 
 
@@ -102,8 +99,7 @@ def hessian_diag_all(input, target, scale):  # type: ignore[no-untyped-def]
     """The diagonal of the hessian, times scale."""
     batch = input.shape[0]
     product = input * target
-    sigmoid_2 = stable.sigmoid(product)
-    sigmoid_minus_product = stable.sigmoid(-product)
-    hessian_input = stable.result(target * sigmoid_2 * sigmoid_minus_product * scale * target, (batch,), (0,))
-    hessian_target = stable.result(input * sigmoid_2 * sigmoid_minus_product * scale * input, (batch,), (0,))
+    minus_product = -product
+    hessian_input = stable.result(stable.times_sigmoid(stable.times_sigmoid(target * scale * target, product), minus_product), (batch,), (0,))
+    hessian_target = stable.result(stable.times_sigmoid(stable.times_sigmoid(input * scale * input, product), minus_product), (batch,), (0,))
     return hessian_input, hessian_target

@@ -3,11 +3,11 @@
 
 to_negative = anchor[f] - negative[f]
 scaled = (eps + to_negative)/binade(max_f(|eps + to_negative|))
-far = sum_f((0 if eps + to_negative == 0 else 1)) if p == 0 else (sum_f(|eps + to_negative|) if p == 1 else (binade(max_f(|eps + to_negative|))*sqrt(sum_f2(scaled**2)) if p == 2 else (max_f(|eps + to_negative|) if p == oo else |sum_f2(|scaled|**p)|**(1/p)*binade(max_f(|eps + to_negative|)))))
+far = sum_f((0 if eps + to_negative == 0 else 1)) if p == 0 else (sum_f(|eps + to_negative|) if p == 1 else (sqrt(sum_f((eps + to_negative)**2)) if p == 2 else (max_f(|eps + to_negative|) if p == oo else |sum_f2(|scaled|**p)|**(1/p)*binade(max_f(|eps + to_negative|)))))
 between = -negative[f] + positive[f]
-across = sum_f((0 if eps + between == 0 else 1)) if p == 0 else (sum_f(|eps + between|) if p == 1 else (binade(max_f(|eps + between|))*sqrt(sum_f2(scaled**2)) if p == 2 else (max_f(|eps + between|) if p == oo else |sum_f2(|scaled|**p)|**(1/p)*binade(max_f(|eps + between|)))))
+across = sum_f((0 if eps + between == 0 else 1)) if p == 0 else (sum_f(|eps + between|) if p == 1 else (sqrt(sum_f((eps + between)**2)) if p == 2 else (max_f(|eps + between|) if p == oo else |sum_f2(|scaled|**p)|**(1/p)*binade(max_f(|eps + between|)))))
 to_positive = anchor[f] - positive[f]
-near = sum_f((0 if eps + to_positive == 0 else 1)) if p == 0 else (sum_f(|eps + to_positive|) if p == 1 else (binade(max_f(|eps + to_positive|))*sqrt(sum_f2(scaled**2)) if p == 2 else (max_f(|eps + to_positive|) if p == oo else |sum_f2(|scaled|**p)|**(1/p)*binade(max_f(|eps + to_positive|)))))
+near = sum_f((0 if eps + to_positive == 0 else 1)) if p == 0 else (sum_f(|eps + to_positive|) if p == 1 else (sqrt(sum_f((eps + to_positive)**2)) if p == 2 else (max_f(|eps + to_positive|) if p == oo else |sum_f2(|scaled|**p)|**(1/p)*binade(max_f(|eps + to_positive|)))))
 loss = max(margin + near - (min(far, across) if swap else far), 0)
 
 Arrays: anchor [batch, features], positive [batch, features], negative [batch, features].
@@ -178,23 +178,31 @@ def value_and_grad__p_1__swap_yes(anchor, positive, negative, scale, margin, eps
     shifted = to_positive + eps
     to_negative = anchor - negative
     shifted_2 = to_negative + eps
+    abs_shifted_2 = np.abs(shifted_2)
     between = positive - negative
     shifted_3 = between + eps
+    abs_shifted_3 = np.abs(shifted_3)
+    sign_shifted_3 = np.sign(shifted_3)
+    sign_shifted_2 = np.sign(shifted_2)
     near = stable.sum_over(np.abs(shifted), 1)
-    far = stable.sum_over(np.abs(shifted_2), 1)
-    across = stable.sum_over(np.abs(shifted_3), 1)
+    far = stable.sum_over(abs_shifted_2, 1)
+    across = stable.sum_over(abs_shifted_3, 1)
+    longer_by = stable.sum_over(np.where(sign_shifted_3 == sign_shifted_2, (positive - anchor) * sign_shifted_3, abs_shifted_3 - abs_shifted_2), 1)
+    longer_by_2 = stable.sum_over(np.where(sign_shifted_2 == sign_shifted_3, to_positive * sign_shifted_2, abs_shifted_2 - abs_shifted_3), 1)
     shifted_4 = near - np.minimum(far, across) + margin
+    below = shifted_4 < 0
     step_2 = stable.step(shifted_4, 1)
-    product = step_2 * scale
-    product_2 = stable.step(across - far, 0.5) * step_2 * scale
-    product_3 = stable.step(far - across, 0.5) * step_2 * scale
-    product_4 = product * np.sign(shifted)
-    product_5 = product_2 * np.sign(shifted_2)
-    product_6 = product_3 * np.sign(shifted_3)
-    grad_anchor = stable.result(product_4 - product_5, (batch, features), (0, 1))
-    grad_positive = stable.result(-(product_6 + product_4), (batch, features), (0, 1))
-    grad_negative = stable.result(product_6 + product_5, (batch, features), (0, 1))
-    value = np.where(shifted_4 < 0, 0, shifted_4)
+    below_2 = longer_by < 0
+    step_3 = stable.step(longer_by, 0.5)
+    below_3 = longer_by_2 < 0
+    step_4 = stable.step(longer_by_2, 0.5)
+    choice = np.where(below, 0, scale * np.sign(shifted) * step_2)
+    choice_2 = np.where(below_2, 0, np.where(below, 0, scale * sign_shifted_2 * step_2) * step_3)
+    choice_3 = np.where(below_3, 0, np.where(below, 0, scale * sign_shifted_3 * step_2) * step_4)
+    grad_anchor = stable.result(choice - choice_2, (batch, features), (0, 1))
+    grad_positive = stable.result(-(choice_3 + choice), (batch, features), (0, 1))
+    grad_negative = stable.result(choice_3 + choice_2, (batch, features), (0, 1))
+    value = np.where(below, 0, shifted_4)
     loss = stable.result(value, (batch,), (0,))
     total_loss = stable.total(value, batch, (), ())
     return loss, total_loss, grad_anchor, grad_positive, grad_negative
@@ -207,16 +215,22 @@ def jvp__p_1__swap_yes(anchor, positive, negative, direction_anchor, direction_n
     shifted = to_positive + eps
     to_negative = anchor - negative
     shifted_2 = to_negative + eps
+    abs_shifted_2 = np.abs(shifted_2)
     between = positive - negative
     shifted_3 = between + eps
+    abs_shifted_3 = np.abs(shifted_3)
+    sign_shifted_2 = np.sign(shifted_2)
+    sign_shifted_3 = np.sign(shifted_3)
     sum_product = stable.sum_over((direction_anchor - direction_positive) * np.sign(shifted), 1)
     near = stable.sum_over(np.abs(shifted), 1)
-    far = stable.sum_over(np.abs(shifted_2), 1)
-    across = stable.sum_over(np.abs(shifted_3), 1)
-    sum_product_2 = stable.sum_over((direction_positive - direction_negative) * np.sign(shifted_3), 1)
-    sum_product_3 = stable.sum_over((direction_anchor - direction_negative) * np.sign(shifted_2), 1)
+    far = stable.sum_over(abs_shifted_2, 1)
+    across = stable.sum_over(abs_shifted_3, 1)
+    sum_product_2 = stable.sum_over((direction_anchor - direction_negative) * sign_shifted_2, 1)
+    longer_by = stable.sum_over(np.where(sign_shifted_3 == sign_shifted_2, (positive - anchor) * sign_shifted_3, abs_shifted_3 - abs_shifted_2), 1)
+    sum_product_3 = stable.sum_over((direction_positive - direction_negative) * sign_shifted_3, 1)
+    longer_by_2 = stable.sum_over(np.where(sign_shifted_2 == sign_shifted_3, to_positive * sign_shifted_2, abs_shifted_2 - abs_shifted_3), 1)
     step_2 = stable.step(near - np.minimum(far, across) + margin, 1)
-    difference = sum_product * step_2 - sum_product_2 * stable.step(far - across, 0.5) * step_2 - sum_product_3 * stable.step(across - far, 0.5) * step_2
+    difference = sum_product * step_2 - sum_product_2 * step_2 * stable.step(longer_by, 0.5) - sum_product_3 * step_2 * stable.step(longer_by_2, 0.5)
     rate = stable.result(difference, (batch,), (0,))
     total_rate = stable.total(difference, batch, (), ())
     return rate, total_rate
@@ -246,13 +260,15 @@ def value__p_1__swap_no(anchor, positive, negative, margin, eps):  # type: ignor
     """The loss of each sample, and the totals, where p is 1 and swap is False."""
     batch = anchor.shape[0]
     to_positive = anchor - positive
+    shifted = to_positive + eps
+    sign_2 = np.sign(shifted)
     to_negative = anchor - negative
-    near = stable.sum_over(np.abs(to_positive + eps), 1)
-    far = stable.sum_over(np.abs(to_negative + eps), 1)
-    shifted = near - far + margin
-    value = np.where(shifted < 0, 0, shifted)
-    loss = stable.result(value, (batch,), (0,))
-    total_loss = stable.total(value, batch, (), ())
+    shifted_2 = to_negative + eps
+    longer_by = stable.sum_over(np.where(sign_2 == np.sign(shifted_2), (negative - positive) * sign_2, np.abs(shifted) - np.abs(shifted_2)), 1)
+    shifted_3 = longer_by + margin
+    choice = np.where(shifted_3 < 0, 0, shifted_3)
+    loss = stable.result(choice, (batch,), (0,))
+    total_loss = stable.total(choice, batch, (), ())
     return loss, total_loss
 
 
@@ -263,20 +279,22 @@ def value_and_grad__p_1__swap_no(anchor, positive, negative, scale, margin, eps)
     scale = scale[:, None]
     to_positive = anchor - positive
     shifted = to_positive + eps
+    sign_2 = np.sign(shifted)
     to_negative = anchor - negative
     shifted_2 = to_negative + eps
-    near = stable.sum_over(np.abs(shifted), 1)
-    far = stable.sum_over(np.abs(shifted_2), 1)
-    shifted_3 = near - far + margin
-    product = stable.step(shifted_3, 1) * scale
-    product_2 = product * np.sign(shifted)
-    product_3 = product * np.sign(shifted_2)
-    grad_anchor = stable.result(product_2 - product_3, (batch, features), (0, 1))
-    grad_positive = stable.result(-product_2, (batch, features), (0, 1))
-    grad_negative = stable.result(product_3, (batch, features), (0, 1))
-    value = np.where(shifted_3 < 0, 0, shifted_3)
-    loss = stable.result(value, (batch,), (0,))
-    total_loss = stable.total(value, batch, (), ())
+    sign_shifted_2 = np.sign(shifted_2)
+    longer_by = stable.sum_over(np.where(sign_2 == sign_shifted_2, (negative - positive) * sign_2, np.abs(shifted) - np.abs(shifted_2)), 1)
+    shifted_3 = longer_by + margin
+    below = shifted_3 < 0
+    step_2 = stable.step(shifted_3, 1)
+    choice = np.where(below, 0, scale * sign_2 * step_2)
+    choice_2 = np.where(below, 0, scale * sign_shifted_2 * step_2)
+    grad_anchor = stable.result(choice - choice_2, (batch, features), (0, 1))
+    grad_positive = stable.result(-choice, (batch, features), (0, 1))
+    grad_negative = stable.result(choice_2, (batch, features), (0, 1))
+    choice_3 = np.where(below, 0, shifted_3)
+    loss = stable.result(choice_3, (batch,), (0,))
+    total_loss = stable.total(choice_3, batch, (), ())
     return loss, total_loss, grad_anchor, grad_positive, grad_negative
 
 
@@ -285,13 +303,14 @@ def jvp__p_1__swap_no(anchor, positive, negative, direction_anchor, direction_ne
     batch = anchor.shape[0]
     to_positive = anchor - positive
     shifted = to_positive + eps
+    sign_2 = np.sign(shifted)
     to_negative = anchor - negative
     shifted_2 = to_negative + eps
-    sum_product = stable.sum_over((direction_anchor - direction_positive) * np.sign(shifted), 1)
-    near = stable.sum_over(np.abs(shifted), 1)
-    far = stable.sum_over(np.abs(shifted_2), 1)
-    sum_product_2 = stable.sum_over((direction_anchor - direction_negative) * np.sign(shifted_2), 1)
-    step_2 = stable.step(near - far + margin, 1)
+    sign_shifted_2 = np.sign(shifted_2)
+    sum_product = stable.sum_over((direction_anchor - direction_positive) * sign_2, 1)
+    longer_by = stable.sum_over(np.where(sign_2 == sign_shifted_2, (negative - positive) * sign_2, np.abs(shifted) - np.abs(shifted_2)), 1)
+    sum_product_2 = stable.sum_over((direction_anchor - direction_negative) * sign_shifted_2, 1)
+    step_2 = stable.step(longer_by + margin, 1)
     difference = sum_product * step_2 - sum_product_2 * step_2
     rate = stable.result(difference, (batch,), (0,))
     total_rate = stable.total(difference, batch, (), ())
@@ -354,39 +373,53 @@ def value_and_grad__p_2__swap_yes(anchor, positive, negative, scale, margin, eps
     batch = anchor.shape[0]
     features = anchor.shape[1]
     scale = scale[:, None]
-    to_positive = anchor - positive
-    shifted = to_positive + eps
     to_negative = anchor - negative
-    shifted_2 = to_negative + eps
+    shifted = to_negative + eps
     between = positive - negative
-    shifted_3 = between + eps
+    shifted_2 = between + eps
     max_abs = stable.max_over(np.abs(shifted), 1)
     max_abs_2 = stable.max_over(np.abs(shifted_2), 1)
-    max_abs_3 = stable.max_over(np.abs(shifted_3), 1)
     binade_max_abs = stable.binade(max_abs)
     binade_max_abs_2 = stable.binade(max_abs_2)
-    binade_max_abs_3 = stable.binade(max_abs_3)
+    to_positive = anchor - positive
+    shifted_3 = to_positive + eps
     scaled = shifted / binade_max_abs
     scaled_2 = shifted_2 / binade_max_abs_2
-    scaled_3 = shifted_3 / binade_max_abs_3
+    max_abs_3 = stable.max_over(np.abs(shifted_3), 1)
     sum_product = stable.sum_over(scaled * scaled, 1)
     sum_product_2 = stable.sum_over(scaled_2 * scaled_2, 1)
+    binade_max_abs_3 = stable.binade(max_abs_3)
+    sqrt_sum_product_2 = np.sqrt(sum_product_2)
+    sqrt_sum_product = np.sqrt(sum_product)
+    mean_length = 0.5 * binade_max_abs_2 * sqrt_sum_product_2 + 0.5 * binade_max_abs * sqrt_sum_product
+    scaled_3 = shifted_3 / binade_max_abs_3
+    middle = (0.5 * between + 0.5 * to_negative + eps) / mean_length
     sum_product_3 = stable.sum_over(scaled_3 * scaled_3, 1)
-    near = binade_max_abs * np.sqrt(sum_product)
-    far = binade_max_abs_2 * np.sqrt(sum_product_2)
-    across = binade_max_abs_3 * np.sqrt(sum_product_3)
+    sum_product_4 = stable.sum_over((positive - anchor) * middle, 1)
+    sum_product_5 = stable.sum_over(to_positive * middle, 1)
+    near = binade_max_abs_3 * np.sqrt(sum_product_3)
+    far = binade_max_abs * sqrt_sum_product
+    across = binade_max_abs_2 * sqrt_sum_product_2
     shifted_4 = near - np.minimum(far, across) + margin
+    below = shifted_4 < 0
+    product = stable.inverse_root(sum_product_3) * scale
     step_2 = stable.step(shifted_4, 1)
-    product = stable.inverse_root(sum_product) * step_2 * scale
-    product_2 = stable.inverse_root(sum_product_2) * stable.step(across - far, 0.5) * step_2 * scale
-    product_3 = stable.inverse_root(sum_product_3) * stable.step(far - across, 0.5) * step_2 * scale
-    product_4 = product * scaled
-    product_5 = product_2 * scaled_2
-    product_6 = product_3 * scaled_3
-    grad_anchor = stable.result(product_4 - product_5, (batch, features), (0, 1))
-    grad_positive = stable.result(-(product_6 + product_4), (batch, features), (0, 1))
-    grad_negative = stable.result(product_6 + product_5, (batch, features), (0, 1))
-    value = np.where(shifted_4 < 0, 0, shifted_4)
+    equal = mean_length == 0
+    longer_by = np.where(equal, 0, sum_product_4)
+    below_2 = longer_by < 0
+    product_2 = stable.inverse_root(sum_product) * scale
+    step_3 = stable.step(longer_by, 0.5)
+    longer_by_2 = np.where(equal, 0, sum_product_5)
+    below_3 = longer_by_2 < 0
+    product_3 = stable.inverse_root(sum_product_2) * scale
+    step_4 = stable.step(longer_by_2, 0.5)
+    choice = np.where(below, 0, product * scaled_3 * step_2)
+    choice_2 = np.where(below_2, 0, np.where(below, 0, product_2 * scaled * step_2) * step_3)
+    choice_3 = np.where(below_3, 0, np.where(below, 0, product_3 * scaled_2 * step_2) * step_4)
+    grad_anchor = stable.result(choice - choice_2, (batch, features), (0, 1))
+    grad_positive = stable.result(-choice - choice_3, (batch, features), (0, 1))
+    grad_negative = stable.result(-(-choice_3 + -choice_2), (batch, features), (0, 1))
+    value = np.where(below, 0, shifted_4)
     loss = stable.result(value, (batch,), (0,))
     total_loss = stable.total(value, batch, (), ())
     return loss, total_loss, grad_anchor, grad_positive, grad_negative
@@ -395,32 +428,43 @@ def value_and_grad__p_2__swap_yes(anchor, positive, negative, scale, margin, eps
 def jvp__p_2__swap_yes(anchor, positive, negative, direction_anchor, direction_negative, direction_positive, margin, eps):  # type: ignore[no-untyped-def]
     """The derivative along the directions, where p is 2 and swap is True."""
     batch = anchor.shape[0]
-    to_positive = anchor - positive
-    shifted = to_positive + eps
     to_negative = anchor - negative
-    shifted_2 = to_negative + eps
+    shifted = to_negative + eps
     between = positive - negative
-    shifted_3 = between + eps
+    shifted_2 = between + eps
     max_abs = stable.max_over(np.abs(shifted), 1)
     max_abs_2 = stable.max_over(np.abs(shifted_2), 1)
-    max_abs_3 = stable.max_over(np.abs(shifted_3), 1)
     binade_max_abs = stable.binade(max_abs)
     binade_max_abs_2 = stable.binade(max_abs_2)
-    binade_max_abs_3 = stable.binade(max_abs_3)
+    to_positive = anchor - positive
+    shifted_3 = to_positive + eps
     scaled = shifted / binade_max_abs
     scaled_2 = shifted_2 / binade_max_abs_2
+    max_abs_3 = stable.max_over(np.abs(shifted_3), 1)
+    sum_product = stable.sum_over(scaled * scaled, 1)
+    sum_product_2 = stable.sum_over(scaled_2 * scaled_2, 1)
+    binade_max_abs_3 = stable.binade(max_abs_3)
+    sqrt_sum_product_2 = np.sqrt(sum_product_2)
+    sqrt_sum_product = np.sqrt(sum_product)
+    mean_length = 0.5 * binade_max_abs_2 * sqrt_sum_product_2 + 0.5 * binade_max_abs * sqrt_sum_product
     scaled_3 = shifted_3 / binade_max_abs_3
-    sum_product = stable.sum_over((direction_anchor - direction_positive) * scaled, 1)
-    sum_product_2 = stable.sum_over(scaled * scaled, 1)
-    sum_product_3 = stable.sum_over(scaled_2 * scaled_2, 1)
-    sum_product_4 = stable.sum_over(scaled_3 * scaled_3, 1)
-    sum_product_5 = stable.sum_over((direction_positive - direction_negative) * scaled_3, 1)
-    sum_product_6 = stable.sum_over((direction_anchor - direction_negative) * scaled_2, 1)
-    near = binade_max_abs * np.sqrt(sum_product_2)
-    far = binade_max_abs_2 * np.sqrt(sum_product_3)
-    across = binade_max_abs_3 * np.sqrt(sum_product_4)
-    step_2 = stable.step(near - np.minimum(far, across) + margin, 1)
-    difference = sum_product * stable.inverse_root(sum_product_2) * step_2 - sum_product_5 * stable.inverse_root(sum_product_4) * stable.step(far - across, 0.5) * step_2 - sum_product_6 * stable.inverse_root(sum_product_3) * stable.step(across - far, 0.5) * step_2
+    middle = (0.5 * between + 0.5 * to_negative + eps) / mean_length
+    sum_product_3 = stable.sum_over(scaled_3 * scaled_3, 1)
+    sum_product_4 = stable.sum_over((direction_anchor - direction_positive) * shifted_3, 1)
+    sum_product_5 = stable.sum_over(to_positive * middle, 1)
+    sum_product_6 = stable.sum_over((direction_positive - direction_negative) * shifted_2, 1)
+    sum_product_7 = stable.sum_over((positive - anchor) * middle, 1)
+    sum_product_8 = stable.sum_over((direction_anchor - direction_negative) * shifted, 1)
+    near = binade_max_abs_3 * np.sqrt(sum_product_3)
+    far = binade_max_abs * sqrt_sum_product
+    across = binade_max_abs_2 * sqrt_sum_product_2
+    shifted_4 = near - np.minimum(far, across) + margin
+    below = shifted_4 < 0
+    step_2 = stable.step(shifted_4, 1)
+    equal = mean_length == 0
+    longer_by = np.where(equal, 0, sum_product_5)
+    longer_by_2 = np.where(equal, 0, sum_product_7)
+    difference = np.where(below, 0, sum_product_4 / binade_max_abs_3 * stable.inverse_root(sum_product_3) * step_2) - np.where(longer_by < 0, 0, np.where(below, 0, sum_product_6 / binade_max_abs_2 * stable.inverse_root(sum_product_2) * step_2) * stable.step(longer_by, 0.5)) - np.where(longer_by_2 < 0, 0, np.where(below, 0, sum_product_8 / binade_max_abs * stable.inverse_root(sum_product) * step_2) * stable.step(longer_by_2, 0.5))
     rate = stable.result(difference, (batch,), (0,))
     total_rate = stable.total(difference, batch, (), ())
     return rate, total_rate
@@ -440,48 +484,70 @@ def hvp__p_2__swap_yes(anchor, positive, negative, scale, direction_anchor, dire
     max_abs = stable.max_over(np.abs(shifted), 1)
     max_abs_2 = stable.max_over(np.abs(shifted_2), 1)
     max_abs_3 = stable.max_over(np.abs(shifted_3), 1)
-    binade_max_abs = stable.binade(max_abs)
     binade_max_abs_2 = stable.binade(max_abs_2)
     binade_max_abs_3 = stable.binade(max_abs_3)
-    scaled = shifted / binade_max_abs
-    scaled_2 = shifted_2 / binade_max_abs_2
-    scaled_3 = shifted_3 / binade_max_abs_3
+    scaled = shifted_2 / binade_max_abs_2
+    scaled_2 = shifted_3 / binade_max_abs_3
     difference = direction_anchor - direction_positive
     difference_2 = direction_anchor - direction_negative
     difference_3 = direction_positive - direction_negative
     sum_product = stable.sum_over(scaled * scaled, 1)
     sum_product_2 = stable.sum_over(scaled_2 * scaled_2, 1)
+    max_choice = stable.max_over(np.where(np.abs(shifted) == max_abs, difference * np.sign(shifted), -np.inf), 1)
+    max_choice_2 = stable.max_over(np.where(np.abs(shifted_2) == max_abs_2, difference_2 * np.sign(shifted_2), -np.inf), 1)
+    max_choice_3 = stable.max_over(np.where(np.abs(shifted_3) == max_abs_3, difference_3 * np.sign(shifted_3), -np.inf), 1)
+    binade_max_abs = stable.binade(max_abs)
+    choice = np.where(max_abs == 0, 1, max_abs / binade_max_abs)
+    sqrt_sum_product_2 = np.sqrt(sum_product_2)
+    sqrt_sum_product = np.sqrt(sum_product)
+    mean_length = 0.5 * binade_max_abs_3 * sqrt_sum_product_2 + 0.5 * binade_max_abs_2 * sqrt_sum_product
+    choice_2 = np.where(max_abs_2 == 0, 1, max_abs_2 / binade_max_abs_2)
+    choice_3 = np.where(max_abs_3 == 0, 1, max_abs_3 / binade_max_abs_3)
+    scaled_3 = shifted / binade_max_abs
+    eliminated = stable.cross(difference, choice, scaled_3, max_choice)
+    left = eliminated / choice
+    middle = (0.5 * between + 0.5 * to_negative + eps) / mean_length
+    eliminated_2 = stable.cross(difference_2, choice_2, scaled, max_choice_2)
+    left_2 = eliminated_2 / choice_2
+    eliminated_3 = stable.cross(difference_3, choice_3, scaled_2, max_choice_3)
+    left_3 = eliminated_3 / choice_3
     sum_product_3 = stable.sum_over(scaled_3 * scaled_3, 1)
-    sum_product_4 = stable.sum_over(difference * scaled, 1)
-    sum_product_5 = stable.sum_over(difference_2 * scaled_2, 1)
-    sum_product_6 = stable.sum_over(difference_3 * scaled_3, 1)
-    inverse_root_sum_product = stable.inverse_root(sum_product)
-    ratio = inverse_root_sum_product / binade_max_abs
-    near = binade_max_abs * np.sqrt(sum_product)
-    far = binade_max_abs_2 * np.sqrt(sum_product_2)
-    across = binade_max_abs_3 * np.sqrt(sum_product_3)
-    step_2 = stable.step(near - np.minimum(far, across) + margin, 1)
-    product = ratio * step_2 * scale
-    inverse_root_sum_product_2 = stable.inverse_root(sum_product_2)
-    ratio_2 = inverse_root_sum_product_2 / binade_max_abs_2
-    step_3 = stable.step(across - far, 0.5)
-    product_2 = ratio_2 * step_3 * step_2 * scale
-    product_3 = ratio * sum_product_4 * step_2 * scale * inverse_root_sum_product * inverse_root_sum_product
-    product_4 = ratio_2 * sum_product_5 * step_3 * step_2 * scale * inverse_root_sum_product_2 * inverse_root_sum_product_2
+    sum_product_4 = stable.sum_over(left * scaled_3, 1)
+    sum_product_5 = stable.sum_over((positive - anchor) * middle, 1)
+    sum_product_6 = stable.sum_over(left_2 * scaled, 1)
+    sum_product_7 = stable.sum_over(to_positive * middle, 1)
+    sum_product_8 = stable.sum_over(left_3 * scaled_2, 1)
+    near = binade_max_abs * np.sqrt(sum_product_3)
+    far = binade_max_abs_2 * sqrt_sum_product
+    across = binade_max_abs_3 * sqrt_sum_product_2
+    shifted_4 = near - np.minimum(far, across) + margin
+    below = shifted_4 < 0
     inverse_root_sum_product_3 = stable.inverse_root(sum_product_3)
-    ratio_3 = inverse_root_sum_product_3 / binade_max_abs_3
-    step_4 = stable.step(far - across, 0.5)
-    product_5 = ratio_3 * step_4 * step_2 * scale
-    product_6 = ratio_3 * sum_product_6 * step_4 * step_2 * scale * inverse_root_sum_product_3 * inverse_root_sum_product_3
-    product_7 = product * difference
-    product_8 = product_2 * difference_2
-    product_9 = product_3 * scaled
-    product_10 = product_4 * scaled_2
-    product_11 = product_5 * difference_3
-    product_12 = product_6 * scaled_3
-    hvp_anchor = stable.result(product_7 - product_8 - product_9 + product_10, (batch, features), (0, 1))
-    hvp_positive = stable.result(product_9 - product_7 - product_11 + product_12, (batch, features), (0, 1))
-    hvp_negative = stable.result(product_8 - product_10 - product_12 + product_11, (batch, features), (0, 1))
+    product = inverse_root_sum_product_3 / binade_max_abs * scale
+    share = binade_max_abs / binade_max_abs * inverse_root_sum_product_3
+    along = -share * sum_product_4 * share
+    step_2 = stable.step(shifted_4, 1)
+    equal = mean_length == 0
+    longer_by = np.where(equal, 0, sum_product_5)
+    below_2 = longer_by < 0
+    inverse_root_sum_product = stable.inverse_root(sum_product)
+    product_2 = inverse_root_sum_product / binade_max_abs_2 * scale
+    share_2 = binade_max_abs_2 / binade_max_abs_2 * inverse_root_sum_product
+    along_2 = -share_2 * sum_product_6 * share_2
+    step_3 = stable.step(longer_by, 0.5)
+    longer_by_2 = np.where(equal, 0, sum_product_7)
+    below_3 = longer_by_2 < 0
+    inverse_root_sum_product_2 = stable.inverse_root(sum_product_2)
+    product_3 = inverse_root_sum_product_2 / binade_max_abs_3 * scale
+    share_3 = binade_max_abs_3 / binade_max_abs_3 * inverse_root_sum_product_2
+    along_3 = -share_3 * sum_product_8 * share_3
+    step_4 = stable.step(longer_by_2, 0.5)
+    choice_4 = np.where(below, 0, product * (along * scaled_3 + left) * step_2)
+    choice_5 = np.where(below_2, 0, np.where(below, 0, product_2 * (along_2 * scaled + left_2) * step_2) * step_3)
+    choice_6 = np.where(below_3, 0, np.where(below, 0, product_3 * (along_3 * scaled_2 + left_3) * step_2) * step_4)
+    hvp_anchor = stable.result(choice_4 - choice_5, (batch, features), (0, 1))
+    hvp_positive = stable.result(-(choice_6 + choice_4), (batch, features), (0, 1))
+    hvp_negative = stable.result(choice_6 + choice_5, (batch, features), (0, 1))
     return hvp_anchor, hvp_positive, hvp_negative
 
 
@@ -490,51 +556,8 @@ def hessian_diag__p_2__swap_yes(anchor, positive, negative, scale, margin, eps):
     batch = anchor.shape[0]
     features = anchor.shape[1]
     scale = scale[:, None]
-    to_negative = anchor - negative
-    shifted = to_negative + eps
     between = positive - negative
-    shifted_2 = between + eps
-    to_positive = anchor - positive
-    shifted_3 = to_positive + eps
-    max_abs = stable.max_over(np.abs(shifted), 1)
-    max_abs_2 = stable.max_over(np.abs(shifted_2), 1)
-    max_abs_3 = stable.max_over(np.abs(shifted_3), 1)
-    binade_max_abs = stable.binade(max_abs)
-    binade_max_abs_2 = stable.binade(max_abs_2)
-    binade_max_abs_3 = stable.binade(max_abs_3)
-    scaled = shifted / binade_max_abs
-    scaled_2 = shifted_2 / binade_max_abs_2
-    scaled_3 = shifted_3 / binade_max_abs_3
-    sum_product = stable.sum_over(scaled * scaled, 1)
-    sum_product_2 = stable.sum_over(scaled_2 * scaled_2, 1)
-    sum_product_3 = stable.sum_over(scaled_3 * scaled_3, 1)
-    inverse_root_sum_product = stable.inverse_root(sum_product)
-    across = binade_max_abs_2 * np.sqrt(sum_product_2)
-    far = binade_max_abs * np.sqrt(sum_product)
-    near = binade_max_abs_3 * np.sqrt(sum_product_3)
-    step_2 = stable.step(near - np.minimum(far, across) + margin, 1)
-    product = inverse_root_sum_product / binade_max_abs * stable.step(across - far, 0.5) * step_2 * scale
-    product_2 = product * inverse_root_sum_product * inverse_root_sum_product
-    inverse_root_sum_product_3 = stable.inverse_root(sum_product_3)
-    product_3 = inverse_root_sum_product_3 / binade_max_abs_3 * step_2 * scale
-    product_4 = product_3 * inverse_root_sum_product_3 * inverse_root_sum_product_3
-    inverse_root_sum_product_2 = stable.inverse_root(sum_product_2)
-    product_5 = inverse_root_sum_product_2 / binade_max_abs_2 * stable.step(far - across, 0.5) * step_2 * scale
-    product_6 = product_5 * inverse_root_sum_product_2 * inverse_root_sum_product_2
-    product_7 = product_2 * scaled * scaled
-    product_8 = product_4 * scaled_3 * scaled_3
-    product_9 = product_6 * scaled_2 * scaled_2
-    hessian_anchor = stable.result(product_7 - product_8 - product + product_3, (batch, features), (0, 1))
-    hessian_positive = stable.result(product_9 - product_8 - product_5 + product_3, (batch, features), (0, 1))
-    hessian_negative = stable.result(product_7 + product_9 - product - product_5, (batch, features), (0, 1))
-    return hessian_anchor, hessian_positive, hessian_negative
-
-
-def value__p_2__swap_no(anchor, positive, negative, margin, eps):  # type: ignore[no-untyped-def]
-    """The loss of each sample, and the totals, where p is 2 and swap is False."""
-    batch = anchor.shape[0]
-    to_positive = anchor - positive
-    shifted = to_positive + eps
+    shifted = between + eps
     to_negative = anchor - negative
     shifted_2 = to_negative + eps
     max_abs = stable.max_over(np.abs(shifted), 1)
@@ -543,14 +566,77 @@ def value__p_2__swap_no(anchor, positive, negative, margin, eps):  # type: ignor
     binade_max_abs_2 = stable.binade(max_abs_2)
     scaled = shifted / binade_max_abs
     scaled_2 = shifted_2 / binade_max_abs_2
+    to_positive = anchor - positive
+    shifted_3 = to_positive + eps
     sum_product = stable.sum_over(scaled * scaled, 1)
     sum_product_2 = stable.sum_over(scaled_2 * scaled_2, 1)
-    near = binade_max_abs * np.sqrt(sum_product)
-    far = binade_max_abs_2 * np.sqrt(sum_product_2)
-    shifted_3 = near - far + margin
-    value = np.where(shifted_3 < 0, 0, shifted_3)
-    loss = stable.result(value, (batch,), (0,))
-    total_loss = stable.total(value, batch, (), ())
+    max_abs_3 = stable.max_over(np.abs(shifted_3), 1)
+    sqrt_sum_product = np.sqrt(sum_product)
+    sqrt_sum_product_2 = np.sqrt(sum_product_2)
+    mean_length = 0.5 * binade_max_abs * sqrt_sum_product + 0.5 * binade_max_abs_2 * sqrt_sum_product_2
+    binade_max_abs_3 = stable.binade(max_abs_3)
+    middle = (0.5 * between + 0.5 * to_negative + eps) / mean_length
+    scaled_3 = shifted_3 / binade_max_abs_3
+    sum_product_3 = stable.sum_over((positive - anchor) * middle, 1)
+    sum_product_4 = stable.sum_over(scaled_3 * scaled_3, 1)
+    sum_product_5 = stable.sum_over(to_positive * middle, 1)
+    equal = mean_length == 0
+    longer_by = np.where(equal, 0, sum_product_3)
+    below = longer_by < 0
+    near = binade_max_abs_3 * np.sqrt(sum_product_4)
+    far = binade_max_abs_2 * sqrt_sum_product_2
+    across = binade_max_abs * sqrt_sum_product
+    shifted_4 = near - np.minimum(far, across) + margin
+    below_2 = shifted_4 < 0
+    ratio = stable.inverse_root(sum_product_2) / binade_max_abs_2
+    product = 0.25 * ratio * scale * ratio * ratio
+    step_2 = stable.step(shifted_4, 1)
+    step_3 = stable.step(longer_by, 0.5)
+    ratio_2 = stable.inverse_root(sum_product_4) / binade_max_abs_3
+    product_2 = 0.25 * ratio_2 * scale * ratio_2 * ratio_2
+    choice = np.where(below, 0, np.where(below_2, 0, ratio * scale * step_2) * step_3)
+    choice_2 = np.where(below_2, 0, ratio_2 * scale * step_2)
+    longer_by_2 = np.where(equal, 0, sum_product_5)
+    below_3 = longer_by_2 < 0
+    ratio_3 = stable.inverse_root(sum_product) / binade_max_abs
+    product_3 = 0.25 * ratio_3 * scale * ratio_3 * ratio_3
+    step_4 = stable.step(longer_by_2, 0.5)
+    choice_3 = np.where(below_3, 0, np.where(below_2, 0, ratio_3 * scale * step_2) * step_4)
+    product_4 = 2 * shifted_2
+    product_5 = 2 * shifted_3
+    product_6 = 2 * shifted
+    minus_product_5 = -product_5
+    minus_product_6 = -product_6
+    minus_product_4 = -product_4
+    hessian_anchor = stable.result(np.where(below, 0, np.where(below_2, 0, product * product_4 * product_4 * step_2) * step_3) - np.where(below_2, 0, product_2 * product_5 * product_5 * step_2) - choice + choice_2, (batch, features), (0, 1))
+    hessian_positive = stable.result(np.where(below_3, 0, np.where(below_2, 0, product_3 * product_6 * product_6 * step_2) * step_4) - np.where(below_2, 0, product_2 * minus_product_5 * minus_product_5 * step_2) - choice_3 + choice_2, (batch, features), (0, 1))
+    hessian_negative = stable.result(np.where(below_3, 0, np.where(below_2, 0, product_3 * minus_product_6 * minus_product_6 * step_2) * step_4) + np.where(below, 0, np.where(below_2, 0, product * minus_product_4 * minus_product_4 * step_2) * step_3) - choice_3 - choice, (batch, features), (0, 1))
+    return hessian_anchor, hessian_positive, hessian_negative
+
+
+def value__p_2__swap_no(anchor, positive, negative, margin, eps):  # type: ignore[no-untyped-def]
+    """The loss of each sample, and the totals, where p is 2 and swap is False."""
+    batch = anchor.shape[0]
+    to_negative = anchor - negative
+    shifted = to_negative + eps
+    to_positive = anchor - positive
+    shifted_2 = to_positive + eps
+    max_abs = stable.max_over(np.abs(shifted), 1)
+    max_abs_2 = stable.max_over(np.abs(shifted_2), 1)
+    binade_max_abs = stable.binade(max_abs)
+    binade_max_abs_2 = stable.binade(max_abs_2)
+    scaled = shifted / binade_max_abs
+    scaled_2 = shifted_2 / binade_max_abs_2
+    sum_product = stable.sum_over(scaled * scaled, 1)
+    sum_product_2 = stable.sum_over(scaled_2 * scaled_2, 1)
+    mean_length = 0.5 * binade_max_abs * np.sqrt(sum_product) + 0.5 * binade_max_abs_2 * np.sqrt(sum_product_2)
+    middle = (0.5 * to_negative + 0.5 * to_positive + eps) / mean_length
+    sum_product_3 = stable.sum_over((negative - positive) * middle, 1)
+    longer_by = np.where(mean_length == 0, 0, sum_product_3)
+    shifted_3 = longer_by + margin
+    choice = np.where(shifted_3 < 0, 0, shifted_3)
+    loss = stable.result(choice, (batch,), (0,))
+    total_loss = stable.total(choice, batch, (), ())
     return loss, total_loss
 
 
@@ -559,10 +645,61 @@ def value_and_grad__p_2__swap_no(anchor, positive, negative, scale, margin, eps)
     batch = anchor.shape[0]
     features = anchor.shape[1]
     scale = scale[:, None]
-    to_positive = anchor - positive
-    shifted = to_positive + eps
     to_negative = anchor - negative
-    shifted_2 = to_negative + eps
+    shifted = to_negative + eps
+    max_abs = stable.max_over(np.abs(shifted), 1)
+    to_positive = anchor - positive
+    shifted_2 = to_positive + eps
+    difference = negative - positive
+    max_abs_2 = stable.max_over(np.abs(shifted_2), 1)
+    max_choice = stable.max_over(np.where(np.abs(shifted) == max_abs, difference * np.sign(shifted), -np.inf), 1)
+    binade_max_abs = stable.binade(max_abs)
+    binade_max_abs_2 = stable.binade(max_abs_2)
+    choice = np.where(max_abs == 0, 1, max_abs / binade_max_abs)
+    scaled = shifted / binade_max_abs
+    scaled_2 = shifted_2 / binade_max_abs_2
+    eliminated = stable.cross(difference, choice, scaled, max_choice)
+    left = eliminated / choice
+    sum_product = stable.sum_over(scaled * scaled, 1)
+    sum_product_2 = stable.sum_over(scaled_2 * scaled_2, 1)
+    sum_product_3 = stable.sum_over(left * scaled, 1)
+    mean_length = 0.5 * binade_max_abs * np.sqrt(sum_product) + 0.5 * binade_max_abs_2 * np.sqrt(sum_product_2)
+    inverse_root_sum_product_2 = stable.inverse_root(sum_product_2)
+    inverse_root_sum_product = stable.inverse_root(sum_product)
+    ratio = inverse_root_sum_product_2 / binade_max_abs_2
+    share = binade_max_abs / binade_max_abs * inverse_root_sum_product
+    along = -share * sum_product_3 * share
+    middle = (0.5 * to_negative + 0.5 * to_positive + eps) / mean_length
+    unit_x = inverse_root_sum_product_2 * scaled_2
+    unit_y = inverse_root_sum_product * scaled
+    across = ratio * (along * scaled + left)
+    sum_product_4 = stable.sum_over(difference * middle, 1)
+    cosine = stable.sum_over(unit_x * unit_y, 1)
+    sum_product_5 = stable.sum_over(across * across, 1)
+    longer_by = np.where(mean_length == 0, 0, sum_product_4)
+    shifted_3 = longer_by + margin
+    below = shifted_3 < 0
+    above = cosine > 0.5
+    ratio_2 = sum_product_5 / (cosine + 1)
+    step_2 = stable.step(shifted_3, 1)
+    product = inverse_root_sum_product_2 * scale
+    product_2 = inverse_root_sum_product * scale
+    grad_anchor = stable.result(np.where(below, 0, scale * np.where(above, across - ratio_2 * unit_y, unit_x - unit_y) * step_2), (batch, features), (0, 1))
+    grad_positive = stable.result(-np.where(below, 0, product * scaled_2 * step_2), (batch, features), (0, 1))
+    grad_negative = stable.result(np.where(below, 0, product_2 * scaled * step_2), (batch, features), (0, 1))
+    choice_2 = np.where(below, 0, shifted_3)
+    loss = stable.result(choice_2, (batch,), (0,))
+    total_loss = stable.total(choice_2, batch, (), ())
+    return loss, total_loss, grad_anchor, grad_positive, grad_negative
+
+
+def jvp__p_2__swap_no(anchor, positive, negative, direction_anchor, direction_negative, direction_positive, margin, eps):  # type: ignore[no-untyped-def]
+    """The derivative along the directions, where p is 2 and swap is False."""
+    batch = anchor.shape[0]
+    to_negative = anchor - negative
+    shifted = to_negative + eps
+    to_positive = anchor - positive
+    shifted_2 = to_positive + eps
     max_abs = stable.max_over(np.abs(shifted), 1)
     max_abs_2 = stable.max_over(np.abs(shifted_2), 1)
     binade_max_abs = stable.binade(max_abs)
@@ -571,44 +708,16 @@ def value_and_grad__p_2__swap_no(anchor, positive, negative, scale, margin, eps)
     scaled_2 = shifted_2 / binade_max_abs_2
     sum_product = stable.sum_over(scaled * scaled, 1)
     sum_product_2 = stable.sum_over(scaled_2 * scaled_2, 1)
-    near = binade_max_abs * np.sqrt(sum_product)
-    far = binade_max_abs_2 * np.sqrt(sum_product_2)
-    shifted_3 = near - far + margin
+    mean_length = 0.5 * binade_max_abs * np.sqrt(sum_product) + 0.5 * binade_max_abs_2 * np.sqrt(sum_product_2)
+    middle = (0.5 * to_negative + 0.5 * to_positive + eps) / mean_length
+    sum_product_3 = stable.sum_over((negative - positive) * middle, 1)
+    sum_product_4 = stable.sum_over((direction_anchor - direction_positive) * shifted_2, 1)
+    sum_product_5 = stable.sum_over((direction_anchor - direction_negative) * shifted, 1)
+    longer_by = np.where(mean_length == 0, 0, sum_product_3)
+    shifted_3 = longer_by + margin
+    below = shifted_3 < 0
     step_2 = stable.step(shifted_3, 1)
-    product = stable.inverse_root(sum_product) * step_2 * scale
-    product_2 = stable.inverse_root(sum_product_2) * step_2 * scale
-    product_3 = product * scaled
-    product_4 = product_2 * scaled_2
-    grad_anchor = stable.result(product_3 - product_4, (batch, features), (0, 1))
-    grad_positive = stable.result(-product_3, (batch, features), (0, 1))
-    grad_negative = stable.result(product_4, (batch, features), (0, 1))
-    value = np.where(shifted_3 < 0, 0, shifted_3)
-    loss = stable.result(value, (batch,), (0,))
-    total_loss = stable.total(value, batch, (), ())
-    return loss, total_loss, grad_anchor, grad_positive, grad_negative
-
-
-def jvp__p_2__swap_no(anchor, positive, negative, direction_anchor, direction_negative, direction_positive, margin, eps):  # type: ignore[no-untyped-def]
-    """The derivative along the directions, where p is 2 and swap is False."""
-    batch = anchor.shape[0]
-    to_positive = anchor - positive
-    shifted = to_positive + eps
-    to_negative = anchor - negative
-    shifted_2 = to_negative + eps
-    max_abs = stable.max_over(np.abs(shifted), 1)
-    max_abs_2 = stable.max_over(np.abs(shifted_2), 1)
-    binade_max_abs = stable.binade(max_abs)
-    binade_max_abs_2 = stable.binade(max_abs_2)
-    scaled = shifted / binade_max_abs
-    scaled_2 = shifted_2 / binade_max_abs_2
-    sum_product = stable.sum_over((direction_anchor - direction_positive) * scaled, 1)
-    sum_product_2 = stable.sum_over(scaled * scaled, 1)
-    sum_product_3 = stable.sum_over(scaled_2 * scaled_2, 1)
-    sum_product_4 = stable.sum_over((direction_anchor - direction_negative) * scaled_2, 1)
-    near = binade_max_abs * np.sqrt(sum_product_2)
-    far = binade_max_abs_2 * np.sqrt(sum_product_3)
-    step_2 = stable.step(near - far + margin, 1)
-    difference = sum_product * stable.inverse_root(sum_product_2) * step_2 - sum_product_4 * stable.inverse_root(sum_product_3) * step_2
+    difference = np.where(below, 0, sum_product_4 / binade_max_abs_2 * stable.inverse_root(sum_product_2) * step_2) - np.where(below, 0, sum_product_5 / binade_max_abs * stable.inverse_root(sum_product) * step_2)
     rate = stable.result(difference, (batch,), (0,))
     total_rate = stable.total(difference, batch, (), ())
     return rate, total_rate
@@ -619,10 +728,10 @@ def hvp__p_2__swap_no(anchor, positive, negative, scale, direction_anchor, direc
     batch = anchor.shape[0]
     features = anchor.shape[1]
     scale = scale[:, None]
-    to_positive = anchor - positive
-    shifted = to_positive + eps
     to_negative = anchor - negative
-    shifted_2 = to_negative + eps
+    shifted = to_negative + eps
+    to_positive = anchor - positive
+    shifted_2 = to_positive + eps
     max_abs = stable.max_over(np.abs(shifted), 1)
     max_abs_2 = stable.max_over(np.abs(shifted_2), 1)
     binade_max_abs = stable.binade(max_abs)
@@ -633,26 +742,36 @@ def hvp__p_2__swap_no(anchor, positive, negative, scale, direction_anchor, direc
     difference_2 = direction_anchor - direction_negative
     sum_product = stable.sum_over(scaled * scaled, 1)
     sum_product_2 = stable.sum_over(scaled_2 * scaled_2, 1)
-    sum_product_3 = stable.sum_over(difference * scaled, 1)
-    sum_product_4 = stable.sum_over(difference_2 * scaled_2, 1)
-    inverse_root_sum_product = stable.inverse_root(sum_product)
-    ratio = inverse_root_sum_product / binade_max_abs
-    near = binade_max_abs * np.sqrt(sum_product)
-    far = binade_max_abs_2 * np.sqrt(sum_product_2)
-    step_2 = stable.step(near - far + margin, 1)
-    product = ratio * step_2 * scale
+    max_choice = stable.max_over(np.where(np.abs(shifted_2) == max_abs_2, difference * np.sign(shifted_2), -np.inf), 1)
+    max_choice_2 = stable.max_over(np.where(np.abs(shifted) == max_abs, difference_2 * np.sign(shifted), -np.inf), 1)
+    mean_length = 0.5 * binade_max_abs * np.sqrt(sum_product) + 0.5 * binade_max_abs_2 * np.sqrt(sum_product_2)
+    choice = np.where(max_abs_2 == 0, 1, max_abs_2 / binade_max_abs_2)
+    choice_2 = np.where(max_abs == 0, 1, max_abs / binade_max_abs)
+    middle = (0.5 * to_negative + 0.5 * to_positive + eps) / mean_length
+    eliminated = stable.cross(difference, choice, scaled_2, max_choice)
+    left = eliminated / choice
+    eliminated_2 = stable.cross(difference_2, choice_2, scaled, max_choice_2)
+    left_2 = eliminated_2 / choice_2
+    sum_product_3 = stable.sum_over((negative - positive) * middle, 1)
+    sum_product_4 = stable.sum_over(left * scaled_2, 1)
+    sum_product_5 = stable.sum_over(left_2 * scaled, 1)
+    longer_by = np.where(mean_length == 0, 0, sum_product_3)
+    shifted_3 = longer_by + margin
+    below = shifted_3 < 0
     inverse_root_sum_product_2 = stable.inverse_root(sum_product_2)
-    ratio_2 = inverse_root_sum_product_2 / binade_max_abs_2
-    product_2 = ratio_2 * step_2 * scale
-    product_3 = ratio * sum_product_3 * step_2 * scale * inverse_root_sum_product * inverse_root_sum_product
-    product_4 = ratio_2 * sum_product_4 * step_2 * scale * inverse_root_sum_product_2 * inverse_root_sum_product_2
-    product_5 = product * difference
-    product_6 = product_2 * difference_2
-    product_7 = product_3 * scaled
-    product_8 = product_4 * scaled_2
-    hvp_anchor = stable.result(product_5 - product_6 - product_7 + product_8, (batch, features), (0, 1))
-    hvp_positive = stable.result(product_7 - product_5, (batch, features), (0, 1))
-    hvp_negative = stable.result(product_6 - product_8, (batch, features), (0, 1))
+    product = inverse_root_sum_product_2 / binade_max_abs_2 * scale
+    share = binade_max_abs_2 / binade_max_abs_2 * inverse_root_sum_product_2
+    along = -share * sum_product_4 * share
+    step_2 = stable.step(shifted_3, 1)
+    inverse_root_sum_product = stable.inverse_root(sum_product)
+    product_2 = inverse_root_sum_product / binade_max_abs * scale
+    share_2 = binade_max_abs / binade_max_abs * inverse_root_sum_product
+    along_2 = -share_2 * sum_product_5 * share_2
+    choice_3 = np.where(below, 0, product * (along * scaled_2 + left) * step_2)
+    choice_4 = np.where(below, 0, product_2 * (along_2 * scaled + left_2) * step_2)
+    hvp_anchor = stable.result(choice_3 - choice_4, (batch, features), (0, 1))
+    hvp_positive = stable.result(-choice_3, (batch, features), (0, 1))
+    hvp_negative = stable.result(choice_4, (batch, features), (0, 1))
     return hvp_anchor, hvp_positive, hvp_negative
 
 
@@ -673,20 +792,26 @@ def hessian_diag__p_2__swap_no(anchor, positive, negative, scale, margin, eps): 
     scaled_2 = shifted_2 / binade_max_abs_2
     sum_product = stable.sum_over(scaled * scaled, 1)
     sum_product_2 = stable.sum_over(scaled_2 * scaled_2, 1)
-    inverse_root_sum_product = stable.inverse_root(sum_product)
-    near = binade_max_abs_2 * np.sqrt(sum_product_2)
-    far = binade_max_abs * np.sqrt(sum_product)
-    step_2 = stable.step(near - far + margin, 1)
-    product = inverse_root_sum_product / binade_max_abs * step_2 * scale
-    product_2 = product * inverse_root_sum_product * inverse_root_sum_product
-    inverse_root_sum_product_2 = stable.inverse_root(sum_product_2)
-    product_3 = inverse_root_sum_product_2 / binade_max_abs_2 * step_2 * scale
-    product_4 = product_3 * inverse_root_sum_product_2 * inverse_root_sum_product_2
-    product_5 = product_2 * scaled * scaled
-    product_6 = product_4 * scaled_2 * scaled_2
-    hessian_anchor = stable.result(product_5 - product_6 - product + product_3, (batch, features), (0, 1))
-    hessian_positive = stable.result(product_3 - product_6, (batch, features), (0, 1))
-    hessian_negative = stable.result(product_5 - product, (batch, features), (0, 1))
+    mean_length = 0.5 * binade_max_abs * np.sqrt(sum_product) + 0.5 * binade_max_abs_2 * np.sqrt(sum_product_2)
+    middle = (0.5 * to_negative + 0.5 * to_positive + eps) / mean_length
+    sum_product_3 = stable.sum_over((negative - positive) * middle, 1)
+    longer_by = np.where(mean_length == 0, 0, sum_product_3)
+    shifted_3 = longer_by + margin
+    below = shifted_3 < 0
+    ratio = stable.inverse_root(sum_product) / binade_max_abs
+    product = 0.25 * ratio * scale * ratio * ratio
+    step_2 = stable.step(shifted_3, 1)
+    ratio_2 = stable.inverse_root(sum_product_2) / binade_max_abs_2
+    product_2 = 0.25 * ratio_2 * scale * ratio_2 * ratio_2
+    choice = np.where(below, 0, ratio * scale * step_2)
+    choice_2 = np.where(below, 0, ratio_2 * scale * step_2)
+    product_3 = 2 * shifted
+    product_4 = 2 * shifted_2
+    minus_product_4 = -product_4
+    minus_product_3 = -product_3
+    hessian_anchor = stable.result(np.where(below, 0, product * product_3 * product_3 * step_2) - np.where(below, 0, product_2 * product_4 * product_4 * step_2) - choice + choice_2, (batch, features), (0, 1))
+    hessian_positive = stable.result(choice_2 - np.where(below, 0, product_2 * minus_product_4 * minus_product_4 * step_2), (batch, features), (0, 1))
+    hessian_negative = stable.result(np.where(below, 0, product * minus_product_3 * minus_product_3 * step_2) - choice, (batch, features), (0, 1))
     return hessian_anchor, hessian_positive, hessian_negative
 
 
@@ -721,21 +846,38 @@ def value_and_grad__p_inf__swap_yes(anchor, positive, negative, scale, margin, e
     near = stable.max_over(np.abs(shifted), 1)
     far = stable.max_over(np.abs(shifted_2), 1)
     across = stable.max_over(np.abs(shifted_3), 1)
+    sign_shifted_3 = np.sign(shifted_3)
+    sign_shifted_2 = np.sign(shifted_2)
+    equal = np.abs(shifted_3) == across
+    equal_2 = np.abs(shifted_2) == far
+    and_2 = ((sign_shifted_3 == sign_shifted_2) & (equal)) & (equal_2)
+    and_3 = ((sign_shifted_2 == sign_shifted_3) & (equal)) & (equal_2)
     sum_choice = stable.sum_over(real(np.where(np.abs(shifted) == near, 1, 0)), 1)
-    sum_choice_2 = stable.sum_over(real(np.where(np.abs(shifted_2) == far, 1, 0)), 1)
-    sum_choice_3 = stable.sum_over(real(np.where(np.abs(shifted_3) == across, 1, 0)), 1)
+    sum_choice_2 = stable.sum_over(real(np.where(and_2, 1, 0)), 1)
+    max_choice = stable.max_over(np.where(and_2, (positive - anchor) * sign_shifted_3, -np.inf), 1)
+    sum_choice_3 = stable.sum_over(real(np.where(equal_2, 1, 0)), 1)
+    sum_choice_4 = stable.sum_over(real(np.where(and_3, 1, 0)), 1)
+    max_choice_2 = stable.max_over(np.where(and_3, to_positive * sign_shifted_2, -np.inf), 1)
+    sum_choice_5 = stable.sum_over(real(np.where(equal, 1, 0)), 1)
     shifted_4 = near - np.minimum(far, across) + margin
+    below = shifted_4 < 0
+    ratio = scale / sum_choice
     step_2 = stable.step(shifted_4, 1)
-    product = step_2 / sum_choice * scale
-    product_2 = stable.step(across - far, 0.5) / sum_choice_2 * step_2 * scale
-    product_3 = stable.step(far - across, 0.5) / sum_choice_3 * step_2 * scale
-    product_4 = product * np.sign(shifted) * real(np.where(np.abs(shifted) == near, 1, 0))
-    product_5 = product_2 * np.sign(shifted_2) * real(np.where(np.abs(shifted_2) == far, 1, 0))
-    product_6 = product_3 * np.sign(shifted_3) * real(np.where(np.abs(shifted_3) == across, 1, 0))
-    grad_anchor = stable.result(product_4 - product_5, (batch, features), (0, 1))
-    grad_positive = stable.result(-(product_6 + product_4), (batch, features), (0, 1))
-    grad_negative = stable.result(product_6 + product_5, (batch, features), (0, 1))
-    value = np.where(shifted_4 < 0, 0, shifted_4)
+    longer_by = np.where(sum_choice_2 > 0, max_choice, across - far)
+    below_2 = longer_by < 0
+    ratio_2 = scale / sum_choice_3
+    step_3 = stable.step(longer_by, 0.5)
+    longer_by_2 = np.where(sum_choice_4 > 0, max_choice_2, far - across)
+    below_3 = longer_by_2 < 0
+    ratio_3 = scale / sum_choice_5
+    step_4 = stable.step(longer_by_2, 0.5)
+    choice = np.where(below, 0, ratio * np.sign(shifted) * real(np.where(np.abs(shifted) == near, 1, 0)) * step_2)
+    choice_2 = np.where(below_2, 0, np.where(below, 0, ratio_2 * sign_shifted_2 * real(np.where(equal_2, 1, 0)) * step_2) * step_3)
+    choice_3 = np.where(below_3, 0, np.where(below, 0, ratio_3 * sign_shifted_3 * real(np.where(equal, 1, 0)) * step_2) * step_4)
+    grad_anchor = stable.result(choice - choice_2, (batch, features), (0, 1))
+    grad_positive = stable.result(-(choice_3 + choice), (batch, features), (0, 1))
+    grad_negative = stable.result(choice_3 + choice_2, (batch, features), (0, 1))
+    value = np.where(below, 0, shifted_4)
     loss = stable.result(value, (batch,), (0,))
     total_loss = stable.total(value, batch, (), ())
     return loss, total_loss, grad_anchor, grad_positive, grad_negative
@@ -755,16 +897,28 @@ def jvp__p_inf__swap_yes(anchor, positive, negative, direction_anchor, direction
     far = stable.max_over(np.abs(shifted_2), 1)
     across = stable.max_over(np.abs(shifted_3), 1)
     choice = real(np.where(np.abs(shifted) == near, 1, 0))
-    choice_2 = real(np.where(np.abs(shifted_3) == across, 1, 0))
-    choice_3 = real(np.where(np.abs(shifted_2) == far, 1, 0))
+    sign_shifted_2 = np.sign(shifted_2)
+    equal = np.abs(shifted_2) == far
+    choice_2 = real(np.where(equal, 1, 0))
+    sign_shifted_3 = np.sign(shifted_3)
+    equal_2 = np.abs(shifted_3) == across
+    and_2 = ((sign_shifted_3 == sign_shifted_2) & (equal_2)) & (equal)
+    choice_3 = real(np.where(equal_2, 1, 0))
+    and_3 = ((sign_shifted_2 == sign_shifted_3) & (equal_2)) & (equal)
     sum_product = stable.sum_over((direction_anchor - direction_positive) * np.sign(shifted) * choice, 1)
     sum_choice = stable.sum_over(choice, 1)
-    sum_product_2 = stable.sum_over((direction_positive - direction_negative) * np.sign(shifted_3) * choice_2, 1)
+    sum_product_2 = stable.sum_over((direction_anchor - direction_negative) * sign_shifted_2 * choice_2, 1)
     sum_choice_2 = stable.sum_over(choice_2, 1)
-    sum_product_3 = stable.sum_over((direction_anchor - direction_negative) * np.sign(shifted_2) * choice_3, 1)
-    sum_choice_3 = stable.sum_over(choice_3, 1)
+    sum_choice_3 = stable.sum_over(real(np.where(and_2, 1, 0)), 1)
+    max_choice = stable.max_over(np.where(and_2, (positive - anchor) * sign_shifted_3, -np.inf), 1)
+    sum_product_3 = stable.sum_over((direction_positive - direction_negative) * sign_shifted_3 * choice_3, 1)
+    sum_choice_4 = stable.sum_over(choice_3, 1)
+    sum_choice_5 = stable.sum_over(real(np.where(and_3, 1, 0)), 1)
+    max_choice_2 = stable.max_over(np.where(and_3, to_positive * sign_shifted_2, -np.inf), 1)
     step_2 = stable.step(near - np.minimum(far, across) + margin, 1)
-    difference = sum_product / sum_choice * step_2 - sum_product_2 / sum_choice_2 * stable.step(far - across, 0.5) * step_2 - sum_product_3 / sum_choice_3 * stable.step(across - far, 0.5) * step_2
+    longer_by = np.where(sum_choice_3 > 0, max_choice, across - far)
+    longer_by_2 = np.where(sum_choice_5 > 0, max_choice_2, far - across)
+    difference = sum_product / sum_choice * step_2 - sum_product_2 / sum_choice_2 * step_2 * stable.step(longer_by, 0.5) - sum_product_3 / sum_choice_4 * step_2 * stable.step(longer_by_2, 0.5)
     rate = stable.result(difference, (batch,), (0,))
     total_rate = stable.total(difference, batch, (), ())
     return rate, total_rate
@@ -793,14 +947,22 @@ def hessian_diag__p_inf__swap_yes(anchor):  # type: ignore[no-untyped-def]
 def value__p_inf__swap_no(anchor, positive, negative, margin, eps):  # type: ignore[no-untyped-def]
     """The loss of each sample, and the totals, where p is oo and swap is False."""
     batch = anchor.shape[0]
-    to_positive = anchor - positive
+    real = anchor.dtype.type
     to_negative = anchor - negative
-    near = stable.max_over(np.abs(to_positive + eps), 1)
-    far = stable.max_over(np.abs(to_negative + eps), 1)
-    shifted = near - far + margin
-    value = np.where(shifted < 0, 0, shifted)
-    loss = stable.result(value, (batch,), (0,))
-    total_loss = stable.total(value, batch, (), ())
+    shifted = to_negative + eps
+    to_positive = anchor - positive
+    shifted_2 = to_positive + eps
+    far = stable.max_over(np.abs(shifted), 1)
+    near = stable.max_over(np.abs(shifted_2), 1)
+    sign_shifted_2 = np.sign(shifted_2)
+    and_2 = ((sign_shifted_2 == np.sign(shifted)) & (np.abs(shifted) == far)) & (np.abs(shifted_2) == near)
+    sum_choice = stable.sum_over(real(np.where(and_2, 1, 0)), 1)
+    max_choice = stable.max_over(np.where(and_2, (negative - positive) * sign_shifted_2, -np.inf), 1)
+    longer_by = np.where(sum_choice > 0, max_choice, near - far)
+    shifted_3 = longer_by + margin
+    choice = np.where(shifted_3 < 0, 0, shifted_3)
+    loss = stable.result(choice, (batch,), (0,))
+    total_loss = stable.total(choice, batch, (), ())
     return loss, total_loss
 
 
@@ -810,26 +972,35 @@ def value_and_grad__p_inf__swap_no(anchor, positive, negative, scale, margin, ep
     features = anchor.shape[1]
     real = anchor.dtype.type
     scale = scale[:, None]
-    to_positive = anchor - positive
-    shifted = to_positive + eps
     to_negative = anchor - negative
-    shifted_2 = to_negative + eps
-    near = stable.max_over(np.abs(shifted), 1)
-    far = stable.max_over(np.abs(shifted_2), 1)
-    sum_choice = stable.sum_over(real(np.where(np.abs(shifted) == near, 1, 0)), 1)
-    sum_choice_2 = stable.sum_over(real(np.where(np.abs(shifted_2) == far, 1, 0)), 1)
-    shifted_3 = near - far + margin
+    shifted = to_negative + eps
+    to_positive = anchor - positive
+    shifted_2 = to_positive + eps
+    far = stable.max_over(np.abs(shifted), 1)
+    near = stable.max_over(np.abs(shifted_2), 1)
+    sign_shifted_2 = np.sign(shifted_2)
+    sign_2 = np.sign(shifted)
+    equal = np.abs(shifted) == far
+    equal_2 = np.abs(shifted_2) == near
+    and_2 = ((sign_shifted_2 == sign_2) & (equal)) & (equal_2)
+    sum_choice = stable.sum_over(real(np.where(and_2, 1, 0)), 1)
+    max_choice = stable.max_over(np.where(and_2, (negative - positive) * sign_shifted_2, -np.inf), 1)
+    sum_choice_2 = stable.sum_over(real(np.where(equal_2, 1, 0)), 1)
+    sum_choice_3 = stable.sum_over(real(np.where(equal, 1, 0)), 1)
+    longer_by = np.where(sum_choice > 0, max_choice, near - far)
+    shifted_3 = longer_by + margin
+    below = shifted_3 < 0
+    ratio = scale / sum_choice_2
     step_2 = stable.step(shifted_3, 1)
-    product = step_2 / sum_choice * scale
-    product_2 = step_2 / sum_choice_2 * scale
-    product_3 = product * np.sign(shifted) * real(np.where(np.abs(shifted) == near, 1, 0))
-    product_4 = product_2 * np.sign(shifted_2) * real(np.where(np.abs(shifted_2) == far, 1, 0))
-    grad_anchor = stable.result(product_3 - product_4, (batch, features), (0, 1))
-    grad_positive = stable.result(-product_3, (batch, features), (0, 1))
-    grad_negative = stable.result(product_4, (batch, features), (0, 1))
-    value = np.where(shifted_3 < 0, 0, shifted_3)
-    loss = stable.result(value, (batch,), (0,))
-    total_loss = stable.total(value, batch, (), ())
+    ratio_2 = scale / sum_choice_3
+    choice = np.where(below, 0, ratio * sign_shifted_2 * real(np.where(equal_2, 1, 0)) * step_2)
+    choice_2 = np.where(below, 0, ratio_2 * sign_2 * real(np.where(equal, 1, 0)) * step_2)
+    grad_anchor = stable.result(choice - choice_2, (batch, features), (0, 1))
+    grad_positive = stable.result(-choice, (batch, features), (0, 1))
+    grad_negative = stable.result(choice_2, (batch, features), (0, 1))
+    choice_3 = np.where(below, 0, shifted_3)
+    loss = stable.result(choice_3, (batch,), (0,))
+    total_loss = stable.total(choice_3, batch, (), ())
     return loss, total_loss, grad_anchor, grad_positive, grad_negative
 
 
@@ -843,14 +1014,22 @@ def jvp__p_inf__swap_no(anchor, positive, negative, direction_anchor, direction_
     shifted_2 = to_negative + eps
     near = stable.max_over(np.abs(shifted), 1)
     far = stable.max_over(np.abs(shifted_2), 1)
-    choice = real(np.where(np.abs(shifted) == near, 1, 0))
-    choice_2 = real(np.where(np.abs(shifted_2) == far, 1, 0))
-    sum_product = stable.sum_over((direction_anchor - direction_positive) * np.sign(shifted) * choice, 1)
+    sign_2 = np.sign(shifted)
+    equal = np.abs(shifted) == near
+    choice = real(np.where(equal, 1, 0))
+    sign_shifted_2 = np.sign(shifted_2)
+    equal_2 = np.abs(shifted_2) == far
+    and_2 = ((sign_2 == sign_shifted_2) & (equal_2)) & (equal)
+    choice_2 = real(np.where(equal_2, 1, 0))
+    sum_product = stable.sum_over((direction_anchor - direction_positive) * sign_2 * choice, 1)
     sum_choice = stable.sum_over(choice, 1)
-    sum_product_2 = stable.sum_over((direction_anchor - direction_negative) * np.sign(shifted_2) * choice_2, 1)
-    sum_choice_2 = stable.sum_over(choice_2, 1)
-    step_2 = stable.step(near - far + margin, 1)
-    difference = sum_product / sum_choice * step_2 - sum_product_2 / sum_choice_2 * step_2
+    sum_choice_2 = stable.sum_over(real(np.where(and_2, 1, 0)), 1)
+    max_choice = stable.max_over(np.where(and_2, (negative - positive) * sign_2, -np.inf), 1)
+    sum_product_2 = stable.sum_over((direction_anchor - direction_negative) * sign_shifted_2 * choice_2, 1)
+    sum_choice_3 = stable.sum_over(choice_2, 1)
+    longer_by = np.where(sum_choice_2 > 0, max_choice, near - far)
+    step_2 = stable.step(longer_by + margin, 1)
+    difference = sum_product / sum_choice * step_2 - sum_product_2 / sum_choice_3 * step_2
     rate = stable.result(difference, (batch,), (0,))
     total_rate = stable.total(difference, batch, (), ())
     return rate, total_rate
@@ -920,35 +1099,62 @@ def value_and_grad__p_general__swap_yes(anchor, positive, negative, scale, margi
     shifted = to_positive + eps
     to_negative = anchor - negative
     shifted_2 = to_negative + eps
+    abs_shifted_2 = np.abs(shifted_2)
     between = positive - negative
     shifted_3 = between + eps
+    abs_shifted_3 = np.abs(shifted_3)
     max_abs = stable.max_over(np.abs(shifted), 1)
-    max_abs_2 = stable.max_over(np.abs(shifted_2), 1)
-    max_abs_3 = stable.max_over(np.abs(shifted_3), 1)
+    max_abs_2 = stable.max_over(abs_shifted_2, 1)
+    max_abs_3 = stable.max_over(abs_shifted_3, 1)
     binade_max_abs = stable.binade(max_abs)
     binade_max_abs_2 = stable.binade(max_abs_2)
     binade_max_abs_3 = stable.binade(max_abs_3)
     scaled = shifted / binade_max_abs
     scaled_2 = shifted_2 / binade_max_abs_2
+    abs_power_2 = stable.abs_power(scaled_2, p)
     scaled_3 = shifted_3 / binade_max_abs_3
+    abs_power_3 = stable.abs_power(scaled_3, p)
+    sign_shifted_3 = np.sign(shifted_3)
+    sign_shifted_2 = np.sign(shifted_2)
+    product = (positive - anchor) * sign_shifted_3
+    abs_2 = np.abs(product)
+    larger_2 = np.maximum(np.maximum(abs_shifted_3, abs_shifted_2), abs_2)
+    scaled_4 = larger_2 / binade_max_abs_2
+    scaled_5 = shifted_3 / binade_max_abs_2
+    product_2 = to_positive * sign_shifted_2
+    abs_product_2 = np.abs(product_2)
+    larger_3 = np.maximum(np.maximum(abs_shifted_2, abs_shifted_3), abs_product_2)
+    scaled_6 = larger_3 / binade_max_abs_3
+    scaled_7 = shifted_2 / binade_max_abs_3
     sum_abs_power = stable.sum_over(stable.abs_power(scaled, p), 1)
-    sum_abs_power_2 = stable.sum_over(stable.abs_power(scaled_2, p), 1)
-    sum_abs_power_3 = stable.sum_over(stable.abs_power(scaled_3, p), 1)
+    sum_abs_power_2 = stable.sum_over(abs_power_2, 1)
+    sum_abs_power_3 = stable.sum_over(abs_power_3, 1)
+    sum_choice = stable.sum_over(np.where(sign_shifted_3 == sign_shifted_2, -np.sign(product) * stable.abs_power(scaled_4, p) * np.expm1(p * np.log1p(-abs_2 / np.where(larger_2 == 0, 1, larger_2))), stable.abs_power(scaled_5, p) - abs_power_2), 1)
+    sum_choice_2 = stable.sum_over(np.where(sign_shifted_2 == sign_shifted_3, -np.sign(product_2) * stable.abs_power(scaled_6, p) * np.expm1(p * np.log1p(-abs_product_2 / np.where(larger_3 == 0, 1, larger_3))), stable.abs_power(scaled_7, p) - abs_power_3), 1)
     near = stable.abs_power(sum_abs_power, ratio) * binade_max_abs
     far = stable.abs_power(sum_abs_power_2, ratio) * binade_max_abs_2
     across = stable.abs_power(sum_abs_power_3, ratio) * binade_max_abs_3
     shifted_4 = near - np.minimum(far, across) + margin
+    below = shifted_4 < 0
+    product_3 = stable.signed_power(sum_abs_power, difference) * scale
     step_2 = stable.step(shifted_4, 1)
-    product = stable.signed_power(sum_abs_power, difference) * step_2 * scale
-    product_2 = stable.signed_power(sum_abs_power_2, difference) * stable.step(across - far, 0.5) * step_2 * scale
-    product_3 = stable.signed_power(sum_abs_power_3, difference) * stable.step(far - across, 0.5) * step_2 * scale
-    product_4 = product * stable.signed_power(scaled, difference_2)
-    product_5 = product_2 * stable.signed_power(scaled_2, difference_2)
-    product_6 = product_3 * stable.signed_power(scaled_3, difference_2)
-    grad_anchor = stable.result(product_4 - product_5, (batch, features), (0, 1))
-    grad_positive = stable.result(-(product_6 + product_4), (batch, features), (0, 1))
-    grad_negative = stable.result(product_6 + product_5, (batch, features), (0, 1))
-    value = np.where(shifted_4 < 0, 0, shifted_4)
+    below_2 = across < 2 * far
+    below_3 = far < 2 * across
+    longer_by = np.where((below_2) & (below_3), far * np.expm1(np.log1p(sum_choice / sum_abs_power_2) / p), across - far)
+    below_4 = longer_by < 0
+    product_4 = stable.signed_power(sum_abs_power_2, difference) * scale
+    step_3 = stable.step(longer_by, 0.5)
+    longer_by_2 = np.where((below_3) & (below_2), across * np.expm1(np.log1p(sum_choice_2 / sum_abs_power_3) / p), far - across)
+    below_5 = longer_by_2 < 0
+    product_5 = stable.signed_power(sum_abs_power_3, difference) * scale
+    step_4 = stable.step(longer_by_2, 0.5)
+    choice = np.where(below, 0, product_3 * stable.signed_power(scaled, difference_2) * step_2)
+    choice_2 = np.where(below_4, 0, np.where(below, 0, product_4 * stable.signed_power(scaled_2, difference_2) * step_2) * step_3)
+    choice_3 = np.where(below_5, 0, np.where(below, 0, product_5 * stable.signed_power(scaled_3, difference_2) * step_2) * step_4)
+    grad_anchor = stable.result(choice - choice_2, (batch, features), (0, 1))
+    grad_positive = stable.result(-(choice_3 + choice), (batch, features), (0, 1))
+    grad_negative = stable.result(choice_3 + choice_2, (batch, features), (0, 1))
+    value = np.where(below, 0, shifted_4)
     loss = stable.result(value, (batch,), (0,))
     total_loss = stable.total(value, batch, (), ())
     return loss, total_loss, grad_anchor, grad_positive, grad_negative
@@ -957,35 +1163,59 @@ def value_and_grad__p_general__swap_yes(anchor, positive, negative, scale, margi
 def jvp__p_general__swap_yes(anchor, positive, negative, direction_anchor, direction_negative, direction_positive, margin, p, eps):  # type: ignore[no-untyped-def]
     """The derivative along the directions, where p is none of the special values and swap is True."""
     batch = anchor.shape[0]
-    difference = p - 1
     ratio = 1 / p
+    difference = p - 1
     difference_2 = ratio - 1
     to_positive = anchor - positive
     shifted = to_positive + eps
     to_negative = anchor - negative
     shifted_2 = to_negative + eps
+    abs_shifted_2 = np.abs(shifted_2)
     between = positive - negative
     shifted_3 = between + eps
+    abs_shifted_3 = np.abs(shifted_3)
     max_abs = stable.max_over(np.abs(shifted), 1)
-    max_abs_2 = stable.max_over(np.abs(shifted_2), 1)
-    max_abs_3 = stable.max_over(np.abs(shifted_3), 1)
+    max_abs_2 = stable.max_over(abs_shifted_2, 1)
+    max_abs_3 = stable.max_over(abs_shifted_3, 1)
     binade_max_abs = stable.binade(max_abs)
     binade_max_abs_2 = stable.binade(max_abs_2)
     binade_max_abs_3 = stable.binade(max_abs_3)
     scaled = shifted / binade_max_abs
     scaled_2 = shifted_2 / binade_max_abs_2
+    abs_power_2 = stable.abs_power(scaled_2, p)
     scaled_3 = shifted_3 / binade_max_abs_3
-    sum_product = stable.sum_over((direction_anchor - direction_positive) * stable.signed_power(scaled, difference), 1)
+    abs_power_3 = stable.abs_power(scaled_3, p)
+    sign_shifted_2 = np.sign(shifted_2)
+    sign_shifted_3 = np.sign(shifted_3)
+    product = to_positive * sign_shifted_2
+    abs_2 = np.abs(product)
+    larger_2 = np.maximum(np.maximum(abs_shifted_2, abs_shifted_3), abs_2)
+    scaled_4 = larger_2 / binade_max_abs_3
+    scaled_5 = shifted_2 / binade_max_abs_3
+    product_2 = (positive - anchor) * sign_shifted_3
+    abs_product_2 = np.abs(product_2)
+    larger_3 = np.maximum(np.maximum(abs_shifted_3, abs_shifted_2), abs_product_2)
+    scaled_6 = larger_3 / binade_max_abs_2
+    scaled_7 = shifted_3 / binade_max_abs_2
     sum_abs_power = stable.sum_over(stable.abs_power(scaled, p), 1)
-    sum_abs_power_2 = stable.sum_over(stable.abs_power(scaled_2, p), 1)
-    sum_abs_power_3 = stable.sum_over(stable.abs_power(scaled_3, p), 1)
+    sum_abs_power_2 = stable.sum_over(abs_power_2, 1)
+    sum_abs_power_3 = stable.sum_over(abs_power_3, 1)
+    sum_product = stable.sum_over((direction_anchor - direction_positive) * stable.signed_power(scaled, difference), 1)
+    sum_choice = stable.sum_over(np.where(sign_shifted_2 == sign_shifted_3, -np.sign(product) * stable.abs_power(scaled_4, p) * np.expm1(p * np.log1p(-abs_2 / np.where(larger_2 == 0, 1, larger_2))), stable.abs_power(scaled_5, p) - abs_power_3), 1)
     sum_product_2 = stable.sum_over((direction_positive - direction_negative) * stable.signed_power(scaled_3, difference), 1)
+    sum_choice_2 = stable.sum_over(np.where(sign_shifted_3 == sign_shifted_2, -np.sign(product_2) * stable.abs_power(scaled_6, p) * np.expm1(p * np.log1p(-abs_product_2 / np.where(larger_3 == 0, 1, larger_3))), stable.abs_power(scaled_7, p) - abs_power_2), 1)
     sum_product_3 = stable.sum_over((direction_anchor - direction_negative) * stable.signed_power(scaled_2, difference), 1)
     near = stable.abs_power(sum_abs_power, ratio) * binade_max_abs
     far = stable.abs_power(sum_abs_power_2, ratio) * binade_max_abs_2
     across = stable.abs_power(sum_abs_power_3, ratio) * binade_max_abs_3
-    step_2 = stable.step(near - np.minimum(far, across) + margin, 1)
-    difference_3 = sum_product * stable.signed_power(sum_abs_power, difference_2) * step_2 - sum_product_2 * stable.signed_power(sum_abs_power_3, difference_2) * stable.step(far - across, 0.5) * step_2 - sum_product_3 * stable.signed_power(sum_abs_power_2, difference_2) * stable.step(across - far, 0.5) * step_2
+    shifted_4 = near - np.minimum(far, across) + margin
+    below = shifted_4 < 0
+    step_2 = stable.step(shifted_4, 1)
+    below_2 = far < 2 * across
+    below_3 = across < 2 * far
+    longer_by = np.where((below_2) & (below_3), across * np.expm1(np.log1p(sum_choice / sum_abs_power_3) / p), far - across)
+    longer_by_2 = np.where((below_3) & (below_2), far * np.expm1(np.log1p(sum_choice_2 / sum_abs_power_2) / p), across - far)
+    difference_3 = np.where(below, 0, sum_product * stable.signed_power(sum_abs_power, difference_2) * step_2) - np.where(longer_by < 0, 0, np.where(below, 0, sum_product_2 * stable.signed_power(sum_abs_power_3, difference_2) * step_2) * stable.step(longer_by, 0.5)) - np.where(longer_by_2 < 0, 0, np.where(below, 0, sum_product_3 * stable.signed_power(sum_abs_power_2, difference_2) * step_2) * stable.step(longer_by_2, 0.5))
     rate = stable.result(difference_3, (batch,), (0,))
     total_rate = stable.total(difference_3, batch, (), ())
     return rate, total_rate
@@ -997,59 +1227,98 @@ def hvp__p_general__swap_yes(anchor, positive, negative, scale, direction_anchor
     features = anchor.shape[1]
     scale = scale[:, None]
     ratio = 1 / p
-    difference = ratio - 1
-    product = difference * p
-    difference_2 = p - 1
-    difference_3 = ratio - 2
-    difference_4 = p - 2
+    difference = p - 1
+    difference_2 = ratio - 1
+    difference_3 = p - 2
     to_positive = anchor - positive
     shifted = to_positive + eps
     to_negative = anchor - negative
     shifted_2 = to_negative + eps
+    abs_shifted_2 = np.abs(shifted_2)
     between = positive - negative
     shifted_3 = between + eps
+    abs_shifted_3 = np.abs(shifted_3)
     max_abs = stable.max_over(np.abs(shifted), 1)
-    max_abs_2 = stable.max_over(np.abs(shifted_2), 1)
-    max_abs_3 = stable.max_over(np.abs(shifted_3), 1)
+    max_abs_2 = stable.max_over(abs_shifted_2, 1)
+    max_abs_3 = stable.max_over(abs_shifted_3, 1)
     binade_max_abs = stable.binade(max_abs)
     binade_max_abs_2 = stable.binade(max_abs_2)
     binade_max_abs_3 = stable.binade(max_abs_3)
-    difference_5 = direction_anchor - direction_positive
     scaled = shifted / binade_max_abs
-    signed_power_2 = stable.signed_power(scaled, difference_2)
     scaled_2 = shifted_2 / binade_max_abs_2
     scaled_3 = shifted_3 / binade_max_abs_3
-    difference_6 = direction_anchor - direction_negative
-    signed_power_3 = stable.signed_power(scaled_2, difference_2)
-    difference_7 = direction_positive - direction_negative
-    signed_power_4 = stable.signed_power(scaled_3, difference_2)
-    sum_product = stable.sum_over(difference_5 * signed_power_2, 1)
+    max_abs_4 = stable.max_over(np.abs(scaled), 1)
+    max_abs_5 = stable.max_over(np.abs(scaled_2), 1)
+    max_abs_6 = stable.max_over(np.abs(scaled_3), 1)
+    difference_4 = direction_anchor - direction_positive
+    difference_5 = direction_anchor - direction_negative
+    difference_6 = direction_positive - direction_negative
+    max_choice = stable.max_over(np.where(np.abs(scaled) == max_abs_4, difference_4 * np.sign(scaled), -np.inf), 1)
+    max_choice_2 = stable.max_over(np.where(np.abs(scaled_2) == max_abs_5, difference_5 * np.sign(scaled_2), -np.inf), 1)
+    max_choice_3 = stable.max_over(np.where(np.abs(scaled_3) == max_abs_6, difference_6 * np.sign(scaled_3), -np.inf), 1)
+    binade_max_abs_4 = stable.binade(max_abs_4)
+    choice = np.where(max_abs_4 == 0, 1, max_abs_4 / binade_max_abs_4)
+    binade_max_abs_5 = stable.binade(max_abs_5)
+    choice_2 = np.where(max_abs_5 == 0, 1, max_abs_5 / binade_max_abs_5)
+    binade_max_abs_6 = stable.binade(max_abs_6)
+    choice_3 = np.where(max_abs_6 == 0, 1, max_abs_6 / binade_max_abs_6)
+    abs_power_2 = stable.abs_power(scaled_2, p)
+    abs_power_3 = stable.abs_power(scaled_3, p)
+    scaled_4 = scaled / binade_max_abs_4
+    eliminated = stable.cross(difference_4, choice, scaled_4, max_choice)
+    left = eliminated / choice
+    sign_shifted_3 = np.sign(shifted_3)
+    sign_shifted_2 = np.sign(shifted_2)
+    product = (positive - anchor) * sign_shifted_3
+    abs_2 = np.abs(product)
+    larger_2 = np.maximum(np.maximum(abs_shifted_3, abs_shifted_2), abs_2)
+    scaled_5 = larger_2 / binade_max_abs_2
+    scaled_6 = shifted_3 / binade_max_abs_2
+    scaled_7 = scaled_2 / binade_max_abs_5
+    eliminated_2 = stable.cross(difference_5, choice_2, scaled_7, max_choice_2)
+    left_2 = eliminated_2 / choice_2
+    product_2 = to_positive * sign_shifted_2
+    abs_product_2 = np.abs(product_2)
+    larger_3 = np.maximum(np.maximum(abs_shifted_2, abs_shifted_3), abs_product_2)
+    scaled_8 = larger_3 / binade_max_abs_3
+    scaled_9 = shifted_2 / binade_max_abs_3
+    scaled_10 = scaled_3 / binade_max_abs_6
+    eliminated_3 = stable.cross(difference_6, choice_3, scaled_10, max_choice_3)
+    left_3 = eliminated_3 / choice_3
     sum_abs_power = stable.sum_over(stable.abs_power(scaled, p), 1)
-    sum_abs_power_2 = stable.sum_over(stable.abs_power(scaled_2, p), 1)
-    sum_abs_power_3 = stable.sum_over(stable.abs_power(scaled_3, p), 1)
-    sum_product_2 = stable.sum_over(difference_6 * signed_power_3, 1)
-    sum_product_3 = stable.sum_over(difference_7 * signed_power_4, 1)
+    sum_abs_power_2 = stable.sum_over(abs_power_2, 1)
+    sum_abs_power_3 = stable.sum_over(abs_power_3, 1)
+    sum_product = stable.sum_over(left * stable.signed_power(scaled, difference), 1)
+    sum_choice = stable.sum_over(np.where(sign_shifted_3 == sign_shifted_2, -np.sign(product) * stable.abs_power(scaled_5, p) * np.expm1(p * np.log1p(-abs_2 / np.where(larger_2 == 0, 1, larger_2))), stable.abs_power(scaled_6, p) - abs_power_2), 1)
+    sum_product_2 = stable.sum_over(left_2 * stable.signed_power(scaled_2, difference), 1)
+    sum_choice_2 = stable.sum_over(np.where(sign_shifted_2 == sign_shifted_3, -np.sign(product_2) * stable.abs_power(scaled_8, p) * np.expm1(p * np.log1p(-abs_product_2 / np.where(larger_3 == 0, 1, larger_3))), stable.abs_power(scaled_9, p) - abs_power_3), 1)
+    sum_product_3 = stable.sum_over(left_3 * stable.signed_power(scaled_3, difference), 1)
     near = stable.abs_power(sum_abs_power, ratio) * binade_max_abs
     far = stable.abs_power(sum_abs_power_2, ratio) * binade_max_abs_2
     across = stable.abs_power(sum_abs_power_3, ratio) * binade_max_abs_3
-    step_2 = stable.step(near - np.minimum(far, across) + margin, 1)
-    product_2 = product * (sum_product / binade_max_abs) * stable.abs_power(sum_abs_power, difference_3) * step_2 * scale
-    step_3 = stable.step(across - far, 0.5)
-    product_3 = product * (sum_product_2 / binade_max_abs_2) * stable.abs_power(sum_abs_power_2, difference_3) * step_3 * step_2 * scale
-    product_4 = difference_2 * (stable.signed_power(sum_abs_power_2, difference) / binade_max_abs_2) * step_3 * step_2 * scale
-    product_5 = difference_2 * (stable.signed_power(sum_abs_power, difference) / binade_max_abs) * step_2 * scale
-    step_4 = stable.step(far - across, 0.5)
-    product_6 = product * (sum_product_3 / binade_max_abs_3) * stable.abs_power(sum_abs_power_3, difference_3) * step_4 * step_2 * scale
-    product_7 = difference_2 * (stable.signed_power(sum_abs_power_3, difference) / binade_max_abs_3) * step_4 * step_2 * scale
-    product_8 = product_2 * signed_power_2
-    product_9 = product_3 * signed_power_3
-    product_10 = product_4 * difference_6 * stable.abs_power(scaled_2, difference_4)
-    product_11 = product_5 * difference_5 * stable.abs_power(scaled, difference_4)
-    product_12 = product_6 * signed_power_4
-    product_13 = product_7 * difference_7 * stable.abs_power(scaled_3, difference_4)
-    hvp_anchor = stable.result(product_8 - product_9 - product_10 + product_11, (batch, features), (0, 1))
-    hvp_positive = stable.result(-(product_12 + product_8 + product_11 + product_13), (batch, features), (0, 1))
-    hvp_negative = stable.result(product_12 + product_9 + product_10 + product_13, (batch, features), (0, 1))
+    shifted_4 = near - np.minimum(far, across) + margin
+    below = shifted_4 < 0
+    product_3 = difference * (stable.signed_power(sum_abs_power, difference_2) / binade_max_abs) * scale
+    along = -sum_product / np.where(sum_abs_power == 0, 1, sum_abs_power) * binade_max_abs_4
+    step_2 = stable.step(shifted_4, 1)
+    below_2 = across < 2 * far
+    below_3 = far < 2 * across
+    longer_by = np.where((below_2) & (below_3), far * np.expm1(np.log1p(sum_choice / sum_abs_power_2) / p), across - far)
+    below_4 = longer_by < 0
+    product_4 = difference * (stable.signed_power(sum_abs_power_2, difference_2) / binade_max_abs_2) * scale
+    along_2 = -sum_product_2 / np.where(sum_abs_power_2 == 0, 1, sum_abs_power_2) * binade_max_abs_5
+    step_3 = stable.step(longer_by, 0.5)
+    longer_by_2 = np.where((below_3) & (below_2), across * np.expm1(np.log1p(sum_choice_2 / sum_abs_power_3) / p), far - across)
+    below_5 = longer_by_2 < 0
+    product_5 = difference * (stable.signed_power(sum_abs_power_3, difference_2) / binade_max_abs_3) * scale
+    along_3 = -sum_product_3 / np.where(sum_abs_power_3 == 0, 1, sum_abs_power_3) * binade_max_abs_6
+    step_4 = stable.step(longer_by_2, 0.5)
+    choice_4 = np.where(below, 0, product_3 * (along * scaled_4 + left) * stable.abs_power(scaled, difference_3) * step_2)
+    choice_5 = np.where(below_4, 0, np.where(below, 0, product_4 * (along_2 * scaled_7 + left_2) * stable.abs_power(scaled_2, difference_3) * step_2) * step_3)
+    choice_6 = np.where(below_5, 0, np.where(below, 0, product_5 * (along_3 * scaled_10 + left_3) * stable.abs_power(scaled_3, difference_3) * step_2) * step_4)
+    hvp_anchor = stable.result(choice_4 - choice_5, (batch, features), (0, 1))
+    hvp_positive = stable.result(-(choice_6 + choice_4), (batch, features), (0, 1))
+    hvp_negative = stable.result(choice_6 + choice_5, (batch, features), (0, 1))
     return hvp_anchor, hvp_positive, hvp_negative
 
 
@@ -1068,44 +1337,70 @@ def hessian_diag__p_general__swap_yes(anchor, positive, negative, scale, margin,
     shifted = to_positive + eps
     to_negative = anchor - negative
     shifted_2 = to_negative + eps
+    abs_shifted_2 = np.abs(shifted_2)
     between = positive - negative
     shifted_3 = between + eps
+    abs_shifted_3 = np.abs(shifted_3)
     max_abs = stable.max_over(np.abs(shifted), 1)
-    max_abs_2 = stable.max_over(np.abs(shifted_2), 1)
-    max_abs_3 = stable.max_over(np.abs(shifted_3), 1)
+    max_abs_2 = stable.max_over(abs_shifted_2, 1)
+    max_abs_3 = stable.max_over(abs_shifted_3, 1)
     binade_max_abs = stable.binade(max_abs)
     binade_max_abs_2 = stable.binade(max_abs_2)
     binade_max_abs_3 = stable.binade(max_abs_3)
     scaled = shifted / binade_max_abs
     scaled_2 = shifted_2 / binade_max_abs_2
+    abs_power_2 = stable.abs_power(scaled_2, p)
     scaled_3 = shifted_3 / binade_max_abs_3
+    abs_power_3 = stable.abs_power(scaled_3, p)
+    sign_shifted_3 = np.sign(shifted_3)
+    sign_shifted_2 = np.sign(shifted_2)
+    product_2 = (positive - anchor) * sign_shifted_3
+    abs_product_2 = np.abs(product_2)
+    larger_2 = np.maximum(np.maximum(abs_shifted_3, abs_shifted_2), abs_product_2)
+    scaled_4 = larger_2 / binade_max_abs_2
+    scaled_5 = shifted_3 / binade_max_abs_2
+    product_3 = to_positive * sign_shifted_2
+    abs_product_3 = np.abs(product_3)
+    larger_3 = np.maximum(np.maximum(abs_shifted_2, abs_shifted_3), abs_product_3)
+    scaled_6 = larger_3 / binade_max_abs_3
+    scaled_7 = shifted_2 / binade_max_abs_3
     sum_abs_power = stable.sum_over(stable.abs_power(scaled, p), 1)
-    sum_abs_power_2 = stable.sum_over(stable.abs_power(scaled_2, p), 1)
-    sum_abs_power_3 = stable.sum_over(stable.abs_power(scaled_3, p), 1)
+    sum_abs_power_2 = stable.sum_over(abs_power_2, 1)
+    sum_abs_power_3 = stable.sum_over(abs_power_3, 1)
+    sum_choice = stable.sum_over(np.where(sign_shifted_3 == sign_shifted_2, -np.sign(product_2) * stable.abs_power(scaled_4, p) * np.expm1(p * np.log1p(-abs_product_2 / np.where(larger_2 == 0, 1, larger_2))), stable.abs_power(scaled_5, p) - abs_power_2), 1)
+    sum_choice_2 = stable.sum_over(np.where(sign_shifted_2 == sign_shifted_3, -np.sign(product_3) * stable.abs_power(scaled_6, p) * np.expm1(p * np.log1p(-abs_product_3 / np.where(larger_3 == 0, 1, larger_3))), stable.abs_power(scaled_7, p) - abs_power_3), 1)
     near = stable.abs_power(sum_abs_power, ratio) * binade_max_abs
     far = stable.abs_power(sum_abs_power_2, ratio) * binade_max_abs_2
     across = stable.abs_power(sum_abs_power_3, ratio) * binade_max_abs_3
-    step_2 = stable.step(near - np.minimum(far, across) + margin, 1)
-    product_2 = product * (stable.abs_power(sum_abs_power, difference_2) / binade_max_abs) * step_2 * scale
-    step_3 = stable.step(across - far, 0.5)
-    product_3 = product * (stable.abs_power(sum_abs_power_2, difference_2) / binade_max_abs_2) * step_3 * step_2 * scale
-    product_4 = difference_3 * (stable.signed_power(sum_abs_power_2, difference) / binade_max_abs_2) * step_3 * step_2 * scale
-    product_5 = difference_3 * (stable.signed_power(sum_abs_power, difference) / binade_max_abs) * step_2 * scale
-    step_4 = stable.step(far - across, 0.5)
-    product_6 = product * (stable.abs_power(sum_abs_power_3, difference_2) / binade_max_abs_3) * step_4 * step_2 * scale
-    product_7 = difference_3 * (stable.signed_power(sum_abs_power_3, difference) / binade_max_abs_3) * step_4 * step_2 * scale
+    shifted_4 = near - np.minimum(far, across) + margin
+    below = shifted_4 < 0
+    product_4 = product * (stable.abs_power(sum_abs_power, difference_2) / binade_max_abs) * scale
+    step_2 = stable.step(shifted_4, 1)
+    below_2 = across < 2 * far
+    below_3 = far < 2 * across
+    longer_by = np.where((below_2) & (below_3), far * np.expm1(np.log1p(sum_choice / sum_abs_power_2) / p), across - far)
+    below_4 = longer_by < 0
+    product_5 = product * (stable.abs_power(sum_abs_power_2, difference_2) / binade_max_abs_2) * scale
+    step_3 = stable.step(longer_by, 0.5)
+    product_6 = difference_3 * (stable.signed_power(sum_abs_power_2, difference) / binade_max_abs_2) * scale
+    product_7 = difference_3 * (stable.signed_power(sum_abs_power, difference) / binade_max_abs) * scale
+    longer_by_2 = np.where((below_3) & (below_2), across * np.expm1(np.log1p(sum_choice_2 / sum_abs_power_3) / p), far - across)
+    below_5 = longer_by_2 < 0
+    product_8 = product * (stable.abs_power(sum_abs_power_3, difference_2) / binade_max_abs_3) * scale
+    step_4 = stable.step(longer_by_2, 0.5)
+    product_9 = difference_3 * (stable.signed_power(sum_abs_power_3, difference) / binade_max_abs_3) * scale
     signed_power_2 = stable.signed_power(scaled, difference_3)
-    product_8 = product_2 * signed_power_2 * signed_power_2
+    choice = np.where(below, 0, product_4 * signed_power_2 * signed_power_2 * step_2)
     signed_power_3 = stable.signed_power(scaled_2, difference_3)
-    product_9 = product_3 * signed_power_3 * signed_power_3
-    product_10 = product_4 * stable.abs_power(scaled_2, difference_4)
-    product_11 = product_5 * stable.abs_power(scaled, difference_4)
+    choice_2 = np.where(below_4, 0, np.where(below, 0, product_5 * signed_power_3 * signed_power_3 * step_2) * step_3)
+    choice_3 = np.where(below_4, 0, np.where(below, 0, product_6 * stable.abs_power(scaled_2, difference_4) * step_2) * step_3)
+    choice_4 = np.where(below, 0, product_7 * stable.abs_power(scaled, difference_4) * step_2)
     signed_power_4 = stable.signed_power(scaled_3, difference_3)
-    product_12 = product_6 * signed_power_4 * signed_power_4
-    product_13 = product_7 * stable.abs_power(scaled_3, difference_4)
-    hessian_anchor = stable.result(product_8 - product_9 - product_10 + product_11, (batch, features), (0, 1))
-    hessian_positive = stable.result(product_8 - product_12 - product_13 + product_11, (batch, features), (0, 1))
-    hessian_negative = stable.result(-(product_12 + product_9 + product_13 + product_10), (batch, features), (0, 1))
+    choice_5 = np.where(below_5, 0, np.where(below, 0, product_8 * signed_power_4 * signed_power_4 * step_2) * step_4)
+    choice_6 = np.where(below_5, 0, np.where(below, 0, product_9 * stable.abs_power(scaled_3, difference_4) * step_2) * step_4)
+    hessian_anchor = stable.result(choice - choice_2 - choice_3 + choice_4, (batch, features), (0, 1))
+    hessian_positive = stable.result(choice - choice_5 - choice_6 + choice_4, (batch, features), (0, 1))
+    hessian_negative = stable.result(-(choice_5 + choice_2 + choice_6 + choice_3), (batch, features), (0, 1))
     return hessian_anchor, hessian_positive, hessian_negative
 
 
@@ -1123,14 +1418,23 @@ def value__p_general__swap_no(anchor, positive, negative, margin, p, eps):  # ty
     binade_max_abs_2 = stable.binade(max_abs_2)
     scaled = shifted / binade_max_abs
     scaled_2 = shifted_2 / binade_max_abs_2
+    abs_power_2 = stable.abs_power(scaled_2, p)
+    sign_2 = np.sign(shifted)
+    product = (negative - positive) * sign_2
+    abs_2 = np.abs(product)
+    larger_2 = np.maximum(np.maximum(np.abs(shifted), np.abs(shifted_2)), abs_2)
+    scaled_3 = larger_2 / binade_max_abs_2
+    scaled_4 = shifted / binade_max_abs_2
     sum_abs_power = stable.sum_over(stable.abs_power(scaled, p), 1)
-    sum_abs_power_2 = stable.sum_over(stable.abs_power(scaled_2, p), 1)
+    sum_abs_power_2 = stable.sum_over(abs_power_2, 1)
+    sum_choice = stable.sum_over(np.where(sign_2 == np.sign(shifted_2), -np.sign(product) * stable.abs_power(scaled_3, p) * np.expm1(p * np.log1p(-abs_2 / np.where(larger_2 == 0, 1, larger_2))), stable.abs_power(scaled_4, p) - abs_power_2), 1)
     near = stable.abs_power(sum_abs_power, ratio) * binade_max_abs
     far = stable.abs_power(sum_abs_power_2, ratio) * binade_max_abs_2
-    shifted_3 = near - far + margin
-    value = np.where(shifted_3 < 0, 0, shifted_3)
-    loss = stable.result(value, (batch,), (0,))
-    total_loss = stable.total(value, batch, (), ())
+    longer_by = np.where((near < 2 * far) & (far < 2 * near), far * np.expm1(np.log1p(sum_choice / sum_abs_power_2) / p), near - far)
+    shifted_3 = longer_by + margin
+    choice = np.where(shifted_3 < 0, 0, shifted_3)
+    loss = stable.result(choice, (batch,), (0,))
+    total_loss = stable.total(choice, batch, (), ())
     return loss, total_loss
 
 
@@ -1152,30 +1456,40 @@ def value_and_grad__p_general__swap_no(anchor, positive, negative, scale, margin
     binade_max_abs_2 = stable.binade(max_abs_2)
     scaled = shifted / binade_max_abs
     scaled_2 = shifted_2 / binade_max_abs_2
+    abs_power_2 = stable.abs_power(scaled_2, p)
+    sign_2 = np.sign(shifted)
+    product = (negative - positive) * sign_2
+    abs_2 = np.abs(product)
+    larger_2 = np.maximum(np.maximum(np.abs(shifted), np.abs(shifted_2)), abs_2)
+    scaled_3 = larger_2 / binade_max_abs_2
+    scaled_4 = shifted / binade_max_abs_2
     sum_abs_power = stable.sum_over(stable.abs_power(scaled, p), 1)
-    sum_abs_power_2 = stable.sum_over(stable.abs_power(scaled_2, p), 1)
+    sum_abs_power_2 = stable.sum_over(abs_power_2, 1)
+    sum_choice = stable.sum_over(np.where(sign_2 == np.sign(shifted_2), -np.sign(product) * stable.abs_power(scaled_3, p) * np.expm1(p * np.log1p(-abs_2 / np.where(larger_2 == 0, 1, larger_2))), stable.abs_power(scaled_4, p) - abs_power_2), 1)
     near = stable.abs_power(sum_abs_power, ratio) * binade_max_abs
     far = stable.abs_power(sum_abs_power_2, ratio) * binade_max_abs_2
-    shifted_3 = near - far + margin
+    longer_by = np.where((near < 2 * far) & (far < 2 * near), far * np.expm1(np.log1p(sum_choice / sum_abs_power_2) / p), near - far)
+    shifted_3 = longer_by + margin
+    below = shifted_3 < 0
+    product_2 = stable.signed_power(sum_abs_power, difference) * scale
     step_2 = stable.step(shifted_3, 1)
-    product = stable.signed_power(sum_abs_power, difference) * step_2 * scale
-    product_2 = stable.signed_power(sum_abs_power_2, difference) * step_2 * scale
-    product_3 = product * stable.signed_power(scaled, difference_2)
-    product_4 = product_2 * stable.signed_power(scaled_2, difference_2)
-    grad_anchor = stable.result(product_3 - product_4, (batch, features), (0, 1))
-    grad_positive = stable.result(-product_3, (batch, features), (0, 1))
-    grad_negative = stable.result(product_4, (batch, features), (0, 1))
-    value = np.where(shifted_3 < 0, 0, shifted_3)
-    loss = stable.result(value, (batch,), (0,))
-    total_loss = stable.total(value, batch, (), ())
+    product_3 = stable.signed_power(sum_abs_power_2, difference) * scale
+    choice = np.where(below, 0, product_2 * stable.signed_power(scaled, difference_2) * step_2)
+    choice_2 = np.where(below, 0, product_3 * stable.signed_power(scaled_2, difference_2) * step_2)
+    grad_anchor = stable.result(choice - choice_2, (batch, features), (0, 1))
+    grad_positive = stable.result(-choice, (batch, features), (0, 1))
+    grad_negative = stable.result(choice_2, (batch, features), (0, 1))
+    choice_3 = np.where(below, 0, shifted_3)
+    loss = stable.result(choice_3, (batch,), (0,))
+    total_loss = stable.total(choice_3, batch, (), ())
     return loss, total_loss, grad_anchor, grad_positive, grad_negative
 
 
 def jvp__p_general__swap_no(anchor, positive, negative, direction_anchor, direction_negative, direction_positive, margin, p, eps):  # type: ignore[no-untyped-def]
     """The derivative along the directions, where p is none of the special values and swap is False."""
     batch = anchor.shape[0]
-    difference = p - 1
     ratio = 1 / p
+    difference = p - 1
     difference_2 = ratio - 1
     to_positive = anchor - positive
     shifted = to_positive + eps
@@ -1187,14 +1501,25 @@ def jvp__p_general__swap_no(anchor, positive, negative, direction_anchor, direct
     binade_max_abs_2 = stable.binade(max_abs_2)
     scaled = shifted / binade_max_abs
     scaled_2 = shifted_2 / binade_max_abs_2
-    sum_product = stable.sum_over((direction_anchor - direction_positive) * stable.signed_power(scaled, difference), 1)
+    abs_power_2 = stable.abs_power(scaled_2, p)
+    sign_2 = np.sign(shifted)
+    product = (negative - positive) * sign_2
+    abs_2 = np.abs(product)
+    larger_2 = np.maximum(np.maximum(np.abs(shifted), np.abs(shifted_2)), abs_2)
+    scaled_3 = larger_2 / binade_max_abs_2
+    scaled_4 = shifted / binade_max_abs_2
     sum_abs_power = stable.sum_over(stable.abs_power(scaled, p), 1)
-    sum_abs_power_2 = stable.sum_over(stable.abs_power(scaled_2, p), 1)
+    sum_abs_power_2 = stable.sum_over(abs_power_2, 1)
+    sum_choice = stable.sum_over(np.where(sign_2 == np.sign(shifted_2), -np.sign(product) * stable.abs_power(scaled_3, p) * np.expm1(p * np.log1p(-abs_2 / np.where(larger_2 == 0, 1, larger_2))), stable.abs_power(scaled_4, p) - abs_power_2), 1)
+    sum_product = stable.sum_over((direction_anchor - direction_positive) * stable.signed_power(scaled, difference), 1)
     sum_product_2 = stable.sum_over((direction_anchor - direction_negative) * stable.signed_power(scaled_2, difference), 1)
     near = stable.abs_power(sum_abs_power, ratio) * binade_max_abs
     far = stable.abs_power(sum_abs_power_2, ratio) * binade_max_abs_2
-    step_2 = stable.step(near - far + margin, 1)
-    difference_3 = sum_product * stable.signed_power(sum_abs_power, difference_2) * step_2 - sum_product_2 * stable.signed_power(sum_abs_power_2, difference_2) * step_2
+    longer_by = np.where((near < 2 * far) & (far < 2 * near), far * np.expm1(np.log1p(sum_choice / sum_abs_power_2) / p), near - far)
+    shifted_3 = longer_by + margin
+    below = shifted_3 < 0
+    step_2 = stable.step(shifted_3, 1)
+    difference_3 = np.where(below, 0, sum_product * stable.signed_power(sum_abs_power, difference_2) * step_2) - np.where(below, 0, sum_product_2 * stable.signed_power(sum_abs_power_2, difference_2) * step_2)
     rate = stable.result(difference_3, (batch,), (0,))
     total_rate = stable.total(difference_3, batch, (), ())
     return rate, total_rate
@@ -1206,11 +1531,9 @@ def hvp__p_general__swap_no(anchor, positive, negative, scale, direction_anchor,
     features = anchor.shape[1]
     scale = scale[:, None]
     ratio = 1 / p
-    difference = ratio - 1
-    product = difference * p
-    difference_2 = p - 1
-    difference_3 = ratio - 2
-    difference_4 = p - 2
+    difference = p - 1
+    difference_2 = ratio - 1
+    difference_3 = p - 2
     to_positive = anchor - positive
     shifted = to_positive + eps
     to_negative = anchor - negative
@@ -1219,30 +1542,51 @@ def hvp__p_general__swap_no(anchor, positive, negative, scale, direction_anchor,
     max_abs_2 = stable.max_over(np.abs(shifted_2), 1)
     binade_max_abs = stable.binade(max_abs)
     binade_max_abs_2 = stable.binade(max_abs_2)
-    difference_5 = direction_anchor - direction_positive
     scaled = shifted / binade_max_abs
-    signed_power_2 = stable.signed_power(scaled, difference_2)
     scaled_2 = shifted_2 / binade_max_abs_2
-    difference_6 = direction_anchor - direction_negative
-    signed_power_3 = stable.signed_power(scaled_2, difference_2)
-    sum_product = stable.sum_over(difference_5 * signed_power_2, 1)
+    max_abs_3 = stable.max_over(np.abs(scaled), 1)
+    max_abs_4 = stable.max_over(np.abs(scaled_2), 1)
+    difference_4 = direction_anchor - direction_positive
+    difference_5 = direction_anchor - direction_negative
+    max_choice = stable.max_over(np.where(np.abs(scaled) == max_abs_3, difference_4 * np.sign(scaled), -np.inf), 1)
+    max_choice_2 = stable.max_over(np.where(np.abs(scaled_2) == max_abs_4, difference_5 * np.sign(scaled_2), -np.inf), 1)
+    binade_max_abs_3 = stable.binade(max_abs_3)
+    choice = np.where(max_abs_3 == 0, 1, max_abs_3 / binade_max_abs_3)
+    binade_max_abs_4 = stable.binade(max_abs_4)
+    choice_2 = np.where(max_abs_4 == 0, 1, max_abs_4 / binade_max_abs_4)
+    abs_power_2 = stable.abs_power(scaled_2, p)
+    sign_2 = np.sign(shifted)
+    product = (negative - positive) * sign_2
+    abs_2 = np.abs(product)
+    larger_2 = np.maximum(np.maximum(np.abs(shifted), np.abs(shifted_2)), abs_2)
+    scaled_3 = larger_2 / binade_max_abs_2
+    scaled_4 = shifted / binade_max_abs_2
+    scaled_5 = scaled / binade_max_abs_3
+    eliminated = stable.cross(difference_4, choice, scaled_5, max_choice)
+    left = eliminated / choice
+    scaled_6 = scaled_2 / binade_max_abs_4
+    eliminated_2 = stable.cross(difference_5, choice_2, scaled_6, max_choice_2)
+    left_2 = eliminated_2 / choice_2
     sum_abs_power = stable.sum_over(stable.abs_power(scaled, p), 1)
-    sum_abs_power_2 = stable.sum_over(stable.abs_power(scaled_2, p), 1)
-    sum_product_2 = stable.sum_over(difference_6 * signed_power_3, 1)
+    sum_abs_power_2 = stable.sum_over(abs_power_2, 1)
+    sum_choice = stable.sum_over(np.where(sign_2 == np.sign(shifted_2), -np.sign(product) * stable.abs_power(scaled_3, p) * np.expm1(p * np.log1p(-abs_2 / np.where(larger_2 == 0, 1, larger_2))), stable.abs_power(scaled_4, p) - abs_power_2), 1)
+    sum_product = stable.sum_over(left * stable.signed_power(scaled, difference), 1)
+    sum_product_2 = stable.sum_over(left_2 * stable.signed_power(scaled_2, difference), 1)
     near = stable.abs_power(sum_abs_power, ratio) * binade_max_abs
     far = stable.abs_power(sum_abs_power_2, ratio) * binade_max_abs_2
-    step_2 = stable.step(near - far + margin, 1)
-    product_2 = product * (sum_product / binade_max_abs) * stable.abs_power(sum_abs_power, difference_3) * step_2 * scale
-    product_3 = product * (sum_product_2 / binade_max_abs_2) * stable.abs_power(sum_abs_power_2, difference_3) * step_2 * scale
-    product_4 = difference_2 * (stable.signed_power(sum_abs_power_2, difference) / binade_max_abs_2) * step_2 * scale
-    product_5 = difference_2 * (stable.signed_power(sum_abs_power, difference) / binade_max_abs) * step_2 * scale
-    product_6 = product_2 * signed_power_2
-    product_7 = product_3 * signed_power_3
-    product_8 = product_4 * difference_6 * stable.abs_power(scaled_2, difference_4)
-    product_9 = product_5 * difference_5 * stable.abs_power(scaled, difference_4)
-    hvp_anchor = stable.result(product_6 - product_7 - product_8 + product_9, (batch, features), (0, 1))
-    hvp_positive = stable.result(-(product_6 + product_9), (batch, features), (0, 1))
-    hvp_negative = stable.result(product_7 + product_8, (batch, features), (0, 1))
+    longer_by = np.where((near < 2 * far) & (far < 2 * near), far * np.expm1(np.log1p(sum_choice / sum_abs_power_2) / p), near - far)
+    shifted_3 = longer_by + margin
+    below = shifted_3 < 0
+    product_2 = difference * (stable.signed_power(sum_abs_power, difference_2) / binade_max_abs) * scale
+    along = -sum_product / np.where(sum_abs_power == 0, 1, sum_abs_power) * binade_max_abs_3
+    step_2 = stable.step(shifted_3, 1)
+    product_3 = difference * (stable.signed_power(sum_abs_power_2, difference_2) / binade_max_abs_2) * scale
+    along_2 = -sum_product_2 / np.where(sum_abs_power_2 == 0, 1, sum_abs_power_2) * binade_max_abs_4
+    choice_3 = np.where(below, 0, product_2 * (along * scaled_5 + left) * stable.abs_power(scaled, difference_3) * step_2)
+    choice_4 = np.where(below, 0, product_3 * (along_2 * scaled_6 + left_2) * stable.abs_power(scaled_2, difference_3) * step_2)
+    hvp_anchor = stable.result(choice_3 - choice_4, (batch, features), (0, 1))
+    hvp_positive = stable.result(-choice_3, (batch, features), (0, 1))
+    hvp_negative = stable.result(choice_4, (batch, features), (0, 1))
     return hvp_anchor, hvp_positive, hvp_negative
 
 
@@ -1267,22 +1611,33 @@ def hessian_diag__p_general__swap_no(anchor, positive, negative, scale, margin, 
     binade_max_abs_2 = stable.binade(max_abs_2)
     scaled = shifted / binade_max_abs
     scaled_2 = shifted_2 / binade_max_abs_2
+    abs_power_2 = stable.abs_power(scaled_2, p)
+    sign_2 = np.sign(shifted)
+    product_2 = (negative - positive) * sign_2
+    abs_product_2 = np.abs(product_2)
+    larger_2 = np.maximum(np.maximum(np.abs(shifted), np.abs(shifted_2)), abs_product_2)
+    scaled_3 = larger_2 / binade_max_abs_2
+    scaled_4 = shifted / binade_max_abs_2
     sum_abs_power = stable.sum_over(stable.abs_power(scaled, p), 1)
-    sum_abs_power_2 = stable.sum_over(stable.abs_power(scaled_2, p), 1)
+    sum_abs_power_2 = stable.sum_over(abs_power_2, 1)
+    sum_choice = stable.sum_over(np.where(sign_2 == np.sign(shifted_2), -np.sign(product_2) * stable.abs_power(scaled_3, p) * np.expm1(p * np.log1p(-abs_product_2 / np.where(larger_2 == 0, 1, larger_2))), stable.abs_power(scaled_4, p) - abs_power_2), 1)
     near = stable.abs_power(sum_abs_power, ratio) * binade_max_abs
     far = stable.abs_power(sum_abs_power_2, ratio) * binade_max_abs_2
-    step_2 = stable.step(near - far + margin, 1)
-    product_2 = product * (stable.abs_power(sum_abs_power, difference_2) / binade_max_abs) * step_2 * scale
-    product_3 = product * (stable.abs_power(sum_abs_power_2, difference_2) / binade_max_abs_2) * step_2 * scale
-    product_4 = difference_3 * (stable.signed_power(sum_abs_power_2, difference) / binade_max_abs_2) * step_2 * scale
-    product_5 = difference_3 * (stable.signed_power(sum_abs_power, difference) / binade_max_abs) * step_2 * scale
+    longer_by = np.where((near < 2 * far) & (far < 2 * near), far * np.expm1(np.log1p(sum_choice / sum_abs_power_2) / p), near - far)
+    shifted_3 = longer_by + margin
+    below = shifted_3 < 0
+    product_3 = product * (stable.abs_power(sum_abs_power, difference_2) / binade_max_abs) * scale
+    step_2 = stable.step(shifted_3, 1)
+    product_4 = product * (stable.abs_power(sum_abs_power_2, difference_2) / binade_max_abs_2) * scale
+    product_5 = difference_3 * (stable.signed_power(sum_abs_power_2, difference) / binade_max_abs_2) * scale
+    product_6 = difference_3 * (stable.signed_power(sum_abs_power, difference) / binade_max_abs) * scale
     signed_power_2 = stable.signed_power(scaled, difference_3)
-    product_6 = product_2 * signed_power_2 * signed_power_2
+    choice = np.where(below, 0, product_3 * signed_power_2 * signed_power_2 * step_2)
     signed_power_3 = stable.signed_power(scaled_2, difference_3)
-    product_7 = product_3 * signed_power_3 * signed_power_3
-    product_8 = product_4 * stable.abs_power(scaled_2, difference_4)
-    product_9 = product_5 * stable.abs_power(scaled, difference_4)
-    hessian_anchor = stable.result(product_6 - product_7 - product_8 + product_9, (batch, features), (0, 1))
-    hessian_positive = stable.result(product_6 + product_9, (batch, features), (0, 1))
-    hessian_negative = stable.result(-(product_7 + product_8), (batch, features), (0, 1))
+    choice_2 = np.where(below, 0, product_4 * signed_power_3 * signed_power_3 * step_2)
+    choice_3 = np.where(below, 0, product_5 * stable.abs_power(scaled_2, difference_4) * step_2)
+    choice_4 = np.where(below, 0, product_6 * stable.abs_power(scaled, difference_4) * step_2)
+    hessian_anchor = stable.result(choice - choice_2 - choice_3 + choice_4, (batch, features), (0, 1))
+    hessian_positive = stable.result(choice + choice_4, (batch, features), (0, 1))
+    hessian_negative = stable.result(-(choice_2 + choice_3), (batch, features), (0, 1))
     return hessian_anchor, hessian_positive, hessian_negative
