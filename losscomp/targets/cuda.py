@@ -14,7 +14,7 @@ from typing import ClassVar
 from .. import ir
 from ..errors import TargetError
 from ..ir import Accumulate, Argument, Kernel, Let, Load, Loop, Param, Start, Statement, Store, kind_of
-from .c import CPrinter, interval
+from .c import CPrinter, description_of, interval
 from .printer import CALL, decimal
 
 THREADS = 256                                    # of a block
@@ -331,11 +331,6 @@ def serving(kernels: list[Kernel]) -> list[tuple[Kernel, Kernel]]:
         able = [k for k in kinds if k.name.startswith("value_and_grad") and serves(k, asked)] or [asked]
         found.append((asked, max(able, key=lambda k: len(k.outputs))))
     return found
-
-
-def description_of(a: Argument) -> str:
-    """The name of an argument's description: forms of one loss may use a name for an index and for a real tensor."""
-    return "_".join([a.name, *(["index"] if a.integer else []), *a.axes, "argument"])
 
 
 def argument_rows(kernels: list[Kernel]) -> list[str]:

@@ -737,51 +737,51 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all(const __grid_constant__ la
 
 /* What the driver is told. */
 
-const losslib_argument input1_features_argument = {"input1", LOSSLIB_INPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument input2_features_argument = {"input2", LOSSLIB_INPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
+const losslib_argument input1__features_argument = {"input1", LOSSLIB_INPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
+const losslib_argument input2__features_argument = {"input2", LOSSLIB_INPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
 const losslib_argument target_argument = {"target", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
 const losslib_argument loss_argument = {"loss", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
 const losslib_argument total_loss_argument = {"total_loss", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
 const losslib_argument scale_argument = {"scale", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument grad_input1_features_argument = {"grad_input1", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument grad_input2_features_argument = {"grad_input2", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
+const losslib_argument grad_input1__features_argument = {"grad_input1", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
+const losslib_argument grad_input2__features_argument = {"grad_input2", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
 const losslib_argument grad_target_argument = {"grad_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument direction_input1_features_argument = {"direction_input1", LOSSLIB_DIRECTION, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument direction_input2_features_argument = {"direction_input2", LOSSLIB_DIRECTION, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
+const losslib_argument direction_input1__features_argument = {"direction_input1", LOSSLIB_DIRECTION, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
+const losslib_argument direction_input2__features_argument = {"direction_input2", LOSSLIB_DIRECTION, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
 const losslib_argument rate_argument = {"rate", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
 const losslib_argument total_rate_argument = {"total_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument hvp_input1_features_argument = {"hvp_input1", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument hvp_input2_features_argument = {"hvp_input2", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
+const losslib_argument hvp_input1__features_argument = {"hvp_input1", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
+const losslib_argument hvp_input2__features_argument = {"hvp_input2", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
 const losslib_argument hvp_target_argument = {"hvp_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
 const losslib_param margin_param = {"margin", -INFINITY, INFINITY, 0};
 
 const losslib_signature value_signature = {
     "cosine_embedding_loss.value", 5, 1, 1,
-    { &input1_features_argument, &input2_features_argument, &target_argument, &loss_argument, &total_loss_argument },
+    { &input1__features_argument, &input2__features_argument, &target_argument, &loss_argument, &total_loss_argument },
     { &margin_param }, { "features" }};
 const losslib_signature value_and_grad_all_signature = {
     "cosine_embedding_loss.value_and_grad_all", 9, 1, 1,
-    { &input1_features_argument, &input2_features_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input1_features_argument, &grad_input2_features_argument, &grad_target_argument },
+    { &input1__features_argument, &input2__features_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input1__features_argument, &grad_input2__features_argument, &grad_target_argument },
     { &margin_param }, { "features" }};
 const losslib_signature value_and_grad_signature = {
     "cosine_embedding_loss.value_and_grad", 8, 1, 1,
-    { &input1_features_argument, &input2_features_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input1_features_argument, &grad_input2_features_argument },
+    { &input1__features_argument, &input2__features_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input1__features_argument, &grad_input2__features_argument },
     { &margin_param }, { "features" }};
 const losslib_signature jvp_signature = {
     "cosine_embedding_loss.jvp", 7, 1, 1,
-    { &input1_features_argument, &input2_features_argument, &target_argument, &direction_input1_features_argument, &direction_input2_features_argument, &rate_argument, &total_rate_argument },
+    { &input1__features_argument, &input2__features_argument, &target_argument, &direction_input1__features_argument, &direction_input2__features_argument, &rate_argument, &total_rate_argument },
     { &margin_param }, { "features" }};
 const losslib_signature hvp_signature = {
     "cosine_embedding_loss.hvp", 8, 1, 1,
-    { &input1_features_argument, &input2_features_argument, &target_argument, &scale_argument, &direction_input1_features_argument, &direction_input2_features_argument, &hvp_input1_features_argument, &hvp_input2_features_argument },
+    { &input1__features_argument, &input2__features_argument, &target_argument, &scale_argument, &direction_input1__features_argument, &direction_input2__features_argument, &hvp_input1__features_argument, &hvp_input2__features_argument },
     { &margin_param }, { "features" }};
 const losslib_signature jvp_all_signature = {
     "cosine_embedding_loss.jvp_all", 7, 1, 1,
-    { &input1_features_argument, &input2_features_argument, &target_argument, &direction_input1_features_argument, &direction_input2_features_argument, &rate_argument, &total_rate_argument },
+    { &input1__features_argument, &input2__features_argument, &target_argument, &direction_input1__features_argument, &direction_input2__features_argument, &rate_argument, &total_rate_argument },
     { &margin_param }, { "features" }};
 const losslib_signature hvp_all_signature = {
     "cosine_embedding_loss.hvp_all", 9, 1, 1,
-    { &input1_features_argument, &input2_features_argument, &target_argument, &scale_argument, &direction_input1_features_argument, &direction_input2_features_argument, &hvp_input1_features_argument, &hvp_input2_features_argument, &hvp_target_argument },
+    { &input1__features_argument, &input2__features_argument, &target_argument, &scale_argument, &direction_input1__features_argument, &direction_input2__features_argument, &hvp_input1__features_argument, &hvp_input2__features_argument, &hvp_target_argument },
     { &margin_param }, { "features" }};
 
 }

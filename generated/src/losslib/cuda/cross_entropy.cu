@@ -1446,151 +1446,151 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all__target_real__label_smooth
 
 /* What the driver is told. */
 
-const losslib_argument input_classes_argument = {"input", LOSSLIB_INPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument target_index_argument = {"target", LOSSLIB_INPUT, 1, 1, 0, {NULL}, "classes", "ignore_index", -INFINITY, INFINITY, 0};
-const losslib_argument weight_classes_argument = {"weight", LOSSLIB_INPUT, 0, 0, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
+const losslib_argument input__classes_argument = {"input", LOSSLIB_INPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
+const losslib_argument target__index_argument = {"target", LOSSLIB_INPUT, 1, 1, 0, {NULL}, "classes", "ignore_index", -INFINITY, INFINITY, 0};
+const losslib_argument weight__classes_argument = {"weight", LOSSLIB_INPUT, 0, 0, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
 const losslib_argument loss_argument = {"loss", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
 const losslib_argument total_loss_argument = {"total_loss", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
 const losslib_argument total_weight_argument = {"total_weight", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
 const losslib_argument scale_argument = {"scale", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
 const losslib_argument scale_weight_argument = {"scale_weight", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument grad_input_classes_argument = {"grad_input", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument grad_weight_classes_argument = {"grad_weight", LOSSLIB_OUTPUT, 0, 0, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument direction_input_classes_argument = {"direction_input", LOSSLIB_DIRECTION, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
+const losslib_argument grad_input__classes_argument = {"grad_input", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
+const losslib_argument grad_weight__classes_argument = {"grad_weight", LOSSLIB_OUTPUT, 0, 0, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
+const losslib_argument direction_input__classes_argument = {"direction_input", LOSSLIB_DIRECTION, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
 const losslib_argument rate_argument = {"rate", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
 const losslib_argument total_rate_argument = {"total_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument hvp_input_classes_argument = {"hvp_input", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument direction_weight_classes_argument = {"direction_weight", LOSSLIB_DIRECTION, 0, 0, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
+const losslib_argument hvp_input__classes_argument = {"hvp_input", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
+const losslib_argument direction_weight__classes_argument = {"direction_weight", LOSSLIB_DIRECTION, 0, 0, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
 const losslib_argument total_weight_rate_argument = {"total_weight_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
 const losslib_argument scale_rate_argument = {"scale_rate", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
 const losslib_argument scale_weight_rate_argument = {"scale_weight_rate", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument hvp_weight_classes_argument = {"hvp_weight", LOSSLIB_OUTPUT, 0, 0, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument target_classes_argument = {"target", LOSSLIB_INPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument grad_target_classes_argument = {"grad_target", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument direction_target_classes_argument = {"direction_target", LOSSLIB_DIRECTION, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument hvp_target_classes_argument = {"hvp_target", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
+const losslib_argument hvp_weight__classes_argument = {"hvp_weight", LOSSLIB_OUTPUT, 0, 0, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
+const losslib_argument target__classes_argument = {"target", LOSSLIB_INPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
+const losslib_argument grad_target__classes_argument = {"grad_target", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
+const losslib_argument direction_target__classes_argument = {"direction_target", LOSSLIB_DIRECTION, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
+const losslib_argument hvp_target__classes_argument = {"hvp_target", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
 const losslib_param ignore_index_param = {"ignore_index", -INFINITY, INFINITY, 0};
 const losslib_param label_smoothing_param = {"label_smoothing", 0.0, 1.0, 0};
 
 const losslib_signature value__target_index__label_smoothing_0_signature = {
     "cross_entropy.value__target_index__label_smoothing_0", 6, 1, 1,
-    { &input_classes_argument, &target_index_argument, &weight_classes_argument, &loss_argument, &total_loss_argument, &total_weight_argument },
+    { &input__classes_argument, &target__index_argument, &weight__classes_argument, &loss_argument, &total_loss_argument, &total_weight_argument },
     { &ignore_index_param }, { "classes" }};
 const losslib_signature value_and_grad_all__target_index__label_smoothing_0_signature = {
     "cross_entropy.value_and_grad_all__target_index__label_smoothing_0", 10, 1, 1,
-    { &input_classes_argument, &target_index_argument, &weight_classes_argument, &scale_argument, &scale_weight_argument, &loss_argument, &total_loss_argument, &total_weight_argument, &grad_input_classes_argument, &grad_weight_classes_argument },
+    { &input__classes_argument, &target__index_argument, &weight__classes_argument, &scale_argument, &scale_weight_argument, &loss_argument, &total_loss_argument, &total_weight_argument, &grad_input__classes_argument, &grad_weight__classes_argument },
     { &ignore_index_param }, { "classes" }};
 const losslib_signature weight__target_index__label_smoothing_0_signature = {
     "cross_entropy.weight__target_index__label_smoothing_0", 3, 1, 1,
-    { &target_index_argument, &weight_classes_argument, &total_weight_argument },
+    { &target__index_argument, &weight__classes_argument, &total_weight_argument },
     { &ignore_index_param }, { "classes" }};
 const losslib_signature value_and_grad__target_index__label_smoothing_0_signature = {
     "cross_entropy.value_and_grad__target_index__label_smoothing_0", 8, 1, 1,
-    { &input_classes_argument, &target_index_argument, &weight_classes_argument, &scale_argument, &loss_argument, &total_loss_argument, &total_weight_argument, &grad_input_classes_argument },
+    { &input__classes_argument, &target__index_argument, &weight__classes_argument, &scale_argument, &loss_argument, &total_loss_argument, &total_weight_argument, &grad_input__classes_argument },
     { &ignore_index_param }, { "classes" }};
 const losslib_signature jvp__target_index__label_smoothing_0_signature = {
     "cross_entropy.jvp__target_index__label_smoothing_0", 6, 1, 1,
-    { &input_classes_argument, &target_index_argument, &weight_classes_argument, &direction_input_classes_argument, &rate_argument, &total_rate_argument },
+    { &input__classes_argument, &target__index_argument, &weight__classes_argument, &direction_input__classes_argument, &rate_argument, &total_rate_argument },
     { &ignore_index_param }, { "classes" }};
 const losslib_signature hvp__target_index__label_smoothing_0_signature = {
     "cross_entropy.hvp__target_index__label_smoothing_0", 6, 1, 1,
-    { &input_classes_argument, &target_index_argument, &weight_classes_argument, &scale_argument, &direction_input_classes_argument, &hvp_input_classes_argument },
+    { &input__classes_argument, &target__index_argument, &weight__classes_argument, &scale_argument, &direction_input__classes_argument, &hvp_input__classes_argument },
     { &ignore_index_param }, { "classes" }};
 const losslib_signature jvp_all__target_index__label_smoothing_0_signature = {
     "cross_entropy.jvp_all__target_index__label_smoothing_0", 8, 1, 1,
-    { &input_classes_argument, &target_index_argument, &weight_classes_argument, &direction_input_classes_argument, &direction_weight_classes_argument, &rate_argument, &total_rate_argument, &total_weight_rate_argument },
+    { &input__classes_argument, &target__index_argument, &weight__classes_argument, &direction_input__classes_argument, &direction_weight__classes_argument, &rate_argument, &total_rate_argument, &total_weight_rate_argument },
     { &ignore_index_param }, { "classes" }};
 const losslib_signature hvp_all__target_index__label_smoothing_0_signature = {
     "cross_entropy.hvp_all__target_index__label_smoothing_0", 10, 1, 1,
-    { &input_classes_argument, &target_index_argument, &weight_classes_argument, &scale_argument, &scale_rate_argument, &scale_weight_rate_argument, &direction_input_classes_argument, &direction_weight_classes_argument, &hvp_input_classes_argument, &hvp_weight_classes_argument },
+    { &input__classes_argument, &target__index_argument, &weight__classes_argument, &scale_argument, &scale_rate_argument, &scale_weight_rate_argument, &direction_input__classes_argument, &direction_weight__classes_argument, &hvp_input__classes_argument, &hvp_weight__classes_argument },
     { &ignore_index_param }, { "classes" }};
 const losslib_signature value__target_index__label_smoothing_general_signature = {
     "cross_entropy.value__target_index__label_smoothing_general", 6, 2, 1,
-    { &input_classes_argument, &target_index_argument, &weight_classes_argument, &loss_argument, &total_loss_argument, &total_weight_argument },
+    { &input__classes_argument, &target__index_argument, &weight__classes_argument, &loss_argument, &total_loss_argument, &total_weight_argument },
     { &label_smoothing_param, &ignore_index_param }, { "classes" }};
 const losslib_signature value_and_grad_all__target_index__label_smoothing_general_signature = {
     "cross_entropy.value_and_grad_all__target_index__label_smoothing_general", 10, 2, 1,
-    { &input_classes_argument, &target_index_argument, &weight_classes_argument, &scale_argument, &scale_weight_argument, &loss_argument, &total_loss_argument, &total_weight_argument, &grad_input_classes_argument, &grad_weight_classes_argument },
+    { &input__classes_argument, &target__index_argument, &weight__classes_argument, &scale_argument, &scale_weight_argument, &loss_argument, &total_loss_argument, &total_weight_argument, &grad_input__classes_argument, &grad_weight__classes_argument },
     { &label_smoothing_param, &ignore_index_param }, { "classes" }};
 const losslib_signature weight__target_index__label_smoothing_general_signature = {
     "cross_entropy.weight__target_index__label_smoothing_general", 3, 1, 1,
-    { &target_index_argument, &weight_classes_argument, &total_weight_argument },
+    { &target__index_argument, &weight__classes_argument, &total_weight_argument },
     { &ignore_index_param }, { "classes" }};
 const losslib_signature value_and_grad__target_index__label_smoothing_general_signature = {
     "cross_entropy.value_and_grad__target_index__label_smoothing_general", 8, 2, 1,
-    { &input_classes_argument, &target_index_argument, &weight_classes_argument, &scale_argument, &loss_argument, &total_loss_argument, &total_weight_argument, &grad_input_classes_argument },
+    { &input__classes_argument, &target__index_argument, &weight__classes_argument, &scale_argument, &loss_argument, &total_loss_argument, &total_weight_argument, &grad_input__classes_argument },
     { &label_smoothing_param, &ignore_index_param }, { "classes" }};
 const losslib_signature jvp__target_index__label_smoothing_general_signature = {
     "cross_entropy.jvp__target_index__label_smoothing_general", 6, 2, 1,
-    { &input_classes_argument, &target_index_argument, &weight_classes_argument, &direction_input_classes_argument, &rate_argument, &total_rate_argument },
+    { &input__classes_argument, &target__index_argument, &weight__classes_argument, &direction_input__classes_argument, &rate_argument, &total_rate_argument },
     { &label_smoothing_param, &ignore_index_param }, { "classes" }};
 const losslib_signature hvp__target_index__label_smoothing_general_signature = {
     "cross_entropy.hvp__target_index__label_smoothing_general", 6, 2, 1,
-    { &input_classes_argument, &target_index_argument, &weight_classes_argument, &scale_argument, &direction_input_classes_argument, &hvp_input_classes_argument },
+    { &input__classes_argument, &target__index_argument, &weight__classes_argument, &scale_argument, &direction_input__classes_argument, &hvp_input__classes_argument },
     { &label_smoothing_param, &ignore_index_param }, { "classes" }};
 const losslib_signature jvp_all__target_index__label_smoothing_general_signature = {
     "cross_entropy.jvp_all__target_index__label_smoothing_general", 8, 2, 1,
-    { &input_classes_argument, &target_index_argument, &weight_classes_argument, &direction_input_classes_argument, &direction_weight_classes_argument, &rate_argument, &total_rate_argument, &total_weight_rate_argument },
+    { &input__classes_argument, &target__index_argument, &weight__classes_argument, &direction_input__classes_argument, &direction_weight__classes_argument, &rate_argument, &total_rate_argument, &total_weight_rate_argument },
     { &label_smoothing_param, &ignore_index_param }, { "classes" }};
 const losslib_signature hvp_all__target_index__label_smoothing_general_signature = {
     "cross_entropy.hvp_all__target_index__label_smoothing_general", 10, 2, 1,
-    { &input_classes_argument, &target_index_argument, &weight_classes_argument, &scale_argument, &scale_rate_argument, &scale_weight_rate_argument, &direction_input_classes_argument, &direction_weight_classes_argument, &hvp_input_classes_argument, &hvp_weight_classes_argument },
+    { &input__classes_argument, &target__index_argument, &weight__classes_argument, &scale_argument, &scale_rate_argument, &scale_weight_rate_argument, &direction_input__classes_argument, &direction_weight__classes_argument, &hvp_input__classes_argument, &hvp_weight__classes_argument },
     { &label_smoothing_param, &ignore_index_param }, { "classes" }};
 const losslib_signature value__target_real__label_smoothing_0_signature = {
     "cross_entropy.value__target_real__label_smoothing_0", 5, 0, 1,
-    { &input_classes_argument, &target_classes_argument, &weight_classes_argument, &loss_argument, &total_loss_argument },
+    { &input__classes_argument, &target__classes_argument, &weight__classes_argument, &loss_argument, &total_loss_argument },
     { NULL }, { "classes" }};
 const losslib_signature value_and_grad_all__target_real__label_smoothing_0_signature = {
     "cross_entropy.value_and_grad_all__target_real__label_smoothing_0", 9, 0, 1,
-    { &input_classes_argument, &target_classes_argument, &weight_classes_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_classes_argument, &grad_target_classes_argument, &grad_weight_classes_argument },
+    { &input__classes_argument, &target__classes_argument, &weight__classes_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input__classes_argument, &grad_target__classes_argument, &grad_weight__classes_argument },
     { NULL }, { "classes" }};
 const losslib_signature value_and_grad__target_real__label_smoothing_0_signature = {
     "cross_entropy.value_and_grad__target_real__label_smoothing_0", 7, 0, 1,
-    { &input_classes_argument, &target_classes_argument, &weight_classes_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_classes_argument },
+    { &input__classes_argument, &target__classes_argument, &weight__classes_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input__classes_argument },
     { NULL }, { "classes" }};
 const losslib_signature jvp__target_real__label_smoothing_0_signature = {
     "cross_entropy.jvp__target_real__label_smoothing_0", 6, 0, 1,
-    { &input_classes_argument, &target_classes_argument, &weight_classes_argument, &direction_input_classes_argument, &rate_argument, &total_rate_argument },
+    { &input__classes_argument, &target__classes_argument, &weight__classes_argument, &direction_input__classes_argument, &rate_argument, &total_rate_argument },
     { NULL }, { "classes" }};
 const losslib_signature hvp__target_real__label_smoothing_0_signature = {
     "cross_entropy.hvp__target_real__label_smoothing_0", 6, 0, 1,
-    { &input_classes_argument, &target_classes_argument, &weight_classes_argument, &scale_argument, &direction_input_classes_argument, &hvp_input_classes_argument },
+    { &input__classes_argument, &target__classes_argument, &weight__classes_argument, &scale_argument, &direction_input__classes_argument, &hvp_input__classes_argument },
     { NULL }, { "classes" }};
 const losslib_signature jvp_all__target_real__label_smoothing_0_signature = {
     "cross_entropy.jvp_all__target_real__label_smoothing_0", 8, 0, 1,
-    { &input_classes_argument, &target_classes_argument, &weight_classes_argument, &direction_input_classes_argument, &direction_target_classes_argument, &direction_weight_classes_argument, &rate_argument, &total_rate_argument },
+    { &input__classes_argument, &target__classes_argument, &weight__classes_argument, &direction_input__classes_argument, &direction_target__classes_argument, &direction_weight__classes_argument, &rate_argument, &total_rate_argument },
     { NULL }, { "classes" }};
 const losslib_signature hvp_all__target_real__label_smoothing_0_signature = {
     "cross_entropy.hvp_all__target_real__label_smoothing_0", 10, 0, 1,
-    { &input_classes_argument, &target_classes_argument, &weight_classes_argument, &scale_argument, &direction_input_classes_argument, &direction_target_classes_argument, &direction_weight_classes_argument, &hvp_input_classes_argument, &hvp_target_classes_argument, &hvp_weight_classes_argument },
+    { &input__classes_argument, &target__classes_argument, &weight__classes_argument, &scale_argument, &direction_input__classes_argument, &direction_target__classes_argument, &direction_weight__classes_argument, &hvp_input__classes_argument, &hvp_target__classes_argument, &hvp_weight__classes_argument },
     { NULL }, { "classes" }};
 const losslib_signature value__target_real__label_smoothing_general_signature = {
     "cross_entropy.value__target_real__label_smoothing_general", 5, 1, 1,
-    { &input_classes_argument, &target_classes_argument, &weight_classes_argument, &loss_argument, &total_loss_argument },
+    { &input__classes_argument, &target__classes_argument, &weight__classes_argument, &loss_argument, &total_loss_argument },
     { &label_smoothing_param }, { "classes" }};
 const losslib_signature value_and_grad_all__target_real__label_smoothing_general_signature = {
     "cross_entropy.value_and_grad_all__target_real__label_smoothing_general", 9, 1, 1,
-    { &input_classes_argument, &target_classes_argument, &weight_classes_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_classes_argument, &grad_target_classes_argument, &grad_weight_classes_argument },
+    { &input__classes_argument, &target__classes_argument, &weight__classes_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input__classes_argument, &grad_target__classes_argument, &grad_weight__classes_argument },
     { &label_smoothing_param }, { "classes" }};
 const losslib_signature value_and_grad__target_real__label_smoothing_general_signature = {
     "cross_entropy.value_and_grad__target_real__label_smoothing_general", 7, 1, 1,
-    { &input_classes_argument, &target_classes_argument, &weight_classes_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_classes_argument },
+    { &input__classes_argument, &target__classes_argument, &weight__classes_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input__classes_argument },
     { &label_smoothing_param }, { "classes" }};
 const losslib_signature jvp__target_real__label_smoothing_general_signature = {
     "cross_entropy.jvp__target_real__label_smoothing_general", 6, 1, 1,
-    { &input_classes_argument, &target_classes_argument, &weight_classes_argument, &direction_input_classes_argument, &rate_argument, &total_rate_argument },
+    { &input__classes_argument, &target__classes_argument, &weight__classes_argument, &direction_input__classes_argument, &rate_argument, &total_rate_argument },
     { &label_smoothing_param }, { "classes" }};
 const losslib_signature hvp__target_real__label_smoothing_general_signature = {
     "cross_entropy.hvp__target_real__label_smoothing_general", 6, 1, 1,
-    { &input_classes_argument, &target_classes_argument, &weight_classes_argument, &scale_argument, &direction_input_classes_argument, &hvp_input_classes_argument },
+    { &input__classes_argument, &target__classes_argument, &weight__classes_argument, &scale_argument, &direction_input__classes_argument, &hvp_input__classes_argument },
     { &label_smoothing_param }, { "classes" }};
 const losslib_signature jvp_all__target_real__label_smoothing_general_signature = {
     "cross_entropy.jvp_all__target_real__label_smoothing_general", 8, 1, 1,
-    { &input_classes_argument, &target_classes_argument, &weight_classes_argument, &direction_input_classes_argument, &direction_target_classes_argument, &direction_weight_classes_argument, &rate_argument, &total_rate_argument },
+    { &input__classes_argument, &target__classes_argument, &weight__classes_argument, &direction_input__classes_argument, &direction_target__classes_argument, &direction_weight__classes_argument, &rate_argument, &total_rate_argument },
     { &label_smoothing_param }, { "classes" }};
 const losslib_signature hvp_all__target_real__label_smoothing_general_signature = {
     "cross_entropy.hvp_all__target_real__label_smoothing_general", 10, 1, 1,
-    { &input_classes_argument, &target_classes_argument, &weight_classes_argument, &scale_argument, &direction_input_classes_argument, &direction_target_classes_argument, &direction_weight_classes_argument, &hvp_input_classes_argument, &hvp_target_classes_argument, &hvp_weight_classes_argument },
+    { &input__classes_argument, &target__classes_argument, &weight__classes_argument, &scale_argument, &direction_input__classes_argument, &direction_target__classes_argument, &direction_weight__classes_argument, &hvp_input__classes_argument, &hvp_target__classes_argument, &hvp_weight__classes_argument },
     { &label_smoothing_param }, { "classes" }};
 
 }

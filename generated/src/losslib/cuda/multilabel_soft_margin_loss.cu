@@ -167,51 +167,51 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all(const __grid_constant__ la
 
 /* What the driver is told. */
 
-const losslib_argument input_classes_argument = {"input", LOSSLIB_INPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument target_classes_argument = {"target", LOSSLIB_INPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument weight_classes_argument = {"weight", LOSSLIB_INPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
+const losslib_argument input__classes_argument = {"input", LOSSLIB_INPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
+const losslib_argument target__classes_argument = {"target", LOSSLIB_INPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
+const losslib_argument weight__classes_argument = {"weight", LOSSLIB_INPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
 const losslib_argument loss_argument = {"loss", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
 const losslib_argument total_loss_argument = {"total_loss", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
 const losslib_argument scale_argument = {"scale", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument grad_input_classes_argument = {"grad_input", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument grad_target_classes_argument = {"grad_target", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument grad_weight_classes_argument = {"grad_weight", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument direction_input_classes_argument = {"direction_input", LOSSLIB_DIRECTION, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
+const losslib_argument grad_input__classes_argument = {"grad_input", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
+const losslib_argument grad_target__classes_argument = {"grad_target", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
+const losslib_argument grad_weight__classes_argument = {"grad_weight", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
+const losslib_argument direction_input__classes_argument = {"direction_input", LOSSLIB_DIRECTION, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
 const losslib_argument rate_argument = {"rate", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
 const losslib_argument total_rate_argument = {"total_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument hvp_input_classes_argument = {"hvp_input", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument direction_target_classes_argument = {"direction_target", LOSSLIB_DIRECTION, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument direction_weight_classes_argument = {"direction_weight", LOSSLIB_DIRECTION, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument hvp_target_classes_argument = {"hvp_target", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument hvp_weight_classes_argument = {"hvp_weight", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
+const losslib_argument hvp_input__classes_argument = {"hvp_input", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
+const losslib_argument direction_target__classes_argument = {"direction_target", LOSSLIB_DIRECTION, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
+const losslib_argument direction_weight__classes_argument = {"direction_weight", LOSSLIB_DIRECTION, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
+const losslib_argument hvp_target__classes_argument = {"hvp_target", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
+const losslib_argument hvp_weight__classes_argument = {"hvp_weight", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
 
 const losslib_signature value_signature = {
     "multilabel_soft_margin_loss.value", 5, 0, 1,
-    { &input_classes_argument, &target_classes_argument, &weight_classes_argument, &loss_argument, &total_loss_argument },
+    { &input__classes_argument, &target__classes_argument, &weight__classes_argument, &loss_argument, &total_loss_argument },
     { NULL }, { "classes" }};
 const losslib_signature value_and_grad_all_signature = {
     "multilabel_soft_margin_loss.value_and_grad_all", 9, 0, 1,
-    { &input_classes_argument, &target_classes_argument, &weight_classes_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_classes_argument, &grad_target_classes_argument, &grad_weight_classes_argument },
+    { &input__classes_argument, &target__classes_argument, &weight__classes_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input__classes_argument, &grad_target__classes_argument, &grad_weight__classes_argument },
     { NULL }, { "classes" }};
 const losslib_signature value_and_grad_signature = {
     "multilabel_soft_margin_loss.value_and_grad", 7, 0, 1,
-    { &input_classes_argument, &target_classes_argument, &weight_classes_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_classes_argument },
+    { &input__classes_argument, &target__classes_argument, &weight__classes_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input__classes_argument },
     { NULL }, { "classes" }};
 const losslib_signature jvp_signature = {
     "multilabel_soft_margin_loss.jvp", 6, 0, 1,
-    { &input_classes_argument, &target_classes_argument, &weight_classes_argument, &direction_input_classes_argument, &rate_argument, &total_rate_argument },
+    { &input__classes_argument, &target__classes_argument, &weight__classes_argument, &direction_input__classes_argument, &rate_argument, &total_rate_argument },
     { NULL }, { "classes" }};
 const losslib_signature hvp_signature = {
     "multilabel_soft_margin_loss.hvp", 5, 0, 1,
-    { &input_classes_argument, &weight_classes_argument, &scale_argument, &direction_input_classes_argument, &hvp_input_classes_argument },
+    { &input__classes_argument, &weight__classes_argument, &scale_argument, &direction_input__classes_argument, &hvp_input__classes_argument },
     { NULL }, { "classes" }};
 const losslib_signature jvp_all_signature = {
     "multilabel_soft_margin_loss.jvp_all", 8, 0, 1,
-    { &input_classes_argument, &target_classes_argument, &weight_classes_argument, &direction_input_classes_argument, &direction_target_classes_argument, &direction_weight_classes_argument, &rate_argument, &total_rate_argument },
+    { &input__classes_argument, &target__classes_argument, &weight__classes_argument, &direction_input__classes_argument, &direction_target__classes_argument, &direction_weight__classes_argument, &rate_argument, &total_rate_argument },
     { NULL }, { "classes" }};
 const losslib_signature hvp_all_signature = {
     "multilabel_soft_margin_loss.hvp_all", 10, 0, 1,
-    { &input_classes_argument, &target_classes_argument, &weight_classes_argument, &scale_argument, &direction_input_classes_argument, &direction_target_classes_argument, &direction_weight_classes_argument, &hvp_input_classes_argument, &hvp_target_classes_argument, &hvp_weight_classes_argument },
+    { &input__classes_argument, &target__classes_argument, &weight__classes_argument, &scale_argument, &direction_input__classes_argument, &direction_target__classes_argument, &direction_weight__classes_argument, &hvp_input__classes_argument, &hvp_target__classes_argument, &hvp_weight__classes_argument },
     { NULL }, { "classes" }};
 
 }

@@ -2221,186 +2221,186 @@ __global__ void __launch_bounds__(THREADS, 1) hvp__p_general__swap_no(const __gr
 
 /* What the driver is told. */
 
-const losslib_argument anchor_features_argument = {"anchor", LOSSLIB_INPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument positive_features_argument = {"positive", LOSSLIB_INPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument negative_features_argument = {"negative", LOSSLIB_INPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
+const losslib_argument anchor__features_argument = {"anchor", LOSSLIB_INPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
+const losslib_argument positive__features_argument = {"positive", LOSSLIB_INPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
+const losslib_argument negative__features_argument = {"negative", LOSSLIB_INPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
 const losslib_argument loss_argument = {"loss", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
 const losslib_argument total_loss_argument = {"total_loss", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument grad_anchor_features_argument = {"grad_anchor", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument grad_positive_features_argument = {"grad_positive", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument grad_negative_features_argument = {"grad_negative", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
+const losslib_argument grad_anchor__features_argument = {"grad_anchor", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
+const losslib_argument grad_positive__features_argument = {"grad_positive", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
+const losslib_argument grad_negative__features_argument = {"grad_negative", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
 const losslib_argument rate_argument = {"rate", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
 const losslib_argument total_rate_argument = {"total_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument hvp_anchor_features_argument = {"hvp_anchor", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument hvp_positive_features_argument = {"hvp_positive", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument hvp_negative_features_argument = {"hvp_negative", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
+const losslib_argument hvp_anchor__features_argument = {"hvp_anchor", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
+const losslib_argument hvp_positive__features_argument = {"hvp_positive", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
+const losslib_argument hvp_negative__features_argument = {"hvp_negative", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
 const losslib_argument scale_argument = {"scale", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument direction_anchor_features_argument = {"direction_anchor", LOSSLIB_DIRECTION, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument direction_negative_features_argument = {"direction_negative", LOSSLIB_DIRECTION, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument direction_positive_features_argument = {"direction_positive", LOSSLIB_DIRECTION, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
+const losslib_argument direction_anchor__features_argument = {"direction_anchor", LOSSLIB_DIRECTION, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
+const losslib_argument direction_negative__features_argument = {"direction_negative", LOSSLIB_DIRECTION, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
+const losslib_argument direction_positive__features_argument = {"direction_positive", LOSSLIB_DIRECTION, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
 const losslib_param margin_param = {"margin", 0.0, INFINITY, 1};
 const losslib_param eps_param = {"eps", 0.0, INFINITY, 0};
 const losslib_param p_param = {"p", 0.0, INFINITY, 0};
 
 const losslib_signature value__p_0__swap_yes_signature = {
     "triplet_margin_loss.value__p_0__swap_yes", 5, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &loss_argument, &total_loss_argument },
+    { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &loss_argument, &total_loss_argument },
     { &margin_param, &eps_param }, { "features" }};
 const losslib_signature value_and_grad__p_0__swap_yes_signature = {
     "triplet_margin_loss.value_and_grad__p_0__swap_yes", 8, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &loss_argument, &total_loss_argument, &grad_anchor_features_argument, &grad_positive_features_argument, &grad_negative_features_argument },
+    { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &loss_argument, &total_loss_argument, &grad_anchor__features_argument, &grad_positive__features_argument, &grad_negative__features_argument },
     { &margin_param, &eps_param }, { "features" }};
 const losslib_signature jvp__p_0__swap_yes_signature = {
     "triplet_margin_loss.jvp__p_0__swap_yes", 3, 0, 1,
-    { &anchor_features_argument, &rate_argument, &total_rate_argument },
+    { &anchor__features_argument, &rate_argument, &total_rate_argument },
     { NULL }, { "features" }};
 const losslib_signature hvp__p_0__swap_yes_signature = {
     "triplet_margin_loss.hvp__p_0__swap_yes", 4, 0, 1,
-    { &anchor_features_argument, &hvp_anchor_features_argument, &hvp_positive_features_argument, &hvp_negative_features_argument },
+    { &anchor__features_argument, &hvp_anchor__features_argument, &hvp_positive__features_argument, &hvp_negative__features_argument },
     { NULL }, { "features" }};
 const losslib_signature value__p_0__swap_no_signature = {
     "triplet_margin_loss.value__p_0__swap_no", 5, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &loss_argument, &total_loss_argument },
+    { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &loss_argument, &total_loss_argument },
     { &margin_param, &eps_param }, { "features" }};
 const losslib_signature value_and_grad__p_0__swap_no_signature = {
     "triplet_margin_loss.value_and_grad__p_0__swap_no", 8, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &loss_argument, &total_loss_argument, &grad_anchor_features_argument, &grad_positive_features_argument, &grad_negative_features_argument },
+    { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &loss_argument, &total_loss_argument, &grad_anchor__features_argument, &grad_positive__features_argument, &grad_negative__features_argument },
     { &margin_param, &eps_param }, { "features" }};
 const losslib_signature jvp__p_0__swap_no_signature = {
     "triplet_margin_loss.jvp__p_0__swap_no", 3, 0, 1,
-    { &anchor_features_argument, &rate_argument, &total_rate_argument },
+    { &anchor__features_argument, &rate_argument, &total_rate_argument },
     { NULL }, { "features" }};
 const losslib_signature hvp__p_0__swap_no_signature = {
     "triplet_margin_loss.hvp__p_0__swap_no", 4, 0, 1,
-    { &anchor_features_argument, &hvp_anchor_features_argument, &hvp_positive_features_argument, &hvp_negative_features_argument },
+    { &anchor__features_argument, &hvp_anchor__features_argument, &hvp_positive__features_argument, &hvp_negative__features_argument },
     { NULL }, { "features" }};
 const losslib_signature value__p_1__swap_yes_signature = {
     "triplet_margin_loss.value__p_1__swap_yes", 5, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &loss_argument, &total_loss_argument },
+    { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &loss_argument, &total_loss_argument },
     { &margin_param, &eps_param }, { "features" }};
 const losslib_signature value_and_grad__p_1__swap_yes_signature = {
     "triplet_margin_loss.value_and_grad__p_1__swap_yes", 9, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_anchor_features_argument, &grad_positive_features_argument, &grad_negative_features_argument },
+    { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_anchor__features_argument, &grad_positive__features_argument, &grad_negative__features_argument },
     { &margin_param, &eps_param }, { "features" }};
 const losslib_signature jvp__p_1__swap_yes_signature = {
     "triplet_margin_loss.jvp__p_1__swap_yes", 8, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &direction_anchor_features_argument, &direction_negative_features_argument, &direction_positive_features_argument, &rate_argument, &total_rate_argument },
+    { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &direction_anchor__features_argument, &direction_negative__features_argument, &direction_positive__features_argument, &rate_argument, &total_rate_argument },
     { &margin_param, &eps_param }, { "features" }};
 const losslib_signature hvp__p_1__swap_yes_signature = {
     "triplet_margin_loss.hvp__p_1__swap_yes", 4, 0, 1,
-    { &anchor_features_argument, &hvp_anchor_features_argument, &hvp_positive_features_argument, &hvp_negative_features_argument },
+    { &anchor__features_argument, &hvp_anchor__features_argument, &hvp_positive__features_argument, &hvp_negative__features_argument },
     { NULL }, { "features" }};
 const losslib_signature value__p_1__swap_no_signature = {
     "triplet_margin_loss.value__p_1__swap_no", 5, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &loss_argument, &total_loss_argument },
+    { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &loss_argument, &total_loss_argument },
     { &margin_param, &eps_param }, { "features" }};
 const losslib_signature value_and_grad__p_1__swap_no_signature = {
     "triplet_margin_loss.value_and_grad__p_1__swap_no", 9, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_anchor_features_argument, &grad_positive_features_argument, &grad_negative_features_argument },
+    { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_anchor__features_argument, &grad_positive__features_argument, &grad_negative__features_argument },
     { &margin_param, &eps_param }, { "features" }};
 const losslib_signature jvp__p_1__swap_no_signature = {
     "triplet_margin_loss.jvp__p_1__swap_no", 8, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &direction_anchor_features_argument, &direction_negative_features_argument, &direction_positive_features_argument, &rate_argument, &total_rate_argument },
+    { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &direction_anchor__features_argument, &direction_negative__features_argument, &direction_positive__features_argument, &rate_argument, &total_rate_argument },
     { &margin_param, &eps_param }, { "features" }};
 const losslib_signature hvp__p_1__swap_no_signature = {
     "triplet_margin_loss.hvp__p_1__swap_no", 4, 0, 1,
-    { &anchor_features_argument, &hvp_anchor_features_argument, &hvp_positive_features_argument, &hvp_negative_features_argument },
+    { &anchor__features_argument, &hvp_anchor__features_argument, &hvp_positive__features_argument, &hvp_negative__features_argument },
     { NULL }, { "features" }};
 const losslib_signature value__p_2__swap_yes_signature = {
     "triplet_margin_loss.value__p_2__swap_yes", 5, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &loss_argument, &total_loss_argument },
+    { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &loss_argument, &total_loss_argument },
     { &margin_param, &eps_param }, { "features" }};
 const losslib_signature value_and_grad__p_2__swap_yes_signature = {
     "triplet_margin_loss.value_and_grad__p_2__swap_yes", 9, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_anchor_features_argument, &grad_positive_features_argument, &grad_negative_features_argument },
+    { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_anchor__features_argument, &grad_positive__features_argument, &grad_negative__features_argument },
     { &margin_param, &eps_param }, { "features" }};
 const losslib_signature jvp__p_2__swap_yes_signature = {
     "triplet_margin_loss.jvp__p_2__swap_yes", 8, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &direction_anchor_features_argument, &direction_negative_features_argument, &direction_positive_features_argument, &rate_argument, &total_rate_argument },
+    { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &direction_anchor__features_argument, &direction_negative__features_argument, &direction_positive__features_argument, &rate_argument, &total_rate_argument },
     { &margin_param, &eps_param }, { "features" }};
 const losslib_signature hvp__p_2__swap_yes_signature = {
     "triplet_margin_loss.hvp__p_2__swap_yes", 10, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &scale_argument, &direction_anchor_features_argument, &direction_negative_features_argument, &direction_positive_features_argument, &hvp_anchor_features_argument, &hvp_positive_features_argument, &hvp_negative_features_argument },
+    { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &scale_argument, &direction_anchor__features_argument, &direction_negative__features_argument, &direction_positive__features_argument, &hvp_anchor__features_argument, &hvp_positive__features_argument, &hvp_negative__features_argument },
     { &margin_param, &eps_param }, { "features" }};
 const losslib_signature value__p_2__swap_no_signature = {
     "triplet_margin_loss.value__p_2__swap_no", 5, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &loss_argument, &total_loss_argument },
+    { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &loss_argument, &total_loss_argument },
     { &margin_param, &eps_param }, { "features" }};
 const losslib_signature value_and_grad__p_2__swap_no_signature = {
     "triplet_margin_loss.value_and_grad__p_2__swap_no", 9, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_anchor_features_argument, &grad_positive_features_argument, &grad_negative_features_argument },
+    { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_anchor__features_argument, &grad_positive__features_argument, &grad_negative__features_argument },
     { &margin_param, &eps_param }, { "features" }};
 const losslib_signature jvp__p_2__swap_no_signature = {
     "triplet_margin_loss.jvp__p_2__swap_no", 8, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &direction_anchor_features_argument, &direction_negative_features_argument, &direction_positive_features_argument, &rate_argument, &total_rate_argument },
+    { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &direction_anchor__features_argument, &direction_negative__features_argument, &direction_positive__features_argument, &rate_argument, &total_rate_argument },
     { &margin_param, &eps_param }, { "features" }};
 const losslib_signature hvp__p_2__swap_no_signature = {
     "triplet_margin_loss.hvp__p_2__swap_no", 10, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &scale_argument, &direction_anchor_features_argument, &direction_negative_features_argument, &direction_positive_features_argument, &hvp_anchor_features_argument, &hvp_positive_features_argument, &hvp_negative_features_argument },
+    { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &scale_argument, &direction_anchor__features_argument, &direction_negative__features_argument, &direction_positive__features_argument, &hvp_anchor__features_argument, &hvp_positive__features_argument, &hvp_negative__features_argument },
     { &margin_param, &eps_param }, { "features" }};
 const losslib_signature value__p_inf__swap_yes_signature = {
     "triplet_margin_loss.value__p_inf__swap_yes", 5, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &loss_argument, &total_loss_argument },
+    { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &loss_argument, &total_loss_argument },
     { &margin_param, &eps_param }, { "features" }};
 const losslib_signature value_and_grad__p_inf__swap_yes_signature = {
     "triplet_margin_loss.value_and_grad__p_inf__swap_yes", 9, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_anchor_features_argument, &grad_positive_features_argument, &grad_negative_features_argument },
+    { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_anchor__features_argument, &grad_positive__features_argument, &grad_negative__features_argument },
     { &margin_param, &eps_param }, { "features" }};
 const losslib_signature jvp__p_inf__swap_yes_signature = {
     "triplet_margin_loss.jvp__p_inf__swap_yes", 8, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &direction_anchor_features_argument, &direction_negative_features_argument, &direction_positive_features_argument, &rate_argument, &total_rate_argument },
+    { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &direction_anchor__features_argument, &direction_negative__features_argument, &direction_positive__features_argument, &rate_argument, &total_rate_argument },
     { &margin_param, &eps_param }, { "features" }};
 const losslib_signature hvp__p_inf__swap_yes_signature = {
     "triplet_margin_loss.hvp__p_inf__swap_yes", 4, 0, 1,
-    { &anchor_features_argument, &hvp_anchor_features_argument, &hvp_positive_features_argument, &hvp_negative_features_argument },
+    { &anchor__features_argument, &hvp_anchor__features_argument, &hvp_positive__features_argument, &hvp_negative__features_argument },
     { NULL }, { "features" }};
 const losslib_signature value__p_inf__swap_no_signature = {
     "triplet_margin_loss.value__p_inf__swap_no", 5, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &loss_argument, &total_loss_argument },
+    { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &loss_argument, &total_loss_argument },
     { &margin_param, &eps_param }, { "features" }};
 const losslib_signature value_and_grad__p_inf__swap_no_signature = {
     "triplet_margin_loss.value_and_grad__p_inf__swap_no", 9, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_anchor_features_argument, &grad_positive_features_argument, &grad_negative_features_argument },
+    { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_anchor__features_argument, &grad_positive__features_argument, &grad_negative__features_argument },
     { &margin_param, &eps_param }, { "features" }};
 const losslib_signature jvp__p_inf__swap_no_signature = {
     "triplet_margin_loss.jvp__p_inf__swap_no", 8, 2, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &direction_anchor_features_argument, &direction_negative_features_argument, &direction_positive_features_argument, &rate_argument, &total_rate_argument },
+    { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &direction_anchor__features_argument, &direction_negative__features_argument, &direction_positive__features_argument, &rate_argument, &total_rate_argument },
     { &margin_param, &eps_param }, { "features" }};
 const losslib_signature hvp__p_inf__swap_no_signature = {
     "triplet_margin_loss.hvp__p_inf__swap_no", 4, 0, 1,
-    { &anchor_features_argument, &hvp_anchor_features_argument, &hvp_positive_features_argument, &hvp_negative_features_argument },
+    { &anchor__features_argument, &hvp_anchor__features_argument, &hvp_positive__features_argument, &hvp_negative__features_argument },
     { NULL }, { "features" }};
 const losslib_signature value__p_general__swap_yes_signature = {
     "triplet_margin_loss.value__p_general__swap_yes", 5, 3, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &loss_argument, &total_loss_argument },
+    { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &loss_argument, &total_loss_argument },
     { &margin_param, &p_param, &eps_param }, { "features" }};
 const losslib_signature value_and_grad__p_general__swap_yes_signature = {
     "triplet_margin_loss.value_and_grad__p_general__swap_yes", 9, 3, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_anchor_features_argument, &grad_positive_features_argument, &grad_negative_features_argument },
+    { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_anchor__features_argument, &grad_positive__features_argument, &grad_negative__features_argument },
     { &margin_param, &p_param, &eps_param }, { "features" }};
 const losslib_signature jvp__p_general__swap_yes_signature = {
     "triplet_margin_loss.jvp__p_general__swap_yes", 8, 3, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &direction_anchor_features_argument, &direction_negative_features_argument, &direction_positive_features_argument, &rate_argument, &total_rate_argument },
+    { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &direction_anchor__features_argument, &direction_negative__features_argument, &direction_positive__features_argument, &rate_argument, &total_rate_argument },
     { &margin_param, &p_param, &eps_param }, { "features" }};
 const losslib_signature hvp__p_general__swap_yes_signature = {
     "triplet_margin_loss.hvp__p_general__swap_yes", 10, 3, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &scale_argument, &direction_anchor_features_argument, &direction_negative_features_argument, &direction_positive_features_argument, &hvp_anchor_features_argument, &hvp_positive_features_argument, &hvp_negative_features_argument },
+    { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &scale_argument, &direction_anchor__features_argument, &direction_negative__features_argument, &direction_positive__features_argument, &hvp_anchor__features_argument, &hvp_positive__features_argument, &hvp_negative__features_argument },
     { &margin_param, &p_param, &eps_param }, { "features" }};
 const losslib_signature value__p_general__swap_no_signature = {
     "triplet_margin_loss.value__p_general__swap_no", 5, 3, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &loss_argument, &total_loss_argument },
+    { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &loss_argument, &total_loss_argument },
     { &margin_param, &p_param, &eps_param }, { "features" }};
 const losslib_signature value_and_grad__p_general__swap_no_signature = {
     "triplet_margin_loss.value_and_grad__p_general__swap_no", 9, 3, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_anchor_features_argument, &grad_positive_features_argument, &grad_negative_features_argument },
+    { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_anchor__features_argument, &grad_positive__features_argument, &grad_negative__features_argument },
     { &margin_param, &p_param, &eps_param }, { "features" }};
 const losslib_signature jvp__p_general__swap_no_signature = {
     "triplet_margin_loss.jvp__p_general__swap_no", 8, 3, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &direction_anchor_features_argument, &direction_negative_features_argument, &direction_positive_features_argument, &rate_argument, &total_rate_argument },
+    { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &direction_anchor__features_argument, &direction_negative__features_argument, &direction_positive__features_argument, &rate_argument, &total_rate_argument },
     { &margin_param, &p_param, &eps_param }, { "features" }};
 const losslib_signature hvp__p_general__swap_no_signature = {
     "triplet_margin_loss.hvp__p_general__swap_no", 10, 3, 1,
-    { &anchor_features_argument, &positive_features_argument, &negative_features_argument, &scale_argument, &direction_anchor_features_argument, &direction_negative_features_argument, &direction_positive_features_argument, &hvp_anchor_features_argument, &hvp_positive_features_argument, &hvp_negative_features_argument },
+    { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &scale_argument, &direction_anchor__features_argument, &direction_negative__features_argument, &direction_positive__features_argument, &hvp_anchor__features_argument, &hvp_positive__features_argument, &hvp_negative__features_argument },
     { &margin_param, &p_param, &eps_param }, { "features" }};
 
 }
