@@ -68,6 +68,7 @@ class Compiled:
     stabilising: dict[tuple[str, str], list[Step]]
     seconds: dict[str, float] = field(default_factory=dict)
     mark: str = ""                                # tells the functions of this form from those of another
+    signatures: dict[str, ir.Signature] = field(default_factory=dict)      # found when first asked for, by the formula's name
 
 
 @contextmanager
@@ -238,7 +239,13 @@ def lowered(compiled: Compiled, formula: Formula) -> tuple[list[ir.Store], Lower
 
 def signature(compiled: Compiled, formula: Formula) -> ir.Signature:
     """The signature of the kernel of one formula. Raises CheckError."""
-    form = compiled.smooth
+    if formula.name not in compiled.signatures:
+        compiled.signatures[formula.name] = find_signature(compiled.smooth, formula)
+    return compiled.signatures[formula.name]
+
+
+def find_signature(form: Checked, formula: Formula) -> ir.Signature:
+    """What the kernel of one formula reads and writes. Raises CheckError."""
     exprs = sp.Tuple(*(o.expr for o in formula.outputs))
     used = with_shapes(nodes.tensors(exprs), formula, form)
     inputs = tuple(argument_of(t, formula) for t in sorted(used, key=lambda t: rank(t.name, form)))

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 import sympy as sp
-from support import library
+from support import load_library, write_emitted
 
 from losscomp import nodes
 from losscomp.check import check
+from losscomp.emit import Emitted, emit_loss
 from losscomp.errors import CheckError, LosscompError
 from losscomp.language import (
     Abs,
@@ -240,18 +241,16 @@ def check_seeds(seeds: list[int], folder: Path, depth: int = 4, optimise: str = 
             grown[seed] = grow(seed, depth)
         except LosscompError as error:
             problems[seed] = [f"grow: {error}"]
-    losses: list[Any] = []
+    emitted: list[Emitted] = []
+    name = f"fuzzlib_{seeds[0]}_{len(seeds)}"
     for seed, g in grown.items():
         try:
-            from losscomp.emit import emit_loss
-
-            emit_loss(g.loss, "fuzzlib", "fuzz")
-            losses.append(g.loss)
+            emitted.append(emit_loss(g.loss, name, "fuzz"))
         except Exception as error:
             problems[seed] = [f"compile: {type(error).__name__}: {error}"]
-    if not losses:
+    if not emitted:
         return problems
-    targets = library(losses, folder, f"fuzzlib_{seeds[0]}_{len(seeds)}", optimise)
+    targets = load_library(write_emitted(emitted, folder, name), name, optimise)
     for seed, g in grown.items():
         if seed in problems:
             continue

@@ -18,7 +18,11 @@ COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 
 def write_library(losses: list[Any], folder: Path, name: str) -> Path:
     """Emit a library; the folder that holds its package."""
-    emitted = [emit.emit_loss(loss, name, "test") for loss in losses]
+    return write_emitted([emit.emit_loss(loss, name, "test") for loss in losses], folder, name)
+
+
+def write_emitted(emitted: list[emit.Emitted], folder: Path, name: str) -> Path:
+    """Write a library whose losses are emitted; the folder that holds its package."""
     files: dict[str, str] = {}
     for e in emitted:
         files |= e.files
@@ -57,7 +61,11 @@ def compile_library(src: Path, name: str, flags: list[str]) -> None:
 
 def library(losses: list[Any], folder: Path, name: str, optimise: str = "-O1") -> dict[str, Any]:
     """The targets of a library made from definitions: {"numpy": module, "c": module}."""
-    src = write_library(losses, folder, name)
+    return load_library(write_library(losses, folder, name), name, optimise)
+
+
+def load_library(src: Path, name: str, optimise: str = "-O1") -> dict[str, Any]:
+    """The targets of a library that is written."""
     if COMPILER:
         compile_library(src, name, [optimise])
     sys.path.insert(0, str(src))
