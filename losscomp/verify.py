@@ -32,6 +32,8 @@ from .oracle import Exact, OracleError, Truth, exact, ulp_error
 from .sampling import STRATA, neighbours, nudged, parameters, samples
 
 TYPES = ("float32", "float64")
+TARGETS = ("numpy", "c", "torch")
+PEER = "PyTorch"                                 # the column of the loss that ours is like
 QUICK = ("normal",)                              # the strata of the agreement table that a build prints
 SKIPPED = 1e-2                                   # the relative error from which a result is lost
 ROOT = 4.0                                       # by how many ULP the truth moves, with inputs that move by one, at a root
@@ -79,7 +81,7 @@ def targets_of(folder: Path) -> dict[str, Any]:
         raise BuildError(f"{folder} holds no library", repair="Build one: losscomp build")
     sys.path.insert(0, str(src))
     found: dict[str, Any] = {}
-    for target in ("numpy", "c"):
+    for target in TARGETS:
         try:
             found[target] = importlib.import_module(f"{packages[0]}.{target}")
         except ImportError as error:
@@ -170,35 +172,40 @@ def evaluations(definition: Definition, form: Checked, tensors: Mapping[str, np.
     arguments = {**tensors, **params}
     for name, module in targets.items():
         f = getattr(module, definition.name)
+        if name == "torch":
+            yield name, by_autograd(f, arguments, directions, wrt)
+            continue
         value, grads = f.value_and_grad(**arguments, reduction="none", wrt=wrt)
         products = f.hvp(direction=dict(directions), **arguments, reduction="none", wrt=wrt)
         yield name, (value, tuple(grads), tuple(products))
-    peer = peer_results(definition, arguments, directions, wrt)
+    peer = peer_of(definition)
     if peer is not None:
-        yield "torch", peer
+        with suppress(RuntimeError, ValueError, TypeError, NotImplementedError):          # it may refuse
+            yield PEER, by_autograd(peer, arguments, directions, wrt)
 
 
-def peer_results(definition: Definition, arguments: Mapping[str, Any], directions: Mapping[str, np.ndarray], wrt: list[str]) -> Any:
-    """The same from PyTorch, by its autograd; None where it is not installed or refuses."""
+def peer_of(definition: Definition) -> Callable[..., Any] | None:
+    """The function of PyTorch that a loss is like; None where there is none, or no PyTorch."""
     like = definition.like or forms_of(definition)[0].like
-    if not like.startswith("torch."):
-        return None
+    module, _, name = like.rpartition(".")
     try:
-        import torch
+        return getattr(importlib.import_module(module), name) if like.startswith("torch.") else None
     except ImportError:
         return None
-    module, _, name = like.rpartition(".")
+
+
+def by_autograd(function: Callable[..., Any], arguments: Mapping[str, Any], directions: Mapping[str, np.ndarray], wrt: list[str]) -> Any:
+    """The loss of each sample by a function on tensors, gradients and Hessian-vector products by PyTorch's autograd."""
+    import torch
+
     given = {k: torch.from_numpy(np.array(v)) if isinstance(v, np.ndarray) else v for k, v in arguments.items()}
     for n in wrt:
         given[n].requires_grad_()
-    try:
-        value = getattr(importlib.import_module(module), name)(**given, reduction="none")
-        inputs = [given[n] for n in wrt]
-        grads = torch.autograd.grad(value.sum(), inputs, create_graph=True, allow_unused=True)
-        along = [(g * torch.from_numpy(directions[n])).sum() for g, n in zip(grads, wrt, strict=True) if g is not None and g.requires_grad]
-        products = torch.autograd.grad(torch.stack(along).sum(), inputs, allow_unused=True) if along else [None] * len(wrt)
-    except (RuntimeError, ValueError, TypeError, NotImplementedError):
-        return None
+    value = function(**given, reduction="none")
+    inputs = [given[n] for n in wrt]
+    grads = torch.autograd.grad(value.sum(), inputs, create_graph=True, allow_unused=True)
+    along = [(g * torch.from_numpy(directions[n])).sum() for g, n in zip(grads, wrt, strict=True) if g is not None and g.requires_grad]
+    products = torch.autograd.grad(torch.stack(along).sum(), inputs, allow_unused=True) if along else [None] * len(wrt)
     zero = [np.zeros(arguments[n].shape) for n in wrt]
     plain = lambda arrays: tuple(z if a is None else (a + 0).detach().numpy(force=True) for a, z in zip(arrays, zero, strict=True))
     return value.detach().numpy(), plain(grads), plain(products)
@@ -293,7 +300,7 @@ def main(args: argparse.Namespace) -> int:
         part = args.json.with_name(args.json.name + ".part")
         part.write_text(text + "\n")
         part.replace(args.json)
-    bad = [r for r in rows if r.lost and r.target != "torch"]
+    bad = [r for r in rows if r.lost and r.target != PEER]
     for r in bad:
         print(f"lost: {r.loss} {r.output} {r.dtype} on {r.target}: {r.example}", file=sys.stderr)
     return 1 if bad else 0
