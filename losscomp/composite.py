@@ -15,7 +15,7 @@ from . import atoms, ir, nodes
 from .errors import LosscompError
 from .ir import Const, Load, Node, Number, Op, Param, Reduce, Size, Var, kind_of
 from .lower import Env, Lowering, op, parameter, real, where
-from .pipeline import Compiled, Formula, argument_of, known_names
+from .pipeline import Compiled, Formula, argument_of, known_names, plain
 from .schedule import Scheduler
 
 # What a target spells with its tie, so that its derivative at the tie is ours.
@@ -36,6 +36,8 @@ class CompositeLowering(Lowering):
     """Lowering that keeps what says how to differentiate."""
 
     def lower(self, expr: sp.Basic, env: Env) -> Node:
+        if isinstance(expr, sp.Expr) and expr.is_number:                 # which stands still whatever is said of it
+            return super().lower(plain(expr), env)
         match expr:
             case nodes.Stated():
                 return self.stated(expr, env)

@@ -30,7 +30,7 @@ from .errors import CheckError, LosscompError
 from .language import Loss
 from .lower import Lowering, parameter
 from .nodes import Delta, Load, Tensor, TensorRecord
-from .rewrite import Step, rewrite
+from .rewrite import Step, rewrite, rewrite_within
 from .rules import SMOOTHING, STABILISING, VECTORS
 from .schedule import Scheduler
 
@@ -100,7 +100,7 @@ def compile_form(form: Checked, seconds: dict[str, float] | None = None) -> Comp
         for formula in formulas:
             outputs = []
             for output in formula.outputs:
-                expr, steps = rewrite(plain(output.expr), STABILISING)
+                expr, steps = rewrite_within(plain(output.expr), STABILISING)
                 stabilising[formula.name, output.argument.name] = steps
                 outputs.append(replace(output, expr=expr))
             stable.append(replace(formula, outputs=tuple(outputs)))

@@ -161,6 +161,12 @@ def without(product: sp.Expr, factor: sp.Expr) -> sp.Expr:
     return sp.Mul(*factors)
 
 
+class Swelling(LosscompError):
+    """A rule that makes an expression grow without end; `rule` is its name."""
+
+    rule: str = ""
+
+
 STEPS, GROWTH = 200, 40                          # what a rewriting may take: steps, and times the size of the expression
 
 
@@ -185,9 +191,11 @@ def rewrite(expr: sp.Expr, rules: tuple[Rule | Procedure, ...], steps: int = STE
         if len(trace) > steps:
             raise endless()
         if size_of(step.after, most) > most:
-            raise LosscompError(f"rewriting swells: the rule {step.rule!r} made an expression of more than {most} parts, after "
-                                f"{[s.rule for s in trace[-4:]]}",
-                                repair="Give the rule a condition that its own result does not meet, or name parts of the definition.")
+            error = Swelling(f"rewriting swells: the rule {step.rule!r} made an expression of more than {most} parts, after "
+                             f"{[s.rule for s in trace[-4:]]}",
+                             repair="Give the rule a condition that its own result does not meet, or name parts of the definition.")
+            error.rule = step.rule
+            raise error
 
     def visit(node: Any) -> Any:
         if not node.args or isinstance(node, Index | Axis):
@@ -210,3 +218,15 @@ def rewrite(expr: sp.Expr, rules: tuple[Rule | Procedure, ...], steps: int = STE
         return visit(expr), trace
     except RecursionError:
         raise endless() from None
+
+
+def rewrite_within(expr: sp.Expr, rules: tuple[Rule | Procedure, ...]) -> tuple[sp.Expr, list[Step]]:
+    """The same, but a rule that makes this expression swell is left out of its rewriting; a step without effect says so."""
+    left_out: list[Step] = []
+    while True:
+        try:
+            after, trace = rewrite(expr, rules)
+            return after, left_out + trace
+        except Swelling as error:
+            left_out.append(Step(error.rule, "left out: the expression would swell", expr, expr))
+            rules = tuple(r for r in rules if r.name != error.rule)

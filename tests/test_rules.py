@@ -23,7 +23,7 @@ from losscomp.language import Hinge, Loss, Norm, Sum, axis, exp, index, log, nam
 from losscomp.nodes import Load, Reduce, Rejection, Where
 from losscomp.oracle import exact, ulp_error
 from losscomp.pipeline import Compiled, compile_loss, plain
-from losscomp.rewrite import BOUND, Hole, Over, Procedure, Rule, rewrite
+from losscomp.rewrite import BOUND, Hole, Over, Procedure, Rule, rewrite, rewrite_within
 from losscomp.rules import RULES, SMOOTHING, STABILISING
 
 PATTERNS = [r for r in RULES if isinstance(r, Rule)]
@@ -335,6 +335,9 @@ def test_rewriting_that_swells_is_stopped() -> None:
     with pytest.raises(LosscompError, match="swells") as caught:
         rewrite(sp.exp(s_), (swell,))
     assert "'swell'" in str(caught.value) and "condition" in str(caught.value)
+    right = Rule("right", sp.exp(Hole("x")) * 2, lambda found: found[Hole("x")], "nothing")
+    after, steps = rewrite_within(2 * sp.exp(s_), (swell, right))
+    assert after == s_ and [(step.rule, step.before == step.after) for step in steps] == [("swell", True), ("right", False)]
 
 
 def test_a_false_procedure_would_be_seen() -> None:
