@@ -135,3 +135,24 @@ def test_a_direction_of_another_shape_is_an_error(T: Any) -> None:
         T.huber_loss.hvp(x, y, torch.ones(3))
     with pytest.raises(ValueError, match="no derivative by 'delta'"):
         T.huber_loss.grad(x, y, wrt="delta")
+
+
+def test_the_composite_gives_what_kernels_give(T: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path of tensors that are not on the CPU, taken by some that are: no kernel is called, and the results are the same."""
+    runtime = importlib.import_module("losslib.torch._runtime")
+    x, y, v = (torch.randn(3, 4, dtype=torch.float64) for _ in range(3))
+    var = torch.rand(3, dtype=torch.float64) + 0.5
+    for reduction in ("none", "mean", "sum"):
+        def results(reduction: str = reduction) -> list[torch.Tensor]:
+            value, grads = T.gaussian_nll_loss.value_and_grad(x, y, var, reduction=reduction, wrt=("var", "input"))
+            products = T.gaussian_nll_loss.hvp(x, y, var, {"input": v}, reduction=reduction)
+            return [T.gaussian_nll_loss(x, y, var, reduction=reduction), value, *grads, *products]
+
+        kernels = results()
+        with monkeypatch.context() as patch:
+            patch.setattr(runtime, "has_kernels", lambda tensors: False)
+            for operator in ("_raw", "_fused", "_public", "_products"):
+                patch.setattr(T.gaussian_nll_loss, operator, None)
+            T.gaussian_nll_loss._known.clear()
+            torch.testing.assert_close(results(), kernels, rtol=1e-13, atol=1e-15)
+    assert runtime.has_kernels((x, None)) and runtime.has_kernels((x.to("meta"),))

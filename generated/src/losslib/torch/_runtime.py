@@ -2,8 +2,8 @@
 """What every loss does in PyTorch: bring tensors together, choose the path, connect the operators to autograd.
 
 Three paths. Eager: the raw operators, through an autograd function where a gradient is wanted. Under torch.compile: the public
-operator, whose autograd kernel does the same while it is traced. Under torch.func, forward AD, and for third derivatives: the
-composite, the same formula in plain torch operations, which torch can transform in every way.
+operator, whose autograd kernel does the same while it is traced. Under torch.func, forward AD, for third derivatives, and for tensors
+that are not on the CPU: the composite, the same formula in plain torch operations, which torch can transform in every way.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class TorchLoss:
             return self._traced(tensors, scalars, reduction)
         try:
             code = self._words[reduction]
-            key = (code, scalars, *[None if t is None else (t.shape, t.dtype) for t in tensors])
+            key = (code, scalars, *[None if t is None else (t.shape, t.dtype, t.is_cpu) for t in tensors])
             known = key in self._known
         except (AttributeError, KeyError, TypeError):                    # no tensor, no reduction, or a size that is a symbol
             key, known = None, False
@@ -77,6 +77,8 @@ class TorchLoss:
             if any_override(tensors):
                 return torch.overrides.handle_torch_function(self._call, tensors, tensors, scalars, reduction)  # type: ignore[no-any-return]
             code, arranged, scalars, kind = arrange(self.spec, tensors, scalars, reduction)
+            if not has_kernels(arranged):
+                return self._traced(tensors, scalars, reduction)
             if kind is not None or any(a is not b for a, b in zip(arranged, tensors, strict=True)):
                 return self._settled(tensors, arranged, scalars, code, kind)
             if len(self._known) >= 256:
@@ -116,7 +118,7 @@ class TorchLoss:
         code, tensors, scalars, kind = arrange(self.spec, given, scalars, reduction)
         batchmean = WORDS[code] == "batchmean"
         count = REDUCTIONS["sum"] if batchmean else code
-        if transforms_active() or dual_level():
+        if transforms_active() or dual_level() or not has_kernels(tensors):
             result = composite(self, tensors, scalars, count)
         else:
             result = self._public(*tensors, count, *scalars)
@@ -141,6 +143,10 @@ class TorchLoss:
     def _value_and_grad(self, given: Tensors, scalars: Scalars, reduction: str, wrt: Sequence[str] | str | None) -> tuple[Tensor, Any]:
         code, tensors, scalars, kind = arrange(self.spec, given, scalars, reduction)
         names, bits = pick(self.spec, choose_form(self.spec, tensors), tensors, wrt)
+        if not has_kernels(tensors):
+            value = composite(self, tensors, scalars, code)
+            grads = composite_gradient(self, code, scalars, bits, torch.ones_like(value), tensors)
+            return value.detach(), give_back(self.spec, given, tensors, names, [g.detach() for g in grads])
         try:
             with torch.no_grad():
                 value, *grads = self._fused(*tensors, code, *scalars, bits)
@@ -166,6 +172,9 @@ class TorchLoss:
             moved.append(torch.zeros_like(like) if way is None else as_input(self.spec, form, name, way, like))
         shape = leading(self.spec, tensors) if code == 0 else ()
         ones = tensors[0].new_ones(shape)
+        if not has_kernels(tensors):
+            _, *products = third(self, code, scalars, bits, ones, tensors, tuple(moved), bits)
+            return give_back(self.spec, given, tensors, names, [p.detach() for p in products])
         with torch.no_grad():
             _, *products = self._products(ones, moved, bits, *tensors, code, *scalars, bits)
         return give_back(self.spec, given, tensors, names, products)
@@ -331,6 +340,11 @@ def as_input(spec: Spec, form: Form, name: str, way: Tensor, like: Tensor) -> Te
 
 
 # The composite
+
+def has_kernels(tensors: Tensors) -> bool:
+    """Do the tensors lie where there are kernels for them? Elsewhere, as on a GPU, the composite does the work."""
+    return all(t is None or t.is_cpu or t.is_meta for t in tensors)
+
 
 def composite(loss: TorchLoss, tensors: Tensors, scalars: Scalars, code: int) -> Tensor:
     """The loss in plain torch operations."""
