@@ -266,13 +266,13 @@ def produce(plan: Plan, sources: Sequence[Source], talk: Talk) -> Iterator[tuple
 
     if len(sources) < 3 or plan.jobs == 1:
         for source in sources:
-            yield source, say(emit_source(source, plan.name))
+            yield source, say(emit_source(source, plan.name, plan.targets))
         return
     import_module(".emit", __package__)         # before the processes part: they need not import it again
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     pool = ProcessPoolExecutor(min(plan.jobs, len(sources)), mp_context=context, initializer=end_with_parent)
     try:
-        futures = [pool.submit(emit_source, source, plan.name) for source in sources]
+        futures = [pool.submit(emit_source, source, plan.name, plan.targets) for source in sources]
         for future in futures:
             future.add_done_callback(say_when_done)
         for source, future in zip(sources, futures, strict=True):
@@ -296,7 +296,7 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def emit_source(source: Source, package: str) -> Emission:
+def emit_source(source: Source, package: str, targets: Sequence[str]) -> Emission:
     """The records of the losses of one definition file, and the seconds that it took."""
     from . import catalogue, emit
 
@@ -304,7 +304,7 @@ def emit_source(source: Source, package: str) -> Emission:
     records = []
     for definition in catalogue.load_file(source.path):
         try:
-            emitted = emit.emit_loss(definition, package, source.label)
+            emitted = emit.emit_loss(definition, package, source.label, targets)
         except LosscompError as error:
             raise error.at(definition.path) from None
         except Exception as error:

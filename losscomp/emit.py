@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,31 +65,44 @@ def tag_forms(forms: list[list[Compiled]]) -> None:
             compiled.mark = "".join(f"__{name}_{mine[name]}" for name in differ)
 
 
-def emit_loss(definition: Definition, package: str, source: str) -> Emitted:
-    """The files of one loss, for every target."""
+def emit_loss(definition: Definition, package: str, source: str, targets: Collection[str] = TARGETS) -> Emitted:
+    """The files of one loss, for some targets."""
     compiled = compile_definition(definition)
-    name, files = definition.name, {}
-    first = compiled[0][0].form
+    name, src, files = definition.name, f"src/{package}", {}
     lines = [line for group in compiled for line in formula.formula_lines(group[0].form)]
     common = {"package": package, "prefix": package, "name": name, "source": source, "summary": summary_of(definition.doc, name),
               "formula": "\n".join(lines), "shapes": shapes(compiled)}
     flat = [c for group in compiled for c in group]
-    variants = [{"suffix": c.mark + c.form.suffix, "words": words(c.form),
-                 "kernels": [numpy_target.NumPyText(k) for k in kernels(c, numpy_target.ARRAYS)]} for c in flat]
-    files[f"src/{package}/numpy/kernels/{name}.py"] = render("numpy/loss.py.jinja", variants=variants, **common)
-    texts = [c_target.FamilyText(f) for group in compiled for f in families(group)]
-    tables = {"argument_rows": c_target.argument_rows([t.kernel for t in texts]),
-              "param_rows": c_target.param_rows([t.kernel for t in texts]), "rows": [row for t in texts for row in t.members]}
-    files[f"src/{package}/csrc/{name}.c"] = render("c/loss.c.jinja", families=texts, braced=c_target.braced, **tables, **common)
     values = class_values(definition, compiled, lines)
-    files[f"src/{package}/losses/{name}.py"] = render("library/package/losses.py.jinja", package=package, source=source, **values)
-    files[f"src/{package}/torch/losses/{name}.py"] = render("torch/loss.py.jinja", package=package, source=source, **values)
-    files[f"src/{package}/torch/composites/{name}.py"] = emit_composite(flat, common)
-    files[f"src/{package}/cuda/{name}.cu"] = emit_cuda(flat, common)
+    files[f"{src}/losses/{name}.py"] = render("library/package/losses.py.jinja", package=package, source=source, **values)
+    kernel_names: list[str] = []
+    if "numpy" in targets:
+        files[f"{src}/numpy/kernels/{name}.py"] = emit_numpy(flat, common)
+    if not {"c", "torch"}.isdisjoint(targets):
+        files[f"{src}/csrc/{name}.c"], kernel_names = emit_c(compiled, common)
+    if "torch" in targets:
+        files[f"{src}/torch/losses/{name}.py"] = render("torch/loss.py.jinja", package=package, source=source, **values)
+        files[f"{src}/torch/composites/{name}.py"] = emit_composite(flat, common)
+    if "cuda" in targets:
+        files[f"{src}/cuda/{name}.cu"] = emit_cuda(flat, common)
     operators = operators_of(name, values["order"], compiled, values["forms"])
-    kernel_names = [m.name for t in texts for m in t.family.members]
-    return Emitted(name, module_name(definition), files, kernel_names, summary_of(definition.doc, first.loss.name),
-                   dense_functions(compiled), operators)
+    return Emitted(name, module_name(definition), files, kernel_names, common["summary"], dense_functions(compiled), operators)
+
+
+def emit_numpy(compiled: list[Compiled], common: Mapping[str, Any]) -> str:
+    """The NumPy file of one loss: a function for each kernel."""
+    variants = [{"suffix": c.mark + c.form.suffix, "words": words(c.form),
+                 "kernels": [numpy_target.NumPyText(k) for k in kernels(c, numpy_target.ARRAYS)]} for c in compiled]
+    return render("numpy/loss.py.jinja", variants=variants, **common)
+
+
+def emit_c(compiled: list[list[Compiled]], common: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """The C file of one loss: a function for each family of kernels; and the names of the kernels."""
+    texts = [c_target.FamilyText(f) for group in compiled for f in families(group)]
+    told = [t.kernel for t in texts]
+    text = render("c/loss.c.jinja", families=texts, braced=c_target.braced, argument_rows=c_target.argument_rows(told),
+                  param_rows=c_target.param_rows(told), rows=[row for t in texts for row in t.members], **common)
+    return text, [m.name for t in texts for m in t.family.members]
 
 
 def emit_composite(variants: list[Compiled], common: Mapping[str, Any]) -> str:

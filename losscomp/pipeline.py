@@ -240,7 +240,10 @@ def lowered(compiled: Compiled, formula: Formula) -> tuple[list[ir.Store], Lower
 def signature(compiled: Compiled, formula: Formula) -> ir.Signature:
     """The signature of the kernel of one formula. Raises CheckError."""
     if formula.name not in compiled.signatures:
-        compiled.signatures[formula.name] = find_signature(compiled.smooth, formula)
+        try:
+            compiled.signatures[formula.name] = find_signature(compiled.smooth, formula)
+        except LosscompError as error:
+            raise error.at(compiled.form.loss.path or compiled.form.loss.name) from None
     return compiled.signatures[formula.name]
 
 

@@ -82,7 +82,7 @@ class Plan:
 
     def key(self, source: Source) -> str:
         """The digest of all that the text of one definition file depends on."""
-        return digest(self.losscomp, self.name, self.helpers, source.label, source.data)
+        return digest(self.losscomp, self.name, " ".join(self.targets), self.helpers, source.label, source.data)
 
     def wants(self, path: str) -> bool:
         """Does a file of the library belong to one of the targets, or to all?"""

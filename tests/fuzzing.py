@@ -245,7 +245,7 @@ def check_seeds(seeds: list[int], folder: Path, depth: int = 4, optimise: str = 
     name = f"fuzzlib_{seeds[0]}_{len(seeds)}"
     for seed, g in grown.items():
         try:
-            emitted.append(emit_loss(g.loss, name, "fuzz"))
+            emitted.append(emit_loss(g.loss, name, "fuzz", ("numpy", "c")))
         except Exception as error:
             problems[seed] = [f"compile: {type(error).__name__}: {error}"]
     if not emitted:
