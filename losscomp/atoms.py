@@ -144,4 +144,4 @@ def is_atom(node: sp.Basic) -> bool:
 
 def expand_atoms(expr: sp.Expr) -> sp.Expr:
     """The expression in elementary functions and selections only: what the proofs look at."""
-    return expr.replace(is_atom, meaning)
+    return expr.replace(is_atom, meaning, simultaneous=False)       # else an atom that looks like one already replaced is kept

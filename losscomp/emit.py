@@ -18,7 +18,7 @@ from .dense import dense_functions
 from .family import families
 from .language import BATCH, COUNT, REDUCTIONS, TOTAL, WEIGHT, Definition, Loss, Overload
 from .nodes import Param, Tensor
-from .operators import kind_of, operators_of, reduction_rows
+from .operators import kind_of, operators_of
 from .pipeline import Compiled, compile_loss, kernels, signature
 from .render import render
 from .targets import c as c_target
@@ -379,7 +379,7 @@ def emit_library(emitted: list[Emitted], package: str, version: str) -> Files:
     }
     files = {path: render(template, **values) for path, template in plan.items()}
     most = max((len(e.operators["inputs"]) for e in emitted), default=1)
-    values |= {"reductions": reduction_rows(), "formulas": reduction_records(), "most_inputs": most,
+    values |= {"reductions": reduction_records(sp.ccode), "formulas": reduction_records(), "most_inputs": most,
                "losses": [{**loss, "operators": e.operators} for loss, e in zip(losses, emitted, strict=True)]}
     files |= {f"{src}/torch/csrc/{name}": render(f"torch/{name}.jinja", **values) for name in ("operators.h", "binding.cpp")}
     files[f"{src}/torch/_runtime.py"] = render("torch/runtime.py.jinja", **values)

@@ -8,7 +8,6 @@ from typing import Any
 import sympy as sp
 
 from .check import Checked, spell_setting
-from .language import REDUCTIONS, TOTAL, WEIGHT
 from .nodes import Param, Tensor
 from .pipeline import Compiled
 
@@ -105,17 +104,3 @@ def number(value: Any) -> str:
 def truth(value: Any) -> str:
     """A truth value as C++ has it."""
     return "true" if value else "false"
-
-
-def reduction_rows() -> list[dict[str, str]]:
-    """The reductions and their derivatives, as C++ has them."""
-    total_rate, weight_rate = sp.symbols("total_rate weight_rate", real=True)
-    rows = []
-    for r in REDUCTIONS.values():
-        if r.formula is not None:
-            by_total, by_weight = r.formula.diff(TOTAL), r.formula.diff(WEIGHT)
-            rate = lambda e: e.diff(TOTAL) * total_rate + e.diff(WEIGHT) * weight_rate
-            exprs = {"reduced": r.formula, "by_total": by_total, "by_weight": by_weight, "rate": rate(r.formula),
-                     "by_total_rate": rate(by_total), "by_weight_rate": rate(by_weight)}
-            rows.append({"name": r.name, **{key: sp.ccode(sp.sympify(e)) for key, e in exprs.items()}})
-    return rows

@@ -140,7 +140,7 @@ def test_each_compiles_to_smooth_atoms(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_signatures_are_those_of_torch(name: str) -> None:
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="agreement with PyTorch is NOT TESTED: PyTorch is not installed")
     definition = BUILTIN[name]
     assert definition.like == f"torch.nn.functional.{name}" and hasattr(torch.nn, module_name(definition))
     peer = inspect.signature(getattr(torch.nn.functional, name)).parameters
@@ -337,7 +337,7 @@ def cases() -> Iterator[Any]:
 @pytest.mark.filterwarnings("ignore:reduction. 'mean' divides")
 @pytest.mark.parametrize(("name", "arrays", "options"), list(cases()))
 def test_values_and_mean_are_those_of_torch(name: str, arrays: dict[str, np.ndarray], options: dict[str, Any]) -> None:
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="agreement with PyTorch is NOT TESTED: PyTorch is not installed")
     checked, params = variant(name, arrays, options)
     tensors = {k: torch.tensor(v) for k, v in arrays.items()}
     expected, mean = (getattr(torch.nn.functional, name)(**tensors, **options, reduction=r).numpy() for r in ("none", "mean"))
@@ -354,7 +354,7 @@ NOT_COMPARED = {"weight", "pos_weight", "target of binary_cross_entropy", "targe
 
 @pytest.mark.parametrize(("name", "arrays", "options"), list(cases()))
 def test_gradients_are_those_of_torch(name: str, arrays: dict[str, np.ndarray], options: dict[str, Any]) -> None:
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="agreement with PyTorch is NOT TESTED: PyTorch is not installed")
     checked, params = variant(name, arrays, options)
     moving = [t for t in checked.differentiable if t.name in arrays and not {t.name, f"{t.name} of {name}"} & NOT_COMPARED]
     tensors = {k: torch.tensor(v) for k, v in arrays.items()}
@@ -383,7 +383,7 @@ def cells(sample: Sample, free: tuple[nodes.Index, ...]) -> list[Sample]:
     ("smooth_l1_loss", [0, 1, 2, -1, 3], [0, 0.5, 1, 0, 0]),
 ])
 def test_second_derivatives_at_joints_and_clamps_are_those_of_torch(name: str, input: list[float], target: list[float]) -> None:
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="agreement with PyTorch is NOT TESTED: PyTorch is not installed")
     arrays = {"input": np.array(input, dtype=float), "target": np.array(target, dtype=float)}
     checked, params = variant(name, arrays, {})
     by = next(t for t in checked.inputs if t.name == "input")

@@ -50,7 +50,7 @@ from losscomp.oracle import exact, select
 from losscomp.pipeline import Compiled, smoothed
 from losscomp.render import render
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="the composites in PyTorch is NOT TESTED: PyTorch is not installed")
 from torch.func import grad, hessian, jvp, vmap  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -15,7 +15,9 @@ from support import library
 from losscomp.language import (
     Abs,
     Eq,
+    Hinge,
     Loss,
+    Max,
     Piecewise,
     Rational,
     Sum,
@@ -87,6 +89,7 @@ FOUND: dict[str, tuple[Loss, dict[str, Any], dict[str, float]]] = {
     "the index as a number": (Loss(s * y + x[y]), {"s": S, "y": Y, "x": X}, {}),
     "mean weighted by an input that moves": (Loss(s**3, mean_over=1 + s**2), {"s": S}, {}),
     "mean weighted by a shared table": (Loss(w[y] * x[y]**2, mean_over=w[y]**2 + 1), {"x": X, "y": Y, "w": W}, {}),
+    "a kink of numbers inside another": (Loss(s * Max(Hinge(1, tie=1), Max(1, 1, tie=Rational(1, 2)), tie=Rational(1, 2))), {"s": S}, {}),
     "a number that stands still": (Loss(s * tanh(tanh(stop_gradient(1) + 1))), {"s": S}, {}),
     "straight through, under a sum": (Loss(Sum(straight_through(tanh(x[c]), x[c]**2), c)), {"x": X}, {}),
     "straight through, twice": (Loss(Sum(straight_through(x[c] * straight_through(s, s**2), x[c] * s), c)),

@@ -184,7 +184,7 @@ each_type = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids
 @each_fault
 def test_ours_is_without(fault: Fault, dtype: torch.dtype, T: Any) -> None:
     if fault.loss not in DEFINITIONS:
-        pytest.skip(f"{fault.loss} is not in the library yet")
+        pytest.skip(f"NOT CHECKED: a fault of {fault.loss}, which is not in the library yet")
     fault.check(getattr(T, fault.loss), dtype)
 
 
