@@ -171,16 +171,17 @@ def compile_operators(job: Job) -> Binary:
     """The operators of the torch target, with the kernels of the C library inside. Raises BuildError."""
     recipe = job.recipe("torch/_build.py")
     here = job.root / "torch" / "csrc"
-    flags = [*recipe["FLAGS"], "-fPIC", "-I", str(job.root / "include"), "-I", str(here), *shlex.split(os.environ.get("CXXFLAGS", ""))]
+    flags = [*recipe["FLAGS"], "-fPIC", "-I", str(job.root / "include"), "-I", str(here), "-I", str(job.root / "cuda"),
+             *shlex.split(os.environ.get("CXXFLAGS", ""))]
     extra = ["-lm", "-lstdc++"]
     if platform.system() == "Linux":                                        # a stand-in gives the linker the name of torch's library
         (job.work / here / "stub.c").write_text(recipe["stub"]())
         call([*job.compiler.command, "-shared", "-fPIC", "-w", "-Wl,-soname,libtorch_cpu.so", str(here / "stub.c"), "-o",
               str(here / "libtorch_cpu.so")], job.work, "link the stand-in for torch")
-        extra = ["-L", str(here), "-Wl,-z,defs", "-Wl,--no-as-needed", "-ltorch_cpu", *extra]
+        extra = ["-L", str(here), "-Wl,-z,defs", "-Wl,--no-as-needed", "-ltorch_cpu", "-ldl", *extra]
     elif platform.system() == "Darwin":
         extra = ["-undefined", "dynamic_lookup", "-lc++"]
-    return link(job, [(here / "binding.cpp", flags), *c_sources(job)], job.root / "torch" / "_operators.so", extra)
+    return link(job, [*((here / name, flags) for name in recipe["SOURCES"]), *c_sources(job)], job.root / "torch" / "_operators.so", extra)
 
 
 def c_flags(job: Job) -> list[str]:

@@ -28,6 +28,7 @@ from .targets import torch as torch_target
 
 Files = dict[str, str]
 TARGETS = ("numpy", "c", "torch", "cuda")
+TORCH_SOURCES = ("operators.h", "tensor.h", "request.h", "register.h", "schemas.cpp", "binding.cpp", "cuda.cpp")
 
 
 @dataclass
@@ -381,7 +382,7 @@ def emit_library(emitted: list[Emitted], package: str, version: str) -> Files:
     most = max((len(e.operators["inputs"]) for e in emitted), default=1)
     values |= {"reductions": reduction_records(sp.ccode), "formulas": reduction_records(), "most_inputs": most,
                "losses": [{**loss, "operators": e.operators} for loss, e in zip(losses, emitted, strict=True)]}
-    files |= {f"{src}/torch/csrc/{name}": render(f"torch/{name}.jinja", **values) for name in ("operators.h", "binding.cpp")}
+    files |= {f"{src}/torch/csrc/{name}": render(f"torch/{name}.jinja", **values) for name in TORCH_SOURCES}
     files[f"{src}/torch/_runtime.py"] = render("torch/runtime.py.jinja", **values)
     cuda = {f"{package}_cuda.h": "library.h", f"{package}_math.cuh": "math.cuh", f"{package}_device.cuh": "device.cuh",
             f"{package}_launch.cuh": "launch.cuh", f"{package}_cuda.cu": "library.cu"}

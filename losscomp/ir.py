@@ -271,11 +271,15 @@ class Argument:
     role: Role = "input"
     integer: bool = False
     per_sample: bool = True
-    optional: bool = False
+    default: float | None = None          # an input that may be left out: what it is then, everywhere
     into: str | None = None
     ignore: str | None = None             # an index: the parameter that it may equal all the same
     domain: tuple[float, float, bool] = (-math.inf, math.inf, False)      # low, high, whether low itself is out
     of: str = ""                          # the input that a gradient or a direction belongs to
+
+    @property
+    def optional(self) -> bool:
+        return self.default is not None
 
     @property
     def shape(self) -> tuple[str, ...]:

@@ -56,7 +56,7 @@ def make_cuda(job: Job) -> Binary:
 KERNELS = ("src/{name}/csrc/", "src/{name}/include/", "src/{name}/c/_build.py")
 PARTS: tuple[Part, ...] = (
     Part("c", "src/{name}/c/_native.abi3.so", KERNELS, compiler.missing, c_identity, compiler.compile_library),
-    Part("torch", "src/{name}/torch/_operators.so", (*KERNELS, "src/{name}/torch/csrc/", "src/{name}/torch/_build.py"),
+    Part("torch", "src/{name}/torch/_operators.so", (*KERNELS, "src/{name}/torch/csrc/", "src/{name}/torch/_build.py", "src/{name}/cuda/{name}_cuda.h"),
          compiler.missing_torch, c_identity, compiler.compile_operators),
     Part("cuda", "src/{name}/cuda/_cuda.so", ("src/{name}/cuda/",), missing_cuda, cuda_identity, make_cuda, demanded=True),
 )

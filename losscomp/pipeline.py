@@ -311,7 +311,7 @@ def argument_of(tensor: Tensor, formula: Formula) -> ir.Argument:
     moved = {f"direction_{t.name}": t.name for t in formula.moving}
     role: ir.Role = "direction" if tensor.name in moved else "scale" if tensor.name.startswith("scale") else "input"
     return ir.Argument(record.name, tuple(a.name for a in record.axes), role, record.integer, record.per_sample,
-                       record.default is not None, record.into.name if record.into else None, record.ignore,
+                       record.default, record.into.name if record.into else None, record.ignore,
                        record.domain.interval, moved.get(tensor.name, ""))
 
 

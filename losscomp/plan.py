@@ -26,7 +26,8 @@ DEFAULT_NAME = "losslib"
 OWNED: dict[str, tuple[str, ...]] = {
     "numpy": ("src/{name}/numpy/",),
     "c": ("src/{name}/c/", "src/{name}/csrc/", "src/{name}/include/", "CMakeLists.txt", "setup.py"),
-    "torch": ("src/{name}/torch/", "src/{name}/csrc/", "src/{name}/include/", "src/{name}/c/_build.py", "setup.py"),
+    "torch": ("src/{name}/torch/", "src/{name}/csrc/", "src/{name}/include/", "src/{name}/c/_build.py", "src/{name}/cuda/{name}_cuda.h",
+              "setup.py"),
     "cuda": ("src/{name}/cuda/",),
 }
 TARGETS = tuple(OWNED)

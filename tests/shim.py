@@ -74,6 +74,39 @@ def compile_shim(folder: Path, out: Path, flags: Sequence[str] = ("-O0",), only:
     return made
 
 
+STREAM = 0x5eed                                  # what the stand-in for torch's CUDA library gives as the current stream
+STAND_IN = f"int aoti_torch_get_current_cuda_stream(int index, void **stream) {{ (void)index; *stream = (void *){STREAM}; return 0; }}"
+
+
+def compile_binding(library: Path, out: Path, name: str, change: tuple[str, str] | None = None, flags: Sequence[str] = ("-O0",)) -> Path:
+    """The Python files of an emitted library under another name, with the torch operators for a GPU, for CPU tensors; the folder they are in.
+
+    Beside it is what stands for torch's CUDA library. `change`: a text of cuda.cpp, and what is put in its place.
+    """
+    torch = Path(importlib.import_module("torch").__file__ or "").parent / "lib"
+    package = out / "src" / name
+    for path in library.rglob("*.py"):
+        target = package / path.relative_to(library)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(path.read_text().replace(library.name, name))
+    text = (library / "torch" / "csrc" / "cuda.cpp").read_text()
+    assert change is None or change[0] in text, "the fault has no place any more"
+    (out / "cuda.cpp").write_text(text.replace(*change) if change else text)
+    (out / "stand_in.c").write_text(STAND_IN)
+    here = library / "torch" / "csrc"
+    include = ["-I", str(here), "-I", str(library / "include"), "-I", str(library / "cuda")]
+    common = [str(GXX), "-shared", "-fPIC", "-Wall", "-Wextra", "-Wno-unused-function", *flags]
+    for command in (
+        [*common, "-x", "c", str(out / "stand_in.c"), "-Wl,-soname,libtorch_cuda.so", "-o", str(out / "libtorch_cuda.so")],
+        [*common, "-Werror", "-std=c++17", "-fvisibility=hidden", f'-DLOSSLIB_NAMESPACE="{name}"', '-DLOSSLIB_CUDA_KEY="CPU"', *include,
+         str(here / "schemas.cpp"), str(out / "cuda.cpp"), "-o", str(package / "torch" / "_operators.so"), "-L", str(torch),
+         "-Wl,--no-as-needed", "-ltorch_cpu", "-ldl", "-Wl,-z,defs", "-Wl,--unresolved-symbols=ignore-in-shared-libs"],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, f"{name} does not compile:\n{done.stderr[:3000]}"
+    return out / "src"
+
+
 def narrow(array: np.ndarray, storage: str) -> np.ndarray:
     """Real numbers as a type stores them; bfloat16 as 16 bits. What is stored so already stays where it is, layout and all."""
     if array.dtype == storage:

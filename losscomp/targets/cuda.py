@@ -146,9 +146,9 @@ class CudaText:
         """An input that all samples share."""
         k, kind = self.place[a.name], "int64_t" if a.integer else "Storage"
         if a.axes:
-            self.say(0, f"const input_row<{kind}> {a.name}(run, {k});")
+            self.say(0, f"const {row_of(a, kind)} {a.name}(run, {k}, 0{otherwise(a)});")
         else:
-            text = f"input_row<{kind}>(run, {k})()"
+            text = f"number_at<Storage>(run, {k}, 0{otherwise(a)})" if otherwise(a) else f"input_row<{kind}>(run, {k})()"
             self.say(0, f"const {'int64_t' if a.integer else 'real'} {a.name} = {checked(a, text, self.kernel) if a.integer else text};")
         if not a.integer and self.checks(a):
             self.check(a, 0)
@@ -160,10 +160,10 @@ class CudaText:
                 continue
             k, kind = self.place[a.name], "int64_t" if a.integer else "Storage"
             at = f"run, {k}, here.of[{k}]"
-            if a.role == "scale":
-                self.say(depth, f"const real {a.name} = scale_at<Storage>({at}, {otherwise(a)});")
-            elif a.axes:
-                self.say(depth, f"const input_row<{kind}> {a.name}({at});")
+            if a.axes:
+                self.say(depth, f"const {row_of(a, kind)} {a.name}({at}{otherwise(a)});")
+            elif otherwise(a):
+                self.say(depth, f"const real {a.name} = number_at<Storage>({at}{otherwise(a)});")
             elif a.integer:
                 text = checked(a, f"input_row<int64_t>({at})()", self.kernel)
                 self.say(depth, f"const int64_t {a.name} = {text};" if a.name in self.read else f"{text};")
@@ -222,8 +222,7 @@ class CudaText:
         self.say(depth, "for (int64_t first = start; first < run.about.samples; first += stride) {")
         self.say(depth + 1, f"const samples_at<{count}, WIDTH> here(run, first);")
         for a in inputs:
-            more = f", {otherwise(a)}" if a.role == "scale" else ""
-            self.say(depth + 1, f"const sample_pack<Storage, WIDTH> {a.name}_pack(run, {self.place[a.name]}, here{more});")
+            self.say(depth + 1, f"const sample_pack<Storage, WIDTH> {a.name}_pack(run, {self.place[a.name]}, here{otherwise(a)});")
         if outputs:
             self.say(depth + 1, f"sample_pack<Storage, WIDTH> {', '.join(a.name + '_pack' for a in outputs)};")
         self.say(-1, "#pragma unroll")
@@ -312,8 +311,16 @@ def bound(x: float) -> str:
 
 
 def otherwise(a: Argument) -> str:
-    """What a scale is that is not given."""
-    return "(real)1" if a.name == "scale" else "(real)0"
+    """The further arguments of what reads an input that need not be given: what it is then, and for a scale how it is stored."""
+    if a.role == "scale":
+        return f", (real){int(a.name == 'scale')}, run.about.wide_scale"
+    default = 0.0 if a.role == "direction" else a.default
+    return "" if default is None else f", (real){default!r}"
+
+
+def row_of(a: Argument, kind: str) -> str:
+    """The type of the elements of one sample."""
+    return f"{'optional' if otherwise(a) else 'input'}_row<{kind}>"
 
 
 def serves(kernel: Kernel, asked: Kernel) -> bool:
@@ -347,7 +354,7 @@ def argument_rows(kernels: list[Kernel]) -> list[str]:
         axes = ", ".join(f'"{x}"' for x in a.axes) or "NULL"
         text = lambda name: f'"{name}"' if name else "NULL"
         out.append(f'{name} = {{"{a.name}", {roles[a.role]}, {int(a.integer)}, {int(a.per_sample)}, {len(a.axes)}, {{{axes}}}, '
-                   f'{text(a.into)}, {text(a.ignore)}, {interval(a.domain)}}};')
+                   f'{text(a.into)}, {text(a.ignore)}, {interval(a.domain)}, {int(a.optional)}}};')
     return out
 
 

@@ -27,7 +27,7 @@
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define __shared__ static
-#define LOSSLIB_START(kernel, blocks, threads, stream, run) (void)(stream), shim::launch((blocks), (threads), [&] { kernel(run); })
+#define LOSSLIB_START(kernel, blocks, threads, stream, run) shim::m.stream = (stream), shim::launch((blocks), (threads), [&] { kernel(run); })
 #define __syncthreads() shim::barrier()
 #define __shfl_xor_sync(mask, value, apart) shim::exchange((mask), (value), (apart))
 #define __trap() shim::stop(719, "trap")
@@ -35,6 +35,9 @@
 #define blockIdx (shim::now.block)
 #define gridDim (shim::now.grid)
 #define cudaGetLastError shim::last_error
+#define cudaGetErrorString shim::words
+
+typedef int cudaError_t;
 
 #ifdef __SANITIZE_ADDRESS__
 extern "C" void __sanitizer_start_switch_fiber(void **fake, const void *stack, size_t size);
@@ -86,6 +89,8 @@ struct machine {
     uint64_t random = 1;
     void (*call)(const void *) = nullptr;
     const void *body = nullptr;
+    void *stream = nullptr;         /* of the latest launch */
+    unsigned launches = 0;
 };
 inline machine m;
 
@@ -262,6 +267,7 @@ template <class Body> void launch(const unsigned blocks, const unsigned threads,
         m.error = 9;
         return;
     }
+    ++m.launches;
     if (m.failed) return;                                   /* a device that trapped does nothing more */
     while (m.fibers.size() < threads) {
         fiber *const f = new fiber;
@@ -282,6 +288,8 @@ template <class Body> void launch(const unsigned blocks, const unsigned threads,
         if (m.failed) return;
     }
 }
+
+inline const char *words(const int error) { return error == 719 ? "unspecified launch failure" : "an error of the shim"; }
 
 /* What went wrong since it was last asked; the device is as new after it. */
 inline int last_error()
@@ -335,6 +343,10 @@ static inline uint16_t half_of_float(const float x)
     const uint32_t size = (bits & 0x7fffffff) - (112u << 23);
     return (uint16_t)(sign | (size + 0xfff + (size >> 13 & 1)) >> 13);
 }
+
+/* For the tests: the stream of the latest launch, and how many there were. */
+extern "C" __attribute__((weak)) void *shim_stream(void) { return shim::m.stream; }
+extern "C" __attribute__((weak)) unsigned shim_launches(void) { return shim::m.launches; }
 
 /* For the tests: 0 forward, 1 backward, 2 random. */
 extern "C" __attribute__((weak)) void shim_schedule(const int schedule, const int seed)
