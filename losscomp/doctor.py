@@ -9,6 +9,8 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
 
 from . import compiler, nvcc
 from .errors import LosscompError
@@ -40,8 +42,10 @@ def examine() -> list[Finding]:
         Finding("Python.h", python_header(), "the c target from Python", compiler.HOW_TO_GET_HEADERS),
         program("cmake", "the library in C and C++ projects", "pip install cmake"),
         program("pkg-config", "the library in projects without CMake", "apt-get install pkg-config"),
-        package("torch", "comparison with torch (losscomp verify)", get="pip install 'losscomp[torch]'"),
-        Finding("nvcc", quietly(cuda_compiler), "compiling the CUDA kernels (losscomp build --cuda)", nvcc.HOW_TO_GET),
+        package("torch", "the torch target, and comparison with torch (losscomp verify)", get="pip install 'losscomp[torch]'"),
+        Finding("nvcc", quietly(cuda_compiler), "the CUDA kernels, of C and of torch on GPUs (losscomp build --cuda)", nvcc.HOW_TO_GET),
+        Finding("torch's CUDA", torch_cuda(), "the torch target on GPUs", "a build of torch with CUDA (pytorch.org)"),
+        Finding("GPU", quietly(gpu), "running the CUDA kernels", "a machine with a GPU of NVIDIA and its driver"),
     ]
 
 
@@ -79,6 +83,20 @@ def cuda_compiler() -> str:
     return f"{found.path}: {found.version}" if found else ""
 
 
+def torch_cuda() -> str:
+    """The CUDA half of PyTorch, where PyTorch has one; torch is not imported for that."""
+    spec = find_spec("torch")
+    places = [Path(place, "lib") for place in (spec.submodule_search_locations or ())] if spec else []
+    return next((str(path) for place in places for path in place.glob("*torch_cuda.*")), "")
+
+
+def gpu() -> str:
+    """The first GPU, as its driver names it."""
+    path = shutil.which("nvidia-smi")
+    done = subprocess.run([path, "-L"], check=False, capture_output=True, text=True, timeout=20) if path else None
+    return (done.stdout.splitlines() or [""])[0].partition(" (UUID")[0] if done and done.returncode == 0 else ""
+
+
 def python_header() -> str:
     """Where Python.h is."""
     path = compiler.python_header()
@@ -95,5 +113,5 @@ def quietly(ask: Callable[[], str]) -> str:
     """An answer, or nothing where asking fails."""
     try:
         return ask()
-    except (LosscompError, OSError):
+    except (LosscompError, OSError, subprocess.TimeoutExpired):
         return ""

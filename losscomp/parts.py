@@ -54,9 +54,9 @@ def make_cuda(job: Job) -> Binary:
 
 
 KERNELS = ("src/{name}/csrc/", "src/{name}/include/", "src/{name}/c/_build.py")
+OPERATORS = (*KERNELS, "src/{name}/torch/csrc/", "src/{name}/torch/_build.py", "src/{name}/cuda/{name}_cuda.h")
 PARTS: tuple[Part, ...] = (
     Part("c", "src/{name}/c/_native.abi3.so", KERNELS, compiler.missing, c_identity, compiler.compile_library),
-    Part("torch", "src/{name}/torch/_operators.so", (*KERNELS, "src/{name}/torch/csrc/", "src/{name}/torch/_build.py", "src/{name}/cuda/{name}_cuda.h"),
-         compiler.missing_torch, c_identity, compiler.compile_operators),
+    Part("torch", "src/{name}/torch/_operators.so", OPERATORS, compiler.missing_torch, c_identity, compiler.compile_operators),
     Part("cuda", "src/{name}/cuda/_cuda.so", ("src/{name}/cuda/",), missing_cuda, cuda_identity, make_cuda, demanded=True),
 )

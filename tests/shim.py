@@ -79,7 +79,7 @@ STAND_IN = f"int aoti_torch_get_current_cuda_stream(int index, void **stream) {{
 
 
 def compile_binding(library: Path, out: Path, name: str, change: tuple[str, str] | None = None, flags: Sequence[str] = ("-O0",)) -> Path:
-    """The Python files of an emitted library under another name, with the torch operators for a GPU, for CPU tensors; the folder they are in.
+    """The Python files of an emitted library under another name, with the torch operators for a GPU, for CPU tensors; their folder.
 
     Beside it is what stands for torch's CUDA library. `change`: a text of cuda.cpp, and what is put in its place.
     """

@@ -225,6 +225,7 @@ def test_doctor_finds_and_advises(capsys: Captured, monkeypatch: pytest.MonkeyPa
     lines = {line[5:17].strip(): line for line in said(capsys, "doctor").splitlines()}
     assert lines["cmake"] == "no   cmake         missing; enables the library in C and C++ projects. Get it: pip install cmake"
     assert "the c target. Get it: " in lines["C compiler"]
+    assert lines["GPU"].startswith("no ") and "running the CUDA kernels" in lines["GPU"]
 
 
 def test_doctor_fails_without_what_it_needs(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
