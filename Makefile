@@ -1,6 +1,7 @@
 # make        everything: the environment, the library for each target that this machine can build, how well they agree
 # make test   the tests           make check   style, types, and whether generated/ is up to date
 # make sweep  the slow tests      make fuzz    random definitions through the whole compiler
+# make gpu    on a machine with a GPU: its tests, and how fast the kernels are     make memcheck  the same tests under compute-sanitizer
 # make clean  back to the checkout; generated/ stays
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 LIBRARY := generated/.losscomp/state.json
 
-.PHONY: all build test check sweep fuzz clean FORCE
+.PHONY: all build test check sweep fuzz gpu memcheck clean FORCE
 
 all: .venv/agreement.txt
 	@cat $<
@@ -43,6 +44,16 @@ sweep: .venv/tested build
 
 fuzz: .venv/tested build
 	$(BIN)/python -m pytest -n $(WORKERS) -m fuzz
+
+gpu: .venv/tested
+	$(BIN)/losscomp build --cuda
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python tests/cuda/bench.py
+
+memcheck: .venv/tested
+	$(BIN)/losscomp build --cuda
+	for tool in memcheck racecheck synccheck; do \
+	    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 $(BIN)/python -m pytest -m gpu -k agrees || exit 1; done
 
 check: .venv/tested
 	$(BIN)/ruff check .

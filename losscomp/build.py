@@ -53,7 +53,7 @@ class Report:
         emitted: losses that were derived anew, not taken from the cache.
         compiled: object files that were compiled anew; linked: whether there is a new binary.
         written, removed: files of the library; restored: those of `written` that somebody had edited.
-        lacking: why there is no binary of a target, where there should be one.
+        lacking: why there is no binary of a target, where there should be one; waiting: targets whose binary is made on demand only.
     """
 
     name: str
@@ -66,6 +66,7 @@ class Report:
     removed: tuple[str, ...] = ()
     restored: tuple[str, ...] = ()
     lacking: dict[str, str] = field(default_factory=dict)
+    waiting: tuple[str, ...] = ()
 
     @property
     def idle(self) -> bool:
@@ -97,6 +98,8 @@ def build(options: Options, talk: Talk | None = None) -> Report:
     except OSError as error:
         raise BuildError(f"{error.strerror or error}: {error.filename or options.out}",
                          repair="The library is as it was. Mend that, and build again.") from error
+    report.waiting = tuple(part.target for part in PARTS if options.compile and part.demanded and part.target in plan.targets
+                           and not (plan.out / part.path.format(name=plan.name)).exists())
     report.seconds, report.lacking = time.perf_counter() - start, lacking
     return report
 

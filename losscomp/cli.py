@@ -124,6 +124,7 @@ def say(text: str) -> None:
 def run_build(args: argparse.Namespace) -> int:
     """losscomp build"""
     from .build import Talk, build, check
+    from .doctor import torch_cuda
     from .plan import TARGETS, Options
 
     watched = args.verbose or sys.stderr.isatty()
@@ -143,6 +144,9 @@ def run_build(args: argparse.Namespace) -> int:
         say(f"losscomp: renewed what had been edited by hand: {', '.join(report.restored)}")
     for target, why in report.lacking.items():
         say(f"losscomp: {report.name}.{target} is not compiled, its sources are emitted: {why}")
+    if "cuda" in set(report.waiting) - set(report.lacking) and torch_cuda():
+        say(f"losscomp: this PyTorch has CUDA, and the kernels for it are not compiled: on GPUs {report.name}.torch does without until "
+            f"`losscomp build --cuda` (minutes; needs nvcc)")
     did = {"derived": len(report.emitted), "compiled": len(report.compiled), "written": len(report.written),
            "removed": len(report.removed)}
     words = "up to date" if report.idle else ", ".join(f"{number} {word}" for word, number in did.items())

@@ -100,6 +100,22 @@ def test_everything_goes_into_the_current_stream(device: Any) -> None:
         assert device.kernels.shim_launches() > before and device.kernels.shim_stream() == STREAM
 
 
+def test_how_many_launches_a_call_takes(no_composite: Any) -> None:
+    """Those that docs/cuda.md speaks of: the kernel, one that adds up what blocks leave, one that finishes the reduction."""
+    def launches(f: Any) -> int:
+        before = no_composite.kernels.shim_launches()
+        f()
+        return int(no_composite.kernels.shim_launches() - before)
+
+    gather = promote(CASES["a gather"], torch.float32)
+    for count, forward, backward in ((100, 2, 2), (3000, 3, 2)):
+        x = torch.randn(count, requires_grad=True)
+        value: list[Any] = []
+        assert launches(lambda x=x, value=value: value.append(no_composite.mse_loss(x, x.detach() + 1))) == forward
+        assert launches(value[0].backward) == backward
+    assert launches(lambda: value.append(no_composite.nll_loss(**gather))) == 2 and launches(value[-1].backward) == 3
+
+
 def test_gradients_of_float16_are_rounded_once(no_composite: Any) -> None:
     """A gradient of 1e-8 is 0 in float16; times the 65536 of loss scaling it is not, if it is multiplied before it is rounded."""
     x, y = (torch.rand(4000, generator=torch.Generator().manual_seed(k)).half() for k in range(2))
@@ -354,5 +370,6 @@ def test_nothing_is_read_or_written_out_of_bounds(tmp_path: Path) -> None:
     environment = {**os.environ, "LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONMALLOC": "malloc"}
     names = [name for group in SANITIZED.values() for name in group]
     places = [str(p) for p in (ROOT, ROOT / "tests", LIBRARY.parent, tmp_path / "out", kernels)]
-    done = subprocess.run([sys.executable, "-c", PROGRAM, *places, " ".join(flags), *names], capture_output=True, text=True, env=environment)
+    done = subprocess.run([sys.executable, "-c", PROGRAM, *places, " ".join(flags), *names], capture_output=True, text=True,
+                          env=environment)
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == "found []", done.stdout[-2000:] + done.stderr[-4000:]
