@@ -60,6 +60,19 @@ def test_private_names_do_what_they_are_for(T: Any) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert compat.autocast_active()
 
+    class Double(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Any) -> Any:
+            return x * 2
+
+        @staticmethod
+        def backward(ctx: Any, upstream: Any) -> Any:
+            return upstream * 2
+
+    leaf = torch.ones((), requires_grad=True)
+    compat.direct(Double)(leaf).backward()
+    assert leaf.grad == 2
+
     class Own(torch.Tensor):
         pass
 
@@ -156,3 +169,16 @@ def test_the_composite_gives_what_kernels_give(T: Any, monkeypatch: pytest.Monke
             T.gaussian_nll_loss._known.clear()
             torch.testing.assert_close(results(), kernels, rtol=1e-13, atol=1e-15)
     assert runtime.has_kernels((x, None)) and runtime.has_kernels((x.to("meta"),))
+
+
+def test_tensors_that_outlive_a_transform(T: Any) -> None:
+    """What a function leaks out of torch.func.grad is a wrapper that nothing stands behind any more; losses take it as torch's do."""
+    leaked: list[torch.Tensor] = []
+    torch.func.grad(lambda x: (leaked.append(x), x.sum())[1])(torch.arange(3.0, dtype=torch.float64))
+    for loss in (T.mse_loss, torch.nn.functional.mse_loss):
+        for _ in range(2):                                       # with a layout that is new, and one that is known
+            w = torch.ones(3, dtype=torch.float64, requires_grad=True)
+            value = loss(leaked[0], w)
+            value.backward()
+            assert value.item() == pytest.approx(2 / 3) and w.grad is not None
+            torch.testing.assert_close(w.grad, torch.tensor([2.0, 0.0, -2.0], dtype=torch.float64) / 3)
