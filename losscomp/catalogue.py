@@ -123,7 +123,7 @@ def forms_of(definition: Definition) -> tuple[Loss, ...]:
 def check_all_used(variables: dict[str, Any], losses: dict[str, Definition], place: dict[str, str]) -> None:
     """Every input that a variable of the file declares is read by a loss of the file: else it is a slip of the pen."""
     forms = [form for loss in losses.values() for form in forms_of(loss)]
-    formulas = sp.Tuple(*(form.value for form in forms), *(form.mean_over for form in forms))
+    formulas = sp.Tuple(*(form.exprs for form in forms))
     used = {*tensors(formulas), *params(formulas)}
     for name, value in variables.items():
         declared = declared_input(value)

@@ -24,6 +24,7 @@ from .render import render
 from .targets import c as c_target
 from .targets import cuda as cuda_target
 from .targets import numpy as numpy_target
+from .targets import numpy_tables
 from .targets import torch as torch_target
 
 Files = dict[str, str]
@@ -92,7 +93,8 @@ def emit_loss(definition: Definition, package: str, source: str, targets: Collec
 def emit_numpy(compiled: list[Compiled], common: Mapping[str, Any]) -> str:
     """The NumPy file of one loss: a function for each kernel."""
     variants = [{"suffix": c.mark + c.form.suffix, "words": words(c.form),
-                 "kernels": [numpy_target.NumPyText(k) for k in kernels(c, numpy_target.ARRAYS)]} for c in compiled]
+                 "kernels": [(numpy_tables.TablesText if k.tables else numpy_target.NumPyText)(k)
+                             for k in kernels(c, numpy_target.ARRAYS)]} for c in compiled]
     return render("numpy/loss.py.jinja", variants=variants, **common)
 
 
@@ -155,7 +157,7 @@ def signature_words(definition: Definition, forms: list[Checked]) -> list[str]:
     if definition.signature:
         return definition.signature.split()
     tensors = {t.name: t for f in forms for t in f.inputs}
-    scalars = {p.name: p for f in forms for p in f.params}
+    scalars = {p.name: p for f in forms for p in f.params if not p.record.reduction}
     required = [t for t in tensors.values() if t.record.default is None]
     optional = [t for t in tensors.values() if t.record.default is not None]
     return [t.name for t in required] + [t.name for t in optional] + ["reduction"] + list(scalars)
@@ -166,7 +168,7 @@ def class_values(definition: Definition, compiled: list[list[Compiled]], lines: 
     forms = [group[0].form for group in compiled]
     order = signature_words(definition, forms)
     tensors = {t.name: t for f in forms for t in f.inputs}
-    scalars = {p.name: p for f in forms for p in f.params}
+    scalars = {p.name: p for f in forms for p in f.params if not p.record.reduction}
     reductions = forms[0].loss.reductions
     required = [n for n in order if n in tensors and tensors[n].record.default is None]
     declared = {n: declare(n, tensors, scalars) for n in order}
@@ -223,8 +225,11 @@ def argument_doc(name: str, tensors: Mapping[str, Tensor], scalars: Mapping[str,
         at = [a for a in record.axes if a.record.position != -1 and record.per_sample]
         said += f", {at[0].name} at dimension {at[0].record.position}" if at else ""
         said += f", integers: positions along {record.into.name}" if record.into else ""
+        said += f", integers: how much of {record.measures.name} belongs to each sample" if record.measures else ""
+        said += f"; what lies behind {record.length} may be anything" if record.length else ""
+        said += "; or all samples end to end" if record.packed else ""
         said += f"; samples where it equals {record.ignore} are left out" if record.ignore else ""
-        said += f"; {record.domain.words()}" if record.domain.bounded else ""
+        said += f"; {record.domain.words()}" if record.domain.bounded and not record.integer else ""
         return said + ("; optional." if record.default is not None else ".")
     record = scalars[name].record
     return f"{name}: {'an option' if record.only_special else 'a number' if not record.integer else 'an integer'}" + (
@@ -271,11 +276,14 @@ def input_record(t: Tensor) -> str:
     parts = [repr(r.name)]
     parts += [f"axes=({tuple_text([repr(a.name) for a in r.axes])})"] if r.axes else []
     parts += [] if r.per_sample else ["per_sample=False"]
-    parts += ["index=True", f"into={r.into.name!r}"] if r.into else []
+    parts += ["index=True"] if r.integer else []
+    parts += [f"{name}={value!r}" for name, value in (("into", r.into and r.into.name), ("measures", r.measures and r.measures.name),
+                                                       ("length", r.length)) if value]
+    parts += ["packed=True"] if r.packed else []
     parts += [f"ignore={r.ignore!r}"] if r.ignore else []
     parts += [f"default={r.default!r}"] if r.default is not None else []
     parts += [f"shape={r.shape!r}"] if r.shape != "mutual" else []
-    return f"Input({', '.join(parts + bounds(low, high, open_low))})"
+    return f"Input({', '.join(parts + ([] if r.integer else bounds(low, high, open_low)))})"
 
 
 def bounds(low: float, high: float, open_low: bool) -> list[str]:
@@ -295,6 +303,8 @@ def parameter_record(p: Param) -> str:
         pairs = [f"({number(v)}, '__{r.name}_{spell_setting(v)}')" for v in r.special]
         parts.append(f"special=({tuple_text(pairs)})")
     parts += ["option=True"] if r.only_special else []
+    parts += [f"into={r.into.name!r}"] if r.into else []
+    parts += [f"reduction={r.reduction!r}"] if r.reduction else []
     return f"Parameter({', '.join(parts)})"
 
 
@@ -365,6 +375,7 @@ def emit_library(emitted: list[Emitted], package: str, version: str) -> Files:
         f"{src}/csrc/{package}_math.h": "c/math.h.jinja",
         f"{src}/csrc/{package}_float.h": "c/float.h.jinja",
         f"{src}/csrc/{package}_double.h": "c/double.h.jinja",
+        f"{src}/csrc/{package}_wide.h": "c/wide.h.jinja",
         f"{src}/include/{package}.h": "c/library.h.jinja",
         f"{src}/torch/__init__.py": "torch/init.py.jinja",
         f"{src}/torch/losses/__init__.py": "torch/losses_init.py.jinja",

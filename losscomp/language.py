@@ -442,6 +442,13 @@ class Loss:
         if unknown:
             raise DefinitionError(f"the reduction {unknown[0]!r} is not known", repair=f"Known: {', '.join(REDUCTIONS)}.")
 
+    @property
+    def exprs(self) -> sp.Tuple:
+        """Every formula of the definition: value and denominator, tables, and the extents of the axes that these use."""
+        read = sp.Tuple(self.value, self.mean_over, *(t.expr for t in self.tables if t.expr is not None))
+        axes = {i.axis for i in read.atoms(Index)} | {i.axis for t in self.tables for i in t.indices}
+        return sp.Tuple(*read, *(a.record.extent for a in sorted(axes, key=lambda a: a.key) if a.record.extent is not None))
+
     def called(self, name: str, **fields: Any) -> Loss:
         """The same loss under a name."""
         return replace(self, name=name, **fields)

@@ -30,7 +30,7 @@ as_normalized = straight_through(nll, nll + Sum(Sum(exp(log_probs[t, c]), c), t)
 counted = If(Eq(normalized, 1), as_normalized, nll) / If(reduction_is("mean"), Max(target_length, 1, tie=1), 1)
 
 ctc_loss = Loss(
-    Where(Eq(nll, oo) & Eq(zero_infinity, 1), 0, counted),
+    Where(Eq(nll, oo), If(Eq(zero_infinity, 1), 0, nll), counted),
     tables=(label, alpha),
     like="torch.nn.functional.ctc_loss",
     module="CTCLoss",
