@@ -42,8 +42,10 @@ def value_program(system: System, results: Sequence[tuple[str, sp.Expr, bool]]) 
 
 def gradient_program(system: System, results: Sequence[tuple[str, sp.Expr, bool]], objective: sp.Expr, wrt: Sequence[Tensor]) -> Program:
     """The value, totals, and the gradients of the objective."""
-    back = adjoint(system, objective, wrt)
-    return program(system, [*forward(system), stored(results), *back], names_of(results) | gradients(back))
+    first, *back = adjoint(system, objective, wrt)
+    last = stored(results)
+    both = replace(last, actions=(*last.actions, *first.actions), about="the results, and what moves them")
+    return program(system, [*forward(system), both, *back], names_of(results) | gradients([first, *back]))
 
 
 def rate_program(system: System, results: Sequence[tuple[str, sp.Expr, bool]], ways: dict[Tensor, Tensor]) -> Program:

@@ -65,7 +65,8 @@ class TablesText(NumPyText):
     @property
     def lines(self) -> list[str]:
         """The lines of the function."""
-        out: list[str] = []
+        every = [n for s in ir.values(self.kernel.body) for n in ir.walk(s.value)]
+        out = ["real = np.float64"] if any(isinstance(n, Op) and n.name == "real" for n in every) else []
         for a in self.kernel.outputs:
             shape = tuple_of([axis for axis in a.shape]) if a.role == "output" else ""
             out.append(f"{a.name} = np.zeros({shape})" if shape else f"{a.name} = 0.0")
@@ -90,9 +91,10 @@ class TablesText(NumPyText):
             out += [f"{t.name}[{', '.join(map(str, cell))}] = {self.printer(value)}" for cell, value in t.start]
         return out
 
-    def block(self, body: tuple[Statement, ...]) -> list[str]:
+    def block(self, body: tuple[Statement, ...], opened: set[Var] | None = None) -> list[str]:
+        """The lines of some statements; `opened` are the variables whose positions have been laid out."""
         out: list[str] = []
-        opened: set[Var] = set()
+        opened = set() if opened is None else opened
         for s in body:
             match s:
                 case Section(text):
@@ -103,17 +105,19 @@ class TablesText(NumPyText):
                     continue
                 case Wave():
                     out += self.wave(s)
+                    opened -= set(s.vars)
                 case Loop(var, _, inside, serial, reverse) if serial:
                     steps = f"range({var.axis})"
                     out.append(f"for {self.printer.var(var)} in {f'reversed({steps})' if reverse else steps}:")
                     self.open.add(var)
                     out += [f"    {line}".rstrip() for line in self.block(inside)]
                     self.open.remove(var)
+                    opened.discard(var)
                 case Loop(var, _, inside):
                     if var not in opened:
                         opened.add(var)
                         out.append(f"{self.printer.var(var)} = {self.along(var)}")
-                    out += self.block(inside)
+                    out += self.block(inside, opened)
                 case _:
                     out.append(self.line(s))
         return out
