@@ -17,7 +17,7 @@ import sympy as sp
 
 from .errors import DefinitionError, LosscompError
 from .language import Definition, Loss, Overload, TensorRef, restart_order
-from .nodes import Leaf, Load, Param, Tensor, params, tensors
+from .nodes import Index, Leaf, Load, Param, Tensor, params, tensors
 from .render import data_folder
 from .schedule import safe_name
 
@@ -145,7 +145,8 @@ def readable(variables: dict[str, Any], losses: dict[str, Definition]) -> dict[s
     """What the author called each sub-expression. An expression with two names keeps the first."""
     names: dict[sp.Expr, str] = {}
     for name, value in variables.items():
-        if isinstance(value, sp.Expr) and not isinstance(value, Leaf | Load) and not value.is_number and safe_name(name):
+        if isinstance(value, Index) or (isinstance(value, sp.Expr) and not isinstance(value, Leaf | Load) and not value.is_number
+                                        and safe_name(name)):
             names.setdefault(value, name)
     return {value: name for value, name in names.items() if name not in losses}
 

@@ -246,6 +246,7 @@ def form_record(group: list[Compiled]) -> dict[str, Any]:
         "inputs": [input_record(t) for t in form.inputs],
         "parameters": [parameter_record(p) for p in form.params],
         "axes": {a.name: a.record.position for a in form.axes},
+        "ties": {a.name: tie_of(a) for a in form.axes if a.record.size is not None},
         "wrt": [t.name for t in form.wrt], "differentiable": [t.name for t in form.differentiable],
         "weight_reads": None if counted else reads,
         "weight_alone": alone.pop() if len(alone) == 1 else None,
@@ -253,6 +254,12 @@ def form_record(group: list[Compiled]) -> dict[str, Any]:
         "kernels": [(c.form.suffix, kernel_records(c)) for c in group],
         "mark": mark,
     }
+
+
+def tie_of(axis: nodes.Axis) -> tuple[str, int]:
+    """The axis that another one's length depends on, and by how much it is longer."""
+    (other,) = axis.record.size.atoms(nodes.Axis)
+    return other.name, int(axis.record.size - other)
 
 
 def weight_alone(form: Checked) -> float | None:

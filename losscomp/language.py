@@ -67,7 +67,7 @@ SHAPES = ("mutual", "expand", "same", "reduced")
 
 # Declarations
 
-def axis(name: str, *, position: int = -1, extent: Any = None) -> Axis:
+def axis(name: str, *, position: int = -1, size: Any = None, extent: Any = None) -> Axis:
     """A named axis of the tensors of one sample; in a formula it stands for its size.
 
     Args:
@@ -75,10 +75,14 @@ def axis(name: str, *, position: int = -1, extent: Any = None) -> Axis:
         position: where the axis stands in the arrays that users pass. -1 is last; 1 is dimension 1 with any dimensions
             behind it, as classification losses have it in PyTorch (dimension 0 of a tensor of one sample); 0 is dimension 0,
             before the batch, as sequences have it.
+        size: how long it is in arrays, where that depends on another axis: labels + 1.
         extent: how many positions a sample has, a formula in lengths and other axes. Such an axis is one of tables and
             reductions, and of no array; its indices may be used along an array's axis that is at least as long.
     """
-    return Axis(AxisRecord(name, position, None if extent is None else sp.sympify(extent)))
+    size = None if size is None else sp.sympify(size)
+    if size is not None and not (len(size.atoms(Axis)) == 1 and (size - next(iter(size.atoms(Axis)))).is_Integer):
+        raise DefinitionError(f"axis {name!r} has size={size}", repair="Say it as another axis plus an integer: size=labels + 1.")
+    return Axis(AxisRecord(name, position, None if extent is None else sp.sympify(extent), size))
 
 
 def _domain(positive: bool, nonnegative: bool, between: tuple[float, float] | None) -> Domain:

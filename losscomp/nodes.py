@@ -88,6 +88,7 @@ class AxisRecord:
     name: str
     position: int = -1
     extent: Any = None                    # how many positions a sample has, where that is a formula in lengths and other axes
+    size: Any = None                      # the length in arrays, where that is a formula in another axis
 
 
 class Axis(Leaf):

@@ -161,6 +161,8 @@ def known_names(names: dict[sp.Expr, str], settle: Callable[[sp.Expr], sp.Expr] 
     settle = settle or plain
     found: dict[sp.Expr, str] = {}
     for expr, name in names.items():
+        if isinstance(expr, nodes.Index):
+            continue
         forms = [expr] if not isinstance(expr, sp.Expr) else [expr, rewrite(expr, SMOOTHING)[0]]
         for form in forms:
             loose = nodes.free_indices(form)

@@ -6,7 +6,8 @@ either stays (emits a blank and goes to the next frame) or emits the next label.
 
 from losscomp.language import LogAddExp, LogSumExp, Loss, Where, axis, index, length, oo, param, state, tensor
 
-time, steps, classes, labels = axis("time"), axis("steps"), axis("classes"), axis("labels")
+time, classes, labels = axis("time"), axis("classes"), axis("labels")
+steps = axis("steps", size=labels + 1)
 logits = tensor("logits", time, steps, classes)
 logit_length, target_length = length("logit_lengths", of=time), length("target_lengths", of=labels)
 target = index("targets", labels, into=classes, length=target_length)
@@ -29,5 +30,4 @@ rnnt_loss = Loss(
     -alpha[logit_length - 1, target_length] - stay[logit_length - 1, target_length],
     tables=(norm, stay, emit, alpha),
     signature="logits targets logit_lengths target_lengths blank reduction",
-    notes=("steps is the longest target plus 1.",),
 )
