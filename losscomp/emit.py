@@ -210,7 +210,8 @@ def declare(name: str, tensors: Mapping[str, Tensor], scalars: Mapping[str, Para
     if name in tensors:
         return f"{name}: Any" + ("" if tensors[name].record.default is None else " = None")
     if name in scalars:
-        return f"{name}: {kind_of(scalars[name])} = {number(scalars[name].record.default)}"
+        default = scalars[name].record.default
+        return f"{name}: {'bool' if isinstance(default, bool) else kind_of(scalars[name])} = {number(default)}"
     return f"{name}: str = 'mean'" if name == "reduction" else f"{name}: bool | None = None"
 
 
