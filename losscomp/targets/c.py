@@ -233,12 +233,10 @@ class CText:
 class FamilyText:
     """What the template asks of a family: the text of its kernel, and the tables of its members."""
 
-    def __init__(self, family: Family) -> None:
-        from .c_tables import TablesText
-
+    def __init__(self, family: Family, text: type[CText] = CText) -> None:
         self.family, self.kernel = family, family.kernel
         common = [a for a in family.kernel.inputs if all(a in m.signature.inputs for m in family.members)]
-        self.text = (TablesText if family.kernel.tables else CText)(family.kernel, common)
+        self.text = text(family.kernel, common)
 
     @property
     def scratch(self) -> str:
