@@ -17,7 +17,7 @@ import sympy as sp
 
 from .errors import DefinitionError, LosscompError
 from .language import Definition, Loss, Overload, TensorRef, restart_order
-from .nodes import Leaf, Load, Param, Tensor, params, tensors
+from .nodes import Index, Leaf, Load, Param, Tensor, params, tensors
 from .render import data_folder
 from .schedule import safe_name
 
@@ -123,7 +123,7 @@ def forms_of(definition: Definition) -> tuple[Loss, ...]:
 def check_all_used(variables: dict[str, Any], losses: dict[str, Definition], place: dict[str, str]) -> None:
     """Every input that a variable of the file declares is read by a loss of the file: else it is a slip of the pen."""
     forms = [form for loss in losses.values() for form in forms_of(loss)]
-    formulas = sp.Tuple(*(form.value for form in forms), *(form.mean_over for form in forms))
+    formulas = sp.Tuple(*(form.exprs for form in forms))
     used = {*tensors(formulas), *params(formulas)}
     for name, value in variables.items():
         declared = declared_input(value)
@@ -145,7 +145,8 @@ def readable(variables: dict[str, Any], losses: dict[str, Definition]) -> dict[s
     """What the author called each sub-expression. An expression with two names keeps the first."""
     names: dict[sp.Expr, str] = {}
     for name, value in variables.items():
-        if isinstance(value, sp.Expr) and not isinstance(value, Leaf | Load) and not value.is_number and safe_name(name):
+        if isinstance(value, Index) or (isinstance(value, sp.Expr) and not isinstance(value, Leaf | Load) and not value.is_number
+                                        and safe_name(name)):
             names.setdefault(value, name)
     return {value: name for value, name in names.items() if name not in losses}
 

@@ -17,9 +17,11 @@ from .nodes import (
     Index,
     IndexRecord,
     Load,
+    LogAddExp,
     Named,
     Reduce,
     Rejection,
+    Share,
     Stated,
     StopGradient,
     StraightThrough,
@@ -32,7 +34,7 @@ from .nodes import (
 )
 
 Seed = Callable[[Load], sp.Expr]
-OPAQUE = (Load, Delta, Reduce, Rejection, Named, Stated, StopGradient, StraightThrough, Where)
+OPAQUE = (Load, Delta, Reduce, Rejection, LogAddExp, Share, Named, Stated, StopGradient, StraightThrough, Where)
 
 
 def derive(expr: sp.Expr, seed: Seed) -> sp.Expr:
@@ -69,7 +71,21 @@ def rate_of(part: sp.Expr, seed: Seed) -> sp.Expr:
             return reduction_rate(part, seed)
         case Rejection():
             return rejection_rate(part, seed)
+        case LogAddExp():
+            return sp.Add(*(share_of(term, part) * rate for term in part.args if (rate := derive(term, seed)) != 0))
+        case Share(args=(term, whole)):
+            return part * (derive(term, seed) - derive(whole, seed))
     raise CheckError(f"{type(part).__name__} has no derivative: {part}")
+
+
+def share_of(term: sp.Expr, whole: sp.Expr) -> sp.Expr:
+    """What a term is of a log-sum-exp; a selection stays outside, so that an arm that is -oo is 0 and no exponential."""
+    match term:
+        case Where(args=(condition, a, b)):
+            return Where(condition, share_of(a, whole), share_of(b, whole))
+        case sp.S.NegativeInfinity:
+            return sp.S.Zero
+    return Share(term, whole)
 
 
 def reduction_rate(part: Reduce, seed: Seed) -> sp.Expr:

@@ -22,6 +22,7 @@ from .operators import kind_of, operators_of
 from .pipeline import Compiled, compile_loss, kernels, signature
 from .render import render
 from .targets import c as c_target
+from .targets import c_tables, numpy_tables
 from .targets import cuda as cuda_target
 from .targets import numpy as numpy_target
 from .targets import torch as torch_target
@@ -93,13 +94,15 @@ def emit_loss(definition: Definition, package: str, source: str, targets: Collec
 def emit_numpy(compiled: list[Compiled], common: Mapping[str, Any]) -> str:
     """The NumPy file of one loss: a function for each kernel."""
     variants = [{"suffix": c.mark + c.form.suffix, "words": words(c.form),
-                 "kernels": [numpy_target.NumPyText(k) for k in kernels(c, numpy_target.ARRAYS)]} for c in compiled]
+                 "kernels": [(numpy_tables.TablesText if k.tables else numpy_target.NumPyText)(k)
+                             for k in kernels(c, numpy_target.ARRAYS)]} for c in compiled]
     return render("numpy/loss.py.jinja", variants=variants, **common)
 
 
 def emit_c(compiled: list[list[Compiled]], common: Mapping[str, Any]) -> tuple[str, list[str]]:
     """The C file of one loss: a function for each family of kernels; and the names of the kernels."""
-    texts = [c_target.FamilyText(f) for group in compiled for f in families(group)]
+    texts = [c_target.FamilyText(f, c_tables.TablesText if f.kernel.tables else c_target.CText)
+             for group in compiled for f in families(group)]
     told = [t.kernel for t in texts]
     text = render("c/loss.c.jinja", families=texts, braced=c_target.braced, argument_rows=c_target.argument_rows(told),
                   param_rows=c_target.param_rows(told), rows=[row for t in texts for row in t.members], **common)
@@ -108,6 +111,7 @@ def emit_c(compiled: list[list[Compiled]], common: Mapping[str, Any]) -> tuple[s
 
 def emit_composite(variants: list[Compiled], common: Mapping[str, Any]) -> str:
     """The file of a loss for PyTorch to differentiate: one function a variant."""
+    if variants[0].form.tables: return "def value(*a): raise NotImplementedError\n"   # STUB
     texts = [torch_target.TorchText(composite(c), {t.name: t.record.default for t in c.form.inputs},
                                      {p.name: kind_of(p) for p in c.form.params}) for c in variants]
     return render("torch/composite.py.jinja", **common, variants=[
@@ -117,6 +121,7 @@ def emit_composite(variants: list[Compiled], common: Mapping[str, Any]) -> str:
 def emit_cuda(compiled: list[Compiled], common: Mapping[str, Any]) -> str:
     """The CUDA file of one loss: the kernels that others are served by, and what is found under every name."""
     variants, told = [], []
+    if compiled[0].form.tables: return "/* STUB */\n"   # STUB
     for c in compiled:
         pairs = cuda_target.serving(kernels(c, False))
         texts = {k.name: cuda_target.CudaText(k) for pair in pairs for k in pair}
@@ -156,7 +161,7 @@ def signature_words(definition: Definition, forms: list[Checked]) -> list[str]:
     if definition.signature:
         return definition.signature.split()
     tensors = {t.name: t for f in forms for t in f.inputs}
-    scalars = {p.name: p for f in forms for p in f.params}
+    scalars = {p.name: p for f in forms for p in f.params if not p.record.reduction}
     required = [t for t in tensors.values() if t.record.default is None]
     optional = [t for t in tensors.values() if t.record.default is not None]
     return [t.name for t in required] + [t.name for t in optional] + ["reduction"] + list(scalars)
@@ -167,7 +172,7 @@ def class_values(definition: Definition, compiled: list[list[Compiled]], lines: 
     forms = [group[0].form for group in compiled]
     order = signature_words(definition, forms)
     tensors = {t.name: t for f in forms for t in f.inputs}
-    scalars = {p.name: p for f in forms for p in f.params}
+    scalars = {p.name: p for f in forms for p in f.params if not p.record.reduction}
     reductions = forms[0].loss.reductions
     required = [n for n in order if n in tensors and tensors[n].record.default is None]
     declared = {n: declare(n, tensors, scalars) for n in order}
@@ -209,7 +214,8 @@ def declare(name: str, tensors: Mapping[str, Tensor], scalars: Mapping[str, Para
     if name in tensors:
         return f"{name}: Any" + ("" if tensors[name].record.default is None else " = None")
     if name in scalars:
-        return f"{name}: {kind_of(scalars[name])} = {number(scalars[name].record.default)}"
+        default = scalars[name].record.default
+        return f"{name}: {'bool' if isinstance(default, bool) else kind_of(scalars[name])} = {number(default)}"
     return f"{name}: str = 'mean'" if name == "reduction" else f"{name}: bool | None = None"
 
 
@@ -224,8 +230,11 @@ def argument_doc(name: str, tensors: Mapping[str, Tensor], scalars: Mapping[str,
         at = [a for a in record.axes if a.record.position != -1 and record.per_sample]
         said += f", {at[0].name} at dimension {at[0].record.position}" if at else ""
         said += f", integers: positions along {record.into.name}" if record.into else ""
+        said += f", integers: how much of {record.measures.name} belongs to each sample" if record.measures else ""
+        said += f"; what lies behind {record.length} may be anything" if record.length else ""
+        said += "; or all samples end to end" if record.packed else ""
         said += f"; samples where it equals {record.ignore} are left out" if record.ignore else ""
-        said += f"; {record.domain.words()}" if record.domain.bounded else ""
+        said += f"; {record.domain.words()}" if record.domain.bounded and not record.integer else ""
         return said + ("; optional." if record.default is not None else ".")
     record = scalars[name].record
     return f"{name}: {'an option' if record.only_special else 'a number' if not record.integer else 'an integer'}" + (
@@ -242,6 +251,7 @@ def form_record(group: list[Compiled]) -> dict[str, Any]:
         "inputs": [input_record(t) for t in form.inputs],
         "parameters": [parameter_record(p) for p in form.params],
         "axes": {a.name: a.record.position for a in form.axes},
+        "ties": {a.name: tie_of(a) for a in form.axes if a.record.size is not None},
         "wrt": [t.name for t in form.wrt], "differentiable": [t.name for t in form.differentiable],
         "weight_reads": None if counted else reads,
         "weight_alone": alone.pop() if len(alone) == 1 else None,
@@ -249,6 +259,12 @@ def form_record(group: list[Compiled]) -> dict[str, Any]:
         "kernels": [(c.form.suffix, kernel_records(c)) for c in group],
         "mark": mark,
     }
+
+
+def tie_of(axis: nodes.Axis) -> tuple[str, int]:
+    """The axis that another one's length depends on, and by how much it is longer."""
+    (other,) = axis.record.size.atoms(nodes.Axis)
+    return other.name, int(axis.record.size - other)
 
 
 def weight_alone(form: Checked) -> float | None:
@@ -272,11 +288,14 @@ def input_record(t: Tensor) -> str:
     parts = [repr(r.name)]
     parts += [f"axes=({tuple_text([repr(a.name) for a in r.axes])})"] if r.axes else []
     parts += [] if r.per_sample else ["per_sample=False"]
-    parts += ["index=True", f"into={r.into.name!r}"] if r.into else []
+    parts += ["index=True"] if r.integer else []
+    parts += [f"{name}={value!r}" for name, value in (("into", r.into and r.into.name), ("measures", r.measures and r.measures.name),
+                                                       ("length", r.length)) if value]
+    parts += ["packed=True"] if r.packed else []
     parts += [f"ignore={r.ignore!r}"] if r.ignore else []
     parts += [f"default={r.default!r}"] if r.default is not None else []
     parts += [f"shape={r.shape!r}"] if r.shape != "mutual" else []
-    return f"Input({', '.join(parts + bounds(low, high, open_low))})"
+    return f"Input({', '.join(parts + ([] if r.integer else bounds(low, high, open_low)))})"
 
 
 def bounds(low: float, high: float, open_low: bool) -> list[str]:
@@ -296,6 +315,8 @@ def parameter_record(p: Param) -> str:
         pairs = [f"({number(v)}, '__{r.name}_{spell_setting(v)}')" for v in r.special]
         parts.append(f"special=({tuple_text(pairs)})")
     parts += ["option=True"] if r.only_special else []
+    parts += [f"into={r.into.name!r}"] if r.into else []
+    parts += [f"reduction={r.reduction!r}"] if r.reduction else []
     return f"Parameter({', '.join(parts)})"
 
 
@@ -366,6 +387,7 @@ def emit_library(emitted: list[Emitted], package: str, version: str) -> Files:
         f"{src}/csrc/{package}_math.h": "c/math.h.jinja",
         f"{src}/csrc/{package}_float.h": "c/float.h.jinja",
         f"{src}/csrc/{package}_double.h": "c/double.h.jinja",
+        f"{src}/csrc/{package}_wide.h": "c/wide.h.jinja",
         f"{src}/include/{package}.h": "c/library.h.jinja",
         f"{src}/torch/__init__.py": "torch/init.py.jinja",
         f"{src}/torch/losses/__init__.py": "torch/losses_init.py.jinja",

@@ -18,7 +18,7 @@ from .check import spell_setting
 from .errors import LosscompError, LoweringError
 from .ir import Const, Family, Flag, Member, Node, Op, Reduce, Signature, Store
 from .lower import op
-from .pipeline import Compiled, Formula, axes_of, check_limits, lowered, rank, scheduled, signature, timed
+from .pipeline import Compiled, Formula, axes_of, check_limits, kernel, lowered, rank, scheduled, signature, timed
 
 STEMS = {"value": "value_and_grad", "weight": "value_and_grad"}
 ALL = "_all"
@@ -47,9 +47,17 @@ def families(group: Sequence[Compiled]) -> list[Family]:
     """The families of one form, from its variants. Raises LosscompError."""
     stems = dict.fromkeys(stem(f.name) for c in group for f in c.stable)
     try:
+        if group[0].form.tables:
+            return [alone(c, f) for c in group for f in c.stable]
         return [family(group, name) for name in stems]
     except LosscompError as error:
         raise error.at(group[0].form.loss.path or group[0].form.loss.name) from None
+
+
+def alone(compiled: Compiled, formula: Formula) -> Family:
+    """A family of one kernel: that of a program."""
+    name = formula.name + compiled.mark + compiled.form.suffix
+    return Family(name, kernel(compiled, formula, False), (Member(name, formula.name, signature(compiled, formula), ()),))
 
 
 def stem(name: str) -> str:

@@ -19,6 +19,7 @@ class TextPrinter(StrPrinter):
     def __init__(self, names: dict[sp.Expr, str]) -> None:
         super().__init__()
         self.names = names
+        self.letters = {i.axis: name for i, name in names.items() if isinstance(i, nodes.Index)}      # the last one of each axis
         self.top: Any = None
 
     def _print(self, expr: Any, **kwargs: Any) -> str:
@@ -47,6 +48,13 @@ class TextPrinter(StrPrinter):
     def _print_abs_power(self, e: Any) -> str:
         return f"|{self._print(e.args[0])}|**{self.parenthesize(e.args[1], 60)}"
 
+    def _print_LogAddExp(self, e: Any) -> str:
+        return f"logaddexp({', '.join(map(self._print, e.args))})"
+
+    def _print_floor(self, e: Any) -> str:
+        above, below = e.args[0].as_numer_denom()
+        return f"{self.parenthesize(above, 60)} // {below}"
+
     def _print_Reduce(self, e: Any) -> str:
         return f"{e.op}_{self._print(e.bound)}({self._print(e.body)})"
 
@@ -56,7 +64,7 @@ class TextPrinter(StrPrinter):
     def _print_Index(self, e: Any) -> str:
         label = e.record.label
         depth = int(label[1:]) if label[1:].isdigit() and label.startswith("#") else 1
-        return e.axis.name[0] + ("" if depth == 1 else str(depth))
+        return self.letters.get(e.axis, e.axis.name[0]) + ("" if depth == 1 else str(depth))
 
     def _print_Load(self, e: Any) -> str:
         return f"{e.tensor.name}[{', '.join(map(self._print, e.index))}]" if e.index else e.tensor.name
@@ -85,18 +93,33 @@ def formula_lines(form: Checked) -> list[str]:
     names = {e: n for e, n in form.loss.names.items() if e != value}
     named = {e: e.label for e in value.atoms(nodes.Named)}
     printer = TextPrinter({**names, **named})
-    parts = [e for e in dict.fromkeys(nodes.postorder(value)) if e in printer.names and e != value]
-    lines = []
+    lines: list[str] = []
     done: set[str] = set()
-    for part in parts:
-        name = printer.names[part]
-        if name not in done:
-            done.add(name)
-            lines.append(f"{name} = {line(printer, part)}")
+
+    def explain(expr: sp.Expr) -> None:
+        for part in dict.fromkeys(nodes.postorder(expr)):
+            name = printer.names.get(part)
+            if name is not None and part != expr and name not in done and not isinstance(part, nodes.Index):
+                done.add(name)
+                lines.append(f"{name} = {line(printer, part)}")
+
+    for table in form.loss.tables:
+        explain(table.expr)
+        lines.append(f"{line(printer, table[table.indices])} = {line(printer, table.expr)}")
+        lines += outside(table, printer)
+    explain(value)
     lines.append(f"loss = {line(printer, value)}")
     if not form.loss.mean_over.is_number:
         lines.append(f"mean = sum(loss) / sum({line(printer, form.loss.mean_over)})")
     return lines
+
+
+def outside(table: Any, printer: TextPrinter) -> list[str]:
+    """What lies before the first cell of a table that is read there."""
+    if table.tensor not in {load.tensor for load in table.expr.atoms(nodes.Load)}:
+        return []
+    cells = [f"{table.tensor.name}[{', '.join(map(str, cell))}] = {printer.doprint(x)}" for cell, x in table.start.items()]
+    return [f"    {', '.join([*cells, f'{printer.doprint(table.outside)} before the first cell'])}"]
 
 
 def line(printer: TextPrinter, expr: sp.Expr) -> str:

@@ -58,6 +58,7 @@ class Param(Node):
     name: str
     integer: bool = False
     domain: tuple[float, float, bool] = (-math.inf, math.inf, False)
+    into: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +113,7 @@ def taken_names(names: frozenset[str], axes: tuple[str, ...]) -> frozenset[str]:
 
 BATCH = "batch"
 # What the fixed-size tables of the C library hold.
-MOST_ARGUMENTS, MOST_AXES, MOST_PARAMS, MOST_DIMENSIONS = 40, 3, 8, 12
+MOST_ARGUMENTS, MOST_AXES, MOST_PARAMS, MOST_DIMENSIONS = 40, 4, 8, 12
 SAMPLE = Var(BATCH)
 
 
@@ -179,7 +180,7 @@ def kind_of(node: Node) -> Kind:
             return "int" if q == 1 else "real"
         case Size() | Var():
             return "int"
-        case Param(_, integer, _) | Load(_, _, integer):
+        case Param(_, integer) | Load(_, _, integer):
             return "int" if integer else "real"
         case Ref():
             return node.kind
@@ -191,7 +192,7 @@ def kind_of(node: Node) -> Kind:
             if name in ARITHMETIC or name == "where":
                 kinds = {kind_of(a) for a in (args[1:] if name == "where" else args)}
                 return "real" if "real" in kinds else "int"
-            return "int" if name in ("integer", "remainder", "floor_divide") else "real"
+            return "int" if name in ("integer", "remainder", "floor_divide", "inside") else "real"
     return "real"
 
 
@@ -241,24 +242,53 @@ class Accumulate:
 
 @dataclass(frozen=True)
 class Store:
-    """tensor[index] = value; or, where the tensor is shared by samples, tensor[index] += value."""
+    """tensor[index] = value; or, where the tensor is shared by samples or is pushed to, tensor[index] += value."""
 
     tensor: str
-    index: tuple[Var, ...]
+    index: tuple[Node, ...]
     value: Node
     adds: bool = False
 
 
 @dataclass(frozen=True)
 class Loop:
-    """`body` for every position of `var`; `starts` are the reductions that it accumulates."""
+    """`body` for every position of `var`; `starts` are the reductions that it accumulates.
+
+    Where `serial`, a position needs what those before it computed, or those behind it where the loop runs in `reverse`.
+    """
 
     var: Var
     starts: tuple[Start, ...]
     body: tuple[Statement, ...]
+    serial: bool = False
+    reverse: bool = False
 
 
-Statement = Let | Accumulate | Store | Loop
+@dataclass(frozen=True)
+class Wave:
+    """`body` for every position of two variables, in steps p i + q j; the positions of a step do not depend on each other."""
+
+    vars: tuple[Var, Var]
+    steps: tuple[int, int]
+    body: tuple[Statement, ...]
+    reverse: bool = False
+
+
+@dataclass(frozen=True)
+class Fill:
+    """Every cell of a table is what lies outside of it, but for those at the start; or every cell of a result is 0."""
+
+    tensor: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the statements that follow are about."""
+
+    text: str
+
+
+Statement = Let | Accumulate | Store | Loop | Wave | Fill | Section
 Role = Literal["input", "scale", "direction", "output", "total"]
 
 
@@ -276,6 +306,8 @@ class Argument:
     ignore: str | None = None             # an index: the parameter that it may equal all the same
     domain: tuple[float, float, bool] = (-math.inf, math.inf, False)      # low, high, whether low itself is out
     of: str = ""                          # the input that a gradient or a direction belongs to
+    measures: str | None = None           # a length: the axis that it may not exceed
+    length: str | None = None             # the input that says how much of the last axis is the sample's
 
     @property
     def optional(self) -> bool:
@@ -284,6 +316,30 @@ class Argument:
     @property
     def shape(self) -> tuple[str, ...]:
         return ((BATCH,) if self.per_sample else ()) + self.axes
+
+
+@dataclass(frozen=True)
+class Table:
+    """Memory of one sample: the axes, how many cells lie before the first along each, and what is in them at first.
+
+    `outside` is None where every cell that is read has been stored.
+    """
+
+    name: str
+    axes: tuple[str, ...]
+    pads: tuple[int, ...]
+    integer: bool
+    outside: Node | None
+    start: tuple[tuple[tuple[int, ...], Node], ...] = ()
+
+
+@dataclass(frozen=True)
+class Extent:
+    """An axis whose length is a sample's own: how long it is, and at most, in the sizes of other axes."""
+
+    axis: str
+    size: Node
+    most: Node
 
 
 @dataclass(frozen=True)
@@ -298,6 +354,13 @@ class Kernel:
     axes: tuple[str, ...]
     body: tuple[Statement, ...]
     flags: tuple[str, ...] = ()
+    extents: tuple[Extent, ...] = ()
+    tables: tuple[Table, ...] = ()
+
+    @property
+    def every_axis(self) -> tuple[str, ...]:
+        """The axes of the arguments, and those whose length is a sample's own."""
+        return self.axes + tuple(e.axis for e in self.extents)
 
     @property
     def arguments(self) -> tuple[Argument, ...]:
@@ -306,12 +369,13 @@ class Kernel:
     @property
     def names(self) -> frozenset[str]:
         """What the arguments, scalars and flags are called."""
-        return frozenset(a.name for a in self.arguments) | {p.name for p in self.params} | set(self.flags)
+        named = {a.name for a in self.arguments} | {p.name for p in self.params} | {t.name for t in self.tables}
+        return frozenset(named | set(self.flags))
 
     @property
     def derived(self) -> dict[tuple[str, str], str]:
         """The names that go with the arguments: see `derived_names`."""
-        return derived_names(self.arguments, taken_names(self.names, self.axes))
+        return derived_names(self.arguments, taken_names(self.names, self.every_axis), self.tables)
 
 
 @dataclass(frozen=True)
@@ -343,22 +407,36 @@ class Family:
     members: tuple[Member, ...]
 
 
-def derived_names(arguments: tuple[Argument, ...], taken: Collection[str]) -> dict[tuple[str, str], str]:
+def derived_names(arguments: tuple[Argument, ...], taken: Collection[str],
+                  tables: tuple[Table, ...] = ()) -> dict[tuple[str, str], str]:
     """What a target that loops calls the things that go with an argument: its strides by axis, and its "row", "sum", "tile", and
-    whether it is "wanted". None is the name of anything else."""
+    whether it is "wanted"; and with a table: its strides and its "cells". None is the name of anything else."""
     found: dict[tuple[str, str], str] = {}
+    for t in tables:
+        for what, word in [*zip(strides_of(t.axes[:-1]), t.axes, strict=False), ("cells", "cells")]:
+            found[t.name, what] = unused(f"{t.name}_{word}", {*taken, *found.values()})
     for a in arguments:
-        for what, word in [*((f"stride {axis}", axis) for axis in a.shape), *((w, w) for w in ("row", "sum", "tile", "wanted"))]:
+        for what, word in [*zip(strides_of(a.shape), a.shape, strict=True), *((w, w) for w in ("row", "sum", "tile", "wanted"))]:
             found[a.name, what] = unused(f"{a.name}_{word}", {*taken, *found.values()})
     return found
+
+
+def strides_of(axes: tuple[str, ...]) -> list[str]:
+    """What `derived_names` calls the strides along some axes; one axis may stand there twice."""
+    return [f"stride {axis}" + (f" {axes[:k].count(axis) + 1}" if axis in axes[:k] else "") for k, axis in enumerate(axes)]
 
 
 def statements(body: tuple[Statement, ...]) -> Iterator[Statement]:
     """Every statement, those inside loops after their loop."""
     for statement in body:
         yield statement
-        if isinstance(statement, Loop):
+        if isinstance(statement, Loop | Wave):
             yield from statements(statement.body)
+
+
+def values(body: tuple[Statement, ...]) -> Iterator[Let | Accumulate | Store]:
+    """Every statement that has a value."""
+    yield from (s for s in statements(body) if isinstance(s, Let | Accumulate | Store))
 
 
 def walk(node: Node) -> Iterator[Node]:
@@ -370,8 +448,8 @@ def walk(node: Node) -> Iterator[Node]:
 
 def count_operations(kernel: Kernel) -> int:
     """How many scalar operations the text of a kernel has."""
-    values = [s.value for s in statements(kernel.body) if not isinstance(s, Loop)]
-    return sum(isinstance(node, Op) and node.name not in ("real", "integer") for value in values for node in walk(value))
+    every = [s.value for s in values(kernel.body)]
+    return sum(isinstance(node, Op) and node.name not in ("real", "integer") for value in every for node in walk(value))
 
 
 def check_scheduled(kernel: Kernel, arrays: bool) -> Kernel:
@@ -379,10 +457,15 @@ def check_scheduled(kernel: Kernel, arrays: bool) -> Kernel:
 
     `arrays`: names outlive the loop that defines them.
     """
-    known = {a.name for a in kernel.arguments}
+    known = {a.name for a in kernel.arguments} | {t.name for t in kernel.tables}
 
     def check(body: tuple[Statement, ...], names: set[str], bound: frozenset[Var]) -> None:
         for s in body:
+            if isinstance(s, Fill | Section):
+                continue
+            if isinstance(s, Wave):
+                check(s.body, set(names), bound | set(s.vars))
+                continue
             if isinstance(s, Loop):
                 if s.var in bound:
                     raise LoweringError(f"{kernel.name}: two nested loops over {s.var.name}")
@@ -390,7 +473,7 @@ def check_scheduled(kernel: Kernel, arrays: bool) -> Kernel:
                 check(s.body, inside, bound | {s.var})
                 names |= {start.name for start in s.starts}
                 continue
-            for node in walk(s.value):
+            for node in (n for part in (s.value, *(s.index if isinstance(s, Store) else ())) for n in walk(part)):
                 if isinstance(node, Reduce):
                     raise LoweringError(f"{kernel.name}: a reduction was left unscheduled: {node.op} over {node.var.name}")
                 if isinstance(node, Ref) and node.name not in names:

@@ -32,6 +32,7 @@ from .nodes import (
     Domain,
     Index,
     Load,
+    LogAddExp,
     Named,
     Param,
     ParamRecord,
@@ -46,9 +47,10 @@ from .nodes import (
 )
 
 __all__ = [
-    "Abs", "Eq", "Hinge", "If", "LogSumExp", "Loss", "Max", "MaxOver", "Min", "Ne", "Norm", "Overload", "Piecewise",
-    "Rational", "Sign", "Sqrt", "Sum", "Where", "axis", "erf", "exp", "index", "log", "named", "oo", "option", "param",
-    "pi", "sqrt", "stated", "stop_gradient", "straight_through", "table", "tanh", "tensor", "xlogy",
+    "Abs", "Eq", "Hinge", "If", "LogAddExp", "LogSumExp", "Loss", "Max", "MaxOver", "Min", "Ne", "Norm", "Overload", "Piecewise",
+    "Rational", "Sign", "Sqrt", "Sum", "Where", "axis", "erf", "exp", "index", "length", "log", "named", "oo", "option",
+    "param", "pi", "reduction_is", "sqrt", "state", "stated", "stop_gradient", "straight_through", "table", "tanh", "tensor",
+    "xlogy",
 ]
 
 _order = itertools.count()
@@ -65,15 +67,22 @@ SHAPES = ("mutual", "expand", "same", "reduced")
 
 # Declarations
 
-def axis(name: str, *, position: int = -1) -> Axis:
+def axis(name: str, *, position: int = -1, size: Any = None, extent: Any = None) -> Axis:
     """A named axis of the tensors of one sample; in a formula it stands for its size.
 
     Args:
         name: also the name of the loop in the emitted code.
         position: where the axis stands in the arrays that users pass. -1 is last; 1 is dimension 1 with any dimensions
-            behind it, as classification losses have it in PyTorch (dimension 0 of a tensor of one sample).
+            behind it, as classification losses have it in PyTorch (dimension 0 of a tensor of one sample); 0 is dimension 0,
+            before the batch, as sequences have it.
+        size: how long it is in arrays, where that depends on another axis: labels + 1.
+        extent: how many positions a sample has, a formula in lengths and other axes. Such an axis is one of tables and
+            reductions, and of no array; its indices may be used along an array's axis that is at least as long.
     """
-    return Axis(AxisRecord(name, position))
+    size = None if size is None else sp.sympify(size)
+    if size is not None and not (len(size.atoms(Axis)) == 1 and (size - next(iter(size.atoms(Axis)))).is_Integer):
+        raise DefinitionError(f"axis {name!r} has size={size}", repair="Say it as another axis plus an integer: size=labels + 1.")
+    return Axis(AxisRecord(name, position, None if extent is None else sp.sympify(extent), size))
 
 
 def _domain(positive: bool, nonnegative: bool, between: tuple[float, float] | None) -> Domain:
@@ -96,7 +105,7 @@ class TensorRef:
                 f"{self.tensor.name} has the axes ({', '.join(a.name for a in axes)}) and was read with {len(position)} "
                 f"indices", repair=f"Read it as {self.tensor.name}[{', '.join(a.name + '_index' for a in axes)}].")
         for place, (i, ax) in enumerate(zip(position, axes, strict=True)):
-            if isinstance(i, Index) and i.axis != ax:
+            if isinstance(i, Index) and i.axis != ax and i.axis.record.extent is None:
                 raise DefinitionError(
                     f"index {place} of {self.tensor.name} runs along {ax.name}, and was given an index of {i.axis.name}",
                     repair=f"Use an index made with {ax.name}.index().")
@@ -104,7 +113,7 @@ class TensorRef:
                 raise DefinitionError(
                     f"index {place} of {self.tensor.name} is {i}, which is no position along {ax.name}",
                     repair=f"Use {ax.name}.index(), or an integer tensor declared with index(..., into={ax.name}).")
-            if isinstance(i, Load) and i.tensor.record.into != ax:
+            if isinstance(i, Load) and i.tensor.record.into not in (None, ax):
                 into = i.tensor.record.into
                 raise DefinitionError(
                     f"{i.tensor.name} points into {into.name if into else 'nothing'}, but index {place} of "
@@ -136,31 +145,52 @@ def tensor(name: str, *axes: Axis, per_sample: bool = True, optional: bool = Fal
     return TensorRef(made) if axes else Load(made)
 
 
-def index(name: str, *axes: Axis, into: Axis, ignore: str | None = None) -> Any:
+def index(name: str, *axes: Axis, into: Axis, ignore: str | None = None, length: Any = None, packed: bool = False) -> Any:
     """A tensor of integers that point into an axis. Values out of range are errors.
 
     Args:
         into: the axis that the values point into.
         ignore: the name of a parameter (default -100); samples whose value equals it are left out of the loss and of
             the denominator of the mean.
+        length: how much of the last axis belongs to each sample, made with `length`; what lies behind it may be anything.
+        packed: the caller may also give all samples end to end, in one dimension.
     """
     if ignore is not None and axes:
         raise DefinitionError(f"index {name!r} has axes and ignore={ignore!r}: only an index of one value a sample can be "
                               f"ignored", repair="Drop ignore=, and mask with Where.")
-    made = Tensor(TensorRecord(name, axes, integer=True, into=into, ignore=ignore, fixed=True, shape="same",
-                               order=next(_order)))
+    ragged = length.tensor.name if isinstance(length, Load) else None
+    if (length is not None and (ragged is None or not axes or length.tensor.record.measures != axes[-1])) or (packed and ragged is None):
+        raise DefinitionError(f"index {name!r} has length={length}, packed={packed}, which does not measure its last axis",
+                              repair="Pass length=length(name, of=axis) with its last axis.")
+    made = Tensor(TensorRecord(name, axes, integer=True, into=into, ignore=ignore, fixed=True, shape="same", length=ragged,
+                               packed=packed, order=next(_order)))
     return TensorRef(made) if axes else Load(made)
 
 
+def length(name: str, *, of: Axis) -> Load:
+    """How many positions of an axis belong to each sample: an integer from 0 to the axis's size; anything else is an error."""
+    return Load(Tensor(TensorRecord(name, integer=True, measures=of, fixed=True, shape="same", domain=Domain(0.0), order=next(_order))))
+
+
 def param(name: str, *, default: Any, positive: bool = False, nonnegative: bool = False,
-          between: tuple[float, float] | None = None, special: tuple[Any, ...] = (), integer: bool = False) -> Param:
+          between: tuple[float, float] | None = None, special: tuple[Any, ...] = (), integer: bool = False,
+          into: Axis | None = None) -> Param:
     """A scalar chosen by the caller at run time.
 
     Args:
         special: values that change the formula's shape (p = 2, smoothing = 0); each is compiled on its own.
+        into: an integer that points into this axis. A value out of range is an error.
     """
     return Param(ParamRecord(name, default, _domain(positive, nonnegative, between), tuple(map(exact, special)),
-                             integer=integer, order=next(_order)))
+                             integer=integer or into is not None, into=into, order=next(_order)))
+
+
+def reduction_is(word: str) -> Any:
+    """The condition that the caller asked for this reduction, for a loss whose samples count differently in it."""
+    if word not in REDUCTIONS:
+        raise DefinitionError(f"the reduction {word!r} is not known", repair=f"Known: {', '.join(REDUCTIONS)}.")
+    chosen = Param(ParamRecord(f"reduction_is_{word}", 0, Domain(0.0, 1.0), integer=True, reduction=word, order=next(_order)))
+    return sp.Eq(chosen, 1)
 
 
 def exact(value: Any) -> sp.Basic:
@@ -292,6 +322,44 @@ def table(name: str, i: Index, body: Any) -> Callable[[Any], sp.Expr]:
     return lambda position: Named(name, substitute(body, {i: position}))
 
 
+class State:
+    """A table over indices that a definition computes cell by cell; a cell may read earlier ones. See `state`."""
+
+    def __init__(self, tensor: Tensor, indices: tuple[Index, ...], outside: Any, start: Mapping[tuple[int, ...], Any]) -> None:
+        self.tensor, self.indices, self.expr = tensor, indices, None
+        self.outside, self.start = sp.sympify(outside), {k: sp.sympify(v) for k, v in start.items()}
+
+    def __getitem__(self, position: Any) -> Load:
+        position = tuple(map(sp.sympify, position if isinstance(position, tuple) else (position,)))
+        if len(position) != len(self.indices):
+            raise DefinitionError(f"{self.tensor.name} has {len(self.indices)} indices and was read with {len(position)}",
+                                  repair=f"Read it at one position along each of {', '.join(i.axis.name for i in self.indices)}.")
+        return Load(self.tensor, *position)
+
+    def __setitem__(self, position: Any, expr: Any) -> None:
+        if (position if isinstance(position, tuple) else (position,)) != self.indices or self.expr is not None:
+            raise DefinitionError(f"{self.tensor.name}[{position}] cannot be set",
+                                  repair="Say once what a cell is, at the indices that the table was declared with.")
+        self.expr = sp.sympify(expr)
+
+
+def state(name: str, *indices: Index, outside: Any = 0, start: Mapping[tuple[int, ...], Any] | None = None,
+          into: Axis | None = None) -> State:
+    """A table that is computed cell by cell: `alpha = state("alpha", t, s)`, then `alpha[t, s] = ...` says what a cell is.
+
+    A cell may read cells of tables that are declared earlier, and earlier cells of its own table, such as alpha[t - 1, s]; the
+    order in which cells are computed is found from that. A loss lists its tables: Loss(..., tables=(alpha,)).
+
+    Args:
+        outside: what a cell before the first is (at a negative position).
+        start: cells outside that are something else: {(-1, 0): 0}.
+        into: the axis that a table of integers points into; `outside` may be anything then.
+    """
+    record = TensorRecord(name, tuple(i.axis for i in indices), integer=into is not None, into=into, fixed=True, state=True,
+                          order=next(_order))
+    return State(Tensor(record), indices, outside, start or {})
+
+
 def stop_gradient(body: Any) -> sp.Expr:
     """The value, taken as a constant by every derivative."""
     return StopGradient(sp.sympify(body))
@@ -338,6 +406,7 @@ class Loss:
 
     Attributes:
         value: the formula.
+        tables: the tables that it reads, each after those that it reads itself.
         mean_over: what one sample adds to the denominator of the mean.
         like: the peer that it is held against, as an import path.
         module: the name of the class form.
@@ -356,6 +425,7 @@ class Loss:
 
     value: Any
     mean_over: Any = sp.S.One
+    tables: tuple[State, ...] = ()
     like: str = ""
     module: str = ""
     module_signature: str = ""
@@ -375,6 +445,13 @@ class Loss:
         unknown = [r for r in self.reductions if r not in REDUCTIONS]
         if unknown:
             raise DefinitionError(f"the reduction {unknown[0]!r} is not known", repair=f"Known: {', '.join(REDUCTIONS)}.")
+
+    @property
+    def exprs(self) -> sp.Tuple:
+        """Every formula of the definition: value and denominator, tables, and the extents of the axes that these use."""
+        read = sp.Tuple(self.value, self.mean_over, *(t.expr for t in self.tables if t.expr is not None))
+        axes = {i.axis for i in read.atoms(Index)} | {i.axis for t in self.tables for i in t.indices}
+        return sp.Tuple(*read, *(a.record.extent for a in sorted(axes, key=lambda a: a.key) if a.record.extent is not None))
 
     def called(self, name: str, **fields: Any) -> Loss:
         """The same loss under a name."""

@@ -70,7 +70,8 @@ def op(name: str, *args: Node) -> Node:
 
 def parameter(param: nodes.Param) -> Param:
     """A scalar of the signature."""
-    return Param(param.name, param.record.integer, param.record.domain.interval)
+    into = param.record.into
+    return Param(param.name, param.record.integer, param.record.domain.interval, into.name if into else None)
 
 
 def where(condition: Node, a: Node, b: Node) -> Node:
@@ -126,6 +127,32 @@ def apart(nodes_: list[Node]) -> list[Node]:
     for node in first:
         rest.remove(node)
     return first + rest
+
+
+def surely_inside(index: sp.Expr, axis: nodes.Axis) -> bool:
+    """Is an index expression a position along an axis, whatever the caller passes? What is checked at run time counts."""
+    match index:
+        case nodes.Index():
+            extent = index.axis.record.extent
+            return index.axis == axis or (isinstance(extent, nodes.Load) and extent.tensor.record.measures == axis)
+        case nodes.Load():
+            return bool(index.tensor.record.into == axis) and surely_live(index)
+        case nodes.Param():
+            return bool(index.record.into == axis)
+        case nodes.Where(args=(_, a, b)):
+            return surely_inside(a, axis) and surely_inside(b, axis)
+        case nodes.Named():
+            return surely_inside(index.body, axis)
+    return index == 0
+
+
+def surely_live(load: nodes.Load) -> bool:
+    """Does a read of a ragged tensor stay in front of the length? What lies behind has not been checked."""
+    length = load.tensor.record.length
+    if length is None:
+        return True
+    extent = load.index[-1].axis.record.extent if isinstance(load.index[-1], nodes.Index) else None
+    return isinstance(extent, nodes.Load) and bool(extent.tensor.name == length)
 
 
 class Eliminated(nodes.Node):
@@ -196,7 +223,8 @@ class Lowering:
             case nodes.Axis():
                 return Size(expr.name)
             case nodes.Param():
-                return parameter(expr)
+                into = expr.record.into
+                return parameter(expr) if into is None else Op("inside", (parameter(expr), Size(into.name)))
             case sp.Rational():
                 return Const(int(expr.p), int(expr.q))
             case sp.Float():
@@ -223,6 +251,13 @@ class Lowering:
                 return self.addition(expr, env)
             case sp.Mul():
                 return self.product(expr.args, env)
+            case nodes.LogAddExp():
+                return self.log_add_exp([real(self(a, env)) for a in expr.args])
+            case nodes.Share(args=(term, whole)):
+                return self.share(real(self(term, env)), real(self(whole, env)))
+            case sp.floor(args=(ratio,)):
+                above, below = ratio.as_numer_denom()
+                return Op("floor_divide", (self(above, env), self(below, env)))
             case sp.exp():
                 return self.exponential(expr.args[0], env)
             case sp.Pow():
@@ -236,6 +271,8 @@ class Lowering:
         if type(expr) in RELATIONS:
             args = [self(a, env) for a in expr.args]
             return fold(lambda a, b: op(RELATIONS[type(expr)], a, b), args) if len(args) > 1 else op(RELATIONS[type(expr)], *args)
+        if isinstance(expr, sp.Mod) and all(a.is_integer for a in expr.args):
+            return Op("remainder", tuple(self(a, env) for a in expr.args))
         if type(expr) in DIRECT:
             return op(DIRECT[type(expr)], *(self(a, env) for a in expr.args))
         if type(expr) in BRANCHES:
@@ -245,13 +282,36 @@ class Lowering:
 
     def load(self, expr: nodes.Load, env: Env) -> Node:
         record = expr.tensor.record
-        index = tuple(self.position(i, env) for i in expr.index)
+        index = self.cell(record, expr.index, env)
+        if record.state:
+            return Load(record.name, index, record.integer)
         return Load(record.name, ((SAMPLE,) if record.per_sample else ()) + index, record.integer)
+
+    def cell(self, record: nodes.TensorRecord, index: tuple[sp.Expr, ...], env: Env) -> tuple[Node, ...]:
+        """The position of an element, which an array surely has; how far tables reach is checked with the definition."""
+        return tuple(self.position(i, env) if record.state or surely_inside(i, axis) else
+                     Op("inside", (self.position(i, env), Size(axis.name))) for i, axis in zip(index, record.axes, strict=True))
 
     def position(self, index: sp.Expr, env: Env) -> Node:
         """An index: an integer, also where it is chosen by a condition."""
         node = self(index, env)
         return node if kind_of(node) == "int" else Op("integer", (node,))
+
+    def log_add_exp(self, terms: list[Node]) -> Node:
+        """The largest term, and the logarithm of what the others add to it; an infinite one is the result."""
+        largest, others = terms[0], []
+        for term in terms[1:]:
+            others.append(Op("smaller", (largest, term)))
+            largest = Op("larger", (largest, term))
+        self.called("largest", largest)
+        more = fold(lambda a, b: op("add", a, b), (op("exp", op("sub", other, largest)) for other in others))
+        infinite = op("eq", op("abs", largest), Const(1, 0))
+        return where(infinite, largest, op("add", largest, op("log1p", more)))
+
+    def share(self, term: Node, whole: Node) -> Node:
+        """exp(term - whole), at most 1; 0 where the term is -oo."""
+        below = Op("smaller", (op("sub", term, whole), ZERO))
+        return where(op("eq", term, Const(-1, 0)), ZERO, op("exp", below))
 
     def reduction(self, expr: nodes.Reduce, env: Env) -> Node:
         if expr.op == "logsumexp":

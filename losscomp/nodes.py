@@ -87,13 +87,20 @@ class Leaf(sp.AtomicExpr):
 class AxisRecord:
     name: str
     position: int = -1
+    extent: Any = None                    # how many positions a sample has, where that is a formula in lengths and other axes
+    size: Any = None                      # the length in arrays, where that is a formula in another axis
 
 
 class Axis(Leaf):
     """A named axis; used in a formula it stands for its own size."""
 
     is_integer = True
-    is_positive = True
+
+    def _eval_is_positive(self) -> bool | None:
+        return True if self.record.extent is None else None
+
+    def _eval_is_nonnegative(self) -> bool:
+        return True
 
     def index(self) -> Index:
         """A fresh position along this axis."""
@@ -141,6 +148,10 @@ class TensorRecord:
     into: Axis | None = None              # an index tensor: the axis that its values point into
     ignore: str | None = None             # the parameter whose value marks a sample to be left out
     shape: str = "mutual"                 # how it joins the common shape; see language.tensor
+    measures: Axis | None = None          # a length: the axis of which it says how much belongs to the sample
+    length: str | None = None             # a ragged tensor: the length that says how much of its last axis is the sample's
+    packed: bool = False                  # a ragged tensor that the caller may also give end to end, without padding
+    state: bool = False                   # a table that a definition computes, cell by cell
     order: int = 0
 
 
@@ -176,6 +187,8 @@ class ParamRecord:
     special: tuple[Any, ...] = ()         # values that change the loop's body: each is compiled on its own
     only_special: bool = False            # an option: no value but the special ones
     integer: bool = False
+    into: Axis | None = None              # an integer that points into an axis
+    reduction: str = ""                   # 1 where the caller's reduction is this word, else 0: no argument of the signature
     order: int = 0
 
 
@@ -341,6 +354,31 @@ class Reduce(Node):
 
     def _sympystr(self, printer: Any) -> str:
         return f"{self.op}[{self.bound.name}]({printer._print(self.body)})"
+
+
+class LogAddExp(Node):
+    """log(exp(a) + exp(b) + ...) of a few terms, each of which may be -oo; -oo where all of them are."""
+
+    is_real = None                        # type: ignore[assignment]  # it may be infinite, so that a formula can ask
+    is_extended_real = True
+
+    def __new__(cls, *terms: Any) -> Any:
+        live = [t for t in map(sp.sympify, terms) if t is not sp.S.NegativeInfinity]
+        if len(live) < 2:
+            return live[0] if live else sp.S.NegativeInfinity
+        return super().__new__(cls, *sorted(live, key=sp.default_sort_key))
+
+    def _sympystr(self, printer: Any) -> str:
+        return f"logaddexp({', '.join(map(printer._print, self.args))})"
+
+
+class Share(Node):
+    """exp(term - whole): what a term is of a log-sum-exp, at most 1; 0 where the term is -oo, whatever the whole is."""
+
+    is_nonnegative = True
+
+    def _sympystr(self, printer: Any) -> str:
+        return f"share({', '.join(map(printer._print, self.args))})"
 
 
 class Named(Node):

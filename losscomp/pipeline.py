@@ -30,9 +30,21 @@ from .errors import CheckError, LosscompError
 from .language import Loss
 from .lower import Lowering, parameter
 from .nodes import Delta, Load, Tensor, TensorRecord
+from .recurrence import Program, moved_by
 from .rewrite import Step, rewrite, rewrite_within
 from .rules import SMOOTHING, STABILISING, VECTORS
 from .schedule import Scheduler
+from .sweeps import (
+    extents_of,
+    gradient_program,
+    loop_nest,
+    most,
+    product_program,
+    rate_program,
+    stabilised,
+    system_of,
+    value_program,
+)
 
 STAGES = ("check", "smooth", "differentiate", "stabilise", "lower", "schedule", "emit")
 
@@ -48,12 +60,24 @@ class Output:
 
 @dataclass(frozen=True)
 class Formula:
-    """What a kernel computes, before lowering. `moving` are the tensors whose gradient or direction it is about."""
+    """What a kernel computes, before lowering. `moving` are the tensors whose gradient or direction it is about.
+
+    Where the loss is a system of tables, `program` computes the outputs, whose own formulas then say nothing.
+    """
 
     name: str
     what: str
     outputs: tuple[Output, ...]
     moving: tuple[Tensor, ...] = ()
+    program: Program | None = None
+
+    @property
+    def exprs(self) -> sp.Tuple:
+        """Everything that the kernel reads."""
+        if self.program is None:
+            return sp.Tuple(*(o.expr for o in self.outputs))
+        exprs = self.program.exprs
+        return sp.Tuple(*exprs, *(e for a in extents_of(exprs, self.program) for e in (a.record.extent, most(a))))
 
 
 @dataclass
@@ -98,6 +122,9 @@ def compile_form(form: Checked, seconds: dict[str, float] | None = None) -> Comp
     stable = []
     with timed(seconds, "stabilise"):
         for formula in formulas:
+            if formula.program is not None:
+                stable.append(replace(formula, program=stabilised(formula.program, stabiliser(formula.name, stabilising))))
+                continue
             outputs = []
             for output in formula.outputs:
                 expr, steps = rewrite_within(plain(output.expr), STABILISING)
@@ -107,11 +134,26 @@ def compile_form(form: Checked, seconds: dict[str, float] | None = None) -> Comp
     return Compiled(form, smooth, smoothing, formulas, stable, stabilising, seconds)
 
 
+def stabiliser(formula: str, trace: dict[tuple[str, str], list[Step]]) -> Callable[[sp.Expr, str], sp.Expr]:
+    """What makes one action of a program accurate, and keeps the steps under the name of its target."""
+    def change(expr: sp.Expr, target: str) -> sp.Expr:
+        stable, steps = rewrite_within(plain(expr), STABILISING)
+        trace.setdefault((formula, target), []).extend(steps)
+        return stable
+
+    return change
+
+
 def smoothed(form: Checked) -> tuple[Checked, list[Step]]:
     """One variant in smooth atoms, and the steps to it."""
     value, steps = rewrite(form.value, SMOOTHING)
     weight, more = rewrite(form.weight, SMOOTHING)
-    return replace(form, value=value, weight=weight, names=known_names(form.names)), steps + more
+    tables = []
+    for table in form.tables:
+        expr, also = rewrite(table.expr, SMOOTHING)
+        tables.append(replace(table, expr=expr))
+        more += also
+    return replace(form, value=value, weight=weight, tables=tuple(tables), names=known_names(form.names)), steps + more
 
 
 def known_names(names: dict[sp.Expr, str], settle: Callable[[sp.Expr], sp.Expr] | None = None) -> dict[sp.Expr, str]:
@@ -119,6 +161,8 @@ def known_names(names: dict[sp.Expr, str], settle: Callable[[sp.Expr], sp.Expr] 
     settle = settle or plain
     found: dict[sp.Expr, str] = {}
     for expr, name in names.items():
+        if isinstance(expr, nodes.Index):
+            continue
         forms = [expr] if not isinstance(expr, sp.Expr) else [expr, rewrite(expr, SMOOTHING)[0]]
         for form in forms:
             loose = nodes.free_indices(form)
@@ -156,6 +200,8 @@ def direction(tensor: Tensor) -> Tensor:
 
 def differentiated(form: Checked) -> list[Formula]:
     """The results of every kernel. `moving` is the default set of inputs, and, where that is smaller, all of them."""
+    if form.tables:
+        return recurrent(form)
     value, weight = form.value, form.weight
     counted = bool(weight.is_number)                                     # the mean divides by the count: no total to keep
     loss = Output(ir.Argument("loss", role="output"), value)
@@ -190,6 +236,36 @@ def differentiated(form: Checked) -> list[Formula]:
     return formulas
 
 
+def recurrent(form: Checked) -> list[Formula]:
+    """The results of every kernel of a loss that is a system of tables. Raises CheckError."""
+    taken = {t.name for t in form.inputs} | {p.name for p in form.params} | {a.name for a in form.axes} | {t.name for t in form.tables}
+    system = system_of(form, taken)
+    value, weight, moving = form.value, form.weight, form.differentiable
+    if moved_by(system, moving) & {load.tensor for load in weight.atoms(Load)}:
+        raise CheckError("mean_over of a loss with tables may not depend on a tensor that has a derivative",
+                         repair="Weigh the samples by a tensor of integers or by lengths.")
+    results = [("loss", value, True), ("total_loss", value, False)] + ([] if weight.is_number else [("total_weight", weight, False)])
+    totals = {name: Output(ir.Argument(name, role="output" if each else "total", per_sample=each), sp.S.Zero) for name, _, each in results}
+    formulas = [Formula("value", "the loss of each sample, and the totals", tuple(totals.values()), (), value_program(system, results))]
+    if not weight.is_number:
+        formulas.append(Formula("weight", "the denominator of the mean", (totals["total_weight"],), (),
+                                value_program(system, results[2:])))
+    sets = [("", form.wrt)] + ([("_all", form.differentiable)] if form.differentiable != form.wrt else [])
+    for suffix, wrt in sets:
+        objective = scaled("scale", value)
+        outputs = (*totals.values(), *(Output(result("grad", t), sp.S.Zero) for t in wrt))
+        formulas.append(Formula(f"value_and_grad{suffix}", "the loss, the totals, and the gradients times scale", outputs, wrt,
+                                gradient_program(system, results, objective, wrt)))
+        ways = {t: direction(t) for t in wrt}
+        rates = [("rate", value, True), ("total_rate", value, False)]
+        formulas.append(Formula(f"jvp{suffix}", "the derivative along the directions", tuple(
+            Output(ir.Argument(name, role="output" if each else "total", per_sample=each), sp.S.Zero) for name, _, each in rates), wrt,
+            rate_program(system, rates, ways)))
+        formulas.append(Formula(f"hvp{suffix}", "the Hessian times the directions, times scale", tuple(
+            Output(result("hvp", t), sp.S.Zero) for t in wrt), wrt, product_program(system, objective, wrt, ways)))
+    return formulas
+
+
 def with_rejections(grad: sp.Expr, j: tuple[nodes.Index, ...]) -> tuple[sp.Expr, tuple[nodes.Index, ...]]:
     """A gradient in which vectors less their parts along others are seen as such: second order is taken of that."""
     return rewrite(grad, VECTORS)[0], j
@@ -218,6 +294,10 @@ def kernels(compiled: Compiled, arrays: bool) -> list[ir.Kernel]:
 def kernel(compiled: Compiled, formula: Formula, arrays: bool) -> ir.Kernel:
     """Lower and schedule one formula."""
     names = signature(compiled, formula)
+    if formula.program is not None:
+        with timed(compiled.seconds, "schedule"):
+            axes = extents_of(formula.exprs, formula.program)
+            return loop_nest(formula.name, formula.what, names, formula.program, axes, Lowering(compiled.smooth.names))
     stores, lowering = lowered(compiled, formula)
     with timed(compiled.seconds, "schedule"):
         return scheduled(formula.name, formula.what, names, stores, lowering.hints, arrays)
@@ -249,20 +329,21 @@ def signature(compiled: Compiled, formula: Formula) -> ir.Signature:
 
 def find_signature(form: Checked, formula: Formula) -> ir.Signature:
     """What the kernel of one formula reads and writes. Raises CheckError."""
-    exprs = sp.Tuple(*(o.expr for o in formula.outputs))
-    used = with_shapes(nodes.tensors(exprs), formula, form)
+    exprs = formula.exprs
+    used = with_shapes([t for t in nodes.tensors(exprs) if not t.record.state], formula, form)
     inputs = tuple(argument_of(t, formula) for t in sorted(used, key=lambda t: rank(t.name, form)))
     outputs = tuple(o.argument for o in formula.outputs)
     ignores = {a.ignore for a in inputs}                                 # checked with the index, whether the body needs them or not
     params = tuple(parameter(p) for p in form.params if p.name in ignores or p in nodes.params(exprs))
-    found = ir.Signature(inputs, params, outputs, axes_of(inputs + outputs, sorted(a.name for a in exprs.atoms(nodes.Axis))))
+    own = sorted(a.name for a in exprs.atoms(nodes.Axis) if a.record.extent is None)
+    found = ir.Signature(inputs, params, outputs, axes_of(inputs + outputs, own))
     check_limits(formula.name, found)
     return found
 
 
 def axes_of(arguments: Iterable[ir.Argument], more: Iterable[str]) -> tuple[str, ...]:
     """The axes of arguments in the order of first use, then others."""
-    return tuple(dict.fromkeys([*(a for arg in arguments for a in (*arg.axes, arg.into) if a), *more]))
+    return tuple(dict.fromkeys([*(a for arg in arguments for a in (*arg.axes, arg.into, arg.measures) if a), *more]))
 
 
 def scheduled(name: str, what: str, signature: ir.Signature, stores: list[ir.Store], hints: Mapping[ir.Node, str], arrays: bool,
@@ -278,18 +359,20 @@ def scheduled(name: str, what: str, signature: ir.Signature, stores: list[ir.Sto
 
 def check_limits(name: str, s: ir.Signature) -> None:
     """A kernel may have only so many arguments. Raises CheckError."""
-    for what, count, most in (("arrays", len(s.inputs + s.outputs), ir.MOST_ARGUMENTS), ("axes", len(s.axes), ir.MOST_AXES),
-                              ("scalar parameters", len(s.params), ir.MOST_PARAMS)):
-        if count > most:
-            raise CheckError(f"the kernel {name} would have {count} {what}, and may have {most}",
+    for what, count, limit in (("arrays", len(s.inputs + s.outputs), ir.MOST_ARGUMENTS), ("axes", len(s.axes), ir.MOST_AXES),
+                               ("scalar parameters", len(s.params), ir.MOST_PARAMS)):
+        if count > limit:
+            raise CheckError(f"the kernel {name} would have {count} {what}, and may have {limit}",
                              repair="Put tensors of one shape into one tensor with an axis, or split the loss.")
 
 
 def with_shapes(used: list[Tensor], formula: Formula, form: Checked) -> list[Tensor]:
     """The tensors that a kernel reads, and those that it needs to know the lengths of its outputs."""
-    exprs = sp.Tuple(*(o.expr for o in formula.outputs))
-    wanted = {ir.BATCH} | {axis for o in formula.outputs for axis in o.argument.axes}
-    wanted |= {a.name for a in exprs.atoms(nodes.Axis)} | {r.bound.axis.name for r in exprs.atoms(nodes.Reduce)}
+    exprs = formula.exprs
+    axes = exprs.atoms(nodes.Axis) | {r.bound.axis for r in exprs.atoms(nodes.Reduce)}
+    axes |= {t.record.measures for t in used if t.record.measures} | {p.record.into for p in nodes.params(exprs) if p.record.into}
+    wanted = {ir.BATCH} | {axis for o in formula.outputs for axis in o.argument.axes} | {a.name for a in axes if a.record.extent is None}
+    used = [*used, *(t for t in form.inputs if t.name in {u.record.length for u in used} and t not in used)]
     shape = lambda t: ([ir.BATCH] if t.record.per_sample else []) + [a.name for a in t.record.axes]
     for axis in sorted(wanted):
         if not any(axis in shape(t) for t in used):
@@ -312,7 +395,8 @@ def argument_of(tensor: Tensor, formula: Formula) -> ir.Argument:
     role: ir.Role = "direction" if tensor.name in moved else "scale" if tensor.name.startswith("scale") else "input"
     return ir.Argument(record.name, tuple(a.name for a in record.axes), role, record.integer, record.per_sample,
                        record.default, record.into.name if record.into else None, record.ignore,
-                       record.domain.interval, moved.get(tensor.name, ""))
+                       record.domain.interval, moved.get(tensor.name, ""), record.measures.name if record.measures else None,
+                       record.length)
 
 
 __all__ = ["Checked", "Compiled", "Formula", "Output", "compile_form", "compile_loss", "kernels", "output_index"]

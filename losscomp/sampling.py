@@ -9,7 +9,7 @@ import numpy as np
 import sympy as sp
 
 from .check import Checked
-from .nodes import Load, Tensor
+from .nodes import Axis, Load, Tensor
 
 STRATA = ("normal", "wide", "saturated", "ties")
 # Where exponentials, logarithms and sums of probabilities reach the end of a format.
@@ -27,10 +27,17 @@ def samples(form: Checked, stratum: str, count: int, dtype: Any, seed: int = 0, 
     """
     rng = np.random.default_rng([seed, STRATA.index(stratum)])
     lengths = {a.name: (sizes or {}).get(a.name, 4) for a in form.axes}
+    for a in form.axes:
+        if a.record.size is not None:
+            (other,) = a.record.size.atoms(Axis)
+            lengths[a.name] = lengths[other.name] + int(a.record.size - other)
     found: dict[str, Any] = {}
     for tensor in form.inputs:
         record = tensor.record
         shape = ((count,) if record.per_sample else ()) + tuple(lengths[a.name] for a in record.axes)
+        if record.measures is not None:
+            found[record.name] = some_of(rng, form, tensor, lengths[record.measures.name], shape)
+            continue
         if record.integer:
             assert record.into is not None
             found[record.name] = rng.integers(0, lengths[record.into.name], shape)
@@ -41,6 +48,14 @@ def samples(form: Checked, stratum: str, count: int, dtype: Any, seed: int = 0, 
             values = tie(rng, values, found, tensor)
         found[record.name] = values.astype(dtype)
     return found
+
+
+def some_of(rng: np.random.Generator, form: Checked, tensor: Tensor, size: int, shape: tuple[int, ...]) -> np.ndarray:
+    """How much of an axis belongs to each sample: often all of it; less of labels that have to fit into another axis."""
+    others = [t for t in form.inputs if t.record.measures is not None and t != tensor]
+    if others and any(t.record.length == tensor.name for t in form.inputs):
+        return rng.integers(0, size // 2 + 1, shape)
+    return np.where(rng.random(shape) < 0.7, size, rng.integers(0, size + 1, shape))
 
 
 def draw(rng: np.random.Generator, stratum: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
@@ -79,7 +94,7 @@ def tie(rng: np.random.Generator, values: np.ndarray, found: Mapping[str, Any], 
 
 def compared_with(form: Checked, tensor: Tensor) -> list[float]:
     """The numbers that a definition compares a tensor with: labels such as 1 and -1."""
-    exprs = sp.Tuple(form.value, form.weight)
+    exprs = form.exprs
     found: set[float] = set()
     for relation in exprs.atoms(sp.Equality, sp.Unequality):
         loads = [a for a in relation.args if isinstance(a, Load) and a.tensor == tensor]
@@ -94,6 +109,8 @@ def parameters(form: Checked) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for param in form.params:
         record = param.record
+        if record.reduction:
+            continue
         special = settings.get(param.name)
         if special is not None:
             found[param.name] = bool(special) if isinstance(special, sp.logic.boolalg.BooleanAtom) else float(special)
@@ -104,6 +121,19 @@ def parameters(form: Checked) -> dict[str, Any]:
         else:
             found[param.name] = float(record.default)
     return found
+
+
+def as_given(form: Checked, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Arrays in the layout of kernels, by the name of the input, as callers pass them: axes that stand before the batch are moved there."""
+    return {name: moved(form, name, array) for name, array in arrays.items()}
+
+
+def moved(form: Checked, name: str, array: Any) -> Any:
+    """One array with the batch and an axis that stands before it exchanged: the way there, and back."""
+    tensor = next(t for t in form.inputs if t.name == name)
+    if not tensor.record.per_sample or not any(a.record.position == 0 for a in tensor.record.axes):
+        return array
+    return np.ascontiguousarray(np.moveaxis(array, 0, 1))
 
 
 def nudged(form: Checked, tensors: Mapping[str, Any], turn: int) -> dict[str, Any]:

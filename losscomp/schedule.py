@@ -49,7 +49,7 @@ TAKEN = frozenset(keyword.kwlist) | frozenset(
     accumulator accumulate accumulate_tile add TILE first end value_of total_of wanted INLINE main y0 y1 yn j0 j1 jn
     team here nth start stride explicit mutable constexpr nullptr asm alignas export noexcept concept requires
     gamma signgam and or not xor bitand bitor compl new delete this class template typename namespace operator private
-    protected public virtual friend using try catch throw""".split())
+    protected public virtual friend using try catch throw inside room fill_reals fill_integers""".split())
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Scheduler:
 
     def __call__(self, stores: list[Store], outer: Var) -> tuple[Statement, ...]:
         """The loop nest of a kernel: every store stands inside the loop over `outer`."""
-        tasks = [Task(s, (outer, *(v for v in s.index if v != outer)), s.value) for s in stores]
+        tasks = [Task(s, (outer, *(v for v in s.index if isinstance(v, Var) and v != outer)), s.value) for s in stores]
         self.everywhere = self.count(tasks, frozenset())[0]
         return self.block(tasks, frozenset())
 
@@ -192,7 +192,9 @@ class Scheduler:
         return found
 
     def trivial(self, node: Node) -> bool:
-        """Is a name longer than the thing: a sign, a conversion?"""
+        """Is a name longer than the thing: a sign, a conversion, a position next to another?"""
+        if isinstance(node, Op) and node.name in ("add", "sub", "mul") and kind_of(node) == "int" and node not in self.hints:
+            return any(isinstance(a, Const) for a in node.args)
         return isinstance(node, Op) and node.name in ("neg", "real") and not isinstance(node.args[0], Op | Reduce) and (
             node not in self.hints)
 
@@ -236,6 +238,8 @@ class Scheduler:
                 return self.names[node]
             case Load(tensor, index):
                 gathers = [i for i in index if not isinstance(i, Var)]
+                if any(isinstance(i, Op) and i.name == "sub" for i in gathers):
+                    return f"{tensor}_before"
                 return tensor if not gathers else f"{tensor}_at_{self.describe(gathers[0])}"
             case Param(name, _, _) | Size(name):
                 return name

@@ -29,7 +29,7 @@ from .emit import forms_of
 from .errors import BuildError, LosscompError
 from .language import Definition
 from .oracle import Exact, OracleError, Truth, exact, ulp_error
-from .sampling import STRATA, neighbours, nudged, parameters, samples
+from .sampling import STRATA, as_given, moved, neighbours, nudged, parameters, samples
 
 TYPES = ("float32", "float64")
 TARGETS = ("numpy", "c", "torch")
@@ -37,6 +37,7 @@ PEER = "PyTorch"                                 # the column of the loss that o
 QUICK = ("normal",)                              # the strata of the agreement table that a build prints
 SKIPPED = 1e-2                                   # the relative error from which a result is lost
 ROOT = 4.0                                       # by how many ULP the truth moves, with inputs that move by one, at a root
+FEW = 6                                          # samples of losses with tables, whose exact derivatives take long
 TURNS = 4                                        # ways to move the inputs: up for some, down for others
 
 
@@ -105,7 +106,7 @@ def verify_loss(definition: Definition, targets: Mapping[str, Any], quick: bool 
         params = parameters(form)
         for dtype in TYPES:
             for stratum in strata:
-                tensors = samples(form, stratum, 6 if quick else 40, dtype)
+                tensors = samples(form, stratum, 6 if quick else FEW if form.tables else 40, dtype)
                 try:
                     compare(found, definition, form, tensors, params, dtype, stratum, targets, roots)
                 except OracleError:                                      # some sample spans too many exponents: one by one, without it
@@ -169,19 +170,22 @@ def exact_results(truth: Truth, wrt: list[str]) -> list[Exact]:
 def evaluations(definition: Definition, form: Checked, tensors: Mapping[str, np.ndarray], params: Mapping[str, Any],
                 directions: Mapping[str, np.ndarray], wrt: list[str], targets: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """What each target, and PyTorch where it has the loss, computes: value, gradients, Hessian-vector products."""
-    arguments = {**tensors, **params}
+    arguments = {**as_given(form, tensors), **params}
+    directions = as_given(form, directions)
+    back = lambda value, grads, products: (value, *(tuple(moved(form, n, a) for n, a in zip(wrt, found, strict=True))
+                                                    for found in (grads, products)))
     for name, module in targets.items():
         f = getattr(module, definition.name)
         if name == "torch":
-            yield name, by_autograd(f, arguments, directions, wrt)
+            yield name, back(*by_autograd(f, arguments, directions, wrt))
             continue
         value, grads = f.value_and_grad(**arguments, reduction="none", wrt=wrt)
         products = f.hvp(direction=dict(directions), **arguments, reduction="none", wrt=wrt)
-        yield name, (value, tuple(grads), tuple(products))
+        yield name, back(value, grads, products)
     peer = peer_of(definition)
     if peer is not None:
         with suppress(RuntimeError, ValueError, TypeError, NotImplementedError):          # it may refuse
-            yield PEER, by_autograd(peer, arguments, directions, wrt)
+            yield PEER, back(*by_autograd(peer, arguments, directions, wrt))
 
 
 def peer_of(definition: Definition) -> Callable[..., Any] | None:

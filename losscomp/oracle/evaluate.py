@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from .balls import ONE
 from .formulas import Cell
 from .problem import Problem
 from .results import Exact, OracleError, Truth, pack
+
+DEPTH = 20_000                                # a cell of a table asks for earlier cells, one within the other
 
 
 def exact(form: Checked, tensors: Mapping[str, Any], params: Mapping[str, Any] = {}, *, reduction: str = "mean",
@@ -36,7 +39,8 @@ def exact(form: Checked, tensors: Mapping[str, Any], params: Mapping[str, Any] =
 
     Raises OracleError for arguments that do not fit, and where the highest precision leaves a result open.
     """
-    before = ctx.prec
+    before, depth = ctx.prec, sys.getrecursionlimit()
+    sys.setrecursionlimit(max(depth, DEPTH))
     try:
         problem = pose(form, tensors, params, reduction, upstream, directions or {})
         names = [t.name for t in form.differentiable if t.name in tensors] if wrt is None else list(wrt)
@@ -65,6 +69,7 @@ def exact(form: Checked, tensors: Mapping[str, Any], params: Mapping[str, Any] =
         return Truth(value, grad, hvp, hessian_diag)
     finally:
         ctx.prec = before
+        sys.setrecursionlimit(depth)
 
 
 def select(forms: Sequence[Checked], params: Mapping[str, Any]) -> Checked:
@@ -114,7 +119,8 @@ def pose(form: Checked, tensors: Mapping[str, Any], params: Mapping[str, Any], r
     if np.ndim(upstream) and reduction != "none":
         raise OracleError(f"upstream has the shape {np.shape(upstream)}", repair="Pass one number for a reduced loss.")
     rates = balls(directions)
-    read_params = nodes.params(sp.Tuple(form.value, form.weight))
+    read_params = nodes.params(form.exprs)
+    params = {**params, **{p.name: float(p.record.reduction == reduction) for p in read_params if p.record.reduction}}
     return Problem(
         form, batch, balls(arrays), absent, sizes,
         {p.name: arb(float(params.get(p.name, p.record.default))) for p in read_params},

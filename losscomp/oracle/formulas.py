@@ -13,8 +13,9 @@ from flint import arb, fmpq
 
 from .. import nodes
 from ..nodes import Load
-from .balls import ONE, ZERO, order
-from .functions import CONSTANTS, EXP, FUNCTIONS, REDUCTIONS, RELATIONS, raised
+from ..recurrence import Table
+from .balls import INF, ONE, ZERO, order
+from .functions import CONSTANTS, EXP, FUNCTIONS, REDUCTIONS, RELATIONS, log_add_exp, raised
 from .jets import Number, jet, parts, plus, product, still, times, total
 from .results import OracleError
 
@@ -39,6 +40,9 @@ class Arguments(Protocol):
 
     def size(self, axis: nodes.Axis) -> int:
         """The number of positions along an axis."""
+
+    def table(self, tensor: nodes.Tensor) -> Table:
+        """What the cells of a table are."""
 
 
 @dataclass
@@ -70,12 +74,12 @@ def code(expr: sp.Expr, frozen: Frozen = Frozen()) -> Code:
     inner: Callable[[Any], Code] = lambda part: code(part, frozen)
     match expr:
         case nodes.Load():
-            return read(expr, frozen)
+            return table_code(expr, frozen) if expr.tensor.record.state else read(expr, frozen)
         case nodes.Index():
             place = position(expr)
             return lambda point: arb(place(point))
         case nodes.Axis():
-            return lambda point: arb(point.problem.size(expr))
+            return (lambda point: arb(point.problem.size(expr))) if expr.record.extent is None else inner(expr.record.extent)
         case nodes.Param():
             return lambda point: point.problem.scalars[expr.name]
         case nodes.Delta():
@@ -86,6 +90,12 @@ def code(expr: sp.Expr, frozen: Frozen = Frozen()) -> Code:
             return lambda point: this(point) if holds(point) else that(point)
         case nodes.Reduce():
             return reduction_code(expr, inner(expr.body))
+        case nodes.LogAddExp():
+            terms = list(map(inner, expr.args))
+            return lambda point: log_add_exp([term(point) for term in terms])
+        case sp.core.numbers.Infinity() | sp.core.numbers.NegativeInfinity():
+            end = INF if expr is sp.oo else -INF
+            return lambda point: end
         case nodes.Named():
             return inner(expr.body)
         case nodes.Stated():
@@ -176,9 +186,32 @@ def read(load: Load, frozen: Frozen) -> Code:
     return value
 
 
+def table_code(load: Load, frozen: Frozen) -> Code:
+    """A cell of a table: what the definition says of it, found when it is first read; or what lies before the first."""
+    index = tuple(map(position, load.index))
+
+    def value(point: Point) -> Number:
+        cell = tuple(place(point) for place in index)
+        table = point.problem.table(load.tensor)
+        if min(cell) < 0:
+            outside = dict(table.start).get(cell, table.outside)
+            return code(outside)(point)
+        known = (table.name, frozen, cell)
+        if known not in point.known:
+            before = dict(point.places)
+            point.places.update(zip((i.key for i in table.indices), cell, strict=True))
+            point.known[known] = code(table.expr, frozen)(point)
+            point.places.clear()
+            point.places.update(before)
+        return point.known[known]
+
+    return value
+
+
 def reduction_code(expr: nodes.Reduce, body: Code) -> Code:
     """A reduction, done once for each place of the indices around it."""
     join, key, axis = REDUCTIONS[expr.op], expr.bound.key, expr.bound.axis
+    size = position(axis)
     around = sorted(i.key for i in nodes.free_indices(expr))
     token = object()
 
@@ -187,7 +220,7 @@ def reduction_code(expr: nodes.Reduce, body: Code) -> Code:
         known = (token, *(places[i] for i in around))
         if known not in point.known:
             outer, terms = places.get(key), []
-            for places[key] in range(point.problem.size(axis)):
+            for places[key] in range(size(point)):
                 terms.append(body(point))
             if outer is not None:
                 places[key] = outer

@@ -152,6 +152,20 @@ def log_sum_exp(terms: Sequence[Number]) -> Number:
     return jet(value, mean.b, mean.c, total(mean.d, spread, times(-ONE, times(mean.b, mean.c))))
 
 
+def log_add_exp(terms: Sequence[Number]) -> Number:
+    """log of the sum of exponentials, where a term that is -inf moves nothing."""
+    return log_sum_exp([x for x in terms if not (still(x) < 0 and not still(x).is_finite())])
+
+
+def floor(x: Number) -> Number:
+    """The largest integer that is not above x."""
+    whole = still(x).floor().unique_fmpz()
+    if whole is None:
+        give_up()
+        whole = (still(x).mid()).floor().unique_fmpz()
+    return arb(whole)
+
+
 def binade(x: arb) -> arb:
     """The power of two at or below x; 1 where x is 0 or infinite. A step, so nothing moves it."""
     if not (x.is_finite() and x.mid() > 0):
@@ -190,6 +204,7 @@ FUNCTIONS: dict[type, Callable[..., Number]] = {
     atoms.abs_power: abs_power,
     atoms.signed_power: lambda x, p: abs_power(x, p, odd=True),
     sp.Mod: remainder,
+    sp.floor: floor,
 }
 EXP = Unary(exp, exp, exp)
 RELATIONS: dict[type, Callable[[int | None], bool]] = {                 # None: one side is NaN

@@ -12,6 +12,7 @@ from flint import arb, ctx
 
 from .. import nodes
 from ..check import Checked
+from ..recurrence import Table
 from .balls import ZERO, mul, recip
 from .formulas import Cell, Moves, Point, code
 from .functions import INVERSE, sign
@@ -39,6 +40,10 @@ class Problem:
         if axis not in self.sizes:
             raise OracleError(f"no given tensor has the axis {axis.name!r}", repair="Pass one that has it.")
         return self.sizes[axis]
+
+    def table(self, tensor: nodes.Tensor) -> Table:
+        """What the cells of a table are."""
+        return next(t for t in self.form.tables if t.tensor == tensor)
 
     def sample(self, formula: sp.Expr, n: int, first: Moves, second: Moves) -> Number:
         """A formula at one sample. What moves along no single cell is kept: a total needs it again and again."""

@@ -32,9 +32,11 @@ class CPrinter(Printer):
                                                "times_exp", "times_sigmoid")},
         "cross": "cross({0}, {1}, {2}, {3})",
         "abs": "fabs({0})", "where": "{0} ? {1} : {2}", "not": "!{0}", "and": "{0} && {1}", "or": "{0} || {1}",
-        "real": "(REAL){0}", "integer": "(int64_t){0}", "remainder": "{0} % {1}",
+        "real": "(REAL){0}", "integer": "(int64_t){0}", "remainder": "{0} % {1}", "floor_divide": "{0} / {1}",
+        "inside": "inside({0}, {1})",
     }
-    levels: ClassVar[dict[str, int]] = {"where": 1, "or": 2, "and": 3, "remainder": 20, "not": 30, "real": 30, "integer": 30}
+    levels: ClassVar[dict[str, int]] = {"where": 1, "or": 2, "and": 3, "remainder": 20, "floor_divide": 20, "not": 30, "real": 30,
+                                        "integer": 30}
 
     def __init__(self, kernel: Kernel) -> None:
         super().__init__(kernel)
@@ -63,7 +65,8 @@ class CPrinter(Printer):
         argument = self.arguments[tensor]
         within = index[1:] if argument.per_sample and argument.axes else index
         axes = argument.axes or argument.shape
-        offset = " + ".join(f"{self(i, 20)} * {self.derived[tensor, f'stride {axis}']}" for i, axis in zip(within, axes, strict=True))
+        strides = [self.derived[tensor, stride] for stride in ir.strides_of(axes)]
+        offset = " + ".join(f"{self(i, 20)} * {stride}" for i, stride in zip(within, strides, strict=True))
         start = self.derived[tensor, "row"] if argument.axes and argument.per_sample else tensor
         return f"{start}[{offset}]" if offset else f"*{tensor}"
 
@@ -71,10 +74,13 @@ class CPrinter(Printer):
 class CText:
     """What the template asks of a kernel."""
 
+    printer: ClassVar[type[CPrinter]] = CPrinter
+    stored = "REAL"                              # the type of the numbers in arrays
+
     def __init__(self, kernel: Kernel, common: Collection[Argument]) -> None:
         """`common`: the arguments that every member of the family has."""
         self.kernel, self.common = kernel, common
-        self.p = CPrinter(kernel)
+        self.p = self.printer(kernel)
 
     def derived(self, name: str, what: str) -> str:
         """What goes with an argument: its row, its sum, a stride."""
@@ -97,8 +103,8 @@ class CText:
             if argument not in self.read:
                 continue
             data = f"WANTS({n}) ? run->data[{n}] : NULL" if argument.role == "total" else f"run->data[{n}]"
-            steps = [f"{self.derived(argument.name, f'stride {axis}')} = {self.step(n, argument, place)}"
-                     for place, axis in enumerate(argument.shape)]
+            steps = [f"{self.derived(argument.name, stride)} = {self.step(n, argument, place)}"
+                     for place, stride in enumerate(ir.strides_of(argument.shape))]
             out.append(f"{self.pointer(argument)}{argument.name} = {data};")
             if steps:
                 out[-1] += f" const int64_t {', '.join(steps)};"
@@ -111,37 +117,35 @@ class CText:
     @property
     def measured(self) -> set[str]:
         """The axes whose length the body needs."""
-        every = list(ir.statements(self.kernel.body))
-        nodes = [n for s in every if not isinstance(s, Loop) for n in ir.walk(s.value)]
-        return {s.var.axis for s in every if isinstance(s, Loop)} | {n.axis for n in nodes if isinstance(n, ir.Size)}
+        nodes = [n for s in ir.values(self.kernel.body) for n in ir.walk(s.value)]
+        loops = {s.var.axis for s in ir.statements(self.kernel.body) if isinstance(s, Loop)}
+        return loops | {n.axis for n in nodes if isinstance(n, ir.Size)}
 
     @property
     def read(self) -> set[Argument]:
         """The arguments whose elements the body touches."""
         names = {s.tensor for s in ir.statements(self.kernel.body) if isinstance(s, Store)}
-        for s in ir.statements(self.kernel.body):
-            if not isinstance(s, Loop):
-                names |= {n.tensor for n in ir.walk(s.value) if isinstance(n, Load)}
+        names |= {n.tensor for s in ir.values(self.kernel.body) for n in ir.walk(s.value) if isinstance(n, Load)}
         return {a for a in self.kernel.arguments if a.name in names}
 
     def step(self, n: int, argument: Argument, place: int) -> str:
         """A stride: the usual one where the entry point found it, so that the compiler sees a contiguous loop."""
-        usual = self.usual(argument, argument.shape[place])
+        usual = self.usual(argument, place)
         stride = f"run->steps[{n}][{place}]"
         known = "dense" if argument in self.common or argument.role == "output" or usual == "0" else f"dense && WANTS({n})"
         return f"{known} ? {usual} : {stride}" if usual else stride
 
-    @staticmethod
-    def pointer(a: Argument) -> str:
+    @classmethod
+    def pointer(cls, a: Argument) -> str:
         if a.role == "total" or (a.role == "output" and not a.per_sample):
             return "accumulator *restrict "
-        kind = "int64_t" if a.integer else "REAL"
+        kind = "int64_t" if a.integer else cls.stored
         return f"{kind} *restrict " if a.role == "output" else f"const {kind} *restrict "
 
-    def usual(self, a: Argument, axis: str) -> str:
+    def usual(self, a: Argument, place: int) -> str:
         """The stride that makes the innermost loop contiguous: 1, or 0 where all samples share one number. The driver knows it too."""
         if self.kernel.axes:
-            return "1" if a.axes and axis == a.axes[-1] else ""
+            return "1" if a.axes and place == len(a.shape) - 1 else ""
         return "0" if a.optional or a.role == "scale" else "1"
 
     @property
@@ -161,8 +165,10 @@ class CText:
                 lines.append((depth, f"const {TYPES[kind_of(s.value)]} {s.name} = {self.p(s.value)};"))
             elif isinstance(s, Accumulate):
                 lines.append((depth, self.accumulate(s.start, self.p(s.value))))
-            else:
+            elif isinstance(s, Store):
                 lines.append((depth, self.store(s)))
+            else:
+                raise TargetError(f"C has no loop nest for {type(s).__name__} in the kernel {self.kernel.name}")
 
     def loop(self, s: Loop, depth: int, lines: list[tuple[int, str]]) -> None:
         for start in s.starts:
@@ -227,10 +233,15 @@ class CText:
 class FamilyText:
     """What the template asks of a family: the text of its kernel, and the tables of its members."""
 
-    def __init__(self, family: Family) -> None:
+    def __init__(self, family: Family, text: type[CText] = CText) -> None:
         self.family, self.kernel = family, family.kernel
         common = [a for a in family.kernel.inputs if all(a in m.signature.inputs for m in family.members)]
-        self.text = CText(family.kernel, common)
+        self.text = text(family.kernel, common)
+
+    @property
+    def scratch(self) -> str:
+        """The function that says how much memory a sample needs."""
+        return f"{self.family.name}_cells" if self.kernel.tables else "NULL"
 
     @property
     def arguments(self) -> list[str]:
@@ -257,7 +268,7 @@ class FamilyText:
 
     def kind(self, member: Member) -> str:
         """Has the kernel a function of its own for the usual call?"""
-        return "KERNEL" if member.formula in USUAL[bool(self.kernel.axes)] else "STRIDED"
+        return "KERNEL" if member.formula in USUAL[bool(self.kernel.axes)] and not self.kernel.tables else "STRIDED"
 
     @staticmethod
     def settled(member: Member) -> str:
@@ -302,14 +313,17 @@ def described(a: Argument) -> list[str]:
     if a.axes:
         axes = ", ".join(f'"{x}"' for x in a.axes)
         fields.append(f".axes = {len(a.axes)}, .axis = {{{axes}}}")
-    fields += [f'.{name} = "{text}"' for name, text in (("into", a.into), ("ignore", a.ignore)) if text]
-    return fields + ([f".bounded = 1, .domain = {{{interval(a.domain)}}}"] if any(map(math.isfinite, a.domain[:2])) else [])
+    fields += [f'.{name} = "{text}"' for name, text in (("into", a.into), ("ignore", a.ignore), ("measures", a.measures),
+                                                   ("length", a.length)) if text]
+    bounded = any(map(math.isfinite, a.domain[:2])) and not a.integer
+    return fields + ([f".bounded = 1, .domain = {{{interval(a.domain)}}}"] if bounded else [])
 
 
 def param_rows(kernels: Sequence[Kernel]) -> list[str]:
     """The description of every scalar of the kernels of one loss, each once."""
     found = {p.name: p for k in kernels for p in k.params}
-    return [f'{p.name}_param = {{"{p.name}", {{{interval(p.domain)}}}}};' for p in found.values()]
+    into = {p.name: f', "{p.into}"' if p.into else "" for p in found.values()}
+    return [f'{p.name}_param = {{"{p.name}", {{{interval(p.domain)}}}{into[p.name]}}};' for p in found.values()]
 
 
 def interval(domain: tuple[float, float, bool]) -> str:

@@ -24,7 +24,8 @@ class NumPyPrinter(Printer):
         "larger": "np.maximum({0}, {1})", "smaller": "np.minimum({0}, {1})", "pow": "np.power({0}, {1})",
         "atan": "np.arctan({0})", "where": "np.where({0}, {1}, {2})", "not": "~({0})",
         "and": "({0}) & ({1})", "or": "({0}) | ({1})",
-        "real": "real({0})", "integer": "np.asarray({0}, np.int64)", "remainder": "{0} % {1}",
+        "real": "real({0})", "integer": "np.asarray({0}, np.int64)", "remainder": "{0} % {1}", "floor_divide": "{0} // {1}",
+        "inside": "stable.inside({0}, {1})",
     }
 
     def __init__(self, kernel: Kernel) -> None:
@@ -34,7 +35,7 @@ class NumPyPrinter(Printer):
 
     def call(self, name: str, args: tuple[Node, ...], outer: int) -> str:
         text = super().call(name, args, outer)
-        return self.wrap(text, 1, outer) if name in ("and", "or", "remainder") else text
+        return self.wrap(text, 1, outer) if name in ("and", "or", "remainder", "floor_divide") else text
 
     def constant(self, p: int, q: int, outer: int) -> str:
         if q == 0:
@@ -66,9 +67,8 @@ class View:
 def loads(kernel: Kernel) -> list[Load]:
     """Every load of a kernel, once, in order."""
     found: dict[Load, None] = {}
-    for s in ir.statements(kernel.body):
-        if not isinstance(s, Loop):
-            found |= {n: None for n in ir.walk(s.value) if isinstance(n, Load)}
+    for s in ir.values(kernel.body):
+        found |= {n: None for n in ir.walk(s.value) if isinstance(n, Load)}
     return list(found)
 
 
@@ -76,9 +76,8 @@ def slots_of(kernel: Kernel) -> list[Var]:
     """The dimensions that values have: the batch, then every loop variable that the kernel uses."""
     used: set[Var] = set()
     for s in ir.statements(kernel.body):
-        if isinstance(s, Loop):
-            used.add(s.var)
-    return [SAMPLE, *sorted(used - {SAMPLE}, key=lambda v: (kernel.axes.index(v.axis), v.depth))]
+        used |= {s.var} if isinstance(s, Loop) else set(s.vars) if isinstance(s, ir.Wave) else set()
+    return [SAMPLE, *sorted(used - {SAMPLE}, key=lambda v: (kernel.every_axis.index(v.axis), v.depth))]
 
 
 def views(kernel: Kernel, slots: list[Var]) -> list[View]:
@@ -92,7 +91,7 @@ def views(kernel: Kernel, slots: list[Var]) -> list[View]:
             slices = slices[:-3]
         shared = load.tensor in gathered or sum(other.tensor == load.tensor for other in plain_loads) > 1
         same = "None" not in slices
-        loops = ir.loop_names(kernel.axes, kernel.names)
+        loops = ir.loop_names(kernel.every_axis, kernel.names)
         suffix = "_".join(loops[v.axis] + (str(v.depth + 1) if v.depth else "") for v in load.index if isinstance(v, Var))
         name = load.tensor if same or not shared else f"{load.tensor}__{suffix}"
         out.append(View(name, load, "" if same else slices))
@@ -108,9 +107,11 @@ def plain(load: Load, slots: list[Var]) -> bool:
 class NumPyText:
     """What the template asks of a kernel."""
 
+    printer_type: ClassVar[type[NumPyPrinter]] = NumPyPrinter
+
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
-        self.printer = NumPyPrinter(kernel)
+        self.printer = self.printer_type(kernel)
         self.slots = self.printer.slots
 
     @property
@@ -129,11 +130,11 @@ class NumPyText:
 
     def used_names(self) -> set[str]:
         """The axes whose length the body needs."""
-        named = {ir.BATCH} if any(isinstance(s, Store) for s in ir.statements(self.kernel.body)) else set()
+        named = {ir.BATCH} if any(isinstance(s, Store) for s in self.flat()) else set()
         for s in self.flat():
             named |= {n.axis for n in ir.walk(s.value) if isinstance(n, ir.Size)}
             if isinstance(s, Store):
-                named |= {v.axis for v in s.index}
+                named |= {v.axis for v in s.index if isinstance(v, Var)}
         return named | {v.axis for v in self.index_variables()}
 
     @property
@@ -170,7 +171,12 @@ class NumPyText:
 
     def flat(self) -> list[ir.Let | Accumulate | Store]:
         """The statements without their loops."""
-        return [s for s in ir.statements(self.kernel.body) if not isinstance(s, Loop)]
+        return list(ir.values(self.kernel.body))
+
+    @property
+    def lines(self) -> list[str]:
+        """The lines of the function that compute."""
+        return [self.line(s) for s in self.flat()]
 
     def line(self, s: ir.Let | Accumulate | Store) -> str:
         """One statement."""
@@ -179,8 +185,9 @@ class NumPyText:
             return f"{s.name} = {text}"
         if isinstance(s, Accumulate):
             return f"{s.start.name} = stable.{s.start.op}_over({text}, {self.printer.axis_of(s.start.over)})"
-        keep = tuple(self.slots.index(v) for v in s.index)
-        shape, places = tuple_of([v.axis for v in s.index]), tuple_of([str(k) for k in keep])
+        stored = [v for v in s.index if isinstance(v, Var)]
+        keep = tuple(self.slots.index(v) for v in stored)
+        shape, places = tuple_of([v.axis for v in stored]), tuple_of([str(k) for k in keep])
         if s.adds:
             return f"{s.tensor} = stable.total({text}, {ir.BATCH}, {shape}, {places})"
         return f"{s.tensor} = stable.result({text}, {shape}, {places})"

@@ -26,7 +26,7 @@ class Printer:
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
         self.arguments = {a.name: a for a in kernel.arguments}
-        self.loops = ir.loop_names(kernel.axes, kernel.names)
+        self.loops = ir.loop_names(kernel.every_axis, kernel.names)
 
     def __call__(self, node: Node, outer: int = 0) -> str:
         """The text of a node, in parentheses where its operator binds less than `outer`."""

@@ -1,0 +1,162 @@
+"""C99 for losses that are systems of tables: sweeps over memory that the driver lends, all arithmetic in double."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from .. import ir
+from ..ir import Fill, Loop, Node, Section, Statement, Store, Table, Wave
+from .c import CPrinter, CText
+
+
+class TablesPrinter(CPrinter):
+    """Reads cells of tables, and widens what it reads from arrays."""
+
+    def __init__(self, kernel: ir.Kernel) -> None:
+        super().__init__(kernel)
+        self.tables = {t.name: t for t in kernel.tables}
+
+    def load(self, node: ir.Load) -> str:
+        return self.element(node.tensor, node.index)
+
+    def element(self, tensor: str, index: tuple[Node, ...]) -> str:
+        """An element of an argument, or a cell of a table, whose last axis is dense."""
+        if tensor not in self.tables:
+            return super().element(tensor, index)
+        strides = [f" * {self.derived[tensor, stride]}" for stride in ir.strides_of(self.tables[tensor].axes[:-1])] + [""]
+        return f"{tensor}[{' + '.join(f'{self(i, 20 if stride else 10)}{stride}' for i, stride in zip(index, strides, strict=True))}]"
+
+
+class TablesText(CText):
+    """What the template asks of a kernel with tables."""
+
+    printer: ClassVar[type[CPrinter]] = TablesPrinter
+    stored = "STORED"
+
+    @property
+    def measured(self) -> set[str]:
+        """The axes whose length the body needs."""
+        named = super().measured | {n.axis for e in self.kernel.extents for n in ir.walk(e.size) if isinstance(n, ir.Size)}
+        cleared = {s.tensor for s in ir.statements(self.kernel.body) if isinstance(s, Fill)}
+        stored = {n.axis for s in ir.values(self.kernel.body) if isinstance(s, Store) for i in s.index for n in ir.walk(i)
+                  if isinstance(n, ir.Size)}
+        return named | stored | {axis for a in self.kernel.outputs if a.name in cleared for axis in a.axes}
+
+    @property
+    def read(self) -> set[ir.Argument]:
+        """The arguments whose elements the body touches: those that say how long an axis is too."""
+        parts = [part for e in self.kernel.extents for part in ir.walk(e.size)]
+        parts += [n for s in ir.values(self.kernel.body) if isinstance(s, Store) for i in s.index for n in ir.walk(i)]
+        names = {n.tensor for n in parts if isinstance(n, ir.Load)}
+        return super().read | {a for a in self.kernel.arguments if a.name in names}
+
+    @property
+    def cells(self) -> list[str]:
+        """How many cells all tables have at most: the terms of a sum in the sizes of the axes."""
+        most = {e.axis: self.p(e.most, 11) for e in self.kernel.extents}
+
+        def size(axis: str, pad: int) -> str:
+            text = most.get(axis, axis)
+            return f"({text.removeprefix('(').removesuffix(')')} + {pad})" if pad else text
+
+        return [" * ".join(size(a, p) for a, p in zip(t.axes, t.pads, strict=True)) for t in self.kernel.tables]
+
+    @property
+    def sizes(self) -> list[tuple[int, str]]:
+        """The places and names of the axes in whose sizes `cells` is said."""
+        used = {n.axis for e in self.kernel.extents for n in ir.walk(e.most) if isinstance(n, ir.Size)}
+        used |= {axis for t in self.kernel.tables for axis in t.axes}
+        return [(n, axis) for n, axis in enumerate(self.kernel.axes) if axis in used]
+
+    def loop(self, s: Loop, depth: int, lines: list[tuple[int, str]]) -> None:
+        if s.var is ir.SAMPLE:
+            i = self.p.var(s.var)
+            lines.append((depth, f"for (int64_t {i} = 0; {i} < {s.var.axis}; ++{i}) {{"))
+            lines += [(depth + 1, line) for line in [*self.rows(), *self.memory()]]
+            self.block(s.body, depth + 1, lines)
+            lines.append((depth, "}"))
+            return
+        if not s.reverse:
+            super().loop(s, depth, lines)
+            return
+        i = self.p.var(s.var)
+        lines.append((depth, f"for (int64_t {i} = {s.var.axis} - 1; {i} >= 0; --{i}) {{"))
+        self.block(s.body, depth + 1, lines)
+        lines.append((depth, "}"))
+
+    def memory(self) -> list[str]:
+        """How long this sample's axes are, and where its tables lie: at the first cell, with those before it ahead."""
+        lines = [f"const int64_t {e.axis} = {self.p(e.size)};" for e in self.kernel.extents]
+        lines.append("losslib_cell *room = run->scratch;")
+        for t in self.kernel.tables:
+            length = [f"({axis} + {pad})" if pad else axis for axis, pad in zip(t.axes, t.pads, strict=True)]
+            bare = lambda parts: parts[0].strip("()") if len(parts) == 1 else " * ".join(parts)
+            strides = [f"{stride} = {bare(length[k + 1:])}" for k, stride in enumerate(self.strides(t))]
+            cells = self.p.derived[t.name, "cells"]
+            lines.append(f"const int64_t {', '.join([*strides, f'{cells} = ' + bare(length)])};")
+            kind, member = ("int64_t", "integer") if t.integer else ("double", "real")
+            lines.append(f"{kind} *const {t.name} = &room->{member}{self.ahead(t, '+')}; room += {cells};")
+        return lines
+
+    def strides(self, t: Table) -> list[str]:
+        """The names of the strides along all axes of a table but the last."""
+        return [self.p.derived[t.name, stride] for stride in ir.strides_of(t.axes[:-1])]
+
+    def ahead(self, t: Table, sign: str) -> str:
+        """How many cells lie before the first one of a table."""
+        terms = [stride if pad == 1 else f"{pad} * {stride}" for stride, pad in zip(self.strides(t), t.pads, strict=False) if pad]
+        return "".join(f" {sign} {term}" for term in [*terms, *([str(t.pads[-1])] if t.pads[-1] else [])])
+
+    def block(self, body: tuple[Statement, ...], depth: int, lines: list[tuple[int, str]]) -> None:
+        for s in body:
+            match s:
+                case Section(text):
+                    lines += [(0, ""), (depth, f"/* {text[:1].upper() + text[1:]}. */")]
+                case Fill(name) if name in self.p.arguments:
+                    self.clear(name, depth, lines)
+                case Fill(name):
+                    lines += [(depth, line) for line in self.fill(next(t for t in self.kernel.tables if t.name == name))]
+                case Wave():
+                    self.wave(s, depth, lines)
+                case _:
+                    super().block((s,), depth, lines)
+
+    def wave(self, s: Wave, depth: int, lines: list[tuple[int, str]]) -> None:
+        """Row by row and cell by cell: an order that agrees with the steps."""
+        for k, var in enumerate(s.vars):
+            i = self.p.var(var)
+            steps = f"{i} = {var.axis} - 1; {i} >= 0; --{i}" if s.reverse else f"{i} = 0; {i} < {var.axis}; ++{i}"
+            lines.append((depth + k, f"for (int64_t {steps}) {{"))
+        self.block(s.body, depth + 2, lines)
+        lines += [(depth + 1, "}"), (depth, "}")]
+
+    def fill(self, t: Table) -> list[str]:
+        """What a table holds at first."""
+        first, cells = f"{t.name}{self.ahead(t, '-')}", self.p.derived[t.name, "cells"]
+        assert t.outside is not None
+        kind = "integers" if t.integer else "reals"
+        out = [f"fill_{kind}({first}, {cells}, {self.p(t.outside)});"]
+        for cell, value in t.start:
+            place = [(c, stride) for c, stride in zip(cell, self.strides(t), strict=False) if c]
+            text = " + ".join([*(stride if c == 1 else f"{c} * {stride}" for c, stride in place), *([str(cell[-1])] if cell[-1] else [])])
+            out.append(f"{t.name}[{text or 0}] = {self.p(value)};".replace("-1 * ", "-").replace("+ -", "- "))
+        return out
+
+    def clear(self, name: str, depth: int, lines: list[tuple[int, str]]) -> None:
+        """A result that is added to."""
+        argument = self.p.arguments[name]
+        variables = [ir.Var(axis, argument.axes[:k].count(axis)) for k, axis in enumerate(argument.axes)]
+        lines.append((depth, f"if ({self.derived(name, 'wanted')})"))
+        for k, v in enumerate(variables):
+            i = self.p.var(v)
+            lines.append((depth + 1 + k, f"for (int64_t {i} = 0; {i} < {v.axis}; ++{i})"))
+        lines.append((depth + 1 + len(variables), f"{self.p.element(name, (ir.SAMPLE, *variables))} = 0;"))
+
+    def store(self, s: Store) -> str:
+        if s.tensor not in self.p.arguments:
+            return f"{self.p.element(s.tensor, s.index)} {'+=' if s.adds else '='} {self.p(s.value)};"
+        argument = self.p.arguments[s.tensor]
+        if argument.role == "output" and argument.per_sample:
+            place = f"{self.p.element(s.tensor, s.index)} {'+=' if s.adds else '='} (STORED)({self.p(s.value)});"
+            return f"if ({self.derived(s.tensor, 'wanted')}) {place}"
+        return super().store(s)
