@@ -179,6 +179,7 @@ class CText:
             self.tiles(s, tiled, depth, lines)
         else:
             i = self.p.var(s.var)
+            lines += [(depth, "INDEPENDENT")] * self.independent(s)
             lines.append((depth, f"for (int64_t {i} = 0; {i} < {s.var.axis}; ++{i}) {{"))
             if s.var is ir.SAMPLE:
                 lines += [(depth + 1, row) for row in self.rows()]
@@ -198,12 +199,19 @@ class CText:
         reduced = [u.start.name for u in s.body if isinstance(u, Accumulate)]
         return added + reduced if {t.name for t in s.starts} == set(reduced) else []
 
+    def independent(self, s: Loop) -> bool:
+        """Does no pass of a loop read or add to what another writes? What it adds up, tiles keep."""
+        plain = not any(isinstance(u, Loop) for u in s.body) and (bool(self.tiled(s)) or not any(isinstance(u, Accumulate) for u in s.body))
+        return plain and all(s.var in u.index for u in s.body if isinstance(u, Store) and self.p.arguments[u.tensor].role != "total")
+
     def tiles(self, s: Loop, tiled: list[str], depth: int, lines: list[tuple[int, str]]) -> None:
         """A loop, a tile at a time: what is added up is kept in an array first."""
         i, largest = self.p.var(s.var), {t.name for t in s.starts if t.op != "sum"}
         lines += [(depth, f"FOR_TILES(first, end, {s.var.axis}) {{"),
                   (depth + 1, f"REAL {', '.join(f'{self.tile(name)}[TILE]' for name in tiled)};"),
+                  *[(depth + 1, "INDEPENDENT")] * self.independent(s),
                   (depth + 1, f"for (int64_t {i} = first; {i} < end; ++{i}) {{")]
+        lines += [(depth + 2, row) for row in (self.rows() if s.var is ir.SAMPLE else [])]
         self.kept = {name: f"{self.tile(name)}[{i} - first]" for name in tiled}
         self.block(s.body, depth + 2, lines)
         self.kept = {}
