@@ -28,6 +28,7 @@ LAYERS = [
     "dense operators composite family oracle.evaluate",
     "emit oracle",
     "verify show",
+    "bench",
     "cli",
     "__main__",
 ]

@@ -80,9 +80,10 @@ def patterns(dtype: type, count: int) -> NDArray[Any]:
     edge = 104 if dtype is np.float32 else 746
     spread = rng.uniform(-edge, edge, count)
     near = rng.uniform(-2, 2, count)
-    seams = np.array([0.5, 1, 2**-0.5, 2**0.5, np.log(2) / 2, 0.3465, 88.72, 709.78, 87.33, 103.97, 708.39, 744.44, 745.13, 2.0**-24, 2.0**-53])
+    seams = np.array([0.5, 1, 2**-0.5, 2**0.5, np.log(2) / 2, 0.3465, 88.72, 709.78, 87.33, 103.97, 708.39, 744.44, 745.13,
+                      2.0**-24, 2.0**-53])
     with np.errstate(over="ignore", invalid="ignore"):
-        around = np.concatenate([np.nextafter(dtype(s) * sign, dtype(t) * np.inf) for s in seams for sign in (1, -1) for t in (1, -1)], axis=None)
+        around = np.array([np.nextafter(dtype(s) * sign, dtype(way) * np.inf) for s in seams for sign in (1, -1) for way in (1, -1)])
         return np.concatenate([every, spread, near, around]).astype(dtype)
 
 
@@ -149,7 +150,8 @@ def test_what_is_no_ordinary_number(functions: ctypes.CDLL, dtype: type) -> None
     x = np.array([0.0, -0.0, inf, -inf, nan], dtype)
     expected = {
         "exp": [1, 1, inf, 0, nan], "expm1": [0, -0.0, inf, -1, nan], "log": [-inf, -inf, inf, nan, nan], "log1p": [0, -0.0, inf, nan, nan],
-        "tanh": [0, -0.0, 1, -1, nan], "sigmoid": [0.5, 0.5, 1, 0, nan], "times_exp": [3, 3, inf, 0, nan], "times_sigmoid": [1.5, 1.5, 3, 0, nan],
+        "tanh": [0, -0.0, 1, -1, nan], "sigmoid": [0.5, 0.5, 1, 0, nan], "times_exp": [3, 3, inf, 0, nan],
+        "times_sigmoid": [1.5, 1.5, 3, 0, nan],
     }
     for name, values in expected.items():
         found = call(functions, name, x)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from .. import ir
 from ..errors import TargetError
-from ..ir import Accumulate, Argument, Family, Kernel, Let, Load, Loop, Member, Node, Start, Statement, Store, kind_of
+from ..ir import Accumulate, Argument, Family, Kernel, Let, Load, Loop, Member, Node, Statement, Store, kind_of
 from .printer import CALL, Printer, decimal
 
 ARRAYS = False
