@@ -46,7 +46,8 @@ TAKEN = frozenset(keyword.kwlist) | frozenset(
     sigmoid softplus log1p expm1 expm1mx xlogy sign sum max min abs fabs exp log pow sqrt tanh erf step larger smaller
     inverse_root binade abs_power signed_power exp_difference times_exp times_sigmoid cross
     SMALLEST LARGEST np torch stable real run dense self NULL INFINITY REAL NAME
-    accumulator accumulate accumulate_tile larger_tile add TILE LANES LEVELS BITS WIDE FOR_TILES INDEPENDENT PURE CONST AVX2 AVX512 first end value_of total_of wanted INLINE main y0 y1 yn j0 j1 jn
+    accumulator accumulate accumulate_tile larger_tile add TILE LANES LEVELS BITS WIDE FOR_TILES INDEPENDENT PURE CONST AVX2 AVX512
+    first end value_of total_of wanted INLINE main y0 y1 yn j0 j1 jn
     team here nth start stride explicit mutable constexpr nullptr asm alignas export noexcept concept requires
     gamma signgam and or not xor bitand bitor compl new delete this class template typename namespace operator private
     protected public virtual friend using try catch throw""".split())
