@@ -69,6 +69,18 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument("--defs", type=Path, metavar="DEFS", help="what the library was built from (default: losscomp's own)")
     verify.add_argument("--quick", action="store_true", help="ordinary numbers only, and fewer of them")
 
+    bench = command("bench", run_bench, "how long value and gradient take, beside PyTorch and beside a copy of their arrays")
+    bench.add_argument("losses", nargs="*", metavar="LOSS", help="these losses (default: all)")
+    bench.add_argument("--size", type=count, default=4_000_000, metavar="N", help="numbers in the largest input (default: 4000000)")
+    bench.add_argument("--columns", type=count, default=1000, metavar="N", help="of them along each axis, such as classes (default: 1000)")
+    bench.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="the type of numbers (default: float32)")
+    bench.add_argument("--threads", type=count, default=1, metavar="N", help="ours and PyTorch's (default: 1)")
+    bench.add_argument("--rounds", type=count, default=7, metavar="N", help="turns, of which the shortest counts (default: 7)")
+    bench.add_argument("--compile", action="store_true", help="beside torch.compile too")
+    bench.add_argument("--json", type=Path, metavar="FILE", help="write the times as JSON too")
+    bench.add_argument("--lib", type=Path, default=Path(OUT), metavar="DIR", help=f"the library (default: {OUT})")
+    bench.add_argument("--defs", type=Path, metavar="DEFS", help="what the library was built from (default: losscomp's own)")
+
     command("doctor", run_doctor, "what this machine has, what that enables, how to get the rest")
     return top
 
@@ -87,7 +99,7 @@ def targets(text: str) -> tuple[str, ...]:
 def count(text: str) -> int:
     """The value of --jobs."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of processes: at least 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is no count: a whole number, at least 1")
     return int(text)
 
 
@@ -199,6 +211,12 @@ def run_new(args: argparse.Namespace) -> int:
 def run_verify(args: argparse.Namespace) -> int:
     """losscomp verify"""
     code: int = import_module(".verify", __package__).main(args)
+    return code
+
+
+def run_bench(args: argparse.Namespace) -> int:
+    """losscomp bench"""
+    code: int = import_module(".bench", __package__).main(args)
     return code
 
 

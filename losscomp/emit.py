@@ -363,7 +363,8 @@ def emit_library(emitted: list[Emitted], package: str, version: str) -> Files:
     losses = [{"name": e.name, "class_name": e.class_name, "kernels": e.kernel_names, "summary": e.summary, "dense": e.dense}
               for e in emitted]
     values: dict[str, Any] = {"package": package, "losses": losses, "reductions": reduction_records(), "version": version,
-                              "axes": ir.MOST_AXES, "dims": ir.MOST_DIMENSIONS, "quoted": quoted, "braced": c_target.braced}
+                              "axes": ir.MOST_AXES, "dims": ir.MOST_DIMENSIONS, "quoted": quoted, "braced": c_target.braced,
+                              "elementary": c_target.ELEMENTARY}
     src = f"src/{package}"
     plan = {
         f"{src}/errors.py": "library/package/errors.py.jinja",
@@ -383,7 +384,10 @@ def emit_library(emitted: list[Emitted], package: str, version: str) -> Files:
         f"{src}/c/_build.py": "c/build.py.jinja",
         f"{src}/csrc/{package}.c": "c/library.c.jinja",
         f"{src}/csrc/{package}_dense.c": "c/dense.c.jinja",
+        f"{src}/csrc/{package}_sums.c": "c/sums.c.jinja",
         f"{src}/csrc/{package}_internal.h": "c/internal.h.jinja",
+        f"{src}/csrc/{package}_polynomials.h": "c/polynomials.h.jinja",
+        f"{src}/csrc/{package}_vector.h": "c/vector.h.jinja",
         f"{src}/csrc/{package}_math.h": "c/math.h.jinja",
         f"{src}/csrc/{package}_float.h": "c/float.h.jinja",
         f"{src}/csrc/{package}_double.h": "c/double.h.jinja",

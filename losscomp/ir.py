@@ -439,6 +439,16 @@ def values(body: tuple[Statement, ...]) -> Iterator[Let | Accumulate | Store]:
     yield from (s for s in statements(body) if isinstance(s, Let | Accumulate | Store))
 
 
+def is_shifted(index: Node, var: Var) -> bool:
+    """Is this the variable, or a position at a fixed distance from it?"""
+    match index:
+        case Var():
+            return index is var
+        case Op("add" | "sub", (a, Const())):
+            return a is var
+    return False
+
+
 def walk(node: Node) -> Iterator[Node]:
     """A node and everything below it."""
     yield node

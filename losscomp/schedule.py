@@ -46,7 +46,8 @@ TAKEN = frozenset(keyword.kwlist) | frozenset(
     sigmoid softplus log1p expm1 expm1mx xlogy sign sum max min abs fabs exp log pow sqrt tanh erf step larger smaller
     inverse_root binade abs_power signed_power exp_difference times_exp times_sigmoid cross
     SMALLEST LARGEST np torch stable real run dense self NULL INFINITY REAL NAME
-    accumulator accumulate accumulate_tile add TILE first end value_of total_of wanted INLINE main y0 y1 yn j0 j1 jn
+    accumulator accumulate accumulate_tile larger_tile add TILE LANES LEVELS BITS WIDE FOR_TILES INDEPENDENT PURE CONST AVX2 AVX512
+    first end value_of total_of wanted INLINE main y0 y1 yn j0 j1 jn
     team here nth start stride explicit mutable constexpr nullptr asm alignas export noexcept concept requires
     gamma signgam and or not xor bitand bitor compl new delete this class template typename namespace operator private
     protected public virtual friend using try catch throw inside room fill_reals fill_integers""".split())
@@ -94,7 +95,7 @@ class Scheduler:
                 fused = [t for t in group if t.loops[0] == var]
                 out += self.lets([t.value for t in fused], bound, uses, inner)
                 opened = [t.result for t in fused if isinstance(t.result, Reduce) and t.result.var is var]
-                starts = {r: Start(r.op, self.fresh(r, "_sum"), r.var, free(r)) for r in opened}
+                starts = {r: Start(r.op, self.fresh(r, "_sum", "_tile"), r.var, free(r)) for r in opened}
                 self.starts |= starts
                 inside = self.block([Task(t.result, t.loops[1:], t.value) for t in fused], bound | {var})
                 out.append(Loop(var, tuple(starts.values()), inside))
@@ -221,14 +222,14 @@ class Scheduler:
 
         return visit(node)
 
-    def fresh(self, node: Node, ending: str = "") -> str:
-        """A readable name, unique in the kernel, also with an ending."""
+    def fresh(self, node: Node, *endings: str) -> str:
+        """A readable name, unique in the kernel, also with each ending."""
         hint = self.hints.get(node) or self.describe(node)
         name, k = hint, 1
-        while {name, name + ending} & self.taken:
+        while (names := {name, *(name + ending for ending in endings)}) & self.taken:
             k += 1
             name = f"{hint}_{k}"
-        self.taken |= {name, name + ending}
+        self.taken |= names
         return name
 
     def describe(self, node: Node) -> str:

@@ -64,9 +64,9 @@ def library(losses: list[Any], folder: Path, name: str, optimise: str = "-O1") -
     return load_library(write_library(losses, folder, name), name, optimise)
 
 
-def load_library(src: Path, name: str, optimise: str = "-O1") -> dict[str, Any]:
-    """The targets of a library that is written."""
-    if COMPILER:
+def load_library(src: Path, name: str, optimise: str = "-O1", compiled: bool = False) -> dict[str, Any]:
+    """The targets of a library that is written; and compiled already?"""
+    if COMPILER and not compiled:
         compile_library(src, name, [optimise])
     sys.path.insert(0, str(src))
     try:

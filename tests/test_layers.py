@@ -29,6 +29,7 @@ LAYERS = [
     "dense operators composite family",
     "emit oracle",
     "verify show",
+    "bench",
     "cli",
     "__main__",
 ]

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from .. import ir
 from ..errors import TargetError
-from ..ir import Accumulate, Argument, Family, Kernel, Let, Load, Loop, Member, Node, Start, Statement, Store, kind_of
+from ..ir import Accumulate, Argument, Family, Kernel, Let, Load, Loop, Member, Node, Statement, Store, kind_of
 from .printer import CALL, Printer, decimal
 
 ARRAYS = False
@@ -18,6 +18,12 @@ SELDOM = ("loss", "rate")
 # Kernels that are worth a function of their own for the usual call: in rows, which are long anyway, and where there are none.
 USUAL = {True: ("value", "value_and_grad"),
          False: ("value", "value_and_grad", "value_and_grad_all", "hvp", "hessian_diag")}
+# The functions of losslib_vector.h: what emitted code calls them, what they are called there, and their arguments.
+ELEMENTARY = (
+    *((name, f"vector_{name}", "x") for name in ("exp", "expm1", "log", "log1p", "tanh")),
+    *((name, name, "x") for name in ("sigmoid", "softplus", "expm1mx")),
+    ("exp_difference", "exp_difference", "a, b"), ("times_exp", "times_exp", "factor, x"), ("times_sigmoid", "times_sigmoid", "factor, x"),
+)
 WIDTH = 136
 TYPES = {"real": "REAL", "int": "int64_t", "bool": "int"}
 
@@ -81,6 +87,7 @@ class CText:
         """`common`: the arguments that every member of the family has."""
         self.kernel, self.common = kernel, common
         self.p = self.printer(kernel)
+        self.kept: dict[str, str] = {}                                   # where a tile keeps what is added up, while a loop is written
 
     def derived(self, name: str, what: str) -> str:
         """What goes with an argument: its row, its sum, a stride."""
@@ -164,7 +171,7 @@ class CText:
             elif isinstance(s, Let):
                 lines.append((depth, f"const {TYPES[kind_of(s.value)]} {s.name} = {self.p(s.value)};"))
             elif isinstance(s, Accumulate):
-                lines.append((depth, self.accumulate(s.start, self.p(s.value))))
+                lines.append((depth, self.accumulate(s.start.name, s.start.op, self.p(s.value))))
             elif isinstance(s, Store):
                 lines.append((depth, self.store(s)))
             else:
@@ -174,37 +181,59 @@ class CText:
         for start in s.starts:
             opening = "accumulator {0}_sum = {{0}};" if start.op == "sum" else "REAL {0} = -INFINITY;"
             lines.append((depth, opening.format(start.name)))
-        i = self.p.var(s.var)
-        if s.var is ir.SAMPLE and self.tiled:
-            self.tiles(s, i, depth, lines)
-            return
-        lines.append((depth, f"for (int64_t {i} = 0; {i} < {s.var.axis}; ++{i}) {{"))
-        if s.var is ir.SAMPLE:
-            lines += [(depth + 1, row) for row in self.rows()]
-        self.block(s.body, depth + 1, lines)
-        lines.append((depth, "}"))
+        if tiled := self.tiled(s):
+            self.tiles(s, tiled, depth, lines)
+        else:
+            i = self.p.var(s.var)
+            lines += [(depth, "INDEPENDENT")] * self.independent(s)
+            lines.append((depth, f"for (int64_t {i} = 0; {i} < {s.var.axis}; ++{i}) {{"))
+            if s.var is ir.SAMPLE:
+                lines += [(depth + 1, row) for row in self.rows()]
+            self.block(s.body, depth + 1, lines)
+            lines.append((depth, "}"))
         lines += [(depth, f"const REAL {t.name} = value_of(&{t.name}_sum);") for t in s.starts if t.op == "sum"]
 
     @property
     def totals(self) -> list[str]:
         return [a.name for a in self.kernel.arguments if a.role == "total"]
 
-    @property
-    def tiled(self) -> bool:
-        """Does a loop over samples alone add up totals? Then it goes tile by tile, so that the loop itself adds nothing."""
-        return bool(self.totals) and not self.kernel.axes
+    def tiled(self, s: Loop) -> list[str]:
+        """What a loop goes tile by tile for, so that it adds nothing itself: sums and largest values of a loop without loops inside."""
+        if any(isinstance(inner, Loop) for inner in s.body):
+            return []
+        added = [u.tensor for u in s.body if isinstance(u, Store) and u.tensor in self.totals]
+        reduced = [u.start.name for u in s.body if isinstance(u, Accumulate)]
+        return added + reduced if {t.name for t in s.starts} == set(reduced) else []
 
-    def tiles(self, s: Loop, i: str, depth: int, lines: list[tuple[int, str]]) -> None:
-        """The loop over samples, a tile at a time: what is added up is kept in an array first."""
-        lines += [(depth, "for (int64_t first = 0; first < batch; first += TILE) {"),
-                  (depth + 1, "const int64_t end = first + TILE < batch ? first + TILE : batch;")]
-        lines += [(depth + 1, f"REAL {self.derived(name, 'tile')}[TILE];") for name in self.totals]
-        lines.append((depth + 1, f"for (int64_t {i} = first; {i} < end; ++{i}) {{"))
+    def independent(self, s: Loop) -> bool:
+        """Does no pass of a loop read or add to what another writes? What it adds up, tiles keep."""
+        plain = not any(isinstance(u, Loop) for u in s.body) and (bool(self.tiled(s)) or not any(isinstance(u, Accumulate) for u in s.body))
+        return plain and all(s.var in u.index for u in s.body if isinstance(u, Store) and u.tensor not in self.totals)
+
+    def tiles(self, s: Loop, tiled: list[str], depth: int, lines: list[tuple[int, str]]) -> None:
+        """A loop, a tile at a time: what is added up is kept in an array first."""
+        i, largest = self.p.var(s.var), {t.name for t in s.starts if t.op != "sum"}
+        lines += [(depth, f"FOR_TILES(first, end, {s.var.axis}) {{"),
+                  (depth + 1, f"REAL {', '.join(f'{self.tile(name)}[TILE]' for name in tiled)};"),
+                  *[(depth + 1, "INDEPENDENT")] * self.independent(s),
+                  (depth + 1, f"for (int64_t {i} = first; {i} < end; ++{i}) {{")]
+        lines += [(depth + 2, row) for row in (self.rows() if s.var is ir.SAMPLE else [])]
+        self.kept = {name: f"{self.tile(name)}[{i} - first]" for name in tiled}
         self.block(s.body, depth + 2, lines)
+        self.kept = {}
         lines.append((depth + 1, "}"))
-        lines += [(depth + 1, f"accumulate_tile(&{self.derived(name, 'sum')}, {self.derived(name, 'tile')}, end - first);")
-                  for name in self.totals]
+        for name in tiled:
+            done = f"{name} = larger_tile({name}, " if name in largest else f"accumulate_tile(&{self.sum(name)}, "
+            lines.append((depth + 1, f"{done}{self.tile(name)}, end - first);"))
         lines.append((depth, "}"))
+
+    def tile(self, name: str) -> str:
+        """The array of what a tile gives a sum or a largest value."""
+        return self.derived(name, "tile") if name in self.p.arguments else f"{name}_tile"
+
+    def sum(self, name: str) -> str:
+        """The accumulator of a total or of a reduction."""
+        return self.derived(name, "sum") if name in self.p.arguments else f"{name}_sum"
 
     def rows(self) -> list[str]:
         """Pointers to the row of each tensor that has axes of its own."""
@@ -213,18 +242,16 @@ class CText:
                 f"{a.name} + {n} * {self.derived(a.name, f'stride {ir.BATCH}')};"
                 for a in self.kernel.arguments if a.axes and a.per_sample and a in self.read]
 
-    @staticmethod
-    def accumulate(start: Start, text: str) -> str:
-        if start.op == "sum":
-            return f"accumulate(&{start.name}_sum, {text});"
-        return f"{start.name} = larger({start.name}, {text});"
+    def accumulate(self, name: str, op: str, text: str) -> str:
+        """Add to a sum, or to a largest value: at once, or where the tile keeps it."""
+        if name in self.kept:
+            return f"{self.kept[name]} = {text};"
+        return f"accumulate(&{self.sum(name)}, {text});" if op == "sum" else f"{name} = larger({name}, {text});"
 
     def store(self, s: Store) -> str:
         argument, text = self.p.arguments[s.tensor], self.p(s.value)
         if argument.role == "total":
-            if self.tiled:
-                return f"{self.derived(s.tensor, 'tile')}[{self.p.var(ir.SAMPLE)} - first] = {text};"
-            return f"accumulate(&{self.derived(s.tensor, 'sum')}, {text});"
+            return self.accumulate(s.tensor, "sum", text)
         place = self.p.element(s.tensor, s.index)
         done = f"accumulate(&{place}, {text});" if s.adds else f"{place} = {text};"
         return f"if ({self.derived(s.tensor, 'wanted')}) {done}"
@@ -268,7 +295,7 @@ class FamilyText:
 
     def kind(self, member: Member) -> str:
         """Has the kernel a function of its own for the usual call?"""
-        return "KERNEL" if member.formula in USUAL[bool(self.kernel.axes)] and not self.kernel.tables else "STRIDED"
+        return "KERNEL" if member.formula in USUAL[bool(self.kernel.axes)] else "STRIDED"
 
     @staticmethod
     def settled(member: Member) -> str:

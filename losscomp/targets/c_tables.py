@@ -152,6 +152,12 @@ class TablesText(CText):
             lines.append((depth + 1 + k, f"for (int64_t {i} = 0; {i} < {v.axis}; ++{i})"))
         lines.append((depth + 1 + len(variables), f"{self.p.element(name, (ir.SAMPLE, *variables))} = 0;"))
 
+    def independent(self, s: Loop) -> bool:
+        """Does every pass of a loop write a cell of its own? Tables are read in other rows than they are written, or in other loops."""
+        if s.serial or any(isinstance(u, Loop | Wave) for u in s.body) or (s.starts and not self.tiled(s)):
+            return False
+        return all(any(ir.is_shifted(i, s.var) for i in u.index) for u in s.body if isinstance(u, Store) and u.tensor not in self.totals)
+
     def store(self, s: Store) -> str:
         if s.tensor not in self.p.arguments:
             return f"{self.p.element(s.tensor, s.index)} {'+=' if s.adds else '='} {self.p(s.value)};"

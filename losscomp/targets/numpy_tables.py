@@ -166,18 +166,8 @@ class TablesText(NumPyText):
         """An addition to cells; where two of them may be one cell, one after the other."""
         if not self.varies(s.index):
             return f"{s.tensor}[{index}] += stable.number({text})"
-        alone = {v for i in s.index for v in free(i) if is_shifted(i, v)}
+        alone = {v for i in s.index for v in free(i) if ir.is_shifted(i, v)}
         moving = {v for i in s.index for v in free(i) if v not in self.open}
         if moving <= alone:
             return f"{s.tensor}[{index}] += {text}"
         return f"np.add.at({s.tensor}, ({index}), {text})"
-
-
-def is_shifted(index: Node, var: Var) -> bool:
-    """Is this the variable, or a position at a fixed distance from it?"""
-    match index:
-        case Var():
-            return index is var
-        case Op("add" | "sub", (a, Const())):
-            return a is var
-    return False
