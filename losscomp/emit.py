@@ -224,10 +224,13 @@ def argument_doc(name: str, tensors: Mapping[str, Tensor], scalars: Mapping[str,
         said += f", {at[0].name} at dimension {at[0].record.position}" if at else ""
         said += f", integers: positions along {record.into.name}" if record.into else ""
         said += f"; samples where it equals {record.ignore} are left out" if record.ignore else ""
+        said += f", integers: positions along {record.axes[-1].name} up to the first {record.until}" if record.until is not None else ""
         said += f"; {record.domain.words()}" if record.domain.bounded else ""
         return said + ("; optional." if record.default is not None else ".")
     record = scalars[name].record
-    return f"{name}: {'an option' if record.only_special else 'a number' if not record.integer else 'an integer'}" + (
+    if record.only_special and not record.is_option:
+        return f"{name}: {' or '.join(map(str, record.special))}."
+    return f"{name}: {'an option' if record.is_option else 'a number' if not record.integer else 'an integer'}" + (
         f", {record.domain.words()}." if record.domain.bounded else ".")
 
 
@@ -273,6 +276,7 @@ def input_record(t: Tensor) -> str:
     parts += [] if r.per_sample else ["per_sample=False"]
     parts += ["index=True", f"into={r.into.name!r}"] if r.into else []
     parts += [f"ignore={r.ignore!r}"] if r.ignore else []
+    parts += ["index=True", f"into={r.axes[-1].name!r}", f"until={r.until}"] if r.until is not None else []
     parts += [f"default={r.default!r}"] if r.default is not None else []
     parts += [f"shape={r.shape!r}"] if r.shape != "mutual" else []
     return f"Input({', '.join(parts + bounds(low, high, open_low))})"
@@ -294,7 +298,7 @@ def parameter_record(p: Param) -> str:
     if r.special:
         pairs = [f"({number(v)}, '__{r.name}_{spell_setting(v)}')" for v in r.special]
         parts.append(f"special=({tuple_text(pairs)})")
-    parts += ["option=True"] if r.only_special else []
+    parts += ["option=True"] if r.is_option else ["only=True"] if r.only_special else []
     return f"Parameter({', '.join(parts)})"
 
 

@@ -47,7 +47,7 @@ from .nodes import (
 
 __all__ = [
     "Abs", "Eq", "Hinge", "If", "LogSumExp", "Loss", "Max", "MaxOver", "Min", "Ne", "Norm", "Overload", "Piecewise",
-    "Rational", "Sign", "Sqrt", "Sum", "Where", "axis", "erf", "exp", "index", "log", "named", "oo", "option", "param",
+    "Rational", "Sign", "Sqrt", "Sum", "Where", "axis", "erf", "exp", "index", "labels", "log", "named", "oo", "option", "param",
     "pi", "sqrt", "stated", "stop_gradient", "straight_through", "table", "tanh", "tensor", "xlogy",
 ]
 
@@ -152,15 +152,26 @@ def index(name: str, *axes: Axis, into: Axis, ignore: str | None = None) -> Any:
     return TensorRef(made) if axes else Load(made)
 
 
+def labels(name: str, into: Axis, *, until: int = -1) -> TensorRef:
+    """A set of labels for each sample: users give positions along an axis, as many as the axis is long, which end at the first
+    `until`. In a formula `labels[c]` is how often c is among them. Values that are neither positions nor `until` are errors.
+
+    They are counted before kernels see them: a kernel takes the counts.
+    """
+    return TensorRef(Tensor(TensorRecord(name, (into,), integer=True, fixed=True, shape="same", until=until, order=next(_order))))
+
+
 def param(name: str, *, default: Any, positive: bool = False, nonnegative: bool = False,
-          between: tuple[float, float] | None = None, special: tuple[Any, ...] = (), integer: bool = False) -> Param:
+          between: tuple[float, float] | None = None, special: tuple[Any, ...] = (), only: tuple[Any, ...] = (),
+          integer: bool = False) -> Param:
     """A scalar chosen by the caller at run time.
 
     Args:
         special: values that change the formula's shape (p = 2, smoothing = 0); each is compiled on its own.
+        only: the same, where no other value is allowed.
     """
-    return Param(ParamRecord(name, default, _domain(positive, nonnegative, between), tuple(map(exact, special)),
-                             integer=integer, order=next(_order)))
+    return Param(ParamRecord(name, default, _domain(positive, nonnegative, between), tuple(map(exact, only or special)),
+                             only_special=bool(only), integer=integer, order=next(_order)))
 
 
 def exact(value: Any) -> sp.Basic:

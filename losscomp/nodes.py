@@ -141,6 +141,7 @@ class TensorRecord:
     into: Axis | None = None              # an index tensor: the axis that its values point into
     ignore: str | None = None             # the parameter whose value marks a sample to be left out
     shape: str = "mutual"                 # how it joins the common shape; see language.tensor
+    until: int | None = None              # a set of labels, given as positions up to the first of these; see language.labels
     order: int = 0
 
 
@@ -174,9 +175,14 @@ class ParamRecord:
     default: Any
     domain: Domain = Domain()
     special: tuple[Any, ...] = ()         # values that change the loop's body: each is compiled on its own
-    only_special: bool = False            # an option: no value but the special ones
+    only_special: bool = False            # no value but the special ones
     integer: bool = False
     order: int = 0
+
+    @property
+    def is_option(self) -> bool:
+        """Is this a yes or no that is settled at build time?"""
+        return self.only_special and sp.true in self.special
 
 
 class Param(Leaf):

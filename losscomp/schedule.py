@@ -48,7 +48,7 @@ TAKEN = frozenset(keyword.kwlist) | frozenset(
     SMALLEST LARGEST np torch stable real run dense self NULL INFINITY REAL NAME
     accumulator accumulate accumulate_tile add TILE first end value_of total_of wanted INLINE main y0 y1 yn j0 j1 jn
     team here nth start stride explicit mutable constexpr nullptr asm alignas export noexcept concept requires
-    gamma signgam and or not xor bitand bitor compl new delete this class template typename namespace operator private
+    signgam and or not xor bitand bitor compl new delete this class template typename namespace operator private
     protected public virtual friend using try catch throw""".split())
 
 

@@ -186,6 +186,8 @@ def describe(record: Any) -> str:
         said[0] += f"[{', '.join(a.name for a in axes)}]"
     if into := getattr(record, "into", None):
         said.append(f"integers, positions along {into.name}")
+    if (until := getattr(record, "until", None)) is not None:
+        said.append(f"a set of labels: positions along {record.axes[-1].name} up to the first {until}")
     if (default := getattr(record, "default", None)) is not None:
         said.append(f"default {default}")
     if special := getattr(record, "special", ()):

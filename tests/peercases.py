@@ -102,6 +102,8 @@ def drawn(form: Checked, rng: np.random.Generator, positive: bool, batch: tuple[
         domain, labels = record.domain, sampling.compared_with(form, tensor)
         if record.integer:
             found[record.name] = torch.tensor(rng.integers(0, SIZE, shape))
+            if record.until is not None:
+                found[record.name][torch.tensor(rng.random(shape) < 0.4)] = record.until
         elif labels:
             found[record.name] = torch.tensor(rng.choice(labels, shape))
         elif domain.low is not None and domain.high is not None:
