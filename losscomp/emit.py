@@ -243,7 +243,7 @@ def form_record(group: list[Compiled]) -> dict[str, Any]:
     return {
         "inputs": [input_record(t) for t in form.inputs],
         "parameters": [parameter_record(p) for p in form.params],
-        "axes": {a.name: a.record.position for a in form.axes},
+        "axes": {a.name: a.record.position for a in form.axes}, "vectors": [a.name for a in form.axes if a.record.vector],
         "wrt": [t.name for t in form.wrt], "differentiable": [t.name for t in form.differentiable],
         "weight_reads": None if counted else reads,
         "weight_alone": alone.pop() if len(alone) == 1 else None,

@@ -65,15 +65,17 @@ SHAPES = ("mutual", "expand", "same", "reduced")
 
 # Declarations
 
-def axis(name: str, *, position: int = -1) -> Axis:
+def axis(name: str, *, position: int = -1, vector: bool = False) -> Axis:
     """A named axis of the tensors of one sample; in a formula it stands for its size.
 
     Args:
         name: also the name of the loop in the emitted code.
         position: where the axis stands in the arrays that users pass. -1 is last; 1 is dimension 1 with any dimensions
             behind it, as classification losses have it in PyTorch (dimension 0 of a tensor of one sample).
+        vector: the axis is never empty, a number is a vector of length 1, and one sample may have a batch of 1 or none, as its
+            label has it: so PyTorch's margin losses take their tensors.
     """
-    return Axis(AxisRecord(name, position))
+    return Axis(AxisRecord(name, position, vector))
 
 
 def _domain(positive: bool, nonnegative: bool, between: tuple[float, float] | None) -> Domain:

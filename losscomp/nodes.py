@@ -87,6 +87,7 @@ class Leaf(sp.AtomicExpr):
 class AxisRecord:
     name: str
     position: int = -1
+    vector: bool = False                  # see language.axis
 
 
 class Axis(Leaf):

@@ -5,7 +5,7 @@ See torch.nn.functional.multi_margin_loss. The mean over all classes of the hing
 
 from losscomp.language import Eq, Hinge, If, Loss, Piecewise, Sum, axis, index, named, param, tensor
 
-classes = axis("classes")
+classes = axis("classes", vector=True)
 input = tensor("input", classes)
 target = index("target", into=classes)
 p = param("p", default=1, only=(1, 2))

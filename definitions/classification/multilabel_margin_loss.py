@@ -6,7 +6,7 @@ twice. The sum of the hinges over all pairs is divided by the number of classes,
 
 from losscomp.language import Eq, Hinge, If, Loss, Sum, axis, labels, tensor
 
-classes = axis("classes")
+classes = axis("classes", vector=True)
 input = tensor("input", classes)
 target = labels("target", into=classes, until=-1)
 
