@@ -46,7 +46,7 @@ from .nodes import (
 )
 
 __all__ = [
-    "Abs", "Eq", "Hinge", "If", "LogSumExp", "Loss", "Max", "MaxOver", "Min", "Ne", "Norm", "Overload", "Piecewise",
+    "Abs", "Computed", "Eq", "Hinge", "If", "LogSumExp", "Loss", "Max", "MaxOver", "Min", "Ne", "Norm", "Overload", "Piecewise",
     "Rational", "Sign", "Sqrt", "Sum", "Where", "axis", "erf", "exp", "index", "labels", "log", "named", "oo", "option", "param",
     "pi", "sqrt", "stated", "stop_gradient", "straight_through", "table", "tanh", "tensor", "xlogy",
 ]
@@ -345,6 +345,25 @@ REDUCTIONS: dict[str, Reduction] = {r.name: r for r in (
 )}
 
 
+@dataclass(frozen=True)
+class Computed:
+    """A function that the caller may give: then the loss is another one of the library, of what the function makes of the tensors.
+
+    Autograd goes through the function in PyTorch; elsewhere gradients are by what it computed.
+
+    Attributes:
+        function: the name of the argument.
+        loss: the name of the other loss; what the two have in common is passed on.
+        tensors: for each tensor of the other loss, the names of those that the function is called with.
+        when: the option without which a tensor is not computed, by its name.
+    """
+
+    function: str
+    loss: str
+    tensors: Mapping[str, str]
+    when: Mapping[str, str] = field(default_factory=dict)
+
+
 @dataclass
 class Loss:
     """A loss: the formula for one sample, how samples are averaged, and the signature that users see.
@@ -359,8 +378,10 @@ class Loss:
         forward: what the module calls the tensors of a call, where that is not what the function calls them.
         signature: the names of the arguments in order; "reduction", "size_average" and "reduce" stand where the peer has
             them. By default tensors and parameters in the order of declaration, with "reduction" after the tensors that
-            must be given.
-        reductions: the words that `reduction` accepts.
+            must be given; "*" stands before those that are given by name.
+        reductions: the words that `reduction` accepts; default_reduction: the one where none is given.
+        computed: a function that the caller may give.
+        aliases: other names of the class form, deprecated ones of the peer.
         same_ndim: whether the tensors must have the same number of dimensions.
         rewrites: the names of stability rules that the author asks for; they are honoured and shown.
         notes: what a user should know, such as where it differs from its peer.
@@ -375,6 +396,9 @@ class Loss:
     forward: str = ""
     signature: str = ""
     reductions: tuple[str, ...] = ("none", "mean", "sum")
+    default_reduction: str = "mean"
+    computed: Computed | None = None
+    aliases: tuple[str, ...] = ()
     same_ndim: bool = False
     rewrites: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -385,7 +409,7 @@ class Loss:
 
     def __post_init__(self) -> None:
         self.value, self.mean_over = sp.sympify(self.value), sp.sympify(self.mean_over)
-        unknown = [r for r in self.reductions if r not in REDUCTIONS]
+        unknown = [r for r in (*self.reductions, self.default_reduction) if r not in REDUCTIONS]
         if unknown:
             raise DefinitionError(f"the reduction {unknown[0]!r} is not known", repair=f"Known: {', '.join(REDUCTIONS)}.")
 

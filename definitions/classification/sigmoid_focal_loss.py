@@ -21,5 +21,6 @@ sigmoid_focal_loss = Loss(
     -alpha_t * exp(If(Eq(gamma, 0), 0, gamma * log_q)) * (t * log(p) + (1 - t) * log(1 - p)),
     like="torchvision.ops.sigmoid_focal_loss",
     signature="input target alpha gamma reduction",
+    default_reduction="none",
     notes=("target is a label: the derivative by it is 0.",),
 )
