@@ -41,5 +41,6 @@ triplet_margin_with_distance_loss = Loss(
     module="TripletMarginWithDistanceLoss",
     signature="anchor positive negative * distance_function margin swap reduction",
     same_ndim=True,
+    notes=("Without a function the class form keeps None, and computes the distance itself; PyTorch's has a PairwiseDistance.",),
 )
 triplet_distance_loss = Loss(shortfall(near, far, across), signature="to_positive to_negative between margin swap reduction")
