@@ -15,10 +15,11 @@ t = stop_gradient(target)
 p = 1 / (1 + exp(-input))
 # In logarithms, so that no power of a q that vanishes is taken, and none of its derivatives.
 log_q = Piecewise((log(1 - p), Eq(target, 1)), (log(p), Eq(target, 0)), (log(t * (1 - p) + (1 - t) * p), True))
+entropy = -Piecewise((log(p), Eq(target, 1)), (log(1 - p), Eq(target, 0)), (t * log(p) + (1 - t) * log(1 - p), True))
 alpha_t = If(alpha < 0, 1, alpha * t + (1 - alpha) * (1 - t))
 
 sigmoid_focal_loss = Loss(
-    -alpha_t * exp(If(Eq(gamma, 0), 0, gamma * log_q)) * (t * log(p) + (1 - t) * log(1 - p)),
+    alpha_t * exp(If(Eq(gamma, 0), 0, gamma * log_q)) * entropy,
     like="torchvision.ops.sigmoid_focal_loss",
     signature="input target alpha gamma reduction",
     default_reduction="none",
