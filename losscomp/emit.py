@@ -185,7 +185,8 @@ def class_values(definition: Definition, compiled: list[list[Compiled]], lines: 
         "tensors": ordered_tensors, "scalars": ordered_scalars, "quoted": quoted, "doc": doc, "formula": lines,
         "summary": summary_of(definition.doc, definition.name), "forms": [form_record(group) for group in compiled],
         "arguments": [argument_doc(n, tensors, scalars, reductions, loss.computed) for n in order if n not in (*LEGACY, "*")],
-        "other": other_loss(loss, order, ordered_tensors, ordered_scalars, legacy), "aliases": list(loss.aliases), "star": "" if "*" in order else ", *",
+        "other": other_loss(loss, order, ordered_tensors, ordered_scalars, legacy), "aliases": list(loss.aliases),
+        "star": "" if "*" in order else ", *",
         "notes": definition.notes or forms[0].loss.notes, "like": definition.like or forms[0].loss.like,
         "signature": ", ".join(declared[n] for n in order), "required": ", ".join(declared[n] for n in required), "rest": ", ".join(rest),
         "pack": pack, **module_values(definition, order, declared, required, tensors, functions),
@@ -197,8 +198,8 @@ def other_loss(loss: Loss, order: list[str], tensors: list[str], scalars: list[s
     computed = loss.computed
     if computed is None:
         return None
-    values = {name: f"{computed.function}({', '.join(of.split())})" + (f" if {computed.when[name]} else None" if name in computed.when else "")
-              for name, of in computed.tensors.items()}
+    only = {name: f" if {option} else None" for name, option in computed.when.items()}
+    values = {name: f"{computed.function}({', '.join(of.split())}){only.get(name, '')}" for name, of in computed.tensors.items()}
     return {"function": computed.function, "loss": computed.loss, "tensors": tuple_text(tensors),
             "passed": ", ".join(n if n in tensors else f"{n}={n}" for n in order if n != "*"),
             "arguments": values | {name: name for name in scalars} | {"reduction": reduction}}

@@ -77,11 +77,16 @@ def expected(name: str, forms: list[Checked], tensors: dict[str, Any], params: d
         try:
             value = peer(**given, **params, reduction=reduction)
             grads = torch.autograd.grad(value.sum(), [given[k] for k in wrt], allow_unused=True)
-            return value.detach().numpy(), [np.zeros(tensors[k].shape) if g is None else g.numpy() for k, g in zip(wrt, grads, strict=True)]
+            return value.detach().numpy(), arrays(grads, [tensors[k] for k in wrt])
         except (TypeError, ValueError, RuntimeError):
             pass
     truth = exact(select(forms, params), tensors, params, reduction=reduction, upstream=1.0, wrt=wrt)
     return truth.value.high, [truth.grad[k].high for k in wrt]
+
+
+def arrays(grads: Any, like: list[Any]) -> list[np.ndarray]:
+    """Gradients as arrays, 0 by what the loss does not depend on."""
+    return [np.zeros(x.shape) if g is None else g.numpy() for g, x in zip(grads, like, strict=True)]
 
 
 def test_there_are_such_losses() -> None:
@@ -102,10 +107,11 @@ def test_every_combination(key: str, targets: dict[str, Any], T: Any) -> None:
         leaves = {k: torch.tensor(v, requires_grad=k in wrt) for k, v in held.items()}
         mine = getattr(T, name)(**leaves, **params, reduction=reduction)
         slopes = torch.autograd.grad(mine.sum(), [leaves[k] for k in wrt], allow_unused=True)
-        found["torch"] = mine.detach().numpy(), [np.zeros(held[k].shape) if g is None else g.numpy() for k, g in zip(wrt, slopes, strict=True)]
+        found["torch"] = mine.detach().numpy(), arrays(slopes, [held[k] for k in wrt])
         for target, (v, gs) in found.items():
             for what, a, b in (("value", v, value), *zip([f"gradient by {k}" for k in wrt], gs, grads, strict=True)):
                 count += 1
                 if np.shape(a) != np.shape(b) or not np.allclose(a, b, TOLERANCE[dtype], TOLERANCE[dtype], equal_nan=True):
-                    wrong.append(f"{what} on {target}, {dtype}, {reduction}, {words}: {np.asarray(a).tolist()}, not {np.asarray(b).tolist()}")
+                    both = f"{np.asarray(a).tolist()}, not {np.asarray(b).tolist()}"
+                    wrong.append(f"{what} on {target}, {dtype}, {reduction}, {words}: {both}")
     assert not wrong, "\n".join([f"{len(wrong)} of {count}:", *wrong[:8]])
