@@ -17,8 +17,8 @@ import pytest
 
 from losscomp import compiler
 from losscomp.build import build
-from losscomp.plan import Options
 from losscomp.oracle.evaluate import counted
+from losscomp.plan import Options
 
 pytestmark = pytest.mark.skipif(bool(compiler.missing()), reason=f"the typed C functions are NOT TESTED: {compiler.missing()}")
 NAME, BATCH, SIZES = "denselib", 5, (4, 3, 2)
