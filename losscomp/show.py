@@ -68,7 +68,8 @@ def row(name: str, definition: Definition) -> Row:
 
 def kind_of(value: sp.Expr, axes: bool) -> str:
     """What one sample is: a number of each tensor, rows of them, or pairs in a row."""
-    nested = any(outer.bound in nodes.free_indices(inner) for outer in value.atoms(nodes.Reduce) for inner in outer.body.atoms(nodes.Reduce))
+    sums = value.atoms(nodes.Reduce)
+    nested = any(outer.bound in nodes.free_indices(inner) for outer in sums for inner in outer.body.atoms(nodes.Reduce))
     return "pairs" if nested else "rows" if axes else "pointwise"
 
 
