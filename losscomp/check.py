@@ -275,8 +275,9 @@ def check_signature(loss: Loss, inputs: tuple[Tensor, ...], params: tuple[Param,
     """A written signature names every argument once."""
     if not loss.signature:
         return
-    words = loss.signature.split()
+    words = loss.signature.replace("*", "").split()
     expected = {t.name for t in inputs} | {p.name for p in params if not p.record.reduction} | {"reduction"}
+    expected |= {loss.computed.function} if loss.computed else set()
     missing, unknown = sorted(expected - set(words)), sorted(set(words) - expected - set(LEGACY))
     if missing or unknown or len(words) != len(set(words)):
         raise CheckError(f"signature={loss.signature!r} does not fit: missing {missing}, unknown {unknown}",

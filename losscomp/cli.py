@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     build.add_argument("--check", action="store_true", help="change nothing; fail if a build would change something")
     build.add_argument("-v", "--verbose", action="store_true", help="a line for each loss and file, also where nobody watches")
 
-    listing = command("list", run_list, "the losses: name, what it is, its peer")
+    listing = command("list", run_list, "the losses: name, kind, options, targets, what it is, its peer")
     listing.add_argument("definitions", nargs="?", type=Path, metavar="DEFS", help=DEFS)
 
     show = command("show", run_show, "every stage of one loss, from the definition to the emitted code")
@@ -177,12 +177,15 @@ def run_list(args: argparse.Namespace) -> int:
     from .show import rows
 
     found = rows(args.definitions or data_folder("definitions"))
-    names, peers = (max(len(getattr(row, column)) for row in found) for column in ("name", "peer"))
-    room = max(20, shutil.get_terminal_size().columns - names - peers - 4) if sys.stdout.isatty() else 1000
-    texts = [row.summary if len(row.summary) <= room else row.summary[:room - 3] + "..." for row in found]
-    wide = max(map(len, texts))
-    for row, text in zip(found, texts, strict=True):
-        print(f"{row.name:{names}}  {text:{wide}}  {row.peer}".rstrip())
+    columns = ("name", "kind", "options", "targets", "summary", "peer")
+    wide = {column: max(len(getattr(row, column)) for row in found) for column in columns}
+    fixed = sum(wide.values()) - wide["summary"] + 2 * (len(columns) - 1)
+    room = max(20, shutil.get_terminal_size().columns - fixed) if sys.stdout.isatty() else 1000
+    wide["summary"] = min(wide["summary"], room)
+    for row in found:
+        short = row.summary if len(row.summary) <= room else row.summary[:room - 3] + "..."
+        texts = {column: short if column == "summary" else getattr(row, column) for column in columns}
+        print("  ".join(f"{text:{wide[column]}}" for column, text in texts.items()).rstrip())
     return OK
 
 

@@ -33,7 +33,7 @@ def record(group: list[Compiled]) -> dict[str, Any]:
         "inputs": [{"name": t.name, "axes": [a.name for a in t.record.axes], "integer": bool(t.record.integer),
                     "into": t.record.into.name if t.record.into else None, "per_sample": t.record.per_sample,
                     "default": t.record.default} for t in form.inputs],
-        "params": [{"name": p.name, "kind": "int" if p.record.only_special else "int64_t" if p.record.integer else "double"}
+        "params": [{"name": p.name, "kind": "int" if p.record.is_option else "int64_t" if p.record.integer else "double"}
                    for p in form.params if not p.record.reduction],
         "variant": [suffix(form, name) for name, _ in form.settings],
         "gradients": [t.name for t in form.wrt if t.record.per_sample],
@@ -56,7 +56,7 @@ def items(form: Checked) -> list[str]:
 def suffix(form: Checked, name: str) -> str:
     """A C expression for the part of a kernel's name that the value of a parameter decides."""
     param = next(p for p in form.params if p.name == name)
-    text = "" if param.record.only_special else f'"__{name}_{spell_setting(None)}"'
+    text = "" if param.record.is_option else f'"__{name}_{spell_setting(None)}"'
     for value in reversed(param.record.special):
         word = f'"__{name}_{spell_setting(value)}"'
         text = f"{test(name, value)} ? {word} : {text}" if text else word

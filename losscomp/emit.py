@@ -16,7 +16,7 @@ from .check import LEGACY, Checked
 from .composite import composite
 from .dense import dense_functions
 from .family import families
-from .language import BATCH, COUNT, REDUCTIONS, TOTAL, WEIGHT, Definition, Loss, Overload
+from .language import BATCH, COUNT, REDUCTIONS, TOTAL, WEIGHT, Computed, Definition, Loss, Overload
 from .nodes import Param, Tensor
 from .operators import kind_of, operators_of
 from .pipeline import Compiled, compile_loss, kernels, signature
@@ -41,6 +41,7 @@ class Emitted:
     files: Files
     kernel_names: list[str]
     summary: str
+    aliases: list[str] = field(default_factory=list)            # other names of the class form
     dense: list[dict[str, Any]] = field(default_factory=list)   # the typed functions of the C header
     operators: dict[str, Any] = field(default_factory=dict)     # the torch operators
 
@@ -88,7 +89,8 @@ def emit_loss(definition: Definition, package: str, source: str, targets: Collec
     if "cuda" in targets:
         files[f"{src}/cuda/{name}.cu"] = emit_cuda(flat, common)
     operators = operators_of(name, values["order"], compiled, values["forms"])
-    return Emitted(name, module_name(definition), files, kernel_names, common["summary"], dense_functions(compiled), operators)
+    return Emitted(name, module_name(definition), files, kernel_names, common["summary"], values["aliases"], dense_functions(compiled),
+                   operators)
 
 
 def emit_numpy(compiled: list[Compiled], common: Mapping[str, Any]) -> str:
@@ -175,8 +177,10 @@ def class_values(definition: Definition, compiled: list[list[Compiled]], lines: 
     scalars = {p.name: p for f in forms for p in f.params if not p.record.reduction}
     reductions = forms[0].loss.reductions
     required = [n for n in order if n in tensors and tensors[n].record.default is None]
-    declared = {n: declare(n, tensors, scalars) for n in order}
-    rest = [declared[n] for n in order if n not in required]
+    loss = forms[0].loss
+    functions = [loss.computed.function] if loss.computed else []
+    declared = {n: n if n == "*" else declare(n, tensors, scalars, functions, loss.default_reduction) for n in order}
+    rest = [declared[n] for n in order if n not in required and n != "*"]
     legacy = "legacy_reduction(size_average, reduce, reduction)" if LEGACY[0] in order else "reduction"
     ordered_tensors = [n for n in order if n in tensors]
     ordered_scalars = [n for n in order if n in scalars]
@@ -186,15 +190,29 @@ def class_values(definition: Definition, compiled: list[list[Compiled]], lines: 
         "name": definition.name, "class_name": module_name(definition), "order": order, "reductions": reductions,
         "tensors": ordered_tensors, "scalars": ordered_scalars, "quoted": quoted, "doc": doc, "formula": lines,
         "summary": summary_of(definition.doc, definition.name), "forms": [form_record(group) for group in compiled],
-        "arguments": [argument_doc(n, tensors, scalars, reductions) for n in order if n not in LEGACY],
+        "arguments": [argument_doc(n, tensors, scalars, reductions, loss.computed) for n in order if n not in (*LEGACY, "*")],
+        "other": other_loss(loss, order, ordered_tensors, ordered_scalars, legacy), "aliases": list(loss.aliases),
+        "star": "" if "*" in order else ", *",
         "notes": definition.notes or forms[0].loss.notes, "like": definition.like or forms[0].loss.like,
-        "signature": ", ".join(declared.values()), "required": ", ".join(declared[n] for n in required), "rest": ", ".join(rest),
-        "pack": pack, **module_values(definition, order, declared, required, tensors),
+        "signature": ", ".join(declared[n] for n in order), "required": ", ".join(declared[n] for n in required), "rest": ", ".join(rest),
+        "pack": pack, **module_values(definition, order, declared, required, tensors, functions),
     }
 
 
+def other_loss(loss: Loss, order: list[str], tensors: list[str], scalars: list[str], reduction: str) -> dict[str, Any] | None:
+    """Where the caller may give a function: how the loss of what it computes is found, and the arguments of that."""
+    computed = loss.computed
+    if computed is None:
+        return None
+    only = {name: f" if {option} else None" for name, option in computed.when.items()}
+    values = {name: f"{computed.function}({', '.join(of.split())}){only.get(name, '')}" for name, of in computed.tensors.items()}
+    return {"function": computed.function, "loss": computed.loss, "tensors": tuple_text(tensors),
+            "passed": ", ".join(n if n in tensors else f"{n}={n}" for n in order if n != "*"),
+            "arguments": values | {name: name for name in scalars} | {"reduction": reduction}}
+
+
 def module_values(definition: Definition, order: list[str], declared: Mapping[str, str], required: list[str],
-                  tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+                  tensors: Mapping[str, Tensor], functions: list[str]) -> dict[str, Any]:
     """What the module form is written from: its arguments are those of the function but for the tensors of each call."""
     words = definition.module_signature.split() or [n for n in order if n not in required]
     kept = [n for n in words if n not in ("*", "reduction", *LEGACY)]
@@ -202,25 +220,32 @@ def module_values(definition: Definition, order: list[str], declared: Mapping[st
     called = definition.forward.split() or required
     return {
         "module_forward": ", ".join(f"{n}: Any" for n in called),
-        "module_signature": ", ".join("*" if n == "*" else declared[n] for n in words),
+        "module_signature": ", ".join(declared.get(n, n) for n in words),
+        "module_passed": ", ".join(f"{n}={n}" for n in words if n != "*"),
         "module_reduction": f"legacy_reduction({', '.join(LEGACY)}, reduction)" if legacy else "reduction",
-        "module_scalars": [n for n in kept if n not in tensors], "module_buffers": [n for n in kept if n in tensors],
+        "module_functions": [n for n in kept if n in functions],
+        "module_scalars": [n for n in kept if n not in tensors and n not in functions], "module_buffers": [n for n in kept if n in tensors],
         "module_call": ", ".join([*called, *(f"{n}=self.{n}" for n in kept), "reduction=self.reduction"]),
     }
 
 
-def declare(name: str, tensors: Mapping[str, Tensor], scalars: Mapping[str, Param]) -> str:
+def declare(name: str, tensors: Mapping[str, Tensor], scalars: Mapping[str, Param], functions: list[str], reduction: str) -> str:
     """An argument in the signature."""
+    if name in functions:
+        return f"{name}: Any = None"
     if name in tensors:
         return f"{name}: Any" + ("" if tensors[name].record.default is None else " = None")
     if name in scalars:
         default = scalars[name].record.default
         return f"{name}: {'bool' if isinstance(default, bool) else kind_of(scalars[name])} = {number(default)}"
-    return f"{name}: str = 'mean'" if name == "reduction" else f"{name}: bool | None = None"
+    return f"{name}: str = '{reduction}'" if name == "reduction" else f"{name}: bool | None = None"
 
 
-def argument_doc(name: str, tensors: Mapping[str, Tensor], scalars: Mapping[str, Param], reductions: Iterable[str]) -> str:
+def argument_doc(name: str, tensors: Mapping[str, Tensor], scalars: Mapping[str, Param], reductions: Iterable[str],
+                 computed: Computed | None) -> str:
     """What the docstring says of an argument."""
+    if computed and name == computed.function:
+        return f"{name}: a function of two arrays, or None. With one, this is {computed.loss} of what it computes, gradients too."
     if name == "reduction":
         return f"reduction: one of {', '.join(reductions)}."
     if name in tensors:
@@ -234,10 +259,13 @@ def argument_doc(name: str, tensors: Mapping[str, Tensor], scalars: Mapping[str,
         said += f"; what lies behind {record.length} may be anything" if record.length else ""
         said += "; or all samples end to end" if record.packed else ""
         said += f"; samples where it equals {record.ignore} are left out" if record.ignore else ""
+        said += f", integers: positions along {record.axes[-1].name} up to the first {record.until}" if record.until is not None else ""
         said += f"; {record.domain.words()}" if record.domain.bounded and not record.integer else ""
         return said + ("; optional." if record.default is not None else ".")
     record = scalars[name].record
-    return f"{name}: {'an option' if record.only_special else 'a number' if not record.integer else 'an integer'}" + (
+    if record.only_special and not record.is_option:
+        return f"{name}: {' or '.join(map(str, record.special))}."
+    return f"{name}: {'an option' if record.is_option else 'a number' if not record.integer else 'an integer'}" + (
         f", {record.domain.words()}." if record.domain.bounded else ".")
 
 
@@ -250,7 +278,7 @@ def form_record(group: list[Compiled]) -> dict[str, Any]:
     return {
         "inputs": [input_record(t) for t in form.inputs],
         "parameters": [parameter_record(p) for p in form.params],
-        "axes": {a.name: a.record.position for a in form.axes},
+        "axes": {a.name: a.record.position for a in form.axes}, "vectors": [a.name for a in form.axes if a.record.vector],
         "ties": {a.name: tie_of(a) for a in form.axes if a.record.size is not None},
         "wrt": [t.name for t in form.wrt], "differentiable": [t.name for t in form.differentiable],
         "weight_reads": None if counted else reads,
@@ -293,6 +321,7 @@ def input_record(t: Tensor) -> str:
                                                        ("length", r.length)) if value]
     parts += ["packed=True"] if r.packed else []
     parts += [f"ignore={r.ignore!r}"] if r.ignore else []
+    parts += [f"into={r.axes[-1].name!r}", f"until={r.until}"] if r.until is not None else []
     parts += [f"default={r.default!r}"] if r.default is not None else []
     parts += [f"shape={r.shape!r}"] if r.shape != "mutual" else []
     return f"Input({', '.join(parts + ([] if r.integer else bounds(low, high, open_low)))})"
@@ -314,7 +343,7 @@ def parameter_record(p: Param) -> str:
     if r.special:
         pairs = [f"({number(v)}, '__{r.name}_{spell_setting(v)}')" for v in r.special]
         parts.append(f"special=({tuple_text(pairs)})")
-    parts += ["option=True"] if r.only_special else []
+    parts += ["option=True"] if r.is_option else ["only=True"] if r.only_special else []
     parts += [f"into={r.into.name!r}"] if r.into else []
     parts += [f"reduction={r.reduction!r}"] if r.reduction else []
     return f"Parameter({', '.join(parts)})"
@@ -360,8 +389,8 @@ def reduction_records(text: Callable[[sp.Expr], str] = str) -> list[dict[str, st
 
 def emit_library(emitted: list[Emitted], package: str, version: str) -> Files:
     """The files of a library that are not about one loss."""
-    losses = [{"name": e.name, "class_name": e.class_name, "kernels": e.kernel_names, "summary": e.summary, "dense": e.dense}
-              for e in emitted]
+    losses = [{"name": e.name, "class_name": e.class_name, "kernels": e.kernel_names, "summary": e.summary, "dense": e.dense,
+               "aliases": e.aliases} for e in emitted]
     values: dict[str, Any] = {"package": package, "losses": losses, "reductions": reduction_records(), "version": version,
                               "axes": ir.MOST_AXES, "dims": ir.MOST_DIMENSIONS, "quoted": quoted, "braced": c_target.braced,
                               "elementary": c_target.ELEMENTARY}

@@ -47,10 +47,10 @@ from .nodes import (
 )
 
 __all__ = [
-    "Abs", "Eq", "Hinge", "If", "LogAddExp", "LogSumExp", "Loss", "Max", "MaxOver", "Min", "Ne", "Norm", "Overload", "Piecewise",
-    "Rational", "Sign", "Sqrt", "Sum", "Where", "axis", "erf", "exp", "index", "length", "log", "named", "oo", "option",
-    "param", "pi", "reduction_is", "sqrt", "state", "stated", "stop_gradient", "straight_through", "table", "tanh", "tensor",
-    "xlogy",
+    "Abs", "Computed", "Eq", "Hinge", "If", "LogAddExp", "LogSumExp", "Loss", "Max", "MaxOver", "Min", "Ne", "Norm", "Overload",
+    "Piecewise", "Rational", "Sign", "Sqrt", "Sum", "Where", "axis", "erf", "exp", "index", "labels", "length", "log", "named",
+    "oo", "option", "param", "pi", "reduction_is", "sqrt", "state", "stated", "stop_gradient", "straight_through", "table", "tanh",
+    "tensor", "xlogy",
 ]
 
 _order = itertools.count()
@@ -67,7 +67,7 @@ SHAPES = ("mutual", "expand", "same", "reduced")
 
 # Declarations
 
-def axis(name: str, *, position: int = -1, size: Any = None, extent: Any = None) -> Axis:
+def axis(name: str, *, position: int = -1, vector: bool = False, size: Any = None, extent: Any = None) -> Axis:
     """A named axis of the tensors of one sample; in a formula it stands for its size.
 
     Args:
@@ -75,6 +75,8 @@ def axis(name: str, *, position: int = -1, size: Any = None, extent: Any = None)
         position: where the axis stands in the arrays that users pass. -1 is last; 1 is dimension 1 with any dimensions
             behind it, as classification losses have it in PyTorch (dimension 0 of a tensor of one sample); 0 is dimension 0,
             before the batch, as sequences have it.
+        vector: the axis is never empty, a number is a vector of length 1, and one sample may have a batch of 1 or none, as its
+            label has it: so PyTorch's margin losses take their tensors.
         size: how long it is in arrays, where that depends on another axis: labels + 1.
         extent: how many positions a sample has, a formula in lengths and other axes. Such an axis is one of tables and
             reductions, and of no array; its indices may be used along an array's axis that is at least as long.
@@ -82,7 +84,7 @@ def axis(name: str, *, position: int = -1, size: Any = None, extent: Any = None)
     size = None if size is None else sp.sympify(size)
     if size is not None and not (len(size.atoms(Axis)) == 1 and (size - next(iter(size.atoms(Axis)))).is_Integer):
         raise DefinitionError(f"axis {name!r} has size={size}", repair="Say it as another axis plus an integer: size=labels + 1.")
-    return Axis(AxisRecord(name, position, None if extent is None else sp.sympify(extent), size))
+    return Axis(AxisRecord(name, position, None if extent is None else sp.sympify(extent), size, vector))
 
 
 def _domain(positive: bool, nonnegative: bool, between: tuple[float, float] | None) -> Domain:
@@ -172,17 +174,27 @@ def length(name: str, *, of: Axis) -> Load:
     return Load(Tensor(TensorRecord(name, integer=True, measures=of, fixed=True, shape="same", domain=Domain(0.0), order=next(_order))))
 
 
+def labels(name: str, into: Axis, *, until: int = -1) -> TensorRef:
+    """A set of labels for each sample: users give positions along an axis, as many as the axis is long, which end at the first
+    `until`. In a formula `labels[c]` is how often c is among them. Values that are neither positions nor `until` are errors.
+
+    They are counted before kernels see them: a kernel takes the counts.
+    """
+    return TensorRef(Tensor(TensorRecord(name, (into,), integer=True, fixed=True, shape="same", until=until, order=next(_order))))
+
+
 def param(name: str, *, default: Any, positive: bool = False, nonnegative: bool = False,
-          between: tuple[float, float] | None = None, special: tuple[Any, ...] = (), integer: bool = False,
-          into: Axis | None = None) -> Param:
+          between: tuple[float, float] | None = None, special: tuple[Any, ...] = (), only: tuple[Any, ...] = (),
+          integer: bool = False, into: Axis | None = None) -> Param:
     """A scalar chosen by the caller at run time.
 
     Args:
         special: values that change the formula's shape (p = 2, smoothing = 0); each is compiled on its own.
+        only: the same, where no other value is allowed.
         into: an integer that points into this axis. A value out of range is an error.
     """
-    return Param(ParamRecord(name, default, _domain(positive, nonnegative, between), tuple(map(exact, special)),
-                             integer=integer or into is not None, into=into, order=next(_order)))
+    return Param(ParamRecord(name, default, _domain(positive, nonnegative, between), tuple(map(exact, only or special)),
+                             only_special=bool(only), integer=integer or into is not None, into=into, order=next(_order)))
 
 
 def reduction_is(word: str) -> Any:
@@ -400,6 +412,25 @@ REDUCTIONS: dict[str, Reduction] = {r.name: r for r in (
 )}
 
 
+@dataclass(frozen=True)
+class Computed:
+    """A function that the caller may give: then the loss is another one of the library, of what the function makes of the tensors.
+
+    Autograd goes through the function in PyTorch; elsewhere gradients are by what it computed.
+
+    Attributes:
+        function: the name of the argument.
+        loss: the name of the other loss; what the two have in common is passed on.
+        tensors: for each tensor of the other loss, the names of those that the function is called with.
+        when: the option without which a tensor is not computed, by its name.
+    """
+
+    function: str
+    loss: str
+    tensors: Mapping[str, str]
+    when: Mapping[str, str] = field(default_factory=dict)
+
+
 @dataclass
 class Loss:
     """A loss: the formula for one sample, how samples are averaged, and the signature that users see.
@@ -415,8 +446,10 @@ class Loss:
         forward: what the module calls the tensors of a call, where that is not what the function calls them.
         signature: the names of the arguments in order; "reduction", "size_average" and "reduce" stand where the peer has
             them. By default tensors and parameters in the order of declaration, with "reduction" after the tensors that
-            must be given.
-        reductions: the words that `reduction` accepts.
+            must be given; "*" stands before those that are given by name.
+        reductions: the words that `reduction` accepts; default_reduction: the one where none is given.
+        computed: a function that the caller may give.
+        aliases: other names of the class form, deprecated ones of the peer.
         same_ndim: whether the tensors must have the same number of dimensions.
         rewrites: the names of stability rules that the author asks for; they are honoured and shown.
         notes: what a user should know, such as where it differs from its peer.
@@ -432,6 +465,9 @@ class Loss:
     forward: str = ""
     signature: str = ""
     reductions: tuple[str, ...] = ("none", "mean", "sum")
+    default_reduction: str = "mean"
+    computed: Computed | None = None
+    aliases: tuple[str, ...] = ()
     same_ndim: bool = False
     rewrites: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -442,7 +478,7 @@ class Loss:
 
     def __post_init__(self) -> None:
         self.value, self.mean_over = sp.sympify(self.value), sp.sympify(self.mean_over)
-        unknown = [r for r in self.reductions if r not in REDUCTIONS]
+        unknown = [r for r in (*self.reductions, self.default_reduction) if r not in REDUCTIONS]
         if unknown:
             raise DefinitionError(f"the reduction {unknown[0]!r} is not known", repair=f"Known: {', '.join(REDUCTIONS)}.")
 

@@ -89,6 +89,7 @@ class AxisRecord:
     position: int = -1
     extent: Any = None                    # how many positions a sample has, where that is a formula in lengths and other axes
     size: Any = None                      # the length in arrays, where that is a formula in another axis
+    vector: bool = False                  # see language.axis
 
 
 class Axis(Leaf):
@@ -152,6 +153,7 @@ class TensorRecord:
     length: str | None = None             # a ragged tensor: the length that says how much of its last axis is the sample's
     packed: bool = False                  # a ragged tensor that the caller may also give end to end, without padding
     state: bool = False                   # a table that a definition computes, cell by cell
+    until: int | None = None              # a set of labels, given as positions up to the first of these; see language.labels
     order: int = 0
 
 
@@ -185,11 +187,16 @@ class ParamRecord:
     default: Any
     domain: Domain = Domain()
     special: tuple[Any, ...] = ()         # values that change the loop's body: each is compiled on its own
-    only_special: bool = False            # an option: no value but the special ones
+    only_special: bool = False            # no value but the special ones
     integer: bool = False
     into: Axis | None = None              # an integer that points into an axis
     reduction: str = ""                   # 1 where the caller's reduction is this word, else 0: no argument of the signature
     order: int = 0
+
+    @property
+    def is_option(self) -> bool:
+        """Is this a yes or no that is settled at build time?"""
+        return self.only_special and sp.true in self.special
 
 
 class Param(Leaf):

@@ -38,7 +38,7 @@ def operators_of(name: str, order: list[str], compiled: list[list[Compiled]], fo
 
 def kind_of(p: Param) -> str:
     """The type of a scalar, as Python and a schema have it."""
-    return "bool" if p.record.only_special else "int" if p.record.integer else "float"
+    return "bool" if p.record.is_option else "int" if p.record.integer else "float"
 
 
 def schemas(name: str, inputs: list[Tensor], params: list[Param]) -> list[str]:

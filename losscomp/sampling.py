@@ -18,7 +18,7 @@ EXPONENTS = {np.dtype(np.float32): 126, np.dtype(np.float64): 1022}
 
 
 def samples(form: Checked, stratum: str, count: int, dtype: Any, seed: int = 0, sizes: Mapping[str, int] | None = None) -> dict[str, Any]:
-    """Arrays for every input that must be given, and for the optional ones, in the layout of kernels.
+    """Arrays for every input that must be given, and for the optional ones, in the layout of kernels; sets of labels as users give them.
 
     Args:
         stratum: one of STRATA.
@@ -39,8 +39,10 @@ def samples(form: Checked, stratum: str, count: int, dtype: Any, seed: int = 0, 
             found[record.name] = some_of(rng, form, tensor, lengths[record.measures.name], shape)
             continue
         if record.integer:
-            assert record.into is not None
-            found[record.name] = rng.integers(0, lengths[record.into.name], shape)
+            into = record.into or record.axes[-1]
+            found[record.name] = rng.integers(0, lengths[into.name], shape)
+            if record.until is not None:
+                found[record.name][rng.random(shape) < 0.4] = record.until
             continue
         choices = compared_with(form, tensor)
         values = rng.choice(choices, shape) if choices else into_domain(tensor, draw(rng, stratum, shape, np.dtype(dtype)), rng, stratum)

@@ -49,7 +49,7 @@ TAKEN = frozenset(keyword.kwlist) | frozenset(
     accumulator accumulate accumulate_tile larger_tile add TILE LANES LEVELS BITS WIDE FOR_TILES INDEPENDENT PURE CONST AVX2 AVX512
     first end value_of total_of wanted INLINE main y0 y1 yn j0 j1 jn
     team here nth start stride explicit mutable constexpr nullptr asm alignas export noexcept concept requires
-    gamma signgam and or not xor bitand bitor compl new delete this class template typename namespace operator private
+    signgam and or not xor bitand bitor compl new delete this class template typename namespace operator private
     protected public virtual friend using try catch throw inside room fill_reals fill_integers""".split())
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import sympy as sp
 
-from . import catalogue, emit, family, formula, ir
+from . import catalogue, emit, family, formula, ir, nodes
+from .check import check
 from .errors import BuildError
 from .ir import Accumulate, Let, Load, Loop, Node, Number, Op, Reduce, Statement
 from .language import Definition, Overload
@@ -42,13 +43,35 @@ class Row:
     """A line of the list of losses."""
 
     name: str
+    kind: str
+    options: str
+    targets: str
     summary: str
     peer: str
 
 
 def rows(folder: Path) -> list[Row]:
-    """Every loss of a folder: its name, its first line of documentation, its peer."""
-    return [Row(name, emit.summary_of(d.doc, name), peer_of(d)) for name, d in catalogue.load(folder).items()]
+    """Every loss of a folder: its name, what a sample of it is, what a caller may choose, its targets, its first line of
+    documentation, its peer."""
+    return [row(name, d) for name, d in catalogue.load(folder).items()]
+
+
+def row(name: str, definition: Definition) -> Row:
+    """The line of one loss."""
+    forms = [check(form)[0] for form in emit.forms_of(definition)]
+    optional = [t.name for form in forms for t in form.inputs if t.record.default is not None]
+    functions = [form.loss.computed.function for form in forms if form.loss.computed]
+    options = dict.fromkeys([*optional, *(p.name for form in forms for p in form.params), *functions])
+    kinds = dict.fromkeys(kind_of(form.value, bool(form.axes)) for form in forms)
+    return Row(name, ", ".join(kinds), " ".join(options) or "-", " ".join(emit.TARGETS), emit.summary_of(definition.doc, name),
+               peer_of(definition))
+
+
+def kind_of(value: sp.Expr, axes: bool) -> str:
+    """What one sample is: a number of each tensor, rows of them, or pairs in a row."""
+    sums = value.atoms(nodes.Reduce)
+    nested = any(outer.bound in nodes.free_indices(inner) for outer in sums for inner in outer.body.atoms(nodes.Reduce))
+    return "pairs" if nested else "rows" if axes else "pointwise"
 
 
 def peer_of(definition: Definition) -> str:
@@ -187,6 +210,8 @@ def describe(record: Any) -> str:
         said[0] += f"[{', '.join(a.name for a in axes)}]"
     if into := getattr(record, "into", None):
         said.append(f"integers, positions along {into.name}")
+    if (until := getattr(record, "until", None)) is not None:
+        said.append(f"a set of labels: positions along {record.axes[-1].name} up to the first {until}")
     if (default := getattr(record, "default", None)) is not None:
         said.append(f"default {default}")
     if special := getattr(record, "special", ()):

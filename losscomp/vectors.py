@@ -36,7 +36,8 @@ def with_content_outside(term: sp.Expr) -> sp.Expr:
             count, body = with_content_outside(f.body).as_coeff_Mul()
             number, f = number * count, Reduce("sum", body, f.bound)
         elif isinstance(f, sp.Add):
-            count, f = f.primitive()
+            count = f.as_coeff_Add()[1].primitive()[0]                   # of what varies: a number among the terms has its own
+            f = sp.Add(*(t / count for t in f.args))
             if all(t.as_coeff_Mul()[0] < 0 for t in f.args):
                 count, f = -count, -f
             number *= count

@@ -157,7 +157,7 @@ def test_a_reader_who_leaves_is_no_error() -> None:
 # list, show
 
 def test_list_has_name_summary_and_peer(defs: Path, capsys: Captured) -> None:
-    assert said(capsys, "list", defs) == "logistic  Logistic loss of a score.  peer.logistic\n"
+    assert said(capsys, "list", defs) == "logistic  pointwise  sharpness  numpy c torch cuda  Logistic loss of a score.  peer.logistic\n"
 
 
 def test_list_has_the_whole_catalogue(capsys: Captured) -> None:

@@ -293,13 +293,13 @@ def test_loop_nests_of_every_shape(tmp_path: Path) -> None:
 # What is refused, and what passes through
 
 @needs_gxx
-@pytest.mark.parametrize("name", [n for n, f in variants().items() if any(t.record.integer for t in f.inputs)])
+@pytest.mark.parametrize("name", [n for n, f in variants().items() if any(t.record.into for t in f.inputs)])
 @pytest.mark.parametrize("bad", [-1, 3, 2**40, -2**62])
 def test_an_index_out_of_range_ends_the_launch(name: str, bad: int, backend: ShimBackend, capfd: pytest.CaptureFixture[str]) -> None:
     form = variants()[name]
     f = losses(backend)[form.loss.name]
     given = inputs(form, 5, 3, np.float32)
-    tensor = next(t.name for t in form.inputs if t.record.integer)
+    tensor = next(t.name for t in form.inputs if t.record.into)
     given[tensor][-1] = bad
     for call in (f, f.value_and_grad):
         with pytest.raises(Refused, match="1719"):
@@ -464,7 +464,7 @@ for name, form in variants().items():
                     given = inputs(form, count, size, np.float64 if storage == "float64" else np.float32)
                     results(f, {k: v if np.ndim(v) < 2 else np.asfortranarray(v) for k, v in given.items()}, form, "mean")
                     calls += 1
-        for t in (t for t in form.inputs if t.record.integer):
+        for t in (t for t in form.inputs if t.record.into):
             for bad in (-1, 3, 2**40, -2**62):
                 given = inputs(form, 5, 3, np.float32)
                 given[t.name][-1] = bad
@@ -590,10 +590,10 @@ def complaints(backend: ShimBackend, name: str, peer: Any) -> list[str]:
         if value.dtype == np.float32 and not (f(**given, reduction="none") == widen(narrow(value, "bfloat16"), "bfloat16")).mean() > 0.9:
             found.append("bfloat16 is not rounded to nearest")
         backend.storage = "float32"
-        if any(t.record.integer for t in form.inputs):
+        if any(t.record.into for t in form.inputs):
             for bad in (3, -1):
                 given = inputs(form, 5, 3, np.float32)
-                given[next(t.name for t in form.inputs if t.record.integer)][-1] = bad
+                given[next(t.name for t in form.inputs if t.record.into)][-1] = bad
                 found += refusal(f, given)
         for bounded in (t for t in form.inputs if t.record.domain.bounded):
             given = inputs(form, 5, 3, np.float32)

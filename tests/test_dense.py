@@ -17,6 +17,7 @@ import pytest
 
 from losscomp import compiler
 from losscomp.build import build
+from losscomp.oracle.evaluate import counted
 from losscomp.plan import Options
 
 pytestmark = pytest.mark.skipif(bool(compiler.missing()), reason=f"the typed C functions are NOT TESTED: {compiler.missing()}")
@@ -59,7 +60,7 @@ def settings(form: Any) -> Iterator[dict[str, Any]]:
     choices = []
     for p in form.parameters:
         special = [value for value, _ in p.special]
-        ordinary = [] if p.option else [p.default if p.default not in special else min(max(0.37, p.low), p.high)]
+        ordinary = [] if p.option or p.only else [p.default if p.default not in special else min(max(0.37, p.low), p.high)]
         choices.append([(p.name, value) for value in special + ordinary])
     yield from map(dict, itertools.product(*choices))
 
@@ -89,8 +90,9 @@ def compare(libraries: tuple[Any, Any, Any], size: str) -> None:
                         arrays[i.name][0] = scalars[i.ignore]
                 value = np.full(BATCH if reduction == "none" else 1, np.nan, dtype)
                 grads = {n: np.full_like(arrays[n], np.nan) for n in gradients}
-                pointers = [ffi.NULL if arrays[n] is None else ffi.from_buffer(
-                    f"{'int64_t' if form.inputs[k].index else kind}[]", arrays[n]) for k, n in enumerate(names)]
+                plain = {i.name: arrays[i.name] if i.until is None else counted(arrays[i.name], i.until) for i in form.inputs}
+                pointers = [ffi.NULL if plain[n] is None else ffi.from_buffer(
+                    f"{'int64_t' if form.inputs[k].index else kind}[]", plain[n]) for k, n in enumerate(names)]
                 status = function(BATCH, *sizes.values(), *pointers, *(scalars[p.name] for p in form.parameters),
                                   getattr(c, f"LOSSLIB_{reduction.upper()}"), ffi.from_buffer(f"{kind}[]", value),
                                   *(ffi.from_buffer(f"{kind}[]", g) for g in grads.values()))

@@ -39,7 +39,7 @@ for name, definition in catalogue.load(catalogue.builtin_definitions()).items():
                     f.value_and_grad(**arguments, reduction=reduction, wrt=wrt)
                     f.hvp(direction={k: given[k] for k in wrt}, **arguments, reduction=reduction, wrt=wrt)
                     calls += 3
-        for t in (t for t in form.inputs if t.record.integer):
+        for t in (t for t in form.inputs if t.record.into):
             for bad in (-1, 4, 2**40, -2**62):
                 given = samples(form, "normal", 3, "float32")
                 given[t.name][-1] = bad

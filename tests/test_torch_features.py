@@ -591,3 +591,52 @@ def test_a_wrong_fake_is_seen() -> None:
         torch.library.opcheck(operator, call.leaves(("input", "target")))
     with pytest.raises(AssertionError):
         test_fake(call, target)
+
+
+# A distance of the caller's
+
+@pytest.mark.parametrize("swap", [False, True])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("name", ["cosine", "pairwise", "default"])
+def test_a_function_of_the_callers(name: str, reduction: str, swap: bool, T: Any) -> None:
+    """Value, gradients and second derivatives through any callable, as function and as class; its parameters learn too."""
+    scale = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
+    distance = {"cosine": lambda u, v: scale * (1 - torch.cosine_similarity(u, v)), "pairwise": torch.nn.PairwiseDistance(),
+                "default": None}[name]
+    generator = torch.Generator().manual_seed(0)
+    leaves = [torch.randn(4, 5, dtype=torch.float64, generator=generator).requires_grad_() for _ in range(3)]
+    moving = [*leaves, scale] if name == "cosine" else leaves
+    how: dict[str, Any] = {"distance_function": distance, "margin": 0.7, "swap": swap, "reduction": reduction}
+    results = []
+    for space, module in ((T, T), (torch.nn.functional, torch.nn)):
+        value = space.triplet_margin_with_distance_loss(*leaves, **how)
+        same(module.TripletMarginWithDistanceLoss(**how)(*leaves), value)
+        first = torch.autograd.grad(value.sum(), moving, create_graph=True)
+        results.append([value, *first, *gradients(sum((g * cotangent(g)).sum() for g in first), moving)])
+    for found, expected in zip(*results, strict=True):
+        same(found, expected)
+    with pytest.raises(RuntimeError, match="same number of dimensions"):
+        T.triplet_margin_with_distance_loss(leaves[0], leaves[1][0], leaves[2], distance_function=torch.dist)
+
+
+@pytest.mark.parametrize("target", ["numpy", "c"])
+def test_distances_outside_torch(target: str, targets: dict[str, Any]) -> None:
+    """Gradients are by what the function computed, and those of the loss of known distances."""
+    module = targets[target]
+    a, p, n = (cotangent(torch.zeros(4, 5, dtype=torch.float64), seed).numpy() for seed in range(3))
+    distance = lambda u, v: abs(u - v).sum(-1)
+    value, grads = module.triplet_margin_with_distance_loss.value_and_grad(a, p, n, distance_function=distance, swap=True, reduction="none")
+    distances = distance(a, p), distance(a, n), distance(p, n)
+    known, (near, far) = module.triplet_distance_loss.value_and_grad(*distances, swap=True, reduction="none")
+    expected = [max(0.0, 1 + x - min(y, z)) for x, y, z in zip(*distances, strict=True)]
+    assert value.tolist() == known.tolist() and grads._fields == ("to_positive", "to_negative")
+    same(torch.tensor(value), torch.tensor(expected, dtype=torch.float64))
+    assert grads.to_positive.tolist() == near.tolist() == [float(v > 0) for v in expected] and grads.to_negative.tolist() == far.tolist()
+
+
+def test_a_deprecated_class(T: Any) -> None:
+    with pytest.warns(FutureWarning, match="NLLLoss2d is deprecated: use NLLLoss"):
+        made = T.NLLLoss2d(ignore_index=1, reduction="sum")
+    x, t = torch.randn(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.long)
+    assert isinstance(made, T.NLLLoss)
+    same(made(x, t), torch.nn.NLLLoss(ignore_index=1, reduction="sum")(x, t), rtol=1e-5, atol=1e-5)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from peercases import LIKE_TORCH, cotangent, gradients, modules, peer_of, problem
+from peercases import LIKE_TORCH, NO_SECOND, cotangent, gradients, modules, peer_of, problem
 from torch import Tensor
 from torch.testing._internal.common_methods_invocations import op_db
 from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
@@ -48,8 +48,6 @@ COUNTS: dict[str, tuple[int, int, int, int, int]] = {
     "triplet_margin_loss": (7, 7, 8, 0, 0),
     "triplet_margin_with_distance_loss": (7, 7, 8, 0, 0),
 }
-# Losses whose second derivatives PyTorch lacks: nothing to compare.
-NO_SECOND = ("ctc_loss", "multi_margin_loss", "multilabel_margin_loss")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ nll_loss = Loss(
     mean_over=weight[target],
     like="torch.nn.functional.nll_loss",
     module="NLLLoss",
+    aliases=("NLLLoss2d",),
     signature="input target weight size_average ignore_index reduce reduction",
     notes=("weight has a derivative; in PyTorch it has none.",),
 )

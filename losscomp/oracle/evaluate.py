@@ -29,7 +29,7 @@ def exact(form: Checked, tensors: Mapping[str, Any], params: Mapping[str, Any] =
     Args:
         form: one variant of a definition; see `select`.
         tensors: arrays by name, of floats or integers, whose exact values count: (N, *axes) for what each sample has, (*axes)
-            for what samples share. An optional tensor may be absent.
+            for what samples share; sets of labels as users give them. An optional tensor may be absent.
         params: scalars by name; the default of the definition where absent.
         reduction: "none", "sum", "mean" or "batchmean".
         upstream: what the loss is multiplied by before derivatives are taken: a number, or (N,) numbers for "none".
@@ -106,6 +106,8 @@ def pose(form: Checked, tensors: Mapping[str, Any], params: Mapping[str, Any], r
         if tensor.name in tensors:
             arrays[tensor.name] = np.asarray(tensors[tensor.name])
             measure(tensor, arrays[tensor.name], sizes)
+            if tensor.record.until is not None:
+                arrays[tensor.name] = counted(arrays[tensor.name], tensor.record.until)
         elif tensor.record.default is not None:
             absent[tensor.name] = arb(float(tensor.record.default))
         else:
@@ -125,6 +127,17 @@ def pose(form: Checked, tensors: Mapping[str, Any], params: Mapping[str, Any], r
         form, batch, balls(arrays), absent, sizes,
         {p.name: arb(float(params.get(p.name, p.record.default))) for p in read_params},
         reduction, [arb(float(s)) for s in scales], {key: rate for key, rate in rates.items() if not rate.is_zero()})
+
+
+def counted(labels: np.ndarray, until: int) -> np.ndarray:
+    """How often each position is among the labels of a sample, which end at the first `until`."""
+    found = np.zeros_like(labels)
+    for sample in np.ndindex(labels.shape[:-1]):
+        for label in labels[sample]:
+            if label == until:
+                break
+            found[(*sample, label)] += 1
+    return found
 
 
 def measure(tensor: Tensor, array: np.ndarray, sizes: dict[Any, int]) -> None:
