@@ -69,6 +69,12 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument("--defs", type=Path, metavar="DEFS", help="what the library was built from (default: losscomp's own)")
     verify.add_argument("--quick", action="store_true", help="ordinary numbers only, and fewer of them")
 
+    compare = command("compare", run_compare, "where and by how much a dialect differs from its base, in exact arithmetic")
+    compare.add_argument("loss", metavar="DIALECT")
+    compare.add_argument("other", nargs="?", metavar="LOSS", help="another loss (default: the one that it is a dialect of)")
+    compare.add_argument("--json", type=Path, metavar="FILE", help="write the table as JSON too")
+    compare.add_argument("--defs", type=Path, metavar="DEFS", help=DEFS)
+
     command("doctor", run_doctor, "what this machine has, what that enables, how to get the rest")
     return top
 
@@ -195,6 +201,12 @@ def run_new(args: argparse.Namespace) -> int:
 def run_verify(args: argparse.Namespace) -> int:
     """losscomp verify"""
     code: int = import_module(".verify", __package__).main(args)
+    return code
+
+
+def run_compare(args: argparse.Namespace) -> int:
+    """losscomp compare"""
+    code: int = import_module(".compare", __package__).main(args)
     return code
 
 

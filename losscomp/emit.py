@@ -39,6 +39,7 @@ class Emitted:
     files: Files
     kernel_names: list[str]
     summary: str
+    framework: str = ""                                         # whose form of another loss this is: the first word of its name
     dense: list[dict[str, Any]] = field(default_factory=list)   # the typed functions of the C header
     operators: dict[str, Any] = field(default_factory=dict)     # the torch operators
 
@@ -86,7 +87,8 @@ def emit_loss(definition: Definition, package: str, source: str, targets: Collec
     if "cuda" in targets:
         files[f"{src}/cuda/{name}.cu"] = emit_cuda(flat, common)
     operators = operators_of(name, values["order"], compiled, values["forms"])
-    return Emitted(name, module_name(definition), files, kernel_names, common["summary"], dense_functions(compiled), operators)
+    framework = name.partition("_")[0] if forms_of(definition)[0].dialect_of else ""
+    return Emitted(name, module_name(definition), files, kernel_names, common["summary"], framework, dense_functions(compiled), operators)
 
 
 def emit_numpy(compiled: list[Compiled], common: Mapping[str, Any]) -> str:
@@ -169,7 +171,8 @@ def class_values(definition: Definition, compiled: list[list[Compiled]], lines: 
     scalars = {p.name: p for f in forms for p in f.params}
     reductions = forms[0].loss.reductions
     required = [n for n in order if n in tensors and tensors[n].record.default is None]
-    declared = {n: declare(n, tensors, scalars) for n in order}
+    usual = forms[0].loss.default
+    declared = {n: declare(n, tensors, scalars, usual) for n in order}
     rest = [declared[n] for n in order if n not in required]
     legacy = "legacy_reduction(size_average, reduce, reduction)" if LEGACY[0] in order else "reduction"
     ordered_tensors = [n for n in order if n in tensors]
@@ -178,6 +181,7 @@ def class_values(definition: Definition, compiled: list[list[Compiled]], lines: 
     doc = "\n".join(line.rstrip() for line in textwrap.indent(definition.doc.strip(), "    ").splitlines()).strip()
     return {
         "name": definition.name, "class_name": module_name(definition), "order": order, "reductions": reductions,
+        "aliases": dict(forms[0].loss.words),
         "tensors": ordered_tensors, "scalars": ordered_scalars, "quoted": quoted, "doc": doc, "formula": lines,
         "summary": summary_of(definition.doc, definition.name), "forms": [form_record(group) for group in compiled],
         "arguments": [argument_doc(n, tensors, scalars, reductions) for n in order if n not in LEGACY],
@@ -194,22 +198,24 @@ def module_values(definition: Definition, order: list[str], declared: Mapping[st
     kept = [n for n in words if n not in ("*", "reduction", *LEGACY)]
     legacy = LEGACY[0] in words
     called = definition.forward.split() or required
+    loss = forms_of(definition)[0]
+    chosen = f"reduction: str = {loss.module_default or loss.default!r}"
     return {
         "module_forward": ", ".join(f"{n}: Any" for n in called),
-        "module_signature": ", ".join("*" if n == "*" else declared[n] for n in words),
+        "module_signature": ", ".join("*" if n == "*" else {**declared, "reduction": chosen}[n] for n in words),
         "module_reduction": f"legacy_reduction({', '.join(LEGACY)}, reduction)" if legacy else "reduction",
         "module_scalars": [n for n in kept if n not in tensors], "module_buffers": [n for n in kept if n in tensors],
         "module_call": ", ".join([*called, *(f"{n}=self.{n}" for n in kept), "reduction=self.reduction"]),
     }
 
 
-def declare(name: str, tensors: Mapping[str, Tensor], scalars: Mapping[str, Param]) -> str:
+def declare(name: str, tensors: Mapping[str, Tensor], scalars: Mapping[str, Param], usual: str) -> str:
     """An argument in the signature."""
     if name in tensors:
         return f"{name}: Any" + ("" if tensors[name].record.default is None else " = None")
     if name in scalars:
         return f"{name}: {kind_of(scalars[name])} = {number(scalars[name].record.default)}"
-    return f"{name}: str = 'mean'" if name == "reduction" else f"{name}: bool | None = None"
+    return f"{name}: str = {usual!r}" if name == "reduction" else f"{name}: bool | None = None"
 
 
 def argument_doc(name: str, tensors: Mapping[str, Tensor], scalars: Mapping[str, Param], reductions: Iterable[str]) -> str:
@@ -389,4 +395,18 @@ def emit_library(emitted: list[Emitted], package: str, version: str) -> Files:
     files |= {f"{src}/cuda/{path}": render(f"cuda/{template}.jinja", **values) for path, template in cuda.items()}
     for target, title in (("numpy", "NumPy"), ("c", "the compiled C library")):
         files[f"{src}/{target}/__init__.py"] = render("library/package/target_init.py.jinja", target=target, title=title, **values)
+    return files | dialect_files(emitted, src, package)
+
+
+def dialect_files(emitted: list[Emitted], src: str, package: str) -> Files:
+    """A module for each other framework, on each target, with its losses under the names that they have there."""
+    files = {}
+    for framework in sorted({e.framework for e in emitted} - {""}):
+        own = [e for e in emitted if e.framework == framework]
+        names = [(e.name.removeprefix(f"{framework}_"), e.name) for e in own]
+        classes = [(e.class_name.removeprefix(framework.capitalize()), e.class_name) for e in own]
+        for target in ("numpy", "c", "torch"):
+            files[f"{src}/{target}/{framework}.py"] = render(
+                "library/package/dialect.py.jinja", package=package, target=target, framework=framework,
+                names=names + (classes if target == "torch" else []))
     return files

@@ -19,15 +19,15 @@ TEMPLATES = ROOT / "templates"
 # From the bottom up; modules of one line do not import each other.
 LAYERS = [
     "__init__ errors",
-    "nodes ir cache oracle.balls",
-    "atoms schedule render compiler oracle.jets oracle.results",
+    "nodes ir cache render oracle.balls",
+    "atoms schedule reuse compiler oracle.jets oracle.results",
     "rewrite differentiate language place scaffold nvcc oracle.functions",
     "vectors lower plan doctor parts catalogue targets.printer oracle.formulas",
     "check rules targets.c targets.numpy targets.torch build",
     "formula sampling pipeline targets.cuda oracle.problem",
     "dense operators composite family oracle.evaluate",
     "emit oracle",
-    "verify show",
+    "verify show compare",
     "cli",
     "__main__",
 ]
