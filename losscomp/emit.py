@@ -109,10 +109,15 @@ def emit_c(compiled: list[list[Compiled]], common: Mapping[str, Any]) -> tuple[s
 
 def emit_composite(variants: list[Compiled], common: Mapping[str, Any]) -> str:
     """The file of a loss for PyTorch to differentiate: one function a variant."""
-    texts = [torch_target.TorchText(composite(c), {t.name: t.record.default for t in c.form.inputs},
-                                     {p.name: kind_of(p) for p in c.form.params}) for c in variants]
+    def text(c: Compiled, kernel: ir.Kernel, *printer: type[torch_target.TorchPrinter]) -> torch_target.TorchText:
+        defaults, kinds = {t.name: t.record.default for t in c.form.inputs}, {p.name: kind_of(p) for p in c.form.params}
+        return torch_target.TorchText(kernel, defaults, kinds, *printer)
+
     return render("torch/composite.py.jinja", **common, variants=[
-        {"suffix": c.mark + c.form.suffix, "words": words(c.form), "text": text} for c, text in zip(variants, texts, strict=True)])
+        {"suffix": c.mark + c.form.suffix, "words": words(c.form), "text": text(c, kernel),
+         "weight": None if c.form.weight == 1 else text(c, composite(c, ("denominator",))),
+         "sharded": text(c, kernel, torch_target.ShardedPrinter) if torch_target.shardable(kernel) else None}
+        for c in variants for kernel in [composite(c)]])
 
 
 def emit_cuda(compiled: list[Compiled], common: Mapping[str, Any]) -> str:
@@ -354,6 +359,7 @@ def emit_library(emitted: list[Emitted], package: str, version: str) -> Files:
         f"{src}/spec.py": "library/package/spec.py.jinja",
         f"{src}/reductions.py": "library/package/reductions.py.jinja",
         f"{src}/arrays.py": "library/package/arrays.py.jinja",
+        f"{src}/state.py": "library/package/state.py.jinja",
         f"{src}/runtime.py": "library/package/runtime.py.jinja",
         f"{src}/__init__.py": "library/package/init.py.jinja",
         f"{src}/py.typed": "library/package/py.typed.jinja",
@@ -375,6 +381,8 @@ def emit_library(emitted: list[Emitted], package: str, version: str) -> Files:
         f"{src}/torch/__init__.py": "torch/init.py.jinja",
         f"{src}/torch/losses/__init__.py": "torch/losses_init.py.jinja",
         f"{src}/torch/_compat.py": "torch/compat.py.jinja",
+        f"{src}/torch/_state.py": "torch/state.py.jinja",
+        f"{src}/torch/distributed.py": "torch/distributed.py.jinja",
         f"{src}/torch/_load.py": "torch/load.py.jinja",
         f"{src}/torch/_build.py": "torch/build.py.jinja",
         f"{src}/torch/csrc/shim.h": "torch/shim.h.jinja",

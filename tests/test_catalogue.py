@@ -122,10 +122,12 @@ def test_later_errors_know_the_place(tmp_path: Path) -> None:
 # The package's own definitions
 
 def test_all_are_there_and_short() -> None:
-    assert list(BUILTIN) == NAMES
+    dialects = [name for name, d in BUILTIN.items() if forms_of(d)[0].dialect_of]
+    assert [name for name in BUILTIN if name not in dialects] == NAMES and dialects
     for path in builtin_definitions().rglob("*.py"):
-        assert len(path.read_text(encoding="utf-8").splitlines()) <= 40, path
-    assert all(definition.doc and definition.like and definition.module for definition in BUILTIN.values())
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= (60 if path.parent.name == "dialects" else 48), path
+    assert all(BUILTIN[name].doc and BUILTIN[name].like for name in BUILTIN)
+    assert all(BUILTIN[name].module for name in NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
