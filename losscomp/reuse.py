@@ -32,7 +32,7 @@ def base(name: str) -> SimpleNamespace:
     """All that another definition file says, by the names of its variables.
 
     Args:
-        name: its path, such as "regression/huber_loss.py", from the folder of the file that asks or from losscomp's own definitions.
+        name: its path, such as "regression/my_loss.py", from the folder of the file that asks or from losscomp's own definitions.
     """
     if not _readers:
         raise DefinitionError(f"base({name!r}) outside a definition file", repair="Use it in a file of the catalogue.")
