@@ -22,6 +22,7 @@ softmax = reused(torch.cross_entropy.forms[1], target=lambda c: rows[c], **usual
 sparse = reused(torch.cross_entropy.forms[0], target=label, **usual)
 logsumexp = LogSumExp(row_logits[c], c)
 labels_total = Sum(rows[c], c)
+# The gradient by labels is -log(softmax(logits)); its derivative by logits is that of the gradient by logits by labels, -1 at the label.
 moves_as = logsumexp - Sum(rows[c] * row_logits[c], c) + (labels_total - 1) * stop_gradient(logsumexp)
 
 
