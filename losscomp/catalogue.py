@@ -19,6 +19,7 @@ from .errors import DefinitionError, LosscompError
 from .language import Definition, Loss, Overload, TensorRef, restart_order
 from .nodes import Index, Leaf, Load, Param, Tensor, params, tensors
 from .render import data_folder
+from .reuse import running
 from .schedule import safe_name
 
 SKELETON = 'Name a formula:\n    from losscomp.language import Loss, tensor\n    my_loss = Loss(tensor("x") ** 2)'
@@ -93,7 +94,8 @@ def execute(path: Path) -> tuple[ast.Module, dict[str, Any]]:
     variables: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
     try:
         restart_order()
-        exec(code, variables)
+        with running(path, lambda other: execute(other)[1]):
+            exec(code, variables)
     except LosscompError as error:
         raise error.at(f"{path}:{line_of(error, path)}") from None
     except Exception as error:
@@ -156,4 +158,4 @@ def named_by_file(definition: Definition, name: str, doc: str, path: str, names:
     if isinstance(definition, Overload):
         forms = tuple(form.called(name, doc=doc, path=path, names=names) for form in definition.forms)
         return replace(definition, forms=forms, name=name, doc=doc, path=path)
-    return definition.called(name, doc=doc, path=path, names=names)
+    return definition.called(name, doc=definition.doc or doc, path=path, names=names)

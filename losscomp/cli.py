@@ -80,6 +80,11 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--json", type=Path, metavar="FILE", help="write the times as JSON too")
     bench.add_argument("--lib", type=Path, default=Path(OUT), metavar="DIR", help=f"the library (default: {OUT})")
     bench.add_argument("--defs", type=Path, metavar="DEFS", help="what the library was built from (default: losscomp's own)")
+    compare = command("compare", run_compare, "where and by how much a dialect differs from its base, in exact arithmetic")
+    compare.add_argument("loss", metavar="DIALECT")
+    compare.add_argument("other", nargs="?", metavar="LOSS", help="another loss (default: the one that it is a dialect of)")
+    compare.add_argument("--json", type=Path, metavar="FILE", help="write the table as JSON too")
+    compare.add_argument("--defs", type=Path, metavar="DEFS", help=DEFS)
 
     command("doctor", run_doctor, "what this machine has, what that enables, how to get the rest")
     return top
@@ -220,6 +225,12 @@ def run_verify(args: argparse.Namespace) -> int:
 def run_bench(args: argparse.Namespace) -> int:
     """losscomp bench"""
     code: int = import_module(".bench", __package__).main(args)
+    return code
+
+
+def run_compare(args: argparse.Namespace) -> int:
+    """losscomp compare"""
+    code: int = import_module(".compare", __package__).main(args)
     return code
 
 

@@ -155,19 +155,20 @@ def scalar(node: Node) -> bool:
     return not any(isinstance(n, Load) for n in ir.walk(node))
 
 
-def composite(compiled: Compiled) -> ir.Kernel:
+def composite(compiled: Compiled, wanted: tuple[str, ...] = ("loss", "denominator")) -> ir.Kernel:
     """The loss of a sample, and its denominator where that is not 1, of one variant. Raises LosscompError."""
     try:
-        return lowered(compiled)
+        return lowered(compiled, wanted)
     except LosscompError as error:
         raise error.at(compiled.form.loss.path or compiled.form.loss.name) from None
 
 
-def lowered(compiled: Compiled) -> ir.Kernel:
+def lowered(compiled: Compiled, wanted: tuple[str, ...]) -> ir.Kernel:
     """The kernel: every input and every scalar of the form, in the order of declaration."""
     form = compiled.smooth
     lowering = CompositeLowering({**known_names(compiled.form.names, lambda expr: expr), form.value: "value"})
     results = {"loss": form.value} | ({} if form.weight == 1 else {"denominator": form.weight})
+    results = {name: expr for name, expr in results.items() if name in wanted}
     stores = [ir.Store(name, (ir.SAMPLE,), lowering(expr, {})) for name, expr in results.items()]
     about = Formula("value", "the loss of each sample, and what it adds to the denominator of the mean", ())
     inputs = tuple(argument_of(t, about) for t in form.inputs)

@@ -42,6 +42,7 @@ class Emitted:
     kernel_names: list[str]
     summary: str
     aliases: list[str] = field(default_factory=list)            # other names of the class form
+    framework: str = ""                                         # whose form of another loss this is: the first word of its name
     dense: list[dict[str, Any]] = field(default_factory=list)   # the typed functions of the C header
     operators: dict[str, Any] = field(default_factory=dict)     # the torch operators
 
@@ -89,8 +90,9 @@ def emit_loss(definition: Definition, package: str, source: str, targets: Collec
     if "cuda" in targets:
         files[f"{src}/cuda/{name}.cu"] = emit_cuda(flat, common)
     operators = operators_of(name, values["order"], compiled, values["forms"])
-    return Emitted(name, module_name(definition), files, kernel_names, common["summary"], values["aliases"], dense_functions(compiled),
-                   operators)
+    framework = name.partition("_")[0] if forms_of(definition)[0].dialect_of else ""
+    return Emitted(name, module_name(definition), files, kernel_names, common["summary"], values["aliases"], framework,
+                   dense_functions(compiled), operators)
 
 
 def emit_numpy(compiled: list[Compiled], common: Mapping[str, Any]) -> str:
@@ -114,10 +116,15 @@ def emit_c(compiled: list[list[Compiled]], common: Mapping[str, Any]) -> tuple[s
 def emit_composite(variants: list[Compiled], common: Mapping[str, Any]) -> str:
     """The file of a loss for PyTorch to differentiate: one function a variant."""
     if variants[0].form.tables: return "def value(*a): raise NotImplementedError\n"   # STUB
-    texts = [torch_target.TorchText(composite(c), {t.name: t.record.default for t in c.form.inputs},
-                                     {p.name: kind_of(p) for p in c.form.params}) for c in variants]
+    def text(c: Compiled, kernel: ir.Kernel, *printer: type[torch_target.TorchPrinter]) -> torch_target.TorchText:
+        defaults, kinds = {t.name: t.record.default for t in c.form.inputs}, {p.name: kind_of(p) for p in c.form.params}
+        return torch_target.TorchText(kernel, defaults, kinds, *printer)
+
     return render("torch/composite.py.jinja", **common, variants=[
-        {"suffix": c.mark + c.form.suffix, "words": words(c.form), "text": text} for c, text in zip(variants, texts, strict=True)])
+        {"suffix": c.mark + c.form.suffix, "words": words(c.form), "text": text(c, kernel),
+         "weight": None if c.form.weight == 1 else text(c, composite(c, ("denominator",))),
+         "sharded": text(c, kernel, torch_target.ShardedPrinter) if torch_target.shardable(kernel) else None}
+        for c in variants for kernel in [composite(c)]])
 
 
 def emit_cuda(compiled: list[Compiled], common: Mapping[str, Any]) -> str:
@@ -179,7 +186,7 @@ def class_values(definition: Definition, compiled: list[list[Compiled]], lines: 
     required = [n for n in order if n in tensors and tensors[n].record.default is None]
     loss = forms[0].loss
     functions = [loss.computed.function] if loss.computed else []
-    declared = {n: n if n == "*" else declare(n, tensors, scalars, functions, loss.default_reduction) for n in order}
+    declared = {n: n if n == "*" else declare(n, tensors, scalars, functions, loss.default) for n in order}
     rest = [declared[n] for n in order if n not in required and n != "*"]
     legacy = "legacy_reduction(size_average, reduce, reduction)" if LEGACY[0] in order else "reduction"
     ordered_tensors = [n for n in order if n in tensors]
@@ -188,6 +195,7 @@ def class_values(definition: Definition, compiled: list[list[Compiled]], lines: 
     doc = "\n".join(line.rstrip() for line in textwrap.indent(definition.doc.strip(), "    ").splitlines()).strip()
     return {
         "name": definition.name, "class_name": module_name(definition), "order": order, "reductions": reductions,
+        "words": dict(forms[0].loss.words),
         "tensors": ordered_tensors, "scalars": ordered_scalars, "quoted": quoted, "doc": doc, "formula": lines,
         "summary": summary_of(definition.doc, definition.name), "forms": [form_record(group) for group in compiled],
         "arguments": [argument_doc(n, tensors, scalars, reductions, loss.computed) for n in order if n not in (*LEGACY, "*")],
@@ -218,9 +226,11 @@ def module_values(definition: Definition, order: list[str], declared: Mapping[st
     kept = [n for n in words if n not in ("*", "reduction", *LEGACY)]
     legacy = LEGACY[0] in words
     called = definition.forward.split() or required
+    loss = forms_of(definition)[0]
+    chosen = f"reduction: str = {loss.module_default or loss.default!r}"
     return {
         "module_forward": ", ".join(f"{n}: Any" for n in called),
-        "module_signature": ", ".join(declared.get(n, n) for n in words),
+        "module_signature": ", ".join({**declared, "reduction": chosen}.get(n, n) for n in words),
         "module_passed": ", ".join(f"{n}={n}" for n in words if n != "*"),
         "module_reduction": f"legacy_reduction({', '.join(LEGACY)}, reduction)" if legacy else "reduction",
         "module_functions": [n for n in kept if n in functions],
@@ -229,7 +239,7 @@ def module_values(definition: Definition, order: list[str], declared: Mapping[st
     }
 
 
-def declare(name: str, tensors: Mapping[str, Tensor], scalars: Mapping[str, Param], functions: list[str], reduction: str) -> str:
+def declare(name: str, tensors: Mapping[str, Tensor], scalars: Mapping[str, Param], functions: list[str], usual: str) -> str:
     """An argument in the signature."""
     if name in functions:
         return f"{name}: Any = None"
@@ -238,7 +248,7 @@ def declare(name: str, tensors: Mapping[str, Tensor], scalars: Mapping[str, Para
     if name in scalars:
         default = scalars[name].record.default
         return f"{name}: {'bool' if isinstance(default, bool) else kind_of(scalars[name])} = {number(default)}"
-    return f"{name}: str = '{reduction}'" if name == "reduction" else f"{name}: bool | None = None"
+    return f"{name}: str = {usual!r}" if name == "reduction" else f"{name}: bool | None = None"
 
 
 def argument_doc(name: str, tensors: Mapping[str, Tensor], scalars: Mapping[str, Param], reductions: Iterable[str],
@@ -400,6 +410,7 @@ def emit_library(emitted: list[Emitted], package: str, version: str) -> Files:
         f"{src}/spec.py": "library/package/spec.py.jinja",
         f"{src}/reductions.py": "library/package/reductions.py.jinja",
         f"{src}/arrays.py": "library/package/arrays.py.jinja",
+        f"{src}/state.py": "library/package/state.py.jinja",
         f"{src}/runtime.py": "library/package/runtime.py.jinja",
         f"{src}/__init__.py": "library/package/init.py.jinja",
         f"{src}/py.typed": "library/package/py.typed.jinja",
@@ -425,6 +436,8 @@ def emit_library(emitted: list[Emitted], package: str, version: str) -> Files:
         f"{src}/torch/__init__.py": "torch/init.py.jinja",
         f"{src}/torch/losses/__init__.py": "torch/losses_init.py.jinja",
         f"{src}/torch/_compat.py": "torch/compat.py.jinja",
+        f"{src}/torch/_state.py": "torch/state.py.jinja",
+        f"{src}/torch/distributed.py": "torch/distributed.py.jinja",
         f"{src}/torch/_load.py": "torch/load.py.jinja",
         f"{src}/torch/_build.py": "torch/build.py.jinja",
         f"{src}/torch/csrc/shim.h": "torch/shim.h.jinja",
@@ -445,4 +458,18 @@ def emit_library(emitted: list[Emitted], package: str, version: str) -> Files:
     files |= {f"{src}/cuda/{path}": render(f"cuda/{template}.jinja", **values) for path, template in cuda.items()}
     for target, title in (("numpy", "NumPy"), ("c", "the compiled C library")):
         files[f"{src}/{target}/__init__.py"] = render("library/package/target_init.py.jinja", target=target, title=title, **values)
+    return files | dialect_files(emitted, src, package)
+
+
+def dialect_files(emitted: list[Emitted], src: str, package: str) -> Files:
+    """A module for each other framework, on each target, with its losses under the names that they have there."""
+    files = {}
+    for framework in sorted({e.framework for e in emitted} - {""}):
+        own = [e for e in emitted if e.framework == framework]
+        names = [(e.name.removeprefix(f"{framework}_"), e.name) for e in own]
+        classes = [(e.class_name.removeprefix(framework.capitalize()), e.class_name) for e in own]
+        for target in ("numpy", "c", "torch"):
+            files[f"{src}/{target}/{framework}.py"] = render(
+                "library/package/dialect.py.jinja", package=package, target=target, framework=framework,
+                names=names + (classes if target == "torch" else []))
     return files

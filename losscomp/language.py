@@ -37,6 +37,7 @@ from .nodes import (
     Param,
     ParamRecord,
     Reduce,
+    Rounded,
     Stated,
     StopGradient,
     StraightThrough,
@@ -45,12 +46,13 @@ from .nodes import (
     Where,
     substitute,
 )
+from .reuse import base, reused
 
 __all__ = [
-    "Abs", "Computed", "Eq", "Hinge", "If", "LogAddExp", "LogSumExp", "Loss", "Max", "MaxOver", "Min", "Ne", "Norm", "Overload",
-    "Piecewise", "Rational", "Sign", "Sqrt", "Sum", "Where", "axis", "erf", "exp", "index", "labels", "length", "log", "named",
-    "oo", "option", "param", "pi", "reduction_is", "sqrt", "state", "stated", "stop_gradient", "straight_through", "table", "tanh",
-    "tensor", "xlogy",
+    "Abs", "Computed", "Difference", "Eq", "Hinge", "If", "LogAddExp", "LogSumExp", "Loss", "Max", "MaxOver", "Min", "Ne", "Norm",
+    "Overload", "Piecewise", "Rational", "Sign", "Sqrt", "Sum", "Where", "axis", "base", "clip", "erf", "exp", "index", "labels",
+    "length", "log", "named", "oo", "option", "param", "pi", "reduction_is", "reused", "sqrt", "state", "stated", "stop_gradient",
+    "straight_through", "table", "tanh", "tensor", "xlogy",
 ]
 
 _order = itertools.count()
@@ -268,6 +270,18 @@ def Min(a: Any, b: Any, *, tie: Any = None) -> sp.Expr:
     return atoms.smaller(a, b, _tie("Min", tie))
 
 
+def clip(x: Any, low: Any, high: Any) -> sp.Expr:
+    """x moved into an interval, whose ends are numbers of the type that is computed in. Its derivative is 1 inside and at the ends,
+    0 outside, as that of TensorFlow's clip_by_value is."""
+    return Min(Max(x, bound(low), tie=1), bound(high), tie=1)
+
+
+def bound(value: Any) -> sp.Expr:
+    """A constant in the type that is computed in, where that makes a difference."""
+    value = sp.sympify(value)
+    return value if value.is_Atom else Rounded(value)
+
+
 def Hinge(x: Any, *, tie: Any = None) -> sp.Expr:
     """max(x, 0); `tie` is its derivative at 0."""
     return atoms.hinge(x, _tie("Hinge", tie))
@@ -431,6 +445,34 @@ class Computed:
     when: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Difference:
+    """Where a dialect differs from the loss that it is a dialect of: a condition on the inputs of one sample, and what is other there.
+
+    Where no condition of a dialect holds, value and gradients are those of its base. `when` is a condition, or a pair of a condition
+    with an index: then it is enough that it holds somewhere along that axis. `mean` marks what only the mean shows.
+    """
+
+    name: str
+    what: str
+    when: Any
+    mean: bool = False
+
+    @property
+    def indicator(self) -> sp.Expr:
+        """A formula that is above 0 where the difference is."""
+        condition, i = self.when if isinstance(self.when, tuple) else (self.when, None)
+        cell = indicator(condition)
+        return cell if i is None or cell.is_number else MaxOver(cell, i)
+
+
+def indicator(condition: Any) -> sp.Expr:
+    """1 where a condition holds, else 0; selections among conditions stay selections."""
+    if isinstance(condition, Where):
+        return Where(condition.condition, *map(indicator, condition.args[1:]))
+    return Where(condition, 1, 0)
+
+
 @dataclass
 class Loss:
     """A loss: the formula for one sample, how samples are averaged, and the signature that users see.
@@ -447,12 +489,16 @@ class Loss:
         signature: the names of the arguments in order; "reduction", "size_average" and "reduce" stand where the peer has
             them. By default tensors and parameters in the order of declaration, with "reduction" after the tensors that
             must be given; "*" stands before those that are given by name.
-        reductions: the words that `reduction` accepts; default_reduction: the one where none is given.
+        reductions: the words that `reduction` accepts.
         computed: a function that the caller may give.
         aliases: other names of the class form, deprecated ones of the peer.
         same_ndim: whether the tensors must have the same number of dimensions.
         rewrites: the names of stability rules that the author asks for; they are honoured and shown.
         notes: what a user should know, such as where it differs from its peer.
+        default, module_default: the word for `reduction` where the caller says none, of the function and of the class form.
+        words: other words for reductions: {"sum_over_batch_size": "mean"}.
+        dialect_of: the loss that this is another framework's form of; `plain` is the formula of that one in the inputs of this one,
+            `plain_mean_over` its denominator, and `differences` says where the two differ.
         name, doc, path, names: filled in by the catalogue (names: what the author called each sub-expression).
     """
 
@@ -465,12 +511,18 @@ class Loss:
     forward: str = ""
     signature: str = ""
     reductions: tuple[str, ...] = ("none", "mean", "sum")
-    default_reduction: str = "mean"
     computed: Computed | None = None
     aliases: tuple[str, ...] = ()
     same_ndim: bool = False
     rewrites: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    default: str = "mean"
+    module_default: str = ""
+    words: Mapping[str, str] = field(default_factory=dict)
+    dialect_of: str = ""
+    plain: Any = None
+    plain_mean_over: Any = sp.S.One
+    differences: tuple[Difference, ...] = ()
     name: str = ""
     doc: str = ""
     path: str = ""
@@ -478,7 +530,7 @@ class Loss:
 
     def __post_init__(self) -> None:
         self.value, self.mean_over = sp.sympify(self.value), sp.sympify(self.mean_over)
-        unknown = [r for r in (*self.reductions, self.default_reduction) if r not in REDUCTIONS]
+        unknown = [r for r in (*self.reductions, self.default, *self.words.values()) if r not in REDUCTIONS]
         if unknown:
             raise DefinitionError(f"the reduction {unknown[0]!r} is not known", repair=f"Known: {', '.join(REDUCTIONS)}.")
 

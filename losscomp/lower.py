@@ -235,6 +235,8 @@ class Lowering:
                 return where(op("eq", self(a, env), self(b, env)), ONE, ZERO)
             case nodes.Named():
                 return self.called(expr.label, self(expr.body, env), kept=True)
+            case nodes.Rounded():
+                return self.called("bound", real(self(expr.body, env)), kept=True)
             case nodes.Stated() | nodes.StopGradient() | nodes.StraightThrough():
                 return self(expr.body, env)
             case nodes.Where(args=(condition, a, b)):

@@ -478,6 +478,10 @@ class StopGradient(Node):
         return self.args[0]
 
 
+class Rounded(StopGradient):
+    """A constant as the type that is computed in has it: the nearest number of that type."""
+
+
 class StraightThrough(Node):
     """The value of the first argument, the derivative of the second."""
 

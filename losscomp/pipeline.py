@@ -175,7 +175,7 @@ def known_names(names: dict[sp.Expr, str], settle: Callable[[sp.Expr], sp.Expr] 
 def plain(expr: sp.Expr) -> sp.Expr:
     """The value alone, once derivatives are taken: no statements about derivatives are left."""
     kinds = (nodes.Stated, nodes.StopGradient, nodes.StraightThrough)
-    if not expr.has(*kinds):
+    if isinstance(expr, nodes.Rounded) or not expr.has(*kinds):      # what is rounded is not to be taken apart
         return expr
     return plain(expr.args[0]) if isinstance(expr, kinds) else expr.func(*map(plain, expr.args))
 

@@ -17,7 +17,7 @@ from typing import Any
 from . import place
 from .cache import compiler_digest, digest, walk
 from .errors import BuildError, LosscompError
-from .render import data_folder
+from .render import data_folder, definition_named
 
 MANIFEST = ".losscomp.json"
 STATE = f"{place.STATE}/state.json"
@@ -78,17 +78,25 @@ class Plan:
     @cached_property
     def inputs(self) -> str:
         """The digest of all that the files of the library depend on."""
-        sources = [part for s in self.sources for part in (s.label, s.data)]
+        sources = [part for s in self.sources for part in [s.label, s.data, *bases(s.path, s.data)]]
         return digest(self.losscomp, self.name, " ".join(self.targets), self.helpers, *sources)
 
     def key(self, source: Source) -> str:
         """The digest of all that the text of one definition file depends on."""
-        return digest(self.losscomp, self.name, " ".join(self.targets), self.helpers, source.label, source.data)
+        return digest(self.losscomp, self.name, " ".join(self.targets), self.helpers, source.label, source.data,
+                      *bases(source.path, source.data))
 
     def wants(self, path: str) -> bool:
         """Does a file of the library belong to one of the targets, or to all?"""
         owners = {target for target, places in OWNED.items() for p in places if path.startswith(p.format(name=self.name))}
         return not owners or not owners.isdisjoint(self.targets)
+
+
+def bases(path: Path, data: bytes, known: frozenset[Path] = frozenset()) -> list[str | bytes]:
+    """What the definition files hold that a definition file takes formulas from, and those that these do."""
+    files = [definition_named(name.decode(), path) for name in re.findall(rb"""\bbase\(\s*["']([^"']+)["']""", data)]
+    texts = [(file, file.read_bytes()) for file in files if file is not None and file.resolve() not in known]
+    return [part for file, text in texts for part in [text, *bases(file, text, known | {file.resolve()})]]
 
 
 def make_plan(options: Options) -> Plan:

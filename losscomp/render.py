@@ -22,6 +22,11 @@ def data_folder(name: str) -> Path:
     raise BuildError(f"the folder {name!r} that ships with losscomp is missing", repair="Reinstall losscomp.")
 
 
+def definition_named(name: str, path: Path) -> Path | None:
+    """The definition file that another one means by a path: beside it, or among losscomp's own."""
+    return next((place / name for place in (path.parent, data_folder("definitions")) if (place / name).is_file()), None)
+
+
 @cache
 def losscomp_version() -> str:
     """The version that headers name."""

@@ -95,14 +95,14 @@ def tie(rng: np.random.Generator, values: np.ndarray, found: Mapping[str, Any], 
 
 
 def compared_with(form: Checked, tensor: Tensor) -> list[float]:
-    """The numbers that a definition compares a tensor with: labels such as 1 and -1."""
+    """The numbers that a definition compares a tensor with: labels such as 1 and -1; with one number, that and the next whole one."""
     exprs = form.exprs
     found: set[float] = set()
     for relation in exprs.atoms(sp.Equality, sp.Unequality):
         loads = [a for a in relation.args if isinstance(a, Load) and a.tensor == tensor]
         numbers = [a for a in relation.args if a.is_number]
         found |= {float(n) for n in numbers} if loads else set()
-    return sorted(found)
+    return sorted(found if len(found) > 1 else {n + k for n in found for k in (0, 1)})
 
 
 def parameters(form: Checked) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import os
 import re
 import subprocess
 import sys
@@ -54,6 +55,8 @@ def test_every_note_of_a_definition_is_among_the_differences() -> None:
     sections = dict(re.findall(r"^## (\w+)\n\n((?:- .*\n)+)", page + "\n", re.MULTILINE))
     notes = {}
     for name, definition in catalogue.load(catalogue.builtin_definitions()).items():
+        if forms_of(definition)[0].dialect_of:                           # another framework's form, which is not held against PyTorch
+            continue
         found = list(definition.notes) or [note for form in forms_of(definition) for note in form.notes]
         if found:
             notes[name] = "".join(f"- {note}\n" for note in found)
@@ -64,3 +67,28 @@ def test_the_map_names_every_file() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text()
     files = [p.name for p in (ROOT / "losscomp").glob("*.py") if not p.name.startswith("__")]
     assert [name for name in files if f"`{name}`" not in text] == []
+
+
+def examples(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+
+
+def test_the_examples_of_parts_and_processes_run(tmp_path: Path) -> None:
+    """Those in one process one after the other; the one of several prints one number three times, on each process."""
+    *others, script = examples("distributed.md")
+    runs = [e for e in others if "model(" not in e and "sharded(" not in e]
+    assert len(runs) == 2 and script.startswith("# example.py")
+    path = tmp_path / "example.py"
+    path.write_text("\n".join(runs) + "\n" + "import torch\n" + script)
+    done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=300,
+                          env={**os.environ, "PYTHONPATH": str(ROOT / "generated/src")})
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert sorted(line[0] for line in lines) == ["0", "1"], done.stderr
+    for _, *numbers in lines:
+        assert [float(n) for n in numbers] == pytest.approx([float(numbers[0])] * 3, rel=1e-6)
+
+
+def test_the_example_of_dialects_runs() -> None:
+    done = subprocess.run([sys.executable, "-c", examples("dialects.md")[0]], capture_output=True, text=True, timeout=100,
+                          env={**os.environ, "PYTHONPATH": str(ROOT / "generated/src")})
+    assert done.returncode == 0, done.stderr

@@ -19,8 +19,8 @@ TEMPLATES = ROOT / "templates"
 # From the bottom up; modules of one line do not import each other.
 LAYERS = [
     "__init__ errors",
-    "nodes ir cache oracle.balls",
-    "atoms schedule render compiler oracle.jets oracle.results",
+    "nodes ir cache render oracle.balls",
+    "atoms schedule reuse compiler oracle.jets oracle.results",
     "rewrite differentiate language place scaffold nvcc oracle.functions",
     "vectors lower plan doctor parts catalogue targets.printer recurrence",
     "check rules targets.c targets.numpy targets.torch build oracle.formulas",
@@ -28,7 +28,7 @@ LAYERS = [
     "pipeline oracle.evaluate",
     "dense operators composite family",
     "emit oracle",
-    "verify show",
+    "verify show compare",
     "bench",
     "cli",
     "__main__",

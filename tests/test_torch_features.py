@@ -25,6 +25,7 @@ from peercases import (
     broadcasts,
     cotangent,
     each_call,
+    each_natural,
     each_plain,
     each_smooth,
     each_with_peer,
@@ -49,14 +50,14 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWa
 # Derivatives
 
 @pytest.mark.parametrize("reduction", REDUCED)
-@each_call
+@each_natural
 def test_gradcheck(call: Call, reduction: str, T: Any) -> None:
     """Every real tensor, weights and fixed targets too, against numerical derivatives; and a vmapped backward."""
     function = call.bound(getattr(T, call.loss), call.smooth, reduction)
     assert torch.autograd.gradcheck(function, call.leaves(call.smooth), check_batched_grad=reduction == "mean")
 
 
-@each_call
+@each_natural
 def test_gradgradcheck(call: Call, T: Any) -> None:
     function = call.bound(getattr(T, call.loss), call.smooth, "mean")
     assert torch.autograd.gradgradcheck(function, call.leaves(call.smooth), atol=1e-4)
@@ -73,7 +74,7 @@ def test_second_derivatives_of_each_element(call: Call, T: Any) -> None:
     same(found, expected)
 
 
-@each_call
+@each_natural
 def test_forward_over_reverse_check(call: Call, T: Any) -> None:
     function = call.bound(getattr(T, call.loss), call.smooth, "mean")
     assert torch.autograd.gradgradcheck(function, call.leaves(call.smooth), atol=1e-4, check_fwd_over_rev=True,

@@ -17,12 +17,18 @@ c = classes.index()
 log_p = table("log_p", c, log(exp(input[c]) / Sum(exp(input[c]), c)))
 smoothed = (1 - smoothing) * target[c] + smoothing / classes.size
 
+
+def expected(log_p):
+    """The cross-entropy of the smoothed target probabilities and the probabilities with these logarithms."""
+    return -Sum(weight[c] * smoothed * log_p(c), c)
+
+
 cross_entropy = Overload(
     Loss(
         -(1 - smoothing) * weight[label] * log_p(label) - smoothing / classes.size * Sum(weight[c] * log_p(c), c),
         mean_over=weight[label],
     ),
-    Loss(-Sum(weight[c] * smoothed * log_p(c), c)),
+    Loss(expected(log_p)),
     like="torch.nn.functional.cross_entropy",
     module="CrossEntropyLoss",
     signature="input target weight size_average ignore_index reduce reduction label_smoothing",

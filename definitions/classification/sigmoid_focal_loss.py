@@ -22,6 +22,6 @@ sigmoid_focal_loss = Loss(
     alpha_t * exp(If(Eq(gamma, 0), 0, gamma * log_q)) * entropy,
     like="torchvision.ops.sigmoid_focal_loss",
     signature="input target alpha gamma reduction",
-    default_reduction="none",
+    default="none",
     notes=("target is a label: the derivative by it is 0.",),
 )

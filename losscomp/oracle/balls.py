@@ -127,6 +127,8 @@ def power(x: arb, r: arb) -> arb:
     if r.is_exact() and twice is not None:                              # so that an exact root stays exact
         base, n = (x, int(whole)) if whole is not None else (sqrt(x), int(twice))
         result = base ** abs(n)
+        if result.is_nan() and base.is_finite():                        # a ball around 0: its power is none to python-flint
+            result = repeated(base, abs(n))
         if not result.is_finite() and not base.is_nan():
             if base.is_finite():
                 give_up()
@@ -136,3 +138,11 @@ def power(x: arb, r: arb) -> arb:
     if where == 1:
         return exp(mul(r, log(x)))
     return NAN if where == -1 else ZERO if order(r, ZERO) == 1 else INF
+
+
+def repeated(x: arb, n: int) -> arb:
+    """x ** n by multiplications."""
+    result = ONE
+    while n:
+        result, x, n = (result * x if n & 1 else result), x * x, n >> 1
+    return result

@@ -126,7 +126,8 @@ def pose(form: Checked, tensors: Mapping[str, Any], params: Mapping[str, Any], r
     return Problem(
         form, batch, balls(arrays), absent, sizes,
         {p.name: arb(float(params.get(p.name, p.record.default))) for p in read_params},
-        reduction, [arb(float(s)) for s in scales], {key: rate for key, rate in rates.items() if not rate.is_zero()})
+        reduction, [arb(float(s)) for s in scales], {key: rate for key, rate in rates.items() if not rate.is_zero()},
+        np.float32 if {a.dtype for a in arrays.values() if a.dtype.kind == "f"} == {np.dtype(np.float32)} else np.float64)
 
 
 def counted(labels: np.ndarray, until: int) -> np.ndarray:

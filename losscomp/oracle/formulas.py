@@ -38,6 +38,10 @@ class Arguments(Protocol):
     def scalars(self) -> Mapping[str, arb]:
         """The parameters."""
 
+    @property
+    def real(self) -> Any:
+        """The type that the arrays are of."""
+
     def size(self, axis: nodes.Axis) -> int:
         """The number of positions along an axis."""
 
@@ -100,6 +104,9 @@ def code(expr: sp.Expr, frozen: Frozen = Frozen()) -> Code:
             return inner(expr.body)
         case nodes.Stated():
             return stated_code(expr, frozen)
+        case nodes.Rounded():
+            body = inner(expr.body)
+            return lambda point: arb(point.problem.real(float(still(body(point)).mid())).item())
         case nodes.StopGradient():
             body = inner(expr.body)
             return lambda point: still(body(point))

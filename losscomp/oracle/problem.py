@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import sympy as sp
 from flint import arb, ctx
 
@@ -33,6 +34,7 @@ class Problem:
     reduction: str
     upstream: Sequence[arb]                                             # one a sample
     directions: Moves
+    real: Any = np.float64                                              # the type that the arrays are of
     known: dict[tuple[Any, ...], Number] = field(default_factory=dict)
 
     def size(self, axis: nodes.Axis) -> int:

@@ -31,6 +31,11 @@ class TorchPrinter(Printer):
     }
     tight: ClassVar[frozenset[str]] = frozenset({"stop_gradient", "real", "integer", "not", "and", "or", "remainder", "exp_difference"})
 
+    over: ClassVar[dict[str, str]] = OVER
+    gather: ClassVar[str] = "stable.at({0}, {1})"
+    size: ClassVar[str] = "{0}"
+    positions: ClassVar[str] = "torch.arange({0}, device={1}.device)"
+
     def __init__(self, kernel: Kernel) -> None:
         super().__init__(kernel)
         self.slots = slots_of(kernel)
@@ -131,7 +136,7 @@ class TorchPrinter(Printer):
         else:
             kept = slices[slices.index(":"):] if ":" in slices else []
             text += f"[{', '.join(kept)}]" if "None" in kept else ""
-        return f"stable.at({text}, {self.place(argument, index, gathered)})" if gathered else text
+        return self.gather.format(text, self.place(argument, index, gathered)) if gathered else text
 
     def place(self, argument: Argument, index: tuple[Node, ...], gathered: list[int]) -> str:
         """The position in the gathered axes, as if they were one."""
@@ -144,6 +149,25 @@ class TorchPrinter(Printer):
 
     def dimension(self, var: Var) -> int:
         return self.slots.index(var) - len(self.slots)
+
+
+class ShardedPrinter(TorchPrinter):
+    """Where each process has a part of the only axis: what runs over the axis runs over all parts."""
+
+    over: ClassVar[dict[str, str]] = {op: f"shards.{name}({{0}}, {{1}})" for op, name in
+                                      (("sum", "sum_over"), ("max", "max_over"), ("log_mass", "log_mass"))}
+    gather: ClassVar[str] = "shards.at({0}, {1})"
+    size: ClassVar[str] = "shards.size"
+    positions: ClassVar[str] = "shards.positions({1})"
+
+
+def shardable(kernel: Kernel) -> bool:
+    """May the axis lie in parts: is there one, run over by one loop at a time, and gathered from at positions that all processes know?"""
+    flat = [s for s in ir.statements(kernel.body) if not isinstance(s, Loop)]
+    if len(kernel.axes) != 1 or len(slots_of(kernel)) > 1 or not all(isinstance(s, Let | Accumulate | Store) for s in flat):
+        return False
+    gathers = [n for s in flat for n in ir.walk(s.value) if isinstance(n, Load) and n.is_gather]
+    return not any(isinstance(n, Var) and n != SAMPLE for g in gathers for i in g.index if not isinstance(i, Var) for n in ir.walk(i))
 
 
 def length(node: Node) -> bool:
@@ -160,10 +184,11 @@ def slots_of(kernel: Kernel) -> list[Var]:
 class TorchText:
     """What the template asks of a kernel."""
 
-    def __init__(self, kernel: Kernel, defaults: Mapping[str, float | None], kinds: Mapping[str, str]) -> None:
+    def __init__(self, kernel: Kernel, defaults: Mapping[str, float | None], kinds: Mapping[str, str],
+                 printer: type[TorchPrinter] = TorchPrinter) -> None:
         self.kernel = kernel
         self.defaults, self.kinds = defaults, kinds                      # of optional tensors where absent; the types of scalars
-        self.p = TorchPrinter(kernel)
+        self.p = printer(kernel)
         flat = [s for s in ir.statements(kernel.body) if not isinstance(s, Loop)]
         self.read = list(dict.fromkeys(n for s in flat for n in ir.walk(s.value) if isinstance(n, Load)))
         self.views = self.moves()
@@ -186,7 +211,7 @@ class TorchText:
                 self.p.numbers |= {name} if self.p.is_number(value) else set()
                 return f"{name} = {self.p(value)}"
             case Accumulate(start, value):
-                return f"{start.name} = {OVER[start.op].format(self.p.tensor(value), self.p.dimension(start.over))}"
+                return f"{start.name} = {self.p.over[start.op].format(self.p.tensor(value), self.p.dimension(start.over))}"
         self.results[s.tensor] = self.result(s)
         return ""
 
@@ -227,12 +252,14 @@ class TorchText:
         p, used = self.p, {load.tensor for load in self.read}
         absent = [a for a in self.kernel.inputs if a.optional and a.name in used]
         needed = p.sizes | {v.axis for v in p.variables} | {axis for a in absent for axis in a.axes}
-        lines = [f"{axis} = {source}" for axis, source in self.sources().items() if axis in needed]
+        sources = self.sources()
+        lines = [f"{axis} = {source if axis == ir.BATCH else p.size.format(source)}" for axis, source in sources.items() if axis in needed]
         for a in absent:
-            lines.append(f"{a.name} = stable.given({', '.join([a.name, repr(self.defaults[a.name]), p.like, *a.axes])})")
+            shape = a.axes if p.size == "{0}" else [sources[axis] for axis in a.axes]
+            lines.append(f"{a.name} = stable.given({', '.join([a.name, repr(self.defaults[a.name]), p.like, *shape])})")
         for v in sorted(p.variables, key=p.slots.index):
             behind = ", None" * (-p.dimension(v) - 1)
-            lines.append(f"{Printer.var(p, v)} = torch.arange({v.axis}, device={p.like}.device)" + (f"[:{behind}]" if behind else ""))
+            lines.append(f"{Printer.var(p, v)} = {p.positions.format(v.axis, p.like)}" + (f"[:{behind}]" if behind else ""))
         return lines + [f"{name} = {view}" for name, view in self.views]
 
     def sources(self) -> dict[str, str]:
@@ -247,4 +274,4 @@ class TorchText:
 
     @property
     def returns(self) -> str:
-        return f"{self.results['loss']}, {self.results.get('denominator', '1.0')}"
+        return ", ".join(self.results[name] for name in ("loss", "denominator") if name in self.results)
