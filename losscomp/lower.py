@@ -238,6 +238,8 @@ class Lowering:
             return fold(lambda a, b: op(RELATIONS[type(expr)], a, b), args) if len(args) > 1 else op(RELATIONS[type(expr)], *args)
         if type(expr) in DIRECT:
             return op(DIRECT[type(expr)], *(self(a, env) for a in expr.args))
+        if atoms.is_atom(expr) and (computed := atoms.ATOMS[type(expr).__name__].computed) is not None:
+            return self.called(type(expr).__name__, self(sp.sympify(computed(*expr.args)), env))
         if type(expr) in BRANCHES:
             return BRANCHES[type(expr)](*(self(a, env) for a in expr.args))
         raise LoweringError(f"no spelling for {type(expr).__name__} in {expr}",

@@ -31,7 +31,7 @@ from .language import Loss
 from .lower import Lowering, parameter
 from .nodes import Delta, Load, Tensor, TensorRecord
 from .rewrite import Step, rewrite, rewrite_within
-from .rules import SMOOTHING, STABILISING, VECTORS
+from .rules import SMOOTHING, STABILISING, VECTORS, asked_for
 from .schedule import Scheduler
 
 STAGES = ("check", "smooth", "differentiate", "stabilise", "lower", "schedule", "emit")
@@ -83,6 +83,10 @@ def compile_loss(loss: Loss) -> list[Compiled]:
     """Every variant of a loss, through all stages that need no target. Raises CheckError, LoweringError."""
     seconds: dict[str, float] = {}
     with timed(seconds, "check"):
+        try:
+            asked_for(loss.rewrites)
+        except LosscompError as error:
+            raise error.at(loss.path or loss.name) from None
         forms = check(loss)
     return [compile_form(form, dict(seconds)) for form in forms]
 
@@ -90,6 +94,7 @@ def compile_loss(loss: Loss) -> list[Compiled]:
 def compile_form(form: Checked, seconds: dict[str, float] | None = None) -> Compiled:
     """One variant, through smooth, differentiate and stabilise."""
     seconds = {} if seconds is None else seconds
+    wanted = form.loss.rewrites
     with timed(seconds, "smooth"):
         smooth, smoothing = smoothed(form)
     with timed(seconds, "differentiate"):
@@ -100,7 +105,7 @@ def compile_form(form: Checked, seconds: dict[str, float] | None = None) -> Comp
         for formula in formulas:
             outputs = []
             for output in formula.outputs:
-                expr, steps = rewrite_within(plain(output.expr), STABILISING)
+                expr, steps = rewrite_within(plain(output.expr), STABILISING, wanted)
                 stabilising[formula.name, output.argument.name] = steps
                 outputs.append(replace(output, expr=expr))
             stable.append(replace(formula, outputs=tuple(outputs)))
@@ -109,8 +114,8 @@ def compile_form(form: Checked, seconds: dict[str, float] | None = None) -> Comp
 
 def smoothed(form: Checked) -> tuple[Checked, list[Step]]:
     """One variant in smooth atoms, and the steps to it."""
-    value, steps = rewrite(form.value, SMOOTHING)
-    weight, more = rewrite(form.weight, SMOOTHING)
+    value, steps = rewrite(form.value, SMOOTHING, form.loss.rewrites)
+    weight, more = rewrite(form.weight, SMOOTHING, form.loss.rewrites)
     return replace(form, value=value, weight=weight, names=known_names(form.names)), steps + more
 
 

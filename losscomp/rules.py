@@ -3,14 +3,40 @@
 Two sets, one engine. Smoothing rules turn a definition into smooth atoms, which are then differentiated; stabilising rules
 choose the accurate form of each result. A rule is sound when both sides agree wherever both are defined, and the right side is
 defined wherever the left is. The tests prove every rule from this table, symbolically and at random points.
+
+A rule that is offered helps some definitions and hurts others: it is taken where a definition names it. Rules that are often
+written down and are false stand in the table too, disabled, each with a point that refutes it.
 """
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Collection
+
 import sympy as sp
 
 from . import nodes
-from .atoms import Abs, expm1, hinge, inverse_root, log1p, root, sigmoid, softplus, step, xlogy
+from .atoms import (
+    Abs,
+    expm1,
+    expm1mx,
+    hinge,
+    inverse_root,
+    larger,
+    log1mexp,
+    log1p,
+    log1pmx,
+    logaddexp,
+    logcosh,
+    root,
+    root1p,
+    sigmoid,
+    smaller,
+    softplus,
+    step,
+    xlogy,
+)
+from .errors import DefinitionError
 from .nodes import Delta, Index, Named, Reduce, Where, substitute
 from .rewrite import ANY_INDEX, BOUND, Binding, Hole, Procedure, Rule, over, without
 from .vectors import difference_of_lengths, difference_of_units, one_minus_cosine, power_rejection, rejection
@@ -205,6 +231,17 @@ def cancelling_terms(expr: sp.Expr) -> sp.Expr | None:
     return opened if len(sp.Add.make_args(opened)) < len(expr.args) else None
 
 
+def root_of_squares(expr: sp.Expr) -> sp.Expr | None:
+    """The root of c**2 + x**2, for a number c or a positive one that the caller chooses, is c root1p(x / c): x**2 may overflow."""
+    if not (isinstance(expr, sp.Pow) and expr.exp == sp.S.Half and isinstance(expr.base, sp.Add) and len(expr.base.args) == 2):
+        return None
+    for first, second in (expr.base.args, expr.base.args[::-1]):
+        c, x_ = nodes.root_of(first), nodes.root_of(second)
+        if c is not None and x_ is not None and c.is_positive and (c.is_number or isinstance(c, nodes.Param)) and not x_.is_number:
+            return c * root1p(x_ / c)
+    return None
+
+
 SMOOTHING: tuple[Rule | Procedure, ...] = (
     Rule("log of a product", sp.log(a * b, evaluate=False), sp.log(a) + sp.log(b), "overflow under the logarithm of a softmax",
          condition=_exponential, domain=(a, b)),
@@ -214,12 +251,25 @@ SMOOTHING: tuple[Rule | Procedure, ...] = (
     Rule("power of sum exp", _sum_exp**k, lambda found: sp.exp(found[k] * _log_sum_exp(found)), "overflow in a softmax"),
     Rule("softplus", sp.log(1 + sp.exp(x)), softplus(x), "overflow, cancellation"),
     Rule("sigmoid", 1 / (1 + sp.exp(x)), sigmoid(-x), "overflow"),
+    Rule("power of sigmoid", (1 + sp.exp(x))**k, sigmoid(-x)**-k, "overflow", condition=lambda found: found[k].could_extract_minus_sign(),
+         ranges=(("k", -30.0, 30.0),)),
     Rule("sigmoid of e^x", sp.exp(x) * sigmoid(-x), sigmoid(x), "overflow"),
     Rule("log sigmoid", sp.log(sigmoid(x)), -softplus(-x), "log of an underflow"),
     Rule("one minus sigmoid", 1 - sigmoid(x), sigmoid(-x), "cancellation"),
     Rule("x log x", x * sp.log(x), lambda found: xlogy(found[x], found[x]), "0 log 0"),
     Rule("log1p", sp.log(1 + x), log1p(x), "cancellation near 0", ranges=(("x", -0.999, 1e6),)),
     Rule("expm1", sp.exp(x) - 1, expm1(x), "cancellation near 0"),
+    Rule("expm1mx", expm1(x) - x, expm1mx(x), "cancellation near 0"),
+    Rule("log1mexp", sp.log(-expm1(x)), log1mexp(-x), "cancellation near 0, log of an underflow", ranges=(("x", -700.0, -1e-300),)),
+    Rule("log1pmx", log1p(x) - x, log1pmx(x), "cancellation near 0", ranges=(("x", -0.999, 1e6),)),
+    Rule("log cosh", sp.log(sp.cosh(x)), logcosh(x), "overflow, cancellation near 0"),
+    Rule("log cosh of exponentials", sp.log(sp.exp(x) / 2 + sp.exp(-x) / 2), logcosh(x), "overflow, cancellation near 0"),
+    Rule("log cosh of softplus", softplus(y) - sp.log(2) + x, logcosh(x), "cancellation near 0",
+         condition=lambda found: sp.expand_mul(found[y] + 2 * found[x]) == 0, given=((y, -2 * x),)),
+    Rule("log of two exponentials", sp.log(sp.exp(a) + sp.exp(b)), logaddexp(a, b), "overflow"),
+    Rule("one minus tanh", 1 - sp.tanh(x), 2 * sigmoid(-2 * x), "cancellation in a tail"),
+    Rule("one plus tanh", 1 + sp.tanh(x), 2 * sigmoid(2 * x), "cancellation in a tail"),
+    Procedure("root of squares", root_of_squares, "overflow of a square", "smooth"),
     Rule("softplus less its line", softplus(x) - x * y, (1 - y) * softplus(x) + y * softplus(-x), "cancellation where y is 1"),
 )
 
@@ -252,7 +302,54 @@ STABILISING: tuple[Rule | Procedure, ...] = (
     Rule("log ratio", xlogy(y, y) - y * x, lambda found: Where(sp.Eq(found[y], 0), -found[y] * found[x],
                                                                   found[y] * (sp.log(found[y]) - found[x])),
          "cancellation where log y is near x", "stabilise", ranges=(("y", 0.0, 1e6),)),
+    Rule("root less one", root1p(x) - 1, x**2 / (1 + root1p(x)), "cancellation near 0", "stabilise"),
+    Rule("one minus cos", 1 - sp.cos(x), 2 * sp.sin(x / 2)**2, "cancellation near 0", "stabilise"),
+    Rule("slope of tanh", 1 - sp.tanh(x)**2, 4 * sigmoid(2 * x) * sigmoid(-2 * x), "cancellation in the tails", "stabilise"),
+    Rule("log minus log", sp.log(a) - sp.log(b), lambda found: Where(
+            sp.And(found[a] < 2 * found[b], found[b] < 2 * found[a]), log1p((found[a] - found[b]) / found[b]), sp.log(found[a] / found[b])),
+         "cancellation where both are near each other", "stabilise", domain=(a, b)),
+    Rule("difference of squares", a**2 - b**2, (a - b) * (a + b), "cancellation, where the bases are exact", "stabilise", offered=True),
+    Rule("difference of roots", sp.sqrt(a) - sp.sqrt(b),
+         lambda found: Where(sp.Eq(found[a], found[b]), 0, (found[a] - found[b]) / (sp.sqrt(found[a]) + sp.sqrt(found[b]))),
+         "cancellation, where the radicands are exact", "stabilise", offered=True, ranges=(("a", 0.0, 1e300), ("b", 0.0, 1e300))),
+    Rule("power of a tail", sigmoid(x)**k, sp.exp(-k * softplus(-x)), "underflow of a power", "stabilise", offered=True,
+         condition=lambda found: not found[k].is_number, ranges=(("x", -700.0, 700.0), ("k", -30.0, 30.0))),
     Rule("hinge slope", hinge(x, t) * step(x, t), hinge(x, t), "a product with 0 or 1", "stabilise", ranges=(("t", 0.0, 1.0),)),
 )
 
+# What looks like a rule and is none.
+DISABLED: tuple[Rule, ...] = (
+    Rule("log of a square", sp.log(x**2), 2 * sp.log(x), "overflow", unsound="x may be negative", counterexample=(("x", -1.0),)),
+    Rule("log of any product", sp.log(a * b), sp.log(a) + sp.log(b), "overflow", unsound="both factors may be negative",
+         counterexample=(("a", -1.0), ("b", -1.0))),
+    Rule("root of a square", sp.sqrt(x**2, evaluate=False), x, "a root", unsound="x may be negative", counterexample=(("x", -1.0),)),
+    Rule("fourth root of a square", sp.Pow(x**2, sp.Rational(1, 4), evaluate=False), sp.sqrt(x), "a square",
+         unsound="x may be negative", counterexample=(("x", -1.0),)),
+    Rule("root of any product", sp.sqrt(a * b), sp.sqrt(a) * sp.sqrt(b), "overflow", unsound="both factors may be negative",
+         counterexample=(("a", -4.0), ("b", -1.0))),
+    Rule("difference of roots, bare", sp.sqrt(a) - sp.sqrt(b), (a - b) / (sp.sqrt(a) + sp.sqrt(b)), "cancellation",
+         unsound="0 / 0 where both are 0", counterexample=(("a", 0.0), ("b", 0.0))),
+    Rule("x log y, bare", xlogy(x, y), x * sp.log(y), "a selection", unsound="0 log 0", counterexample=(("x", 0.0), ("y", 0.0))),
+    Rule("two-term log sum exp of SymPy", sp.log(sp.exp(a) + sp.exp(b)), larger(a, b, sp.S.Half) + log1p(sp.exp(smaller(a, b, sp.S.Half))),
+         "overflow", unsound="the smaller term is not taken relative to the larger", counterexample=(("a", 1.0), ("b", 1.0))),
+    Rule("sigmoid minus label, clipped", sigmoid(x) - y, larger((1 - y) * sigmoid(x), -y * sigmoid(-x), sp.S.Half), "cancellation",
+         unsound="both terms count where y is between 0 and 1", counterexample=(("x", 0.0), ("y", 0.25))),
+)
+
 RULES = SMOOTHING + STABILISING
+EVERY = RULES + DISABLED
+
+
+def asked_for(names: Collection[str]) -> tuple[str, ...]:
+    """The names of rules in a definition's `rewrites`, checked. Raises DefinitionError for one that is not there, or is false."""
+    known = {r.name: r for r in reversed(EVERY)}
+    for name in names:
+        rule = known.get(name)
+        if rule is None:
+            near = difflib.get_close_matches(name, known, n=3) or [r.name for r in RULES if r.offered]
+            raise DefinitionError(f"rewrites names {name!r}, which is no rule", repair=f"Did you mean {' or '.join(map(repr, near))}?")
+        if rule.unsound:
+            raise DefinitionError(f"rewrites names {name!r}, which is false: {rule.unsound}, such as {dict(rule.counterexample)}"
+                                  if isinstance(rule, Rule) else f"rewrites names {name!r}, which is false: {rule.unsound}",
+                                  repair="Leave it out.")
+    return tuple(names)
