@@ -74,6 +74,20 @@ def compile_shim(folder: Path, out: Path, flags: Sequence[str] = ("-O0",), only:
     return made
 
 
+def partial_library(source: Path, folder: Path, names: Sequence[str]) -> Path:
+    """The sources of some losses, with a driver that knows of no others."""
+    folder.mkdir(parents=True)
+    for path in source.iterdir():
+        if path.stem in names or path.suffix in (".h", ".cuh"):
+            shutil.copy(path, folder)
+    driver = (source / "losslib_cuda.cu").read_text()
+    gone = [p.stem for p in source.glob("*.cu") if p.stem not in (*names, "losslib_cuda")]
+    named = {f'extern "C" const losslib_kernel losslib_kernels_of_{name}[];' for name in gone}
+    named |= {f"    losslib_kernels_of_{name}," for name in gone}
+    (folder / "losslib_cuda.cu").write_text("\n".join(line for line in driver.splitlines() if line not in named) + "\n")
+    return folder
+
+
 def narrow(array: np.ndarray, storage: str) -> np.ndarray:
     """Real numbers as a type stores them; bfloat16 as 16 bits. What is stored so already stays where it is, layout and all."""
     if array.dtype == storage:
