@@ -53,8 +53,8 @@ logcosh: Any
 logaddexp: Any
 log1mexp: Any
 log1pmx: Any
-root1p: Any
-root1p_slope: Any
+hypotenuse: Any
+hypotenuse_slope: Any
 Sign: Any
 Abs: Any
 step: Any
@@ -125,11 +125,11 @@ _smooth = (
     Atom("log1pmx", lambda x: sp.log(1 + x) - x, (lambda x: -x / (1 + x),), ranges=((-0.999, 1e6),),
          stable="a series near 0, log1p(x) - x elsewhere",
          computed=lambda x: Where(Abs(x) < sp.Rational(2, 5), _log1pmx(x), log1p(x) - x)),
-    Atom("root1p", lambda x: sp.sqrt(1 + x**2), (lambda x: root1p_slope(x),), "positive", ((-1e300, 1e300),),
-         stable="sqrt(1 + x**2), |x| where that is the same",
-         computed=lambda x: Where(Abs(x) < SQUARES_END, sp.sqrt(1 + x**2), Abs(x))),
-    Atom("root1p_slope", lambda x: x / sp.sqrt(1 + x**2), (lambda x: 1 / root1p(x)**3,), ranges=((-1e300, 1e300),),
-         stable="x / sqrt(1 + x**2)", computed=lambda x: x / root1p(x)),
+    Atom("hypotenuse", lambda x, c: sp.sqrt(c**2 + x**2), (lambda x, c: hypotenuse_slope(x, c), None), "positive",
+         ((-1e300, 1e300), (1e-3, 1e3)), stable="c sqrt(1 + (x / c)**2), |x| where that is the same",
+         computed=lambda x, c: Where(Abs(x) < SQUARES_END * c, c * sp.sqrt(1 + (x / c)**2) if c != 1 else sp.sqrt(1 + x**2), Abs(x))),
+    Atom("hypotenuse_slope", lambda x, c: x / sp.sqrt(c**2 + x**2), (lambda x, c: (c / hypotenuse(x, c))**2 / hypotenuse(x, c), None),
+         ranges=((-1e300, 1e300), (1e-3, 1e3)), stable="x / sqrt(c**2 + x**2)", computed=lambda x, c: x / hypotenuse(x, c)),
 )
 
 _kinks = (
@@ -163,7 +163,7 @@ FUNCTIONS: dict[str, type[sp.Function]] = {name: _define(atom) for name, atom in
 softplus, sigmoid, log1p = FUNCTIONS["softplus"], FUNCTIONS["sigmoid"], FUNCTIONS["log1p"]
 expm1, expm1mx, xlogy = FUNCTIONS["expm1"], FUNCTIONS["expm1mx"], FUNCTIONS["xlogy"]
 logcosh, logaddexp, log1mexp = FUNCTIONS["logcosh"], FUNCTIONS["logaddexp"], FUNCTIONS["log1mexp"]
-log1pmx, root1p, root1p_slope = FUNCTIONS["log1pmx"], FUNCTIONS["root1p"], FUNCTIONS["root1p_slope"]
+log1pmx, hypotenuse, hypotenuse_slope = FUNCTIONS["log1pmx"], FUNCTIONS["hypotenuse"], FUNCTIONS["hypotenuse_slope"]
 Sign, Abs, step, hinge = FUNCTIONS["Sign"], FUNCTIONS["Abs"], FUNCTIONS["step"], FUNCTIONS["hinge"]
 larger, smaller, same = FUNCTIONS["larger"], FUNCTIONS["smaller"], FUNCTIONS["same"]
 root, inverse_root = FUNCTIONS["root"], FUNCTIONS["inverse_root"]

@@ -66,7 +66,7 @@ GROWING: dict[type, tuple[Any, Any]] = {
     atoms.root: (lambda x: math.sqrt(max(x, 0.0)), lambda b: 0.5),
     atoms.Abs: (lambda x: x, lambda b: 1.0),
     atoms.binade: (lambda x: x, lambda b: 0.0),
-    atoms.root1p_slope: (lambda x: math.copysign(1.0, x), lambda b: 1.0),
+    atoms.hypotenuse_slope: (lambda x: math.copysign(1.0, x), lambda b: 1.0),
 }
 FALLBACK: dict[type, Bound] = {sp.cos: Bound(-1, 1), sp.sin: Bound(-1, 1), atoms.Sign: Bound(-1, 1), atoms.step: UNIT, atoms.same: UNIT}
 EXACT = (atoms.Sign, atoms.step, atoms.same)

@@ -21,6 +21,7 @@ from .atoms import (
     expm1,
     expm1mx,
     hinge,
+    hypotenuse,
     inverse_root,
     larger,
     log1mexp,
@@ -29,7 +30,6 @@ from .atoms import (
     logaddexp,
     logcosh,
     root,
-    root1p,
     sigmoid,
     smaller,
     softplus,
@@ -41,7 +41,7 @@ from .nodes import Delta, Index, Named, Reduce, Where, substitute
 from .rewrite import ANY_INDEX, BOUND, Binding, Hole, Procedure, Rule, over, without
 from .vectors import difference_of_lengths, difference_of_units, one_minus_cosine, power_rejection, rejection
 
-a, b, f, k, x, y, t = map(Hole, "abfkxyt")
+a, b, c, f, k, x, y, t = map(Hole, "abcfkxyt")
 _sum_exp = Reduce("sum", sp.exp(over(f)), ANY_INDEX)
 
 
@@ -93,6 +93,17 @@ def complement(here: sp.Expr, lse: Reduce) -> sp.Expr:
     return rest / (others + ties)
 
 
+def quotient(term: sp.Expr, factor: sp.Expr) -> sp.Expr:
+    """term / factor, without dividing by what stands in both: exp(a) exp(b) / exp(b) is exp(a)."""
+    (count, rest), (other, gone) = term.as_coeff_Mul(), factor.as_coeff_Mul()
+    left = list(sp.Mul.make_args(rest))
+    for f in sp.Mul.make_args(gone):
+        if f not in left:
+            return term / factor
+        left.remove(f)
+    return count / other * sp.Mul(*left)
+
+
 def softmax_minus_one_hot(expr: sp.Expr) -> sp.Expr | None:
     """k softmax(a) - k delta(a, b) is k softmax(a) off b, and -k (1 - softmax(b)) at b."""
     if not isinstance(expr, sp.Add):
@@ -101,9 +112,9 @@ def softmax_minus_one_hot(expr: sp.Expr) -> sp.Expr | None:
         delta = next((d for d in sp.Mul.make_args(hit) if isinstance(d, Delta)), None)
         if delta is None:
             continue
-        factor = -hit / delta
+        factor = -without(hit, delta)
         for term in expr.args:
-            share = term / factor
+            share = quotient(term, factor)
             for _, lse, here in shares(share):
                 place = position_of(here, lse)
                 if place not in delta.args or share != sp.exp(here - lse):
@@ -232,13 +243,33 @@ def cancelling_terms(expr: sp.Expr) -> sp.Expr | None:
 
 
 def root_of_squares(expr: sp.Expr) -> sp.Expr | None:
-    """The root of c**2 + x**2, for a number c or a positive one that the caller chooses, is c root1p(x / c): x**2 may overflow."""
+    """The root of c**2 + x**2, for a positive number c or one that the caller chooses: x**2 may overflow."""
     if not (isinstance(expr, sp.Pow) and expr.exp == sp.S.Half and isinstance(expr.base, sp.Add) and len(expr.base.args) == 2):
         return None
     for first, second in (expr.base.args, expr.base.args[::-1]):
-        c, x_ = nodes.root_of(first), nodes.root_of(second)
-        if c is not None and x_ is not None and c.is_positive and (c.is_number or isinstance(c, nodes.Param)) and not x_.is_number:
-            return c * root1p(x_ / c)
+        c_, x_ = squared(first), squared(second)
+        if c_ is not None and x_ is not None and c_.is_positive and (c_.is_number or isinstance(c_, nodes.Param)) and not x_.is_number:
+            return hypotenuse(x_, c_)
+    return None
+
+
+def squared(expr: sp.Expr) -> sp.Expr | None:
+    """The expression of which this is the square, if its factors, above and below, are squares."""
+    above, below = expr.as_numer_denom()
+    over, under = nodes.root_of(above), nodes.root_of(below)
+    return None if over is None or under is None else over / under
+
+
+def softplus_less_itself(expr: sp.Expr) -> sp.Expr | None:
+    """k softplus(x) - k x is k softplus(-x), where x may be a sum."""
+    if not isinstance(expr, sp.Add):
+        return None
+    for term in expr.args:
+        for atom in (f for f in sp.Mul.make_args(term) if isinstance(f, softplus)):
+            factor = without(term, atom)
+            rest = sp.Add(*(t for t in expr.args if t != term)) + factor * atom.args[0]
+            if len(sp.Add.make_args(sp.expand_mul(rest))) + (rest != 0) <= len(expr.args) - len(sp.Add.make_args(atom.args[0])):
+                return factor * softplus(-atom.args[0]) + sp.expand_mul(rest)
     return None
 
 
@@ -267,6 +298,13 @@ SMOOTHING: tuple[Rule | Procedure, ...] = (
     Rule("log cosh of softplus", softplus(y) - sp.log(2) + x, logcosh(x), "cancellation near 0",
          condition=lambda found: sp.expand_mul(found[y] + 2 * found[x]) == 0, given=((y, -2 * x),)),
     Rule("log of two exponentials", sp.log(sp.exp(a) + sp.exp(b)), logaddexp(a, b), "overflow"),
+    Rule("share of a sum of exponentials", sp.exp(a) * sp.exp(b), sp.exp(a + b), "infinity times 0 in a softmax",
+         condition=lambda found: any(part.has(Reduce, logaddexp) for part in (found[a], found[b]))),
+    Rule("power of two exponentials", (sp.exp(a) + sp.exp(b))**k, sp.exp(k * logaddexp(a, b)), "overflow",
+         condition=lambda found: found[k].could_extract_minus_sign(), ranges=(("k", -5.0, 5.0),)),
+    Rule("share of two exponentials", sp.exp(x - logaddexp(a, b)), sigmoid(2 * x - a - b), "overflow, cancellation",
+         condition=lambda found: found[x] in (found[a], found[b]), given=((x, a),)),
+    Procedure("softplus less itself", softplus_less_itself, "cancellation", "smooth"),
     Rule("one minus tanh", 1 - sp.tanh(x), 2 * sigmoid(-2 * x), "cancellation in a tail"),
     Rule("one plus tanh", 1 + sp.tanh(x), 2 * sigmoid(2 * x), "cancellation in a tail"),
     Procedure("root of squares", root_of_squares, "overflow of a square", "smooth"),
@@ -302,7 +340,8 @@ STABILISING: tuple[Rule | Procedure, ...] = (
     Rule("log ratio", xlogy(y, y) - y * x, lambda found: Where(sp.Eq(found[y], 0), -found[y] * found[x],
                                                                   found[y] * (sp.log(found[y]) - found[x])),
          "cancellation where log y is near x", "stabilise", ranges=(("y", 0.0, 1e6),)),
-    Rule("root less one", root1p(x) - 1, x**2 / (1 + root1p(x)), "cancellation near 0", "stabilise"),
+    Rule("root less one", hypotenuse(x, sp.S.One) - 1, x**2 / (1 + hypotenuse(x, sp.S.One)), "cancellation near 0", "stabilise"),
+    Rule("root less its least", hypotenuse(x, c) - c, x**2 / (c + hypotenuse(x, c)), "cancellation near 0", "stabilise", domain=(c,)),
     Rule("one minus cos", 1 - sp.cos(x), 2 * sp.sin(x / 2)**2, "cancellation near 0", "stabilise"),
     Rule("slope of tanh", 1 - sp.tanh(x)**2, 4 * sigmoid(2 * x) * sigmoid(-2 * x), "cancellation in the tails", "stabilise"),
     Rule("log minus log", sp.log(a) - sp.log(b), lambda found: Where(

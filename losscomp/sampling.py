@@ -64,7 +64,8 @@ def into_domain(tensor: Tensor, values: np.ndarray, rng: np.random.Generator, st
         ends = rng.choice([domain.low, domain.high], values.shape)
         return np.where(rng.random(values.shape) < (0.1 if stratum == "normal" else 0.3), ends, np.clip(inside, domain.low, domain.high))
     if domain.low is not None:
-        return domain.low + np.abs(values)
+        inside = domain.low + np.abs(values)
+        return np.where(inside == domain.low, domain.low + 1e-30, inside) if domain.open_low else inside
     return domain.high - np.abs(values) if domain.high is not None else values
 
 

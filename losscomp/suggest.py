@@ -47,6 +47,7 @@ class Error:
     ulps: list[np.ndarray]
     anywhere: float = 0.0
     lost: int = 0
+    lost_off_roots: int = 0
 
     @property
     def most(self) -> float:
@@ -123,7 +124,7 @@ def measure(definition: Definition, form: Checked, naive: bool = True) -> Errors
     for dtype in TYPES:
         for stratum in STRATA:
             inputs = Inputs(samples(form, stratum, POINTS, dtype), parameters(form), dtype)
-            for some in [inputs, *singles(form, inputs)]:
+            for some in [inputs, *singles(form, inputs, POINTS)]:
                 with suppress(OracleError):
                     results = list(measured(replace_like(definition), form, some, {EMITTED: module}, roots=True))
                     own = naive_results(form, some) if naive else {}
@@ -136,9 +137,9 @@ def measure(definition: Definition, form: Checked, naive: bool = True) -> Errors
     return found
 
 
-def singles(form: Checked, inputs: Inputs) -> Iterator[Inputs]:
+def singles(form: Checked, inputs: Inputs, count: int) -> Iterator[Inputs]:
     """The samples one by one, for a batch that holds one that spans too many exponents for the oracle."""
-    for n in range(POINTS):
+    for n in range(count):
         yield replace(inputs, tensors={t.name: inputs.tensors[t.name][n:n + 1] if t.record.per_sample else inputs.tensors[t.name]
                                        for t in form.inputs})
 
@@ -164,6 +165,7 @@ def account(found: Errors, result: Result, dtype: str, computed: np.ndarray, wha
     lost |= finite & ~np.isfinite(computed)
     root = np.atleast_1d(np.zeros(1) if result.moved is None else result.moved) > ROOT
     error.lost += int(lost.sum())
+    error.lost_off_roots += int((lost & ~root).sum())
     error.ulps.append(ulps[ordinary & ~lost & ~root])
     error.anywhere = max([error.anywhere, *ulps[ordinary & ~lost].tolist()])
 

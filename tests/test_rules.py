@@ -19,7 +19,7 @@ from losscomp import nodes
 from losscomp.atoms import ATOMS, FUNCTIONS, expand_atoms
 from losscomp.check import Checked, check, modern
 from losscomp.errors import LosscompError
-from losscomp.language import Hinge, Loss, Norm, Sum, axis, exp, index, log, named, oo, table, tanh, tensor
+from losscomp.language import Hinge, Loss, Norm, Sum, axis, exp, index, log, named, oo, param, table, tanh, tensor
 from losscomp.nodes import Load, Reduce, Rejection, Where
 from losscomp.oracle import OracleError, exact, ulp_error
 from losscomp.pipeline import Compiled, compile_loss, plain
@@ -360,6 +360,7 @@ x, z, y = tensor("x", CLASSES), tensor("z", CLASSES), index("y", into=CLASSES)
 s, t, p = tensor("s"), tensor("t"), tensor("p", positive=True)
 U, V = (named(name, v[c] / Norm(v[c], c, plus=sp.Rational(1, 64))) for name, v in (("u", x), ("v", z)))
 LOG_P = table("log_p", c, log(exp(x[c]) / Sum(exp(x[c]), c)))
+WIDTH = param("width", default=1.5, positive=True)
 EXAMPLES: dict[str, Loss] = {name: loss.called(name) for name, loss in {
     "label": Loss(-LOG_P(y)),
     "soft_labels": Loss(-Sum(z[c] * LOG_P(c), c)),
@@ -367,6 +368,7 @@ EXAMPLES: dict[str, Loss] = {name: loss.called(name) for name, loss in {
     "logistic": Loss(log(1 + exp(s)) - s * t),
     "mass": Loss(log(Sum(exp(x[c]), c))),
     "line": Loss(s - log(1 + exp(s))),
+    "line_of_a_name": Loss(s - named("mass", log(1 + exp(s)))),
     "probability": Loss(1 / (1 + exp(-s)) - t),
     "sigmoids": Loss(exp(s) / (1 + exp(s)) * t + log(1 / (1 + exp(-s))) + (1 - 1 / (1 + exp(s)))**2),
     "entropy": Loss(p * log(p) - p * s),
@@ -378,6 +380,9 @@ EXAMPLES: dict[str, Loss] = {name: loss.called(name) for name, loss in {
     "two": Loss(log(exp(s) + exp(t)) + (1 - tanh(s)) * t + (1 + tanh(t)) / 2),
     "pseudo_huber": Loss(4 * (sp.sqrt(1 + (s / 2)**2) - 1)),
     "arcs": Loss(sp.sqrt(s**2 + 9) + tanh(s) * t),
+    "arcs_of_a_parameter": Loss(sp.sqrt(s**2 + WIDTH**2) - WIDTH),
+    "halves": Loss(exp(s / 2) / (exp(s / 2) + exp(-s / 2)) * t),
+    "line_of_a_product": Loss(-log(exp(-s) / (1 + exp(-s)))),
     "turn": Loss(1 - sp.cos(s)),
     "ratio": Loss((log(p) - log(p + s**2))**2),
     "offers": Loss((s**2 - t**2)**2 + (sp.sqrt(p) - sp.sqrt(p + s**2))**2 + (1 / (1 + exp(-s)))**p, rewrites=tuple(
