@@ -13,7 +13,7 @@ from typing import Any
 
 import sympy as sp
 
-from .nodes import Where
+from .nodes import Named, Where
 
 Formula = Callable[..., Any]
 
@@ -127,7 +127,7 @@ _smooth = (
          computed=lambda x: Where(Abs(x) < sp.Rational(2, 5), _log1pmx(x), log1p(x) - x)),
     Atom("hypotenuse", lambda x, c: sp.sqrt(c**2 + x**2), (lambda x, c: hypotenuse_slope(x, c), None), "positive",
          ((-1e300, 1e300), (1e-3, 1e3)), stable="c sqrt(1 + (x / c)**2), |x| where that is the same",
-         computed=lambda x, c: Where(Abs(x) < SQUARES_END * c, c * sp.sqrt(1 + (x / c)**2) if c != 1 else sp.sqrt(1 + x**2), Abs(x))),
+         computed=lambda x, c: Where(Abs(x) < SQUARES_END * c, c * sp.sqrt(1 + (Named("error", x) / c)**2), Abs(x))),
     Atom("hypotenuse_slope", lambda x, c: x / sp.sqrt(c**2 + x**2), (lambda x, c: (c / hypotenuse(x, c))**2 / hypotenuse(x, c), None),
          ranges=((-1e300, 1e300), (1e-3, 1e3)), stable="x / sqrt(c**2 + x**2)", computed=lambda x, c: x / hypotenuse(x, c)),
 )

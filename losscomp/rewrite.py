@@ -122,6 +122,9 @@ def match(pattern: Any, expr: Any, found: Binding) -> Iterator[Binding]:
                 yield found
         elif isinstance(expr, sp.Expr):
             yield {**found, pattern: expr}
+    elif isinstance(pattern, sp.Mul) and len(pattern.args) == 2 and pattern.args[0] == -1 and isinstance(pattern.args[1], Hole):
+        if isinstance(expr, sp.Expr) and (pattern.args[1] in found or expr.as_coeff_Mul()[0] < 0):       # -2 y too is minus something
+            yield from match(pattern.args[1], -expr, found)
     elif isinstance(pattern, Reduce):
         if isinstance(expr, Reduce) and pattern.op == expr.op:
             bare = pattern.body.replace(lambda e: isinstance(e, Over), lambda e: e.args[0])

@@ -54,6 +54,11 @@ def _exponential(found: Binding) -> bool:
     return all(found[h].is_positive for h in (a, b)) and any(part.has(sp.exp, sigmoid) for part in (found[a], found[b]))
 
 
+def _unnamed(found: Binding) -> bool:
+    """Can the first be given a name, and has neither one, so that a rule does not match in its own result?"""
+    return not (found[a].is_Atom or any(isinstance(found[h], Named) for h in (a, b)))
+
+
 # Softmaxes. A share near 1 is told from 1 by the sum of the others, where it is the largest; a mean under a softmax is taken
 # relative to the value at the largest, which has nearly all of the weight when differences matter.
 
@@ -260,22 +265,27 @@ def squared(expr: sp.Expr) -> sp.Expr | None:
     return None if over is None or under is None else over / under
 
 
-def softplus_less_itself(expr: sp.Expr) -> sp.Expr | None:
-    """k softplus(x) - k x is k softplus(-x), where x may be a sum."""
+LESS_ARGUMENT = {softplus: lambda x: softplus(-x), expm1: expm1mx, log1p: log1pmx}
+
+
+def less_its_argument(expr: sp.Expr) -> sp.Expr | None:
+    """k softplus(x) - k x is k softplus(-x), and so for functions that are x and a little near 0, where x may be a sum."""
     if not isinstance(expr, sp.Add):
         return None
     for term in expr.args:
-        for atom in (f for f in sp.Mul.make_args(term) if isinstance(f, softplus)):
-            factor = without(term, atom)
-            rest = sp.Add(*(t for t in expr.args if t != term)) + factor * atom.args[0]
-            if len(sp.Add.make_args(sp.expand_mul(rest))) + (rest != 0) <= len(expr.args) - len(sp.Add.make_args(atom.args[0])):
-                return factor * softplus(-atom.args[0]) + sp.expand_mul(rest)
+        for atom in (f for f in sp.Mul.make_args(term) if type(f) in LESS_ARGUMENT):
+            factor, x_ = without(term, atom), atom.args[0]
+            rest = sp.expand_mul(sp.Add(*(t for t in expr.args if t != term)) + factor * x_)
+            if len(sp.Add.make_args(rest)) + (rest != 0) <= len(expr.args) - len(sp.Add.make_args(x_)):
+                return factor * LESS_ARGUMENT[type(atom)](x_) + rest
     return None
 
 
 SMOOTHING: tuple[Rule | Procedure, ...] = (
     Rule("log of a product", sp.log(a * b, evaluate=False), sp.log(a) + sp.log(b), "overflow under the logarithm of a softmax",
          condition=_exponential, domain=(a, b)),
+    Rule("log of a quotient", sp.log(a / b, evaluate=False), sp.log(a) - sp.log(b), "overflow of a quotient",
+         condition=lambda found: not (found[a].is_number or found[b].is_number), domain=(a, b)),
     Rule("log of a power", sp.log(sp.Pow(a, k, evaluate=False), evaluate=False), k * sp.log(a), "overflow, underflow",
          domain=(a,)),
     Rule("log sum exp", sp.log(_sum_exp), _log_sum_exp, "overflow, cancellation"),
@@ -304,7 +314,7 @@ SMOOTHING: tuple[Rule | Procedure, ...] = (
          condition=lambda found: found[k].could_extract_minus_sign(), ranges=(("k", -5.0, 5.0),)),
     Rule("share of two exponentials", sp.exp(x - logaddexp(a, b)), sigmoid(2 * x - a - b), "overflow, cancellation",
          condition=lambda found: found[x] in (found[a], found[b]), given=((x, a),)),
-    Procedure("softplus less itself", softplus_less_itself, "cancellation", "smooth"),
+    Procedure("less its argument", less_its_argument, "cancellation", "smooth"),
     Rule("one minus tanh", 1 - sp.tanh(x), 2 * sigmoid(-2 * x), "cancellation in a tail"),
     Rule("one plus tanh", 1 + sp.tanh(x), 2 * sigmoid(2 * x), "cancellation in a tail"),
     Procedure("root of squares", root_of_squares, "overflow of a square", "smooth"),
@@ -344,9 +354,16 @@ STABILISING: tuple[Rule | Procedure, ...] = (
     Rule("root less its least", hypotenuse(x, c) - c, x**2 / (c + hypotenuse(x, c)), "cancellation near 0", "stabilise", domain=(c,)),
     Rule("one minus cos", 1 - sp.cos(x), 2 * sp.sin(x / 2)**2, "cancellation near 0", "stabilise"),
     Rule("slope of tanh", 1 - sp.tanh(x)**2, 4 * sigmoid(2 * x) * sigmoid(-2 * x), "cancellation in the tails", "stabilise"),
+    Rule("exponential over expm1", sp.exp(x) / expm1(x)**2, -1 / (expm1(x) * expm1(-x)), "infinity over infinity", "stabilise"),
+    Rule("opposite sigmoids", sigmoid(x) - sigmoid(-x), sp.tanh(x / 2), "cancellation near 0", "stabilise"),
     Rule("log minus log", sp.log(a) - sp.log(b), lambda found: Where(
-            sp.And(found[a] < 2 * found[b], found[b] < 2 * found[a]), log1p((found[a] - found[b]) / found[b]), sp.log(found[a] / found[b])),
-         "cancellation where both are near each other", "stabilise", domain=(a, b)),
+            sp.And(found[a] < 2 * found[b], found[b] < 2 * found[a]), log1p((found[a] - found[b]) / found[b]),
+            sp.log(Named("ahead", found[a])) - sp.log(found[b])),
+         "cancellation where both are near each other", "stabilise", condition=_unnamed, domain=(a, b)),
+    Rule("log1p minus log1p", log1p(a) - log1p(b), lambda found: Where(
+            sp.And(found[a] < 1 + 2 * found[b], found[b] < 1 + 2 * found[a]), log1p((found[a] - found[b]) / (1 + found[b])),
+            log1p(Named("ahead", found[a])) - log1p(found[b])),
+         "cancellation where both are near each other", "stabilise", condition=_unnamed, domain=(a, b)),
     Rule("difference of squares", a**2 - b**2, (a - b) * (a + b), "cancellation, where the bases are exact", "stabilise", offered=True),
     Rule("difference of roots", sp.sqrt(a) - sp.sqrt(b),
          lambda found: Where(sp.Eq(found[a], found[b]), 0, (found[a] - found[b]) / (sp.sqrt(found[a]) + sp.sqrt(found[b]))),

@@ -39,6 +39,8 @@ def samples(form: Checked, stratum: str, count: int, dtype: Any, seed: int = 0, 
         values = rng.choice(choices, shape) if choices else into_domain(tensor, draw(rng, stratum, shape, np.dtype(dtype)), rng, stratum)
         if stratum == "ties" and not choices and record.per_sample:
             values = tie(rng, values, found, tensor)
+        if record.domain.open_low and record.domain.low is not None:
+            values = np.where(values == record.domain.low, values + 1e-30, values)
         found[record.name] = values.astype(dtype)
     return found
 
@@ -64,8 +66,7 @@ def into_domain(tensor: Tensor, values: np.ndarray, rng: np.random.Generator, st
         ends = rng.choice([domain.low, domain.high], values.shape)
         return np.where(rng.random(values.shape) < (0.1 if stratum == "normal" else 0.3), ends, np.clip(inside, domain.low, domain.high))
     if domain.low is not None:
-        inside = domain.low + np.abs(values)
-        return np.where(inside == domain.low, domain.low + 1e-30, inside) if domain.open_low else inside
+        return domain.low + np.abs(values)
     return domain.high - np.abs(values) if domain.high is not None else values
 
 

@@ -67,7 +67,8 @@ def elementary(expr: sp.Expr) -> sp.Expr:
         terms = [nodes.substitute(r.body, {r.bound: sp.Integer(n)}) for n in range(TERMS)]
         return {"sum": sp.Add(*terms), "logsumexp": sp.log(sp.Add(*map(sp.exp, terms)))}[r.op]
 
-    expr = expand_atoms(sp.sympify(expr)).replace(lambda e: isinstance(e, Reduce), spell)
+    bare = sp.sympify(expr).replace(lambda e: isinstance(e, nodes.Named), lambda e: e.body)
+    expr = expand_atoms(bare).replace(lambda e: isinstance(e, Reduce), spell)
     return expr.replace(lambda e: isinstance(e, Load), lambda e: sp.Symbol(f"row{e.index[0]}", real=True))
 
 
@@ -368,7 +369,7 @@ EXAMPLES: dict[str, Loss] = {name: loss.called(name) for name, loss in {
     "logistic": Loss(log(1 + exp(s)) - s * t),
     "mass": Loss(log(Sum(exp(x[c]), c))),
     "line": Loss(s - log(1 + exp(s))),
-    "line_of_a_name": Loss(s - named("mass", log(1 + exp(s)))),
+    "line_of_a_name": Loss(named("gap", s - named("mass", log(1 + exp(s))))**2),
     "probability": Loss(1 / (1 + exp(-s)) - t),
     "sigmoids": Loss(exp(s) / (1 + exp(s)) * t + log(1 / (1 + exp(-s))) + (1 - 1 / (1 + exp(s)))**2),
     "entropy": Loss(p * log(p) - p * s),
@@ -384,6 +385,8 @@ EXAMPLES: dict[str, Loss] = {name: loss.called(name) for name, loss in {
     "halves": Loss(exp(s / 2) / (exp(s / 2) + exp(-s / 2)) * t),
     "line_of_a_product": Loss(-log(exp(-s) / (1 + exp(-s)))),
     "turn": Loss(1 - sp.cos(s)),
+    "bend": Loss(1 / (1 + exp(-2 * s)) - log(1 - exp(-p))),
+    "logs": Loss((log(1 + p) - log(1 + s**2 + p))**2 + log(p / (s**2 + p))),
     "ratio": Loss((log(p) - log(p + s**2))**2),
     "offers": Loss((s**2 - t**2)**2 + (sp.sqrt(p) - sp.sqrt(p + s**2))**2 + (1 / (1 + exp(-s)))**p, rewrites=tuple(
         r.name for r in RULES if r.offered)),
