@@ -229,14 +229,25 @@ def common_sigmoids(expr: sp.Expr) -> sp.Expr | None:
     """A sum whose terms share a sigmoid, as a product: a tail that vanishes is then multiplied last."""
     if not isinstance(expr, sp.Add):
         return None
-    first, *more = ([f for f in sp.Mul.make_args(term) if isinstance(f, sigmoid)] for term in expr.args)
-    common = [f for f in first if all(f in other for other in more)]
-    if not common:
+    rests = [single_factors(term) for term in expr.args]
+    common: list[sp.Expr] = []
+    for f in list(rests[0]):
+        if not f.is_number and all(f in rest for rest in rests):
+            common.append(f)
+            for rest in rests:
+                rest.remove(f)
+    if not any(isinstance(f, sigmoid) for f in common):
         return None
-    rests = list(expr.args)
-    for f in common:
-        rests = [without(term, f) for term in rests]
-    return sp.Mul(*common, sp.Add(*rests))
+    return sp.Mul(*common, sp.Add(*(sp.Mul(*rest) for rest in rests)))
+
+
+def single_factors(term: sp.Expr) -> list[sp.Expr]:
+    """The factors of a product, with a sigmoid as often as its power says."""
+    found: list[sp.Expr] = []
+    for f in sp.Mul.make_args(term):
+        base, power = f.as_base_exp()
+        found += [base] * int(power) if isinstance(base, sigmoid) and power.is_Integer and power > 0 else [f]
+    return found
 
 
 def cancelling_terms(expr: sp.Expr) -> sp.Expr | None:
@@ -343,6 +354,7 @@ STABILISING: tuple[Rule | Procedure, ...] = (
     Procedure("common sigmoids", common_sigmoids, "underflow of a tail before it is multiplied"),
     Rule("one minus a quotient", 1 - a / b, (b - a) / b, "cancellation where the quotient is near 1", "stabilise",
          condition=lambda found: not (found[a].is_number or found[b].is_number)),
+    Rule("opposite sigmoids", sigmoid(x) - sigmoid(-x), sp.tanh(x / 2), "cancellation near 0", "stabilise"),
     Rule("one minus sigmoid", 1 - sigmoid(x), sigmoid(-x), "cancellation", "stabilise"),
     Rule("sigmoid minus label", sigmoid(x) - y, (1 - y) * sigmoid(x) - y * sigmoid(-x), "cancellation where y is 1", "stabilise",
          condition=lambda found: not found[y].is_number),
@@ -355,7 +367,6 @@ STABILISING: tuple[Rule | Procedure, ...] = (
     Rule("one minus cos", 1 - sp.cos(x), 2 * sp.sin(x / 2)**2, "cancellation near 0", "stabilise"),
     Rule("slope of tanh", 1 - sp.tanh(x)**2, 4 * sigmoid(2 * x) * sigmoid(-2 * x), "cancellation in the tails", "stabilise"),
     Rule("exponential over expm1", sp.exp(x) / expm1(x)**2, -1 / (expm1(x) * expm1(-x)), "infinity over infinity", "stabilise"),
-    Rule("opposite sigmoids", sigmoid(x) - sigmoid(-x), sp.tanh(x / 2), "cancellation near 0", "stabilise"),
     Rule("log minus log", sp.log(a) - sp.log(b), lambda found: Where(
             sp.And(found[a] < 2 * found[b], found[b] < 2 * found[a]), log1p((found[a] - found[b]) / found[b]),
             sp.log(Named("ahead", found[a])) - sp.log(found[b])),
