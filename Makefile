@@ -1,5 +1,6 @@
 # make        everything: the environment, the library for each target that this machine can build, how well they agree
 # make test   the tests           make check   style, types, and whether generated/ is up to date
+# make certificates   measure every loss against exact arithmetic, anew
 # make sweep  the slow tests      make fuzz    random definitions through the whole compiler
 # make gpu    on a machine with a GPU: its tests, and how fast the kernels are     make memcheck  the same tests under compute-sanitizer
 # make clean  back to the checkout; generated/ stays
@@ -10,7 +11,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 LIBRARY := generated/.losscomp/state.json
 
-.PHONY: all build test check sweep fuzz gpu memcheck clean FORCE
+.PHONY: all build test check certificates sweep fuzz gpu memcheck clean FORCE
 
 all: .venv/agreement.txt
 	@cat $<
@@ -38,6 +39,9 @@ $(LIBRARY): .venv/installed FORCE
 
 test: .venv/tested build
 	$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow and not fuzz'
+
+certificates: .venv/tested build
+	$(BIN)/losscomp verify --certify
 
 sweep: .venv/tested build
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow

@@ -13,7 +13,7 @@ from typing import Any
 
 import sympy as sp
 
-from .nodes import Where
+from .nodes import Named, Where
 
 Formula = Callable[..., Any]
 
@@ -29,6 +29,8 @@ class Atom:
         sign: "positive", "nonnegative" or "" when the sign varies.
         ranges: where each argument is sampled by the tests, as (low, high).
         stable: how the targets compute it, in words, for `losscomp show`.
+        computed: how lowering computes it, in other functions; None where every target spells it itself. Its arms are analytic
+            where they hold, so that a framework may differentiate them.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Atom:
     sign: str = ""
     ranges: tuple[tuple[float, float], ...] = ((-1e4, 1e4),)
     stable: str = ""
+    computed: Formula | None = None
 
 
 # The functions, by name; filled from the table below, whose formulas use them.
@@ -46,6 +49,12 @@ log1p: Any
 expm1: Any
 expm1mx: Any
 xlogy: Any
+logcosh: Any
+logaddexp: Any
+log1mexp: Any
+log1pmx: Any
+hypotenuse: Any
+hypotenuse_slope: Any
 Sign: Any
 Abs: Any
 step: Any
@@ -81,6 +90,17 @@ def _define(atom: Atom) -> type[sp.Function]:
 
 
 ONE, ZERO = sp.S.One, sp.S.Zero
+SQUARES_END = sp.Integer(2) ** 60                # from here on 1 + x**2 is x**2 in every type, and below it squares are finite
+
+
+def _log1pmx(x: Any) -> Any:
+    """log(1 + x) - x near 0: 2 atanh(r) - x with r = x / (2 + x), whose series begins with x itself (|x| < 2/5, |r| < 1/4)."""
+    r = x / (2 + x)
+    series = sp.S.Zero
+    for k in range(13, 0, -1):
+        series = sp.Rational(2, 2 * k + 1) + r**2 * series
+    return r * (r**2 * series - x)
+
 
 _smooth = (
     Atom("softplus", lambda x: sp.log(1 + sp.exp(x)), (lambda x: sigmoid(x),), "positive",
@@ -93,6 +113,23 @@ _smooth = (
          stable="a series near 0, expm1(x) - x elsewhere"),
     Atom("xlogy", lambda x, y: Where(sp.Eq(x, 0), 0, x * sp.log(y)), (lambda x, y: sp.log(y), lambda x, y: x / y),
          ranges=((0, 1e4), (1e-300, 1e4)), stable="x log(y), 0 where x is 0"),
+    Atom("logcosh", lambda x: sp.log(sp.cosh(x)), (lambda x: sp.tanh(x),), "nonnegative",
+         stable="log1p(2 sinh(x / 2)**2) near 0, |x| + log1p(exp(-2|x|)) - log(2) elsewhere",
+         computed=lambda x: Where(Abs(x) < 1, log1p(expm1(x)**2 * sp.exp(-x) / 2), Abs(x) + log1p(sp.exp(-2 * Abs(x))) - sp.log(2))),
+    Atom("logaddexp", lambda a, b: sp.log(sp.exp(a) + sp.exp(b)), (lambda a, b: sigmoid(a - b), lambda a, b: sigmoid(b - a)),
+         ranges=((-1e4, 1e4), (-1e4, 1e4)), stable="the larger + log1p(exp(-|a - b|))",
+         computed=lambda a, b: Where(a > b, a + log1p(sp.exp(b - a)), b + log1p(sp.exp(a - b)))),
+    Atom("log1mexp", lambda x: sp.log(1 - sp.exp(-x)), (lambda x: 1 / expm1(x),), ranges=((1e-300, 700),),
+         stable="log(-expm1(-x)) below log(2), log1p(-exp(-x)) above",
+         computed=lambda x: Where(x < sp.Rational(7, 10), sp.log(-expm1(-x)), log1p(-sp.exp(-x)))),
+    Atom("log1pmx", lambda x: sp.log(1 + x) - x, (lambda x: -x / (1 + x),), ranges=((-0.999, 1e6),),
+         stable="a series near 0, log1p(x) - x elsewhere",
+         computed=lambda x: Where(Abs(x) < sp.Rational(2, 5), _log1pmx(x), log1p(x) - x)),
+    Atom("hypotenuse", lambda x, c: sp.sqrt(c**2 + x**2), (lambda x, c: hypotenuse_slope(x, c), None), "positive",
+         ((-1e300, 1e300), (1e-3, 1e3)), stable="c sqrt(1 + (x / c)**2), |x| where that is the same",
+         computed=lambda x, c: Where(Abs(x) < SQUARES_END * c, c * sp.sqrt(1 + (Named("error", x) / c)**2), Abs(x))),
+    Atom("hypotenuse_slope", lambda x, c: x / sp.sqrt(c**2 + x**2), (lambda x, c: (c / hypotenuse(x, c))**2 / hypotenuse(x, c), None),
+         ranges=((-1e300, 1e300), (1e-3, 1e3)), stable="x / sqrt(c**2 + x**2)", computed=lambda x, c: x / hypotenuse(x, c)),
 )
 
 _kinks = (
@@ -125,6 +162,8 @@ FUNCTIONS: dict[str, type[sp.Function]] = {name: _define(atom) for name, atom in
 
 softplus, sigmoid, log1p = FUNCTIONS["softplus"], FUNCTIONS["sigmoid"], FUNCTIONS["log1p"]
 expm1, expm1mx, xlogy = FUNCTIONS["expm1"], FUNCTIONS["expm1mx"], FUNCTIONS["xlogy"]
+logcosh, logaddexp, log1mexp = FUNCTIONS["logcosh"], FUNCTIONS["logaddexp"], FUNCTIONS["log1mexp"]
+log1pmx, hypotenuse, hypotenuse_slope = FUNCTIONS["log1pmx"], FUNCTIONS["hypotenuse"], FUNCTIONS["hypotenuse_slope"]
 Sign, Abs, step, hinge = FUNCTIONS["Sign"], FUNCTIONS["Abs"], FUNCTIONS["step"], FUNCTIONS["hinge"]
 larger, smaller, same = FUNCTIONS["larger"], FUNCTIONS["smaller"], FUNCTIONS["same"]
 root, inverse_root = FUNCTIONS["root"], FUNCTIONS["inverse_root"]

@@ -1,4 +1,4 @@
-"""The command line: words only. What a command does is in build.py, show.py, scaffold.py, doctor.py and verify.py."""
+"""The command line: words only. What a command does is in the module of its name."""
 
 from __future__ import annotations
 
@@ -57,6 +57,12 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("--kernel", metavar="K", help="one kernel, such as value_and_grad")
     show.add_argument("--variant", metavar="V", help="variants with V in their name, or all (default: the default arguments)")
     show.add_argument("--defs", type=Path, metavar="DEFS", help=DEFS)
+    show.add_argument("--lib", type=Path, default=Path(OUT), metavar="DIR", help=f"the library with its certificates (default: {OUT})")
+
+    suggest = command("suggest", run_suggest, "which rules fired on a loss and what they gained, and which others would help")
+    suggest.add_argument("loss", metavar="LOSS")
+    suggest.add_argument("--variant", metavar="V", help="variants with V in their name, or all (default: the default arguments)")
+    suggest.add_argument("--defs", type=Path, metavar="DEFS", help=DEFS)
 
     new = command("new", run_new, "a definition file to start from")
     new.add_argument("name", metavar="NAME")
@@ -68,6 +74,8 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument("--lib", type=Path, default=Path(OUT), metavar="DIR", help=f"the library (default: {OUT})")
     verify.add_argument("--defs", type=Path, metavar="DEFS", help="what the library was built from (default: losscomp's own)")
     verify.add_argument("--quick", action="store_true", help="ordinary numbers only, and fewer of them")
+    verify.add_argument("--certify", action="store_true", help="keep what is measured, with the worst inputs, in the library")
+    verify.add_argument("--jobs", type=count, default=0, metavar="N", help="with --certify: processes at a time (default: the cores)")
 
     bench = command("bench", run_bench, "how long value and gradient take, beside PyTorch and beside a copy of their arrays")
     bench.add_argument("losses", nargs="*", metavar="LOSS", help="these losses (default: all)")
@@ -141,6 +149,7 @@ def say(text: str) -> None:
 def run_build(args: argparse.Namespace) -> int:
     """losscomp build"""
     from .build import Talk, build, check
+    from .certificates import outdated
     from .doctor import torch_cuda
     from .plan import TARGETS, Options
 
@@ -155,6 +164,8 @@ def run_build(args: argparse.Namespace) -> int:
             print(f"{difference.kind:9} {args.out / difference.path}")
         print(f"{args.out}: {plural(len(found), 'file')} to renew; run losscomp build" if found
               else f"{args.out} is up to date")
+        for line in outdated(args.out):
+            say(f"losscomp: {line}: losscomp verify --certify")
         return FAILED if found else OK
     report = build(options, talk)
     if report.restored:
@@ -196,11 +207,28 @@ def run_list(args: argparse.Namespace) -> int:
 
 def run_show(args: argparse.Namespace) -> int:
     """losscomp show"""
+    from .certificates import lines, read
     from .render import data_folder
     from .show import find, show
 
     definition = find(args.loss, args.defs or data_folder("definitions"))
     for line in show(definition, args.stage, args.target, args.kernel, args.variant):
+        print(line)
+    certificate = read(args.lib, args.loss) if args.stage in (None, "stabilise") else None
+    if certificate is not None:
+        print("\n== certificate ".ljust(121, "="))
+        for line in lines(certificate):
+            print(line)
+    return OK
+
+
+def run_suggest(args: argparse.Namespace) -> int:
+    """losscomp suggest"""
+    from .render import data_folder
+    from .show import find
+    from .suggest import suggest
+
+    for line in suggest(find(args.loss, args.defs or data_folder("definitions")), args.variant):
         print(line)
     return OK
 
@@ -218,7 +246,7 @@ def run_new(args: argparse.Namespace) -> int:
 
 def run_verify(args: argparse.Namespace) -> int:
     """losscomp verify"""
-    code: int = import_module(".verify", __package__).main(args)
+    code: int = import_module(".certify" if args.certify else ".verify", __package__).main(args)
     return code
 
 

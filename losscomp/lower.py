@@ -277,6 +277,8 @@ class Lowering:
             return Op("remainder", tuple(self(a, env) for a in expr.args))
         if type(expr) in DIRECT:
             return op(DIRECT[type(expr)], *(self(a, env) for a in expr.args))
+        if atoms.is_atom(expr) and (computed := atoms.ATOMS[type(expr).__name__].computed) is not None:
+            return self.called(type(expr).__name__, self(sp.sympify(computed(*expr.args)), env))
         if type(expr) in BRANCHES:
             return BRANCHES[type(expr)](*(self(a, env) for a in expr.args))
         raise LoweringError(f"no spelling for {type(expr).__name__} in {expr}",

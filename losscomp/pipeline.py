@@ -32,7 +32,7 @@ from .lower import Lowering, parameter
 from .nodes import Delta, Load, Tensor, TensorRecord
 from .recurrence import Program, moved_by
 from .rewrite import Step, rewrite, rewrite_within
-from .rules import SMOOTHING, STABILISING, VECTORS
+from .rules import SMOOTHING, STABILISING, VECTORS, asked_for
 from .schedule import Scheduler
 from .sweeps import (
     extents_of,
@@ -107,6 +107,10 @@ def compile_loss(loss: Loss) -> list[Compiled]:
     """Every variant of a loss, through all stages that need no target. Raises CheckError, LoweringError."""
     seconds: dict[str, float] = {}
     with timed(seconds, "check"):
+        try:
+            asked_for(loss.rewrites)
+        except LosscompError as error:
+            raise error.at(loss.path or loss.name) from None
         forms = check(loss)
     return [compile_form(form, dict(seconds)) for form in forms]
 
@@ -114,6 +118,7 @@ def compile_loss(loss: Loss) -> list[Compiled]:
 def compile_form(form: Checked, seconds: dict[str, float] | None = None) -> Compiled:
     """One variant, through smooth, differentiate and stabilise."""
     seconds = {} if seconds is None else seconds
+    wanted = form.loss.rewrites
     with timed(seconds, "smooth"):
         smooth, smoothing = smoothed(form)
     with timed(seconds, "differentiate"):
@@ -123,21 +128,21 @@ def compile_form(form: Checked, seconds: dict[str, float] | None = None) -> Comp
     with timed(seconds, "stabilise"):
         for formula in formulas:
             if formula.program is not None:
-                stable.append(replace(formula, program=stabilised(formula.program, stabiliser(formula.name, stabilising))))
+                stable.append(replace(formula, program=stabilised(formula.program, stabiliser(formula.name, stabilising, wanted))))
                 continue
             outputs = []
             for output in formula.outputs:
-                expr, steps = rewrite_within(plain(output.expr), STABILISING)
+                expr, steps = rewrite_within(plain(output.expr), STABILISING, wanted)
                 stabilising[formula.name, output.argument.name] = steps
                 outputs.append(replace(output, expr=expr))
             stable.append(replace(formula, outputs=tuple(outputs)))
     return Compiled(form, smooth, smoothing, formulas, stable, stabilising, seconds)
 
 
-def stabiliser(formula: str, trace: dict[tuple[str, str], list[Step]]) -> Callable[[sp.Expr, str], sp.Expr]:
+def stabiliser(formula: str, trace: dict[tuple[str, str], list[Step]], wanted: Any) -> Callable[[sp.Expr, str], sp.Expr]:
     """What makes one action of a program accurate, and keeps the steps under the name of its target."""
     def change(expr: sp.Expr, target: str) -> sp.Expr:
-        stable, steps = rewrite_within(plain(expr), STABILISING)
+        stable, steps = rewrite_within(plain(expr), STABILISING, wanted)
         trace.setdefault((formula, target), []).extend(steps)
         return stable
 
@@ -146,11 +151,12 @@ def stabiliser(formula: str, trace: dict[tuple[str, str], list[Step]]) -> Callab
 
 def smoothed(form: Checked) -> tuple[Checked, list[Step]]:
     """One variant in smooth atoms, and the steps to it."""
-    value, steps = rewrite(form.value, SMOOTHING)
-    weight, more = rewrite(form.weight, SMOOTHING)
+    asked = form.loss.rewrites
+    value, steps = rewrite(form.value, SMOOTHING, asked)
+    weight, more = rewrite(form.weight, SMOOTHING, asked)
     tables = []
     for table in form.tables:
-        expr, also = rewrite(table.expr, SMOOTHING)
+        expr, also = rewrite(table.expr, SMOOTHING, asked)
         tables.append(replace(table, expr=expr))
         more += also
     return replace(form, value=value, weight=weight, tables=tuple(tables), names=known_names(form.names)), steps + more

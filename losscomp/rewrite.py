@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -53,7 +53,9 @@ class Rule:
         condition: when it may be applied.
         domain: holes that are positive, as the proof assumes.
         ranges: where the proof samples each hole.
-        unsound: why the rule is disabled, with the counterexample; an empty string for a sound rule.
+        given: holes that `condition` ties to others, as formulas in those; the proof puts them in.
+        offered: taken only where a definition names it in `rewrites`: it helps some definitions and hurts others.
+        unsound: why the rule is disabled; an empty string for a sound rule. `counterexample` says where, by hole.
     """
 
     name: str
@@ -64,10 +66,24 @@ class Rule:
     condition: Callable[[Binding], bool] = field(default=lambda match: True)
     domain: tuple[Hole, ...] = ()
     ranges: tuple[tuple[str, float, float], ...] = ()
+    given: tuple[tuple[Hole, Any], ...] = ()
+    offered: bool = False
     unsound: str = ""
+    counterexample: tuple[tuple[str, float], ...] = ()
 
     def apply(self, expr: sp.Expr) -> sp.Expr | None:
-        """The rewritten expression, or None. A sum or product pattern may match some of the terms and leave the rest."""
+        """The rewritten expression, or None. A sum or product pattern may match some of the terms and leave the rest, and a sum
+        pattern a multiple of itself."""
+        new = self.apply_once(expr)
+        if new is None and isinstance(self.pattern, sp.Add) and isinstance(expr, sp.Add):
+            content, part = expr.primitive()
+            for count, multiple in ((content, part), (-content, -part)):
+                if new is None and count != 1 and (found := self.apply_once(multiple)) is not None:
+                    new = count * found
+        return new
+
+    def apply_once(self, expr: sp.Expr) -> sp.Expr | None:
+        """The expression itself rewritten, or some of its terms."""
         for part, rest in views(self.pattern, expr):
             for found in match(self.pattern, part, {}):
                 if self.condition(found) and all(found[hole].is_positive for hole in self.domain):
@@ -84,6 +100,7 @@ class Procedure:
     apply: Callable[[sp.Expr], sp.Expr | None]
     why: str
     purpose: Purpose = "stabilise"
+    offered: bool = False
     unsound: str = ""
 
 
@@ -105,6 +122,9 @@ def match(pattern: Any, expr: Any, found: Binding) -> Iterator[Binding]:
                 yield found
         elif isinstance(expr, sp.Expr):
             yield {**found, pattern: expr}
+    elif isinstance(pattern, sp.Mul) and len(pattern.args) == 2 and pattern.args[0] == -1 and isinstance(pattern.args[1], Hole):
+        if isinstance(expr, sp.Expr) and (pattern.args[1] in found or expr.as_coeff_Mul()[0] < 0):       # -2 y too is minus something
+            yield from match(pattern.args[1], -expr, found)
     elif isinstance(pattern, Reduce):
         if isinstance(expr, Reduce) and pattern.op == expr.op:
             bare = pattern.body.replace(lambda e: isinstance(e, Over), lambda e: e.args[0])
@@ -175,8 +195,14 @@ def size_of(expr: Any, most: int) -> int:
     return sum(1 for _ in itertools.islice(sp.preorder_traversal(expr), most + 1))
 
 
-def rewrite(expr: sp.Expr, rules: tuple[Rule | Procedure, ...], steps: int = STEPS, growth: int = GROWTH) -> tuple[sp.Expr, list[Step]]:
-    """Apply the rules, innermost first, until none matches; and the steps taken. Raises LosscompError where the rules do not end."""
+def rewrite(expr: sp.Expr, rules: tuple[Rule | Procedure, ...], wanted: Collection[str] = (), steps: int = STEPS,
+            growth: int = GROWTH) -> tuple[sp.Expr, list[Step]]:
+    """Apply the rules, innermost first, until none matches; and the steps taken. Raises LosscompError where the rules do not end.
+
+    Args:
+        wanted: the names of offered rules that are taken too.
+    """
+    rules = tuple(r for r in rules if not r.unsound and (not r.offered or r.name in wanted))
     trace: list[Step] = []
     done: dict[Any, Any] = {}
     most = growth * (250 + size_of(expr, 10**9))
@@ -204,7 +230,7 @@ def rewrite(expr: sp.Expr, rules: tuple[Rule | Procedure, ...], steps: int = STE
             args = [visit(arg) for arg in node.args]
             new = node if all(p is q for p, q in zip(args, node.args, strict=True)) else node.func(*args)
             for rule in rules:
-                if not isinstance(new, sp.Expr) or rule.unsound:
+                if not isinstance(new, sp.Expr):
                     continue
                 after = rule.apply(new)
                 if after is not None and after != new:
@@ -220,12 +246,12 @@ def rewrite(expr: sp.Expr, rules: tuple[Rule | Procedure, ...], steps: int = STE
         raise endless() from None
 
 
-def rewrite_within(expr: sp.Expr, rules: tuple[Rule | Procedure, ...]) -> tuple[sp.Expr, list[Step]]:
+def rewrite_within(expr: sp.Expr, rules: tuple[Rule | Procedure, ...], wanted: Collection[str] = ()) -> tuple[sp.Expr, list[Step]]:
     """The same, but a rule that makes this expression swell is left out of its rewriting; a step without effect says so."""
     left_out: list[Step] = []
     while True:
         try:
-            after, trace = rewrite(expr, rules)
+            after, trace = rewrite(expr, rules, wanted)
             return after, left_out + trace
         except Swelling as error:
             left_out.append(Step(error.rule, "left out: the expression would swell", expr, expr))

@@ -3,19 +3,45 @@
 Two sets, one engine. Smoothing rules turn a definition into smooth atoms, which are then differentiated; stabilising rules
 choose the accurate form of each result. A rule is sound when both sides agree wherever both are defined, and the right side is
 defined wherever the left is. The tests prove every rule from this table, symbolically and at random points.
+
+A rule that is offered helps some definitions and hurts others: it is taken where a definition names it. Rules that are often
+written down and are false stand in the table too, disabled, each with a point that refutes it.
 """
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Collection
+
 import sympy as sp
 
 from . import nodes
-from .atoms import Abs, expm1, hinge, inverse_root, log1p, root, sigmoid, softplus, step, xlogy
+from .atoms import (
+    Abs,
+    expm1,
+    expm1mx,
+    hinge,
+    hypotenuse,
+    inverse_root,
+    larger,
+    log1mexp,
+    log1p,
+    log1pmx,
+    logaddexp,
+    logcosh,
+    root,
+    sigmoid,
+    smaller,
+    softplus,
+    step,
+    xlogy,
+)
+from .errors import DefinitionError
 from .nodes import Delta, Index, Named, Reduce, Where, substitute
 from .rewrite import ANY_INDEX, BOUND, Binding, Hole, Procedure, Rule, over, without
 from .vectors import difference_of_lengths, difference_of_units, one_minus_cosine, power_rejection, rejection
 
-a, b, f, k, x, y, t = map(Hole, "abfkxyt")
+a, b, c, f, k, x, y, t = map(Hole, "abcfkxyt")
 _sum_exp = Reduce("sum", sp.exp(over(f)), ANY_INDEX)
 
 
@@ -26,6 +52,11 @@ def _log_sum_exp(found: Binding) -> sp.Expr:
 def _exponential(found: Binding) -> bool:
     """Does one side hold an exponential, so that taking the product apart removes an overflow?"""
     return all(found[h].is_positive for h in (a, b)) and any(part.has(sp.exp, sigmoid) for part in (found[a], found[b]))
+
+
+def _unnamed(found: Binding) -> bool:
+    """Can the first be given a name, and has neither one, so that a rule does not match in its own result?"""
+    return not (found[a].is_Atom or any(isinstance(found[h], Named) for h in (a, b)))
 
 
 # Softmaxes. A share near 1 is told from 1 by the sum of the others, where it is the largest; a mean under a softmax is taken
@@ -67,6 +98,17 @@ def complement(here: sp.Expr, lse: Reduce) -> sp.Expr:
     return rest / (others + ties)
 
 
+def quotient(term: sp.Expr, factor: sp.Expr) -> sp.Expr:
+    """term / factor, without dividing by what stands in both: exp(a) exp(b) / exp(b) is exp(a)."""
+    (count, rest), (other, gone) = term.as_coeff_Mul(), factor.as_coeff_Mul()
+    left = list(sp.Mul.make_args(rest))
+    for f in sp.Mul.make_args(gone):
+        if f not in left:
+            return term / factor
+        left.remove(f)
+    return count / other * sp.Mul(*left)
+
+
 def softmax_minus_one_hot(expr: sp.Expr) -> sp.Expr | None:
     """k softmax(a) - k delta(a, b) is k softmax(a) off b, and -k (1 - softmax(b)) at b."""
     if not isinstance(expr, sp.Add):
@@ -75,9 +117,9 @@ def softmax_minus_one_hot(expr: sp.Expr) -> sp.Expr | None:
         delta = next((d for d in sp.Mul.make_args(hit) if isinstance(d, Delta)), None)
         if delta is None:
             continue
-        factor = -hit / delta
+        factor = -without(hit, delta)
         for term in expr.args:
-            share = term / factor
+            share = quotient(term, factor)
             for _, lse, here in shares(share):
                 place = position_of(here, lse)
                 if place not in delta.args or share != sp.exp(here - lse):
@@ -187,14 +229,25 @@ def common_sigmoids(expr: sp.Expr) -> sp.Expr | None:
     """A sum whose terms share a sigmoid, as a product: a tail that vanishes is then multiplied last."""
     if not isinstance(expr, sp.Add):
         return None
-    first, *more = ([f for f in sp.Mul.make_args(term) if isinstance(f, sigmoid)] for term in expr.args)
-    common = [f for f in first if all(f in other for other in more)]
-    if not common:
+    rests = [single_factors(term) for term in expr.args]
+    common: list[sp.Expr] = []
+    for f in list(rests[0]):
+        if not f.is_number and all(f in rest for rest in rests):
+            common.append(f)
+            for rest in rests:
+                rest.remove(f)
+    if not any(isinstance(f, sigmoid) for f in common):
         return None
-    rests = list(expr.args)
-    for f in common:
-        rests = [without(term, f) for term in rests]
-    return sp.Mul(*common, sp.Add(*rests))
+    return sp.Mul(*common, sp.Add(*(sp.Mul(*rest) for rest in rests)))
+
+
+def single_factors(term: sp.Expr) -> list[sp.Expr]:
+    """The factors of a product, with a sigmoid as often as its power says."""
+    found: list[sp.Expr] = []
+    for f in sp.Mul.make_args(term):
+        base, power = f.as_base_exp()
+        found += [base] * int(power) if isinstance(base, sigmoid) and power.is_Integer and power > 0 else [f]
+    return found
 
 
 def cancelling_terms(expr: sp.Expr) -> sp.Expr | None:
@@ -205,21 +258,77 @@ def cancelling_terms(expr: sp.Expr) -> sp.Expr | None:
     return opened if len(sp.Add.make_args(opened)) < len(expr.args) else None
 
 
+def root_of_squares(expr: sp.Expr) -> sp.Expr | None:
+    """The root of c**2 + x**2, for a positive number c or one that the caller chooses: x**2 may overflow."""
+    if not (isinstance(expr, sp.Pow) and expr.exp == sp.S.Half and isinstance(expr.base, sp.Add) and len(expr.base.args) == 2):
+        return None
+    for first, second in (expr.base.args, expr.base.args[::-1]):
+        c_, x_ = squared(first), squared(second)
+        if c_ is not None and x_ is not None and c_.is_positive and (c_.is_number or isinstance(c_, nodes.Param)) and not x_.is_number:
+            return hypotenuse(x_, c_)
+    return None
+
+
+def squared(expr: sp.Expr) -> sp.Expr | None:
+    """The expression of which this is the square, if its factors, above and below, are squares."""
+    above, below = expr.as_numer_denom()
+    over, under = nodes.root_of(above), nodes.root_of(below)
+    return None if over is None or under is None else over / under
+
+
+LESS_ARGUMENT = {softplus: lambda x: softplus(-x), expm1: expm1mx, log1p: log1pmx}
+
+
+def less_its_argument(expr: sp.Expr) -> sp.Expr | None:
+    """k softplus(x) - k x is k softplus(-x), and so for functions that are x and a little near 0, where x may be a sum."""
+    if not isinstance(expr, sp.Add):
+        return None
+    for term in expr.args:
+        for atom in (f for f in sp.Mul.make_args(term) if type(f) in LESS_ARGUMENT):
+            factor, x_ = without(term, atom), atom.args[0]
+            rest = sp.expand_mul(sp.Add(*(t for t in expr.args if t != term)) + factor * x_)
+            if len(sp.Add.make_args(rest)) + (rest != 0) <= len(expr.args) - len(sp.Add.make_args(x_)):
+                return factor * LESS_ARGUMENT[type(atom)](x_) + rest
+    return None
+
+
 SMOOTHING: tuple[Rule | Procedure, ...] = (
     Rule("log of a product", sp.log(a * b, evaluate=False), sp.log(a) + sp.log(b), "overflow under the logarithm of a softmax",
          condition=_exponential, domain=(a, b)),
+    Rule("log of a quotient", sp.log(a / b, evaluate=False), sp.log(a) - sp.log(b), "overflow of a quotient",
+         condition=lambda found: not (found[a].is_number or found[b].is_number), domain=(a, b)),
     Rule("log of a power", sp.log(sp.Pow(a, k, evaluate=False), evaluate=False), k * sp.log(a), "overflow, underflow",
          domain=(a,)),
     Rule("log sum exp", sp.log(_sum_exp), _log_sum_exp, "overflow, cancellation"),
     Rule("power of sum exp", _sum_exp**k, lambda found: sp.exp(found[k] * _log_sum_exp(found)), "overflow in a softmax"),
     Rule("softplus", sp.log(1 + sp.exp(x)), softplus(x), "overflow, cancellation"),
     Rule("sigmoid", 1 / (1 + sp.exp(x)), sigmoid(-x), "overflow"),
+    Rule("power of sigmoid", (1 + sp.exp(x))**k, sigmoid(-x)**-k, "overflow", condition=lambda found: found[k].could_extract_minus_sign(),
+         ranges=(("k", -30.0, 30.0),)),
     Rule("sigmoid of e^x", sp.exp(x) * sigmoid(-x), sigmoid(x), "overflow"),
     Rule("log sigmoid", sp.log(sigmoid(x)), -softplus(-x), "log of an underflow"),
     Rule("one minus sigmoid", 1 - sigmoid(x), sigmoid(-x), "cancellation"),
     Rule("x log x", x * sp.log(x), lambda found: xlogy(found[x], found[x]), "0 log 0"),
     Rule("log1p", sp.log(1 + x), log1p(x), "cancellation near 0", ranges=(("x", -0.999, 1e6),)),
     Rule("expm1", sp.exp(x) - 1, expm1(x), "cancellation near 0"),
+    Rule("expm1mx", expm1(x) - x, expm1mx(x), "cancellation near 0"),
+    Rule("log1mexp", sp.log(-expm1(x)), log1mexp(-x), "cancellation near 0, log of an underflow", ranges=(("x", -700.0, -1e-300),)),
+    Rule("log1pmx", log1p(x) - x, log1pmx(x), "cancellation near 0", ranges=(("x", -0.999, 1e6),)),
+    Rule("log cosh", sp.log(sp.cosh(x)), logcosh(x), "overflow, cancellation near 0"),
+    Rule("log cosh of exponentials", sp.log(sp.exp(x) / 2 + sp.exp(-x) / 2), logcosh(x), "overflow, cancellation near 0"),
+    Rule("log cosh of softplus", softplus(y) - sp.log(2) + x, logcosh(x), "cancellation near 0",
+         condition=lambda found: sp.expand_mul(found[y] + 2 * found[x]) == 0, given=((y, -2 * x),)),
+    Rule("log of two exponentials", sp.log(sp.exp(a) + sp.exp(b)), logaddexp(a, b), "overflow"),
+    Rule("share of a sum of exponentials", sp.exp(a) * sp.exp(b), sp.exp(a + b), "infinity times 0 in a softmax",
+         condition=lambda found: any(part.has(Reduce, logaddexp) for part in (found[a], found[b]))),
+    Rule("power of two exponentials", (sp.exp(a) + sp.exp(b))**k, sp.exp(k * logaddexp(a, b)), "overflow",
+         condition=lambda found: found[k].could_extract_minus_sign(), ranges=(("k", -5.0, 5.0),)),
+    Rule("share of two exponentials", sp.exp(x - logaddexp(a, b)), sigmoid(2 * x - a - b), "overflow, cancellation",
+         condition=lambda found: found[x] in (found[a], found[b]), given=((x, a),)),
+    Procedure("less its argument", less_its_argument, "cancellation", "smooth"),
+    Rule("one minus tanh", 1 - sp.tanh(x), 2 * sigmoid(-2 * x), "cancellation in a tail"),
+    Rule("one plus tanh", 1 + sp.tanh(x), 2 * sigmoid(2 * x), "cancellation in a tail"),
+    Procedure("root of squares", root_of_squares, "overflow of a square", "smooth"),
     Rule("softplus less its line", softplus(x) - x * y, (1 - y) * softplus(x) + y * softplus(-x), "cancellation where y is 1"),
 )
 
@@ -245,6 +354,7 @@ STABILISING: tuple[Rule | Procedure, ...] = (
     Procedure("common sigmoids", common_sigmoids, "underflow of a tail before it is multiplied"),
     Rule("one minus a quotient", 1 - a / b, (b - a) / b, "cancellation where the quotient is near 1", "stabilise",
          condition=lambda found: not (found[a].is_number or found[b].is_number)),
+    Rule("opposite sigmoids", sigmoid(x) - sigmoid(-x), sp.tanh(x / 2), "cancellation near 0", "stabilise"),
     Rule("one minus sigmoid", 1 - sigmoid(x), sigmoid(-x), "cancellation", "stabilise"),
     Rule("sigmoid minus label", sigmoid(x) - y, (1 - y) * sigmoid(x) - y * sigmoid(-x), "cancellation where y is 1", "stabilise",
          condition=lambda found: not found[y].is_number),
@@ -252,7 +362,61 @@ STABILISING: tuple[Rule | Procedure, ...] = (
     Rule("log ratio", xlogy(y, y) - y * x, lambda found: Where(sp.Eq(found[y], 0), -found[y] * found[x],
                                                                   found[y] * (sp.log(found[y]) - found[x])),
          "cancellation where log y is near x", "stabilise", ranges=(("y", 0.0, 1e6),)),
+    Rule("root less one", hypotenuse(x, sp.S.One) - 1, x**2 / (1 + hypotenuse(x, sp.S.One)), "cancellation near 0", "stabilise"),
+    Rule("root less its least", hypotenuse(x, c) - c, x**2 / (c + hypotenuse(x, c)), "cancellation near 0", "stabilise", domain=(c,)),
+    Rule("one minus cos", 1 - sp.cos(x), 2 * sp.sin(x / 2)**2, "cancellation near 0", "stabilise"),
+    Rule("slope of tanh", 1 - sp.tanh(x)**2, 4 * sigmoid(2 * x) * sigmoid(-2 * x), "cancellation in the tails", "stabilise"),
+    Rule("exponential over expm1", sp.exp(x) / expm1(x)**2, -1 / (expm1(x) * expm1(-x)), "infinity over infinity", "stabilise"),
+    Rule("log minus log", sp.log(a) - sp.log(b), lambda found: Where(
+            sp.And(found[a] < 2 * found[b], found[b] < 2 * found[a]), log1p((found[a] - found[b]) / found[b]),
+            sp.log(Named("ahead", found[a])) - sp.log(found[b])),
+         "cancellation where both are near each other", "stabilise", condition=_unnamed, domain=(a, b)),
+    Rule("log1p minus log1p", log1p(a) - log1p(b), lambda found: Where(
+            sp.And(found[a] < 1 + 2 * found[b], found[b] < 1 + 2 * found[a]), log1p((found[a] - found[b]) / (1 + found[b])),
+            log1p(Named("ahead", found[a])) - log1p(found[b])),
+         "cancellation where both are near each other", "stabilise", condition=_unnamed, domain=(a, b)),
+    Rule("difference of squares", a**2 - b**2, (a - b) * (a + b), "cancellation, where the bases are exact", "stabilise", offered=True),
+    Rule("difference of roots", sp.sqrt(a) - sp.sqrt(b),
+         lambda found: Where(sp.Eq(found[a], found[b]), 0, (found[a] - found[b]) / (sp.sqrt(found[a]) + sp.sqrt(found[b]))),
+         "cancellation, where the radicands are exact", "stabilise", offered=True, ranges=(("a", 0.0, 1e300), ("b", 0.0, 1e300))),
+    Rule("power of a tail", sigmoid(x)**k, sp.exp(-k * softplus(-x)), "underflow of a power", "stabilise", offered=True,
+         condition=lambda found: not found[k].is_number, ranges=(("x", -700.0, 700.0), ("k", -30.0, 30.0))),
     Rule("hinge slope", hinge(x, t) * step(x, t), hinge(x, t), "a product with 0 or 1", "stabilise", ranges=(("t", 0.0, 1.0),)),
 )
 
+# What looks like a rule and is none.
+DISABLED: tuple[Rule, ...] = (
+    Rule("log of a square", sp.log(x**2), 2 * sp.log(x), "overflow", unsound="x may be negative", counterexample=(("x", -1.0),)),
+    Rule("log of any product", sp.log(a * b), sp.log(a) + sp.log(b), "overflow", unsound="both factors may be negative",
+         counterexample=(("a", -1.0), ("b", -1.0))),
+    Rule("root of a square", sp.sqrt(x**2, evaluate=False), x, "a root", unsound="x may be negative", counterexample=(("x", -1.0),)),
+    Rule("fourth root of a square", sp.Pow(x**2, sp.Rational(1, 4), evaluate=False), sp.sqrt(x), "a square",
+         unsound="x may be negative", counterexample=(("x", -1.0),)),
+    Rule("root of any product", sp.sqrt(a * b), sp.sqrt(a) * sp.sqrt(b), "overflow", unsound="both factors may be negative",
+         counterexample=(("a", -4.0), ("b", -1.0))),
+    Rule("difference of roots, bare", sp.sqrt(a) - sp.sqrt(b), (a - b) / (sp.sqrt(a) + sp.sqrt(b)), "cancellation",
+         unsound="0 / 0 where both are 0", counterexample=(("a", 0.0), ("b", 0.0))),
+    Rule("x log y, bare", xlogy(x, y), x * sp.log(y), "a selection", unsound="0 log 0", counterexample=(("x", 0.0), ("y", 0.0))),
+    Rule("two-term log sum exp of SymPy", sp.log(sp.exp(a) + sp.exp(b)), larger(a, b, sp.S.Half) + log1p(sp.exp(smaller(a, b, sp.S.Half))),
+         "overflow", unsound="the smaller term is not taken relative to the larger", counterexample=(("a", 1.0), ("b", 1.0))),
+    Rule("sigmoid minus label, clipped", sigmoid(x) - y, larger((1 - y) * sigmoid(x), -y * sigmoid(-x), sp.S.Half), "cancellation",
+         unsound="both terms count where y is between 0 and 1", counterexample=(("x", 0.0), ("y", 0.25))),
+)
+
 RULES = SMOOTHING + STABILISING
+EVERY = RULES + DISABLED
+
+
+def asked_for(names: Collection[str]) -> tuple[str, ...]:
+    """The names of rules in a definition's `rewrites`, checked. Raises DefinitionError for one that is not there, or is false."""
+    known = {r.name: r for r in reversed(EVERY)}
+    for name in names:
+        rule = known.get(name)
+        if rule is None:
+            near = difflib.get_close_matches(name, known, n=3) or [r.name for r in RULES if r.offered]
+            raise DefinitionError(f"rewrites names {name!r}, which is no rule", repair=f"Did you mean {' or '.join(map(repr, near))}?")
+        if rule.unsound:
+            raise DefinitionError(f"rewrites names {name!r}, which is false: {rule.unsound}, such as {dict(rule.counterexample)}"
+                                  if isinstance(rule, Rule) else f"rewrites names {name!r}, which is false: {rule.unsound}",
+                                  repair="Leave it out.")
+    return tuple(names)

@@ -48,6 +48,8 @@ def samples(form: Checked, stratum: str, count: int, dtype: Any, seed: int = 0, 
         values = rng.choice(choices, shape) if choices else into_domain(tensor, draw(rng, stratum, shape, np.dtype(dtype)), rng, stratum)
         if stratum == "ties" and not choices and record.per_sample:
             values = tie(rng, values, found, tensor)
+        if record.domain.open_low and record.domain.low is not None:
+            values = np.where(values == record.domain.low, values + 1e-30, values)
         found[record.name] = values.astype(dtype)
     return found
 

@@ -44,6 +44,7 @@ TAKEN = frozenset(keyword.kwlist) | frozenset(
     """auto break case char const continue default do double else enum extern float for goto if inline int long register
     restrict return short signed sizeof static struct switch typedef union unsigned void volatile while bool true false
     sigmoid softplus log1p expm1 expm1mx xlogy sign sum max min abs fabs exp log pow sqrt tanh erf step larger smaller
+    sin cos sinh cosh atan arctan remainder fmod floor ldexp frexp
     inverse_root binade abs_power signed_power exp_difference times_exp times_sigmoid cross
     SMALLEST LARGEST np torch stable real run dense self NULL INFINITY REAL NAME
     accumulator accumulate accumulate_tile larger_tile add TILE LANES LEVELS BITS WIDE FOR_TILES INDEPENDENT PURE CONST AVX2 AVX512

@@ -224,7 +224,7 @@ def describe(record: Any) -> str:
 
 def smooth_text(compiled: Compiled, view: View) -> Iterator[str]:
     """The value in smooth atoms, and how it came to that."""
-    yield from steps_text(compiled.smoothing)
+    yield from steps_text(compiled.smoothing, compiled.form.loss.rewrites)
     yield from equation("value", compiled.smooth.value)
     if not compiled.smooth.weight.is_number:
         yield from equation("weight", compiled.smooth.weight)
@@ -251,7 +251,7 @@ def stabilise_text(compiled: Compiled, view: View) -> Iterator[str]:
         steps = {o.argument.name: compiled.stabilising.get((f.name, o.argument.name), []) for o in f.outputs}
         for output in f.outputs:
             if steps[output.argument.name]:
-                yield from steps_text(steps[output.argument.name])
+                yield from steps_text(steps[output.argument.name], compiled.form.loss.rewrites)
                 yield from equation(output.argument.name, output.expr)
         if kept := [name for name, taken in steps.items() if not taken]:
             yield f"  as derived: {', '.join(kept)}"
@@ -329,10 +329,10 @@ def wrapped(head: str, text: str) -> Iterator[str]:
     yield from (lead + line for line in lines)
 
 
-def steps_text(steps: Sequence[Step]) -> Iterator[str]:
-    """Each rewrite: the rule, what it removes, before and after."""
+def steps_text(steps: Sequence[Step], asked: Sequence[str] = ()) -> Iterator[str]:
+    """Each rewrite: the rule, what it removes, whether the definition asked for it, before and after."""
     for step in steps:
-        yield f"  {step.rule}  (removes: {step.why})"
+        yield f"  {step.rule}  (removes: {step.why}{', asked for by the definition' if step.rule in asked else ''})"
         yield from wrapped("       ", formula.text(step.before))
         yield from wrapped("    -> ", formula.text(step.after))
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from . import catalogue
+from . import catalogue, certificates
 from .check import Checked, check
 from .emit import forms_of
 from .errors import BuildError, LosscompError
@@ -128,20 +128,56 @@ def single_samples(form: Checked, tensors: Mapping[str, np.ndarray]) -> Iterator
 def compare(found: dict[tuple[str, str, str], Row], definition: Definition, form: Checked, tensors: Mapping[str, np.ndarray],
             params: Mapping[str, Any], dtype: str, stratum: str, targets: Mapping[str, Any], roots: bool) -> None:
     """Add the errors at some inputs to the rows of a loss."""
+    for result in measured(definition, form, Inputs(tensors, params, dtype), targets, roots):
+        row = found.setdefault((result.output, dtype, result.target), Row(definition.name, result.output, dtype, result.target))
+        account(row, result.computed, result.truth, dtype, stratum, form, tensors, result.moved)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Arguments of a loss in one type, with the directions of products."""
+
+    tensors: Mapping[str, np.ndarray]
+    params: Mapping[str, Any]
+    dtype: str
+
+    @property
+    def settled(self) -> dict[str, Any]:
+        """The parameters, rounded to the type."""
+        return {k: np.dtype(self.dtype).type(v).item() if isinstance(v, float) else v for k, v in self.params.items()}
+
+    def directions(self, wrt: list[str]) -> dict[str, np.ndarray]:
+        """The rates at which inputs move."""
+        rng = np.random.default_rng(1)
+        return {n: rng.normal(size=self.tensors[n].shape).astype(self.dtype) for n in wrt}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one target computed, and what it should have; `by` is the input that a derivative is by."""
+
+    target: str
+    output: str
+    by: str
+    computed: np.ndarray
+    truth: Exact
+    moved: np.ndarray | None
+
+
+def measured(definition: Definition, form: Checked, inputs: Inputs, targets: Mapping[str, Any], roots: bool) -> Iterator[Result]:
+    """Every result of every target at some inputs, with the truth. Raises OracleError."""
     wrt = [t.name for t in form.wrt]
-    rng = np.random.default_rng(1)
-    directions = {n: rng.normal(size=tensors[n].shape).astype(dtype) for n in wrt}
-    settled = {k: np.dtype(dtype).type(v).item() if isinstance(v, float) else v for k, v in params.items()}
+    settled, directions = inputs.settled, inputs.directions(wrt)
     ask = lambda given, ways: exact(form, given, settled, reduction="none", wrt=wrt, directions=ways)
-    truth = ask(tensors, directions)
+    truth = ask(inputs.tensors, directions)
     moved = None
     if roots:
-        nearby = [(nudged(form, tensors, k), {n: neighbours(d, k) for n, d in directions.items()}) for k in range(TURNS)]
-        moved = moves(truth, nearby, ask, wrt, dtype)
-    for target, results in evaluations(definition, form, tensors, settled, directions, wrt, targets):
+        nearby = [(nudged(form, inputs.tensors, k), {n: neighbours(d, k) for n, d in directions.items()}) for k in range(TURNS)]
+        moved = moves(truth, nearby, ask, wrt, inputs.dtype)
+    by = ["", *(n for n in wrt for _ in range(2))]
+    for target, results in evaluations(definition, form, inputs.tensors, settled, directions, wrt, targets):
         for k, (output, computed, expected) in enumerate(pairs(results, truth, wrt)):
-            row = found.setdefault((output, dtype, target), Row(definition.name, output, dtype, target))
-            account(row, np.asarray(computed), expected, dtype, stratum, form, tensors, moved[k] if moved else None)
+            yield Result(target, output, by[k], np.asarray(computed), expected, moved[k] if moved else None)
 
 
 def moves(truth: Truth, nearby: list[tuple[Any, Any]], ask: Callable[[Any, Any], Truth], wrt: list[str], dtype: str) -> list[np.ndarray]:
@@ -289,14 +325,18 @@ def spell(row: Row | None) -> str:
     return f"{row.typical:.2g} / {off}{row.worst:.3g}" + (f" ({row.lost} of {row.points} lost)" if row.lost else "")
 
 
+def chosen(args: argparse.Namespace) -> dict[str, Definition]:
+    """The definitions that a command names, or all. Raises LosscompError."""
+    definitions = catalogue.load(args.defs or catalogue.builtin_definitions())
+    unknown = [n for n in args.losses if n not in definitions]
+    if unknown:
+        raise LosscompError(f"there is no loss {unknown[0]!r}", repair="losscomp list shows all.")
+    return {n: definitions[n] for n in args.losses} if args.losses else definitions
+
+
 def main(args: argparse.Namespace) -> int:
     """`losscomp verify`: 0 where every target of ours keeps every result, 1 where one loses some."""
-    definitions = catalogue.load(args.defs or catalogue.builtin_definitions())
-    if args.losses:
-        unknown = [n for n in args.losses if n not in definitions]
-        if unknown:
-            raise LosscompError(f"there is no loss {unknown[0]!r}", repair="losscomp list shows all.")
-        definitions = {n: definitions[n] for n in args.losses}
+    definitions = chosen(args)
     rows = verify(definitions, targets_of(args.lib), args.quick)
     print(table(rows))
     if args.json:
@@ -304,6 +344,8 @@ def main(args: argparse.Namespace) -> int:
         part = args.json.with_name(args.json.name + ".part")
         part.write_text(text + "\n")
         part.replace(args.json)
+    for line in certificates.outdated(args.lib):
+        print(f"certificate: {line}: losscomp verify --certify", file=sys.stderr)
     bad = [r for r in rows if r.lost and r.target != PEER]
     for r in bad:
         print(f"lost: {r.loss} {r.output} {r.dtype} on {r.target}: {r.example}", file=sys.stderr)

@@ -105,6 +105,18 @@ def compile_binding(library: Path, out: Path, name: str, change: tuple[str, str]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, f"{name} does not compile:\n{done.stderr[:3000]}"
     return out / "src"
+def partial_library(source: Path, folder: Path, names: Sequence[str]) -> Path:
+    """The sources of some losses, with a driver that knows of no others."""
+    folder.mkdir(parents=True)
+    for path in source.iterdir():
+        if path.stem in names or path.suffix in (".h", ".cuh"):
+            shutil.copy(path, folder)
+    driver = (source / "losslib_cuda.cu").read_text()
+    gone = [p.stem for p in source.glob("*.cu") if p.stem not in (*names, "losslib_cuda")]
+    named = {f'extern "C" const losslib_kernel losslib_kernels_of_{name}[];' for name in gone}
+    named |= {f"    losslib_kernels_of_{name}," for name in gone}
+    (folder / "losslib_cuda.cu").write_text("\n".join(line for line in driver.splitlines() if line not in named) + "\n")
+    return folder
 
 
 def narrow(array: np.ndarray, storage: str) -> np.ndarray:

@@ -11,7 +11,6 @@ import functools
 import importlib
 import itertools
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +23,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from filelock import FileLock
-from shim import GXX, TYPES, Refused, ShimBackend, compile_shim, losses, narrow, widen
+from shim import GXX, TYPES, Refused, ShimBackend, compile_shim, losses, narrow, partial_library, widen
 from support import compile_library, write_library
 
 from losscomp import catalogue, nvcc
@@ -485,26 +484,12 @@ def test_nothing_is_read_or_written_out_of_bounds(tmp_path: Path) -> None:
     if not Path(runtime).is_absolute():
         pytest.skip("NOT CHECKED: CUDA kernels under sanitizers; this compiler has no libasan.so")
     flags = ["-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    made = compile_shim(partial_library(tmp_path / "src", SANITIZED), tmp_path / "out", flags)
+    made = compile_shim(partial_library(FOLDER, tmp_path / "src", SANITIZED), tmp_path / "out", flags)
     environment = {**os.environ, "LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONMALLOC": "malloc"}
     done = subprocess.run([sys.executable, "-c", PROGRAM, str(ROOT), str(ROOT / "tests"), str(FOLDER.parent.parent), str(made), *SANITIZED],
                           capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-4000:]
     assert int(done.stdout.split()[-1]) > 80
-
-
-def partial_library(folder: Path, names: tuple[str, ...]) -> Path:
-    """The sources of some losses, with a driver that knows of no others."""
-    folder.mkdir(parents=True)
-    for path in FOLDER.iterdir():
-        if path.stem in names or path.suffix in (".h", ".cuh"):
-            shutil.copy(path, folder)
-    driver = (FOLDER / "losslib_cuda.cu").read_text()
-    gone = [p.stem for p in FOLDER.glob("*.cu") if p.stem not in (*names, "losslib_cuda")]
-    named = {f'extern "C" const losslib_kernel losslib_kernels_of_{name}[];' for name in gone}
-    named |= {f"    losslib_kernels_of_{name}," for name in gone}
-    (folder / "losslib_cuda.cu").write_text("\n".join(line for line in driver.splitlines() if line not in named) + "\n")
-    return folder
 
 
 # Faults that are put into the kernels must be seen
@@ -635,7 +620,7 @@ def in_a_child(made: Path, name: str, peer: Any) -> str:
 
 def faulty(tmp_path: Path, name: str, change: tuple[str, str, str] | None) -> Path:
     """One loss and its driver, with a change in the text, compiled for the CPU."""
-    folder = partial_library(tmp_path / "src", (name,))
+    folder = partial_library(FOLDER, tmp_path / "src", (name,))
     if change:
         suffix, old, new = change
         path = next(p for p in folder.iterdir() if p.name.endswith(suffix))
@@ -673,7 +658,7 @@ def test_nvcc_compiles_the_kernels(tmp_path: Path) -> None:
     found = nvcc.find()
     assert found
     said: list[str] = []
-    folder = partial_library(tmp_path / "src", representative())
+    folder = partial_library(FOLDER, tmp_path / "src", representative())
     made = nvcc.compile_library(found, folder, tmp_path / "out", "_cuda.so", 2, said.append, ["sm_90"])
     library = ctypes.CDLL(str(made.path))
     library.losslib_cuda_find.restype = ctypes.c_void_p

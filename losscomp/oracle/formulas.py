@@ -12,6 +12,7 @@ import sympy as sp
 from flint import arb, fmpq
 
 from .. import nodes
+from ..atoms import is_atom, meaning
 from ..nodes import Load
 from ..recurrence import Table
 from .balls import INF, ONE, ZERO, order
@@ -133,6 +134,8 @@ def code(expr: sp.Expr, frozen: Frozen = Frozen()) -> Code:
             constant = CONSTANTS.get(expr)
             return inner(expr.expand(func=True)) if constant is None else lambda point: constant()
     function = FUNCTIONS.get(type(expr))
+    if function is None and is_atom(expr):
+        return inner(meaning(expr))
     if function is None:
         raise OracleError(f"{type(expr).__name__} has no exact meaning: {expr}", repair="Give it one in losscomp/oracle/functions.py.")
     arguments = [inner(arg) for arg in expr.args]
