@@ -146,7 +146,7 @@ class CText:
         return f"{kind} *restrict " if a.role == "output" else f"const {kind} *restrict "
 
     def usual(self, a: Argument, axis: str) -> str:
-        """The stride that makes the innermost loop contiguous: 1, or 0 for what is one number if it is left out. The driver knows it too."""
+        """The stride that makes the innermost loop contiguous: 1, or 0 for one number that all share. The driver knows it too."""
         if self.kernel.axes:
             return str(int(not a.optional)) if a.axes and axis == a.axes[-1] else ""
         return "0" if a.optional or a.role == "scale" else "1"
