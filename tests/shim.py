@@ -105,6 +105,8 @@ def compile_binding(library: Path, out: Path, name: str, change: tuple[str, str]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, f"{name} does not compile:\n{done.stderr[:3000]}"
     return out / "src"
+
+
 def partial_library(source: Path, folder: Path, names: Sequence[str]) -> Path:
     """The sources of some losses, with a driver that knows of no others."""
     folder.mkdir(parents=True)

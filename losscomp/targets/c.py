@@ -150,9 +150,9 @@ class CText:
         return f"{kind} *restrict " if a.role == "output" else f"const {kind} *restrict "
 
     def usual(self, a: Argument, place: int) -> str:
-        """The stride that makes the innermost loop contiguous: 1, or 0 where all samples share one number. The driver knows it too."""
+        """The stride that makes the innermost loop contiguous: 1, or 0 for one number that all share. The driver knows it too."""
         if self.kernel.axes:
-            return "1" if a.axes and place == len(a.shape) - 1 else ""
+            return str(int(not a.optional)) if a.axes and place == len(a.shape) - 1 else ""
         return "0" if a.optional or a.role == "scale" else "1"
 
     @property
