@@ -14,6 +14,7 @@ from . import formula, ir, nodes
 from .catalogue import module_name
 from .check import LEGACY, Checked
 from .composite import composite
+from .composite_tables import composite_of_tables
 from .dense import dense_functions
 from .family import families
 from .language import BATCH, COUNT, REDUCTIONS, TOTAL, WEIGHT, Definition, Loss, Overload
@@ -24,7 +25,7 @@ from .render import render
 from .targets import c as c_target
 from .targets import cuda as cuda_target
 from .targets import numpy as numpy_target
-from .targets import numpy_tables
+from .targets import numpy_tables, torch_tables
 from .targets import torch as torch_target
 
 Files = dict[str, str]
@@ -109,8 +110,10 @@ def emit_c(compiled: list[list[Compiled]], common: Mapping[str, Any]) -> tuple[s
 
 def emit_composite(variants: list[Compiled], common: Mapping[str, Any]) -> str:
     """The file of a loss for PyTorch to differentiate: one function a variant."""
-    texts = [torch_target.TorchText(composite(c), {t.name: t.record.default for t in c.form.inputs},
-                                     {p.name: kind_of(p) for p in c.form.params}) for c in variants]
+    texts = []
+    for c in variants:
+        made, text = (composite_of_tables, torch_tables.TablesText) if c.form.tables else (composite, torch_target.TorchText)
+        texts.append(text(made(c), {t.name: t.record.default for t in c.form.inputs}, {p.name: kind_of(p) for p in c.form.params}))
     return render("torch/composite.py.jinja", **common, variants=[
         {"suffix": c.mark + c.form.suffix, "words": words(c.form), "text": text} for c, text in zip(variants, texts, strict=True)])
 
