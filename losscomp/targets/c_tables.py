@@ -54,9 +54,12 @@ class TablesText(CText):
     def cells(self) -> list[str]:
         """How many cells all tables have at most: the terms of a sum in the sizes of the axes."""
         most = {e.axis: self.p(e.most, 11) for e in self.kernel.extents}
-        size = lambda axis, pad: f"({most.get(axis, axis)} + {pad})" if pad else most.get(axis, axis)
-        return [" * ".join(f"({text})" if " " in (text := size(a, p)) and not text.startswith("(") else text
-                           for a, p in zip(t.axes, t.pads, strict=True)) for t in self.kernel.tables]
+
+        def size(axis: str, pad: int) -> str:
+            text = most.get(axis, axis)
+            return f"({text.removeprefix('(').removesuffix(')')} + {pad})" if pad else text
+
+        return [" * ".join(size(a, p) for a, p in zip(t.axes, t.pads, strict=True)) for t in self.kernel.tables]
 
     @property
     def sizes(self) -> list[tuple[int, str]]:
@@ -122,8 +125,8 @@ class TablesText(CText):
         """Row by row and cell by cell: an order that agrees with the steps."""
         for k, var in enumerate(s.vars):
             i = self.p.var(var)
-            head = f"for (int64_t {i} = {var.axis} - 1; {i} >= 0; --{i}) {{" if s.reverse else f"for (int64_t {i} = 0; {i} < {var.axis}; ++{i}) {{"
-            lines.append((depth + k, head))
+            steps = f"{i} = {var.axis} - 1; {i} >= 0; --{i}" if s.reverse else f"{i} = 0; {i} < {var.axis}; ++{i}"
+            lines.append((depth + k, f"for (int64_t {steps}) {{"))
         self.block(s.body, depth + 2, lines)
         lines += [(depth + 1, "}"), (depth, "}")]
 

@@ -24,6 +24,7 @@ class TablesPrinter(TorchPrinter):
         taken = ir.taken_names(kernel.names, kernel.every_axis)
         self.numbered = {v: ir.unused(f"{super(TablesPrinter, self).var(v)}_now", taken) for v in both}
         self.variables.clear()
+        self.pointing: set[str] = set()                                  # the names of what points into an axis
 
     def var(self, node: Var) -> str:
         if node not in self.serial:
@@ -66,16 +67,17 @@ class TablesPrinter(TorchPrinter):
         place = self(index[0], 20 if len(index) > 1 else 0)
         for i, axis in zip(index[1:], axes[1:], strict=True):
             place = f"({place} * {axis} + {self(i, 11)})"
-        sure = all(axis.startswith("(") or points(i) for i, axis in zip(index, axes, strict=True))
+        sure = all(axis.startswith("(") or self.points(i) for i, axis in zip(index, axes, strict=True))
         return f"stable.at({text if sure else f'stable.some({text})'}, {place})"
 
-
-def points(position: Node) -> bool:
-    """Does an element or a parameter say where to read: there is something, then, or it is an error?"""
-    match position:
-        case Op("where", (_, a, Const(0))):
-            return points(a)
-    return isinstance(position, Load | ir.Param | ir.Ref)
+    def points(self, position: Node) -> bool:
+        """Does an element or a parameter say where to read? Then there is something, or it is an error."""
+        match position:
+            case Op("where", (_, a, Const(0))):
+                return self.points(a)
+            case ir.Ref(name):
+                return name in self.pointing
+        return isinstance(position, Load | ir.Param)
 
 
 def apart(node: Node) -> tuple[Node, int]:
@@ -124,6 +126,9 @@ class TablesText(TorchText):
                     out += self.block(inside)
                 case Store(name, index, value) if name in self.p.tables:
                     out.append(self.filled(self.p.tables[name], index, value))
+                case Let(name, value) if self.p.points(value):
+                    self.p.pointing.add(name)
+                    out.append(self.line(s))
                 case Let() | Store() | ir.Accumulate():
                     out += [line] if (line := self.line(s)) else []
         return out
@@ -152,17 +157,9 @@ class TablesText(TorchText):
         if not any(table.pads):
             return cells
         assert table.outside is not None
-        start = ", ".join(f"{cell}: {self.outside(table, value)}" for cell, value in table.start)
+        start = ", ".join(f"{cell}: {self.p(value)}" for cell, value in table.start)
         pads = f"({', '.join(map(str, table.pads))}{',' * (len(table.pads) == 1)})"
-        return f"stable.framed({cells}, {pads}, {self.outside(table, table.outside)}" + (f", {{{start}}})" if start else ")")
-
-    def outside(self, table: Table, value: Node) -> str:
-        """What is in a cell that is outside: a number, or one a sample."""
-        if self.p.is_number(value):
-            return self.p(value)
-        self.p.sizes.add(BATCH)
-        text = f"stable.per_sample({self.p(value)}, {BATCH}, {len(self.p.slots)})"
-        return f"{text}[..., {', '.join(['None'] * len(table.axes))}]"
+        return f"stable.framed({cells}, {pads}, {self.p(table.outside)}" + (f", {{{start}}})" if start else ")")
 
     def filled(self, table: Table, index: tuple[Node, ...], value: Node) -> str:
         """The cells of a table, or of one row of it."""
