@@ -111,15 +111,10 @@ def emit_c(compiled: list[list[Compiled]], common: Mapping[str, Any]) -> tuple[s
 
 def emit_composite(variants: list[Compiled], common: Mapping[str, Any]) -> str:
     """The file of a loss for PyTorch to differentiate: one function a variant."""
-<<<<<<< HEAD
     texts = []
     for c in variants:
         made, text = (composite_of_tables, torch_tables.TablesText) if c.form.tables else (composite, torch_target.TorchText)
         texts.append(text(made(c), {t.name: t.record.default for t in c.form.inputs}, {p.name: kind_of(p) for p in c.form.params}))
-=======
-    texts = [torch_target.TorchText(composite(c), {t.name: t.record.default for t in c.form.inputs},
-                                     {p.name: kind_of(p) for p in c.form.params}) for c in variants]
->>>>>>> recur
     return render("torch/composite.py.jinja", **common, variants=[
         {"suffix": c.mark + c.form.suffix, "words": words(c.form), "text": text} for c, text in zip(variants, texts, strict=True)])
 
