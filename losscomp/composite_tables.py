@@ -16,7 +16,7 @@ import sympy as sp
 from . import ir, nodes
 from .composite import WHAT, CompositeLowering, names_of, results_of, signature_of
 from .errors import LosscompError
-from .ir import Const, Load, Node, Op, Reduce, Size, Var, kind_of
+from .ir import Const, Load, Node, Op, Reduce, Size, Var
 from .lower import ZERO, Env, op, parameter, real, surely_inside, where
 from .nodes import Axis, AxisRecord, Index, Tensor
 from .pipeline import Compiled
@@ -70,7 +70,7 @@ def rows_of(tables: Sequence[Table], *exprs: sp.Expr) -> tuple[list[Rows], tuple
 
 def along(tensor: Tensor, steps: tuple[int, ...]) -> Callable[..., sp.Expr]:
     """Where cell (i, j) lies, when the first index is its diagonal and the second its place there."""
-    lane = steps.index(1, 1) - 1 if steps[1] == 1 else 1
+    lane = 0 if steps[1] == 1 else 1
     return lambda *cell: nodes.Load(tensor, sp.expand(steps[0] * cell[0] + steps[1] * cell[1]), cell[lane])
 
 
@@ -80,7 +80,8 @@ def diagonals(table: Table, pads: tuple[int, ...], steps: tuple[int, ...], axes:
     other, (p, q) = 1 - lane, steps
     ends = [extent(i) for i in table.indices]
     key = (steps, *(i.axis for i in table.indices))
-    axis = axes.setdefault(key, Axis(AxisRecord("diagonals" + str(len(axes) + 1) * bool(axes), extent=p * (ends[0] - 1) + q * (ends[1] - 1) + 1)))
+    count = p * (ends[0] - 1) + q * (ends[1] - 1) + 1
+    axis = axes.setdefault(key, Axis(AxisRecord(f"diagonals_{len(axes) + 1}" if axes else "diagonals", extent=count)))
     d, i = axis.index(), table.indices[lane]
     far = d - steps[lane] * i
     tensor = Tensor(replace(table.tensor.record, axes=(axis, i.axis)))
@@ -123,25 +124,27 @@ class TablesLowering(CompositeLowering):
         return super().lower(expr, env)
 
     def load(self, expr: nodes.Load, env: Env) -> Node:
-        record = expr.tensor.record
-        place = self.cell if record.state else self.inside
-        index = tuple(place(i, axis, env) for i, axis in zip(expr.index, record.axes, strict=True))
-        node = Load(record.name, index if record.state or not record.per_sample else (ir.SAMPLE, *index), record.integer)
-        if self.scope is None or (record.integer and not index):
+        node, record = super().load(expr, env), expr.tensor.record
+        if self.scope is None or (record.integer and not expr.index):
             return node
-        earlier = any(shift(i)[1] < 0 for i in index)
+        assert isinstance(node, Load)
+        earlier = any(ir.shift(i)[1] < 0 for i in node.index)
         return self.called(f"{record.name}_{'before' if earlier else 'here'}", where(self.scope, node, ZERO))
 
-    def inside(self, i: sp.Expr, axis: Axis, env: Env) -> Node:
+    def cell(self, record: nodes.TensorRecord, index: tuple[sp.Expr, ...], env: Env) -> tuple[Node, ...]:
+        place = self.in_table if record.state else self.in_input
+        return tuple(place(i, axis, env) for i, axis in zip(index, record.axes, strict=True))
+
+    def in_input(self, i: sp.Expr, axis: Axis, env: Env) -> Node:
         """A position along an input."""
         whole = isinstance(i, Index) and i.axis.record.extent is not None and most(i.axis) in (axis, axis.record.size)
         node = self.position(i, env)
         return node if whole or surely_inside(i, axis) else Op("inside", (node, Size(axis.name)))
 
-    def cell(self, i: sp.Expr, axis: Axis, env: Env) -> Node:
+    def in_table(self, i: sp.Expr, axis: Axis, env: Env) -> Node:
         """A position along a table; at a fixed distance from a position along the same axis it lies in the table in any case."""
         node = self.position(i, env)
-        var, _ = shift(node)
+        var, _ = ir.shift(node)
         known = isinstance(node, Const) or (isinstance(var, Var) and var.axis == axis.name)
         return node if known or self.scope is None else where(self.scope, node, ZERO)
 
@@ -160,16 +163,6 @@ class TablesLowering(CompositeLowering):
     def log_sum_exp(self, lse: nodes.Reduce, env: Env) -> tuple[Node, Node]:
         """Whole: a term of it may be -oo, and the whole of it too."""
         return self(lse, env), ZERO
-
-
-def shift(node: Node) -> tuple[Node, int]:
-    """A position, and what is added to it."""
-    match node:
-        case Op("add", (a, Const(p, 1))):
-            return a, p
-        case Op("sub", (a, Const(p, 1))):
-            return a, -p
-    return node, 0
 
 
 def frame(r: Rows, lowering: TablesLowering, env: Env) -> Node:
@@ -229,7 +222,8 @@ def filled(r: Rows, lowering: TablesLowering, scheduler: Scheduler) -> tuple[ir.
     lowering.serial = None
     lowering.called(f"{r.table.name}_row" if r.serial is not None else f"{r.table.name}_cells", node)
     loops = (*(v for v in cell if v is not serial), *([] if serial is None else [serial]))
-    return tuple(in_order(s, serial) for s in scheduler.block([Task(ir.Store(r.table.name, cell, node), loops, node)], frozenset({ir.SAMPLE})))
+    task = Task(ir.Store(r.table.name, cell, node), loops, node)
+    return tuple(in_order(s, serial) for s in scheduler.block([task], frozenset({ir.SAMPLE})))
 
 
 def in_order(s: ir.Statement, serial: Var | None) -> ir.Statement:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from test_composites import LOSSES, Case, agree, load  # noqa: F401
+from test_recurrences import every_alignment, every_tagging, every_walk, every_warping
 
 from losscomp.check import check
 from losscomp.language import (
@@ -85,14 +86,13 @@ def every_length(form: Any) -> list[tuple[int, ...]]:
 def prepared(module: types.ModuleType, loss: Loss, arrays: dict[str, np.ndarray], **params: Any) -> Case:
     """A composite at some inputs."""
     form = select(check(loss), params)
-    scalars = {p.name: params.get(p.name, p.record.default) for p in form.params}
+    scalars = {p.name: params.get(p.name, p.record.default) for p in form.params if not p.record.reduction}
     return Case(form, getattr(module, "value" + form.suffix), arrays, scalars, [t.name for t in form.differentiable])
 
 
 def true(c: Case) -> tuple[Any, list[Any], list[Any]]:
     """Value, gradients and Hessian-vector products of each sample, exactly."""
-    hidden = {p.name for p in c.form.params if p.record.reduction}
-    truth = exact(c.form, c.arrays, {n: p for n, p in c.params.items() if n not in hidden}, reduction="none", wrt=c.moving,
+    truth = exact(c.form, c.arrays, c.params, reduction="none", wrt=c.moving,
                   directions={n: d.numpy() for n, d in zip(c.moving, c.directions, strict=True)})
     return truth.value.high, [truth.grad[n].high for n in c.moving], [truth.hvp[n].high for n in c.moving]
 
@@ -131,74 +131,42 @@ def test_equals_exact(name: str, params: dict[str, Any], load: Load) -> None:  #
         check_against_truth(c, garbage)
 
 
-def ctc(x: Any, labels: list[int], blank: int = 0) -> float:
-    """All paths whose repetitions and blanks, left out, leave the labels."""
-    merged = lambda path: [k for j, k in enumerate(path) if k != blank and (j == 0 or path[j - 1] != k)]
-    paths = [p for p in itertools.product(range(x.shape[1]), repeat=len(x)) if merged(p) == labels]
-    return -float(np.logaddexp.reduce([sum(x[t, k] for t, k in enumerate(p)) for p in paths], initial=-np.inf))
-
-
-def crf(x: Any, transitions: Any, tags: list[int]) -> float:
-    """All ways to tag."""
-    score = lambda path: sum(x[t, k] for t, k in enumerate(path)) + sum(transitions[a, b] for a, b in itertools.pairwise(path))
-    paths = list(itertools.product(range(x.shape[1]), repeat=len(x)))
-    return float(np.logaddexp.reduce([score(p) for p in paths]) - score(tags)) if len(x) else 0.0
-
-
-def rnnt(x: Any, labels: list[int], blank: int = 0) -> float:
-    """All orders of blanks and labels; the last step is a blank."""
-    x = x - np.logaddexp.reduce(x, axis=-1, keepdims=True)
-    scores = []
-    for order in set(itertools.permutations([1] * len(labels) + [0] * (len(x) - 1))):
-        t, u, score = 0, 0, 0.0
-        for emits in (*order, 0):
-            score += x[t, u, labels[u] if emits else blank]
-            t, u = t + 1 - emits, u + emits
-        scores.append(score)
-    return -float(np.logaddexp.reduce(scores))
-
-
-def dtw(x: Any, y: Any, smoothing: float) -> float:
-    """All alignments, by steps of one point of the one, of the other, or of both."""
-    costs = []
-
-    def go(i: int, j: int, cost: float) -> None:
-        cost += float(((x[i] - y[j])**2).sum())
-        if (i, j) == (len(x) - 1, len(y) - 1):
-            costs.append(cost)
-        for a, b in ((1, 0), (0, 1), (1, 1)):
-            if i + a < len(x) and j + b < len(y):
-                go(i + a, j + b, cost)
-
-    go(0, 0, 0.0)
-    return -smoothing * float(np.logaddexp.reduce([-c / smoothing for c in costs]))
-
-
 def counted(name: str, a: dict[str, Any], n: int) -> float:
     """The loss of a sample, by enumeration."""
     first, *more = (int(v[n]) for k, v in a.items() if k.endswith("lengths"))
     match name:
         case "ctc_loss":
-            return ctc(a["log_probs"][n, :first], list(a["targets"][n, :more[0]]))
+            return every_alignment(a["log_probs"][n], a["targets"][n], first, more[0])
         case "crf_nll":
-            return crf(a["emissions"][n, :first], a["transitions"], list(a["target"][n, :first]))
+            return every_tagging(a["emissions"][n], a["transitions"], a["target"][n], first) if first else 0.0
         case "rnnt_loss":
-            return rnnt(a["logits"][n, :first], list(a["targets"][n, :more[0]]))
+            return every_walk(a["logits"][n], a["targets"][n], first, more[0])
         case "soft_dtw":
-            return dtw(a["input"][n, :first], a["target"][n, :more[0]], 1.0)
+            return every_warping(a["input"][n, :first], a["target"][n, :more[0]], 1.0)
     pytest.fail(f"{name} has no enumeration: say in this test what it counts")
 
 
 @pytest.mark.parametrize("name", RECURRENT)
 def test_equals_enumeration(name: str, load: Load) -> None:  # noqa: F811
     form = check(LOSSES[name])[0]
-    lengths = [n for n in every_length(form) if name == "crf_nll" or n[0] > 0 and (n[1] > 0 or name != "soft_dtw")]
+    lengths = [n for n in every_length(form) if n[0] > 0 and (n[-1] > 0 or name != "soft_dtw")]
     c = prepared(load(LOSSES[name]), LOSSES[name], sample(form, lengths, 1))
     if name == "ctc_loss":                                               # a label is no blank
         c.arrays["targets"] = np.maximum(c.arrays["targets"], 1)
     want = [counted(name, c.arrays, n) for n in range(len(lengths))]
     c.arrays = pad(form, c.arrays, np.nan)
     agree(name, [c.each(*c.inputs)], [np.array(want)])
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_not_a_number(name: str, load: Load) -> None:  # noqa: F811
+    """NaN in, NaN out, and into no other sample."""
+    form = check(LOSSES[name])[0]
+    whole = every_length(form)[-1]
+    c = prepared(load(LOSSES[name]), LOSSES[name], sample(form, [whole, whole], 1))
+    c.arrays[c.moving[0]][0, 1] = np.nan
+    value, gradient = c.each(*c.inputs), c.gradient(*c.inputs)[0]
+    assert torch.isnan(value[0]) and torch.isfinite(value[1]) and torch.isnan(gradient[0]).any() and torch.isfinite(gradient[1]).all()
 
 
 @pytest.mark.parametrize("name", RECURRENT)
@@ -240,7 +208,8 @@ def test_transforms(name: str, load: Load) -> None:  # noqa: F811
     value, given = c.each(*xs), c.tensors
     own = {t.name for t in form.inputs if t.record.per_sample}
     for shape in ((2, 2), (1, 4, 1)):
-        agree("shape", [c.call(**{n: t.reshape(shape + t.shape[1:]) if n in own else t for n, t in given.items()})[0]], [value.reshape(shape)])
+        shaped = {n: t.reshape(shape + t.shape[1:]) if n in own else t for n, t in given.items()}
+        agree("shape", [c.call(**shaped)[0]], [value.reshape(shape)])
     agree("one", [c.call(**{n: t[1] if n in own else t for n, t in given.items()})[0]], [value[1]])
     one_by_one = vmap(lambda *x: c.call(**dict(zip(given, x, strict=True)))[0], tuple(0 if n in own else None for n in given))
     agree("samples mapped", [one_by_one(*given.values())], [value])
@@ -305,7 +274,7 @@ def test_impossible_transitions(load: Load) -> None:  # noqa: F811
     for first, second in value:
         assert torch.isfinite(first).all() and torch.isfinite(second).all()
         assert (first[:, :, 2] == 0).all() and (second[:, 2] == 0).all() and (second[2, 0] == 0).all()
-    two = {n: a for n, a in arrays.items()} | {"emissions": arrays["emissions"][..., :2], "transitions": arrays["transitions"][:2, :2]}
+    two = arrays | {"emissions": arrays["emissions"][..., :2], "transitions": arrays["transitions"][:2, :2]}
     small = prepared(module, loss, two)
     first, second = small.gradient(*small.inputs)
     agree("gradient", [value[0][0][..., :2], value[0][1][:2, :2]], [first, second])
@@ -319,7 +288,8 @@ def test_as_torch(load: Load) -> None:  # noqa: F811
     x = torch.log_softmax(torch.from_numpy(arrays["log_probs"]), -1)
     arrays["log_probs"] = x.numpy()
     for mean in (0, 1):
-        c = prepared(module, LOSSES["ctc_loss"], arrays, normalized=1, reduction_is_mean=mean)
+        c = prepared(module, LOSSES["ctc_loss"], arrays, normalized=1)
+        c.reduction = "mean" if mean else "sum"
         y, n, m = (c.tensors[k] for k in ("targets", "input_lengths", "target_lengths"))
 
         def peer(x: Any, mean: int = mean, y: Any = y, n: Any = n, m: Any = m) -> Any:
@@ -333,13 +303,19 @@ def test_as_torch(load: Load) -> None:  # noqa: F811
 
 def test_compiles(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     """In one graph, and so does its gradient."""
-    for name in ("ctc_loss", "soft_dtw"):
+    for name, dynamic in (("ctc_loss", False), ("soft_dtw", True)):
         form, module = check(LOSSES[name])[0], load(LOSSES[name])
         monkeypatch.setitem(sys.modules, module.__name__, module)
         c = prepared(module, LOSSES[name], pad(form, sample(form, [(3, 2), (2, 1)], 8), np.nan))
-        for function in (c.each, c.gradient):
-            torch._dynamo.reset()
-            agree(name, torch.compile(function, fullgraph=True, backend="aot_eager")(*c.inputs), function(*c.inputs))
+        given, names, scalars, function = c.tensors, [t.name for t in form.inputs], c.scalars, c.function
+
+        def total(x: Any, given: Any = given, first: str = c.moving[0], rest: Any = (names, scalars, function)) -> Any:
+            names, scalars, function = rest
+            return function(*(x if n == first else given[n] for n in names), *scalars)[0].sum()
+
+        torch._dynamo.reset()
+        compiled = torch.compile(grad(total), fullgraph=True, dynamic=dynamic, backend="aot_eager")
+        agree(name, [compiled(c.inputs[0])], [grad(total)(c.inputs[0])])
 
 
 # Systems that no loss of the catalogue is, against the oracle
@@ -411,7 +387,8 @@ def of_integers() -> Loss:
 def said_otherwise() -> Loss:
     """Derivatives that are said, and not those of the value, in cells."""
     a = state("a", t, outside=1)
-    a[t] = straight_through(x[t, 0], x[t, 0]**2) * a[t - 1] + stop_gradient(x[t, 1]) * s + stated(s * r[t], {s: 3 * s**2 * r[t], r[t]: s**3})
+    said = stated(s * r[t], {s: 3 * s**2 * r[t], r[t]: s**3})
+    a[t] = straight_through(x[t, 0], x[t, 0]**2) * a[t - 1] + stop_gradient(x[t, 1]) * s + said
     return Loss(a[n - 1]**2, tables=(a,))
 
 

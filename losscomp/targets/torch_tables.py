@@ -45,7 +45,7 @@ class TablesPrinter(TorchPrinter):
         pads = table.pads if table else (0,) * len(index)
         text, cuts, rest, along = node.tensor, [], [], []
         for k, (i, pad, axis) in enumerate(zip(index, pads, axes, strict=True)):
-            var, distance = apart(i)
+            var, distance = ir.shift(i)
             if self.growing == (node.tensor, k):
                 text = f"{node.tensor}_rows[{self(plus(i, pad))}]"
                 continue
@@ -80,23 +80,13 @@ class TablesPrinter(TorchPrinter):
         return isinstance(position, Load | ir.Param)
 
 
-def apart(node: Node) -> tuple[Node, int]:
-    """A position, and what is added to it."""
-    match node:
-        case Op("add", (a, Const(p, 1))):
-            return a, p
-        case Op("sub", (a, Const(p, 1))):
-            return a, -p
-    return node, 0
-
-
 def plus(node: Node, more: int) -> Node:
     """A position further along."""
     if isinstance(node, Const):
         return Const(node.numerator + more)
     if isinstance(node, Op) and node.name == "where":                    # a position, and any that there is where it is none
         return Op("where", (node.args[0], plus(node.args[1], more), node.args[2]))
-    base, distance = apart(node)
+    base, distance = ir.shift(node)
     total = distance + more
     return Op("add" if total > 0 else "sub", (base, Const(abs(total)))) if total else base
 
@@ -163,9 +153,9 @@ class TablesText(TorchText):
 
     def filled(self, table: Table, index: tuple[Node, ...], value: Node) -> str:
         """The cells of a table, or of one row of it."""
-        own = [i for i in index if i not in self.p.serial]
+        own = [i for i in index if isinstance(i, Var) and i not in self.p.serial]
         slots = self.p.slots
-        self.p.sizes |= {BATCH, *(i.axis for i in own if isinstance(i, Var))}
+        self.p.sizes |= {BATCH, *(i.axis for i in own)}
         sizes = [i.axis if i in own else "1" for i in slots]
         text = f"{self.p.tensor(value, 100)}.expand({', '.join([f'*{BATCH}', *sizes])})"
         if len(own) < len(slots):
