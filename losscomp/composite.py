@@ -12,12 +12,15 @@ from typing import Any
 import sympy as sp
 
 from . import atoms, ir, nodes
+from .check import Checked
 from .errors import LosscompError
 from .ir import Const, Load, Node, Number, Op, Param, Reduce, Size, Var, kind_of
 from .lower import Env, Lowering, op, parameter, real, where
 from .pipeline import Compiled, Formula, argument_of, known_names, plain
 from .schedule import Scheduler
 
+RESULTS = ("loss", "denominator")
+WHAT = "the loss of each sample, and what it adds to the denominator of the mean"
 # What a target spells with its tie, so that its derivative at the tie is ours.
 KINKS: dict[type, str] = {atoms.FUNCTIONS[name]: name for name in ("hinge", "larger", "smaller", "step", "root")}
 # Slopes that are finite whatever the operands are. Those of |x| and of a hinge are NaN where x is.
@@ -87,8 +90,15 @@ class CompositeLowering(Lowering):
         body = real(self(lse.body, {**env, lse.bound: var}))
         return shift, self.called("log_mass", Reduce("log_mass", var, Op("relative", (body, shift))))
 
+    def log_add_exp(self, terms: list[Node]) -> Node:
+        return Op("log_add_exp", tuple(terms))
+
     def exponential(self, power: sp.Expr, env: Env) -> Node:
         return op("exp", self(power, env))
+
+    def is_number(self, node: Node) -> bool:
+        """Is this one number for all samples and positions, when it is computed?"""
+        return not any(isinstance(n, Load | Var) for n in ir.walk(node))
 
     def held(self, side: str, condition: Node, arm: Node) -> Node:
         """The arm of a selection, so that no derivative passes through it where the other arm holds.
@@ -96,7 +106,7 @@ class CompositeLowering(Lowering):
         0 times an infinite slope would be NaN. So what an arm reads stands still there: as few and as late parts of it as have
         only finite slopes below them.
         """
-        if linear(arm) or not any(isinstance(n, Load | Var) for n in ir.walk(condition)):      # a number chooses once, for all
+        if linear(arm) or self.is_number(condition):                     # a number chooses once, for all
             return arm
         done: dict[Node, Node] = {}
 
@@ -155,27 +165,35 @@ def scalar(node: Node) -> bool:
     return not any(isinstance(n, Load) for n in ir.walk(node))
 
 
-def composite(compiled: Compiled, wanted: tuple[str, ...] = ("loss", "denominator")) -> ir.Kernel:
+def composite(compiled: Compiled, wanted: tuple[str, ...] = RESULTS) -> ir.Kernel:
     """The loss of a sample, and its denominator where that is not 1, of one variant. Raises LosscompError."""
+    s = signature_of(compiled.smooth, wanted)
+    lowering = CompositeLowering(names_of(compiled))
     try:
-        return lowered(compiled, wanted)
+        results = results_of(compiled.smooth, wanted)
+        stores = [ir.Store(name, (ir.SAMPLE,), lowering(expr, {})) for name, expr in results.items()]
     except LosscompError as error:
         raise error.at(compiled.form.loss.path or compiled.form.loss.name) from None
+    names = frozenset({a.name for a in s.inputs + s.outputs} | {p.name for p in s.params})
+    body = Scheduler(True, lowering.hints, ir.taken_names(names, s.axes))(stores, ir.SAMPLE)
+    return ir.check_scheduled(ir.Kernel("value", WHAT, s.inputs, s.params, s.outputs, s.axes, body), True)
 
 
-def lowered(compiled: Compiled, wanted: tuple[str, ...]) -> ir.Kernel:
-    """The kernel: every input and every scalar of the form, in the order of declaration."""
-    form = compiled.smooth
-    lowering = CompositeLowering({**known_names(compiled.form.names, lambda expr: expr), form.value: "value"})
-    results = {"loss": form.value} | ({} if form.weight == 1 else {"denominator": form.weight})
-    results = {name: expr for name, expr in results.items() if name in wanted}
-    stores = [ir.Store(name, (ir.SAMPLE,), lowering(expr, {})) for name, expr in results.items()]
-    about = Formula("value", "the loss of each sample, and what it adds to the denominator of the mean", ())
+def results_of(form: Checked, wanted: tuple[str, ...] = RESULTS) -> dict[str, sp.Expr]:
+    """What is computed for each sample."""
+    every = {"loss": form.value} | ({} if form.weight == 1 else {"denominator": form.weight})
+    return {name: expr for name, expr in every.items() if name in wanted}
+
+
+def names_of(compiled: Compiled) -> dict[sp.Expr, str]:
+    """What a person calls sub-expressions."""
+    return {**known_names(compiled.form.names, lambda expr: expr), compiled.smooth.value: "value"}
+
+
+def signature_of(form: Checked, wanted: tuple[str, ...] = RESULTS) -> ir.Signature:
+    """Every input and every scalar of the form, in the order of declaration."""
+    about = Formula("value", WHAT, ())
     inputs = tuple(argument_of(t, about) for t in form.inputs)
-    outputs = tuple(ir.Argument(name, role="output") for name in results)
+    outputs = tuple(ir.Argument(name, role="output") for name in results_of(form, wanted))
     axes = tuple(dict.fromkeys(a for arg in inputs for a in (*arg.axes, *([arg.into] if arg.into else []))))
-    params = tuple(parameter(p) for p in form.params)
-    names = frozenset({a.name for a in inputs + outputs} | {p.name for p in params})
-    loops = {name + depth for name in ir.loop_names(axes, names).values() for depth in ("", "2", "3", "4")}
-    body = Scheduler(True, lowering.hints, names | set(axes) | {ir.BATCH} | loops)(stores, ir.SAMPLE)
-    return ir.check_scheduled(ir.Kernel(about.name, about.what, inputs, params, outputs, axes, body), True)
+    return ir.Signature(inputs, tuple(parameter(p) for p in form.params), outputs, axes)

@@ -14,6 +14,7 @@ from . import formula, ir, nodes
 from .catalogue import module_name
 from .check import LEGACY, Checked
 from .composite import composite
+from .composite_tables import composite_of_tables
 from .dense import dense_functions
 from .family import families
 from .language import BATCH, COUNT, REDUCTIONS, TOTAL, WEIGHT, Computed, Definition, Loss, Overload
@@ -22,7 +23,7 @@ from .operators import kind_of, operators_of
 from .pipeline import Compiled, compile_loss, kernels, signature
 from .render import render
 from .targets import c as c_target
-from .targets import c_tables, numpy_tables
+from .targets import c_tables, numpy_tables, torch_tables
 from .targets import cuda as cuda_target
 from .targets import numpy as numpy_target
 from .targets import torch as torch_target
@@ -115,16 +116,15 @@ def emit_c(compiled: list[list[Compiled]], common: Mapping[str, Any]) -> tuple[s
 
 def emit_composite(variants: list[Compiled], common: Mapping[str, Any]) -> str:
     """The file of a loss for PyTorch to differentiate: one function a variant."""
-    if variants[0].form.tables: return "def value(*a): raise NotImplementedError\n"   # STUB
     def text(c: Compiled, kernel: ir.Kernel, *printer: type[torch_target.TorchPrinter]) -> torch_target.TorchText:
         defaults, kinds = {t.name: t.record.default for t in c.form.inputs}, {p.name: kind_of(p) for p in c.form.params}
-        return torch_target.TorchText(kernel, defaults, kinds, *printer)
+        return (torch_tables.TablesText if c.form.tables else torch_target.TorchText)(kernel, defaults, kinds, *printer)
 
     return render("torch/composite.py.jinja", **common, variants=[
         {"suffix": c.mark + c.form.suffix, "words": words(c.form), "text": text(c, kernel),
          "weight": None if c.form.weight == 1 else text(c, composite(c, ("denominator",))),
          "sharded": text(c, kernel, torch_target.ShardedPrinter) if torch_target.shardable(kernel) else None}
-        for c in variants for kernel in [composite(c)]])
+        for c in variants for kernel in [composite_of_tables(c) if c.form.tables else composite(c)]])
 
 
 def emit_cuda(compiled: list[Compiled], common: Mapping[str, Any]) -> str:

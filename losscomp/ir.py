@@ -212,6 +212,16 @@ def free(node: Node) -> frozenset[Var]:
     return inside - {node.var} if isinstance(node, Reduce) else inside
 
 
+def shift(node: Node) -> tuple[Node, int]:
+    """A position, and what is added to it."""
+    match node:
+        case Op("add", (a, Const(p, 1))):
+            return a, p
+        case Op("sub", (a, Const(p, 1))):
+            return a, -p
+    return node, 0
+
+
 # Statements
 
 @dataclass(frozen=True)

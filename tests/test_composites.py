@@ -81,6 +81,12 @@ class Case:
     arrays: dict[str, np.ndarray]
     params: dict[str, Any]
     moving: list[str]
+    reduction: str = "none"
+
+    @property
+    def scalars(self) -> list[Any]:
+        """The numbers of a call; whether the caller asked for a reduction is one, where the loss depends on that."""
+        return [int(p.record.reduction == self.reduction) if p.record.reduction else self.params[p.name] for p in self.form.params]
 
     @property
     def tensors(self) -> dict[str, Any]:
@@ -97,7 +103,7 @@ class Case:
 
     def call(self, **tensors: Any) -> tuple[Any, Any]:
         """The loss and the denominator of each sample."""
-        return self.function(*(tensors.get(t.name) for t in self.form.inputs), *(self.params[p.name] for p in self.form.params))
+        return self.function(*(tensors.get(t.name) for t in self.form.inputs), *self.scalars)
 
     def each(self, *moving: Any) -> Any:
         """The loss of each sample."""
@@ -156,10 +162,11 @@ class Peer:
 
 def peer(targets: dict[str, Any], name: str, c: Case, **arrays: np.ndarray) -> Peer:
     """Value, gradients and Hessian-vector products of each sample."""
-    f, given = getattr(targets["numpy"], name), {**c.arrays, **arrays, **c.params}
-    directions = {n: d.numpy() for n, d in zip(c.moving, c.directions, strict=True)}
+    f, given = getattr(targets["numpy"], name), {**sampling.as_given(c.form, {**c.arrays, **arrays}), **c.params}
+    directions = sampling.as_given(c.form, {n: d.numpy() for n, d in zip(c.moving, c.directions, strict=True)})
+    laid = lambda results: tuple(sampling.moved(c.form, n, result) for n, result in zip(c.moving, results, strict=True))
     value, grads = f.value_and_grad(**given, reduction="none", wrt=c.moving)
-    return Peer(value, tuple(grads), tuple(f.hvp(direction=directions, **given, reduction="none", wrt=c.moving)))
+    return Peer(value, laid(grads), laid(f.hvp(direction=directions, **given, reduction="none", wrt=c.moving)))
 
 
 @each
@@ -186,13 +193,15 @@ def test_equals_numpy(targets: dict[str, Any], name: str, place: int, stratum: s
 def test_denominator(targets: dict[str, Any], name: str, place: int) -> None:
     """What the mean divides by, with optional inputs and without."""
     c = case(name, place)
+    c.reduction = "mean"
     optional = {t.name for t in c.form.inputs if t.record.default is not None}
     for left_out in ({}, optional) if optional else ({},):
         given = {n: t for n, t in c.tensors.items() if n not in left_out}
         value, denominator = c.call(**given)
         assert value.shape == (COUNT,) and (denominator == 1.0 if isinstance(denominator, float) else denominator.shape == (COUNT,))
         below = denominator.sum() if isinstance(denominator, torch.Tensor) else denominator * COUNT
-        want = getattr(targets["numpy"], name)(**{n: c.arrays[n] for n in given}, **c.params, reduction="mean")
+        arrays = sampling.as_given(c.form, {n: c.arrays[n] for n in given})
+        want = getattr(targets["numpy"], name)(**arrays, **c.params, reduction="mean")
         agree("mean", [value.sum() / below], [want])
 
 
@@ -281,7 +290,7 @@ def test_compiles(kind: str) -> None:
     """In one graph with dynamic shapes: the loss, and transforms inside of it."""
     c = case(KINDS[kind], {"a norm": 4, "rows": 1}.get(kind, 0))
     xs, vs, given, names = c.inputs, c.directions, c.tensors, [t.name for t in c.form.inputs]
-    function, scalars = c.function, [c.params[p.name] for p in c.form.params]
+    function, scalars = c.function, c.scalars
 
     def total(*moving: Any) -> Any:
         now = {**given, **dict(zip(c.moving, moving, strict=True))}

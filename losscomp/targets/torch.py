@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from .. import ir
-from ..ir import SAMPLE, Accumulate, Argument, Kernel, Let, Load, Loop, Node, Op, Ref, Store, Var
+from ..ir import SAMPLE, Accumulate, Kernel, Let, Load, Loop, Node, Op, Ref, Statement, Store, Var
 from .printer import CALL, Printer, decimal
 
 ARRAYS = True
 WHOLE = frozenset({"straight_through"})            # whose first argument has to be a tensor
-OVER = {"sum": "torch.sum({0}, {1}, keepdim=True)", "max": "stable.max_over({0}, {1})", "log_mass": "stable.log_mass({0}, {1})"}
+OVER = {"sum": "torch.sum({0}, {1}, keepdim=True)", "max": "stable.max_over({0}, {1})", "log_mass": "stable.log_mass({0}, {1})",
+        "log_sum_exp": "stable.log_sum_exp({0}, {1})"}
 
 
 class TorchPrinter(Printer):
@@ -27,9 +28,10 @@ class TorchPrinter(Printer):
         **{n: f"stable.{n}({{0}}, {{1}}, {{2}})" for n in ("larger", "smaller")},
         "pow": "torch.pow({0}, {1})", "where": "torch.where({0}, {1}, {2})", "exp_difference": "torch.exp({0} - {1})",
         "stop_gradient": "{0}.detach()", "real": "{0}.to({like}.dtype)", "integer": "{0}.to(torch.int64)",
-        "not": "~{0}", "and": "{0} & {1}", "or": "{0} | {1}", "remainder": "{0} % {1}",
+        "not": "~{0}", "and": "{0} & {1}", "or": "{0} | {1}", "remainder": "{0} % {1}", "floor_divide": "{0} // {1}",
     }
-    tight: ClassVar[frozenset[str]] = frozenset({"stop_gradient", "real", "integer", "not", "and", "or", "remainder", "exp_difference"})
+    tight: ClassVar[frozenset[str]] = frozenset({"stop_gradient", "real", "integer", "not", "and", "or", "remainder", "floor_divide",
+                                            "exp_difference"})
 
     over: ClassVar[dict[str, str]] = OVER
     gather: ClassVar[str] = "stable.at({0}, {1})"
@@ -44,10 +46,16 @@ class TorchPrinter(Printer):
         self.moved: set[str] = set()                                     # tensors whose name stands for their only view
         self.sizes: set[str] = set()                                     # what the lines read besides arguments
         self.variables: dict[Var, None] = {}
+        self.serial: set[Var] = set()                                    # the variables of the loops around, which are Python's own
 
     def is_number(self, node: Node) -> bool:
         """Is this a Python number, and no tensor?"""
-        return not any(isinstance(n, Load | Var) or length(n) or (isinstance(n, Ref) and n.name not in self.numbers) for n in ir.walk(node))
+        return not any(isinstance(n, Load) or (isinstance(n, Var) and n not in self.serial) or length(n) or
+                       (isinstance(n, Ref) and n.name not in self.numbers) for n in ir.walk(node))
+
+    def each(self, tensor: str) -> bool:
+        """Has each sample its own?"""
+        return tensor not in self.arguments or self.arguments[tensor].per_sample
 
     def tensor(self, node: Node, outer: int = 0) -> str:
         """A node as a tensor."""
@@ -62,12 +70,14 @@ class TorchPrinter(Printer):
                 return f"stable.stated({self.tensor(value)}, {', '.join(said)})"
             case Op("around", (x,)):
                 return f"stable.around({self.whole(x)})"
+            case Op("log_add_exp", terms):
+                return f"stable.log_add_exp({', '.join(map(self.tensor, terms))})"
         return super().__call__(node, outer)
 
     def whole(self, node: Node) -> str:
         """A read with every dimension, also where all samples share it."""
         loads = [n for n in ir.walk(node) if isinstance(n, Load)]
-        if any(self.arguments[n.tensor].per_sample for n in loads) or not loads:
+        if any(self.each(n.tensor) for n in loads) or not loads:
             return self(node)
         self.sizes.add(ir.BATCH)
         return f"stable.for_each({self(node)}, {ir.BATCH}, {len(self.slots)})"
@@ -84,7 +94,7 @@ class TorchPrinter(Printer):
                 case "not":
                     return self.wrap(f"not {self(args[0], CALL)}", 4, outer)
         if name in self.tight:
-            level = {"and": 8, "or": 7, "not": 30, "remainder": 20}.get(name, CALL)
+            level = {"and": 8, "or": 7, "not": 30, "remainder": 20, "floor_divide": 20}.get(name, CALL)
             inner = 11 if name == "exp_difference" else 9 if name in ("and", "or") else level
             return self.wrap(self.calls[name].format(*(self(a, inner) for a in args), like=self.like), level, outer)
         first, *rest = args
@@ -122,30 +132,33 @@ class TorchPrinter(Printer):
         """A tensor along the dimensions of the kernel; an index that is no loop variable of its own takes elements out."""
         argument = self.arguments[node.tensor]
         index = node.index[1:] if argument.per_sample else node.index
+        return self.laid(node.tensor, index, argument.axes, argument.per_sample)
+
+    def laid(self, text: str, index: tuple[Node, ...], axes: tuple[str, ...], per_sample: bool) -> str:
+        """What has some axes, along the dimensions of the kernel."""
         direct = {i: place for place, i in reversed(list(enumerate(index))) if isinstance(i, Var)}
         gathered = [place for place, i in enumerate(index) if not isinstance(i, Var) or direct[i] != place]
         order = [*(direct[v] for v in self.slots if v in direct), *gathered]
-        text, count = node.tensor, len(index)
+        count = len(index)
         if order != list(range(count)):
             text += f".movedim({tuple(p - count for p in order)}, {tuple(k - count for k in range(count))})"
         if len(gathered) > 1:
             text += f".flatten({-len(gathered)})"
         slices = [":" if v in direct else "None" for v in self.slots] + [":"] * bool(gathered)
-        if argument.per_sample:
+        if per_sample:
             text += f"[..., {', '.join(slices)}]" if "None" in slices else ""
         else:
             kept = slices[slices.index(":"):] if ":" in slices else []
             text += f"[{', '.join(kept)}]" if "None" in kept else ""
-        return self.gather.format(text, self.place(argument, index, gathered)) if gathered else text
+        return self.at(text, [index[k] for k in gathered], [axes[k] for k in gathered]) if gathered else text
 
-    def place(self, argument: Argument, index: tuple[Node, ...], gathered: list[int]) -> str:
-        """The position in the gathered axes, as if they were one."""
-        first, *rest = gathered
-        text = self(index[first], 20 if rest else 0)
-        for k in rest:
-            self.sizes.add(argument.axes[k])
-            text = f"({text} * {argument.axes[k]} + {self(index[k], 11)})"
-        return text
+    def at(self, text: str, index: list[Node], axes: list[str]) -> str:
+        """The elements at a position in the last axes, as if they were one."""
+        place = self(index[0], 20 if len(index) > 1 else 0)
+        for i, axis in zip(index[1:], axes[1:], strict=True):
+            self.sizes.add(axis)
+            place = f"({place} * {axis} + {self(i, 11)})"
+        return self.gather.format(text, place)
 
     def dimension(self, var: Var) -> int:
         return self.slots.index(var) - len(self.slots)
@@ -163,8 +176,8 @@ class ShardedPrinter(TorchPrinter):
 
 def shardable(kernel: Kernel) -> bool:
     """May the axis lie in parts: is there one, run over by one loop at a time, and gathered from at positions that all processes know?"""
-    flat = [s for s in ir.statements(kernel.body) if not isinstance(s, Loop)]
-    if len(kernel.axes) != 1 or len(slots_of(kernel)) > 1 or not all(isinstance(s, Let | Accumulate | Store) for s in flat):
+    flat = list(ir.values(kernel.body))
+    if kernel.tables or len(kernel.axes) != 1 or len(slots_of(kernel)) > 1:
         return False
     gathers = [n for s in flat for n in ir.walk(s.value) if isinstance(n, Load) and n.is_gather]
     return not any(isinstance(n, Var) and n != SAMPLE for g in gathers for i in g.index if not isinstance(i, Var) for n in ir.walk(i))
@@ -177,24 +190,26 @@ def length(node: Node) -> bool:
 
 def slots_of(kernel: Kernel) -> list[Var]:
     """The dimensions that values have behind those of the batch: every loop variable that the kernel uses."""
-    used = {s.var for s in ir.statements(kernel.body) if isinstance(s, Loop)} - {SAMPLE}
-    return sorted(used, key=lambda v: (kernel.axes.index(v.axis), v.depth))
+    used = {s.var for s in ir.statements(kernel.body) if isinstance(s, Loop) and not s.serial} - {SAMPLE}
+    return sorted(used, key=lambda v: (kernel.every_axis.index(v.axis), v.depth))
 
 
 class TorchText:
     """What the template asks of a kernel."""
 
+    printer_type: ClassVar[type[TorchPrinter]] = TorchPrinter
+    precision: ClassVar[tuple[str, str]] = ("widened", "tensors of half precision are computed in single precision")
+
     def __init__(self, kernel: Kernel, defaults: Mapping[str, float | None], kinds: Mapping[str, str],
-                 printer: type[TorchPrinter] = TorchPrinter) -> None:
+                 printer: type[TorchPrinter] | None = None) -> None:
         self.kernel = kernel
         self.defaults, self.kinds = defaults, kinds                      # of optional tensors where absent; the types of scalars
-        self.p = printer(kernel)
-        flat = [s for s in ir.statements(kernel.body) if not isinstance(s, Loop)]
-        self.read = list(dict.fromkeys(n for s in flat for n in ir.walk(s.value) if isinstance(n, Load)))
+        self.p = (printer or self.printer_type)(kernel)
+        self.read = list(dict.fromkeys(n for s in ir.values(kernel.body) for n in ir.walk(s.value) if isinstance(n, Load)))
         self.views = self.moves()
         self.p.moved = {name for name, _ in self.views}
         self.results: dict[str, str] = {}
-        self.lines = [line for s in flat if (line := self.line(s))]
+        self.lines = self.block(kernel.body)
 
     def moves(self) -> list[tuple[str, str]]:
         """The tensors that are read in one way only, which is not the way they come."""
@@ -203,6 +218,17 @@ class TorchText:
             ways.setdefault(load.tensor, []).append(load)
         views = [(name, self.p.view(loads[0])) for name, loads in ways.items() if len(loads) == 1 and not loads[0].is_gather]
         return [(name, view) for name, view in views if view != name]
+
+    def block(self, body: tuple[Statement, ...]) -> list[str]:
+        """The lines of some statements; loops are dimensions."""
+        out: list[str] = []
+        for s in body:
+            match s:
+                case Loop(_, _, inside):
+                    out += self.block(inside)
+                case Let() | Accumulate() | Store():
+                    out += [line] if (line := self.line(s)) else []
+        return out
 
     def line(self, s: Let | Accumulate | Store) -> str:
         """One statement; nothing for a result, which is returned."""
@@ -230,11 +256,12 @@ class TorchText:
         for s in ir.statements(self.kernel.body):
             if isinstance(s, Accumulate):
                 values[s.start.name] = s.value
+        optional = {a.name for a in self.kernel.inputs if a.optional}
         seen: set[str] = set()
         todo = [node]
         while todo:
             for n in ir.walk(todo.pop()):
-                if isinstance(n, Load) and self.p.arguments[n.tensor].per_sample and not self.p.arguments[n.tensor].optional:
+                if isinstance(n, Load) and self.p.each(n.tensor) and n.tensor not in optional:
                     return True
                 if isinstance(n, Ref) and n.name not in seen:
                     seen.add(n.name)
@@ -252,8 +279,9 @@ class TorchText:
         p, used = self.p, {load.tensor for load in self.read}
         absent = [a for a in self.kernel.inputs if a.optional and a.name in used]
         needed = p.sizes | {v.axis for v in p.variables} | {axis for a in absent for axis in a.axes}
-        sources = self.sources()
-        lines = [f"{axis} = {source if axis == ir.BATCH else p.size.format(source)}" for axis, source in sources.items() if axis in needed]
+        rooms, sources = self.rooms(needed), self.sources()
+        lines = [f"{axis} = {source if axis == ir.BATCH else p.size.format(source)}" for axis, source in sources.items()
+                 if axis in needed | p.sizes] + rooms
         for a in absent:
             shape = a.axes if p.size == "{0}" else [sources[axis] for axis in a.axes]
             lines.append(f"{a.name} = stable.given({', '.join([a.name, repr(self.defaults[a.name]), p.like, *shape])})")
@@ -261,6 +289,10 @@ class TorchText:
             behind = ", None" * (-p.dimension(v) - 1)
             lines.append(f"{Printer.var(p, v)} = {p.positions.format(v.axis, p.like)}" + (f"[:{behind}]" if behind else ""))
         return lines + [f"{name} = {view}" for name, view in self.views]
+
+    def rooms(self, needed: set[str]) -> list[str]:
+        """The lengths of axes that no tensor has, of those that are needed."""
+        return []
 
     def sources(self) -> dict[str, str]:
         """Where the length of each axis, and the shape of the batch, come from."""
