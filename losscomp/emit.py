@@ -23,6 +23,7 @@ from .pipeline import Compiled, compile_loss, kernels, signature
 from .render import render
 from .targets import c as c_target
 from .targets import cuda as cuda_target
+from .targets import cuda_tables
 from .targets import numpy as numpy_target
 from .targets import numpy_tables
 from .targets import torch as torch_target
@@ -120,7 +121,7 @@ def emit_cuda(compiled: list[Compiled], common: Mapping[str, Any]) -> str:
     variants, told = [], []
     for c in compiled:
         pairs = cuda_target.serving(kernels(c, False))
-        texts = {k.name: cuda_target.CudaText(k) for pair in pairs for k in pair}
+        texts = {k.name: cuda_tables.text_of(k) for pair in pairs for k in pair}
         served = [(given.name, texts[done.name]) for given, done in pairs]
         variants.append({"suffix": c.mark + c.form.suffix, "words": words(c.form), "served": served,
                          "kernels": list(dict.fromkeys(text for _, text in served)), "signatures": list(texts.values())})
