@@ -445,17 +445,18 @@ class TablesText(Layout, CudaText):
 
     def chosen(self, value: Node) -> tuple[Node, list[str]]:
         """What is pushed, and when it is not 0: where nothing is pushed, nothing need be there to push to."""
-        conditions = []
+        conditions: list[str] = []
+        part, named = value, False
         while True:
-            plain = self.made.get(value.name, value) if isinstance(value, Ref) else value
-            match plain:
+            named = named or isinstance(part, Ref)                      # a name stays; what it stands for tells when it is not 0
+            match self.made.get(part.name, part) if isinstance(part, Ref) else part:
                 case Op("where", (condition, x, Const(0))):
                     conditions.append(self.p(condition, 3))
                 case Op("where", (condition, Const(0), x)):
                     conditions.append(self.p(Op("not", (condition,)), 3))
                 case _:
                     return value, conditions
-            value = x
+            part, value = x, value if named else x
 
 
 def text_of(kernel: Kernel) -> CudaText:
