@@ -15,7 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -612,7 +612,7 @@ def refusal(f: Any, given: dict[str, Any]) -> list[str]:
     return ["what must be refused is taken"]
 
 
-def in_a_child(made: Path, name: str, peer: Any) -> str:
+def in_a_child(said: Callable[[], list[str]]) -> str:
     """The complaints of a process of its own, which a fault may kill."""
     reader, writer = os.pipe()
     child = os.fork()
@@ -622,7 +622,7 @@ def in_a_child(made: Path, name: str, peer: Any) -> str:
             faulthandler.disable()
             signal.alarm(100)
             with np.errstate(all="ignore"):
-                text = "; ".join(complaints(ShimBackend(made), name, peer)[:3])
+                text = "; ".join(said()[:3])
         except BaseException as error:
             text = f"{type(error).__name__}: {error}"
         os.write(writer, text.encode()[:4000])
@@ -649,14 +649,16 @@ def faulty(tmp_path: Path, name: str, change: tuple[str, str, str] | None) -> Pa
 @needs_gxx
 @pytest.mark.parametrize("name", ["huber_loss", "nll_loss", "cosine_embedding_loss", "binary_cross_entropy"])
 def test_kernels_without_a_fault_pass(name: str, tmp_path: Path, targets: dict[str, Any]) -> None:
-    assert in_a_child(faulty(tmp_path, name, None), name, targets["c"]) == ""
+    made = faulty(tmp_path, name, None)
+    assert in_a_child(lambda: complaints(ShimBackend(made), name, targets["c"])) == ""
 
 
 @needs_gxx
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults_in_kernels_are_seen(fault: str, tmp_path: Path, targets: dict[str, Any]) -> None:
     name, *change = FAULTS[fault]
-    said = in_a_child(faulty(tmp_path, name, (change[0], change[1], change[2])), name, targets["c"])
+    made = faulty(tmp_path, name, (change[0], change[1], change[2]))
+    said = in_a_child(lambda: complaints(ShimBackend(made), name, targets["c"]))
     assert said, "nobody sees this fault"
     print(said)
 

@@ -15,7 +15,26 @@ from typing import ClassVar
 
 from .. import ir
 from ..errors import TargetError
-from ..ir import Accumulate, Argument, Const, Fill, Kernel, Let, Load, Loop, Node, Op, Ref, Section, Statement, Store, Table, Var, Wave, free
+from ..ir import (
+    Accumulate,
+    Argument,
+    Const,
+    Fill,
+    Kernel,
+    Let,
+    Load,
+    Loop,
+    Node,
+    Op,
+    Ref,
+    Section,
+    Statement,
+    Store,
+    Table,
+    Var,
+    Wave,
+    free,
+)
 from .cuda import CudaPrinter, CudaText, four
 from .tables import Layout, cell
 
@@ -250,11 +269,12 @@ class TablesText(Layout, CudaText):
         """How long this sample's axes are, and where its tables lie: at the first cell, with those before it ahead."""
         for e in self.kernel.extents:
             self.say(depth, f"const int64_t {e.axis} = {self.p(e.size)};")
-        self.say(depth, "double *room = run.about.tables + team.first * run.about.room;")
+        if self.kernel.tables or self.summed:
+            self.say(depth, "double *room = run.about.tables + team.first * run.about.room;")
         for t in self.kernel.tables:
             self.say(depth, self.lengths(t))
             begin = f"room{self.ahead(t, '+')}"
-            text = f"int64_t *const {t.name} = (int64_t *){f'({begin})' if ' ' in begin else begin}" if t.integer else f"double *const {t.name} = {begin}"
+            text = f"int64_t *const {t.name} = (int64_t *)({begin})" if t.integer else f"double *const {t.name} = {begin}"
             self.say(depth, f"{text}; room += {self.p.derived[t.name, 'cells']};")
         for a in self.summed:
             k = self.place[a.name]
@@ -293,7 +313,7 @@ class TablesText(Layout, CudaText):
         for k, a in enumerate(found):
             for b in found[k:]:
                 if not safe(a, b, self.open) and not (a.writes and b.writes and a.by == All(True)):
-                    raise TargetError(f"in the kernel {self.kernel.name} threads that share a loop would touch the same cells of {a.tensor}")
+                    raise TargetError(f"in the kernel {self.kernel.name} threads that share a loop would touch one cell of {a.tensor}")
         if not all(safe(a, b, self.open) for a in self.pending for b in found):
             self.meet(depth)
         self.pending += [a for a in found if a not in self.pending]
@@ -341,7 +361,8 @@ class TablesText(Layout, CudaText):
         i, axis = self.p.var(s.var), s.var.axis
         if self.pending:
             self.meet(depth)
-        self.say(depth, f"for (int64_t {i} = {axis} - 1; {i} >= 0; --{i}) {{" if s.reverse else f"for (int64_t {i} = 0; {i} < {axis}; ++{i}) {{")
+        back, on = f"{i} = {axis} - 1; {i} >= 0; --{i}", f"{i} = 0; {i} < {axis}; ++{i}"
+        self.say(depth, f"for (int64_t {back if s.reverse else on}) {{")
         self.open |= {s.var}
         self.team(s.body, depth + 1)
         self.open -= {s.var}

@@ -23,9 +23,13 @@ class Layout:
     def cells(self) -> list[str]:
         """How many cells all tables have at most: the terms of a sum in the sizes of the axes."""
         most = {e.axis: self.p(e.most, 11) for e in self.kernel.extents}
-        size = lambda axis, pad: f"({most.get(axis, axis)} + {pad})" if pad else most.get(axis, axis)
-        return [" * ".join(f"({text})" if " " in (text := size(a, p)) and not text.startswith("(") else text
-                           for a, p in zip(t.axes, t.pads, strict=True)) for t in self.kernel.tables]
+
+        def size(axis: str, pad: int) -> str:
+            text = most.get(axis, axis)
+            text = f"({text} + {pad})" if pad else text
+            return f"({text})" if " " in text and not text.startswith("(") else text
+
+        return [" * ".join(map(size, t.axes, t.pads)) for t in self.kernel.tables]
 
     @property
     def sizes(self) -> list[tuple[int, str]]:
