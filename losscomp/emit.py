@@ -25,6 +25,7 @@ from .render import render
 from .targets import c as c_target
 from .targets import c_tables, numpy_tables, torch_tables
 from .targets import cuda as cuda_target
+from .targets import cuda_tables
 from .targets import numpy as numpy_target
 from .targets import torch as torch_target
 
@@ -133,7 +134,7 @@ def emit_cuda(compiled: list[Compiled], common: Mapping[str, Any]) -> str:
     if compiled[0].form.tables: return "/* STUB */\n"   # STUB
     for c in compiled:
         pairs = cuda_target.serving(kernels(c, False))
-        texts = {k.name: cuda_target.CudaText(k) for pair in pairs for k in pair}
+        texts = {k.name: cuda_tables.text_of(k) for pair in pairs for k in pair}
         served = [(given.name, texts[done.name]) for given, done in pairs]
         variants.append({"suffix": c.mark + c.form.suffix, "words": words(c.form), "served": served,
                          "kernels": list(dict.fromkeys(text for _, text in served)), "signatures": list(texts.values())})

@@ -7,6 +7,7 @@ from typing import ClassVar
 from .. import ir
 from ..ir import Fill, Loop, Node, Section, Statement, Store, Table, Wave
 from .c import CPrinter, CText
+from .tables import Layout, cell
 
 
 class TablesPrinter(CPrinter):
@@ -21,13 +22,10 @@ class TablesPrinter(CPrinter):
 
     def element(self, tensor: str, index: tuple[Node, ...]) -> str:
         """An element of an argument, or a cell of a table, whose last axis is dense."""
-        if tensor not in self.tables:
-            return super().element(tensor, index)
-        strides = [f" * {self.derived[tensor, stride]}" for stride in ir.strides_of(self.tables[tensor].axes[:-1])] + [""]
-        return f"{tensor}[{' + '.join(f'{self(i, 20 if stride else 10)}{stride}' for i, stride in zip(index, strides, strict=True))}]"
+        return cell(self, self.tables[tensor], index) if tensor in self.tables else super().element(tensor, index)
 
 
-class TablesText(CText):
+class TablesText(Layout, CText):
     """What the template asks of a kernel with tables."""
 
     printer: ClassVar[type[CPrinter]] = TablesPrinter
@@ -50,24 +48,6 @@ class TablesText(CText):
         names = {n.tensor for n in parts if isinstance(n, ir.Load)}
         return super().read | {a for a in self.kernel.arguments if a.name in names}
 
-    @property
-    def cells(self) -> list[str]:
-        """How many cells all tables have at most: the terms of a sum in the sizes of the axes."""
-        most = {e.axis: self.p(e.most, 11) for e in self.kernel.extents}
-
-        def size(axis: str, pad: int) -> str:
-            text = most.get(axis, axis)
-            return f"({text.removeprefix('(').removesuffix(')')} + {pad})" if pad else text
-
-        return [" * ".join(size(a, p) for a, p in zip(t.axes, t.pads, strict=True)) for t in self.kernel.tables]
-
-    @property
-    def sizes(self) -> list[tuple[int, str]]:
-        """The places and names of the axes in whose sizes `cells` is said."""
-        used = {n.axis for e in self.kernel.extents for n in ir.walk(e.most) if isinstance(n, ir.Size)}
-        used |= {axis for t in self.kernel.tables for axis in t.axes}
-        return [(n, axis) for n, axis in enumerate(self.kernel.axes) if axis in used]
-
     def loop(self, s: Loop, depth: int, lines: list[tuple[int, str]]) -> None:
         if s.var is ir.SAMPLE:
             i = self.p.var(s.var)
@@ -89,23 +69,11 @@ class TablesText(CText):
         lines = [f"const int64_t {e.axis} = {self.p(e.size)};" for e in self.kernel.extents]
         lines.append("losslib_cell *room = run->scratch;")
         for t in self.kernel.tables:
-            length = [f"({axis} + {pad})" if pad else axis for axis, pad in zip(t.axes, t.pads, strict=True)]
-            bare = lambda parts: parts[0].strip("()") if len(parts) == 1 else " * ".join(parts)
-            strides = [f"{stride} = {bare(length[k + 1:])}" for k, stride in enumerate(self.strides(t))]
+            lines.append(self.lengths(t))
             cells = self.p.derived[t.name, "cells"]
-            lines.append(f"const int64_t {', '.join([*strides, f'{cells} = ' + bare(length)])};")
             kind, member = ("int64_t", "integer") if t.integer else ("double", "real")
             lines.append(f"{kind} *const {t.name} = &room->{member}{self.ahead(t, '+')}; room += {cells};")
         return lines
-
-    def strides(self, t: Table) -> list[str]:
-        """The names of the strides along all axes of a table but the last."""
-        return [self.p.derived[t.name, stride] for stride in ir.strides_of(t.axes[:-1])]
-
-    def ahead(self, t: Table, sign: str) -> str:
-        """How many cells lie before the first one of a table."""
-        terms = [stride if pad == 1 else f"{pad} * {stride}" for stride, pad in zip(self.strides(t), t.pads, strict=False) if pad]
-        return "".join(f" {sign} {term}" for term in [*terms, *([str(t.pads[-1])] if t.pads[-1] else [])])
 
     def block(self, body: tuple[Statement, ...], depth: int, lines: list[tuple[int, str]]) -> None:
         for s in body:
@@ -135,12 +103,7 @@ class TablesText(CText):
         first, cells = f"{t.name}{self.ahead(t, '-')}", self.p.derived[t.name, "cells"]
         assert t.outside is not None
         kind = "integers" if t.integer else "reals"
-        out = [f"fill_{kind}({first}, {cells}, {self.p(t.outside)});"]
-        for cell, value in t.start:
-            place = [(c, stride) for c, stride in zip(cell, self.strides(t), strict=False) if c]
-            text = " + ".join([*(stride if c == 1 else f"{c} * {stride}" for c, stride in place), *([str(cell[-1])] if cell[-1] else [])])
-            out.append(f"{t.name}[{text or 0}] = {self.p(value)};".replace("-1 * ", "-").replace("+ -", "- "))
-        return out
+        return [f"fill_{kind}({first}, {cells}, {self.p(t.outside)});", *self.starts(t)]
 
     def clear(self, name: str, depth: int, lines: list[tuple[int, str]]) -> None:
         """A result that is added to."""

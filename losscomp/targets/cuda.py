@@ -8,7 +8,7 @@ accumulated. Loops inside those loops run in one thread.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar
 
 from .. import ir
@@ -57,17 +57,22 @@ class CudaPrinter(CPrinter):
 class CudaText:
     """What the template asks of a kernel. `loops` are those that a team shares, `joined` the reductions in them."""
 
+    printer: ClassVar[type[CudaPrinter]] = CudaPrinter
+    real: ClassVar[str] = "arithmetic<Storage>"      # what is computed in
+    row: ClassVar[str] = "{0}"                       # what reads rows of reals
+
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
-        self.p = CudaPrinter(kernel)
+        self.p = self.printer(kernel)
         self.every = list(ir.statements(kernel.body))
-        self.nodes = [n for s in self.every if not isinstance(s, Loop) for n in ir.walk(s.value)]
+        stored = [i for s in ir.values(kernel.body) if isinstance(s, Store) for i in s.index]
+        parts = [*(s.value for s in ir.values(kernel.body)), *stored, *(e.size for e in kernel.extents)]
+        self.nodes = [n for part in parts for n in ir.walk(part)]
         self.place = {a.name: k for k, a in enumerate(kernel.arguments)}
         self.totals = [a.name for a in kernel.outputs if a.role == "total"]
         self.shared = [a for a in kernel.outputs if a.role == "output" and not a.per_sample]
         self.pointwise = not kernel.axes and not self.shared
-        outer = [s for s in kernel.body if isinstance(s, Loop)]
-        self.loops = [s for loop in outer for s in (loop.body if loop.var is ir.SAMPLE else (loop,)) if isinstance(s, Loop)]
+        self.loops = list(team_loops(kernel.body))
         self.joined = {start for s in self.loops for start in s.starts}                    # by the threads of a team
         self.text: list[tuple[int, str]] = []
 
@@ -85,10 +90,10 @@ class CudaText:
             self.say(0, "team_of_threads team(run.about.team);")
         for a in self.kernel.inputs:
             if not a.per_sample and self.matters(a):
-                self.shared_input(a)
+                self.input(a, f"run, {self.place[a.name]}, 0", 0)
         begin: list[str] = []
         for a in self.shared:
-            place = [str(self.place[a.name]), " + ".join(begin) or "0", "team", *[*a.axes, "1", "1", "1"][:3]]
+            place = [str(self.place[a.name]), " + ".join(begin) or "0", "team", *four(a.axes)]
             self.say(0, f"const shared_cells<real> {a.name}(run, {', '.join(place)});")
             begin.append(" * ".join(a.axes) or "1")
         self.say(0, "")
@@ -98,7 +103,7 @@ class CudaText:
         for slot, name in enumerate(self.totals):
             self.say(0, f"close_total(run, {self.place[name]}, {slot}, {name}_sum);")
         if any(re.search(r"\breal\b", line) for _, line in self.text):
-            self.text.insert(0, (0, "using real = arithmetic<Storage>;"))
+            self.text.insert(0, (0, f"using real = {self.real};"))
         return self.text
 
     def say(self, depth: int, line: str) -> None:
@@ -114,10 +119,14 @@ class CudaText:
     @property
     def measured(self) -> set[str]:
         """The axes whose length the text needs."""
-        loops = {s.var.axis for s in self.every if isinstance(s, Loop)} - {ir.BATCH}
+        loops = {s.var.axis for s in self.every if isinstance(s, Loop)}
         sizes = {n.axis for n in self.nodes if isinstance(n, ir.Size)}
-        checks = {x for a in self.kernel.inputs if self.checks(a) for x in (a.axes if a.axes and not a.integer else (a.into,)) if x}
-        return loops | sizes | checks | {axis for a in self.shared for axis in a.axes}
+        checks = {x for a in self.kernel.inputs if self.checks(a) for x in self.bounds(a) if x}
+        return (loops | sizes | checks | {axis for a in self.shared for axis in a.axes}) & set(self.kernel.axes)
+
+    def bounds(self, a: Argument) -> tuple[str | None, ...]:
+        """The axes whose length the check of an input needs."""
+        return a.axes if a.axes and not a.integer else (a.into,)
 
     def uses(self, p: Param) -> bool:
         """Does the text need a scalar?"""
@@ -142,50 +151,62 @@ class CudaText:
 
     # Arguments
 
-    def shared_input(self, a: Argument) -> None:
-        """An input that all samples share."""
-        k, kind = self.place[a.name], "int64_t" if a.integer else "Storage"
+    def input(self, a: Argument, at: str, depth: int) -> None:
+        """An input, of a sample or of all: a number, or a row that is asked for positions."""
         if a.axes:
-            self.say(0, f"const {row_of(a, kind)} {a.name}(run, {k}, 0{otherwise(a)});")
+            self.say(depth, f"const {self.row_of(a)} {a.name}({at}{otherwise(a)});")
+        elif otherwise(a):
+            self.say(depth, f"const real {a.name} = number_at<Storage>({at}{otherwise(a)});")
+        elif a.integer:
+            text = self.checked(a, f"input_row<int64_t>({at})()")
+            self.say(depth, f"const int64_t {a.name} = {text};" if a.name in self.read else f"{text};")
         else:
-            text = f"number_at<Storage>(run, {k}, 0{otherwise(a)})" if otherwise(a) else f"input_row<{kind}>(run, {k})()"
-            self.say(0, f"const {'int64_t' if a.integer else 'real'} {a.name} = {checked(a, text, self.kernel) if a.integer else text};")
-        if not a.integer and self.checks(a):
-            self.check(a, 0)
+            self.say(depth, f"const real {a.name} = input_row<Storage>({at})();")
+        if self.checks(a):
+            self.check(a, depth)
+
+    def row_of(self, a: Argument) -> str:
+        """The type of the elements of one sample."""
+        return "input_row<int64_t>" if a.integer else self.row.format(f"{'optional' if otherwise(a) else 'input'}_row<Storage>")
+
+    @property
+    def order(self) -> Sequence[Argument]:
+        """The inputs in an order in which they can be read."""
+        return self.kernel.inputs
+
+    def checked(self, a: Argument, text: str) -> str:
+        return checked(a, text, self.kernel)
 
     def rows(self, depth: int) -> None:
         """The numbers and the rows of a sample."""
-        for a in self.kernel.inputs:
-            if not a.per_sample or not self.matters(a):
-                continue
-            k, kind = self.place[a.name], "int64_t" if a.integer else "Storage"
-            at = f"run, {k}, here.of[{k}]"
-            if a.axes:
-                self.say(depth, f"const {row_of(a, kind)} {a.name}({at}{otherwise(a)});")
-            elif otherwise(a):
-                self.say(depth, f"const real {a.name} = number_at<Storage>({at}{otherwise(a)});")
-            elif a.integer:
-                text = checked(a, f"input_row<int64_t>({at})()", self.kernel)
-                self.say(depth, f"const int64_t {a.name} = {text};" if a.name in self.read else f"{text};")
-            else:
-                self.say(depth, f"const real {a.name} = input_row<Storage>({at})();")
-            if not a.integer and self.checks(a):
-                self.check(a, depth)
+        for a in self.order:
+            if a.per_sample and self.matters(a):
+                k = self.place[a.name]
+                self.input(a, f"run, {k}, here.of[{k}]", depth)
         for a in self.kernel.outputs:
             if a.role == "output" and a.per_sample:
-                k = self.place[a.name]
-                self.say(depth, f"const output_row<Storage> {a.name}(run, {k}, here.of[{k}]);")
+                self.output(a, depth)
+
+    def output(self, a: Argument, depth: int) -> None:
+        """The row of a sample's output."""
+        k = self.place[a.name]
+        self.say(depth, f"const output_row<Storage> {a.name}(run, {k}, here.of[{k}]);")
 
     def check(self, a: Argument, depth: int) -> None:
-        """Refuse what an input may not have."""
-        low, high, open_low = a.domain
-        bounds = f"{bound(low)}, {bound(high)}, {'true' if open_low else 'false'}, \"{a.name}\""
+        """Refuse what an input may not have; an index is checked where it is read."""
+        if a.integer:
+            return
         names = [self.p.var(ir.Var(axis)) for axis in a.axes]
         for k, (name, axis) in enumerate(zip(names, a.axes, strict=True)):
             first, by = ("0", "1") if k else ("team.lane", "team.size")
             self.say(depth + k, f"for (int64_t {name} = {first}; {name} < {axis}; {name} += {by})")
         value = f"{a.name}({', '.join(names)})" if names else a.name
-        self.say(depth + len(names), f"check_value<real>({value}, {bounds});")
+        self.say(depth + len(names), self.check_of(a, value))
+
+    @staticmethod
+    def check_of(a: Argument, value: str) -> str:
+        low, high, open_low = a.domain
+        return f"check_value<real>({value}, {bound(low)}, {bound(high)}, {'true' if open_low else 'false'}, \"{a.name}\");"
 
     # The body
 
@@ -201,8 +222,10 @@ class CudaText:
                 self.say(depth, f"const {TYPES[kind_of(s.value)]} {s.name} = {self.p(s.value)};")
             elif isinstance(s, Accumulate):
                 self.say(depth, self.accumulate(s.start, self.p(s.value)))
-            else:
+            elif isinstance(s, Store):
                 self.say(depth, self.store(s, shared))
+            else:
+                raise TargetError(f"CUDA has no loop nest for {type(s).__name__} in the kernel {self.kernel.name}")
 
     def samples(self, s: Loop, depth: int) -> None:
         count = len(self.kernel.arguments)
@@ -246,8 +269,7 @@ class CudaText:
             name = start.name if start.op == "sum" or not shared else f"{start.name}_here"
             self.say(depth, opening.format(name))
         first, by = ("team.lane", f"{i} += team.size") if shared else ("0", f"++{i}")
-        wanted = "" if s.starts else " || ".join(f"{name}.wanted" for name in dict.fromkeys(
-            t.tensor for t in ir.statements(s.body) if isinstance(t, Store)))
+        wanted = "" if s.starts else self.wanted(s.body)
         condition = f"if ({wanted}) " if wanted and shared else ""
         self.say(depth, f"{condition}for (int64_t {i} = {first}; {i} < {s.var.axis}; {by}) {{")
         self.block(s.body, depth + 1, False)
@@ -258,6 +280,10 @@ class CudaText:
                 self.say(depth, f"const real {start.name} = {text};")
             elif shared:
                 self.say(depth, f"const real {start.name} = team.largest({start.name}_here);")
+
+    def wanted(self, body: tuple[Statement, ...]) -> str:
+        """When a loop has anything to store."""
+        return " || ".join(f"{name}.wanted" for name in dict.fromkeys(t.tensor for t in ir.statements(body) if isinstance(t, Store)))
 
     def accumulate(self, start: Start, text: str) -> str:
         if start.op == "sum":
@@ -294,6 +320,18 @@ class CudaText:
         return ir.count_operations(self.kernel)
 
 
+def team_loops(body: Iterable[Statement]) -> Iterator[Loop]:
+    """The loops whose positions a team shares: the outermost inside those that all its threads go through."""
+    for s in body:
+        if isinstance(s, Loop):
+            yield from team_loops(s.body) if s.var is ir.SAMPLE or s.serial else (s,)
+
+
+def four(axes: Sequence[str]) -> list[str]:
+    """The lengths of axes, and 1 for those that there could be."""
+    return [*axes, *["1"] * (ir.MOST_AXES - len(axes))]
+
+
 def checked(a: Argument, text: str, kernel: Kernel) -> str:
     """An index that is not used before it is known to be one."""
     ignore = f"{a.ignore}, " if a.ignore else ""
@@ -318,11 +356,6 @@ def otherwise(a: Argument) -> str:
     return "" if default is None else f", (real){default!r}"
 
 
-def row_of(a: Argument, kind: str) -> str:
-    """The type of the elements of one sample."""
-    return f"{'optional' if otherwise(a) else 'input'}_row<{kind}>"
-
-
 def serves(kernel: Kernel, asked: Kernel) -> bool:
     """Does a kernel compute all that another does, from what that is given?"""
     given = set(asked.inputs) | {a for a in kernel.inputs if a.role == "scale"}
@@ -330,12 +363,17 @@ def serves(kernel: Kernel, asked: Kernel) -> bool:
             and set(kernel.params) <= set(asked.params) and set(kernel.axes) <= set(asked.axes))
 
 
+def spares(kernel: Kernel, asked: Kernel) -> bool:
+    """Is there much that a kernel computes for nothing? Sweeps back through tables are no loops that a NULL skips."""
+    return bool(kernel.tables) and not asked.name.startswith("value_and_grad")
+
+
 def serving(kernels: list[Kernel]) -> list[tuple[Kernel, Kernel]]:
     """Each kernel that callers may ask for, and the one that does it: the most able of its kind, so that few are emitted."""
     kinds = [k for k in kernels if k.name.removesuffix("_all") in EMITTED]
     found = []
     for asked in kinds:
-        able = [k for k in kinds if k.name.startswith("value_and_grad") and serves(k, asked)] or [asked]
+        able = [k for k in kinds if k.name.startswith("value_and_grad") and serves(k, asked) and not spares(k, asked)] or [asked]
         found.append((asked, max(able, key=lambda k: len(k.outputs))))
     return found
 
@@ -354,11 +392,12 @@ def argument_rows(kernels: list[Kernel]) -> list[str]:
         axes = ", ".join(f'"{x}"' for x in a.axes) or "NULL"
         text = lambda name: f'"{name}"' if name else "NULL"
         out.append(f'{name} = {{"{a.name}", {roles[a.role]}, {int(a.integer)}, {int(a.per_sample)}, {len(a.axes)}, {{{axes}}}, '
-                   f'{text(a.into)}, {text(a.ignore)}, {interval(a.domain)}, {int(a.optional)}}};')
+                   f'{text(a.into)}, {text(a.ignore)}, {interval(a.domain)}, {int(a.optional)}, {text(a.length)}}};')
     return out
 
 
 def param_rows(kernels: list[Kernel]) -> list[str]:
     """The description of every scalar of the kernels of one loss, each once."""
     found = {p.name: p for k in kernels for p in k.params}
-    return [f'{p.name}_param = {{"{p.name}", {interval(p.domain)}}};' for p in found.values()]
+    into = {p.name: f'"{p.into}"' if p.into else "NULL" for p in found.values()}
+    return [f'{p.name}_param = {{"{p.name}", {interval(p.domain)}, {into[p.name]}}};' for p in found.values()]

@@ -30,6 +30,7 @@
 #define LOSSLIB_START(kernel, blocks, threads, stream, run) shim::m.stream = (stream), shim::launch((blocks), (threads), [&] { kernel(run); })
 #define __syncthreads() shim::barrier()
 #define __shfl_xor_sync(mask, value, apart) shim::exchange((mask), (value), (apart))
+#define __syncwarp(mask) (void)shim::exchange((mask), 0, 0)
 #define __trap() shim::stop(719, "trap")
 #define threadIdx (shim::now.thread)
 #define blockIdx (shim::now.block)
