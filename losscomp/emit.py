@@ -23,9 +23,8 @@ from .operators import kind_of, operators_of
 from .pipeline import Compiled, compile_loss, kernels, signature
 from .render import render
 from .targets import c as c_target
-from .targets import c_tables, numpy_tables, torch_tables
+from .targets import c_tables, cuda_tables, numpy_tables, torch_tables
 from .targets import cuda as cuda_target
-from .targets import cuda_tables
 from .targets import numpy as numpy_target
 from .targets import torch as torch_target
 
@@ -131,7 +130,6 @@ def emit_composite(variants: list[Compiled], common: Mapping[str, Any]) -> str:
 def emit_cuda(compiled: list[Compiled], common: Mapping[str, Any]) -> str:
     """The CUDA file of one loss: the kernels that others are served by, and what is found under every name."""
     variants, told = [], []
-    if compiled[0].form.tables: return "/* STUB */\n"   # STUB
     for c in compiled:
         pairs = cuda_target.serving(kernels(c, False))
         texts = {k.name: cuda_tables.text_of(k) for pair in pairs for k in pair}

@@ -298,7 +298,8 @@ def sweeps_text(program: Program) -> Iterator[str]:
     name = lambda i: i.axis.name
     for sweep in program.sweeps:
         back = "reversed " if sweep.reverse else ""
-        order = f", {back}step {' + '.join(f'{p} {name(i)}' for p, i in zip(sweep.schedule, sweep.indices, strict=True))}" if sweep.schedule else ""
+        steps = " + ".join(f"{p} {name(i)}" for p, i in zip(sweep.schedule, sweep.indices, strict=False) if p)
+        order = f", in the order of {back}{steps}" if steps else ""
         over = f" for each {', '.join(map(name, sweep.indices))}{order}" if sweep.indices else ""
         yield f"  {sweep.about}{over}:"
         for action in sweep.actions:
@@ -400,7 +401,8 @@ def nest(body: Sequence[Statement], printer: NodePrinter, depth: int = 0) -> Ite
                 yield f"{indent}fill {tensor}"
             case ir.Wave((i, j), (p, q), inside, reverse):
                 steps = f"{'' if p == 1 else f'{p} '}{printer.var(i)} + {'' if q == 1 else f'{q} '}{printer.var(j)}"
-                yield f"{indent}for ({printer.var(i)}, {printer.var(j)}) in {i.axis} x {j.axis}, {'last' if reverse else 'first'} {steps} first:"
+                cells = f"({printer.var(i)}, {printer.var(j)}) in {i.axis} x {j.axis}"
+                yield f"{indent}for {cells}, in the order of {'reversed ' if reverse else ''}{steps}:"
                 yield from nest(inside, printer, depth + 1)
             case Loop(var, starts, inside):
                 for start in starts:
