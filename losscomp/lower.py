@@ -302,15 +302,16 @@ class Lowering:
         return node if kind_of(node) == "int" else Op("integer", (node,))
 
     def log_add_exp(self, terms: list[Node]) -> Node:
-        """The largest term, and the logarithm of what the others add to it; an infinite one is the result."""
+        """The largest term, and the logarithm of what the others add to it."""
         largest, others = terms[0], []
         for term in terms[1:]:
             others.append(Op("smaller", (largest, term)))
             largest = Op("larger", (largest, term))
         self.called("largest", largest)
-        more = fold(lambda a, b: op("add", a, b), (op("exp", op("sub", other, largest)) for other in others))
         infinite = op("eq", op("abs", largest), Const(1, 0))
-        return where(infinite, largest, op("add", largest, op("log1p", more)))
+        base = self.called("base", where(infinite, ZERO, largest))       # infinite terms give their own result, without a branch
+        more = fold(lambda a, b: op("add", a, b), (op("exp", op("sub", other, base)) for other in others))
+        return op("add", largest, op("log1p", more))
 
     def share(self, term: Node, whole: Node) -> Node:
         """exp(term - whole), at most 1; 0 where the term is -oo."""

@@ -64,10 +64,12 @@ class Task:
 
 
 class Scheduler:
-    """`arrays`: names outlive their loop (NumPy keeps whole arrays); otherwise a later loop computes again (C)."""
+    """`arrays`: names outlive their loop (NumPy keeps whole arrays); otherwise a later loop computes again (C). `tables`: what can be
+    read whatever a selection chooses; a read that only an arm needs comes first then, so that a loop has no branch."""
 
-    def __init__(self, arrays: bool, hints: Mapping[Node, str], taken: Iterable[str]) -> None:
+    def __init__(self, arrays: bool, hints: Mapping[Node, str], taken: Iterable[str], tables: Iterable[str] = ()) -> None:
         self.arrays = arrays
+        self.tables = frozenset(tables)
         self.hints = hints
         self.names: dict[Node, str] = {}
         self.starts: dict[Reduce, Start] = {}
@@ -162,10 +164,12 @@ class Scheduler:
         out: list[Statement] = []
         order = self.reachable(roots)
         inside = set() if self.arrays else self.in_arms(order)
+        first = {arm for node in order if isinstance(node, Op) and node.name == "where" for arm in node.args[1:]
+                 if isinstance(arm, Load) and arm.tensor in self.tables}
         for node in order:
             worth = (isinstance(node, Op) and not settled(node)) or (isinstance(node, Load) and node.is_gather)
-            shared = uses[node] > 1 or node in inner or (self.arrays and self.everywhere[node] > 1)
-            if node in inside and node not in inner and node not in roots and node not in self.hints:
+            shared = uses[node] > 1 or node in inner or node in first or (self.arrays and self.everywhere[node] > 1)
+            if node in inside and node not in first and node not in inner and node not in roots and node not in self.hints:
                 continue                                                 # a name would compute it where no arm needs it
             if worth and free(node) <= bound and (shared or node in self.hints) and not self.trivial(node):
                 name = self.fresh(node)

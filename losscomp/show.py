@@ -61,8 +61,8 @@ def row(name: str, definition: Definition) -> Row:
     forms = [check(form)[0] for form in emit.forms_of(definition)]
     optional = [t.name for form in forms for t in form.inputs if t.record.default is not None]
     functions = [form.loss.computed.function for form in forms if form.loss.computed]
-    options = dict.fromkeys([*optional, *(p.name for form in forms for p in form.params), *functions])
-    kinds = dict.fromkeys(kind_of(form.value, bool(form.axes)) for form in forms)
+    options = dict.fromkeys([*optional, *(p.name for form in forms for p in form.params if not p.record.reduction), *functions])
+    kinds = dict.fromkeys("recurrence" if form.tables else kind_of(form.value, bool(form.axes)) for form in forms)
     return Row(name, ", ".join(kinds), " ".join(options) or "-", " ".join(emit.TARGETS), emit.summary_of(definition.doc, name),
                peer_of(definition))
 

@@ -103,7 +103,8 @@ def loop_nest(name: str, what: str, s: ir.Signature, p: Program, axes: Sequence[
     names = {a.name for a in s.inputs + s.outputs} | {x.name for x in s.params} | {t.name for t in tables}
     every = s.axes + tuple(e.axis for e in extents)
     taken = ir.taken_names(frozenset(names), every)
-    scheduler = Scheduler(False, lowering.hints, taken | set(ir.derived_names(s.inputs + s.outputs, taken, tables).values()))
+    derived = set(ir.derived_names(s.inputs + s.outputs, taken, tables).values())
+    scheduler = Scheduler(False, lowering.hints, taken | derived, {t.name for t in tables})
     cleared = [a.name for a in s.outputs if a.per_sample and a.name in {t.name for t in p.cleared}]
     body: list[Statement] = [Fill(name) for name in (*(t.name for t in tables if t.outside is not None), *cleared)]
     if body:
