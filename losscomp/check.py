@@ -239,7 +239,7 @@ def check_nodes(expr: sp.Expr) -> None:
         if isinstance(node, sp.Symbol) and not in_label(node, expr):
             raise CheckError(f"the symbol {node.name!r} is no declared input",
                              repair=f"Declare it: {node.name} = tensor({node.name!r}) or param({node.name!r}, default=...).")
-        if isinstance(node, sp.Function) and not isinstance(node, sp.exp | sp.floor) and not atoms.is_atom(node) and type(node) not in DIRECT:
+        if isinstance(node, sp.Function) and not (isinstance(node, sp.exp | sp.floor) or atoms.is_atom(node) or type(node) in DIRECT):
             raise CheckError(f"the function {type(node).__name__} in {short(node)} is not in the language",
                              repair=f"Known: exp, {', '.join(sorted(t.__name__ for t in DIRECT))}; more in losscomp/atoms.py.")
         if isinstance(node, Load) and node.tensor.record.integer and node in (expr,):

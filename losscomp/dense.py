@@ -34,7 +34,7 @@ def record(group: list[Compiled]) -> dict[str, Any]:
                     "into": t.record.into.name if t.record.into else None, "per_sample": t.record.per_sample,
                     "default": t.record.default} for t in form.inputs],
         "params": [{"name": p.name, "kind": "int" if p.record.only_special else "int64_t" if p.record.integer else "double"}
-                   for p in form.params],
+                   for p in form.params if not p.record.reduction],
         "variant": [suffix(form, name) for name, _ in form.settings],
         "gradients": [t.name for t in form.wrt if t.record.per_sample],
         "weight": float(form.weight) if form.weight.is_number else None,
@@ -47,7 +47,8 @@ def items(form: Checked) -> list[str]:
     """What each name stands for, as rows of a table in C: axes, inputs, scalars, gradients."""
     rows = [(a.name, "NULL", f"(double){a.name}") for a in form.axes]
     rows += [(t.name, t.name, "NAN" if t.record.default is None else repr(float(t.record.default))) for t in form.inputs]
-    rows += [(p.name, "NULL", f"(double){p.name}") for p in form.params]
+    asked = {p.name: f"(double)(reduction == LOSSLIB_{p.record.reduction.upper()})" for p in form.params if p.record.reduction}
+    rows += [(p.name, "NULL", asked.get(p.name, f"(double){p.name}")) for p in form.params]
     rows += [(f"grad_{t.name}", f"grad_{t.name}", "0") for t in form.wrt if t.record.per_sample]
     return [f'{{"{name}", {data}, {number}}}' for name, data, number in rows] + ["{NULL, NULL, 0}"]
 

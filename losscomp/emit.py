@@ -22,10 +22,10 @@ from .operators import kind_of, operators_of
 from .pipeline import Compiled, compile_loss, kernels, signature
 from .render import render
 from .targets import c as c_target
+from .targets import c_tables, numpy_tables
 from .targets import cuda as cuda_target
 from .targets import cuda_tables
 from .targets import numpy as numpy_target
-from .targets import numpy_tables
 from .targets import torch as torch_target
 
 Files = dict[str, str]
@@ -101,7 +101,8 @@ def emit_numpy(compiled: list[Compiled], common: Mapping[str, Any]) -> str:
 
 def emit_c(compiled: list[list[Compiled]], common: Mapping[str, Any]) -> tuple[str, list[str]]:
     """The C file of one loss: a function for each family of kernels; and the names of the kernels."""
-    texts = [c_target.FamilyText(f) for group in compiled for f in families(group)]
+    texts = [c_target.FamilyText(f, c_tables.TablesText if f.kernel.tables else c_target.CText)
+             for group in compiled for f in families(group)]
     told = [t.kernel for t in texts]
     text = render("c/loss.c.jinja", families=texts, braced=c_target.braced, argument_rows=c_target.argument_rows(told),
                   param_rows=c_target.param_rows(told), rows=[row for t in texts for row in t.members], **common)
@@ -110,6 +111,7 @@ def emit_c(compiled: list[list[Compiled]], common: Mapping[str, Any]) -> tuple[s
 
 def emit_composite(variants: list[Compiled], common: Mapping[str, Any]) -> str:
     """The file of a loss for PyTorch to differentiate: one function a variant."""
+    if variants[0].form.tables: return "def value(*a): raise NotImplementedError\n"   # STUB
     texts = [torch_target.TorchText(composite(c), {t.name: t.record.default for t in c.form.inputs},
                                      {p.name: kind_of(p) for p in c.form.params}) for c in variants]
     return render("torch/composite.py.jinja", **common, variants=[
@@ -119,6 +121,7 @@ def emit_composite(variants: list[Compiled], common: Mapping[str, Any]) -> str:
 def emit_cuda(compiled: list[Compiled], common: Mapping[str, Any]) -> str:
     """The CUDA file of one loss: the kernels that others are served by, and what is found under every name."""
     variants, told = [], []
+    if compiled[0].form.tables: return "/* STUB */\n"   # STUB
     for c in compiled:
         pairs = cuda_target.serving(kernels(c, False))
         texts = {k.name: cuda_tables.text_of(k) for pair in pairs for k in pair}

@@ -136,7 +136,7 @@ def surely_inside(index: sp.Expr, axis: nodes.Axis) -> bool:
             extent = index.axis.record.extent
             return index.axis == axis or (isinstance(extent, nodes.Load) and extent.tensor.record.measures == axis)
         case nodes.Load():
-            return bool(index.tensor.record.into == axis)
+            return bool(index.tensor.record.into == axis) and surely_live(index)
         case nodes.Param():
             return bool(index.record.into == axis)
         case nodes.Where(args=(_, a, b)):
@@ -144,6 +144,15 @@ def surely_inside(index: sp.Expr, axis: nodes.Axis) -> bool:
         case nodes.Named():
             return surely_inside(index.body, axis)
     return index == 0
+
+
+def surely_live(load: nodes.Load) -> bool:
+    """Does a read of a ragged tensor stay in front of the length? What lies behind has not been checked."""
+    length = load.tensor.record.length
+    if length is None:
+        return True
+    extent = load.index[-1].axis.record.extent if isinstance(load.index[-1], nodes.Index) else None
+    return isinstance(extent, nodes.Load) and bool(extent.tensor.name == length)
 
 
 class Eliminated(nodes.Node):
@@ -273,11 +282,15 @@ class Lowering:
 
     def load(self, expr: nodes.Load, env: Env) -> Node:
         record = expr.tensor.record
-        index = tuple(self.position(i, env) if record.state or surely_inside(i, axis) else
-                      Op("inside", (self.position(i, env), Size(axis.name))) for i, axis in zip(expr.index, record.axes, strict=True))
+        index = self.cell(record, expr.index, env)
         if record.state:
             return Load(record.name, index, record.integer)
         return Load(record.name, ((SAMPLE,) if record.per_sample else ()) + index, record.integer)
+
+    def cell(self, record: nodes.TensorRecord, index: tuple[sp.Expr, ...], env: Env) -> tuple[Node, ...]:
+        """The position of an element, which an array surely has; how far tables reach is checked with the definition."""
+        return tuple(self.position(i, env) if record.state or surely_inside(i, axis) else
+                     Op("inside", (self.position(i, env), Size(axis.name))) for i, axis in zip(index, record.axes, strict=True))
 
     def position(self, index: sp.Expr, env: Env) -> Node:
         """An index: an integer, also where it is chosen by a condition."""

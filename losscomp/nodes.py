@@ -359,7 +359,7 @@ class Reduce(Node):
 class LogAddExp(Node):
     """log(exp(a) + exp(b) + ...) of a few terms, each of which may be -oo; -oo where all of them are."""
 
-    is_real = None                        # it may be infinite, so that a formula can ask
+    is_real = None                        # type: ignore[assignment]  # it may be infinite, so that a formula can ask
     is_extended_real = True
 
     def __new__(cls, *terms: Any) -> Any:

@@ -30,9 +30,9 @@ from .errors import CheckError, LosscompError
 from .language import Loss
 from .lower import Lowering, parameter
 from .nodes import Delta, Load, Tensor, TensorRecord
+from .recurrence import Program, moved_by
 from .rewrite import Step, rewrite, rewrite_within
 from .rules import SMOOTHING, STABILISING, VECTORS
-from .recurrence import Program, moved_by
 from .schedule import Scheduler
 from .sweeps import (
     extents_of,
@@ -359,10 +359,10 @@ def scheduled(name: str, what: str, signature: ir.Signature, stores: list[ir.Sto
 
 def check_limits(name: str, s: ir.Signature) -> None:
     """A kernel may have only so many arguments. Raises CheckError."""
-    for what, count, most in (("arrays", len(s.inputs + s.outputs), ir.MOST_ARGUMENTS), ("axes", len(s.axes), ir.MOST_AXES),
-                              ("scalar parameters", len(s.params), ir.MOST_PARAMS)):
-        if count > most:
-            raise CheckError(f"the kernel {name} would have {count} {what}, and may have {most}",
+    for what, count, limit in (("arrays", len(s.inputs + s.outputs), ir.MOST_ARGUMENTS), ("axes", len(s.axes), ir.MOST_AXES),
+                               ("scalar parameters", len(s.params), ir.MOST_PARAMS)):
+        if count > limit:
+            raise CheckError(f"the kernel {name} would have {count} {what}, and may have {limit}",
                              repair="Put tensors of one shape into one tensor with an axis, or split the loss.")
 
 

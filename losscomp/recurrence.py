@@ -11,15 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 import sympy as sp
 
 from . import nodes
-from .differentiate import OPAQUE, derive, same, total
+from .atoms import same
+from .differentiate import OPAQUE, derive, total
 from .errors import CheckError
 from .nodes import Index, Load, LogAddExp, Named, Reduce, Share, Tensor, TensorRecord, Where
 
-Expr = sp.Expr
+Expr: TypeAlias = sp.Expr
 # The order of the cells: (p, q) where cell (i, j) can be computed at step p i + q j, all cells of a step at once.
 HYPERPLANES: dict[int, tuple[tuple[int, ...], ...]] = {1: ((1,),), 2: ((1, 0), (0, 1), (1, 1), (2, 1), (1, 2))}
 
@@ -152,7 +154,7 @@ def pads_of(tables: Sequence[Table], exprs: sp.Basic) -> dict[Tensor, tuple[int,
 
 def atoms_of(e: Expr) -> list[Expr]:
     """The indices, lengths and sizes in an index expression."""
-    inside = [load for load in e.atoms(Load)]
+    inside = list(e.atoms(Load))
     return [*inside, *(i for i in e.atoms(Index) if not any(i in load.atoms(Index) for load in inside)), *e.atoms(nodes.Axis)]
 
 
@@ -163,7 +165,7 @@ def lowest(e: Expr) -> int | None:
     at = sp.expand(e.xreplace(plain))
     if not at.is_polynomial(*plain.values()) or any(not at.coeff(d).is_nonnegative for d in plain.values()):
         return None
-    least = at.subs({d: 0 for d in plain.values()})
+    least = at.subs(dict.fromkeys(plain.values(), 0))
     return int(least) if least.is_Integer else None
 
 
@@ -394,7 +396,7 @@ def needed(sweeps: Sequence[Sweep], results: set[Tensor]) -> list[Sweep]:
 def program(system: System, sweeps: Sequence[Sweep], results: set[Tensor]) -> Program:
     """The sweeps with the memory that they need: adjoints and rates lie as their tables do."""
     sweeps = needed(sweeps, results)
-    exprs = sp.Tuple(*(e for t in system.tables for e in (t.expr,)), *(e for s in sweeps for a in s.actions for e in (a.expr, *a.index)))
+    exprs = sp.Tuple(*(t.expr for t in system.tables), *(e for s in sweeps for a in s.actions for e in (a.expr, *a.index)))
     pads = pads_of(system.tables, exprs)
     cells = []
     used = {t for s in sweeps for a in s.actions for t in (a.target, *(load.tensor for load in a.expr.atoms(Load)))}

@@ -73,7 +73,7 @@ class Scheduler:
 
     def __call__(self, stores: list[Store], outer: Var) -> tuple[Statement, ...]:
         """The loop nest of a kernel: every store stands inside the loop over `outer`."""
-        tasks = [Task(s, (outer, *(v for v in s.index if v != outer)), s.value) for s in stores]
+        tasks = [Task(s, (outer, *(v for v in s.index if isinstance(v, Var) and v != outer)), s.value) for s in stores]
         self.everywhere = self.count(tasks, frozenset())[0]
         return self.block(tasks, frozenset())
 

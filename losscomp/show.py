@@ -20,6 +20,7 @@ from .language import Definition, Overload
 from .pipeline import STAGES as COMPILER_STAGES
 from .pipeline import Compiled, Formula, Output, kernels, lowered, signature
 from .plan import unknown_loss
+from .recurrence import Program
 from .rewrite import Step
 from .targets.printer import CALL, Printer
 
@@ -208,13 +209,20 @@ def differentiate_text(compiled: Compiled, view: View) -> Iterator[str]:
     """Each result of each kernel, as derived."""
     for f in filter(view.wants, compiled.formulas):
         yield f"{f.name}: {f.what}"
-        yield from equations(f.outputs)
+        yield from equations(f.outputs) if f.program is None else sweeps_text(f.program)
 
 
 def stabilise_text(compiled: Compiled, view: View) -> Iterator[str]:
     """Each result that was rewritten, with the rewrites that led there; and which results stay as they were derived."""
     for f in filter(view.wants, compiled.stable):
         yield f"{f.name}: {f.what}"
+        if f.program is not None:
+            for (name, target), taken in compiled.stabilising.items():
+                if name == f.name and taken:
+                    yield f"  in {target}:"
+                    yield from steps_text(taken)
+            yield from sweeps_text(f.program)
+            continue
         steps = {o.argument.name: compiled.stabilising.get((f.name, o.argument.name), []) for o in f.outputs}
         for output in f.outputs:
             if steps[output.argument.name]:
@@ -228,6 +236,9 @@ def lower_text(compiled: Compiled, view: View) -> Iterator[str]:
     """The stores of each kernel; what is used twice has a name."""
     for f in compiled.stable:
         if not view.wants_loops(f):
+            continue
+        if f.program is not None:
+            yield f"{f.name}: lowered and scheduled in one step; see --stage schedule"
             continue
         stores, _ = lowered(compiled, f)
         yield f"{f.name}:"
@@ -256,6 +267,20 @@ PRINTERS: dict[str, Callable[[Compiled, View], Iterator[str]]] = {
 
 
 # Formulas and rewrites
+
+def sweeps_text(program: Program) -> Iterator[str]:
+    """The sweeps of a program: its loops in order, and what is stored in a cell or pushed to others."""
+    name = lambda i: i.axis.name
+    for sweep in program.sweeps:
+        back = "reversed " if sweep.reverse else ""
+        order = f", {back}step {' + '.join(f'{p} {name(i)}' for p, i in zip(sweep.schedule, sweep.indices, strict=True))}" if sweep.schedule else ""
+        over = f" for each {', '.join(map(name, sweep.indices))}{order}" if sweep.indices else ""
+        yield f"  {sweep.about}{over}:"
+        for action in sweep.actions:
+            place = f"{action.target.name}[{', '.join(formula.text(i) for i in action.index)}]" if action.index else action.target.name
+            each = f" for each {', '.join(map(name, action.binders))}" if action.binders else ""
+            yield from wrapped(f"    {place} {'+=' if action.adds else '='} ", formula.text(action.expr) + each)
+
 
 def equation(name: str, expr: sp.Basic) -> Iterator[str]:
     """name = formula, over several lines where it is long."""
@@ -344,10 +369,19 @@ def nest(body: Sequence[Statement], printer: NodePrinter, depth: int = 0) -> Ite
     indent = "    " * depth
     for s in body:
         match s:
+            case ir.Section(text):
+                yield f"{indent}# {text}"
+            case ir.Fill(tensor):
+                yield f"{indent}fill {tensor}"
+            case ir.Wave((i, j), (p, q), inside, reverse):
+                steps = f"{'' if p == 1 else f'{p} '}{printer.var(i)} + {'' if q == 1 else f'{q} '}{printer.var(j)}"
+                yield f"{indent}for ({printer.var(i)}, {printer.var(j)}) in {i.axis} x {j.axis}, {'last' if reverse else 'first'} {steps} first:"
+                yield from nest(inside, printer, depth + 1)
             case Loop(var, starts, inside):
                 for start in starts:
                     yield f"{indent}{start.name} = {'0' if start.op == 'sum' else '-inf'}"
-                yield f"{indent}for {printer.var(var)} in {var.axis}:"
+                order = f"reversed({var.axis})" if s.reverse else var.axis
+                yield f"{indent}for {printer.var(var)} in {order}:"
                 yield from nest(inside, printer, depth + 1)
             case Let(name, value):
                 yield from wrapped(f"{indent}{name} = ", printer(value))
@@ -355,7 +389,7 @@ def nest(body: Sequence[Statement], printer: NodePrinter, depth: int = 0) -> Ite
                 sign = "+=" if start.op == "sum" else f"= {start.op} of itself and"
                 yield from wrapped(f"{indent}{start.name} {sign} ", printer(value))
             case ir.Store(tensor, index, value, adds):
-                place = f"{tensor}[{', '.join(map(printer.var, index))}]" if index else tensor
+                place = f"{tensor}[{', '.join(map(printer, index))}]" if index else tensor
                 yield from wrapped(f"{indent}{place} {'+=' if adds else '='} ", printer(value))
 
 

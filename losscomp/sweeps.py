@@ -13,6 +13,7 @@ import sympy as sp
 
 from . import ir, nodes
 from .check import Checked
+from .differentiate import derive
 from .ir import Extent, Fill, Loop, Node, Section, Statement, Store, Var, Wave, free
 from .lower import Lowering
 from .nodes import Axis, Index, Load, Tensor, TensorRecord
@@ -64,8 +65,6 @@ def product_program(system: System, objective: sp.Expr, wrt: Sequence[Tensor], w
 
 def rate(expr: sp.Expr, moving: dict[Tensor, Tensor]) -> sp.Expr:
     """The rate of change of an expression."""
-    from .differentiate import derive
-
     return derive(expr, lambda load: Load(moving[load.tensor], *load.index) if load.tensor in moving else sp.S.Zero)
 
 
@@ -106,7 +105,7 @@ def loop_nest(name: str, what: str, s: ir.Signature, p: Program, axes: Sequence[
     taken = ir.taken_names(frozenset(names), every)
     scheduler = Scheduler(False, lowering.hints, taken | set(ir.derived_names(s.inputs + s.outputs, taken, tables).values()))
     cleared = [a.name for a in s.outputs if a.per_sample and a.name in {t.name for t in p.cleared}]
-    body: list[Statement] = [Fill(t.name) for t in tables if t.outside is not None] + [Fill(output) for output in cleared]
+    body: list[Statement] = [Fill(name) for name in (*(t.name for t in tables if t.outside is not None), *cleared)]
     if body:
         body.insert(0, Section("What lies before the first cells, and what is added to"))
     for sweep in p.sweeps:
@@ -160,7 +159,7 @@ def task(action: Action, env: dict[Index, Var], lanes: tuple[Var, ...], lowering
     """One action at every cell of the lanes; what the target does not tell apart is summed first."""
     loops = (*lanes, *(bind(i, env) for i in action.binders))
     record = action.target.record
-    index = tuple(lowering.position(i, env) for i in action.index)
+    index = lowering.cell(record, action.index, env)
     value = lowering(sp.sympify(action.expr), env)
     told = frozenset(v for i in index for v in free(i))
     for v in reversed(loops):

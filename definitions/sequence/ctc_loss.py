@@ -4,8 +4,25 @@ The probability of a target is that of all its alignments: each label in order, 
 the logarithm of the probability of all ways to be in state s after frame t; state 2 k + 1 is label k, even states are blanks.
 """
 
-from losscomp.language import Eq, If, LogAddExp, Loss, Max, Sum, Where, axis, exp, index, length, oo, param, reduction_is, state
-from losscomp.language import straight_through, tensor
+from losscomp.language import (
+    Eq,
+    If,
+    LogAddExp,
+    Loss,
+    Max,
+    Sum,
+    Where,
+    axis,
+    exp,
+    index,
+    length,
+    oo,
+    param,
+    reduction_is,
+    state,
+    straight_through,
+    tensor,
+)
 
 time, classes, labels = axis("time", position=0), axis("classes"), axis("labels")
 log_probs = tensor("log_probs", time, classes)
@@ -37,8 +54,8 @@ ctc_loss = Loss(
     signature="log_probs targets input_lengths target_lengths blank reduction zero_infinity normalized",
     notes=(
         "The mean divides each loss by the length of its target first, as PyTorch's does.",
-        "With normalized=True the gradient has the term exp(log_probs), as PyTorch's has: it is the gradient by log_probs that are kept "
-        "normalised, and differs from the derivative of the value; with normalized=False it is the derivative.",
+        "With normalized=True the gradient has the term exp(log_probs), as PyTorch's has: right for log_probs that are kept normalised.",
+        "With normalized=False the gradient is the derivative of the value.",
         "A target that has no alignment has the loss inf and the gradient 0; PyTorch's gradient is NaN.",
         "Labels out of range are errors; PyTorch reads outside the array.",
     ),

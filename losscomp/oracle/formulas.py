@@ -211,7 +211,7 @@ def table_code(load: Load, frozen: Frozen) -> Code:
 def reduction_code(expr: nodes.Reduce, body: Code) -> Code:
     """A reduction, done once for each place of the indices around it."""
     join, key, axis = REDUCTIONS[expr.op], expr.bound.key, expr.bound.axis
-    size = code(axis)
+    size = position(axis)
     around = sorted(i.key for i in nodes.free_indices(expr))
     token = object()
 
@@ -220,7 +220,7 @@ def reduction_code(expr: nodes.Reduce, body: Code) -> Code:
         known = (token, *(places[i] for i in around))
         if known not in point.known:
             outer, terms = places.get(key), []
-            for places[key] in range(int(still(size(point)).unique_fmpz())):
+            for places[key] in range(size(point)):
                 terms.append(body(point))
             if outer is not None:
                 places[key] = outer

@@ -35,7 +35,8 @@ class CPrinter(Printer):
         "real": "(REAL){0}", "integer": "(int64_t){0}", "remainder": "{0} % {1}", "floor_divide": "{0} / {1}",
         "inside": "inside({0}, {1})",
     }
-    levels: ClassVar[dict[str, int]] = {"where": 1, "or": 2, "and": 3, "remainder": 20, "floor_divide": 20, "not": 30, "real": 30, "integer": 30}
+    levels: ClassVar[dict[str, int]] = {"where": 1, "or": 2, "and": 3, "remainder": 20, "floor_divide": 20, "not": 30, "real": 30,
+                                        "integer": 30}
 
     def __init__(self, kernel: Kernel) -> None:
         super().__init__(kernel)
@@ -64,7 +65,8 @@ class CPrinter(Printer):
         argument = self.arguments[tensor]
         within = index[1:] if argument.per_sample and argument.axes else index
         axes = argument.axes or argument.shape
-        offset = " + ".join(f"{self(i, 20)} * {self.derived[tensor, stride]}" for i, stride in zip(within, ir.strides_of(axes), strict=True))
+        strides = [self.derived[tensor, stride] for stride in ir.strides_of(axes)]
+        offset = " + ".join(f"{self(i, 20)} * {stride}" for i, stride in zip(within, strides, strict=True))
         start = self.derived[tensor, "row"] if argument.axes and argument.per_sample else tensor
         return f"{start}[{offset}]" if offset else f"*{tensor}"
 
@@ -231,12 +233,10 @@ class CText:
 class FamilyText:
     """What the template asks of a family: the text of its kernel, and the tables of its members."""
 
-    def __init__(self, family: Family) -> None:
-        from .c_tables import TablesText
-
+    def __init__(self, family: Family, text: type[CText] = CText) -> None:
         self.family, self.kernel = family, family.kernel
         common = [a for a in family.kernel.inputs if all(a in m.signature.inputs for m in family.members)]
-        self.text = (TablesText if family.kernel.tables else CText)(family.kernel, common)
+        self.text = text(family.kernel, common)
 
     @property
     def scratch(self) -> str:
@@ -315,7 +315,8 @@ def described(a: Argument) -> list[str]:
         fields.append(f".axes = {len(a.axes)}, .axis = {{{axes}}}")
     fields += [f'.{name} = "{text}"' for name, text in (("into", a.into), ("ignore", a.ignore), ("measures", a.measures),
                                                    ("length", a.length)) if text]
-    return fields + ([f".bounded = 1, .domain = {{{interval(a.domain)}}}"] if any(map(math.isfinite, a.domain[:2])) and not a.integer else [])
+    bounded = any(map(math.isfinite, a.domain[:2])) and not a.integer
+    return fields + ([f".bounded = 1, .domain = {{{interval(a.domain)}}}"] if bounded else [])
 
 
 def param_rows(kernels: Sequence[Kernel]) -> list[str]:

@@ -93,8 +93,8 @@ class TablesText(Layout, CText):
         """Row by row and cell by cell: an order that agrees with the steps."""
         for k, var in enumerate(s.vars):
             i = self.p.var(var)
-            head = f"for (int64_t {i} = {var.axis} - 1; {i} >= 0; --{i}) {{" if s.reverse else f"for (int64_t {i} = 0; {i} < {var.axis}; ++{i}) {{"
-            lines.append((depth + k, head))
+            steps = f"{i} = {var.axis} - 1; {i} >= 0; --{i}" if s.reverse else f"{i} = 0; {i} < {var.axis}; ++{i}"
+            lines.append((depth + k, f"for (int64_t {steps}) {{"))
         self.block(s.body, depth + 2, lines)
         lines += [(depth + 1, "}"), (depth, "}")]
 

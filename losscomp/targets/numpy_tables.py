@@ -47,7 +47,8 @@ class TablesText(NumPyText):
         parts = [n for s in ir.values(self.kernel.body) for e in (s.value, *(s.index if isinstance(s, Store) else ())) for n in ir.walk(e)]
         parts += [n for e in self.kernel.extents for n in ir.walk(e.size)]
         used = {n.axis for n in parts if isinstance(n, ir.Size)} | {ir.BATCH} | {axis for a in self.kernel.outputs for axis in a.axes}
-        used |= {s.var.axis for s in ir.statements(self.kernel.body) if isinstance(s, Loop)} | {x for t in self.kernel.tables for x in t.axes}
+        used |= {s.var.axis for s in ir.statements(self.kernel.body) if isinstance(s, Loop)}
+        used |= {axis for t in self.kernel.tables for axis in t.axes}
         return [(axis, text) for axis, text in found.items() if axis in used]
 
     @property
@@ -68,7 +69,7 @@ class TablesText(NumPyText):
         every = [n for s in ir.values(self.kernel.body) for n in ir.walk(s.value)]
         out = ["real = np.float64"] if any(isinstance(n, Op) and n.name == "real" for n in every) else []
         for a in self.kernel.outputs:
-            shape = tuple_of([axis for axis in a.shape]) if a.role == "output" else ""
+            shape = tuple_of(list(a.shape)) if a.role == "output" else ""
             out.append(f"{a.name} = np.zeros({shape})" if shape else f"{a.name} = 0.0")
         read = [a.name for a in self.kernel.inputs if not a.integer and a.name in {load.tensor for load in loads(self.kernel)}]
         out += [f"{name} = np.asarray({name}, np.float64)" for name in read]
