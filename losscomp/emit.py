@@ -22,9 +22,8 @@ from .operators import kind_of, operators_of
 from .pipeline import Compiled, compile_loss, kernels, signature
 from .render import render
 from .targets import c as c_target
-from .targets import c_tables, numpy_tables
+from .targets import c_tables, cuda_tables, numpy_tables
 from .targets import cuda as cuda_target
-from .targets import cuda_tables
 from .targets import numpy as numpy_target
 from .targets import torch as torch_target
 
