@@ -605,7 +605,7 @@ def in_a_child(said: Callable[[], list[str]]) -> str:
         try:
             os.close(reader)
             faulthandler.disable()
-            signal.alarm(100)
+            signal.setitimer(signal.ITIMER_VIRTUAL, 100)                 # of the processor: other work may slow it down
             with np.errstate(all="ignore"):
                 text = "; ".join(said()[:3])
         except BaseException as error:

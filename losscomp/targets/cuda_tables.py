@@ -166,6 +166,12 @@ class TablesPrinter(CudaPrinter):
             return f"inside({node.tensor}({', '.join(self(i) for i in node.index[argument.per_sample:])}), {argument.into})"
         return super().load(node)
 
+    def call(self, name: str, args: tuple[Node, ...], outer: int) -> str:
+        """An index that is inside already is not moved there twice."""
+        if name == "inside" and (text := self(args[0])).startswith("inside(") and text.endswith(f", {self(args[1])})"):
+            return text
+        return super().call(name, args, outer)
+
 
 class TablesText(Layout, CudaText):
     """What the template asks of a kernel with tables."""

@@ -26,8 +26,7 @@ class Layout:
 
         def size(axis: str, pad: int) -> str:
             text = most.get(axis, axis)
-            text = f"({text} + {pad})" if pad else text
-            return f"({text})" if " " in text and not text.startswith("(") else text
+            return f"({text.removeprefix('(').removesuffix(')')} + {pad})" if pad else text
 
         return [" * ".join(map(size, t.axes, t.pads)) for t in self.kernel.tables]
 
