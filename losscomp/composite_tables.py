@@ -98,20 +98,20 @@ class TablesLowering(CompositeLowering):
     def __init__(self, names: dict[sp.Expr, str]) -> None:
         super().__init__(names)
         self.scope: Node | None = None
-        self.scopes: dict[Node | None, dict[object, Node]] = {None: self.done}
+        self.scopes: dict[object, dict[object, Node]] = {}               # what has been lowered, by scope and serial variable
         self.serial: Var | None = None                                   # the variable of the loop over rows, a number in there
 
     @contextmanager
     def within(self, conditions: Sequence[sp.Basic], env: Env) -> Iterator[Node | None]:
         """Everything that is lowered inside is read only where the conditions hold too. They are given as a node."""
-        outer = self.scope
+        outer, known = self.scope, self.done
         tests = [self(c, env) for c in conditions]
         test = self.called("exists", fold(lambda a, b: op("and", a, b), tests)) if tests else None
         if test is not None:
             self.scope = test if outer is None else self.called("exists", op("and", outer, test))
-        self.done = self.scopes.setdefault(self.scope, {})
+        self.done = self.scopes.setdefault((self.scope, self.serial), {})
         yield test
-        self.scope, self.done = outer, self.scopes[outer]
+        self.scope, self.done = outer, known
 
     def is_number(self, node: Node) -> bool:
         return not any(isinstance(n, Load) or (isinstance(n, Var) and n is not self.serial) for n in ir.walk(node))

@@ -400,7 +400,17 @@ def cell_sums() -> Loss:
     return Loss(Sum(a[i] * z[i], i) + Sum(Sum(a[i] * r[t], i), t), tables=(a,))
 
 
-PROBES = [one_index, two_before, second_serial, later_start, whole_row, diagonals, of_integers, said_otherwise, cell_sums]
+def first_row() -> Loss:
+    """A part that is singular in a first row which does not take it: in a loop over rows, and in all of them at once."""
+    part = If(Eq(t, 0), s, log(t) * s * r[t] + s**2 / t)
+    a = state("a", t)
+    a[t] = a[t - 1] / 2 + part
+    c = state("c", t)
+    c[t] = a[t] * part
+    return Loss(Sum(c[t], t)**2, tables=(a, c))
+
+
+PROBES = [first_row, one_index, two_before, second_serial, later_start, whole_row, diagonals, of_integers, said_otherwise, cell_sums]
 
 
 @pytest.mark.parametrize("probe", PROBES)
