@@ -134,7 +134,7 @@ class TablesText(TorchText):
         self.p.serial, self.p.growing = {var}, (table.name, place)
         now, inside = self.p.var(var), self.block(body)
         self.p.serial, self.p.growing = set(), None
-        return [f"{name} = stable.rows({self.framed(table, self.empty(table))}, {dim})",
+        return [f"{name} = list({self.framed(table, self.empty(table))}.unbind({dim}))",
                 f"for {now} in range({var.axis}):", *(f"    {line}".rstrip() for line in inside),
                 f"{table.name} = torch.stack({name}, {dim})"]
 
