@@ -15,7 +15,7 @@ from . import atoms, ir, nodes
 from .check import Checked
 from .errors import LosscompError
 from .ir import Const, Load, Node, Number, Op, Param, Reduce, Size, Var, kind_of
-from .lower import Env, Lowering, op, parameter, real, where
+from .lower import ZERO, Env, Lowering, op, parameter, real, where
 from .pipeline import Compiled, Formula, argument_of, known_names, plain
 from .schedule import Scheduler
 
@@ -48,7 +48,10 @@ class CompositeLowering(Lowering):
                 return self.still(real(self(expr.body, env)))
             case nodes.StraightThrough():
                 value, through = real(self(expr.body, env)), real(self(expr.through, env))
-                return self.still(value) if constant(through) else Op("straight_through", (value, through))
+                moved = motion(through)
+                if constant(through):
+                    return self.still(value)
+                return op("add", self.still(value), moved) if overflows(moved) else Op("straight_through", (value, through))
             case Around():
                 return self.aside("around", "near", self(expr.body, env))
             case nodes.Where(args=(condition, a, b)):
@@ -158,6 +161,27 @@ def linear(node: Node) -> bool:
         case Reduce("sum" | "max", _, body):
             return linear(body)
     return False
+
+
+def motion(node: Node) -> Node:
+    """0, which moves as the node does: term by term, as an exponential that overflows would leave nothing of the others."""
+    match node:
+        case _ if constant(node):
+            return ZERO
+        case Op("add" | "sub" as name, (a, b)):
+            return op(name, motion(a), motion(b))
+        case Op("where", (condition, a, b)):
+            return where(condition, motion(a), motion(b))
+        case Reduce("sum", var, body):
+            return Reduce("sum", var, motion(body))
+        case Op("exp", (x,)):
+            return Op("exp_motion", (x,))
+    return Op("motion", (node,))
+
+
+def overflows(node: Node) -> bool:
+    """Is there an exponential in a motion?"""
+    return any(isinstance(n, Op) and n.name == "exp_motion" for n in ir.walk(node))
 
 
 def scalar(node: Node) -> bool:

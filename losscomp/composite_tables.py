@@ -95,23 +95,24 @@ def diagonals(table: Table, pads: tuple[int, ...], steps: tuple[int, ...], axes:
 class TablesLowering(CompositeLowering):
     """Lowering that reads nothing where a sample has nothing: `scope` is the condition that it has what is being lowered."""
 
-    def __init__(self, names: dict[sp.Expr, str]) -> None:
+    def __init__(self, names: dict[sp.Expr, str], pads: dict[str, tuple[int, ...]]) -> None:
         super().__init__(names)
+        self.pads = pads
         self.scope: Node | None = None
-        self.scopes: dict[Node | None, dict[object, Node]] = {None: self.done}
+        self.scopes: dict[object, dict[object, Node]] = {}               # what has been lowered, by scope and serial variable
         self.serial: Var | None = None                                   # the variable of the loop over rows, a number in there
 
     @contextmanager
     def within(self, conditions: Sequence[sp.Basic], env: Env) -> Iterator[Node | None]:
         """Everything that is lowered inside is read only where the conditions hold too. They are given as a node."""
-        outer = self.scope
+        outer, known = self.scope, self.done
         tests = [self(c, env) for c in conditions]
         test = self.called("exists", fold(lambda a, b: op("and", a, b), tests)) if tests else None
         if test is not None:
             self.scope = test if outer is None else self.called("exists", op("and", outer, test))
-        self.done = self.scopes.setdefault(self.scope, {})
+        self.done = self.scopes.setdefault((self.scope, self.serial), {})
         yield test
-        self.scope, self.done = outer, self.scopes[outer]
+        self.scope, self.done = outer, known
 
     def is_number(self, node: Node) -> bool:
         return not any(isinstance(n, Load) or (isinstance(n, Var) and n is not self.serial) for n in ir.walk(node))
@@ -132,8 +133,9 @@ class TablesLowering(CompositeLowering):
         return self.called(f"{record.name}_{'before' if earlier else 'here'}", where(self.scope, node, ZERO))
 
     def cell(self, record: nodes.TensorRecord, index: tuple[sp.Expr, ...], env: Env) -> tuple[Node, ...]:
-        place = self.in_table if record.state else self.in_input
-        return tuple(place(i, axis, env) for i, axis in zip(index, record.axes, strict=True))
+        if record.state:
+            return tuple(self.in_table(i, axis, pad, env) for i, axis, pad in zip(index, record.axes, self.pads[record.name], strict=True))
+        return tuple(self.in_input(i, axis, env) for i, axis in zip(index, record.axes, strict=True))
 
     def in_input(self, i: sp.Expr, axis: Axis, env: Env) -> Node:
         """A position along an input."""
@@ -141,12 +143,13 @@ class TablesLowering(CompositeLowering):
         node = self.position(i, env)
         return node if whole or surely_inside(i, axis) else Op("inside", (node, Size(axis.name)))
 
-    def in_table(self, i: sp.Expr, axis: Axis, env: Env) -> Node:
-        """A position along a table; at a fixed distance from a position along the same axis it lies in the table in any case."""
+    def in_table(self, i: sp.Expr, axis: Axis, pad: int, env: Env) -> Node:
+        """A position along a table, or its first where there is none to read; at a fixed distance from a position along the same axis
+        it lies in the table in any case."""
         node = self.position(i, env)
         var, _ = ir.shift(node)
         known = isinstance(node, Const) or (isinstance(var, Var) and var.axis == axis.name)
-        return node if known or self.scope is None else where(self.scope, node, ZERO)
+        return node if known or self.scope is None else where(self.scope, node, Const(-pad))
 
     def reduction(self, expr: nodes.Reduce, env: Env) -> Node:
         bound = expr.bound
@@ -187,7 +190,7 @@ def lowered(compiled: Compiled) -> ir.Kernel:
     """The kernel: its tables in order, then the results."""
     form, s, results = compiled.smooth, signature_of(compiled.smooth), results_of(compiled.smooth)
     rows, exprs = rows_of(form.tables, *results.values())
-    lowering = TablesLowering(names_of(compiled))
+    lowering = TablesLowering(names_of(compiled), {r.table.name: r.pads for r in rows})
     read = sp.Tuple(*exprs, *(e for r in rows for e in (r.table.expr, *r.table.indices)))
     ragged = [i.axis for r in rows for i in r.table.indices] + sorted((i.axis for i in read.atoms(Index)), key=lambda a: a.key)
     axes = [a for a in dict.fromkeys(ragged) if a.record.extent is not None]

@@ -22,7 +22,8 @@ class TorchPrinter(Printer):
     calls: ClassVar[dict[str, str]] = {
         **{n: f"torch.{n}({{0}})" for n in ("exp", "log", "log1p", "expm1", "sqrt", "tanh", "sin", "cos", "sinh", "cosh",
                                             "atan", "erf")},
-        **{n: f"stable.{n}({{0}})" for n in ("abs", "sign", "sigmoid", "softplus", "root", "inverse_root", "expm1mx", "binade", "xlogx")},
+        **{n: f"stable.{n}({{0}})" for n in ("abs", "sign", "sigmoid", "softplus", "root", "inverse_root", "expm1mx", "binade", "xlogx",
+                                             "motion", "exp_motion")},
         **{n: f"stable.{n}({{0}}, {{1}})" for n in ("xlogy", "step", "hinge", "abs_power", "signed_power", "only", "unless",
                                                     "relative", "straight_through", "times_exp", "times_sigmoid")},
         **{n: f"stable.{n}({{0}}, {{1}}, {{2}})" for n in ("larger", "smaller")},

@@ -24,6 +24,7 @@ class TablesPrinter(TorchPrinter):
         taken = ir.taken_names(kernel.names, kernel.every_axis)
         self.numbered = {v: ir.unused(f"{super(TablesPrinter, self).var(v)}_now", taken) for v in both}
         self.variables.clear()
+        self.ragged = {a.measures for a in kernel.inputs}                # axes that may have no position at all
         self.pointing: set[str] = set()                                  # the names of what points into an axis
 
     def var(self, node: Var) -> str:
@@ -49,7 +50,7 @@ class TablesPrinter(TorchPrinter):
             if self.growing == (node.tensor, k):
                 text = f"{node.tensor}_rows[{self(plus(i, pad))}]"
                 continue
-            if self.is_number(i):
+            if self.is_number(i) and not (isinstance(i, Const) and axis in self.ragged):
                 cuts.append(self(plus(i, pad)))
                 continue
             direct = isinstance(var, Var) and (var.axis == axis or (table is None and distance == 0))
@@ -84,8 +85,8 @@ def plus(node: Node, more: int) -> Node:
     """A position further along."""
     if isinstance(node, Const):
         return Const(node.numerator + more)
-    if isinstance(node, Op) and node.name == "where":                    # a position, and any that there is where it is none
-        return Op("where", (node.args[0], plus(node.args[1], more), node.args[2]))
+    if isinstance(node, Op) and node.name == "where":
+        return Op("where", (node.args[0], *(plus(a, more) for a in node.args[1:])))
     base, distance = ir.shift(node)
     total = distance + more
     return Op("add" if total > 0 else "sub", (base, Const(abs(total)))) if total else base
@@ -133,7 +134,7 @@ class TablesText(TorchText):
         self.p.serial, self.p.growing = {var}, (table.name, place)
         now, inside = self.p.var(var), self.block(body)
         self.p.serial, self.p.growing = set(), None
-        return [f"{name} = stable.rows({self.framed(table, self.empty(table))}, {dim})",
+        return [f"{name} = list({self.framed(table, self.empty(table))}.unbind({dim}))",
                 f"for {now} in range({var.axis}):", *(f"    {line}".rstrip() for line in inside),
                 f"{table.name} = torch.stack({name}, {dim})"]
 
