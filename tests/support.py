@@ -67,7 +67,7 @@ def library(losses: list[Any], folder: Path, name: str, optimise: str = "-O1") -
 def load_library(src: Path, name: str, optimise: str = "-O1", compiled: bool = False) -> dict[str, Any]:
     """The targets of a library that is written; and compiled already?"""
     if COMPILER and not compiled:
-        compile_library(src, name, [optimise])
+        compile_library(src, name, [optimise, "-DLOSSLIB_PLAIN"])
     sys.path.insert(0, str(src))
     try:
         importlib.invalidate_caches()

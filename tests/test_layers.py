@@ -29,8 +29,6 @@ LAYERS = [
     "pipeline targets.cuda_tables oracle.evaluate",
     "dense operators composite family",
     "composite_tables",
-    "dense operators composite family",
-    "composite_tables",
     "emit oracle",
     "verify show compare",
     "bench certify suggest",

@@ -69,7 +69,7 @@ FORMS = {f"{name}-{k}": (name, check.check(form)) for name, d in DEFINITIONS.ite
 FORMS = {key: (name, forms) for key, (name, forms) in FORMS.items() if lets_choose(forms[0]) > 1}
 
 
-def expected(name: str, forms: list[Checked], tensors: dict[str, Any], params: dict[str, Any], reduction: str, wrt: list[str]) -> Any:
+def expected(name: str, forms: list[Checked], tensors: dict[str, Any], held: dict[str, Any], params: dict[str, Any], reduction: str, wrt: list[str]) -> Any:
     """Value and gradients."""
     peer = peer_of(name)
     if peer is not None:
@@ -80,7 +80,7 @@ def expected(name: str, forms: list[Checked], tensors: dict[str, Any], params: d
             return value.detach().numpy(), arrays(grads, [tensors[k] for k in wrt])
         except (TypeError, ValueError, RuntimeError):
             pass
-    truth = exact(select(forms, params), tensors, params, reduction=reduction, upstream=1.0, wrt=wrt)
+    truth = exact(select(forms, params), held, params, reduction=reduction, upstream=1.0, wrt=wrt)
     return truth.value.high, [truth.grad[k].high for k in wrt]
 
 
@@ -102,7 +102,7 @@ def test_every_combination(key: str, targets: dict[str, Any], T: Any) -> None:
     for (tensors, params, words), dtype, reduction in itertools.product(combinations(forms[0]), TOLERANCE, reductions):
         held = {k: v.astype(dtype) if v.dtype.kind == "f" else v for k, v in tensors.items()}
         exactly = {k: v.astype(np.float64) if v.dtype.kind == "f" else v for k, v in held.items()}
-        value, grads = expected(name, forms, exactly, params, reduction, wrt)
+        value, grads = expected(name, forms, exactly, held, params, reduction, wrt)
         found = {t: getattr(module, name).value_and_grad(**held, **params, reduction=reduction, wrt=wrt) for t, module in targets.items()}
         leaves = {k: torch.tensor(v, requires_grad=k in wrt) for k, v in held.items()}
         mine = getattr(T, name)(**leaves, **params, reduction=reduction)

@@ -23,7 +23,7 @@ from checked.errors import LossError
 from losscomp import catalogue
 from losscomp.check import check
 from losscomp.emit import forms_of
-from losscomp.sampling import parameters, samples
+from losscomp.sampling import as_given, parameters, samples
 calls = 0
 for name, definition in catalogue.load(catalogue.builtin_definitions()).items():
     f = getattr(L, name)
@@ -31,6 +31,7 @@ for name, definition in catalogue.load(catalogue.builtin_definitions()).items():
         for count in (0, 1, 5):
             for dtype in ("float32", "float64"):
                 given = samples(form, "normal", count, dtype)
+                given = as_given(form, given)
                 odd = {k: a if a.ndim < 2 else np.asfortranarray(a) for k, a in given.items()}
                 arguments = {**odd, **parameters(form)}
                 wrt = [t.name for t in form.differentiable]
@@ -39,12 +40,14 @@ for name, definition in catalogue.load(catalogue.builtin_definitions()).items():
                     f.value_and_grad(**arguments, reduction=reduction, wrt=wrt)
                     f.hvp(direction={k: given[k] for k in wrt}, **arguments, reduction=reduction, wrt=wrt)
                     calls += 3
-        for t in (t for t in form.inputs if t.record.into):
-            for bad in (-1, 4, 2**40, -2**62):
+        for t in (t for t in form.inputs if t.record.into or t.record.measures):
+            for bad in (-1, 5 if t.record.measures else 4, 2**40, -2**62):
                 given = samples(form, "normal", 3, "float32")
+                for length in (o.name for o in form.inputs if o.record.measures):
+                    given[length][-1] = 4
                 given[t.name][-1] = bad
                 try:
-                    f(**given, **parameters(form))
+                    f(**as_given(form, given), **parameters(form))
                 except LossError:
                     calls += 1
                 else:
@@ -59,7 +62,7 @@ def test_nothing_is_read_or_written_out_of_bounds(tmp_path: Path) -> None:
     if not Path(runtime).is_absolute() or shutil.which("cc") is None:
         pytest.skip("NOT CHECKED under sanitizers: this compiler has no libasan.so")
     src = write_library(list(catalogue.load(catalogue.builtin_definitions()).values()), tmp_path, "checked")
-    compile_library(src, "checked", ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"])
+    compile_library(src, "checked", ["-O1", "-g", "-DLOSSLIB_PLAIN", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"])
     environment = {**os.environ, "LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONMALLOC": "malloc"}
     done = subprocess.run([sys.executable, "-c", PROGRAM, str(src), str(ROOT)], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-4000:]

@@ -18,7 +18,8 @@ class TablesPrinter(CPrinter):
         self.tables = {t.name: t for t in kernel.tables}
 
     def load(self, node: ir.Load) -> str:
-        return self.element(node.tensor, node.index)
+        text = self.element(node.tensor, node.index)
+        return text if node.integer or node.tensor in self.tables else f"(REAL){text}"
 
     def element(self, tensor: str, index: tuple[Node, ...]) -> str:
         """An element of an argument, or a cell of a table, whose last axis is dense."""
