@@ -69,7 +69,8 @@ FORMS = {f"{name}-{k}": (name, check.check(form)) for name, d in DEFINITIONS.ite
 FORMS = {key: (name, forms) for key, (name, forms) in FORMS.items() if lets_choose(forms[0]) > 1}
 
 
-def expected(name: str, forms: list[Checked], tensors: dict[str, Any], held: dict[str, Any], params: dict[str, Any], reduction: str, wrt: list[str]) -> Any:
+def expected(name: str, forms: list[Checked], tensors: dict[str, Any], held: dict[str, Any], params: dict[str, Any], reduction: str,
+             wrt: list[str]) -> Any:
     """Value and gradients."""
     peer = peer_of(name)
     if peer is not None:
