@@ -10,12 +10,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from .cache import digest, digest_file
 from .errors import BuildError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 FOLDER = "certificates"
 PAGE = "README.md"
@@ -96,7 +97,8 @@ class Certificate:
 
 def hexadecimal(value: Any) -> Any:
     """A number so that it comes back as it was: reals as hexadecimal text, integers and booleans as they are."""
-    return float(value).hex() if isinstance(value, float | np.floating) else value.item() if isinstance(value, np.generic) else value
+    value = value.item() if hasattr(value, "item") else value
+    return value.hex() if isinstance(value, float) else value
 
 
 def number(value: Any) -> Any:
@@ -110,6 +112,8 @@ def packed(array: np.ndarray) -> dict[str, Any]:
 
 
 def unpacked(stored: dict[str, Any], dtype: str) -> np.ndarray:
+    import numpy as np  # a build that finds nothing to do needs none
+
     """The array that `packed` stored; reals in a type."""
     cells = [number(x) for x in stored["cells"]]
     whole = bool(stored["cells"]) and not any(isinstance(x, str) for x in stored["cells"])

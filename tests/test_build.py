@@ -103,7 +103,7 @@ def test_a_library_of_every_target(options: Options) -> None:
     report = build(options)
     assert (report.losses, report.emitted, report.linked) == (2, ("absolute", "square"), True)
     operators = () if missing_torch() else ("binding", "cuda", "schemas")
-    assert report.compiled == ("_native", "absolute", *operators, "square", "tiny", "tiny_dense")
+    assert report.compiled == ("_native", "absolute", *operators, "square", "tiny", "tiny_dense", "tiny_sums")
     done = run("import sys; sys.path.insert(0, sys.argv[1]); import numpy as np, tiny.c, tiny.numpy\n"
                "for L in (tiny.c, tiny.numpy):\n"
                "    print(L.square(np.array([3.0, 1.0]), np.array([1.0, 2.0])),\n"

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peercases import (
+    DEFINITIONS,
     EXACT,
     LIKE_TORCH,
     PLAIN_SMOOTH,
@@ -26,6 +27,7 @@ from peercases import (
     peer_of,
     plain_gradients,
     problem,
+    records,
     same,
     theirs,
 )
@@ -209,6 +211,16 @@ def expanded(call: Call, given: dict[str, Tensor]) -> dict[str, Tensor]:
     return dict(zip(given, torch.broadcast_tensors(*given.values()), strict=True))
 
 
+def label_sets(loss: str) -> list[str]:
+    """The tensors of a loss that hold a set of labels each, which a number that is no position ends."""
+    return [record.name for record in records(loss) if record.until is not None]
+
+
+def labelled(sets: Tensor) -> Tensor:
+    """Sets that are not empty."""
+    return sets.clone().index_fill_(-1, torch.tensor([0]), 1)
+
+
 @each_smooth
 def test_nan_is_kept(call: Call, T: Any) -> None:
     """A sample of NaN in any tensor gives NaN for that sample, and for no other."""
@@ -217,7 +229,7 @@ def test_nan_is_kept(call: Call, T: Any) -> None:
             continue
         v = call.tensors[name].clone()
         v[0] = torch.nan
-        given = {**call.tensors, name: v}
+        given = {**call.tensors, name: v, **{k: labelled(call.tensors[k]) for k in label_sets(call.loss)}}
         value = getattr(T, call.loss)(**given, **call.params, reduction="none")
         assert value[0].isnan().all() and not value[1:].isnan().any(), name
         assert getattr(T, call.loss)(**given, **call.params).isnan(), name
@@ -231,7 +243,7 @@ INDEXED = tuple(c for c in WITH_PEER if c.plain and any(not v.is_floating_point(
 def test_index_out_of_range(call: Call, wrong: int, T: Any) -> None:
     """Refused with PyTorch's exception, never read."""
     for name, v in call.tensors.items():
-        if not v.is_floating_point():
+        if not v.is_floating_point() and not (wrong == -1 and name in label_sets(call.loss)):
             given = {**call.tensors, name: v.clone().flatten().index_fill(0, torch.tensor([1]), wrong).reshape(v.shape)}
             with pytest.raises(Exception) as refused:
                 peer_of(call.loss)(**given, **call.params)
@@ -242,7 +254,7 @@ def test_index_out_of_range(call: Call, wrong: int, T: Any) -> None:
 
 def images() -> Iterator[Call]:
     """Calls whose tensors have four dimensions, where the loss takes them."""
-    for loss in LIKE_TORCH:
+    for loss in (name for name, d in LIKE_TORCH.items() if not getattr(d, "tables", ())):
         for batch, tail in (((2, 5, 3, 2), ()), ((2,), (3, 2)), ((2, 5, 3), ())):
             calls = [c for c in calls_of(loss, batch, tail) if c.plain and any(v.ndim == 4 for v in c.tensors.values())]
             good = [c for c in calls if accepted(c)]
@@ -278,7 +290,9 @@ def test_channels_last(call: Call, T: Any) -> None:
 
 
 def test_most_losses_take_images() -> None:
-    assert len(IMAGES) >= len(LIKE_TORCH) - 2
+    """All but two of those that do not take vectors of classes or sequences by their definition."""
+    fixed = [loss for loss, d in LIKE_TORCH.items() if getattr(d, "tables", ()) or any(a.record.vector for r in records(loss) for a in r.axes)]
+    assert len(IMAGES) >= len(LIKE_TORCH) - len(fixed) - 2
 
 
 @each_with_peer
@@ -292,7 +306,10 @@ def test_empty(call: Call, T: Any) -> None:
     for reduction in ("none", "mean", "sum"):
         given = {k: v.clone().requires_grad_(k in names) for k, v in none.items()}
         value = function(**given, **call.params, reduction=reduction)
-        same(value.detach(), peer(**none, **call.params, reduction=reduction))
+        if reduction == "mean" and "whatever was in memory" in " ".join(DEFINITIONS[call.loss].notes):
+            assert value.isnan()
+        else:
+            same(value.detach(), peer(**none, **call.params, reduction=reduction))
         if value.requires_grad:
             assert [g.shape for g in gradients(value, [given[k] for k in names], torch.ones_like(value))] == [
                 given[k].shape for k in names]
@@ -304,6 +321,6 @@ def test_arithmetic_in_half_precision_is_seen() -> None:
     for call in PLAIN_SMOOTH:
         try:
             test_half(call, "none", torch.bfloat16, torch.nn.functional)
-        except AssertionError:
+        except (AssertionError, NotImplementedError):                    # it has none at all
             red += 1
     assert red > len(PLAIN_SMOOTH) // 2

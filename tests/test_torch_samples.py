@@ -93,6 +93,9 @@ DEVIATIONS: tuple[Deviation, ...] = (
     Deviation(("margin_ranking_loss",), ("gradient",), has_inf,
               "Where the hinge is 0 so are all derivatives, also where an input is infinite; in PyTorch some are NaN.",
               nan=True, number=True),
+    # Held against PyTorch in float64, its gradient in float32 is off by up to 8e-5 at its own samples, ours by 1e-7.
+    Deviation(("ctc_loss",), ("gradient",), lambda *args, **kwargs: args[0].dtype == torch.float32,
+              "Arithmetic is in double precision: in float32 gradients are nearer to the truth than PyTorch's.", tolerance=1e-4),
     Deviation((), ("gradient", "second"), has_nan, "NaN in an input gives NaN in the result", nan=True),
 )
 
@@ -339,7 +342,8 @@ def test_deviations_are_documented() -> None:
     for known in DEVIATIONS:
         assert known.note in page, known
         if "error" not in known.what:
-            assert any(known.when(*s.args, **s.kwargs) for loss in known.losses or LOSSES for s in samples(loss, torch.float64)), known
+            assert any(known.when(*s.args, **s.kwargs) for loss in known.losses or LOSSES for dtype in (torch.float64, torch.float32)
+                       for s in samples(loss, dtype)), known
 
 
 def test_a_fault_is_seen(T: Any) -> None:

@@ -349,8 +349,8 @@ def described(a: Argument) -> list[str]:
 def param_rows(kernels: Sequence[Kernel]) -> list[str]:
     """The description of every scalar of the kernels of one loss, each once."""
     found = {p.name: p for k in kernels for p in k.params}
-    into = {p.name: f', "{p.into}"' if p.into else "" for p in found.values()}
-    return [f'{p.name}_param = {{"{p.name}", {{{interval(p.domain)}}}{into[p.name]}}};' for p in found.values()]
+    into = {p.name: f'"{p.into}"' if p.into else "NULL" for p in found.values()}
+    return [f'{p.name}_param = {{"{p.name}", {{{interval(p.domain)}}}, {into[p.name]}}};' for p in found.values()]
 
 
 def interval(domain: tuple[float, float, bool]) -> str:
