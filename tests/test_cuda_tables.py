@@ -348,7 +348,7 @@ def by_name(name: str) -> Checked:
 
 def changed(folder: Path, names: tuple[str, ...], suffix: str, change: tuple[str, str] | None) -> Path:
     """Some losses and their driver, with a change in the text, compiled for the CPU."""
-    source = partial_library(folder / "src", names)
+    source = partial_library(FOLDER, folder / "src", names)
     if change:
         path = next(p for p in source.iterdir() if p.name.endswith(suffix))
         text = path.read_text()
@@ -435,7 +435,7 @@ def test_nvcc_compiles_a_loss_with_tables(tmp_path: Path) -> None:
     """One loss for one architecture; no warning, no register spilled. `-m slow` compiles all for all, in tests/test_cuda.py."""
     found = nvcc.find()
     assert found
-    folder = partial_library(tmp_path / "src", (SCAN,))
+    folder = partial_library(FOLDER, tmp_path / "src", (SCAN,))
     for path in folder.glob("*_cuda.cu"):
         path.unlink()
     nvcc.compile_object(found, folder / f"{SCAN}.cu", tmp_path / "made.o", ["sm_90"], print)

@@ -366,7 +366,7 @@ def test_nothing_is_read_or_written_out_of_bounds(tmp_path: Path) -> None:
     if not Path(runtime).is_absolute():
         pytest.skip("NOT CHECKED: the binding of the CUDA kernels under sanitizers; this compiler has no libasan.so")
     flags = ["-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    kernels = compile_shim(partial_library(tmp_path / "kernels", tuple(SANITIZED)), tmp_path / "out", flags)
+    kernels = compile_shim(partial_library(FOLDER, tmp_path / "kernels", tuple(SANITIZED)), tmp_path / "out", flags)
     environment = {**os.environ, "LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONMALLOC": "malloc"}
     names = [name for group in SANITIZED.values() for name in group]
     places = [str(p) for p in (ROOT, ROOT / "tests", LIBRARY.parent, tmp_path / "out", kernels)]
