@@ -38,6 +38,11 @@ class Around(nodes.Node):
 class CompositeLowering(Lowering):
     """Lowering that keeps what says how to differentiate."""
 
+    def cell(self, record: nodes.TensorRecord, index: tuple[sp.Expr, ...], env: Env) -> tuple[Node, ...]:
+        """A number stands as it is: PyTorch itself refuses a position that an axis does not have."""
+        return tuple(self.position(i, env) if i.is_number else node
+                     for i, node in zip(index, super().cell(record, index, env), strict=True))
+
     def lower(self, expr: sp.Basic, env: Env) -> Node:
         if isinstance(expr, sp.Expr) and expr.is_number:                 # which stands still whatever is said of it
             return super().lower(plain(expr), env)

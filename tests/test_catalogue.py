@@ -136,7 +136,11 @@ def test_each_compiles_to_smooth_atoms(name: str) -> None:
         assert len(compiled) == len(check(form))
         for variant in compiled:
             by_design = {p.name for p in variant.form.params} & {"log_input", "log_target", "gamma"}     # exp(input); never above 1
+            by_design |= {t.name for t in variant.form.inputs} & {"log_probs"}                           # a probability, as PyTorch's
             assert by_design or not variant.smooth.value.has(sp.exp), "an exponential that overflows"
+
+
+MORE = {"ctc_loss": ["normalized"]}                                # arguments behind those of torch
 
 
 @pytest.mark.parametrize("name", LIKE_TORCH)
@@ -145,10 +149,13 @@ def test_signatures_are_those_of_torch(name: str) -> None:
     definition = BUILTIN[name]
     assert definition.like == f"torch.nn.functional.{name}" and hasattr(torch.nn, module_name(definition))
     peer = inspect.signature(getattr(torch.nn.functional, name)).parameters
-    assert [word for word in definition.signature.split() if word != "*"] == list(peer)
+    words = [word for word in definition.signature.split() if word != "*"]
+    assert words[:len(peer)] == list(peer) and words[len(peer):] == MORE.get(name, [])
     for form in forms_of(definition):
         for checked in check(replace(form, name="")):
             for p in checked.params:
+                if p.name in MORE.get(name, []) or p.record.reduction:                   # no argument of torch's
+                    continue
                 assert float(p.record.default) == float(peer[p.name].default), p.name
             for tensor in checked.inputs:
                 assert (tensor.record.default is None) == (peer[tensor.name].default is inspect.Parameter.empty), tensor.name

@@ -32,13 +32,11 @@ blank = param("blank", default=0, into=classes)
 zero_infinity = param("zero_infinity", default=False, integer=True, between=(0, 1))
 normalized = param("normalized", default=True, integer=True, between=(0, 1))
 
-t = axis("frames", extent=input_length).index()
+t, c = axis("frames", extent=input_length).index(), classes.index()
 s = axis("states", extent=2 * target_length + 1).index()
-c = classes.index()
 
-label = state("label", s, into=classes, outside=-1)
+label, alpha = state("label", s, into=classes, outside=-1), state("alpha", t, s, outside=-oo, start={(-1, 0): 0})
 label[s] = If(Eq(s % 2, 0), blank, target[s // 2])
-alpha = state("alpha", t, s, outside=-oo, start={(-1, 0): 0})
 no_skip = Eq(s % 2, 0) | Eq(label[s], label[s - 2])
 alpha[t, s] = LogAddExp(alpha[t - 1, s], alpha[t - 1, s - 1], If(no_skip, -oo, alpha[t - 1, s - 2])) + log_probs[t, label[s]]
 

@@ -27,7 +27,7 @@ class TorchPrinter(Printer):
         **{n: f"stable.{n}({{0}}, {{1}})" for n in ("xlogy", "step", "hinge", "abs_power", "signed_power", "only", "unless",
                                                     "relative", "straight_through", "times_exp", "times_sigmoid")},
         **{n: f"stable.{n}({{0}}, {{1}}, {{2}})" for n in ("larger", "smaller")},
-        "pow": "torch.pow({0}, {1})", "where": "torch.where({0}, {1}, {2})", "exp_difference": "torch.exp({0} - {1})",
+        "inside": "stable.inside({0}, {1})", "pow": "torch.pow({0}, {1})", "where": "torch.where({0}, {1}, {2})", "exp_difference": "torch.exp({0} - {1})",
         "stop_gradient": "{0}.detach()", "real": "{0}.to({like}.dtype)", "integer": "{0}.to(torch.int64)",
         "not": "~{0}", "and": "{0} & {1}", "or": "{0} | {1}", "remainder": "{0} % {1}", "floor_divide": "{0} // {1}",
     }
@@ -86,6 +86,8 @@ class TorchPrinter(Printer):
     def call(self, name: str, args: tuple[Node, ...], outer: int) -> str:
         if name == "where":
             return self.where(args, outer)
+        if name == "inside":
+            return self.calls[name].format(*map(self, args))             # of a number too
         if all(map(self.is_number, args)):
             match name:
                 case "real" if length(Op(name, args)):                   # a length that is traced divides no tensor in vmap
@@ -180,6 +182,8 @@ def shardable(kernel: Kernel) -> bool:
     flat = list(ir.values(kernel.body))
     if kernel.tables or len(kernel.axes) != 1 or len(slots_of(kernel)) > 1:
         return False
+    if any(isinstance(n, Op) and n.name == "inside" for s in flat for n in ir.walk(s.value)):
+        return False                                                     # inside of what: a process knows its own part
     gathers = [n for s in flat for n in ir.walk(s.value) if isinstance(n, Load) and n.is_gather]
     return not any(isinstance(n, Var) and n != SAMPLE for g in gathers for i in g.index if not isinstance(i, Var) for n in ir.walk(i))
 

@@ -12,8 +12,6 @@ from .torch import TorchPrinter, TorchText
 class TablesPrinter(TorchPrinter):
     """Reads tables, which have what lies before their first cells, and rows of a table that is being filled."""
 
-    calls: ClassVar[dict[str, str]] = {**TorchPrinter.calls, "inside": "stable.inside({0}, {1})"}
-
     def __init__(self, kernel: ir.Kernel) -> None:
         super().__init__(kernel)
         self.tables = {t.name: t for t in kernel.tables}
@@ -31,11 +29,6 @@ class TablesPrinter(TorchPrinter):
         if node not in self.serial:
             return super().var(node)
         return self.numbered.get(node) or self.loops[node.axis] + (str(node.depth + 1) if node.depth else "")
-
-    def call(self, name: str, args: tuple[Node, ...], outer: int) -> str:
-        if name == "inside":
-            return self.calls[name].format(*map(self, args))             # of a number too
-        return super().call(name, args, outer)
 
     def view(self, node: Load) -> str:
         """A tensor or a table along the dimensions of the kernel: what is read at a number, or at a distance, is cut out first."""
