@@ -18,8 +18,9 @@ from losscomp.cache import Store, digest
 HERE = Path(__file__).parent
 SHIM = HERE / "cuda" / "shim.h"
 GXX = shutil.which("g++")
-FLAGS = ["-std=c++17", "-ffp-contract=off", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-function",
-         "-x", "c++", "-include", str(SHIM)]
+# -fno-gnu-unique: each library has fibers of its own, and none of a library that is unloaded by now.
+FLAGS = ["-std=c++17", "-ffp-contract=off", "-fPIC", "-fno-gnu-unique", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas",
+         "-Wno-unused-function", "-x", "c++", "-include", str(SHIM)]
 THREADS = 64                                     # of a block: two warps, so that blocks join, and fibers stay few
 TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3}
 CDEF = """

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import faulthandler
 import functools
+import gc
 import importlib
 import itertools
 import os
@@ -41,7 +42,7 @@ FOLDER = Path(os.environ.get("LOSSLIB_SRC") or ROOT / "generated" / "src") / "lo
 needs_gxx = pytest.mark.skipif(GXX is None, reason="NOT CHECKED: what the CUDA kernels compute; there is no g++ to run them on the CPU")
 needs_nvcc = pytest.mark.skipif(bool(nvcc.missing()), reason="NOT CHECKED: that the CUDA kernels compile; there is no nvcc")
 ULP = {"float32": 2.0**-23, "float64": 2.0**-52, "float16": 2.0**-10, "bfloat16": 2.0**-7}
-MOVED = 4                                         # how many times what an ULP of the inputs changes two sound results may differ by
+MOVED = 8                                         # by how many times what an ULP of the inputs changes two sound results may differ
 ARITHMETIC = {"float32": np.float32, "float64": np.float64, "float16": np.float32, "bfloat16": np.float32}
 DEFINITIONS = catalogue.load(catalogue.builtin_definitions())
 
@@ -152,7 +153,8 @@ def differences(mine: Any, peer: Any, given: dict[str, Any], form: Checked, redu
 
     C has elementary functions of its own and the shim has those of the system. Either is within an ULP or two, but where terms cancel,
     as in sigmoid(x) - y where they are all but equal, that is any number of ULP of what is left, of which neither is the right one.
-    So what differs may differ by a few times what inputs that move by an ULP change.
+    So what differs may differ by a few times what inputs that move by an ULP change. (Against float64, both are off by up to 2.4 times
+    that where they differ, now the one by more and now the other.)
     """
     ulp = ULP[np.dtype(dtype).name]
     made, truth = results(mine, given, form, reduction), results(peer, given, form, reduction)
@@ -680,6 +682,25 @@ def faulty(tmp_path: Path, name: str, change: tuple[str, str, str] | None) -> Pa
 def test_kernels_without_a_fault_pass(name: str, tmp_path: Path, targets: dict[str, Any]) -> None:
     made = faulty(tmp_path, name, None)
     assert in_a_child(lambda: complaints(ShimBackend(made), name, targets["c"])) == ""
+
+
+@needs_gxx
+def test_a_library_outlives_another(tmp_path: Path) -> None:
+    """Libraries of kernels share nothing: one that is unloaded takes no thread of the other's with it."""
+    one = faulty(tmp_path / "one", POINT, None)
+    other = faulty(tmp_path / "other", POINT, None)
+    x = np.ones(99, np.float32)
+
+    def said() -> list[str]:
+        first = ShimBackend(one)
+        first.schedule(0)                                                # its state is there before that of the other
+        found = [float(losses(ShimBackend(other))[POINT](x, x, reduction="mean"))]
+        gc.collect()
+        loaded = str(other) in Path("/proc/self/maps").read_text()
+        found.append(float(losses(first)[POINT](x, x, reduction="mean")))
+        return ["it is not unloaded"] * loaded + [f"{v}, not 0" for v in found if v != 0]
+
+    assert in_a_child(said) == ""
 
 
 @needs_gxx
