@@ -21,7 +21,7 @@ from losscomp.oracle.evaluate import counted
 from losscomp.plan import Options
 
 pytestmark = pytest.mark.skipif(bool(compiler.missing()), reason=f"the typed C functions are NOT TESTED: {compiler.missing()}")
-NAME, BATCH, SIZES = "denselib", 5, (4, 3, 2)
+NAME, BATCH, SIZES = "denselib", 5, (4, 3, 2, 2)
 TYPES = {"f32": ("float", np.dtype(np.float32), 2e-5), "f64": ("double", np.dtype(np.float64), 1e-11)}
 
 
@@ -46,20 +46,47 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, A
         del sys.modules[module]
 
 
+def sizes_of(form: Any) -> dict[str, int]:
+    """A length for each axis."""
+    sizes = dict(zip(form.axes, SIZES, strict=False))
+    return sizes | {axis: sizes[other] + more for axis, (other, more) in form.ties.items()}
+
+
 def draw(rng: np.random.Generator, tensor: Any, sizes: dict[str, int], dtype: np.dtype[Any]) -> np.ndarray:
     """An array that an input may be."""
     shape = ((BATCH,) if tensor.per_sample else ()) + tuple(sizes[a] for a in tensor.axes)
+    if tensor.measures:
+        return rng.integers(0, sizes[tensor.measures] + 1, shape)
     if tensor.index:
         return rng.integers(0, sizes[tensor.into], shape)
     low, high = max(tensor.low, -3.0), min(tensor.high, 3.0)
     return (low + (high - low) * rng.uniform(0.05, 0.95, shape)).astype(dtype)
 
 
+def draws(rng: np.random.Generator, form: Any, sizes: dict[str, int], out: tuple[str, ...], dtype: np.dtype[Any]) -> dict[str, Any]:
+    """Arrays for every input, batch first; behind the length of a sample stands what is no index."""
+    arrays = {i.name: None if i.name in out else draw(rng, i, sizes, dtype) for i in form.inputs}
+    for i in form.inputs:
+        if i.length is not None:
+            arrays[i.name][np.arange(sizes[i.axes[-1]]) >= arrays[i.length][:, None]] = -7
+    return arrays
+
+
+def moved(form: Any, name: str, array: Any) -> Any:
+    """An array of a sample axis in front of the batch, as Python's callers have it, from one with the batch first; and back."""
+    tensor = next(i for i in form.inputs if i.name == name)
+    first = array is not None and tensor.per_sample and any(form.axes[a] == 0 for a in tensor.axes)
+    return np.ascontiguousarray(np.moveaxis(array, 0, 1)) if first else array
+
+
 def settings(form: Any) -> Iterator[dict[str, Any]]:
-    """The scalars: every special value, and one that is not special."""
+    """The scalars: every special value, and one that is not special; both ends of a range of integers."""
     choices = []
-    for p in form.parameters:
+    for p in (p for p in form.parameters if p.reduction is None):
         special = [value for value, _ in p.special]
+        if p.integer and not p.option and not p.only and not special:
+            choices.append([(p.name, int(v)) for v in ((p.low, p.high) if np.isfinite([p.low, p.high]).all() else (p.default,))])
+            continue
         ordinary = [] if p.option or p.only else [p.default if p.default not in special else min(max(0.37, p.low), p.high)]
         choices.append([(p.name, value) for value in special + ordinary])
     yield from map(dict, itertools.product(*choices))
@@ -79,12 +106,12 @@ def compare(libraries: tuple[Any, Any, Any], size: str) -> None:
         loss = getattr(target, name)
         for form in loss.spec.forms:
             function = getattr(c, f"{NAME}_{name}{form.mark}_{size}")
-            sizes = dict(zip(form.axes, SIZES, strict=False))
+            sizes = sizes_of(form)
             names = [i.name for i in form.inputs]
             optional = [i.name for i in form.inputs if i.default is not None]
             gradients = [n for n in form.wrt if form.inputs[names.index(n)].per_sample]
             for scalars, reduction, out in itertools.product(settings(form), loss.spec.reductions, [(), tuple(optional)]):
-                arrays = {i.name: None if i.name in out else draw(rng, i, sizes, dtype) for i in form.inputs}
+                arrays = draws(rng, form, sizes, out, dtype)
                 for i in form.inputs:
                     if i.ignore is not None:
                         arrays[i.name][0] = scalars[i.ignore]
@@ -93,15 +120,16 @@ def compare(libraries: tuple[Any, Any, Any], size: str) -> None:
                 plain = {i.name: arrays[i.name] if i.until is None else counted(arrays[i.name], i.until) for i in form.inputs}
                 pointers = [ffi.NULL if plain[n] is None else ffi.from_buffer(
                     f"{'int64_t' if form.inputs[k].index else kind}[]", plain[n]) for k, n in enumerate(names)]
-                status = function(BATCH, *sizes.values(), *pointers, *(scalars[p.name] for p in form.parameters),
+                status = function(BATCH, *sizes.values(), *pointers, *(scalars[p.name] for p in form.parameters if p.reduction is None),
                                   getattr(c, f"LOSSLIB_{reduction.upper()}"), ffi.from_buffer(f"{kind}[]", value),
                                   *(ffi.from_buffer(f"{kind}[]", g) for g in grads.values()))
                 case = f"{name}{form.mark} {scalars} {reduction} without {out}"
                 assert status == 0, case
-                wanted, slopes = loss.value_and_grad(**arrays, **scalars, reduction=reduction, wrt=tuple(gradients))
+                given = {n: moved(form, n, array) for n, array in arrays.items()}
+                wanted, slopes = loss.value_and_grad(**given, **scalars, reduction=reduction, wrt=tuple(gradients))
                 np.testing.assert_allclose(value, np.atleast_1d(wanted), tolerance, tolerance, err_msg=case)
                 for n in gradients:
-                    np.testing.assert_allclose(grads[n], getattr(slopes, n), tolerance, tolerance, err_msg=f"{case}: {n}")
+                    np.testing.assert_allclose(grads[n], moved(form, n, getattr(slopes, n)), tolerance, tolerance, err_msg=f"{case}: {n}")
                 calls += 1
     assert calls > 100
 

@@ -6,7 +6,7 @@ Source: keras/src/losses/losses.py and keras/src/backend/tensorflow/nn.py, which
 softmax cross-entropy. Labels that equal ignore_class are left out, of the mean too.
 """
 
-from losscomp.language import Difference, If, Loss, axis, base, clip, index, log, option, param, reused, tensor
+from losscomp.language import Difference, Eq, If, Loss, Sum, Where, axis, base, clip, index, log, option, param, reused, tensor
 
 keras = base("_keras.py")
 torch = base("classification/cross_entropy.py")
@@ -25,8 +25,14 @@ def of(input):
     return reused(torch.cross_entropy.forms[0], {torch.classes: classes}, input=input, target=y_true, weight=lambda c: 1, label_smoothing=0)
 
 
+def clipped(c):
+    """A probability, as keras counts it."""
+    return clip(y_pred[c], epsilon, 1 - epsilon)
+
+
+others = Sum(Where(Eq(c, y_true), 0, clipped(c)), c)                     # added up without p_y, which may be nearly all
 keras_sparse_categorical_crossentropy = Loss(
-    If(from_logits, of(lambda c: y_pred[c]), of(lambda c: log(clip(y_pred[c], epsilon, 1 - epsilon)))),
+    If(from_logits, of(lambda c: y_pred[c]), log(1 + others / clipped(y_true))),
     like="keras.losses.sparse_categorical_crossentropy",
     signature="y_true y_pred from_logits ignore_class reduction epsilon",
     dialect_of="cross_entropy",
