@@ -99,9 +99,9 @@ def operators():
     recipe = runpy.run_path(str(SRC / "c" / "_build.py"))
     ext = Extension(
         "losslib.torch._operators",
-        sources=[str(SRC / "torch" / "csrc" / "binding.cpp"), *(str(Path(s).relative_to(Path.cwd())) for s in recipe["sources"]())],
-        include_dirs=[str(SRC / "include"), str(SRC / "csrc"), str(SRC / "torch" / "csrc")],
-        extra_compile_args=recipe["FLAGS"], libraries=["m", "torch_cpu"] if sys.platform == "linux" else [],
+        sources=[*(str(SRC / "torch" / "csrc" / name) for name in torch_recipe["SOURCES"]), *(str(Path(s).relative_to(Path.cwd())) for s in recipe["sources"]())],
+        include_dirs=[str(SRC / "include"), str(SRC / "csrc"), str(SRC / "torch" / "csrc"), str(SRC / "cuda")],
+        extra_compile_args=recipe["FLAGS"], libraries=["m", "dl", "torch_cpu"] if sys.platform == "linux" else [],
         extra_link_args=["-Wl,--no-as-needed"] if sys.platform == "linux" else ["-undefined", "dynamic_lookup"],
         language="c++", py_limited_api=True)
     ext.cplusplus = torch_recipe["FLAGS"]

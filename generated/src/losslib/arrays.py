@@ -45,7 +45,12 @@ class Problem:
 def prepare(loss: str, form: Form, given: Mapping[str, Any]) -> Problem:
     """Bring the arrays of a call together. Raises ShapeError, TypeMismatch, ArgumentError."""
     raw = {i.name: convert(loss, i, given.get(i.name)) for i in form.inputs}
+    if form.ragged:
+        unpack(loss, form, raw)
     dtype = common_dtype(loss, form, raw)
+    original = {name: array.shape for name, array in raw.items() if array is not None}
+    for name, shape in vector_shapes(loss, form, original).items():
+        raw[name] = raw[name].reshape(shape)
     if form.same_ndim:
         check_ndim(loss, form, raw)
     sizes = axis_sizes(loss, form, raw)
@@ -62,9 +67,9 @@ def prepare(loss: str, form: Form, given: Mapping[str, Any]) -> Problem:
         target = (batch if i.per_sample else ()) + tuple(sizes[a] for a in i.axes)
         if i.shape == "reduced" and array.ndim == len(target) - 1 and raw[i.name].shape != target:
             array = array[..., None]
-        arrays[i.name] = array if array.shape == target else np.broadcast_to(array, target)
+        array = array if array.shape == target else np.broadcast_to(array, target)
+        arrays[i.name] = array if i.until is None else count_labels(loss, i, array)
     first = next(raw[i.name] for i in form.inputs if raw[i.name] is not None)
-    original = {name: array.shape for name, array in raw.items() if array is not None}
     return Problem(loss, form, dtype, arrays, original, batch, sizes, first.shape[0] if first.ndim else 1)
 
 
@@ -76,13 +81,33 @@ def convert(loss: str, i: Input, value: Any) -> Array:
         return None
     array = np.asarray(value)
     if i.index and array.dtype.kind not in "iu":
-        raise TypeMismatch(f"{loss}: {i.name} holds positions along the axis {i.into!r} and must be an array of integers, "
-                           f"got {array.dtype}. Convert it: {i.name}.astype(np.int64).")
+        what = f"positions along the axis {i.into!r}" if i.into else f"how much of the axis {i.measures!r} belongs to each sample"
+        raise TypeMismatch(f"{loss}: {i.name} holds {what} and must be an array of integers, got {array.dtype}. "
+                           f"Convert it: {i.name}.astype(np.int64).")
     if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
         raise TypeMismatch(f"{loss}: {i.name} has the type {array.dtype}. Give real numbers of 32 or 64 bits.")
     if array.dtype == np.float16:
         raise TypeMismatch(f"{loss}: {i.name} has the type float16. Convert it: {i.name}.astype(np.float32).")
     return array
+
+
+def unpack(loss: str, form: Form, raw: dict[str, Array]) -> None:
+    """Lengths in the shape of the batch, and samples that were given end to end side by side. Raises ShapeError."""
+    leader = next(i for i in form.inputs if i.per_sample)
+    depth = raw[leader.name].ndim - len(leader.axes)
+    for i in form.inputs:
+        array = raw[i.name]
+        if i.measures and depth == 0 and array.size == 1:
+            raw[i.name] = array.reshape(())
+        if not i.packed or depth != 1 or array.ndim != 1:
+            continue
+        lengths = raw[str(i.length)]
+        if lengths.ndim != 1 or (lengths < 0).any() or lengths.sum() != array.size:
+            raise ShapeError(f"{loss}: {i.name} {array.shape} holds all samples end to end, but {i.length} {lengths.tolist()} add up to "
+                             f"{lengths.sum()}. Give as many elements, or one row for each sample.")
+        rows = np.zeros((len(lengths), int(lengths.max(initial=0))), array.dtype)
+        rows[np.arange(rows.shape[1]) < lengths[:, None]] = array
+        raw[i.name] = rows
 
 
 def common_dtype(loss: str, form: Form, raw: Mapping[str, Array]) -> np.dtype[Any]:
@@ -139,7 +164,28 @@ def axis_sizes(loss: str, form: Form, raw: Mapping[str, Array]) -> dict[str, int
     if unknown:
         sources = " or ".join(i.name for i in form.inputs if unknown[0] in i.axes)
         raise ArgumentError(f"{loss}: the length of the axis {unknown[0]!r} is not known. Give {sources}.")
+    for axis, (other, more) in form.ties.items():
+        if sizes[axis] != sizes[other] + more:
+            raise ShapeError(f"{loss}: the axis {axis!r} has the length {sizes[axis]} and must have that of {other!r} plus {more}, which is "
+                             f"{sizes[other] + more}.")
     return sizes
+
+
+def vector_shapes(loss: str, form: Form, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The shapes that tensors with vectors are to be given, where these are others. Raises ShapeError where a vector is empty."""
+    found: dict[str, tuple[int, ...]] = {}
+    single = [shapes[i.name] for i in form.inputs if i.index and not i.axes and shapes.get(i.name) in ((), (1,))]
+    for i in form.inputs:
+        if not (i.per_sample and i.axes and i.axes[-1] in form.vectors and i.name in shapes):
+            continue
+        shape = tuple(shapes[i.name]) or (1,)
+        if shape[-1] == 0:
+            raise ShapeError(f"{loss}: {i.name} {shape} is empty along {i.axes[-1]!r}. Give at least one.")
+        if single and shape[:-1] in ((), (1,)):
+            shape = (*single[0], shape[-1])
+        if shape != shapes[i.name]:
+            found[i.name] = shape
+    return found
 
 
 def lay_out(form: Form, i: Input, array: Array) -> Array:
@@ -211,15 +257,43 @@ def check_values(problem: Problem, params: Mapping[str, Any]) -> None:
         array = problem.arrays[i.name]
         if array is not None and array.size:
             if i.index:
-                check_index(problem, i, array, params)
+                if i.until is None:
+                    check_index(problem, i, array, params)
             elif i.low > -np.inf or i.high < np.inf:
                 check_domain(problem, i, array)
 
 
+def check_labels(loss: str, i: Input, array: Array) -> None:
+    """A label must lie within the axis that it points into, or mark the end. Raises IndexOutOfRange."""
+    size = array.shape[-1]
+    bad = ((array < 0) | (array >= size)) & (array != i.until)
+    if bad.any():
+        where, value = first_bad(array, bad)
+        raise IndexOutOfRange(f"{loss}: {i.name}{where} is {value}, and the axis {i.into!r} has the positions 0 to {size - 1} (or "
+                              f"{i.until}, which ends the labels).")
+
+
+def count_labels(loss: str, i: Input, array: Array) -> Array:
+    """How often each position is among the labels of a sample, which end at the first `until`. Raises IndexOutOfRange."""
+    check_labels(loss, i, array)
+    size = array.shape[-1]
+    given = ~np.logical_or.accumulate(array == i.until, axis=-1)
+    rows = np.arange(array.size // size if size else 0).reshape(array.shape[:-1])[..., None] * size
+    return np.bincount((rows + array)[given], minlength=array.size).reshape(array.shape)
+
+
 def check_index(problem: Problem, i: Input, array: Array, params: Mapping[str, Any]) -> None:
     """An index must lie within the axis that it points into."""
+    if i.measures is not None:
+        bad, size = (array < 0) | (array > problem.sizes[i.measures]), problem.sizes[i.measures]
+        if bad.any():
+            where, value = first_bad(array, bad)
+            raise IndexOutOfRange(f"{problem.loss}: {i.name}{where} is {value}, and the axis {i.measures!r} has the length {size}.")
+        return
     size = problem.sizes[str(i.into)]
     bad = (array < 0) | (array >= size)
+    if i.length is not None:
+        bad &= np.arange(array.shape[-1]) < problem.arrays[i.length][..., None]
     if i.ignore is not None:
         bad &= array != params[i.ignore]
     if bad.any():
@@ -227,6 +301,14 @@ def check_index(problem: Problem, i: Input, array: Array, params: Mapping[str, A
         besides = f" (or {i.ignore}={params[i.ignore]})" if i.ignore else ""
         raise IndexOutOfRange(f"{problem.loss}: {i.name}{where} is {value}, and the axis {i.into!r} has the positions 0 to "
                               f"{size - 1}{besides}.")
+
+
+def check_positions(loss: str, form: Form, sizes: Mapping[str, int], params: Mapping[str, Any]) -> None:
+    """A scalar that points into an axis must lie within it. Raises IndexOutOfRange."""
+    for p in form.parameters:
+        if p.into is not None and not 0 <= params[p.name] < sizes[p.into]:
+            raise IndexOutOfRange(f"{loss}: {p.name} is {params[p.name]}, and the axis {p.into!r} has the positions 0 to "
+                                  f"{sizes[p.into] - 1}.")
 
 
 def check_domain(problem: Problem, i: Input, array: Array) -> None:
@@ -256,7 +338,7 @@ def give_back(problem: Problem, name: str, gradient: Array) -> Array:
     """A gradient from the layout of kernels to the shape of the input as it was given: broadcast dimensions are summed."""
     i = next(i for i in problem.form.inputs if i.name == name)
     shape = problem.original[name]
-    if not i.per_sample:
+    if not i.per_sample or (problem.form.vectors and gradient.size == np.prod(shape)):
         return np.asarray(gradient, problem.dtype).reshape(shape)
     own = places(problem.form, i, len(shape))
     if i.shape == "reduced" and len(shape) < len(problem.batch):

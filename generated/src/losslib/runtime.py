@@ -8,6 +8,7 @@ import warnings
 from collections import namedtuple
 from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib import import_module
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -17,6 +18,7 @@ from .arrays import Problem, prepare
 from .errors import ArgumentError, DomainError, LossError, ReductionError, ShapeError, TypeMismatch
 from .reductions import REDUCTIONS
 from .spec import Form, Kernel, Parameter, Spec
+from .state import State, check_state, finish
 
 Array = Any
 Outputs = dict[str, Array]
@@ -52,6 +54,11 @@ class LossFunction:
 
     def __repr__(self) -> str:
         return f"<{self.spec.name} on {self._backend.name}>"
+
+    def _other(self, name: str, tensors: tuple[Any, ...]) -> Any:
+        """The loss of what a caller's function makes of these tensors. Raises ShapeError."""
+        check_others(self.spec, tensors)
+        return getattr(import_module(f"losslib.{self._backend.name}"), name)
 
     # What the emitted classes call. A call like an earlier one, with arrays of the same shapes, types and strides and the same
     # scalars, is repeated without asking again what it means. A repeat is taken out of the table while it runs, so that no two
@@ -117,6 +124,22 @@ class LossFunction:
         return Call(self, tensors, scalars, reduction).hessian_diag(wrt, upstream)
 
 
+    # Parts of a batch
+
+    def _state(self, tensors: tuple[Any, ...], scalars: tuple[Any, ...]) -> State:
+        call = Call(self, tensors, scalars, "sum")
+        found = call.run("value")
+        return State(self.spec.name, np.float64(found["total_loss"]), call.weight_total(found), call.problem.count, call.problem.first_size)
+
+    def _grad_within(self, state: State, tensors: tuple[Any, ...], scalars: tuple[Any, ...], reduction: str, wrt: Sequence[str] | str | None,
+                     upstream: Any) -> Any:
+        return Part(self, tensors, scalars, check_state(self.spec, state, reduction), state).value_and_grad(wrt, upstream, {})[1]
+
+    def finish(self, state: State, reduction: str = "mean") -> np.float64:
+        """The loss of all samples whose totals are in a state, as `state` makes it and `+` merges it."""
+        return finish(self.spec, state, reduction)
+
+
 def legacy_reduction(size_average: bool | None, reduce: bool | None, reduction: str) -> str:
     """The reduction that the deprecated arguments ask for; they win over `reduction`."""
     if size_average is None and reduce is None:
@@ -137,6 +160,7 @@ class Call:
         self.form = choose_form(spec, given)
         self.reduction = check_reduction(spec, reduction)
         values = dict(zip(spec.parameters, scalars, strict=True))
+        values |= {p.name: int(self.reduction == p.reduction) for p in self.form.parameters if p.reduction}
         self.params = {p.name: check_parameter(spec.name, p, values[p.name]) for p in self.form.parameters}
         for name in spec.parameters:
             if name not in self.params:
@@ -144,6 +168,7 @@ class Call:
         self.variant = "".join(choose_variant(p, self.params[p.name]) for p in self.form.parameters)
         self.kernels = self.form.kernels[self.variant]
         self.problem = prepare(spec.name, self.form, given)
+        arrays.check_positions(spec.name, self.form, self.problem.sizes, self.params)
         if not self.backend.checks_values:
             arrays.check_values(self.problem, self.params)
 
@@ -235,7 +260,7 @@ class Call:
             if array.shape != self.problem.original[i.name]:
                 raise ShapeError(f"{self.name}: the direction of {i.name} has the shape {array.shape}, {i.name} has "
                                  f"{self.problem.original[i.name]}. Make them equal.")
-            laid = arrays.lay_out(self.form, i, array)
+            laid = array.reshape(full) if self.form.vectors and array.size == np.prod(full) else arrays.lay_out(self.form, i, array)
             if i.shape == "reduced" and laid.ndim < len(full):
                 laid = laid[..., None]
             moved[key] = np.broadcast_to(laid, full)
@@ -353,6 +378,8 @@ class Call:
         """The diagonal of the Hessian."""
         names, suffix = self.pick(wrt)
         kernel = f"hessian_diag{suffix}"
+        if kernel not in self.kernels and "hessian_diag" not in self.kernels and self.form.weight_reads is None:
+            raise ArgumentError(f"{self.name}: the Hessian has no diagonal of one pass. Use hvp.")
         if kernel not in self.kernels:
             raise ArgumentError(f"{self.name}: the denominator of the mean depends on {names}, so the Hessian has no diagonal of "
                                 f"one pass. Use hvp.")
@@ -363,6 +390,18 @@ class Call:
                                  f"a diagonal per sample. Expand it first.")
         found = self.run(kernel, self.scales(self.kernels[kernel], upstream), [f"hessian_{n}" for n in names])
         return self.give_back(found, "hessian", names)
+
+
+class Part(Call):
+    """A call on a part of a batch, whose totals are those of the whole."""
+
+    def __init__(self, loss: LossFunction, tensors: tuple[Any, ...], scalars: tuple[Any, ...], reduction: str, state: State) -> None:
+        super().__init__(loss, tensors, scalars, reduction)
+        self.state = state
+
+    def totals(self, found: Mapping[str, Array]) -> tuple[np.float64, np.float64, np.float64, np.float64]:
+        total, weight, count, batch = map(np.float64, self.state.totals)
+        return total, weight, count, batch
 
 
 class Repeat:
@@ -426,6 +465,15 @@ def check_buffer(loss: str, name: str, buffer: Array, shape: tuple[int, ...], dt
     return buffer
 
 
+def check_others(spec: Spec, tensors: tuple[Any, ...]) -> None:
+    """The tensors that a caller's function is about to get. Raises ShapeError, ArgumentError."""
+    for name, tensor in zip(spec.inputs, tensors, strict=True):
+        if not hasattr(tensor, "shape"):
+            raise ArgumentError(f"{spec.name}: {name} is {tensor!r}. Give an array.")
+    if spec.forms[0].same_ndim:
+        arrays.check_ndim(spec.name, spec.forms[0], dict(zip(spec.inputs, tensors, strict=True)))
+
+
 def choose_form(spec: Spec, given: Mapping[str, Any]) -> Form:
     """The formula that fits the kinds of the arrays: integers where it has an index."""
     if len(spec.forms) == 1:
@@ -444,8 +492,10 @@ def check_reduction(spec: Spec, reduction: str) -> str:
     if reduction == "elementwise_mean" and "mean" in spec.reductions:
         warnings.warn("reduction='elementwise_mean' is deprecated: use reduction='mean'.", UserWarning, stacklevel=5)
         return "mean"
+    reduction = spec.words.get(reduction, reduction)
     if reduction not in spec.reductions:
-        raise ReductionError(f"{spec.name}: {reduction} is not a valid value for reduction. Choose from {', '.join(spec.reductions)}.")
+        raise ReductionError(f"{spec.name}: {reduction} is not a valid value for reduction. Choose from "
+                             f"{', '.join((*spec.reductions, *spec.words))}.")
     return reduction
 
 
@@ -461,6 +511,8 @@ def check_parameter(loss: str, p: Parameter, value: Any) -> Any:
         raise TypeMismatch(f"{loss}: {p.name} is a number, got {value!r}.") from None
     if number < p.low or number > p.high or (p.open_low and number == p.low):
         raise DomainError(f"{loss}: {p.name} must be {arrays.interval(p.low, p.high, p.open_low)}, got {value!r}.")
+    if p.only and number not in [special for special, _ in p.special]:
+        raise DomainError(f"{loss}: {p.name} must be {' or '.join(f'{special:g}' for special, _ in p.special)}, got {value!r}.")
     return number
 
 

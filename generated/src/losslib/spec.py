@@ -16,7 +16,10 @@ class Input:
     Attributes:
         axes: the axes of one sample. per_sample: whether each sample has its own.
         index: whether it holds integers that point into the axis `into`; `ignore` names the parameter that marks samples to
-            leave out.
+            leave out. until: it holds a set of labels, which end at the first of these; kernels take how often each is there.
+        measures: the axis that a length says something of: the value is from 0 to its size.
+        length: the input that says how much of the last axis belongs to each sample; what lies behind may be anything.
+        packed: whether the caller may give all samples end to end.
         default: its value everywhere when it is left out; None where it must be given.
         shape: how it joins the common shape: "mutual", "expand", "same" or "reduced".
         low, high, open_low: its domain.
@@ -27,7 +30,11 @@ class Input:
     per_sample: bool = True
     index: bool = False
     into: str | None = None
+    measures: str | None = None
+    length: str | None = None
+    packed: bool = False
     ignore: str | None = None
+    until: int | None = None
     default: float | None = None
     shape: str = "mutual"
     low: float = -math.inf
@@ -37,7 +44,10 @@ class Input:
 
 @dataclass(frozen=True)
 class Parameter:
-    """A scalar of the signature; `special` values have functions of their own, and an option has no others."""
+    """A scalar of the signature; `special` values have functions of their own; an option, and what is `only` these, has no others.
+
+    `into` is the axis that it points into. One with `reduction` is no argument: it is 1 where the caller asks for that reduction.
+    """
 
     name: str
     default: Any
@@ -47,6 +57,9 @@ class Parameter:
     integer: bool = False
     special: tuple[tuple[Any, str], ...] = ()
     option: bool = False
+    only: bool = False
+    into: str | None = None
+    reduction: str | None = None
 
 
 @dataclass(frozen=True)
@@ -63,9 +76,11 @@ class Form:
     """One formula of a loss: its tensors and parameters, and the kernels of each variant by suffix.
 
     Attributes:
-        axes: the position of each axis in the arrays of users: -1 last, 1 at dimension 1.
+        axes: the position of each axis in the arrays of users: -1 last, 1 at dimension 1, 0 at dimension 0.
+        ties: axes that are longer than another one, and by how much.
         wrt: the inputs that have a gradient by default; differentiable: all that have one.
         weight_reads: the inputs that the denominator of the mean depends on; None where it is the number of samples.
+        vectors: the axes that are never empty; a number is a vector of length 1, and one sample may have a batch of 1 or none.
         mark: tells the functions of this form from those of the others.
         weight_alone: the denominator of one sample when those of them that are optional are left out, if that is a number.
     """
@@ -79,7 +94,14 @@ class Form:
     weight_alone: float | None
     kernels: Mapping[str, Mapping[str, Kernel]]
     same_ndim: bool = False
+    vectors: tuple[str, ...] = ()
     mark: str = ""
+    ties: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+
+    @property
+    def ragged(self) -> bool:
+        """Has each sample lengths of its own?"""
+        return any(i.measures for i in self.inputs)
 
 
 @dataclass(frozen=True)
@@ -96,10 +118,11 @@ class Reduction:
 
 @dataclass(frozen=True)
 class Spec:
-    """A loss."""
+    """A loss. `words`: other words for its reductions."""
 
     name: str
     forms: tuple[Form, ...]
     reductions: tuple[str, ...]
     inputs: tuple[str, ...] = field(default=())
     parameters: tuple[str, ...] = field(default=())
+    words: Mapping[str, str] = field(default_factory=dict)

@@ -199,5 +199,5 @@ def point(call: Any, k: int, array: Array, depth: int, kept: list[Array], size: 
     for d, stride in enumerate(array.strides[:depth]):
         call.strides[k][d] = stride // size
     for a, stride in enumerate(array.strides[depth:]):
-        if a < 3:
+        if a < 4:
             call.axis_strides[k][a] = stride // size

@@ -14,10 +14,10 @@ typedef struct losslib_kernel losslib_kernel;
 typedef struct losslib_call {
     int ndim;
     int64_t shape[12];
-    int64_t sizes[3];
+    int64_t sizes[4];
     void *data[40];
     int64_t strides[40][12];
-    int64_t axis_strides[40][3];
+    int64_t axis_strides[40][4];
     double params[8];
     int threads;
     int bad;

@@ -41,22 +41,22 @@ static const losslib_argument hessian_weight_argument = {.name = "hessian_weight
 static const losslib_family value_and_grad_family = {9, 0, 0,
     {&input_argument, &target_argument, &weight_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument,
      &grad_target_argument, &grad_weight_argument},
-    {NULL}, {NULL}};
+    {NULL}, {NULL}, NULL};
 
 static const losslib_family jvp_family = {8, 0, 0,
     {&input_argument, &target_argument, &weight_argument, &direction_input_argument, &direction_target_argument,
      &direction_weight_argument, &rate_argument, &total_rate_argument},
-    {NULL}, {NULL}};
+    {NULL}, {NULL}, NULL};
 
 static const losslib_family hvp_family = {10, 0, 0,
     {&input_argument, &target_argument, &weight_argument, &scale_argument, &direction_input_argument, &direction_target_argument,
      &direction_weight_argument, &hvp_input_argument, &hvp_target_argument, &hvp_weight_argument},
-    {NULL}, {NULL}};
+    {NULL}, {NULL}, NULL};
 
 static const losslib_family hessian_diag_family = {7, 0, 0,
     {&input_argument, &target_argument, &weight_argument, &scale_argument, &hessian_input_argument, &hessian_target_argument,
      &hessian_weight_argument},
-    {NULL}, {NULL}};
+    {NULL}, {NULL}, NULL};
 
 /* Each kernel: its function, which of the function's arrays, scalars and axes it has (a bit each), and what the flags are. A KERNEL
  * is compiled for dense arrays too. */
@@ -91,9 +91,9 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     REAL *restrict grad_weight = run->data[8]; const int64_t grad_weight_batch = dense ? 1 : run->steps[8][0]; const int grad_weight_wanted = WANTS(8);
 
     accumulator total_loss_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
+    FOR_TILES(first, end, batch) {
         REAL total_loss_tile[TILE];
+        INDEPENDENT
         for (int64_t n = first; n < end; ++n) {
             const REAL log_q = larger(log1p(-input[n * input_batch]), -100);
             const REAL log_p = larger(log(input[n * input_batch]), -100);
@@ -125,9 +125,9 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
     accumulator *restrict total_rate = WANTS(7) ? run->data[7] : NULL;
 
     accumulator total_rate_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
+    FOR_TILES(first, end, batch) {
         REAL total_rate_tile[TILE];
+        INDEPENDENT
         for (int64_t n = first; n < end; ++n) {
             const REAL log_q = larger(log1p(-input[n * input_batch]), -100);
             const REAL log_p = larger(log(input[n * input_batch]), -100);
@@ -157,6 +157,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
     REAL *restrict hvp_target = run->data[8]; const int64_t hvp_target_batch = dense ? 1 : run->steps[8][0]; const int hvp_target_wanted = WANTS(8);
     REAL *restrict hvp_weight = run->data[9]; const int64_t hvp_weight_batch = dense ? 1 : run->steps[9][0]; const int hvp_weight_wanted = WANTS(9);
 
+    INDEPENDENT
     for (int64_t n = 0; n < batch; ++n) {
         const REAL difference = 1 - input[n * input_batch];
         const REAL spread = larger(difference * input[n * input_batch], (REAL)9.999999960041972e-13);
@@ -183,6 +184,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
     REAL *restrict hessian_target = run->data[5]; const int64_t hessian_target_batch = dense ? 1 : run->steps[5][0]; const int hessian_target_wanted = WANTS(5);
     REAL *restrict hessian_weight = run->data[6]; const int64_t hessian_weight_batch = dense ? 1 : run->steps[6][0]; const int hessian_weight_wanted = WANTS(6);
 
+    INDEPENDENT
     for (int64_t n = 0; n < batch; ++n) {
         const REAL difference = 1 - input[n * input_batch];
         const REAL spread = larger(difference * input[n * input_batch], (REAL)9.999999960041972e-13);

@@ -41,23 +41,23 @@ static const losslib_argument hessian_pos_weight_argument = {.name = "hessian_po
 static const losslib_family value_and_grad_family = {11, 0, 0,
     {&input_argument, &target_argument, &weight_argument, &pos_weight_argument, &scale_argument, &loss_argument, &total_loss_argument,
      &grad_input_argument, &grad_target_argument, &grad_weight_argument, &grad_pos_weight_argument},
-    {NULL}, {NULL}};
+    {NULL}, {NULL}, NULL};
 
 static const losslib_family jvp_family = {10, 0, 0,
     {&input_argument, &target_argument, &weight_argument, &pos_weight_argument, &direction_input_argument, &direction_pos_weight_argument,
      &direction_target_argument, &direction_weight_argument, &rate_argument, &total_rate_argument},
-    {NULL}, {NULL}};
+    {NULL}, {NULL}, NULL};
 
 static const losslib_family hvp_family = {13, 0, 0,
     {&input_argument, &target_argument, &weight_argument, &pos_weight_argument, &scale_argument, &direction_input_argument,
      &direction_pos_weight_argument, &direction_target_argument, &direction_weight_argument, &hvp_input_argument, &hvp_target_argument,
      &hvp_weight_argument, &hvp_pos_weight_argument},
-    {NULL}, {NULL}};
+    {NULL}, {NULL}, NULL};
 
 static const losslib_family hessian_diag_family = {9, 0, 0,
     {&input_argument, &target_argument, &weight_argument, &pos_weight_argument, &scale_argument, &hessian_input_argument,
      &hessian_target_argument, &hessian_weight_argument, &hessian_pos_weight_argument},
-    {NULL}, {NULL}};
+    {NULL}, {NULL}, NULL};
 
 /* Each kernel: its function, which of the function's arrays, scalars and axes it has (a bit each), and what the flags are. A KERNEL
  * is compiled for dense arrays too. */
@@ -94,9 +94,9 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     REAL *restrict grad_pos_weight = run->data[10]; const int64_t grad_pos_weight_batch = dense ? 1 : run->steps[10][0]; const int grad_pos_weight_wanted = WANTS(10);
 
     accumulator total_loss_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
+    FOR_TILES(first, end, batch) {
         REAL total_loss_tile[TILE];
+        INDEPENDENT
         for (int64_t n = first; n < end; ++n) {
             const REAL difference = 1 - target[n * target_batch];
             const REAL softplus_input = softplus(input[n * input_batch]);
@@ -131,9 +131,9 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
     accumulator *restrict total_rate = WANTS(9) ? run->data[9] : NULL;
 
     accumulator total_rate_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
+    FOR_TILES(first, end, batch) {
         REAL total_rate_tile[TILE];
+        INDEPENDENT
         for (int64_t n = first; n < end; ++n) {
             const REAL difference = 1 - target[n * target_batch];
             const REAL softplus_input = softplus(input[n * input_batch]);
@@ -166,6 +166,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
     REAL *restrict hvp_weight = run->data[11]; const int64_t hvp_weight_batch = dense ? 1 : run->steps[11][0]; const int hvp_weight_wanted = WANTS(11);
     REAL *restrict hvp_pos_weight = run->data[12]; const int64_t hvp_pos_weight_batch = dense ? 1 : run->steps[12][0]; const int hvp_pos_weight_wanted = WANTS(12);
 
+    INDEPENDENT
     for (int64_t n = 0; n < batch; ++n) {
         const REAL product = pos_weight[n * pos_weight_batch] * target[n * target_batch];
         const REAL difference = times_sigmoid(product, -input[n * input_batch]) - times_sigmoid(1 - target[n * target_batch], input[n * input_batch]);
@@ -197,6 +198,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
     REAL *restrict hessian_weight = run->data[7]; const int64_t hessian_weight_batch = dense ? 1 : run->steps[7][0]; const int hessian_weight_wanted = WANTS(7);
     REAL *restrict hessian_pos_weight = run->data[8]; const int64_t hessian_pos_weight_batch = dense ? 1 : run->steps[8][0]; const int hessian_pos_weight_wanted = WANTS(8);
 
+    INDEPENDENT
     for (int64_t n = 0; n < batch; ++n) {
         if (hessian_input_wanted) hessian_input[n * hessian_input_batch] = -times_sigmoid(times_sigmoid((target[n * target_batch] - pos_weight[n * pos_weight_batch] * target[n * target_batch] - 1) * weight[n * weight_batch] * scale[n * scale_batch], -input[n * input_batch]), input[n * input_batch]);
         if (hessian_target_wanted) hessian_target[n * hessian_target_batch] = 0;

@@ -33,27 +33,27 @@ static const losslib_argument hvp_target_argument = {.name = "hvp_target", .role
 static const losslib_argument hessian_input1__features_argument = {.name = "hessian_input1", .role = LOSSLIB_OUTPUT, .per_sample = 1, .axes = 1, .axis = {"features"}};
 static const losslib_argument hessian_input2__features_argument = {.name = "hessian_input2", .role = LOSSLIB_OUTPUT, .per_sample = 1, .axes = 1, .axis = {"features"}};
 static const losslib_argument hessian_target_argument = {.name = "hessian_target", .role = LOSSLIB_OUTPUT, .per_sample = 1};
-static const losslib_param margin_param = {"margin", {-INFINITY, INFINITY, 0}};
+static const losslib_param margin_param = {"margin", {-INFINITY, INFINITY, 0}, NULL};
 
 static const losslib_family value_and_grad_family = {9, 1, 1,
     {&input1__features_argument, &input2__features_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument,
      &grad_input1__features_argument, &grad_input2__features_argument, &grad_target_argument},
-    {&margin_param}, {"features"}};
+    {&margin_param}, {"features"}, NULL};
 
 static const losslib_family jvp_family = {7, 1, 1,
     {&input1__features_argument, &input2__features_argument, &target_argument, &direction_input1__features_argument,
      &direction_input2__features_argument, &rate_argument, &total_rate_argument},
-    {&margin_param}, {"features"}};
+    {&margin_param}, {"features"}, NULL};
 
 static const losslib_family hvp_family = {9, 1, 1,
     {&input1__features_argument, &input2__features_argument, &target_argument, &scale_argument, &direction_input1__features_argument,
      &direction_input2__features_argument, &hvp_input1__features_argument, &hvp_input2__features_argument, &hvp_target_argument},
-    {&margin_param}, {"features"}};
+    {&margin_param}, {"features"}, NULL};
 
 static const losslib_family hessian_diag_family = {7, 1, 1,
     {&input1__features_argument, &input2__features_argument, &target_argument, &scale_argument, &hessian_input1__features_argument,
      &hessian_input2__features_argument, &hessian_target_argument},
-    {&margin_param}, {"features"}};
+    {&margin_param}, {"features"}, NULL};
 
 /* Each kernel: its function, which of the function's arrays, scalars and axes it has (a bit each), and what the flags are. A KERNEL
  * is compiled for dense arrays too. */
@@ -97,9 +97,15 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         REAL *grad_input2_row = grad_input2 + n * grad_input2_batch;
         REAL max_abs_input1 = -INFINITY;
         REAL max_abs_input2 = -INFINITY;
-        for (int64_t f = 0; f < features; ++f) {
-            max_abs_input1 = larger(max_abs_input1, fabs(input1_row[f * input1_features]));
-            max_abs_input2 = larger(max_abs_input2, fabs(input2_row[f * input2_features]));
+        FOR_TILES(first, end, features) {
+            REAL max_abs_input1_tile[TILE], max_abs_input2_tile[TILE];
+            INDEPENDENT
+            for (int64_t f = first; f < end; ++f) {
+                max_abs_input1_tile[f - first] = fabs(input1_row[f * input1_features]);
+                max_abs_input2_tile[f - first] = fabs(input2_row[f * input2_features]);
+            }
+            max_abs_input1 = larger_tile(max_abs_input1, max_abs_input1_tile, end - first);
+            max_abs_input2 = larger_tile(max_abs_input2, max_abs_input2_tile, end - first);
         }
         const REAL binade_2 = binade(max_abs_input1 + (REAL)9.999999980020987e-07);
         const REAL binade_3 = binade(max_abs_input2 + (REAL)9.999999980020987e-07);
@@ -107,13 +113,21 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         accumulator sum_product_2_sum = {0};
         REAL max_choice = -INFINITY;
         REAL max_choice_2 = -INFINITY;
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL scaled = input1_row[f * input1_features] / binade_2;
-            const REAL scaled_2 = input2_row[f * input2_features] / binade_3;
-            accumulate(&sum_product_sum, scaled * scaled);
-            accumulate(&sum_product_2_sum, scaled_2 * scaled_2);
-            max_choice = larger(max_choice, fabs(input1_row[f * input1_features]) == max_abs_input1 ? sign(input1_row[f * input1_features]) * input2_row[f * input2_features] : -INFINITY);
-            max_choice_2 = larger(max_choice_2, fabs(input2_row[f * input2_features]) == max_abs_input2 ? sign(input2_row[f * input2_features]) * input1_row[f * input1_features] : -INFINITY);
+        FOR_TILES(first, end, features) {
+            REAL sum_product_tile[TILE], sum_product_2_tile[TILE], max_choice_tile[TILE], max_choice_2_tile[TILE];
+            INDEPENDENT
+            for (int64_t f = first; f < end; ++f) {
+                const REAL scaled = input1_row[f * input1_features] / binade_2;
+                const REAL scaled_2 = input2_row[f * input2_features] / binade_3;
+                sum_product_tile[f - first] = scaled * scaled;
+                sum_product_2_tile[f - first] = scaled_2 * scaled_2;
+                max_choice_tile[f - first] = fabs(input1_row[f * input1_features]) == max_abs_input1 ? sign(input1_row[f * input1_features]) * input2_row[f * input2_features] : -INFINITY;
+                max_choice_2_tile[f - first] = fabs(input2_row[f * input2_features]) == max_abs_input2 ? sign(input2_row[f * input2_features]) * input1_row[f * input1_features] : -INFINITY;
+            }
+            accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
+            accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
+            max_choice = larger_tile(max_choice, max_choice_tile, end - first);
+            max_choice_2 = larger_tile(max_choice_2, max_choice_2_tile, end - first);
         }
         const REAL sum_product = value_of(&sum_product_sum);
         const REAL sum_product_2 = value_of(&sum_product_2_sum);
@@ -129,20 +143,27 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         accumulator cosine_sum = {0};
         accumulator sum_product_3_sum = {0};
         accumulator sum_product_4_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL scaled_3 = input1_row[f * input1_features] / binade_2;
-            const REAL unit1 = scaled_3 / square_root;
-            const REAL scaled_4 = input2_row[f * input2_features] / binade_3;
-            const REAL unit2 = scaled_4 / sqrt_shifted_2;
-            const REAL scaled_5 = input1_row[f * input1_features] / binade_max_abs_input1;
-            const REAL eliminated = cross(input2_row[f * input2_features], choice, scaled_5, max_choice);
-            const REAL left = eliminated / choice;
-            const REAL scaled_6 = input2_row[f * input2_features] / binade_max_abs_input2;
-            const REAL eliminated_2 = cross(input1_row[f * input1_features], choice_2, scaled_6, max_choice_2);
-            const REAL left_2 = eliminated_2 / choice_2;
-            accumulate(&cosine_sum, unit1 * unit2);
-            accumulate(&sum_product_3_sum, left * scaled_5);
-            accumulate(&sum_product_4_sum, left_2 * scaled_6);
+        FOR_TILES(first, end, features) {
+            REAL cosine_tile[TILE], sum_product_3_tile[TILE], sum_product_4_tile[TILE];
+            INDEPENDENT
+            for (int64_t f = first; f < end; ++f) {
+                const REAL scaled_3 = input1_row[f * input1_features] / binade_2;
+                const REAL unit1 = scaled_3 / square_root;
+                const REAL scaled_4 = input2_row[f * input2_features] / binade_3;
+                const REAL unit2 = scaled_4 / sqrt_shifted_2;
+                const REAL scaled_5 = input1_row[f * input1_features] / binade_max_abs_input1;
+                const REAL eliminated = cross(input2_row[f * input2_features], choice, scaled_5, max_choice);
+                const REAL left = eliminated / choice;
+                const REAL scaled_6 = input2_row[f * input2_features] / binade_max_abs_input2;
+                const REAL eliminated_2 = cross(input1_row[f * input1_features], choice_2, scaled_6, max_choice_2);
+                const REAL left_2 = eliminated_2 / choice_2;
+                cosine_tile[f - first] = unit1 * unit2;
+                sum_product_3_tile[f - first] = left * scaled_5;
+                sum_product_4_tile[f - first] = left_2 * scaled_6;
+            }
+            accumulate_tile(&cosine_sum, cosine_tile, end - first);
+            accumulate_tile(&sum_product_3_sum, sum_product_3_tile, end - first);
+            accumulate_tile(&sum_product_4_sum, sum_product_4_tile, end - first);
         }
         const REAL cosine = value_of(&cosine_sum);
         const REAL sum_product_3 = value_of(&sum_product_3_sum);
@@ -163,20 +184,25 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         const REAL share_2 = binade_max_abs_input2 / binade_3 * inverse_root_shifted_2;
         const REAL along_2 = defect_2 / choice_2 * max_choice_2 - share_2 * sum_product_4 * share_2;
         accumulator sum_product_5_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL scaled_7 = input1_row[f * input1_features] / binade_max_abs_input1;
-            const REAL eliminated_3 = cross(input2_row[f * input2_features], choice, scaled_7, max_choice);
-            const REAL left_3 = eliminated_3 / choice;
-            const REAL apart = (along * scaled_7 + left_3) / binade_3 / sqrt_shifted_2;
-            const REAL ratio_4 = apart / binade_2 / square_root;
-            const REAL scaled_8 = input2_row[f * input2_features] / binade_max_abs_input2;
-            const REAL eliminated_4 = cross(input1_row[f * input1_features], choice_2, scaled_8, max_choice_2);
-            const REAL left_4 = eliminated_4 / choice_2;
-            const REAL apart_2 = (along_2 * scaled_8 + left_4) / binade_2 / square_root;
-            const REAL ratio_5 = apart_2 / binade_3 / sqrt_shifted_2;
-            if (grad_input1_wanted) grad_input1_row[f * grad_input1_features] = scale[n * scale_batch] * (equal ? -ratio_4 : (equal_2 ? (below ? 0 : ratio_4 * step_2) : 0));
-            if (grad_input2_wanted) grad_input2_row[f * grad_input2_features] = scale[n * scale_batch] * (equal ? -ratio_5 : (equal_2 ? (below ? 0 : ratio_5 * step_2) : 0));
-            accumulate(&sum_product_5_sum, apart * apart);
+        FOR_TILES(first, end, features) {
+            REAL sum_product_5_tile[TILE];
+            INDEPENDENT
+            for (int64_t f = first; f < end; ++f) {
+                const REAL scaled_7 = input1_row[f * input1_features] / binade_max_abs_input1;
+                const REAL eliminated_3 = cross(input2_row[f * input2_features], choice, scaled_7, max_choice);
+                const REAL left_3 = eliminated_3 / choice;
+                const REAL apart = (along * scaled_7 + left_3) / binade_3 / sqrt_shifted_2;
+                const REAL ratio_4 = apart / binade_2 / square_root;
+                const REAL scaled_8 = input2_row[f * input2_features] / binade_max_abs_input2;
+                const REAL eliminated_4 = cross(input1_row[f * input1_features], choice_2, scaled_8, max_choice_2);
+                const REAL left_4 = eliminated_4 / choice_2;
+                const REAL apart_2 = (along_2 * scaled_8 + left_4) / binade_2 / square_root;
+                const REAL ratio_5 = apart_2 / binade_3 / sqrt_shifted_2;
+                if (grad_input1_wanted) grad_input1_row[f * grad_input1_features] = scale[n * scale_batch] * (equal ? -ratio_4 : (equal_2 ? (below ? 0 : ratio_4 * step_2) : 0));
+                if (grad_input2_wanted) grad_input2_row[f * grad_input2_features] = scale[n * scale_batch] * (equal ? -ratio_5 : (equal_2 ? (below ? 0 : ratio_5 * step_2) : 0));
+                sum_product_5_tile[f - first] = apart * apart;
+            }
+            accumulate_tile(&sum_product_5_sum, sum_product_5_tile, end - first);
         }
         const REAL sum_product_5 = value_of(&sum_product_5_sum);
         const REAL choice_3 = equal ? (cosine > (REAL)0.5 ? (sum_product_5 + ratio / sqrt_shifted_2 / binade_3 / sqrt_shifted_2 + (REAL)9.999999960041972e-13 * (cosine / binade_2) * (cosine / square_root) / binade_2 / square_root) / (cosine + 1) : 1 - cosine) : (equal_2 ? (below ? 0 : difference) : 0);
@@ -208,15 +234,27 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         const REAL *direction_input2_row = direction_input2 + n * direction_input2_batch;
         REAL max_abs_input1 = -INFINITY;
         REAL max_abs_input2 = -INFINITY;
-        for (int64_t f = 0; f < features; ++f) {
-            max_abs_input1 = larger(max_abs_input1, fabs(input1_row[f * input1_features]));
-            max_abs_input2 = larger(max_abs_input2, fabs(input2_row[f * input2_features]));
+        FOR_TILES(first, end, features) {
+            REAL max_abs_input1_tile[TILE], max_abs_input2_tile[TILE];
+            INDEPENDENT
+            for (int64_t f = first; f < end; ++f) {
+                max_abs_input1_tile[f - first] = fabs(input1_row[f * input1_features]);
+                max_abs_input2_tile[f - first] = fabs(input2_row[f * input2_features]);
+            }
+            max_abs_input1 = larger_tile(max_abs_input1, max_abs_input1_tile, end - first);
+            max_abs_input2 = larger_tile(max_abs_input2, max_abs_input2_tile, end - first);
         }
         REAL max_choice = -INFINITY;
         REAL max_choice_2 = -INFINITY;
-        for (int64_t f = 0; f < features; ++f) {
-            max_choice = larger(max_choice, fabs(input2_row[f * input2_features]) == max_abs_input2 ? sign(input2_row[f * input2_features]) * direction_input2_row[f * direction_input2_features] : -INFINITY);
-            max_choice_2 = larger(max_choice_2, fabs(input1_row[f * input1_features]) == max_abs_input1 ? sign(input1_row[f * input1_features]) * direction_input1_row[f * direction_input1_features] : -INFINITY);
+        FOR_TILES(first, end, features) {
+            REAL max_choice_tile[TILE], max_choice_2_tile[TILE];
+            INDEPENDENT
+            for (int64_t f = first; f < end; ++f) {
+                max_choice_tile[f - first] = fabs(input2_row[f * input2_features]) == max_abs_input2 ? sign(input2_row[f * input2_features]) * direction_input2_row[f * direction_input2_features] : -INFINITY;
+                max_choice_2_tile[f - first] = fabs(input1_row[f * input1_features]) == max_abs_input1 ? sign(input1_row[f * input1_features]) * direction_input1_row[f * direction_input1_features] : -INFINITY;
+            }
+            max_choice = larger_tile(max_choice, max_choice_tile, end - first);
+            max_choice_2 = larger_tile(max_choice_2, max_choice_2_tile, end - first);
         }
         const REAL binade_2 = binade(max_abs_input1 + (REAL)9.999999980020987e-07);
         const REAL binade_3 = binade(max_abs_input2 + (REAL)9.999999980020987e-07);
@@ -228,19 +266,27 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         accumulator sum_product_2_sum = {0};
         accumulator sum_product_3_sum = {0};
         accumulator sum_product_4_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL scaled = input1_row[f * input1_features] / binade_2;
-            const REAL scaled_2 = input2_row[f * input2_features] / binade_3;
-            const REAL scaled_3 = input2_row[f * input2_features] / binade_max_abs_input2;
-            const REAL eliminated = cross(direction_input2_row[f * direction_input2_features], choice, scaled_3, max_choice);
-            const REAL left = eliminated / choice;
-            const REAL scaled_4 = input1_row[f * input1_features] / binade_max_abs_input1;
-            const REAL eliminated_2 = cross(direction_input1_row[f * direction_input1_features], choice_2, scaled_4, max_choice_2);
-            const REAL left_2 = eliminated_2 / choice_2;
-            accumulate(&sum_product_sum, scaled * scaled);
-            accumulate(&sum_product_2_sum, scaled_2 * scaled_2);
-            accumulate(&sum_product_3_sum, left * scaled_3);
-            accumulate(&sum_product_4_sum, left_2 * scaled_4);
+        FOR_TILES(first, end, features) {
+            REAL sum_product_tile[TILE], sum_product_2_tile[TILE], sum_product_3_tile[TILE], sum_product_4_tile[TILE];
+            INDEPENDENT
+            for (int64_t f = first; f < end; ++f) {
+                const REAL scaled = input1_row[f * input1_features] / binade_2;
+                const REAL scaled_2 = input2_row[f * input2_features] / binade_3;
+                const REAL scaled_3 = input2_row[f * input2_features] / binade_max_abs_input2;
+                const REAL eliminated = cross(direction_input2_row[f * direction_input2_features], choice, scaled_3, max_choice);
+                const REAL left = eliminated / choice;
+                const REAL scaled_4 = input1_row[f * input1_features] / binade_max_abs_input1;
+                const REAL eliminated_2 = cross(direction_input1_row[f * direction_input1_features], choice_2, scaled_4, max_choice_2);
+                const REAL left_2 = eliminated_2 / choice_2;
+                sum_product_tile[f - first] = scaled * scaled;
+                sum_product_2_tile[f - first] = scaled_2 * scaled_2;
+                sum_product_3_tile[f - first] = left * scaled_3;
+                sum_product_4_tile[f - first] = left_2 * scaled_4;
+            }
+            accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
+            accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
+            accumulate_tile(&sum_product_3_sum, sum_product_3_tile, end - first);
+            accumulate_tile(&sum_product_4_sum, sum_product_4_tile, end - first);
         }
         const REAL sum_product = value_of(&sum_product_sum);
         const REAL sum_product_2 = value_of(&sum_product_2_sum);
@@ -262,19 +308,25 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         const REAL along_2 = defect_2 / choice_2 * max_choice_2 - share_2 * sum_product_4 * share_2;
         accumulator sum_shifted_sum = {0};
         accumulator cosine_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL scaled_5 = input1_row[f * input1_features] / binade_2;
-            const REAL unit1 = scaled_5 / square_root;
-            const REAL scaled_6 = input2_row[f * input2_features] / binade_max_abs_input2;
-            const REAL eliminated_3 = cross(direction_input2_row[f * direction_input2_features], choice, scaled_6, max_choice);
-            const REAL left_3 = eliminated_3 / choice;
-            const REAL scaled_7 = input2_row[f * input2_features] / binade_3;
-            const REAL unit2 = scaled_7 / sqrt_shifted_2;
-            const REAL scaled_8 = input1_row[f * input1_features] / binade_max_abs_input1;
-            const REAL eliminated_4 = cross(direction_input1_row[f * direction_input1_features], choice_2, scaled_8, max_choice_2);
-            const REAL left_4 = eliminated_4 / choice_2;
-            accumulate(&sum_shifted_sum, unit1 / binade_3 * ((along * scaled_6 + left_3) / sqrt_shifted_2) + unit2 / binade_2 * ((along_2 * scaled_8 + left_4) / square_root));
-            accumulate(&cosine_sum, unit1 * unit2);
+        FOR_TILES(first, end, features) {
+            REAL sum_shifted_tile[TILE], cosine_tile[TILE];
+            INDEPENDENT
+            for (int64_t f = first; f < end; ++f) {
+                const REAL scaled_5 = input1_row[f * input1_features] / binade_2;
+                const REAL unit1 = scaled_5 / square_root;
+                const REAL scaled_6 = input2_row[f * input2_features] / binade_max_abs_input2;
+                const REAL eliminated_3 = cross(direction_input2_row[f * direction_input2_features], choice, scaled_6, max_choice);
+                const REAL left_3 = eliminated_3 / choice;
+                const REAL scaled_7 = input2_row[f * input2_features] / binade_3;
+                const REAL unit2 = scaled_7 / sqrt_shifted_2;
+                const REAL scaled_8 = input1_row[f * input1_features] / binade_max_abs_input1;
+                const REAL eliminated_4 = cross(direction_input1_row[f * direction_input1_features], choice_2, scaled_8, max_choice_2);
+                const REAL left_4 = eliminated_4 / choice_2;
+                sum_shifted_tile[f - first] = unit1 / binade_3 * ((along * scaled_6 + left_3) / sqrt_shifted_2) + unit2 / binade_2 * ((along_2 * scaled_8 + left_4) / square_root);
+                cosine_tile[f - first] = unit1 * unit2;
+            }
+            accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
+            accumulate_tile(&cosine_sum, cosine_tile, end - first);
         }
         const REAL sum_shifted = value_of(&sum_shifted_sum);
         const REAL cosine = value_of(&cosine_sum);
@@ -309,15 +361,27 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         REAL *hvp_input2_row = hvp_input2 + n * hvp_input2_batch;
         REAL max_abs_input1 = -INFINITY;
         REAL max_abs_input2 = -INFINITY;
-        for (int64_t f = 0; f < features; ++f) {
-            max_abs_input1 = larger(max_abs_input1, fabs(input1_row[f * input1_features]));
-            max_abs_input2 = larger(max_abs_input2, fabs(input2_row[f * input2_features]));
+        FOR_TILES(first, end, features) {
+            REAL max_abs_input1_tile[TILE], max_abs_input2_tile[TILE];
+            INDEPENDENT
+            for (int64_t f = first; f < end; ++f) {
+                max_abs_input1_tile[f - first] = fabs(input1_row[f * input1_features]);
+                max_abs_input2_tile[f - first] = fabs(input2_row[f * input2_features]);
+            }
+            max_abs_input1 = larger_tile(max_abs_input1, max_abs_input1_tile, end - first);
+            max_abs_input2 = larger_tile(max_abs_input2, max_abs_input2_tile, end - first);
         }
         REAL max_choice = -INFINITY;
         REAL max_choice_2 = -INFINITY;
-        for (int64_t f = 0; f < features; ++f) {
-            max_choice = larger(max_choice, fabs(input2_row[f * input2_features]) == max_abs_input2 ? sign(input2_row[f * input2_features]) * direction_input2_row[f * direction_input2_features] : -INFINITY);
-            max_choice_2 = larger(max_choice_2, fabs(input1_row[f * input1_features]) == max_abs_input1 ? sign(input1_row[f * input1_features]) * direction_input1_row[f * direction_input1_features] : -INFINITY);
+        FOR_TILES(first, end, features) {
+            REAL max_choice_tile[TILE], max_choice_2_tile[TILE];
+            INDEPENDENT
+            for (int64_t f = first; f < end; ++f) {
+                max_choice_tile[f - first] = fabs(input2_row[f * input2_features]) == max_abs_input2 ? sign(input2_row[f * input2_features]) * direction_input2_row[f * direction_input2_features] : -INFINITY;
+                max_choice_2_tile[f - first] = fabs(input1_row[f * input1_features]) == max_abs_input1 ? sign(input1_row[f * input1_features]) * direction_input1_row[f * direction_input1_features] : -INFINITY;
+            }
+            max_choice = larger_tile(max_choice, max_choice_tile, end - first);
+            max_choice_2 = larger_tile(max_choice_2, max_choice_2_tile, end - first);
         }
         const REAL binade_2 = binade(max_abs_input1 + (REAL)9.999999980020987e-07);
         const REAL binade_3 = binade(max_abs_input2 + (REAL)9.999999980020987e-07);
@@ -331,21 +395,31 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         accumulator sum_product_3_sum = {0};
         accumulator sum_product_4_sum = {0};
         REAL max_choice_4 = -INFINITY;
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL scaled = input1_row[f * input1_features] / binade_2;
-            const REAL scaled_2 = input2_row[f * input2_features] / binade_3;
-            const REAL scaled_3 = input2_row[f * input2_features] / binade_max_abs_input2;
-            const REAL eliminated = cross(direction_input2_row[f * direction_input2_features], choice, scaled_3, max_choice);
-            const REAL left = eliminated / choice;
-            const REAL scaled_4 = input1_row[f * input1_features] / binade_max_abs_input1;
-            const REAL eliminated_2 = cross(direction_input1_row[f * direction_input1_features], choice_2, scaled_4, max_choice_2);
-            const REAL left_2 = eliminated_2 / choice_2;
-            accumulate(&sum_product_sum, scaled * scaled);
-            max_choice_3 = larger(max_choice_3, fabs(input1_row[f * input1_features]) == max_abs_input1 ? sign(input1_row[f * input1_features]) * input2_row[f * input2_features] : -INFINITY);
-            accumulate(&sum_product_2_sum, scaled_2 * scaled_2);
-            accumulate(&sum_product_3_sum, left * scaled_3);
-            accumulate(&sum_product_4_sum, left_2 * scaled_4);
-            max_choice_4 = larger(max_choice_4, fabs(input2_row[f * input2_features]) == max_abs_input2 ? sign(input2_row[f * input2_features]) * input1_row[f * input1_features] : -INFINITY);
+        FOR_TILES(first, end, features) {
+            REAL sum_product_tile[TILE], max_choice_3_tile[TILE], sum_product_2_tile[TILE], sum_product_3_tile[TILE], sum_product_4_tile[TILE], max_choice_4_tile[TILE];
+            INDEPENDENT
+            for (int64_t f = first; f < end; ++f) {
+                const REAL scaled = input1_row[f * input1_features] / binade_2;
+                const REAL scaled_2 = input2_row[f * input2_features] / binade_3;
+                const REAL scaled_3 = input2_row[f * input2_features] / binade_max_abs_input2;
+                const REAL eliminated = cross(direction_input2_row[f * direction_input2_features], choice, scaled_3, max_choice);
+                const REAL left = eliminated / choice;
+                const REAL scaled_4 = input1_row[f * input1_features] / binade_max_abs_input1;
+                const REAL eliminated_2 = cross(direction_input1_row[f * direction_input1_features], choice_2, scaled_4, max_choice_2);
+                const REAL left_2 = eliminated_2 / choice_2;
+                sum_product_tile[f - first] = scaled * scaled;
+                max_choice_3_tile[f - first] = fabs(input1_row[f * input1_features]) == max_abs_input1 ? sign(input1_row[f * input1_features]) * input2_row[f * input2_features] : -INFINITY;
+                sum_product_2_tile[f - first] = scaled_2 * scaled_2;
+                sum_product_3_tile[f - first] = left * scaled_3;
+                sum_product_4_tile[f - first] = left_2 * scaled_4;
+                max_choice_4_tile[f - first] = fabs(input2_row[f * input2_features]) == max_abs_input2 ? sign(input2_row[f * input2_features]) * input1_row[f * input1_features] : -INFINITY;
+            }
+            accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
+            max_choice_3 = larger_tile(max_choice_3, max_choice_3_tile, end - first);
+            accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
+            accumulate_tile(&sum_product_3_sum, sum_product_3_tile, end - first);
+            accumulate_tile(&sum_product_4_sum, sum_product_4_tile, end - first);
+            max_choice_4 = larger_tile(max_choice_4, max_choice_4_tile, end - first);
         }
         const REAL sum_product = value_of(&sum_product_sum);
         const REAL sum_product_2 = value_of(&sum_product_2_sum);
@@ -369,21 +443,29 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         REAL max_choice_5 = -INFINITY;
         accumulator sum_product_6_sum = {0};
         REAL max_choice_6 = -INFINITY;
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL scaled_5 = input1_row[f * input1_features] / binade_max_abs_input1;
-            const REAL eliminated_3 = cross(input2_row[f * input2_features], choice_2, scaled_5, max_choice_3);
-            const REAL left_3 = eliminated_3 / choice_2;
-            const REAL scaled_6 = input2_row[f * input2_features] / binade_max_abs_input2;
-            const REAL eliminated_4 = cross(direction_input2_row[f * direction_input2_features], choice, scaled_6, max_choice);
-            const REAL left_4 = eliminated_4 / choice;
-            const REAL eliminated_5 = cross(input1_row[f * input1_features], choice, scaled_6, max_choice_4);
-            const REAL left_5 = eliminated_5 / choice;
-            const REAL eliminated_6 = cross(direction_input1_row[f * direction_input1_features], choice_2, scaled_5, max_choice_2);
-            const REAL left_6 = eliminated_6 / choice_2;
-            accumulate(&sum_product_5_sum, left_3 * scaled_5);
-            max_choice_5 = larger(max_choice_5, fabs(input1_row[f * input1_features]) == max_abs_input1 ? sign(input1_row[f * input1_features]) * (along * scaled_6 + left_4) : -INFINITY);
-            accumulate(&sum_product_6_sum, left_5 * scaled_6);
-            max_choice_6 = larger(max_choice_6, fabs(input2_row[f * input2_features]) == max_abs_input2 ? sign(input2_row[f * input2_features]) * (along_2 * scaled_5 + left_6) : -INFINITY);
+        FOR_TILES(first, end, features) {
+            REAL sum_product_5_tile[TILE], max_choice_5_tile[TILE], sum_product_6_tile[TILE], max_choice_6_tile[TILE];
+            INDEPENDENT
+            for (int64_t f = first; f < end; ++f) {
+                const REAL scaled_5 = input1_row[f * input1_features] / binade_max_abs_input1;
+                const REAL eliminated_3 = cross(input2_row[f * input2_features], choice_2, scaled_5, max_choice_3);
+                const REAL left_3 = eliminated_3 / choice_2;
+                const REAL scaled_6 = input2_row[f * input2_features] / binade_max_abs_input2;
+                const REAL eliminated_4 = cross(direction_input2_row[f * direction_input2_features], choice, scaled_6, max_choice);
+                const REAL left_4 = eliminated_4 / choice;
+                const REAL eliminated_5 = cross(input1_row[f * input1_features], choice, scaled_6, max_choice_4);
+                const REAL left_5 = eliminated_5 / choice;
+                const REAL eliminated_6 = cross(direction_input1_row[f * direction_input1_features], choice_2, scaled_5, max_choice_2);
+                const REAL left_6 = eliminated_6 / choice_2;
+                sum_product_5_tile[f - first] = left_3 * scaled_5;
+                max_choice_5_tile[f - first] = fabs(input1_row[f * input1_features]) == max_abs_input1 ? sign(input1_row[f * input1_features]) * (along * scaled_6 + left_4) : -INFINITY;
+                sum_product_6_tile[f - first] = left_5 * scaled_6;
+                max_choice_6_tile[f - first] = fabs(input2_row[f * input2_features]) == max_abs_input2 ? sign(input2_row[f * input2_features]) * (along_2 * scaled_5 + left_6) : -INFINITY;
+            }
+            accumulate_tile(&sum_product_5_sum, sum_product_5_tile, end - first);
+            max_choice_5 = larger_tile(max_choice_5, max_choice_5_tile, end - first);
+            accumulate_tile(&sum_product_6_sum, sum_product_6_tile, end - first);
+            max_choice_6 = larger_tile(max_choice_6, max_choice_6_tile, end - first);
         }
         const REAL sum_product_5 = value_of(&sum_product_5_sum);
         const REAL sum_product_6 = value_of(&sum_product_6_sum);
@@ -400,34 +482,47 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         accumulator sum_product_12_sum = {0};
         accumulator sum_product_13_sum = {0};
         accumulator sum_product_14_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL scaled_7 = input2_row[f * input2_features] / binade_max_abs_input2;
-            const REAL eliminated_7 = cross(direction_input2_row[f * direction_input2_features], choice, scaled_7, max_choice);
-            const REAL left_7 = eliminated_7 / choice;
-            const REAL scaled_8 = input1_row[f * input1_features] / binade_max_abs_input1;
-            const REAL eliminated_8 = cross(along * scaled_7 + left_7, choice_2, scaled_8, max_choice_5);
-            const REAL left_8 = eliminated_8 / choice_2;
-            const REAL scaled_9 = input1_row[f * input1_features] / binade_2;
-            const REAL unit = scaled_9 / sqrt_shifted_2;
-            const REAL eliminated_9 = cross(input2_row[f * input2_features], choice_2, scaled_8, max_choice_3);
-            const REAL left_9 = eliminated_9 / choice_2;
-            const REAL scaled_10 = input2_row[f * input2_features] / binade_3;
-            const REAL unit2 = scaled_10 / square_root;
-            const REAL eliminated_10 = cross(direction_input1_row[f * direction_input1_features], choice_2, scaled_8, max_choice_2);
-            const REAL left_10 = eliminated_10 / choice_2;
-            const REAL eliminated_11 = cross(along_2 * scaled_8 + left_10, choice, scaled_7, max_choice_6);
-            const REAL left_11 = eliminated_11 / choice;
-            const REAL eliminated_12 = cross(input1_row[f * input1_features], choice, scaled_7, max_choice_4);
-            const REAL left_12 = eliminated_12 / choice;
-            accumulate(&sum_product_7_sum, input1_row[f * input1_features] * direction_input1_row[f * direction_input1_features]);
-            accumulate(&sum_product_8_sum, left_8 * scaled_8);
-            accumulate(&sum_product_9_sum, input2_row[f * input2_features] * unit);
-            accumulate(&sum_product_10_sum, (along_3 * scaled_8 + left_9) * direction_input1_row[f * direction_input1_features]);
-            accumulate(&cosine_sum, unit * unit2);
-            accumulate(&sum_product_11_sum, input2_row[f * input2_features] * direction_input2_row[f * direction_input2_features]);
-            accumulate(&sum_product_12_sum, left_11 * scaled_7);
-            accumulate(&sum_product_13_sum, input1_row[f * input1_features] * unit2);
-            accumulate(&sum_product_14_sum, (along_4 * scaled_7 + left_12) * direction_input2_row[f * direction_input2_features]);
+        FOR_TILES(first, end, features) {
+            REAL sum_product_7_tile[TILE], sum_product_8_tile[TILE], sum_product_9_tile[TILE], sum_product_10_tile[TILE], cosine_tile[TILE], sum_product_11_tile[TILE], sum_product_12_tile[TILE], sum_product_13_tile[TILE], sum_product_14_tile[TILE];
+            INDEPENDENT
+            for (int64_t f = first; f < end; ++f) {
+                const REAL scaled_7 = input2_row[f * input2_features] / binade_max_abs_input2;
+                const REAL eliminated_7 = cross(direction_input2_row[f * direction_input2_features], choice, scaled_7, max_choice);
+                const REAL left_7 = eliminated_7 / choice;
+                const REAL scaled_8 = input1_row[f * input1_features] / binade_max_abs_input1;
+                const REAL eliminated_8 = cross(along * scaled_7 + left_7, choice_2, scaled_8, max_choice_5);
+                const REAL left_8 = eliminated_8 / choice_2;
+                const REAL scaled_9 = input1_row[f * input1_features] / binade_2;
+                const REAL unit = scaled_9 / sqrt_shifted_2;
+                const REAL eliminated_9 = cross(input2_row[f * input2_features], choice_2, scaled_8, max_choice_3);
+                const REAL left_9 = eliminated_9 / choice_2;
+                const REAL scaled_10 = input2_row[f * input2_features] / binade_3;
+                const REAL unit2 = scaled_10 / square_root;
+                const REAL eliminated_10 = cross(direction_input1_row[f * direction_input1_features], choice_2, scaled_8, max_choice_2);
+                const REAL left_10 = eliminated_10 / choice_2;
+                const REAL eliminated_11 = cross(along_2 * scaled_8 + left_10, choice, scaled_7, max_choice_6);
+                const REAL left_11 = eliminated_11 / choice;
+                const REAL eliminated_12 = cross(input1_row[f * input1_features], choice, scaled_7, max_choice_4);
+                const REAL left_12 = eliminated_12 / choice;
+                sum_product_7_tile[f - first] = input1_row[f * input1_features] * direction_input1_row[f * direction_input1_features];
+                sum_product_8_tile[f - first] = left_8 * scaled_8;
+                sum_product_9_tile[f - first] = input2_row[f * input2_features] * unit;
+                sum_product_10_tile[f - first] = (along_3 * scaled_8 + left_9) * direction_input1_row[f * direction_input1_features];
+                cosine_tile[f - first] = unit * unit2;
+                sum_product_11_tile[f - first] = input2_row[f * input2_features] * direction_input2_row[f * direction_input2_features];
+                sum_product_12_tile[f - first] = left_11 * scaled_7;
+                sum_product_13_tile[f - first] = input1_row[f * input1_features] * unit2;
+                sum_product_14_tile[f - first] = (along_4 * scaled_7 + left_12) * direction_input2_row[f * direction_input2_features];
+            }
+            accumulate_tile(&sum_product_7_sum, sum_product_7_tile, end - first);
+            accumulate_tile(&sum_product_8_sum, sum_product_8_tile, end - first);
+            accumulate_tile(&sum_product_9_sum, sum_product_9_tile, end - first);
+            accumulate_tile(&sum_product_10_sum, sum_product_10_tile, end - first);
+            accumulate_tile(&cosine_sum, cosine_tile, end - first);
+            accumulate_tile(&sum_product_11_sum, sum_product_11_tile, end - first);
+            accumulate_tile(&sum_product_12_sum, sum_product_12_tile, end - first);
+            accumulate_tile(&sum_product_13_sum, sum_product_13_tile, end - first);
+            accumulate_tile(&sum_product_14_sum, sum_product_14_tile, end - first);
         }
         const REAL sum_product_7 = value_of(&sum_product_7_sum);
         const REAL sum_product_8 = value_of(&sum_product_8_sum);
@@ -451,6 +546,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         const REAL along_6 = ratio_2 * max_choice_6 - share * sum_product_12 * share;
         const REAL ratio_9 = sum_product_13 / binade_2 / sqrt_shifted_2 / binade_3 / square_root;
         const REAL ratio_10 = sum_product_14 / binade_2 / sqrt_shifted_2 / binade_3 / square_root / binade_3 / square_root;
+        INDEPENDENT
         for (int64_t f = 0; f < features; ++f) {
             const REAL scaled_11 = input1_row[f * input1_features] / binade_max_abs_input1;
             const REAL eliminated_13 = cross(input2_row[f * input2_features], choice_2, scaled_11, max_choice_3);
@@ -499,9 +595,15 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
         REAL *hessian_input2_row = hessian_input2 + n * hessian_input2_batch;
         REAL max_abs_input1 = -INFINITY;
         REAL max_abs_input2 = -INFINITY;
-        for (int64_t f = 0; f < features; ++f) {
-            max_abs_input1 = larger(max_abs_input1, fabs(input1_row[f * input1_features]));
-            max_abs_input2 = larger(max_abs_input2, fabs(input2_row[f * input2_features]));
+        FOR_TILES(first, end, features) {
+            REAL max_abs_input1_tile[TILE], max_abs_input2_tile[TILE];
+            INDEPENDENT
+            for (int64_t f = first; f < end; ++f) {
+                max_abs_input1_tile[f - first] = fabs(input1_row[f * input1_features]);
+                max_abs_input2_tile[f - first] = fabs(input2_row[f * input2_features]);
+            }
+            max_abs_input1 = larger_tile(max_abs_input1, max_abs_input1_tile, end - first);
+            max_abs_input2 = larger_tile(max_abs_input2, max_abs_input2_tile, end - first);
         }
         const REAL binade_2 = binade(max_abs_input1 + (REAL)9.999999980020987e-07);
         const REAL binade_3 = binade(max_abs_input2 + (REAL)9.999999980020987e-07);
@@ -509,13 +611,21 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
         REAL max_choice = -INFINITY;
         accumulator sum_product_2_sum = {0};
         REAL max_choice_2 = -INFINITY;
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL scaled = input1_row[f * input1_features] / binade_2;
-            const REAL scaled_2 = input2_row[f * input2_features] / binade_3;
-            accumulate(&sum_product_sum, scaled * scaled);
-            max_choice = larger(max_choice, fabs(input1_row[f * input1_features]) == max_abs_input1 ? sign(input1_row[f * input1_features]) * input2_row[f * input2_features] : -INFINITY);
-            accumulate(&sum_product_2_sum, scaled_2 * scaled_2);
-            max_choice_2 = larger(max_choice_2, fabs(input2_row[f * input2_features]) == max_abs_input2 ? sign(input2_row[f * input2_features]) * input1_row[f * input1_features] : -INFINITY);
+        FOR_TILES(first, end, features) {
+            REAL sum_product_tile[TILE], max_choice_tile[TILE], sum_product_2_tile[TILE], max_choice_2_tile[TILE];
+            INDEPENDENT
+            for (int64_t f = first; f < end; ++f) {
+                const REAL scaled = input1_row[f * input1_features] / binade_2;
+                const REAL scaled_2 = input2_row[f * input2_features] / binade_3;
+                sum_product_tile[f - first] = scaled * scaled;
+                max_choice_tile[f - first] = fabs(input1_row[f * input1_features]) == max_abs_input1 ? sign(input1_row[f * input1_features]) * input2_row[f * input2_features] : -INFINITY;
+                sum_product_2_tile[f - first] = scaled_2 * scaled_2;
+                max_choice_2_tile[f - first] = fabs(input2_row[f * input2_features]) == max_abs_input2 ? sign(input2_row[f * input2_features]) * input1_row[f * input1_features] : -INFINITY;
+            }
+            accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
+            max_choice = larger_tile(max_choice, max_choice_tile, end - first);
+            accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
+            max_choice_2 = larger_tile(max_choice_2, max_choice_2_tile, end - first);
         }
         const REAL sum_product = value_of(&sum_product_sum);
         const REAL sum_product_2 = value_of(&sum_product_2_sum);
@@ -532,22 +642,31 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
         accumulator cosine_sum = {0};
         accumulator sum_product_5_sum = {0};
         accumulator sum_product_6_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL scaled_3 = input1_row[f * input1_features] / binade_max_abs_input1;
-            const REAL eliminated = cross(input2_row[f * input2_features], choice, scaled_3, max_choice);
-            const REAL left = eliminated / choice;
-            const REAL scaled_4 = input1_row[f * input1_features] / binade_2;
-            const REAL unit = scaled_4 / square_root;
-            const REAL scaled_5 = input2_row[f * input2_features] / binade_3;
-            const REAL unit2 = scaled_5 / sqrt_shifted_2;
-            const REAL scaled_6 = input2_row[f * input2_features] / binade_max_abs_input2;
-            const REAL eliminated_2 = cross(input1_row[f * input1_features], choice_2, scaled_6, max_choice_2);
-            const REAL left_2 = eliminated_2 / choice_2;
-            accumulate(&sum_product_3_sum, left * scaled_3);
-            accumulate(&sum_product_4_sum, input2_row[f * input2_features] * unit);
-            accumulate(&cosine_sum, unit * unit2);
-            accumulate(&sum_product_5_sum, left_2 * scaled_6);
-            accumulate(&sum_product_6_sum, input1_row[f * input1_features] * unit2);
+        FOR_TILES(first, end, features) {
+            REAL sum_product_3_tile[TILE], sum_product_4_tile[TILE], cosine_tile[TILE], sum_product_5_tile[TILE], sum_product_6_tile[TILE];
+            INDEPENDENT
+            for (int64_t f = first; f < end; ++f) {
+                const REAL scaled_3 = input1_row[f * input1_features] / binade_max_abs_input1;
+                const REAL eliminated = cross(input2_row[f * input2_features], choice, scaled_3, max_choice);
+                const REAL left = eliminated / choice;
+                const REAL scaled_4 = input1_row[f * input1_features] / binade_2;
+                const REAL unit = scaled_4 / square_root;
+                const REAL scaled_5 = input2_row[f * input2_features] / binade_3;
+                const REAL unit2 = scaled_5 / sqrt_shifted_2;
+                const REAL scaled_6 = input2_row[f * input2_features] / binade_max_abs_input2;
+                const REAL eliminated_2 = cross(input1_row[f * input1_features], choice_2, scaled_6, max_choice_2);
+                const REAL left_2 = eliminated_2 / choice_2;
+                sum_product_3_tile[f - first] = left * scaled_3;
+                sum_product_4_tile[f - first] = input2_row[f * input2_features] * unit;
+                cosine_tile[f - first] = unit * unit2;
+                sum_product_5_tile[f - first] = left_2 * scaled_6;
+                sum_product_6_tile[f - first] = input1_row[f * input1_features] * unit2;
+            }
+            accumulate_tile(&sum_product_3_sum, sum_product_3_tile, end - first);
+            accumulate_tile(&sum_product_4_sum, sum_product_4_tile, end - first);
+            accumulate_tile(&cosine_sum, cosine_tile, end - first);
+            accumulate_tile(&sum_product_5_sum, sum_product_5_tile, end - first);
+            accumulate_tile(&sum_product_6_sum, sum_product_6_tile, end - first);
         }
         const REAL sum_product_3 = value_of(&sum_product_3_sum);
         const REAL sum_product_4 = value_of(&sum_product_4_sum);
@@ -578,23 +697,35 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
         for (int64_t f = 0; f < features; ++f) {
             REAL max_choice_3 = -INFINITY;
             REAL max_choice_4 = -INFINITY;
-            for (int64_t f2 = 0; f2 < features; ++f2) {
-                const REAL choice_3 = (REAL)(f2 == f ? 1 : 0);
-                max_choice_3 = larger(max_choice_3, fabs(input1_row[f2 * input1_features]) == max_abs_input1 ? sign(input1_row[f2 * input1_features]) * choice_3 : -INFINITY);
-                max_choice_4 = larger(max_choice_4, fabs(input2_row[f2 * input2_features]) == max_abs_input2 ? sign(input2_row[f2 * input2_features]) * choice_3 : -INFINITY);
+            FOR_TILES(first, end, features) {
+                REAL max_choice_3_tile[TILE], max_choice_4_tile[TILE];
+                INDEPENDENT
+                for (int64_t f2 = first; f2 < end; ++f2) {
+                    const REAL choice_3 = (REAL)(f2 == f ? 1 : 0);
+                    max_choice_3_tile[f2 - first] = fabs(input1_row[f2 * input1_features]) == max_abs_input1 ? sign(input1_row[f2 * input1_features]) * choice_3 : -INFINITY;
+                    max_choice_4_tile[f2 - first] = fabs(input2_row[f2 * input2_features]) == max_abs_input2 ? sign(input2_row[f2 * input2_features]) * choice_3 : -INFINITY;
+                }
+                max_choice_3 = larger_tile(max_choice_3, max_choice_3_tile, end - first);
+                max_choice_4 = larger_tile(max_choice_4, max_choice_4_tile, end - first);
             }
             accumulator sum_product_7_sum = {0};
             accumulator sum_product_8_sum = {0};
-            for (int64_t f2 = 0; f2 < features; ++f2) {
-                const REAL scaled_7 = input1_row[f2 * input1_features] / binade_max_abs_input1;
-                const REAL choice_4 = (REAL)(f2 == f ? 1 : 0);
-                const REAL eliminated_3 = cross(choice_4, choice, scaled_7, max_choice_3);
-                const REAL left_3 = eliminated_3 / choice;
-                const REAL scaled_8 = input2_row[f2 * input2_features] / binade_max_abs_input2;
-                const REAL eliminated_4 = cross(choice_4, choice_2, scaled_8, max_choice_4);
-                const REAL left_4 = eliminated_4 / choice_2;
-                accumulate(&sum_product_7_sum, scaled_7 * left_3);
-                accumulate(&sum_product_8_sum, scaled_8 * left_4);
+            FOR_TILES(first, end, features) {
+                REAL sum_product_7_tile[TILE], sum_product_8_tile[TILE];
+                INDEPENDENT
+                for (int64_t f2 = first; f2 < end; ++f2) {
+                    const REAL scaled_7 = input1_row[f2 * input1_features] / binade_max_abs_input1;
+                    const REAL choice_4 = (REAL)(f2 == f ? 1 : 0);
+                    const REAL eliminated_3 = cross(choice_4, choice, scaled_7, max_choice_3);
+                    const REAL left_3 = eliminated_3 / choice;
+                    const REAL scaled_8 = input2_row[f2 * input2_features] / binade_max_abs_input2;
+                    const REAL eliminated_4 = cross(choice_4, choice_2, scaled_8, max_choice_4);
+                    const REAL left_4 = eliminated_4 / choice_2;
+                    sum_product_7_tile[f2 - first] = scaled_7 * left_3;
+                    sum_product_8_tile[f2 - first] = scaled_8 * left_4;
+                }
+                accumulate_tile(&sum_product_7_sum, sum_product_7_tile, end - first);
+                accumulate_tile(&sum_product_8_sum, sum_product_8_tile, end - first);
             }
             const REAL sum_product_7 = value_of(&sum_product_7_sum);
             const REAL sum_product_8 = value_of(&sum_product_8_sum);

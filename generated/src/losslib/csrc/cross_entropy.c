@@ -41,49 +41,49 @@ static const losslib_argument direction_target__classes_argument = {.name = "dir
 static const losslib_argument hvp_target__classes_argument = {.name = "hvp_target", .role = LOSSLIB_OUTPUT, .per_sample = 1, .axes = 1, .axis = {"classes"}};
 static const losslib_argument hessian_target__classes_argument = {.name = "hessian_target", .role = LOSSLIB_OUTPUT, .per_sample = 1, .axes = 1, .axis = {"classes"}};
 static const losslib_argument hessian_weight__classes_argument = {.name = "hessian_weight", .role = LOSSLIB_OUTPUT, .axes = 1, .axis = {"classes"}};
-static const losslib_param label_smoothing_param = {"label_smoothing", {0.0, 1.0, 0}};
-static const losslib_param ignore_index_param = {"ignore_index", {-INFINITY, INFINITY, 0}};
+static const losslib_param label_smoothing_param = {"label_smoothing", {0.0, 1.0, 0}, NULL};
+static const losslib_param ignore_index_param = {"ignore_index", {-INFINITY, INFINITY, 0}, NULL};
 
 static const losslib_family value_and_grad__target_index_family = {10, 2, 1,
     {&input__classes_argument, &target__index_argument, &weight__classes_argument, &scale_argument, &scale_weight_argument,
      &loss_argument, &total_loss_argument, &total_weight_argument, &grad_input__classes_argument, &grad_weight__classes_argument},
-    {&label_smoothing_param, &ignore_index_param}, {"classes"}};
+    {&label_smoothing_param, &ignore_index_param}, {"classes"}, NULL};
 
 static const losslib_family jvp__target_index_family = {8, 2, 1,
     {&input__classes_argument, &target__index_argument, &weight__classes_argument, &direction_input__classes_argument,
      &direction_weight__classes_argument, &rate_argument, &total_rate_argument, &total_weight_rate_argument},
-    {&label_smoothing_param, &ignore_index_param}, {"classes"}};
+    {&label_smoothing_param, &ignore_index_param}, {"classes"}, NULL};
 
 static const losslib_family hvp__target_index_family = {10, 2, 1,
     {&input__classes_argument, &target__index_argument, &weight__classes_argument, &scale_argument, &scale_rate_argument,
      &scale_weight_rate_argument, &direction_input__classes_argument, &direction_weight__classes_argument, &hvp_input__classes_argument,
      &hvp_weight__classes_argument},
-    {&label_smoothing_param, &ignore_index_param}, {"classes"}};
+    {&label_smoothing_param, &ignore_index_param}, {"classes"}, NULL};
 
 static const losslib_family hessian_diag__target_index_family = {5, 2, 1,
     {&input__classes_argument, &target__index_argument, &weight__classes_argument, &scale_argument, &hessian_input__classes_argument},
-    {&label_smoothing_param, &ignore_index_param}, {"classes"}};
+    {&label_smoothing_param, &ignore_index_param}, {"classes"}, NULL};
 
 static const losslib_family value_and_grad__target_real_family = {9, 1, 1,
     {&input__classes_argument, &target__classes_argument, &weight__classes_argument, &scale_argument, &loss_argument,
      &total_loss_argument, &grad_input__classes_argument, &grad_target__classes_argument, &grad_weight__classes_argument},
-    {&label_smoothing_param}, {"classes"}};
+    {&label_smoothing_param}, {"classes"}, NULL};
 
 static const losslib_family jvp__target_real_family = {8, 1, 1,
     {&input__classes_argument, &target__classes_argument, &weight__classes_argument, &direction_input__classes_argument,
      &direction_target__classes_argument, &direction_weight__classes_argument, &rate_argument, &total_rate_argument},
-    {&label_smoothing_param}, {"classes"}};
+    {&label_smoothing_param}, {"classes"}, NULL};
 
 static const losslib_family hvp__target_real_family = {10, 1, 1,
     {&input__classes_argument, &target__classes_argument, &weight__classes_argument, &scale_argument, &direction_input__classes_argument,
      &direction_target__classes_argument, &direction_weight__classes_argument, &hvp_input__classes_argument,
      &hvp_target__classes_argument, &hvp_weight__classes_argument},
-    {&label_smoothing_param}, {"classes"}};
+    {&label_smoothing_param}, {"classes"}, NULL};
 
 static const losslib_family hessian_diag__target_real_family = {7, 1, 1,
     {&input__classes_argument, &target__classes_argument, &weight__classes_argument, &scale_argument, &hessian_input__classes_argument,
      &hessian_target__classes_argument, &hessian_weight__classes_argument},
-    {&label_smoothing_param}, {"classes"}};
+    {&label_smoothing_param}, {"classes"}, NULL};
 
 /* Each kernel: its function, which of the function's arrays, scalars and axes it has (a bit each), and what the flags are. A KERNEL
  * is compiled for dense arrays too. */
@@ -137,7 +137,7 @@ static INLINE void NAME(value_and_grad__target_index)(const int64_t batch, const
     const int64_t classes = run->sizes[0];
     const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense && WANTS(0) ? 1 : run->steps[0][1];
     const int64_t *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
+    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 0 : run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
     const REAL *restrict scale_weight = run->data[4]; const int64_t scale_weight_batch = run->steps[4][0];
     REAL *restrict loss = run->data[5]; const int64_t loss_batch = run->steps[5][0]; const int loss_wanted = !dense && WANTS(5);
@@ -151,17 +151,29 @@ static INLINE void NAME(value_and_grad__target_index)(const int64_t batch, const
     accumulator total_loss_sum = {0};
     accumulator total_weight_sum = {0};
     REAL max_abs_weight = -INFINITY;
-    for (int64_t c = 0; c < classes; ++c) {
-        max_abs_weight = larger(max_abs_weight, fabs(weight[c * weight_classes]));
+    FOR_TILES(first, end, classes) {
+        REAL max_abs_weight_tile[TILE];
+        INDEPENDENT
+        for (int64_t c = first; c < end; ++c) {
+            max_abs_weight_tile[c - first] = fabs(weight[c * weight_classes]);
+        }
+        max_abs_weight = larger_tile(max_abs_weight, max_abs_weight_tile, end - first);
     }
     accumulator sum_choice_sum = {0};
     accumulator sum_choice_2_sum = {0};
     accumulator sum_weight_sum = {0};
-    for (int64_t c = 0; c < classes; ++c) {
-        const int equal = fabs(weight[c * weight_classes]) == max_abs_weight;
-        accumulate(&sum_choice_sum, equal ? weight[c * weight_classes] : 0);
-        accumulate(&sum_choice_2_sum, equal ? 0 : weight[c * weight_classes]);
-        accumulate(&sum_weight_sum, weight[c * weight_classes]);
+    FOR_TILES(first, end, classes) {
+        REAL sum_choice_tile[TILE], sum_choice_2_tile[TILE], sum_weight_tile[TILE];
+        INDEPENDENT
+        for (int64_t c = first; c < end; ++c) {
+            const int equal = fabs(weight[c * weight_classes]) == max_abs_weight;
+            sum_choice_tile[c - first] = equal ? weight[c * weight_classes] : 0;
+            sum_choice_2_tile[c - first] = equal ? 0 : weight[c * weight_classes];
+            sum_weight_tile[c - first] = weight[c * weight_classes];
+        }
+        accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
+        accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
+        accumulate_tile(&sum_weight_sum, sum_weight_tile, end - first);
     }
     const REAL sum_choice = value_of(&sum_choice_sum);
     const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
@@ -172,16 +184,27 @@ static INLINE void NAME(value_and_grad__target_index)(const int64_t batch, const
         const REAL *input_row = input + n * input_batch;
         REAL *grad_input_row = grad_input + n * grad_input_batch;
         REAL largest = -INFINITY;
-        for (int64_t c = 0; c < classes; ++c) {
-            largest = larger(largest, input_row[c * input_classes]);
+        FOR_TILES(first, end, classes) {
+            REAL largest_tile[TILE];
+            INDEPENDENT
+            for (int64_t c = first; c < end; ++c) {
+                largest_tile[c - first] = input_row[c * input_classes];
+            }
+            largest = larger_tile(largest, largest_tile, end - first);
         }
         accumulator others_sum = {0};
         accumulator ties_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const int is_largest = input_row[c * input_classes] == largest;
-            const REAL relative = exp_difference(input_row[c * input_classes], largest);
-            accumulate(&others_sum, is_largest ? 0 : relative);
-            accumulate(&ties_sum, (REAL)(is_largest ? 1 : 0));
+        FOR_TILES(first, end, classes) {
+            REAL others_tile[TILE], ties_tile[TILE];
+            INDEPENDENT
+            for (int64_t c = first; c < end; ++c) {
+                const int is_largest = input_row[c * input_classes] == largest;
+                const REAL relative = exp_difference(input_row[c * input_classes], largest);
+                others_tile[c - first] = is_largest ? 0 : relative;
+                ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
+            }
+            accumulate_tile(&others_sum, others_tile, end - first);
+            accumulate_tile(&ties_sum, ties_tile, end - first);
         }
         const REAL others = value_of(&others_sum);
         const REAL ties = value_of(&ties_sum);
@@ -202,18 +225,23 @@ static INLINE void NAME(value_and_grad__target_index)(const int64_t batch, const
         const REAL product_5 = log_p * scale[n * scale_batch];
         const REAL product_6 = difference * log_p * scale[n * scale_batch];
         accumulator sum_product_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const int equal_2 = c == safe_target;
-            const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
-            const REAL choice = equal_2 ? minus_ratio : relative_2 / sum_exp;
-            const int is_largest_2 = input_row[c * input_classes] == largest;
-            const REAL as_large = sum_choice - weight[c * weight_classes];
-            const REAL choice_2 = (REAL)(equal_2 ? 1 : 0);
-            const REAL choice_3 = ignored ? 0 : scale_weight[n * scale_weight_batch] * choice_2;
-            const REAL log_p_2 = input_row[c * input_classes] - largest - log_mass;
-            if (grad_input_wanted) grad_input_row[c * grad_input_classes] = label_smoothing_is_0 ? (ignored ? 0 : product * choice) : (ignored ? 0 : -(product_3 * choice + product_4 * (weight[c * weight_classes] / sum_exp * (is_largest_2 ? shifted : sum_exp - relative_2) - (fabs(weight[c * weight_classes]) == max_abs_weight ? as_large + sum_choice_2 : sum_weight - weight[c * weight_classes]) / sum_exp * relative_2)));
-            if (grad_weight_wanted) accumulate(&grad_weight[c * grad_weight_classes], label_smoothing_is_0 ? choice_3 + (ignored ? 0 : -product_5 * choice_2) : choice_3 + (ignored ? 0 : product_6 * choice_2 - product_4 * log_p_2));
-            accumulate(&sum_product_sum, weight[c * weight_classes] * log_p_2);
+        FOR_TILES(first, end, classes) {
+            REAL sum_product_tile[TILE];
+            INDEPENDENT
+            for (int64_t c = first; c < end; ++c) {
+                const int equal_2 = c == safe_target;
+                const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
+                const REAL choice = equal_2 ? minus_ratio : relative_2 / sum_exp;
+                const int is_largest_2 = input_row[c * input_classes] == largest;
+                const REAL as_large = sum_choice - weight[c * weight_classes];
+                const REAL choice_2 = (REAL)(equal_2 ? 1 : 0);
+                const REAL choice_3 = ignored ? 0 : scale_weight[n * scale_weight_batch] * choice_2;
+                const REAL log_p_2 = input_row[c * input_classes] - largest - log_mass;
+                if (grad_input_wanted) grad_input_row[c * grad_input_classes] = label_smoothing_is_0 ? (ignored ? 0 : product * choice) : (ignored ? 0 : -(product_3 * choice + product_4 * (weight[c * weight_classes] / sum_exp * (is_largest_2 ? shifted : sum_exp - relative_2) - (fabs(weight[c * weight_classes]) == max_abs_weight ? as_large + sum_choice_2 : sum_weight - weight[c * weight_classes]) / sum_exp * relative_2)));
+                if (grad_weight_wanted) accumulate(&grad_weight[c * grad_weight_classes], label_smoothing_is_0 ? choice_3 + (ignored ? 0 : -product_5 * choice_2) : choice_3 + (ignored ? 0 : product_6 * choice_2 - product_4 * log_p_2));
+                sum_product_tile[c - first] = weight[c * weight_classes] * log_p_2;
+            }
+            accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
         }
         const REAL sum_product = value_of(&sum_product_sum);
         const REAL value = ignored ? 0 : -weight_at_safe_target * log_p;
@@ -233,7 +261,7 @@ static INLINE void NAME(jvp__target_index)(const int64_t batch, const losslib_ru
     const int64_t classes = run->sizes[0];
     const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
     const int64_t *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
+    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 0 : run->steps[2][0];
     const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = run->steps[3][0], direction_input_classes = dense ? 1 : run->steps[3][1];
     const REAL *restrict direction_weight = run->data[4]; const int64_t direction_weight_classes = dense && WANTS(4) ? 1 : run->steps[4][0];
     REAL *restrict rate = run->data[5]; const int64_t rate_batch = run->steps[5][0]; const int rate_wanted = !dense && WANTS(5);
@@ -250,18 +278,30 @@ static INLINE void NAME(jvp__target_index)(const int64_t batch, const losslib_ru
         const REAL *input_row = input + n * input_batch;
         const REAL *direction_input_row = direction_input + n * direction_input_batch;
         REAL largest = -INFINITY;
-        for (int64_t c = 0; c < classes; ++c) {
-            largest = larger(largest, input_row[c * input_classes]);
+        FOR_TILES(first, end, classes) {
+            REAL largest_tile[TILE];
+            INDEPENDENT
+            for (int64_t c = first; c < end; ++c) {
+                largest_tile[c - first] = input_row[c * input_classes];
+            }
+            largest = larger_tile(largest, largest_tile, end - first);
         }
         accumulator sum_product_sum = {0};
         accumulator others_sum = {0};
         accumulator ties_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const REAL relative = exp_difference(input_row[c * input_classes], largest);
-            const int is_largest = input_row[c * input_classes] == largest;
-            accumulate(&sum_product_sum, relative * direction_input_row[c * direction_input_classes]);
-            accumulate(&others_sum, is_largest ? 0 : relative);
-            accumulate(&ties_sum, (REAL)(is_largest ? 1 : 0));
+        FOR_TILES(first, end, classes) {
+            REAL sum_product_tile[TILE], others_tile[TILE], ties_tile[TILE];
+            INDEPENDENT
+            for (int64_t c = first; c < end; ++c) {
+                const REAL relative = exp_difference(input_row[c * input_classes], largest);
+                const int is_largest = input_row[c * input_classes] == largest;
+                sum_product_tile[c - first] = relative * direction_input_row[c * direction_input_classes];
+                others_tile[c - first] = is_largest ? 0 : relative;
+                ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
+            }
+            accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
+            accumulate_tile(&others_sum, others_tile, end - first);
+            accumulate_tile(&ties_sum, ties_tile, end - first);
         }
         const REAL sum_product = value_of(&sum_product_sum);
         const REAL others = value_of(&others_sum);
@@ -271,11 +311,17 @@ static INLINE void NAME(jvp__target_index)(const int64_t batch, const losslib_ru
         const REAL log_mass = log1p(others + (ties - 1));
         accumulator sum_shifted_sum = {0};
         accumulator sum_product_2_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const REAL product = weight[c * weight_classes] * (direction_input_row[c * direction_input_classes] - ratio_2);
-            const REAL log_p = input_row[c * input_classes] - largest - log_mass;
-            accumulate(&sum_shifted_sum, product + direction_weight[c * direction_weight_classes] * log_p);
-            accumulate(&sum_product_2_sum, product);
+        FOR_TILES(first, end, classes) {
+            REAL sum_shifted_tile[TILE], sum_product_2_tile[TILE];
+            INDEPENDENT
+            for (int64_t c = first; c < end; ++c) {
+                const REAL product = weight[c * weight_classes] * (direction_input_row[c * direction_input_classes] - ratio_2);
+                const REAL log_p = input_row[c * input_classes] - largest - log_mass;
+                sum_shifted_tile[c - first] = product + direction_weight[c * direction_weight_classes] * log_p;
+                sum_product_2_tile[c - first] = product;
+            }
+            accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
+            accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
         }
         const REAL sum_shifted = value_of(&sum_shifted_sum);
         const REAL sum_product_2 = value_of(&sum_product_2_sum);
@@ -302,7 +348,7 @@ static INLINE void NAME(hvp__target_index)(const int64_t batch, const losslib_ru
     const int64_t classes = run->sizes[0];
     const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
     const int64_t *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
+    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 0 : run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
     const REAL *restrict scale_rate = run->data[4]; const int64_t scale_rate_batch = run->steps[4][0];
     const REAL *restrict scale_weight_rate = run->data[5]; const int64_t scale_weight_rate_batch = run->steps[5][0];
@@ -315,9 +361,15 @@ static INLINE void NAME(hvp__target_index)(const int64_t batch, const losslib_ru
 
     REAL max_2 = -INFINITY;
     REAL max_abs_weight = -INFINITY;
-    for (int64_t c = 0; c < classes; ++c) {
-        max_2 = larger(max_2, fabs(direction_weight[c * direction_weight_classes]));
-        max_abs_weight = larger(max_abs_weight, fabs(weight[c * weight_classes]));
+    FOR_TILES(first, end, classes) {
+        REAL max_2_tile[TILE], max_abs_weight_tile[TILE];
+        INDEPENDENT
+        for (int64_t c = first; c < end; ++c) {
+            max_2_tile[c - first] = fabs(direction_weight[c * direction_weight_classes]);
+            max_abs_weight_tile[c - first] = fabs(weight[c * weight_classes]);
+        }
+        max_2 = larger_tile(max_2, max_2_tile, end - first);
+        max_abs_weight = larger_tile(max_abs_weight, max_abs_weight_tile, end - first);
     }
     accumulator sum_choice_sum = {0};
     accumulator sum_choice_2_sum = {0};
@@ -325,15 +377,25 @@ static INLINE void NAME(hvp__target_index)(const int64_t batch, const losslib_ru
     accumulator sum_weight_sum = {0};
     accumulator sum_choice_3_sum = {0};
     accumulator sum_choice_4_sum = {0};
-    for (int64_t c = 0; c < classes; ++c) {
-        const int equal = fabs(direction_weight[c * direction_weight_classes]) == max_2;
-        const int equal_2 = fabs(weight[c * weight_classes]) == max_abs_weight;
-        accumulate(&sum_choice_sum, equal ? direction_weight[c * direction_weight_classes] : 0);
-        accumulate(&sum_choice_2_sum, equal ? 0 : direction_weight[c * direction_weight_classes]);
-        accumulate(&sum_direction_weight_sum, direction_weight[c * direction_weight_classes]);
-        accumulate(&sum_weight_sum, weight[c * weight_classes]);
-        accumulate(&sum_choice_3_sum, equal_2 ? weight[c * weight_classes] : 0);
-        accumulate(&sum_choice_4_sum, equal_2 ? 0 : weight[c * weight_classes]);
+    FOR_TILES(first, end, classes) {
+        REAL sum_choice_tile[TILE], sum_choice_2_tile[TILE], sum_direction_weight_tile[TILE], sum_weight_tile[TILE], sum_choice_3_tile[TILE], sum_choice_4_tile[TILE];
+        INDEPENDENT
+        for (int64_t c = first; c < end; ++c) {
+            const int equal = fabs(direction_weight[c * direction_weight_classes]) == max_2;
+            const int equal_2 = fabs(weight[c * weight_classes]) == max_abs_weight;
+            sum_choice_tile[c - first] = equal ? direction_weight[c * direction_weight_classes] : 0;
+            sum_choice_2_tile[c - first] = equal ? 0 : direction_weight[c * direction_weight_classes];
+            sum_direction_weight_tile[c - first] = direction_weight[c * direction_weight_classes];
+            sum_weight_tile[c - first] = weight[c * weight_classes];
+            sum_choice_3_tile[c - first] = equal_2 ? weight[c * weight_classes] : 0;
+            sum_choice_4_tile[c - first] = equal_2 ? 0 : weight[c * weight_classes];
+        }
+        accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
+        accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
+        accumulate_tile(&sum_direction_weight_sum, sum_direction_weight_tile, end - first);
+        accumulate_tile(&sum_weight_sum, sum_weight_tile, end - first);
+        accumulate_tile(&sum_choice_3_sum, sum_choice_3_tile, end - first);
+        accumulate_tile(&sum_choice_4_sum, sum_choice_4_tile, end - first);
     }
     const REAL sum_choice = value_of(&sum_choice_sum);
     const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
@@ -349,18 +411,30 @@ static INLINE void NAME(hvp__target_index)(const int64_t batch, const losslib_ru
         const REAL *direction_input_row = direction_input + n * direction_input_batch;
         REAL *hvp_input_row = hvp_input + n * hvp_input_batch;
         REAL largest = -INFINITY;
-        for (int64_t c = 0; c < classes; ++c) {
-            largest = larger(largest, input_row[c * input_classes]);
+        FOR_TILES(first, end, classes) {
+            REAL largest_tile[TILE];
+            INDEPENDENT
+            for (int64_t c = first; c < end; ++c) {
+                largest_tile[c - first] = input_row[c * input_classes];
+            }
+            largest = larger_tile(largest, largest_tile, end - first);
         }
         accumulator others_sum = {0};
         accumulator ties_sum = {0};
         accumulator sum_choice_5_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const int is_largest = input_row[c * input_classes] == largest;
-            const REAL relative = exp_difference(input_row[c * input_classes], largest);
-            accumulate(&others_sum, is_largest ? 0 : relative);
-            accumulate(&ties_sum, (REAL)(is_largest ? 1 : 0));
-            accumulate(&sum_choice_5_sum, is_largest ? direction_input_row[c * direction_input_classes] : 0);
+        FOR_TILES(first, end, classes) {
+            REAL others_tile[TILE], ties_tile[TILE], sum_choice_5_tile[TILE];
+            INDEPENDENT
+            for (int64_t c = first; c < end; ++c) {
+                const int is_largest = input_row[c * input_classes] == largest;
+                const REAL relative = exp_difference(input_row[c * input_classes], largest);
+                others_tile[c - first] = is_largest ? 0 : relative;
+                ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
+                sum_choice_5_tile[c - first] = is_largest ? direction_input_row[c * direction_input_classes] : 0;
+            }
+            accumulate_tile(&others_sum, others_tile, end - first);
+            accumulate_tile(&ties_sum, ties_tile, end - first);
+            accumulate_tile(&sum_choice_5_sum, sum_choice_5_tile, end - first);
         }
         const REAL others = value_of(&others_sum);
         const REAL ties = value_of(&ties_sum);
@@ -368,25 +442,38 @@ static INLINE void NAME(hvp__target_index)(const int64_t batch, const losslib_ru
         const REAL ratio_2 = sum_choice_5 / ties;
         const REAL sum_exp = others + ties;
         REAL max_abs = -INFINITY;
-        for (int64_t c = 0; c < classes; ++c) {
-            const REAL from_peak = direction_input_row[c * direction_input_classes] - ratio_2;
-            const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
-            max_abs = larger(max_abs, fabs(from_peak / sum_exp * relative_2));
+        FOR_TILES(first, end, classes) {
+            REAL max_abs_tile[TILE];
+            INDEPENDENT
+            for (int64_t c = first; c < end; ++c) {
+                const REAL from_peak = direction_input_row[c * direction_input_classes] - ratio_2;
+                const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
+                max_abs_tile[c - first] = fabs(from_peak / sum_exp * relative_2);
+            }
+            max_abs = larger_tile(max_abs, max_abs_tile, end - first);
         }
         accumulator sum_product_sum = {0};
         accumulator sum_choice_6_sum = {0};
         accumulator sum_choice_7_sum = {0};
         accumulator sum_product_2_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const REAL from_peak_2 = direction_input_row[c * direction_input_classes] - ratio_2;
-            const REAL relative_3 = exp_difference(input_row[c * input_classes], largest);
-            const REAL product_2 = from_peak_2 * relative_3;
-            const REAL product_3 = from_peak_2 / sum_exp * relative_3;
-            const int equal_3 = fabs(product_3) == max_abs;
-            accumulate(&sum_product_sum, product_2);
-            accumulate(&sum_choice_6_sum, equal_3 ? product_3 : 0);
-            accumulate(&sum_choice_7_sum, equal_3 ? 0 : product_2);
-            accumulate(&sum_product_2_sum, relative_3 * direction_input_row[c * direction_input_classes]);
+        FOR_TILES(first, end, classes) {
+            REAL sum_product_tile[TILE], sum_choice_6_tile[TILE], sum_choice_7_tile[TILE], sum_product_2_tile[TILE];
+            INDEPENDENT
+            for (int64_t c = first; c < end; ++c) {
+                const REAL from_peak_2 = direction_input_row[c * direction_input_classes] - ratio_2;
+                const REAL relative_3 = exp_difference(input_row[c * input_classes], largest);
+                const REAL product_2 = from_peak_2 * relative_3;
+                const REAL product_3 = from_peak_2 / sum_exp * relative_3;
+                const int equal_3 = fabs(product_3) == max_abs;
+                sum_product_tile[c - first] = product_2;
+                sum_choice_6_tile[c - first] = equal_3 ? product_3 : 0;
+                sum_choice_7_tile[c - first] = equal_3 ? 0 : product_2;
+                sum_product_2_tile[c - first] = relative_3 * direction_input_row[c * direction_input_classes];
+            }
+            accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
+            accumulate_tile(&sum_choice_6_sum, sum_choice_6_tile, end - first);
+            accumulate_tile(&sum_choice_7_sum, sum_choice_7_tile, end - first);
+            accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
         }
         const REAL sum_product = value_of(&sum_product_sum);
         const REAL sum_choice_6 = value_of(&sum_choice_6_sum);
@@ -421,6 +508,7 @@ static INLINE void NAME(hvp__target_index)(const int64_t batch, const losslib_ru
         const REAL product_15 = log_p * scale_rate[n * scale_rate_batch];
         const REAL product_16 = difference * difference_2 * scale[n * scale_batch];
         const REAL product_17 = difference * log_p;
+        INDEPENDENT
         for (int64_t c = 0; c < classes; ++c) {
             const REAL from_peak_3 = direction_input_row[c * direction_input_classes] - ratio_2;
             const REAL difference_3 = from_peak_3 - ratio_3;
@@ -455,15 +543,20 @@ static INLINE void NAME(hessian_diag__target_index)(const int64_t batch, const l
     const int64_t classes = run->sizes[0];
     const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
     const int64_t *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
+    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 0 : run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
     REAL *restrict hessian_input = run->data[4]; const int64_t hessian_input_batch = run->steps[4][0], hessian_input_classes = dense ? 1 : run->steps[4][1]; const int hessian_input_wanted = WANTS(4);
     const REAL label_smoothing = (REAL)run->params[0];
     const int64_t ignore_index = (int64_t)run->params[1];
 
     accumulator sum_weight_sum = {0};
-    for (int64_t c = 0; c < classes; ++c) {
-        accumulate(&sum_weight_sum, weight[c * weight_classes]);
+    FOR_TILES(first, end, classes) {
+        REAL sum_weight_tile[TILE];
+        INDEPENDENT
+        for (int64_t c = first; c < end; ++c) {
+            sum_weight_tile[c - first] = weight[c * weight_classes];
+        }
+        accumulate_tile(&sum_weight_sum, sum_weight_tile, end - first);
     }
     const REAL sum_weight = value_of(&sum_weight_sum);
     const REAL product = label_smoothing / (REAL)classes * sum_weight;
@@ -471,16 +564,27 @@ static INLINE void NAME(hessian_diag__target_index)(const int64_t batch, const l
         const REAL *input_row = input + n * input_batch;
         REAL *hessian_input_row = hessian_input + n * hessian_input_batch;
         REAL largest = -INFINITY;
-        for (int64_t c = 0; c < classes; ++c) {
-            largest = larger(largest, input_row[c * input_classes]);
+        FOR_TILES(first, end, classes) {
+            REAL largest_tile[TILE];
+            INDEPENDENT
+            for (int64_t c = first; c < end; ++c) {
+                largest_tile[c - first] = input_row[c * input_classes];
+            }
+            largest = larger_tile(largest, largest_tile, end - first);
         }
         accumulator others_sum = {0};
         accumulator ties_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const int is_largest = input_row[c * input_classes] == largest;
-            const REAL relative = exp_difference(input_row[c * input_classes], largest);
-            accumulate(&others_sum, is_largest ? 0 : relative);
-            accumulate(&ties_sum, (REAL)(is_largest ? 1 : 0));
+        FOR_TILES(first, end, classes) {
+            REAL others_tile[TILE], ties_tile[TILE];
+            INDEPENDENT
+            for (int64_t c = first; c < end; ++c) {
+                const int is_largest = input_row[c * input_classes] == largest;
+                const REAL relative = exp_difference(input_row[c * input_classes], largest);
+                others_tile[c - first] = is_largest ? 0 : relative;
+                ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
+            }
+            accumulate_tile(&others_sum, others_tile, end - first);
+            accumulate_tile(&ties_sum, ties_tile, end - first);
         }
         const REAL others = value_of(&others_sum);
         const REAL ties = value_of(&ties_sum);
@@ -494,6 +598,7 @@ static INLINE void NAME(hessian_diag__target_index)(const int64_t batch, const l
         const REAL shifted = more_ties + others;
         const REAL product_3 = label_smoothing * ratio * ratio_2;
         const REAL ratio_3 = product * ratio_2 / sum_exp;
+        INDEPENDENT
         for (int64_t c = 0; c < classes; ++c) {
             const int is_largest_2 = input_row[c * input_classes] == largest;
             const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
@@ -510,7 +615,7 @@ static INLINE void NAME(value_and_grad__target_real)(const int64_t batch, const 
     const int64_t classes = run->sizes[0];
     const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
+    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 0 : run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
     REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0]; const int loss_wanted = !dense && WANTS(4);
     accumulator *restrict total_loss = WANTS(5) ? run->data[5] : NULL;
@@ -529,27 +634,42 @@ static INLINE void NAME(value_and_grad__target_real)(const int64_t batch, const 
         REAL *grad_target_row = grad_target + n * grad_target_batch;
         REAL largest = -INFINITY;
         REAL max_choice = -INFINITY;
-        for (int64_t c = 0; c < classes; ++c) {
-            const REAL smoothed = difference * target_row[c * target_classes] + ratio;
-            largest = larger(largest, input_row[c * input_classes]);
-            max_choice = larger(max_choice, label_smoothing_is_0 ? fabs(weight[c * weight_classes] * target_row[c * target_classes]) : fabs(weight[c * weight_classes] * smoothed));
+        FOR_TILES(first, end, classes) {
+            REAL largest_tile[TILE], max_choice_tile[TILE];
+            INDEPENDENT
+            for (int64_t c = first; c < end; ++c) {
+                const REAL smoothed = difference * target_row[c * target_classes] + ratio;
+                largest_tile[c - first] = input_row[c * input_classes];
+                max_choice_tile[c - first] = label_smoothing_is_0 ? fabs(weight[c * weight_classes] * target_row[c * target_classes]) : fabs(weight[c * weight_classes] * smoothed);
+            }
+            largest = larger_tile(largest, largest_tile, end - first);
+            max_choice = larger_tile(max_choice, max_choice_tile, end - first);
         }
         accumulator others_sum = {0};
         accumulator ties_sum = {0};
         accumulator sum_choice_sum = {0};
         accumulator sum_choice_2_sum = {0};
         accumulator sum_choice_3_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const int is_largest = input_row[c * input_classes] == largest;
-            const REAL relative = exp_difference(input_row[c * input_classes], largest);
-            const REAL smoothed_2 = difference * target_row[c * target_classes] + ratio;
-            const int equal = (label_smoothing_is_0 ? fabs(weight[c * weight_classes] * target_row[c * target_classes]) : fabs(weight[c * weight_classes] * smoothed_2)) == max_choice;
-            const REAL choice = label_smoothing_is_0 ? weight[c * weight_classes] * target_row[c * target_classes] : weight[c * weight_classes] * smoothed_2;
-            accumulate(&others_sum, is_largest ? 0 : relative);
-            accumulate(&ties_sum, (REAL)(is_largest ? 1 : 0));
-            accumulate(&sum_choice_sum, equal ? choice : 0);
-            accumulate(&sum_choice_2_sum, equal ? 0 : choice);
-            accumulate(&sum_choice_3_sum, choice);
+        FOR_TILES(first, end, classes) {
+            REAL others_tile[TILE], ties_tile[TILE], sum_choice_tile[TILE], sum_choice_2_tile[TILE], sum_choice_3_tile[TILE];
+            INDEPENDENT
+            for (int64_t c = first; c < end; ++c) {
+                const int is_largest = input_row[c * input_classes] == largest;
+                const REAL relative = exp_difference(input_row[c * input_classes], largest);
+                const REAL smoothed_2 = difference * target_row[c * target_classes] + ratio;
+                const int equal = (label_smoothing_is_0 ? fabs(weight[c * weight_classes] * target_row[c * target_classes]) : fabs(weight[c * weight_classes] * smoothed_2)) == max_choice;
+                const REAL choice = label_smoothing_is_0 ? weight[c * weight_classes] * target_row[c * target_classes] : weight[c * weight_classes] * smoothed_2;
+                others_tile[c - first] = is_largest ? 0 : relative;
+                ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
+                sum_choice_tile[c - first] = equal ? choice : 0;
+                sum_choice_2_tile[c - first] = equal ? 0 : choice;
+                sum_choice_3_tile[c - first] = choice;
+            }
+            accumulate_tile(&others_sum, others_tile, end - first);
+            accumulate_tile(&ties_sum, ties_tile, end - first);
+            accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
+            accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
+            accumulate_tile(&sum_choice_3_sum, sum_choice_3_tile, end - first);
         }
         const REAL others = value_of(&others_sum);
         const REAL ties = value_of(&ties_sum);
@@ -561,19 +681,24 @@ static INLINE void NAME(value_and_grad__target_real)(const int64_t batch, const 
         const REAL shifted = more_ties + others;
         const REAL log_mass = log1p(others + more_ties);
         accumulator sum_choice_4_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const REAL ratio_2 = weight[c * weight_classes] / sum_exp;
-            const int is_largest_2 = input_row[c * input_classes] == largest;
-            const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
-            const REAL choice_2 = is_largest_2 ? shifted : sum_exp - relative_2;
-            const REAL smoothed_3 = difference * target_row[c * target_classes] + ratio;
-            const REAL choice_3 = label_smoothing_is_0 ? weight[c * weight_classes] * target_row[c * target_classes] : weight[c * weight_classes] * smoothed_3;
-            const REAL as_large = sum_choice - choice_3;
-            const REAL log_p = input_row[c * input_classes] - largest - log_mass;
-            if (grad_input_wanted) grad_input_row[c * grad_input_classes] = -scale[n * scale_batch] * ((label_smoothing_is_0 ? ratio_2 * target_row[c * target_classes] * choice_2 : ratio_2 * smoothed_3 * choice_2) - ((label_smoothing_is_0 ? fabs(weight[c * weight_classes] * target_row[c * target_classes]) : fabs(weight[c * weight_classes] * smoothed_3)) == max_choice ? as_large + sum_choice_2 : sum_choice_3 - choice_3) / sum_exp * relative_2);
-            if (grad_target_wanted) grad_target_row[c * grad_target_classes] = label_smoothing_is_0 ? -weight[c * weight_classes] * scale[n * scale_batch] * log_p : -difference * weight[c * weight_classes] * scale[n * scale_batch] * log_p;
-            if (grad_weight_wanted) accumulate(&grad_weight[c * grad_weight_classes], label_smoothing_is_0 ? -scale[n * scale_batch] * target_row[c * target_classes] * log_p : -scale[n * scale_batch] * smoothed_3 * log_p);
-            accumulate(&sum_choice_4_sum, label_smoothing_is_0 ? weight[c * weight_classes] * target_row[c * target_classes] * log_p : weight[c * weight_classes] * smoothed_3 * log_p);
+        FOR_TILES(first, end, classes) {
+            REAL sum_choice_4_tile[TILE];
+            INDEPENDENT
+            for (int64_t c = first; c < end; ++c) {
+                const REAL ratio_2 = weight[c * weight_classes] / sum_exp;
+                const int is_largest_2 = input_row[c * input_classes] == largest;
+                const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
+                const REAL choice_2 = is_largest_2 ? shifted : sum_exp - relative_2;
+                const REAL smoothed_3 = difference * target_row[c * target_classes] + ratio;
+                const REAL choice_3 = label_smoothing_is_0 ? weight[c * weight_classes] * target_row[c * target_classes] : weight[c * weight_classes] * smoothed_3;
+                const REAL as_large = sum_choice - choice_3;
+                const REAL log_p = input_row[c * input_classes] - largest - log_mass;
+                if (grad_input_wanted) grad_input_row[c * grad_input_classes] = -scale[n * scale_batch] * ((label_smoothing_is_0 ? ratio_2 * target_row[c * target_classes] * choice_2 : ratio_2 * smoothed_3 * choice_2) - ((label_smoothing_is_0 ? fabs(weight[c * weight_classes] * target_row[c * target_classes]) : fabs(weight[c * weight_classes] * smoothed_3)) == max_choice ? as_large + sum_choice_2 : sum_choice_3 - choice_3) / sum_exp * relative_2);
+                if (grad_target_wanted) grad_target_row[c * grad_target_classes] = label_smoothing_is_0 ? -weight[c * weight_classes] * scale[n * scale_batch] * log_p : -difference * weight[c * weight_classes] * scale[n * scale_batch] * log_p;
+                if (grad_weight_wanted) accumulate(&grad_weight[c * grad_weight_classes], label_smoothing_is_0 ? -scale[n * scale_batch] * target_row[c * target_classes] * log_p : -scale[n * scale_batch] * smoothed_3 * log_p);
+                sum_choice_4_tile[c - first] = label_smoothing_is_0 ? weight[c * weight_classes] * target_row[c * target_classes] * log_p : weight[c * weight_classes] * smoothed_3 * log_p;
+            }
+            accumulate_tile(&sum_choice_4_sum, sum_choice_4_tile, end - first);
         }
         const REAL sum_choice_4 = value_of(&sum_choice_4_sum);
         const REAL value = -sum_choice_4;
@@ -589,7 +714,7 @@ static INLINE void NAME(jvp__target_real)(const int64_t batch, const losslib_run
     const int64_t classes = run->sizes[0];
     const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
+    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 0 : run->steps[2][0];
     const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = run->steps[3][0], direction_input_classes = dense ? 1 : run->steps[3][1];
     const REAL *restrict direction_target = run->data[4]; const int64_t direction_target_batch = run->steps[4][0], direction_target_classes = dense && WANTS(4) ? 1 : run->steps[4][1];
     const REAL *restrict direction_weight = run->data[5]; const int64_t direction_weight_classes = dense && WANTS(5) ? 1 : run->steps[5][0];
@@ -606,18 +731,30 @@ static INLINE void NAME(jvp__target_real)(const int64_t batch, const losslib_run
         const REAL *direction_input_row = direction_input + n * direction_input_batch;
         const REAL *direction_target_row = direction_target + n * direction_target_batch;
         REAL largest = -INFINITY;
-        for (int64_t c = 0; c < classes; ++c) {
-            largest = larger(largest, input_row[c * input_classes]);
+        FOR_TILES(first, end, classes) {
+            REAL largest_tile[TILE];
+            INDEPENDENT
+            for (int64_t c = first; c < end; ++c) {
+                largest_tile[c - first] = input_row[c * input_classes];
+            }
+            largest = larger_tile(largest, largest_tile, end - first);
         }
         accumulator sum_product_sum = {0};
         accumulator others_sum = {0};
         accumulator ties_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const REAL relative = exp_difference(input_row[c * input_classes], largest);
-            const int is_largest = input_row[c * input_classes] == largest;
-            accumulate(&sum_product_sum, relative * direction_input_row[c * direction_input_classes]);
-            accumulate(&others_sum, is_largest ? 0 : relative);
-            accumulate(&ties_sum, (REAL)(is_largest ? 1 : 0));
+        FOR_TILES(first, end, classes) {
+            REAL sum_product_tile[TILE], others_tile[TILE], ties_tile[TILE];
+            INDEPENDENT
+            for (int64_t c = first; c < end; ++c) {
+                const REAL relative = exp_difference(input_row[c * input_classes], largest);
+                const int is_largest = input_row[c * input_classes] == largest;
+                sum_product_tile[c - first] = relative * direction_input_row[c * direction_input_classes];
+                others_tile[c - first] = is_largest ? 0 : relative;
+                ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
+            }
+            accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
+            accumulate_tile(&others_sum, others_tile, end - first);
+            accumulate_tile(&ties_sum, ties_tile, end - first);
         }
         const REAL sum_product = value_of(&sum_product_sum);
         const REAL others = value_of(&others_sum);
@@ -626,13 +763,18 @@ static INLINE void NAME(jvp__target_real)(const int64_t batch, const losslib_run
         const REAL ratio_2 = sum_product / sum_exp;
         const REAL log_mass = log1p(others + (ties - 1));
         accumulator sum_choice_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const REAL product = weight[c * weight_classes] * (direction_input_row[c * direction_input_classes] - ratio_2);
-            const REAL product_2 = product * target_row[c * target_classes];
-            const REAL log_p = input_row[c * input_classes] - largest - log_mass;
-            const REAL shifted = difference * target_row[c * target_classes] + ratio;
-            const REAL product_3 = product * shifted;
-            accumulate(&sum_choice_sum, label_smoothing_is_0 ? (all ? product_2 + weight[c * weight_classes] * log_p * direction_target_row[c * direction_target_classes] + direction_weight[c * direction_weight_classes] * target_row[c * target_classes] * log_p : product_2) : (all ? difference * weight[c * weight_classes] * log_p * direction_target_row[c * direction_target_classes] + product_3 + direction_weight[c * direction_weight_classes] * shifted * log_p : product_3));
+        FOR_TILES(first, end, classes) {
+            REAL sum_choice_tile[TILE];
+            INDEPENDENT
+            for (int64_t c = first; c < end; ++c) {
+                const REAL product = weight[c * weight_classes] * (direction_input_row[c * direction_input_classes] - ratio_2);
+                const REAL product_2 = product * target_row[c * target_classes];
+                const REAL log_p = input_row[c * input_classes] - largest - log_mass;
+                const REAL shifted = difference * target_row[c * target_classes] + ratio;
+                const REAL product_3 = product * shifted;
+                sum_choice_tile[c - first] = label_smoothing_is_0 ? (all ? product_2 + weight[c * weight_classes] * log_p * direction_target_row[c * direction_target_classes] + direction_weight[c * direction_weight_classes] * target_row[c * target_classes] * log_p : product_2) : (all ? difference * weight[c * weight_classes] * log_p * direction_target_row[c * direction_target_classes] + product_3 + direction_weight[c * direction_weight_classes] * shifted * log_p : product_3);
+            }
+            accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
         }
         const REAL sum_choice = value_of(&sum_choice_sum);
         const REAL minus_sum_choice = -sum_choice;
@@ -648,7 +790,7 @@ static INLINE void NAME(hvp__target_real)(const int64_t batch, const losslib_run
     const int64_t classes = run->sizes[0];
     const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
+    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 0 : run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
     const REAL *restrict direction_input = run->data[4]; const int64_t direction_input_batch = run->steps[4][0], direction_input_classes = dense ? 1 : run->steps[4][1];
     const REAL *restrict direction_target = run->data[5]; const int64_t direction_target_batch = run->steps[5][0], direction_target_classes = dense && WANTS(5) ? 1 : run->steps[5][1];
@@ -668,15 +810,26 @@ static INLINE void NAME(hvp__target_real)(const int64_t batch, const losslib_run
         REAL *hvp_input_row = hvp_input + n * hvp_input_batch;
         REAL *hvp_target_row = hvp_target + n * hvp_target_batch;
         REAL largest = -INFINITY;
-        for (int64_t c = 0; c < classes; ++c) {
-            largest = larger(largest, input_row[c * input_classes]);
+        FOR_TILES(first, end, classes) {
+            REAL largest_tile[TILE];
+            INDEPENDENT
+            for (int64_t c = first; c < end; ++c) {
+                largest_tile[c - first] = input_row[c * input_classes];
+            }
+            largest = larger_tile(largest, largest_tile, end - first);
         }
         accumulator ties_sum = {0};
         accumulator sum_choice_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const int is_largest = input_row[c * input_classes] == largest;
-            accumulate(&ties_sum, (REAL)(is_largest ? 1 : 0));
-            accumulate(&sum_choice_sum, is_largest ? direction_input_row[c * direction_input_classes] : 0);
+        FOR_TILES(first, end, classes) {
+            REAL ties_tile[TILE], sum_choice_tile[TILE];
+            INDEPENDENT
+            for (int64_t c = first; c < end; ++c) {
+                const int is_largest = input_row[c * input_classes] == largest;
+                ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
+                sum_choice_tile[c - first] = is_largest ? direction_input_row[c * direction_input_classes] : 0;
+            }
+            accumulate_tile(&ties_sum, ties_tile, end - first);
+            accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
         }
         const REAL ties = value_of(&ties_sum);
         const REAL sum_choice = value_of(&sum_choice_sum);
@@ -688,21 +841,32 @@ static INLINE void NAME(hvp__target_real)(const int64_t batch, const losslib_run
         accumulator sum_shifted_2_sum = {0};
         accumulator sum_shifted_3_sum = {0};
         accumulator sum_product_3_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const REAL product = weight[c * weight_classes] * target_row[c * target_classes];
-            const int is_largest_2 = input_row[c * input_classes] == largest;
-            const REAL relative = exp_difference(input_row[c * input_classes], largest);
-            const REAL from_peak = direction_input_row[c * direction_input_classes] - ratio_2;
-            const REAL product_2 = weight[c * weight_classes] * direction_target_row[c * direction_target_classes];
-            const REAL product_3 = direction_weight[c * direction_weight_classes] * target_row[c * target_classes];
-            const REAL product_4 = label_smoothing * weight[c * weight_classes];
-            accumulate(&sum_product_sum, product);
-            accumulate(&others_sum, is_largest_2 ? 0 : relative);
-            accumulate(&sum_product_2_sum, from_peak * relative);
-            accumulate(&sum_shifted_sum, product_2 + product_3);
-            accumulate(&sum_shifted_2_sum, product - product_4 * target_row[c * target_classes] + ratio * weight[c * weight_classes]);
-            accumulate(&sum_shifted_3_sum, product_2 - product_4 * direction_target_row[c * direction_target_classes] - label_smoothing * direction_weight[c * direction_weight_classes] * target_row[c * target_classes] + product_3 + ratio * direction_weight[c * direction_weight_classes]);
-            accumulate(&sum_product_3_sum, relative * direction_input_row[c * direction_input_classes]);
+        FOR_TILES(first, end, classes) {
+            REAL sum_product_tile[TILE], others_tile[TILE], sum_product_2_tile[TILE], sum_shifted_tile[TILE], sum_shifted_2_tile[TILE], sum_shifted_3_tile[TILE], sum_product_3_tile[TILE];
+            INDEPENDENT
+            for (int64_t c = first; c < end; ++c) {
+                const REAL product = weight[c * weight_classes] * target_row[c * target_classes];
+                const int is_largest_2 = input_row[c * input_classes] == largest;
+                const REAL relative = exp_difference(input_row[c * input_classes], largest);
+                const REAL from_peak = direction_input_row[c * direction_input_classes] - ratio_2;
+                const REAL product_2 = weight[c * weight_classes] * direction_target_row[c * direction_target_classes];
+                const REAL product_3 = direction_weight[c * direction_weight_classes] * target_row[c * target_classes];
+                const REAL product_4 = label_smoothing * weight[c * weight_classes];
+                sum_product_tile[c - first] = product;
+                others_tile[c - first] = is_largest_2 ? 0 : relative;
+                sum_product_2_tile[c - first] = from_peak * relative;
+                sum_shifted_tile[c - first] = product_2 + product_3;
+                sum_shifted_2_tile[c - first] = product - product_4 * target_row[c * target_classes] + ratio * weight[c * weight_classes];
+                sum_shifted_3_tile[c - first] = product_2 - product_4 * direction_target_row[c * direction_target_classes] - label_smoothing * direction_weight[c * direction_weight_classes] * target_row[c * target_classes] + product_3 + ratio * direction_weight[c * direction_weight_classes];
+                sum_product_3_tile[c - first] = relative * direction_input_row[c * direction_input_classes];
+            }
+            accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
+            accumulate_tile(&others_sum, others_tile, end - first);
+            accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
+            accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
+            accumulate_tile(&sum_shifted_2_sum, sum_shifted_2_tile, end - first);
+            accumulate_tile(&sum_shifted_3_sum, sum_shifted_3_tile, end - first);
+            accumulate_tile(&sum_product_3_sum, sum_product_3_tile, end - first);
         }
         const REAL sum_product = value_of(&sum_product_sum);
         const REAL others = value_of(&others_sum);
@@ -722,6 +886,7 @@ static INLINE void NAME(hvp__target_real)(const int64_t batch, const losslib_run
         const REAL ratio_4 = sum_product_3 / sum_exp;
         const REAL log_mass = log1p(others + (ties - 1));
         const REAL product_11 = difference * scale[n * scale_batch];
+        INDEPENDENT
         for (int64_t c = 0; c < classes; ++c) {
             const REAL from_peak_2 = direction_input_row[c * direction_input_classes] - ratio_2;
             const REAL difference_2 = from_peak_2 - ratio_3;
@@ -749,7 +914,7 @@ static INLINE void NAME(hessian_diag__target_real)(const int64_t batch, const lo
     const int64_t classes = run->sizes[0];
     const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
+    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 0 : run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
     REAL *restrict hessian_input = run->data[4]; const int64_t hessian_input_batch = run->steps[4][0], hessian_input_classes = dense ? 1 : run->steps[4][1]; const int hessian_input_wanted = WANTS(4);
     REAL *restrict hessian_target = run->data[5]; const int64_t hessian_target_batch = run->steps[5][0], hessian_target_classes = dense ? 1 : run->steps[5][1]; const int hessian_target_wanted = WANTS(5);
@@ -763,19 +928,31 @@ static INLINE void NAME(hessian_diag__target_real)(const int64_t batch, const lo
         REAL *hessian_input_row = hessian_input + n * hessian_input_batch;
         REAL *hessian_target_row = hessian_target + n * hessian_target_batch;
         REAL largest = -INFINITY;
-        for (int64_t c = 0; c < classes; ++c) {
-            largest = larger(largest, input_row[c * input_classes]);
+        FOR_TILES(first, end, classes) {
+            REAL largest_tile[TILE];
+            INDEPENDENT
+            for (int64_t c = first; c < end; ++c) {
+                largest_tile[c - first] = input_row[c * input_classes];
+            }
+            largest = larger_tile(largest, largest_tile, end - first);
         }
         accumulator sum_choice_sum = {0};
         accumulator others_sum = {0};
         accumulator ties_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const REAL product = weight[c * weight_classes] * target_row[c * target_classes];
-            const int is_largest = input_row[c * input_classes] == largest;
-            const REAL relative = exp_difference(input_row[c * input_classes], largest);
-            accumulate(&sum_choice_sum, label_smoothing_is_0 ? product : product - label_smoothing * weight[c * weight_classes] * target_row[c * target_classes] + ratio * weight[c * weight_classes]);
-            accumulate(&others_sum, is_largest ? 0 : relative);
-            accumulate(&ties_sum, (REAL)(is_largest ? 1 : 0));
+        FOR_TILES(first, end, classes) {
+            REAL sum_choice_tile[TILE], others_tile[TILE], ties_tile[TILE];
+            INDEPENDENT
+            for (int64_t c = first; c < end; ++c) {
+                const REAL product = weight[c * weight_classes] * target_row[c * target_classes];
+                const int is_largest = input_row[c * input_classes] == largest;
+                const REAL relative = exp_difference(input_row[c * input_classes], largest);
+                sum_choice_tile[c - first] = label_smoothing_is_0 ? product : product - label_smoothing * weight[c * weight_classes] * target_row[c * target_classes] + ratio * weight[c * weight_classes];
+                others_tile[c - first] = is_largest ? 0 : relative;
+                ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
+            }
+            accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
+            accumulate_tile(&others_sum, others_tile, end - first);
+            accumulate_tile(&ties_sum, ties_tile, end - first);
         }
         const REAL sum_choice = value_of(&sum_choice_sum);
         const REAL others = value_of(&others_sum);
@@ -784,6 +961,7 @@ static INLINE void NAME(hessian_diag__target_real)(const int64_t batch, const lo
         const REAL product_2 = sum_choice / sum_exp * (scale[n * scale_batch] / sum_exp);
         const REAL more_ties = ties - 1;
         const REAL shifted = more_ties + others;
+        INDEPENDENT
         for (int64_t c = 0; c < classes; ++c) {
             const int is_largest_2 = input_row[c * input_classes] == largest;
             const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);

@@ -32,27 +32,27 @@ static const losslib_argument hvp_var_argument = {.name = "hvp_var", .role = LOS
 static const losslib_argument hessian_input_argument = {.name = "hessian_input", .role = LOSSLIB_OUTPUT, .per_sample = 1};
 static const losslib_argument hessian_target_argument = {.name = "hessian_target", .role = LOSSLIB_OUTPUT, .per_sample = 1};
 static const losslib_argument hessian_var_argument = {.name = "hessian_var", .role = LOSSLIB_OUTPUT, .per_sample = 1};
-static const losslib_param eps_param = {"eps", {0.0, INFINITY, 0}};
+static const losslib_param eps_param = {"eps", {0.0, INFINITY, 0}, NULL};
 
 static const losslib_family value_and_grad_family = {9, 1, 0,
     {&input_argument, &target_argument, &var_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument,
      &grad_target_argument, &grad_var_argument},
-    {&eps_param}, {NULL}};
+    {&eps_param}, {NULL}, NULL};
 
 static const losslib_family jvp_family = {8, 1, 0,
     {&input_argument, &target_argument, &var_argument, &direction_input_argument, &direction_target_argument, &direction_var_argument,
      &rate_argument, &total_rate_argument},
-    {&eps_param}, {NULL}};
+    {&eps_param}, {NULL}, NULL};
 
 static const losslib_family hvp_family = {10, 1, 0,
     {&input_argument, &target_argument, &var_argument, &scale_argument, &direction_input_argument, &direction_target_argument,
      &direction_var_argument, &hvp_input_argument, &hvp_target_argument, &hvp_var_argument},
-    {&eps_param}, {NULL}};
+    {&eps_param}, {NULL}, NULL};
 
 static const losslib_family hessian_diag_family = {7, 1, 0,
     {&input_argument, &target_argument, &var_argument, &scale_argument, &hessian_input_argument, &hessian_target_argument,
      &hessian_var_argument},
-    {&eps_param}, {NULL}};
+    {&eps_param}, {NULL}, NULL};
 
 /* Each kernel: its function, which of the function's arrays, scalars and axes it has (a bit each), and what the flags are. A KERNEL
  * is compiled for dense arrays too. */
@@ -98,9 +98,9 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
 
     accumulator total_loss_sum = {0};
     const REAL product = (REAL)0.5 * ((REAL)1.837877066409345483560659472811235279723L);
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
+    FOR_TILES(first, end, batch) {
         REAL total_loss_tile[TILE];
+        INDEPENDENT
         for (int64_t n = first; n < end; ++n) {
             const REAL difference = input[n * input_batch] - target[n * target_batch];
             const REAL variance = larger(var[n * var_batch], eps);
@@ -134,9 +134,9 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
     const REAL eps = (REAL)run->params[0];
 
     accumulator total_rate_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
+    FOR_TILES(first, end, batch) {
         REAL total_rate_tile[TILE];
+        INDEPENDENT
         for (int64_t n = first; n < end; ++n) {
             const REAL variance = larger(var[n * var_batch], eps);
             const REAL ratio = (input[n * input_batch] - target[n * target_batch]) / variance;
@@ -166,6 +166,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
     REAL *restrict hvp_var = run->data[9]; const int64_t hvp_var_batch = dense ? 1 : run->steps[9][0]; const int hvp_var_wanted = WANTS(9);
     const REAL eps = (REAL)run->params[0];
 
+    INDEPENDENT
     for (int64_t n = 0; n < batch; ++n) {
         const REAL variance = larger(var[n * var_batch], eps);
         const REAL ratio = direction_input[n * direction_input_batch] / variance;
@@ -196,6 +197,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
     REAL *restrict hessian_var = run->data[6]; const int64_t hessian_var_batch = dense ? 1 : run->steps[6][0]; const int hessian_var_wanted = WANTS(6);
     const REAL eps = (REAL)run->params[0];
 
+    INDEPENDENT
     for (int64_t n = 0; n < batch; ++n) {
         const REAL variance = larger(var[n * var_batch], eps);
         const REAL ratio = scale[n * scale_batch] / variance;

@@ -25,24 +25,24 @@ static const losslib_argument hvp_input_argument = {.name = "hvp_input", .role =
 static const losslib_argument hvp_target_argument = {.name = "hvp_target", .role = LOSSLIB_OUTPUT, .per_sample = 1};
 static const losslib_argument hessian_input_argument = {.name = "hessian_input", .role = LOSSLIB_OUTPUT, .per_sample = 1};
 static const losslib_argument hessian_target_argument = {.name = "hessian_target", .role = LOSSLIB_OUTPUT, .per_sample = 1};
-static const losslib_param margin_param = {"margin", {-INFINITY, INFINITY, 0}};
+static const losslib_param margin_param = {"margin", {-INFINITY, INFINITY, 0}, NULL};
 
 static const losslib_family value_and_grad_family = {7, 1, 0,
     {&input_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument,
      &grad_target_argument},
-    {&margin_param}, {NULL}};
+    {&margin_param}, {NULL}, NULL};
 
 static const losslib_family jvp_family = {5, 1, 0,
     {&input_argument, &target_argument, &direction_input_argument, &rate_argument, &total_rate_argument},
-    {&margin_param}, {NULL}};
+    {&margin_param}, {NULL}, NULL};
 
 static const losslib_family hvp_family = {3, 0, 0,
     {&input_argument, &hvp_input_argument, &hvp_target_argument},
-    {NULL}, {NULL}};
+    {NULL}, {NULL}, NULL};
 
 static const losslib_family hessian_diag_family = {3, 0, 0,
     {&input_argument, &hessian_input_argument, &hessian_target_argument},
-    {NULL}, {NULL}};
+    {NULL}, {NULL}, NULL};
 
 /* Each kernel: its function, which of the function's arrays, scalars and axes it has (a bit each), and what the flags are. A KERNEL
  * is compiled for dense arrays too. */
@@ -76,9 +76,9 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     const REAL margin = (REAL)run->params[0];
 
     accumulator total_loss_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
+    FOR_TILES(first, end, batch) {
         REAL total_loss_tile[TILE];
+        INDEPENDENT
         for (int64_t n = first; n < end; ++n) {
             const int differs = target[n * target_batch] != -1;
             const int differs_2 = target[n * target_batch] != 1;
@@ -105,9 +105,9 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
     const REAL margin = (REAL)run->params[0];
 
     accumulator total_rate_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
+    FOR_TILES(first, end, batch) {
         REAL total_rate_tile[TILE];
+        INDEPENDENT
         for (int64_t n = first; n < end; ++n) {
             const REAL difference = margin - input[n * input_batch];
             const REAL shifted = (target[n * target_batch] != -1 ? direction_input[n * direction_input_batch] : 0) + (target[n * target_batch] != 1 ? -(difference < 0 ? 0 : direction_input[n * direction_input_batch] * step(difference, 1)) : 0);
@@ -125,6 +125,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
     REAL *restrict hvp_input = run->data[1]; const int64_t hvp_input_batch = dense ? 1 : run->steps[1][0]; const int hvp_input_wanted = WANTS(1);
     REAL *restrict hvp_target = run->data[2]; const int64_t hvp_target_batch = dense ? 1 : run->steps[2][0]; const int hvp_target_wanted = WANTS(2);
 
+    INDEPENDENT
     for (int64_t n = 0; n < batch; ++n) {
         if (hvp_input_wanted) hvp_input[n * hvp_input_batch] = 0;
         if (hvp_target_wanted) hvp_target[n * hvp_target_batch] = 0;
@@ -137,6 +138,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
     REAL *restrict hessian_input = run->data[1]; const int64_t hessian_input_batch = dense ? 1 : run->steps[1][0]; const int hessian_input_wanted = WANTS(1);
     REAL *restrict hessian_target = run->data[2]; const int64_t hessian_target_batch = dense ? 1 : run->steps[2][0]; const int hessian_target_wanted = WANTS(2);
 
+    INDEPENDENT
     for (int64_t n = 0; n < batch; ++n) {
         if (hessian_input_wanted) hessian_input[n * hessian_input_batch] = 0;
         if (hessian_target_wanted) hessian_target[n * hessian_target_batch] = 0;

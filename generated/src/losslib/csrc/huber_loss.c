@@ -32,27 +32,27 @@ static const losslib_argument hvp_weight_argument = {.name = "hvp_weight", .role
 static const losslib_argument hessian_input_argument = {.name = "hessian_input", .role = LOSSLIB_OUTPUT, .per_sample = 1};
 static const losslib_argument hessian_target_argument = {.name = "hessian_target", .role = LOSSLIB_OUTPUT, .per_sample = 1};
 static const losslib_argument hessian_weight_argument = {.name = "hessian_weight", .role = LOSSLIB_OUTPUT, .per_sample = 1};
-static const losslib_param delta_param = {"delta", {0.0, INFINITY, 1}};
+static const losslib_param delta_param = {"delta", {0.0, INFINITY, 1}, NULL};
 
 static const losslib_family value_and_grad_family = {9, 1, 0,
     {&input_argument, &target_argument, &weight_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument,
      &grad_target_argument, &grad_weight_argument},
-    {&delta_param}, {NULL}};
+    {&delta_param}, {NULL}, NULL};
 
 static const losslib_family jvp_family = {8, 1, 0,
     {&input_argument, &target_argument, &weight_argument, &direction_input_argument, &direction_target_argument,
      &direction_weight_argument, &rate_argument, &total_rate_argument},
-    {&delta_param}, {NULL}};
+    {&delta_param}, {NULL}, NULL};
 
 static const losslib_family hvp_family = {10, 1, 0,
     {&input_argument, &target_argument, &weight_argument, &scale_argument, &direction_input_argument, &direction_target_argument,
      &direction_weight_argument, &hvp_input_argument, &hvp_target_argument, &hvp_weight_argument},
-    {&delta_param}, {NULL}};
+    {&delta_param}, {NULL}, NULL};
 
 static const losslib_family hessian_diag_family = {7, 1, 0,
     {&input_argument, &target_argument, &weight_argument, &scale_argument, &hessian_input_argument, &hessian_target_argument,
      &hessian_weight_argument},
-    {&delta_param}, {NULL}};
+    {&delta_param}, {NULL}, NULL};
 
 /* Each kernel: its function, which of the function's arrays, scalars and axes it has (a bit each), and what the flags are. A KERNEL
  * is compiled for dense arrays too. */
@@ -89,9 +89,9 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
 
     accumulator total_loss_sum = {0};
     const REAL product = (REAL)0.5 * delta;
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
+    FOR_TILES(first, end, batch) {
         REAL total_loss_tile[TILE];
+        INDEPENDENT
         for (int64_t n = first; n < end; ++n) {
             const REAL error = input[n * input_batch] - target[n * target_batch];
             const REAL abs_error = fabs(error);
@@ -124,9 +124,9 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
 
     accumulator total_rate_sum = {0};
     const REAL product = (REAL)0.5 * delta;
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
+    FOR_TILES(first, end, batch) {
         REAL total_rate_tile[TILE];
+        INDEPENDENT
         for (int64_t n = first; n < end; ++n) {
             const REAL error = input[n * input_batch] - target[n * target_batch];
             const REAL abs_error = fabs(error);
@@ -156,6 +156,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
     REAL *restrict hvp_weight = run->data[9]; const int64_t hvp_weight_batch = dense ? 1 : run->steps[9][0]; const int hvp_weight_wanted = WANTS(9);
     const REAL delta = (REAL)run->params[0];
 
+    INDEPENDENT
     for (int64_t n = 0; n < batch; ++n) {
         const REAL error = input[n * input_batch] - target[n * target_batch];
         const int below = fabs(error) < delta;
@@ -178,6 +179,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
     REAL *restrict hessian_weight = run->data[6]; const int64_t hessian_weight_batch = dense ? 1 : run->steps[6][0]; const int hessian_weight_wanted = WANTS(6);
     const REAL delta = (REAL)run->params[0];
 
+    INDEPENDENT
     for (int64_t n = 0; n < batch; ++n) {
         const REAL error = input[n * input_batch] - target[n * target_batch];
         const REAL product = weight[n * weight_batch] * (REAL)(fabs(error) < delta ? 1 : 0) * scale[n * scale_batch];

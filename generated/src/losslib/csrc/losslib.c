@@ -3,6 +3,7 @@
  * The driver: checks the arrays, walks the batch in chunks that do not depend on the number of threads, and adds the
  * totals of the chunks in order.
  */
+#include <stdlib.h>
 #include <string.h>
 
 #include "losslib_internal.h"
@@ -16,20 +17,51 @@ enum { CHUNKS = 256, GRAIN = 8192, SERIAL = 65536, TOTALS = 4 };
 extern const losslib_kernel losslib_binary_cross_entropy__kernels_f32[], losslib_binary_cross_entropy__kernels_f64[];
 extern const losslib_kernel losslib_binary_cross_entropy_with_logits__kernels_f32[], losslib_binary_cross_entropy_with_logits__kernels_f64[];
 extern const losslib_kernel losslib_cosine_embedding_loss__kernels_f32[], losslib_cosine_embedding_loss__kernels_f64[];
+extern const losslib_kernel losslib_crf_nll__kernels_f32[], losslib_crf_nll__kernels_f64[];
 extern const losslib_kernel losslib_cross_entropy__kernels_f32[], losslib_cross_entropy__kernels_f64[];
+extern const losslib_kernel losslib_ctc_loss__kernels_f32[], losslib_ctc_loss__kernels_f64[];
+extern const losslib_kernel losslib_focal_loss__kernels_f32[], losslib_focal_loss__kernels_f64[];
 extern const losslib_kernel losslib_gaussian_nll_loss__kernels_f32[], losslib_gaussian_nll_loss__kernels_f64[];
 extern const losslib_kernel losslib_hinge_embedding_loss__kernels_f32[], losslib_hinge_embedding_loss__kernels_f64[];
 extern const losslib_kernel losslib_huber_loss__kernels_f32[], losslib_huber_loss__kernels_f64[];
+extern const losslib_kernel losslib_keras_binary_crossentropy__kernels_f32[], losslib_keras_binary_crossentropy__kernels_f64[];
+extern const losslib_kernel losslib_keras_categorical_crossentropy__kernels_f32[], losslib_keras_categorical_crossentropy__kernels_f64[];
+extern const losslib_kernel losslib_keras_hinge__kernels_f32[], losslib_keras_hinge__kernels_f64[];
+extern const losslib_kernel losslib_keras_huber__kernels_f32[], losslib_keras_huber__kernels_f64[];
+extern const losslib_kernel losslib_keras_kl_divergence__kernels_f32[], losslib_keras_kl_divergence__kernels_f64[];
+extern const losslib_kernel losslib_keras_mean_absolute_error__kernels_f32[], losslib_keras_mean_absolute_error__kernels_f64[];
+extern const losslib_kernel losslib_keras_mean_squared_error__kernels_f32[], losslib_keras_mean_squared_error__kernels_f64[];
+extern const losslib_kernel losslib_keras_mean_squared_logarithmic_error__kernels_f32[], losslib_keras_mean_squared_logarithmic_error__kernels_f64[];
+extern const losslib_kernel losslib_keras_poisson__kernels_f32[], losslib_keras_poisson__kernels_f64[];
+extern const losslib_kernel losslib_keras_sparse_categorical_crossentropy__kernels_f32[], losslib_keras_sparse_categorical_crossentropy__kernels_f64[];
+extern const losslib_kernel losslib_keras_squared_hinge__kernels_f32[], losslib_keras_squared_hinge__kernels_f64[];
 extern const losslib_kernel losslib_kl_div__kernels_f32[], losslib_kl_div__kernels_f64[];
 extern const losslib_kernel losslib_l1_loss__kernels_f32[], losslib_l1_loss__kernels_f64[];
 extern const losslib_kernel losslib_margin_ranking_loss__kernels_f32[], losslib_margin_ranking_loss__kernels_f64[];
 extern const losslib_kernel losslib_mse_loss__kernels_f32[], losslib_mse_loss__kernels_f64[];
+extern const losslib_kernel losslib_multi_margin_loss__kernels_f32[], losslib_multi_margin_loss__kernels_f64[];
+extern const losslib_kernel losslib_multilabel_margin_loss__kernels_f32[], losslib_multilabel_margin_loss__kernels_f64[];
 extern const losslib_kernel losslib_multilabel_soft_margin_loss__kernels_f32[], losslib_multilabel_soft_margin_loss__kernels_f64[];
 extern const losslib_kernel losslib_nll_loss__kernels_f32[], losslib_nll_loss__kernels_f64[];
 extern const losslib_kernel losslib_poisson_nll_loss__kernels_f32[], losslib_poisson_nll_loss__kernels_f64[];
+extern const losslib_kernel losslib_rnnt_loss__kernels_f32[], losslib_rnnt_loss__kernels_f64[];
+extern const losslib_kernel losslib_sigmoid_focal_loss__kernels_f32[], losslib_sigmoid_focal_loss__kernels_f64[];
 extern const losslib_kernel losslib_smooth_l1_loss__kernels_f32[], losslib_smooth_l1_loss__kernels_f64[];
+extern const losslib_kernel losslib_soft_dtw__kernels_f32[], losslib_soft_dtw__kernels_f64[];
 extern const losslib_kernel losslib_soft_margin_loss__kernels_f32[], losslib_soft_margin_loss__kernels_f64[];
+extern const losslib_kernel losslib_tf1_absolute_difference__kernels_f32[], losslib_tf1_absolute_difference__kernels_f64[];
+extern const losslib_kernel losslib_tf1_hinge_loss__kernels_f32[], losslib_tf1_hinge_loss__kernels_f64[];
+extern const losslib_kernel losslib_tf1_huber_loss__kernels_f32[], losslib_tf1_huber_loss__kernels_f64[];
+extern const losslib_kernel losslib_tf1_mean_squared_error__kernels_f32[], losslib_tf1_mean_squared_error__kernels_f64[];
+extern const losslib_kernel losslib_tf1_sigmoid_cross_entropy__kernels_f32[], losslib_tf1_sigmoid_cross_entropy__kernels_f64[];
+extern const losslib_kernel losslib_tf1_softmax_cross_entropy__kernels_f32[], losslib_tf1_softmax_cross_entropy__kernels_f64[];
+extern const losslib_kernel losslib_tf_sigmoid_cross_entropy_with_logits__kernels_f32[], losslib_tf_sigmoid_cross_entropy_with_logits__kernels_f64[];
+extern const losslib_kernel losslib_tf_softmax_cross_entropy_with_logits__kernels_f32[], losslib_tf_softmax_cross_entropy_with_logits__kernels_f64[];
+extern const losslib_kernel losslib_tf_sparse_softmax_cross_entropy_with_logits__kernels_f32[], losslib_tf_sparse_softmax_cross_entropy_with_logits__kernels_f64[];
+extern const losslib_kernel losslib_tf_weighted_cross_entropy_with_logits__kernels_f32[], losslib_tf_weighted_cross_entropy_with_logits__kernels_f64[];
+extern const losslib_kernel losslib_triplet_distance_loss__kernels_f32[], losslib_triplet_distance_loss__kernels_f64[];
 extern const losslib_kernel losslib_triplet_margin_loss__kernels_f32[], losslib_triplet_margin_loss__kernels_f64[];
+extern const losslib_kernel losslib_triplet_margin_with_distance_loss__kernels_f32[], losslib_triplet_margin_with_distance_loss__kernels_f64[];
 
 static const struct {
     const char *name;
@@ -38,20 +70,51 @@ static const struct {
     {"binary_cross_entropy", losslib_binary_cross_entropy__kernels_f32, losslib_binary_cross_entropy__kernels_f64},
     {"binary_cross_entropy_with_logits", losslib_binary_cross_entropy_with_logits__kernels_f32, losslib_binary_cross_entropy_with_logits__kernels_f64},
     {"cosine_embedding_loss", losslib_cosine_embedding_loss__kernels_f32, losslib_cosine_embedding_loss__kernels_f64},
+    {"crf_nll", losslib_crf_nll__kernels_f32, losslib_crf_nll__kernels_f64},
     {"cross_entropy", losslib_cross_entropy__kernels_f32, losslib_cross_entropy__kernels_f64},
+    {"ctc_loss", losslib_ctc_loss__kernels_f32, losslib_ctc_loss__kernels_f64},
+    {"focal_loss", losslib_focal_loss__kernels_f32, losslib_focal_loss__kernels_f64},
     {"gaussian_nll_loss", losslib_gaussian_nll_loss__kernels_f32, losslib_gaussian_nll_loss__kernels_f64},
     {"hinge_embedding_loss", losslib_hinge_embedding_loss__kernels_f32, losslib_hinge_embedding_loss__kernels_f64},
     {"huber_loss", losslib_huber_loss__kernels_f32, losslib_huber_loss__kernels_f64},
+    {"keras_binary_crossentropy", losslib_keras_binary_crossentropy__kernels_f32, losslib_keras_binary_crossentropy__kernels_f64},
+    {"keras_categorical_crossentropy", losslib_keras_categorical_crossentropy__kernels_f32, losslib_keras_categorical_crossentropy__kernels_f64},
+    {"keras_hinge", losslib_keras_hinge__kernels_f32, losslib_keras_hinge__kernels_f64},
+    {"keras_huber", losslib_keras_huber__kernels_f32, losslib_keras_huber__kernels_f64},
+    {"keras_kl_divergence", losslib_keras_kl_divergence__kernels_f32, losslib_keras_kl_divergence__kernels_f64},
+    {"keras_mean_absolute_error", losslib_keras_mean_absolute_error__kernels_f32, losslib_keras_mean_absolute_error__kernels_f64},
+    {"keras_mean_squared_error", losslib_keras_mean_squared_error__kernels_f32, losslib_keras_mean_squared_error__kernels_f64},
+    {"keras_mean_squared_logarithmic_error", losslib_keras_mean_squared_logarithmic_error__kernels_f32, losslib_keras_mean_squared_logarithmic_error__kernels_f64},
+    {"keras_poisson", losslib_keras_poisson__kernels_f32, losslib_keras_poisson__kernels_f64},
+    {"keras_sparse_categorical_crossentropy", losslib_keras_sparse_categorical_crossentropy__kernels_f32, losslib_keras_sparse_categorical_crossentropy__kernels_f64},
+    {"keras_squared_hinge", losslib_keras_squared_hinge__kernels_f32, losslib_keras_squared_hinge__kernels_f64},
     {"kl_div", losslib_kl_div__kernels_f32, losslib_kl_div__kernels_f64},
     {"l1_loss", losslib_l1_loss__kernels_f32, losslib_l1_loss__kernels_f64},
     {"margin_ranking_loss", losslib_margin_ranking_loss__kernels_f32, losslib_margin_ranking_loss__kernels_f64},
     {"mse_loss", losslib_mse_loss__kernels_f32, losslib_mse_loss__kernels_f64},
+    {"multi_margin_loss", losslib_multi_margin_loss__kernels_f32, losslib_multi_margin_loss__kernels_f64},
+    {"multilabel_margin_loss", losslib_multilabel_margin_loss__kernels_f32, losslib_multilabel_margin_loss__kernels_f64},
     {"multilabel_soft_margin_loss", losslib_multilabel_soft_margin_loss__kernels_f32, losslib_multilabel_soft_margin_loss__kernels_f64},
     {"nll_loss", losslib_nll_loss__kernels_f32, losslib_nll_loss__kernels_f64},
     {"poisson_nll_loss", losslib_poisson_nll_loss__kernels_f32, losslib_poisson_nll_loss__kernels_f64},
+    {"rnnt_loss", losslib_rnnt_loss__kernels_f32, losslib_rnnt_loss__kernels_f64},
+    {"sigmoid_focal_loss", losslib_sigmoid_focal_loss__kernels_f32, losslib_sigmoid_focal_loss__kernels_f64},
     {"smooth_l1_loss", losslib_smooth_l1_loss__kernels_f32, losslib_smooth_l1_loss__kernels_f64},
+    {"soft_dtw", losslib_soft_dtw__kernels_f32, losslib_soft_dtw__kernels_f64},
     {"soft_margin_loss", losslib_soft_margin_loss__kernels_f32, losslib_soft_margin_loss__kernels_f64},
+    {"tf1_absolute_difference", losslib_tf1_absolute_difference__kernels_f32, losslib_tf1_absolute_difference__kernels_f64},
+    {"tf1_hinge_loss", losslib_tf1_hinge_loss__kernels_f32, losslib_tf1_hinge_loss__kernels_f64},
+    {"tf1_huber_loss", losslib_tf1_huber_loss__kernels_f32, losslib_tf1_huber_loss__kernels_f64},
+    {"tf1_mean_squared_error", losslib_tf1_mean_squared_error__kernels_f32, losslib_tf1_mean_squared_error__kernels_f64},
+    {"tf1_sigmoid_cross_entropy", losslib_tf1_sigmoid_cross_entropy__kernels_f32, losslib_tf1_sigmoid_cross_entropy__kernels_f64},
+    {"tf1_softmax_cross_entropy", losslib_tf1_softmax_cross_entropy__kernels_f32, losslib_tf1_softmax_cross_entropy__kernels_f64},
+    {"tf_sigmoid_cross_entropy_with_logits", losslib_tf_sigmoid_cross_entropy_with_logits__kernels_f32, losslib_tf_sigmoid_cross_entropy_with_logits__kernels_f64},
+    {"tf_softmax_cross_entropy_with_logits", losslib_tf_softmax_cross_entropy_with_logits__kernels_f32, losslib_tf_softmax_cross_entropy_with_logits__kernels_f64},
+    {"tf_sparse_softmax_cross_entropy_with_logits", losslib_tf_sparse_softmax_cross_entropy_with_logits__kernels_f32, losslib_tf_sparse_softmax_cross_entropy_with_logits__kernels_f64},
+    {"tf_weighted_cross_entropy_with_logits", losslib_tf_weighted_cross_entropy_with_logits__kernels_f32, losslib_tf_weighted_cross_entropy_with_logits__kernels_f64},
+    {"triplet_distance_loss", losslib_triplet_distance_loss__kernels_f32, losslib_triplet_distance_loss__kernels_f64},
     {"triplet_margin_loss", losslib_triplet_margin_loss__kernels_f32, losslib_triplet_margin_loss__kernels_f64},
+    {"triplet_margin_with_distance_loss", losslib_triplet_margin_with_distance_loss__kernels_f32, losslib_triplet_margin_with_distance_loss__kernels_f64},
 };
 
 const losslib_kernel *losslib_find(const char *name, const int bytes)
@@ -122,9 +185,11 @@ typedef struct walk {
     int64_t sizes[LOSSLIB_AXES];
     double params[LOSSLIB_PARAMS];
     uint64_t wanted;
+    losslib_cell *scratch;
 } walk;
 
-static const double nothing = 0;            /* what an input is that a kernel does not have: of any type */
+/* What an input is that a kernel does not have, or that has no elements: of any type. */
+static const double nothing = 0;
 
 /* The length of an axis, by name. */
 static int64_t size_of(const walk *w, const char *axis)
@@ -158,6 +223,8 @@ static void place(const losslib_kernel *kernel, const losslib_call *call, walk *
         for (int a = 0; a < argument->axes; ++a)
             w->steps[k][(argument->per_sample ? 1 : 0) + a] = given ? call->axis_strides[w->count][a] : 0;
         if (given) w->has[w->count++] = k;
+        for (int a = 0; given && argument->role < LOSSLIB_OUTPUT && a < argument->axes; ++a)
+            if (size_of(w, argument->axis[a]) == 0) w->data[k] = (void *)(uintptr_t)&nothing;
     }
 }
 
@@ -196,7 +263,7 @@ static int is_dense(const walk *w)
         if (output && (w->data[k] == NULL) != argument->seldom) return 0;
         if (argument->seldom) continue;
         if (w->family->axes > 0 && argument->axes > 0) {
-            if (w->steps[k][argument->per_sample + argument->axes - 1] != 1) return 0;
+            if (w->steps[k][argument->per_sample + argument->axes - 1] != !argument->optional) return 0;
         } else if (w->family->axes == 0 && argument->per_sample) {
             if (w->steps[k][0] != !(argument->optional || argument->role == LOSSLIB_SCALE)) return 0;
         }
@@ -214,6 +281,7 @@ static int visit(const walk *w, int64_t begin, const int64_t end, accumulator *t
     run.sizes = w->sizes;
     run.params = w->params;
     run.wanted = w->wanted;
+    run.scratch = w->scratch;
     memcpy(run.data, w->data, sizeof *run.data * (size_t)w->family->arguments);
     const int last = w->ndim - 1;
     while (begin < end) {
@@ -250,7 +318,7 @@ static int run_any(const walk *w, const int argument, const int64_t batch, const
 static int run_dense(const walk *w, const int argument, const int64_t batch, const losslib_run *run)
 {
     (void)argument;
-    w->kernel->dense(batch, run);
+    w->kernel->dense[losslib_level()](batch, run);
     return LOSSLIB_OK;
 }
 
@@ -259,7 +327,15 @@ static int outside(const losslib_domain *domain, const double value)
     return value < domain->low || value > domain->high || (domain->open_low && value == domain->low);
 }
 
-/* Is every element of an argument of this run allowed? */
+/* The place in the family of the argument of a name. */
+static int argument_called(const walk *w, const char *name)
+{
+    for (int k = 0; k < w->family->arguments; ++k)
+        if (strcmp(w->family->argument[k]->name, name) == 0) return k;
+    return -1;
+}
+
+/* Is every element of an argument of this run allowed? What lies behind a sample's length may be anything. */
 static int check_run(const walk *w, const int k, const int64_t batch, const losslib_run *run)
 {
     const losslib_argument *argument = w->family->argument[k];
@@ -267,14 +343,17 @@ static int check_run(const walk *w, const int k, const int64_t batch, const loss
     const char *data = run->data[k];
     const int axes = argument->axes, first = argument->per_sample ? 1 : 0;
     int64_t cells = 1, limit = 0, ignored = -1;
+    const int length = argument->length != NULL ? argument_called(w, argument->length) : -1;
     if (argument->integer) {
-        limit = size_of(w, argument->into);
+        limit = argument->measures != NULL ? size_of(w, argument->measures) + 1 : size_of(w, argument->into);
         for (int p = 0; argument->ignore != NULL && p < w->family->params; ++p)
             if (strcmp(w->family->param[p]->name, argument->ignore) == 0) ignored = (int64_t)run->params[p];
     }
     for (int a = 0; a < axes; ++a) cells *= size_of(w, argument->axis[a]);
     for (int64_t n = 0; n < (argument->per_sample ? batch : 1); ++n)
         for (int64_t cell = 0; cell < cells; ++cell) {
+            if (length >= 0 && cell % size_of(w, argument->axis[axes - 1]) >= ((const int64_t *)run->data[length])[n * run->steps[length][0]])
+                continue;
             int64_t offset = argument->per_sample ? n * steps[0] : 0, rest = cell;
             for (int a = axes - 1; a >= 0; --a) {
                 const int64_t size = size_of(w, argument->axis[a]);
@@ -298,7 +377,10 @@ static int check(const walk *w, losslib_call *call)
     call->bad = w->count;
     for (int k = 0; k < w->family->params; ++k)
         if (w->kernel->params >> k & 1) {
-            if (outside(&w->family->param[k]->domain, w->params[k])) return LOSSLIB_VALUE_OUT_OF_DOMAIN;
+            const losslib_param *param = w->family->param[k];
+            if (outside(&param->domain, w->params[k])) return LOSSLIB_VALUE_OUT_OF_DOMAIN;
+            if (param->into != NULL && !(w->params[k] >= 0 && w->params[k] < (double)size_of(w, param->into)))
+                return LOSSLIB_INDEX_OUT_OF_RANGE;
             ++call->bad;
         }
     for (int i = 0; i < w->count; ++i) {
@@ -306,7 +388,7 @@ static int check(const walk *w, losslib_call *call)
         const losslib_argument *argument = w->family->argument[k];
         call->bad = i;
         if (w->data[k] == NULL && argument->role != LOSSLIB_OUTPUT && w->samples > 0) return LOSSLIB_BAD_CALL;
-        if (argument->role != LOSSLIB_INPUT || !(argument->integer ? argument->into != NULL : argument->bounded)) continue;
+        if (argument->role != LOSSLIB_INPUT || !(argument->integer ? argument->into != NULL || argument->measures != NULL : argument->bounded)) continue;
         const int status = visit(w, 0, argument->per_sample ? w->samples : (w->samples > 0), NULL, check_run, k);
         if (status != LOSSLIB_OK) return status;
     }
@@ -317,6 +399,7 @@ int losslib_compute(const losslib_kernel *kernel, losslib_call *call)
 {
     if (call->ndim < 0 || call->ndim > LOSSLIB_DIMS) return LOSSLIB_BAD_CALL;
     walk w;
+    w.scratch = NULL;
     place(kernel, call, &w);
     collapse(call, &w);
     const int status = check(&w, call);
@@ -338,15 +421,29 @@ int losslib_compute(const losslib_kernel *kernel, losslib_call *call)
     const int alone = shared || chunks == 1 || w.samples * row < SERIAL || call->threads < 1;
     const int threads = alone ? 1 : call->threads;
     (void)threads;
-    const visitor compute = kernel->dense != NULL && is_dense(&w) ? run_dense : run_any;
+    const int64_t cells = w.family->cells == NULL ? 0 : w.family->cells(w.sizes);
+    losslib_cell *scratch = NULL;
+    if (cells > 0) {
+        if (cells > PTRDIFF_MAX / (int64_t)sizeof *scratch / threads) return LOSSLIB_NO_MEMORY;
+        scratch = malloc((size_t)cells * (size_t)threads * sizeof *scratch);
+        if (scratch == NULL) return LOSSLIB_NO_MEMORY;
+    }
+    const visitor compute = kernel->dense[0] != NULL && is_dense(&w) ? run_dense : run_any;
 
 #ifdef _OPENMP
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
 #endif
     for (int c = 0; c < chunks; ++c) {
         const int64_t begin = c * chunk, end = begin + chunk < w.samples ? begin + chunk : w.samples;
-        visit(&w, begin, end, partial[c], compute, 0);
+        walk mine = w;
+#ifdef _OPENMP
+        if (cells > 0) mine.scratch = scratch + cells * omp_get_thread_num();
+#else
+        mine.scratch = scratch;
+#endif
+        visit(&mine, begin, end, partial[c], compute, 0);
     }
+    free(scratch);
     for (int i = 0, total = 0; i < w.count; ++i)
         if (w.family->argument[w.has[i]]->role == LOSSLIB_TOTAL) {
             for (int c = 0; c < chunks; ++c) add(w.data[w.has[i]], &partial[c][total]);

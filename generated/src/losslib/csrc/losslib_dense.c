@@ -173,6 +173,20 @@ int NAME(losslib_cosine_embedding_loss)(
     return dense_compute(&(const dense_call){"cosine_embedding_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
 }
 
+int NAME(losslib_crf_nll)(
+    int64_t batch, int64_t time, int64_t tags,
+    const REAL *emissions, const REAL *transitions, const int64_t *lengths, const int64_t *target,
+    losslib_reduction reduction,
+    REAL *loss, REAL *grad_emissions)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"time", NULL, (double)time}, {"tags", NULL, (double)tags}, {"emissions", emissions, NAN},
+                                {"transitions", transitions, NAN}, {"lengths", lengths, NAN}, {"target", target, NAN},
+                                {"grad_emissions", grad_emissions, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"crf_nll", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
 int NAME(losslib_cross_entropy__target_index)(
     int64_t batch, int64_t classes,
     const REAL *input, const int64_t *target, const REAL *weight,
@@ -199,6 +213,37 @@ int NAME(losslib_cross_entropy__target_real)(
                                 {"weight", weight, 1.0}, {"label_smoothing", NULL, (double)label_smoothing},
                                 {"grad_input", grad_input, 0}, {NULL, NULL, 0}};
     return dense_compute(&(const dense_call){"cross_entropy", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
+int NAME(losslib_ctc_loss)(
+    int64_t batch, int64_t time, int64_t classes, int64_t labels,
+    const REAL *log_probs, const int64_t *input_lengths, const int64_t *target_lengths, const int64_t *targets,
+    int64_t blank, int64_t zero_infinity, int64_t normalized, losslib_reduction reduction,
+    REAL *loss, REAL *grad_log_probs)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"time", NULL, (double)time}, {"classes", NULL, (double)classes}, {"labels", NULL, (double)labels},
+                                {"log_probs", log_probs, NAN}, {"input_lengths", input_lengths, NAN},
+                                {"target_lengths", target_lengths, NAN}, {"targets", targets, NAN}, {"blank", NULL, (double)blank},
+                                {"zero_infinity", NULL, (double)zero_infinity}, {"normalized", NULL, (double)normalized},
+                                {"reduction_is_mean", NULL, (double)(reduction == LOSSLIB_MEAN)}, {"grad_log_probs", grad_log_probs, 0},
+                                {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"ctc_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
+int NAME(losslib_focal_loss)(
+    int64_t batch, int64_t classes,
+    const REAL *input, const int64_t *target, const REAL *weight,
+    double gamma, int64_t ignore_index, losslib_reduction reduction,
+    REAL *loss, REAL *grad_input)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"classes", NULL, (double)classes}, {"input", input, NAN}, {"target", target, NAN},
+                                {"weight", weight, 1.0}, {"gamma", NULL, (double)gamma}, {"ignore_index", NULL, (double)ignore_index},
+                                {"grad_input", grad_input, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"focal_loss", variant, sizeof(REAL), batch, items, reduction, 0}, loss);
 }
 
 int NAME(losslib_gaussian_nll_loss)(
@@ -238,6 +283,157 @@ int NAME(losslib_huber_loss)(
     const dense_item items[] = {{"input", input, NAN}, {"target", target, NAN}, {"weight", weight, 1.0}, {"delta", NULL, (double)delta},
                                 {"grad_input", grad_input, 0}, {NULL, NULL, 0}};
     return dense_compute(&(const dense_call){"huber_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
+int NAME(losslib_keras_binary_crossentropy)(
+    int64_t batch, int64_t features,
+    const REAL *y_true, const REAL *y_pred, const REAL *sample_weight,
+    int from_logits, double label_smoothing, double epsilon, losslib_reduction reduction,
+    REAL *loss, REAL *grad_y_pred)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", from_logits ? "__from_logits_yes" : "__from_logits_no", NULL};
+    const dense_item items[] = {{"features", NULL, (double)features}, {"y_true", y_true, NAN}, {"y_pred", y_pred, NAN},
+                                {"sample_weight", sample_weight, 1.0}, {"from_logits", NULL, (double)from_logits},
+                                {"label_smoothing", NULL, (double)label_smoothing}, {"epsilon", NULL, (double)epsilon},
+                                {"grad_y_pred", grad_y_pred, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"keras_binary_crossentropy", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
+int NAME(losslib_keras_categorical_crossentropy)(
+    int64_t batch, int64_t features,
+    const REAL *y_true, const REAL *y_pred, const REAL *sample_weight,
+    int from_logits, double label_smoothing, double epsilon, losslib_reduction reduction,
+    REAL *loss, REAL *grad_y_pred)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", from_logits ? "__from_logits_yes" : "__from_logits_no", NULL};
+    const dense_item items[] = {{"features", NULL, (double)features}, {"y_true", y_true, NAN}, {"y_pred", y_pred, NAN},
+                                {"sample_weight", sample_weight, 1.0}, {"from_logits", NULL, (double)from_logits},
+                                {"label_smoothing", NULL, (double)label_smoothing}, {"epsilon", NULL, (double)epsilon},
+                                {"grad_y_pred", grad_y_pred, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"keras_categorical_crossentropy", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
+int NAME(losslib_keras_hinge)(
+    int64_t batch, int64_t features,
+    const REAL *y_true, const REAL *y_pred, const REAL *sample_weight,
+    losslib_reduction reduction,
+    REAL *loss, REAL *grad_y_pred)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"features", NULL, (double)features}, {"y_true", y_true, NAN}, {"y_pred", y_pred, NAN},
+                                {"sample_weight", sample_weight, 1.0}, {"grad_y_pred", grad_y_pred, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"keras_hinge", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
+int NAME(losslib_keras_huber)(
+    int64_t batch, int64_t features,
+    const REAL *y_true, const REAL *y_pred, const REAL *sample_weight,
+    double delta, losslib_reduction reduction,
+    REAL *loss, REAL *grad_y_pred)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"features", NULL, (double)features}, {"y_true", y_true, NAN}, {"y_pred", y_pred, NAN},
+                                {"sample_weight", sample_weight, 1.0}, {"delta", NULL, (double)delta}, {"grad_y_pred", grad_y_pred, 0},
+                                {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"keras_huber", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
+int NAME(losslib_keras_kl_divergence)(
+    int64_t batch, int64_t features,
+    const REAL *y_true, const REAL *y_pred, const REAL *sample_weight,
+    double epsilon, losslib_reduction reduction,
+    REAL *loss, REAL *grad_y_pred)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"features", NULL, (double)features}, {"y_true", y_true, NAN}, {"y_pred", y_pred, NAN},
+                                {"sample_weight", sample_weight, 1.0}, {"epsilon", NULL, (double)epsilon},
+                                {"grad_y_pred", grad_y_pred, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"keras_kl_divergence", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
+int NAME(losslib_keras_mean_absolute_error)(
+    int64_t batch, int64_t features,
+    const REAL *y_true, const REAL *y_pred, const REAL *sample_weight,
+    losslib_reduction reduction,
+    REAL *loss, REAL *grad_y_pred)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"features", NULL, (double)features}, {"y_true", y_true, NAN}, {"y_pred", y_pred, NAN},
+                                {"sample_weight", sample_weight, 1.0}, {"grad_y_pred", grad_y_pred, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"keras_mean_absolute_error", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
+int NAME(losslib_keras_mean_squared_error)(
+    int64_t batch, int64_t features,
+    const REAL *y_true, const REAL *y_pred, const REAL *sample_weight,
+    losslib_reduction reduction,
+    REAL *loss, REAL *grad_y_pred)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"features", NULL, (double)features}, {"y_true", y_true, NAN}, {"y_pred", y_pred, NAN},
+                                {"sample_weight", sample_weight, 1.0}, {"grad_y_pred", grad_y_pred, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"keras_mean_squared_error", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
+int NAME(losslib_keras_mean_squared_logarithmic_error)(
+    int64_t batch, int64_t features,
+    const REAL *y_true, const REAL *y_pred, const REAL *sample_weight,
+    losslib_reduction reduction,
+    REAL *loss, REAL *grad_y_pred)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"features", NULL, (double)features}, {"y_true", y_true, NAN}, {"y_pred", y_pred, NAN},
+                                {"sample_weight", sample_weight, 1.0}, {"grad_y_pred", grad_y_pred, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"keras_mean_squared_logarithmic_error", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
+int NAME(losslib_keras_poisson)(
+    int64_t batch, int64_t features,
+    const REAL *y_true, const REAL *y_pred, const REAL *sample_weight,
+    double epsilon, losslib_reduction reduction,
+    REAL *loss, REAL *grad_y_pred)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"features", NULL, (double)features}, {"y_true", y_true, NAN}, {"y_pred", y_pred, NAN},
+                                {"sample_weight", sample_weight, 1.0}, {"epsilon", NULL, (double)epsilon},
+                                {"grad_y_pred", grad_y_pred, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"keras_poisson", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
+int NAME(losslib_keras_sparse_categorical_crossentropy)(
+    int64_t batch, int64_t classes,
+    const int64_t *y_true, const REAL *y_pred,
+    int from_logits, double epsilon, int64_t ignore_class, losslib_reduction reduction,
+    REAL *loss, REAL *grad_y_pred)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", from_logits ? "__from_logits_yes" : "__from_logits_no", NULL};
+    const dense_item items[] = {{"classes", NULL, (double)classes}, {"y_true", y_true, NAN}, {"y_pred", y_pred, NAN},
+                                {"from_logits", NULL, (double)from_logits}, {"epsilon", NULL, (double)epsilon},
+                                {"ignore_class", NULL, (double)ignore_class}, {"grad_y_pred", grad_y_pred, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"keras_sparse_categorical_crossentropy", variant, sizeof(REAL), batch, items, reduction, 0}, loss);
+}
+
+int NAME(losslib_keras_squared_hinge)(
+    int64_t batch, int64_t features,
+    const REAL *y_true, const REAL *y_pred, const REAL *sample_weight,
+    losslib_reduction reduction,
+    REAL *loss, REAL *grad_y_pred)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"features", NULL, (double)features}, {"y_true", y_true, NAN}, {"y_pred", y_pred, NAN},
+                                {"sample_weight", sample_weight, 1.0}, {"grad_y_pred", grad_y_pred, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"keras_squared_hinge", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
 }
 
 int NAME(losslib_kl_div)(
@@ -292,6 +488,33 @@ int NAME(losslib_mse_loss)(
     return dense_compute(&(const dense_call){"mse_loss", variant, sizeof(REAL), batch, items, reduction, 0}, loss);
 }
 
+int NAME(losslib_multi_margin_loss)(
+    int64_t batch, int64_t classes,
+    const REAL *input, const int64_t *target, const REAL *weight,
+    double p, double margin, losslib_reduction reduction,
+    REAL *loss, REAL *grad_input)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", p == 1.0 ? "__p_1" : p == 2.0 ? "__p_2" : "__p_general", NULL};
+    const dense_item items[] = {{"classes", NULL, (double)classes}, {"input", input, NAN}, {"target", target, NAN},
+                                {"weight", weight, 1.0}, {"p", NULL, (double)p}, {"margin", NULL, (double)margin},
+                                {"grad_input", grad_input, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"multi_margin_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
+int NAME(losslib_multilabel_margin_loss)(
+    int64_t batch, int64_t classes,
+    const REAL *input, const int64_t *target,
+    losslib_reduction reduction,
+    REAL *loss, REAL *grad_input)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"classes", NULL, (double)classes}, {"input", input, NAN}, {"target", target, NAN},
+                                {"grad_input", grad_input, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"multilabel_margin_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
 int NAME(losslib_multilabel_soft_margin_loss)(
     int64_t batch, int64_t classes,
     const REAL *input, const REAL *target, const REAL *weight,
@@ -332,6 +555,34 @@ int NAME(losslib_poisson_nll_loss)(
     return dense_compute(&(const dense_call){"poisson_nll_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
 }
 
+int NAME(losslib_rnnt_loss)(
+    int64_t batch, int64_t time, int64_t steps, int64_t classes, int64_t labels,
+    const REAL *logits, const int64_t *logit_lengths, const int64_t *target_lengths, const int64_t *targets,
+    int64_t blank, losslib_reduction reduction,
+    REAL *loss, REAL *grad_logits)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"time", NULL, (double)time}, {"steps", NULL, (double)steps}, {"classes", NULL, (double)classes},
+                                {"labels", NULL, (double)labels}, {"logits", logits, NAN}, {"logit_lengths", logit_lengths, NAN},
+                                {"target_lengths", target_lengths, NAN}, {"targets", targets, NAN}, {"blank", NULL, (double)blank},
+                                {"grad_logits", grad_logits, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"rnnt_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
+int NAME(losslib_sigmoid_focal_loss)(
+    int64_t batch,
+    const REAL *input, const REAL *target,
+    double alpha, double gamma, losslib_reduction reduction,
+    REAL *loss, REAL *grad_input)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"input", input, NAN}, {"target", target, NAN}, {"alpha", NULL, (double)alpha},
+                                {"gamma", NULL, (double)gamma}, {"grad_input", grad_input, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"sigmoid_focal_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
 int NAME(losslib_smooth_l1_loss)(
     int64_t batch,
     const REAL *input, const REAL *target,
@@ -345,6 +596,21 @@ int NAME(losslib_smooth_l1_loss)(
     return dense_compute(&(const dense_call){"smooth_l1_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
 }
 
+int NAME(losslib_soft_dtw)(
+    int64_t batch, int64_t left, int64_t features, int64_t right,
+    const REAL *input, const REAL *target, const int64_t *input_lengths, const int64_t *target_lengths,
+    double smoothing, losslib_reduction reduction,
+    REAL *loss, REAL *grad_input, REAL *grad_target)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"left", NULL, (double)left}, {"features", NULL, (double)features}, {"right", NULL, (double)right},
+                                {"input", input, NAN}, {"target", target, NAN}, {"input_lengths", input_lengths, NAN},
+                                {"target_lengths", target_lengths, NAN}, {"smoothing", NULL, (double)smoothing},
+                                {"grad_input", grad_input, 0}, {"grad_target", grad_target, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"soft_dtw", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
 int NAME(losslib_soft_margin_loss)(
     int64_t batch,
     const REAL *input, const REAL *target,
@@ -355,6 +621,150 @@ int NAME(losslib_soft_margin_loss)(
     const char *const variant[] = {"", NULL};
     const dense_item items[] = {{"input", input, NAN}, {"target", target, NAN}, {"grad_input", grad_input, 0}, {NULL, NULL, 0}};
     return dense_compute(&(const dense_call){"soft_margin_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
+int NAME(losslib_tf1_absolute_difference)(
+    int64_t batch,
+    const REAL *labels, const REAL *predictions, const REAL *weights,
+    losslib_reduction reduction,
+    REAL *loss, REAL *grad_predictions)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"labels", labels, NAN}, {"predictions", predictions, NAN}, {"weights", weights, 1.0},
+                                {"grad_predictions", grad_predictions, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"tf1_absolute_difference", variant, sizeof(REAL), batch, items, reduction, 0}, loss);
+}
+
+int NAME(losslib_tf1_hinge_loss)(
+    int64_t batch,
+    const REAL *labels, const REAL *logits, const REAL *weights,
+    losslib_reduction reduction,
+    REAL *loss, REAL *grad_logits)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"labels", labels, NAN}, {"logits", logits, NAN}, {"weights", weights, 1.0},
+                                {"grad_logits", grad_logits, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"tf1_hinge_loss", variant, sizeof(REAL), batch, items, reduction, 0}, loss);
+}
+
+int NAME(losslib_tf1_huber_loss)(
+    int64_t batch,
+    const REAL *labels, const REAL *predictions, const REAL *weights,
+    double delta, losslib_reduction reduction,
+    REAL *loss, REAL *grad_predictions)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"labels", labels, NAN}, {"predictions", predictions, NAN}, {"weights", weights, 1.0},
+                                {"delta", NULL, (double)delta}, {"grad_predictions", grad_predictions, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"tf1_huber_loss", variant, sizeof(REAL), batch, items, reduction, 0}, loss);
+}
+
+int NAME(losslib_tf1_mean_squared_error)(
+    int64_t batch,
+    const REAL *labels, const REAL *predictions, const REAL *weights,
+    losslib_reduction reduction,
+    REAL *loss, REAL *grad_predictions)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"labels", labels, NAN}, {"predictions", predictions, NAN}, {"weights", weights, 1.0},
+                                {"grad_predictions", grad_predictions, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"tf1_mean_squared_error", variant, sizeof(REAL), batch, items, reduction, 0}, loss);
+}
+
+int NAME(losslib_tf1_sigmoid_cross_entropy)(
+    int64_t batch,
+    const REAL *multi_class_labels, const REAL *logits, const REAL *weights,
+    double label_smoothing, losslib_reduction reduction,
+    REAL *loss, REAL *grad_logits)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"multi_class_labels", multi_class_labels, NAN}, {"logits", logits, NAN}, {"weights", weights, 1.0},
+                                {"label_smoothing", NULL, (double)label_smoothing}, {"grad_logits", grad_logits, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"tf1_sigmoid_cross_entropy", variant, sizeof(REAL), batch, items, reduction, 0}, loss);
+}
+
+int NAME(losslib_tf1_softmax_cross_entropy)(
+    int64_t batch, int64_t classes,
+    const REAL *onehot_labels, const REAL *logits, const REAL *weights,
+    double label_smoothing, losslib_reduction reduction,
+    REAL *loss, REAL *grad_logits)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"classes", NULL, (double)classes}, {"onehot_labels", onehot_labels, NAN}, {"logits", logits, NAN},
+                                {"weights", weights, 1.0}, {"label_smoothing", NULL, (double)label_smoothing},
+                                {"grad_logits", grad_logits, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"tf1_softmax_cross_entropy", variant, sizeof(REAL), batch, items, reduction, 0}, loss);
+}
+
+int NAME(losslib_tf_sigmoid_cross_entropy_with_logits)(
+    int64_t batch,
+    const REAL *labels, const REAL *logits,
+    losslib_reduction reduction,
+    REAL *loss, REAL *grad_logits)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"labels", labels, NAN}, {"logits", logits, NAN}, {"grad_logits", grad_logits, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"tf_sigmoid_cross_entropy_with_logits", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
+int NAME(losslib_tf_softmax_cross_entropy_with_logits)(
+    int64_t batch, int64_t classes,
+    const REAL *labels, const REAL *logits,
+    losslib_reduction reduction,
+    REAL *loss, REAL *grad_logits)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"classes", NULL, (double)classes}, {"labels", labels, NAN}, {"logits", logits, NAN},
+                                {"grad_logits", grad_logits, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"tf_softmax_cross_entropy_with_logits", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
+int NAME(losslib_tf_sparse_softmax_cross_entropy_with_logits)(
+    int64_t batch, int64_t classes,
+    const REAL *logits, const int64_t *labels,
+    losslib_reduction reduction,
+    REAL *loss, REAL *grad_logits)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"classes", NULL, (double)classes}, {"logits", logits, NAN}, {"labels", labels, NAN},
+                                {"grad_logits", grad_logits, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"tf_sparse_softmax_cross_entropy_with_logits", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
+int NAME(losslib_tf_weighted_cross_entropy_with_logits)(
+    int64_t batch,
+    const REAL *labels, const REAL *logits, const REAL *pos_weight,
+    losslib_reduction reduction,
+    REAL *loss, REAL *grad_logits)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"labels", labels, NAN}, {"logits", logits, NAN}, {"pos_weight", pos_weight, NAN},
+                                {"grad_logits", grad_logits, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"tf_weighted_cross_entropy_with_logits", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
+int NAME(losslib_triplet_distance_loss)(
+    int64_t batch,
+    const REAL *to_positive, const REAL *to_negative, const REAL *between,
+    double margin, int swap, losslib_reduction reduction,
+    REAL *loss, REAL *grad_to_positive, REAL *grad_to_negative)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", swap ? "__swap_yes" : "__swap_no", NULL};
+    const dense_item items[] = {{"to_positive", to_positive, NAN}, {"to_negative", to_negative, NAN}, {"between", between, 1.0},
+                                {"margin", NULL, (double)margin}, {"swap", NULL, (double)swap}, {"grad_to_positive", grad_to_positive, 0},
+                                {"grad_to_negative", grad_to_negative, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"triplet_distance_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
 }
 
 int NAME(losslib_triplet_margin_loss)(
@@ -370,5 +780,20 @@ int NAME(losslib_triplet_margin_loss)(
                                 {"eps", NULL, (double)eps}, {"swap", NULL, (double)swap}, {"grad_anchor", grad_anchor, 0},
                                 {"grad_positive", grad_positive, 0}, {"grad_negative", grad_negative, 0}, {NULL, NULL, 0}};
     return dense_compute(&(const dense_call){"triplet_margin_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
+int NAME(losslib_triplet_margin_with_distance_loss)(
+    int64_t batch, int64_t features,
+    const REAL *anchor, const REAL *positive, const REAL *negative,
+    double margin, int swap, losslib_reduction reduction,
+    REAL *loss, REAL *grad_anchor, REAL *grad_positive, REAL *grad_negative)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", swap ? "__swap_yes" : "__swap_no", NULL};
+    const dense_item items[] = {{"features", NULL, (double)features}, {"anchor", anchor, NAN}, {"positive", positive, NAN},
+                                {"negative", negative, NAN}, {"margin", NULL, (double)margin}, {"swap", NULL, (double)swap},
+                                {"grad_anchor", grad_anchor, 0}, {"grad_positive", grad_positive, 0}, {"grad_negative", grad_negative, 0},
+                                {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"triplet_margin_with_distance_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
 }
 #endif

@@ -9,9 +9,16 @@
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 #include <tgmath.h>
 
 #include "losslib.h"
+
+/* A cell of a table that a loss computes. */
+typedef union losslib_cell {
+    double real;
+    int64_t integer;
+} losslib_cell;
 
 /* One run of samples, for the function of a family: where each of its arguments starts, and its strides (of the batch, then of its
  * axes). An input that the kernel does not have is one 0 that all samples share. */
@@ -21,6 +28,7 @@ typedef struct losslib_run {
     const int64_t *sizes;
     const double *params;
     uint64_t wanted;          /* the arguments that are given, a bit each */
+    losslib_cell *scratch;    /* memory for the tables of one sample */
 } losslib_run;
 
 typedef struct losslib_domain {
@@ -39,6 +47,8 @@ typedef struct losslib_argument {
     const char *axis[LOSSLIB_AXES];
     const char *into;         /* an index: the axis whose length its values must stay below */
     const char *ignore;       /* an index: the scalar that it may equal all the same */
+    const char *measures;     /* a length: the axis whose length it may not exceed */
+    const char *length;       /* the argument that says how much of the last axis belongs to a sample */
     int bounded;
     losslib_domain domain;
 } losslib_argument;
@@ -46,6 +56,7 @@ typedef struct losslib_argument {
 typedef struct losslib_param {
     const char *name;
     losslib_domain domain;
+    const char *into;         /* the axis that it points into */
 } losslib_param;
 
 /* What the kernels of one function have, all of them together. */
@@ -54,7 +65,25 @@ typedef struct losslib_family {
     const losslib_argument *argument[LOSSLIB_ARGUMENTS];
     const losslib_param *param[LOSSLIB_PARAMS];
     const char *axis[LOSSLIB_AXES];
+    int64_t (*cells)(const int64_t *sizes);      /* how many cells of tables a sample needs; NULL where there are no tables */
 } losslib_family;
+
+/* The usual call is compiled once more for the instructions of newer processors, and the driver asks which of them there are. Levels
+ * differ in speed only: contraction is off, and sums have an order. */
+#if defined __GNUC__ && defined __x86_64__ && defined __OPTIMIZE__ && !defined LOSSLIB_PLAIN
+#define LEVELS 3
+#define AVX2 __attribute__((target("avx2,fma")))
+#define AVX512 __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")))
+#define FOR_LEVELS(kernel, function, arguments, ...) \
+    DENSE_FUNCTION(, kernel, function, arguments, __VA_ARGS__) \
+    DENSE_FUNCTION(AVX2, kernel##_avx2, function, arguments, __VA_ARGS__) \
+    DENSE_FUNCTION(AVX512, kernel##_avx512, function, arguments, __VA_ARGS__)
+#define ALL_LEVELS(kernel) NAME(kernel), NAME(kernel##_avx2), NAME(kernel##_avx512)
+#else
+#define LEVELS 1
+#define FOR_LEVELS(kernel, function, arguments, ...) DENSE_FUNCTION(, kernel, function, arguments, __VA_ARGS__)
+#define ALL_LEVELS(kernel) NAME(kernel)
+#endif
 
 struct losslib_kernel {
     const char *name;
@@ -63,24 +92,25 @@ struct losslib_kernel {
     uint64_t arguments;       /* which of the family's arguments it has, a bit each; so for scalars and axes */
     unsigned params, axes;
     void (*any)(int64_t batch, const losslib_run *run);
-    void (*dense)(int64_t batch, const losslib_run *run);       /* the usual strides, and all that is usually wanted; or NULL */
+    void (*dense[LEVELS])(int64_t batch, const losslib_run *run);    /* the usual strides, and all that is usually wanted; or NULL */
 };
 
-/* A kernel is its family's function with what it wants known: for any strides, and for the usual ones. */
+/* A kernel is its family's function with what it wants known: for any strides, and, for each level, for the usual ones. */
 #define WITH(...) , __VA_ARGS__
 #define WANTS(k) (wanted >> (k) & 1)
-#define STRIDED_FUNCTION(kernel, function, arguments, params, axes, flags) \
+#define STRIDED_FUNCTION(kernel, function, arguments, params, axes, ...) \
     static void NAME(kernel##_any)(const int64_t batch, const losslib_run *run) \
-    { NAME(function)(batch, run, 0, run->wanted & arguments flags); }
-#define KERNEL_FUNCTIONS(kernel, function, arguments, params, axes, flags) \
-    static void NAME(kernel##_any)(const int64_t batch, const losslib_run *run) \
-    { NAME(function)(batch, run, 0, run->wanted & arguments flags); } \
-    static void NAME(kernel##_dense)(const int64_t batch, const losslib_run *run) \
-    { NAME(function)(batch, run, 1, arguments flags); }
+    { NAME(function)(batch, run, 0, run->wanted & arguments __VA_ARGS__); }
+#define DENSE_FUNCTION(target, kernel, function, arguments, ...) \
+    target static void NAME(kernel)(const int64_t batch, const losslib_run *run) \
+    { NAME(function)(batch, run, 1, arguments __VA_ARGS__); }
+#define KERNEL_FUNCTIONS(kernel, function, arguments, params, axes, ...) \
+    STRIDED_FUNCTION(kernel, function, arguments, params, axes, __VA_ARGS__) \
+    FOR_LEVELS(kernel##_dense, function, arguments, __VA_ARGS__)
 #define STRIDED_ROW(kernel, function, arguments, params, axes, flags) \
-    { #kernel, sizeof(REAL), &function##_family, arguments, params, axes, NAME(kernel##_any), NULL},
+    { #kernel, sizeof(STORED), &function##_family, arguments, params, axes, NAME(kernel##_any), {NULL}},
 #define KERNEL_ROW(kernel, function, arguments, params, axes, flags) \
-    { #kernel, sizeof(REAL), &function##_family, arguments, params, axes, NAME(kernel##_any), NAME(kernel##_dense)},
+    { #kernel, sizeof(STORED), &function##_family, arguments, params, axes, NAME(kernel##_any), {ALL_LEVELS(kernel##_dense)}},
 
 /* It is compiled for each kernel with what is known there; without optimisation that would only be long. */
 #if defined __GNUC__ && defined __OPTIMIZE__
@@ -89,9 +119,34 @@ struct losslib_kernel {
 #define INLINE inline
 #endif
 
+/* Before a loop: no pass of it reads what another writes, so passes may go side by side. */
+#if defined __clang__
+#define INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#elif defined __GNUC__
+#define INDEPENDENT _Pragma("GCC ivdep")
+#else
+#define INDEPENDENT
+#endif
+
+#ifdef __GNUC__
+#define PURE __attribute__((pure))
+#define CONST __attribute__((const))
+#else
+#define PURE
+#define CONST
+#endif
+
+#include "losslib_polynomials.h"
+
+/* Which level this processor can run. */
+int losslib_level(void);
+
 typedef losslib_accumulator accumulator;
 
-enum { TILE = 256 };          /* samples whose results are kept before they are added up */
+enum { TILE = 256 };          /* results that are kept before they are added up */
+
+#define FOR_TILES(first, end, length) \
+    for (int64_t first = 0, end; end = first + TILE < length ? first + TILE : length, first < length; first = end)
 
 /* Add with the rounding error kept (Knuth's TwoSum): the sum is that of twice the precision. */
 static inline void accumulate_wide(accumulator *a, const double x)
@@ -100,6 +155,22 @@ static inline void accumulate_wide(accumulator *a, const double x)
     const double back = sum - a->sum;
     a->carry += (a->sum - (sum - back)) + (x - back);
     a->sum = sum;
+}
+
+/* A position along an axis of n positions: the next one that there is. An array without elements is one that can be read. */
+static inline int64_t inside(const int64_t i, const int64_t n)
+{
+    return i < 0 || n <= 0 ? 0 : i < n ? i : n - 1;
+}
+
+static inline void fill_reals(double *cells, const int64_t count, const double value)
+{
+    for (int64_t k = 0; k < count; ++k) cells[k] = value;
+}
+
+static inline void fill_integers(int64_t *cells, const int64_t count, const int64_t value)
+{
+    for (int64_t k = 0; k < count; ++k) cells[k] = value;
 }
 
 static inline double total_of(const accumulator *a)

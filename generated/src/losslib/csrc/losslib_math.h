@@ -3,108 +3,53 @@
  * Stable scalar functions for one type. NaN in, NaN out: a comparison with NaN is false, and the other arm carries it.
  */
 
-/* 1 / (1 + exp(-x)), without overflow, and with its tail. */
-static inline REAL NAME(sigmoid)(const REAL x)
-{
-    const REAL e = exp(-fabs(x));
-    return (x < 0 ? e : 1) / (1 + e);
-}
-
-/* log(1 + exp(x)), without overflow, and with its tail. */
-static inline REAL NAME(softplus)(const REAL x)
-{
-    return (x < 0 ? 0 : x) + log1p(exp(-fabs(x)));
-}
-
-/* exp(x) - 1 - x; a series where that cancels. */
-static inline REAL NAME(expm1mx)(const REAL x)
-{
-    if (!(fabs(x) < (REAL)0.5)) return expm1(x) - x;
-    REAL sum = 0;
-    for (int k = 18; k > 2; --k) sum = (sum + 1) * (x / k);
-    return (sum + 1) * x * (x / 2);
-}
-
 /* x log(y), and 0 where x is 0 and y is a number. */
-static inline REAL NAME(xlogy)(const REAL x, const REAL y)
+static inline REAL MATH(xlogy)(const REAL x, const REAL y)
 {
-    return x == 0 && y == y ? 0 : x * log(y);
+    return x == 0 && y == y ? 0 : x * MATH(vector_log)(y);
 }
 
-static inline REAL NAME(sign)(const REAL x)
+static inline REAL MATH(sign)(const REAL x)
 {
     return x != x ? x : (REAL)((x > 0) - (x < 0));
 }
 
 /* 1 above 0, 0 below, tie at 0. */
-static inline REAL NAME(step)(const REAL x, const REAL tie)
+static inline REAL MATH(step)(const REAL x, const REAL tie)
 {
     return x > 0 ? 1 : x < 0 ? 0 : x == 0 ? tie : x;
 }
 
-static inline REAL NAME(larger)(const REAL a, const REAL b)
+static inline REAL MATH(larger)(const REAL a, const REAL b)
 {
     return a >= b || a != a ? a : b;
 }
 
-static inline REAL NAME(smaller)(const REAL a, const REAL b)
+static inline REAL MATH(smaller)(const REAL a, const REAL b)
 {
     return a <= b || a != a ? a : b;
 }
 
 /* 1 / sqrt(x), and 0 where x is 0. */
-static inline REAL NAME(inverse_root)(const REAL x)
+static inline REAL MATH(inverse_root)(const REAL x)
 {
     return x == 0 ? 0 : 1 / sqrt(x);
 }
 
-/* The power of two at or below x; 1 where x is 0 or no number. */
-static inline REAL NAME(binade)(const REAL x)
-{
-    return x > 0 && isfinite(x) ? ldexp((REAL)1, ilogb(x)) : 1;
-}
-
 /* |x|^p, and 0 where x is 0. */
-static inline REAL NAME(abs_power)(const REAL x, const REAL p)
+static inline REAL MATH(abs_power)(const REAL x, const REAL p)
 {
     return x == 0 ? 0 : pow(fabs(x), p);
 }
 
 /* sign(x) |x|^p, and 0 where x is 0. */
-static inline REAL NAME(signed_power)(const REAL x, const REAL p)
+static inline REAL MATH(signed_power)(const REAL x, const REAL p)
 {
     return x == 0 ? 0 : x < 0 ? -pow(-x, p) : pow(x, p);
 }
 
-/* exp(a - b), with the rounding error of the difference put back. */
-static inline REAL NAME(exp_difference)(const REAL a, const REAL b)
-{
-    const REAL d = a - b;
-    const REAL back = d - a;
-    const REAL error = (a - (d - back)) - (b + back);
-    const REAL e = exp(d);
-    return isfinite(error) ? e + e * error : e;
-}
-
-/* factor exp(x), where exp(x) alone would overflow or lose digits below the smallest normal number. */
-static inline REAL NAME(times_exp)(const REAL factor, const REAL x)
-{
-    const REAL e = exp(x);
-    if (e >= SMALLEST && e <= LARGEST) return factor * e;
-    const REAL half = exp(x / 2);
-    return factor * half * half;
-}
-
-/* factor sigmoid(x), with all digits of the tail. */
-static inline REAL NAME(times_sigmoid)(const REAL factor, const REAL x)
-{
-    const REAL e = exp(-fabs(x));
-    if (x < 0 && e < SMALLEST) return NAME(times_exp)(factor, x);
-    return factor * ((x < 0 ? e : 1) / (1 + e));
-}
-
 /* a b - c d, rounded about once. */
-static inline REAL NAME(cross)(const REAL a, const REAL b, const REAL c, const REAL d)
+static inline REAL MATH(cross)(const REAL a, const REAL b, const REAL c, const REAL d)
 {
 #if WIDE
     const REAL cd = c * d;
@@ -117,7 +62,7 @@ static inline REAL NAME(cross)(const REAL a, const REAL b, const REAL c, const R
 }
 
 /* Sums are kept in double; those of doubles keep their rounding error too. */
-static inline void NAME(accumulate)(accumulator *a, const REAL x)
+static inline void MATH(accumulate)(accumulator *a, const REAL x)
 {
 #if WIDE
     accumulate_wide(a, x);
@@ -126,41 +71,77 @@ static inline void NAME(accumulate)(accumulator *a, const REAL x)
 #endif
 }
 
-/* Add a tile of numbers, in eight sums side by side. */
-static inline void NAME(accumulate_tile)(accumulator *a, const REAL *values, const int64_t count)
+/* The sum of a tile of numbers, and the largest of a number and a tile of numbers (NaN where one of them is NaN). They have no other
+ * effect: what a kernel does not want of them is not computed. */
+PURE accumulator MATH(losslib_sum_of_tile)(const REAL *values, int64_t count);
+PURE REAL MATH(losslib_largest_of_tile)(REAL most, const REAL *values, int64_t count);
+
+static inline void MATH(accumulate_tile)(accumulator *a, const REAL *values, const int64_t count)
 {
-    accumulator lane[8] = {{0}};
-    int64_t n = 0;
-    for (; n + 8 <= count; n += 8)
-        for (int k = 0; k < 8; ++k) NAME(accumulate)(&lane[k], values[n + k]);
-    for (; n < count; ++n) NAME(accumulate)(&lane[0], values[n]);
-    for (int k = 0; k < 8; ++k) add(a, &lane[k]);
+    const accumulator sum = MATH(losslib_sum_of_tile)(values, count);
+    add(a, &sum);
 }
 
-static inline REAL NAME(value_of)(const accumulator *a)
+static inline REAL MATH(larger_tile)(const REAL most, const REAL *values, const int64_t count)
+{
+    return MATH(losslib_largest_of_tile)(most, values, count);
+}
+
+static inline REAL MATH(value_of)(const accumulator *a)
 {
     return (REAL)total_of(a);
 }
 
+/* The elementary functions where no vectors are made: calls. */
+CONST REAL MATH(losslib_exp)(const REAL x);
+CONST REAL MATH(losslib_expm1)(const REAL x);
+CONST REAL MATH(losslib_log)(const REAL x);
+CONST REAL MATH(losslib_log1p)(const REAL x);
+CONST REAL MATH(losslib_tanh)(const REAL x);
+CONST REAL MATH(losslib_sigmoid)(const REAL x);
+CONST REAL MATH(losslib_softplus)(const REAL x);
+CONST REAL MATH(losslib_expm1mx)(const REAL x);
+CONST REAL MATH(losslib_exp_difference)(const REAL a, const REAL b);
+CONST REAL MATH(losslib_times_exp)(const REAL factor, const REAL x);
+CONST REAL MATH(losslib_times_sigmoid)(const REAL factor, const REAL x);
+
 #ifndef LOSSLIB_SPELLINGS
 #define LOSSLIB_SPELLINGS
-#define sigmoid NAME(sigmoid)
-#define softplus NAME(softplus)
-#define expm1mx NAME(expm1mx)
-#define xlogy NAME(xlogy)
-#define sign NAME(sign)
-#define step NAME(step)
-#define larger NAME(larger)
-#define smaller NAME(smaller)
-#define inverse_root NAME(inverse_root)
-#define binade NAME(binade)
-#define abs_power NAME(abs_power)
-#define signed_power NAME(signed_power)
-#define exp_difference NAME(exp_difference)
-#define times_exp NAME(times_exp)
-#define times_sigmoid NAME(times_sigmoid)
-#define cross NAME(cross)
-#define accumulate NAME(accumulate)
-#define accumulate_tile NAME(accumulate_tile)
-#define value_of NAME(value_of)
+#define xlogy MATH(xlogy)
+#define sign MATH(sign)
+#define step MATH(step)
+#define larger MATH(larger)
+#define smaller MATH(smaller)
+#define inverse_root MATH(inverse_root)
+#define binade MATH(binade)
+#define abs_power MATH(abs_power)
+#define signed_power MATH(signed_power)
+#define cross MATH(cross)
+#define accumulate MATH(accumulate)
+#define accumulate_tile MATH(accumulate_tile)
+#define larger_tile MATH(larger_tile)
+#define value_of MATH(value_of)
+/* Inside a function of a family: in line where its loops are made vectors, instead of <tgmath.h>'s. */
+#undef exp
+#define exp(x) (dense ? MATH(vector_exp)(x) : MATH(losslib_exp)(x))
+#undef expm1
+#define expm1(x) (dense ? MATH(vector_expm1)(x) : MATH(losslib_expm1)(x))
+#undef log
+#define log(x) (dense ? MATH(vector_log)(x) : MATH(losslib_log)(x))
+#undef log1p
+#define log1p(x) (dense ? MATH(vector_log1p)(x) : MATH(losslib_log1p)(x))
+#undef tanh
+#define tanh(x) (dense ? MATH(vector_tanh)(x) : MATH(losslib_tanh)(x))
+#undef sigmoid
+#define sigmoid(x) (dense ? MATH(sigmoid)(x) : MATH(losslib_sigmoid)(x))
+#undef softplus
+#define softplus(x) (dense ? MATH(softplus)(x) : MATH(losslib_softplus)(x))
+#undef expm1mx
+#define expm1mx(x) (dense ? MATH(expm1mx)(x) : MATH(losslib_expm1mx)(x))
+#undef exp_difference
+#define exp_difference(a, b) (dense ? MATH(exp_difference)(a, b) : MATH(losslib_exp_difference)(a, b))
+#undef times_exp
+#define times_exp(factor, x) (dense ? MATH(times_exp)(factor, x) : MATH(losslib_times_exp)(factor, x))
+#undef times_sigmoid
+#define times_sigmoid(factor, x) (dense ? MATH(times_sigmoid)(factor, x) : MATH(losslib_times_sigmoid)(factor, x))
 #endif

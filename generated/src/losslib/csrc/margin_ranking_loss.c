@@ -31,26 +31,26 @@ static const losslib_argument hvp_target_argument = {.name = "hvp_target", .role
 static const losslib_argument hessian_input1_argument = {.name = "hessian_input1", .role = LOSSLIB_OUTPUT, .per_sample = 1};
 static const losslib_argument hessian_input2_argument = {.name = "hessian_input2", .role = LOSSLIB_OUTPUT, .per_sample = 1};
 static const losslib_argument hessian_target_argument = {.name = "hessian_target", .role = LOSSLIB_OUTPUT, .per_sample = 1};
-static const losslib_param margin_param = {"margin", {-INFINITY, INFINITY, 0}};
+static const losslib_param margin_param = {"margin", {-INFINITY, INFINITY, 0}, NULL};
 
 static const losslib_family value_and_grad_family = {9, 1, 0,
     {&input1_argument, &input2_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input1_argument,
      &grad_input2_argument, &grad_target_argument},
-    {&margin_param}, {NULL}};
+    {&margin_param}, {NULL}, NULL};
 
 static const losslib_family jvp_family = {8, 1, 0,
     {&input1_argument, &input2_argument, &target_argument, &direction_input1_argument, &direction_input2_argument,
      &direction_target_argument, &rate_argument, &total_rate_argument},
-    {&margin_param}, {NULL}};
+    {&margin_param}, {NULL}, NULL};
 
 static const losslib_family hvp_family = {10, 1, 0,
     {&input1_argument, &input2_argument, &target_argument, &scale_argument, &direction_input1_argument, &direction_input2_argument,
      &direction_target_argument, &hvp_input1_argument, &hvp_input2_argument, &hvp_target_argument},
-    {&margin_param}, {NULL}};
+    {&margin_param}, {NULL}, NULL};
 
 static const losslib_family hessian_diag_family = {4, 0, 0,
     {&input1_argument, &hessian_input1_argument, &hessian_input2_argument, &hessian_target_argument},
-    {NULL}, {NULL}};
+    {NULL}, {NULL}, NULL};
 
 /* Each kernel: its function, which of the function's arrays, scalars and axes it has (a bit each), and what the flags are. A KERNEL
  * is compiled for dense arrays too. */
@@ -86,9 +86,9 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     const REAL margin = (REAL)run->params[0];
 
     accumulator total_loss_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
+    FOR_TILES(first, end, batch) {
         REAL total_loss_tile[TILE];
+        INDEPENDENT
         for (int64_t n = first; n < end; ++n) {
             const REAL difference = margin - (input1[n * input1_batch] - input2[n * input2_batch]) * target[n * target_batch];
             const int below = difference < 0;
@@ -120,9 +120,9 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
     const REAL margin = (REAL)run->params[0];
 
     accumulator total_rate_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
+    FOR_TILES(first, end, batch) {
         REAL total_rate_tile[TILE];
+        INDEPENDENT
         for (int64_t n = first; n < end; ++n) {
             const REAL difference = margin - (input1[n * input1_batch] - input2[n * input2_batch]) * target[n * target_batch];
             const int below = difference < 0;
@@ -153,6 +153,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
     REAL *restrict hvp_target = run->data[9]; const int64_t hvp_target_batch = dense ? 1 : run->steps[9][0]; const int hvp_target_wanted = WANTS(9);
     const REAL margin = (REAL)run->params[0];
 
+    INDEPENDENT
     for (int64_t n = 0; n < batch; ++n) {
         const REAL difference = margin - (input1[n * input1_batch] - input2[n * input2_batch]) * target[n * target_batch];
         const int below = difference < 0;
@@ -171,6 +172,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
     REAL *restrict hessian_input2 = run->data[2]; const int64_t hessian_input2_batch = dense ? 1 : run->steps[2][0]; const int hessian_input2_wanted = WANTS(2);
     REAL *restrict hessian_target = run->data[3]; const int64_t hessian_target_batch = dense ? 1 : run->steps[3][0]; const int hessian_target_wanted = WANTS(3);
 
+    INDEPENDENT
     for (int64_t n = 0; n < batch; ++n) {
         if (hessian_input1_wanted) hessian_input1[n * hessian_input1_batch] = 0;
         if (hessian_input2_wanted) hessian_input2[n * hessian_input2_batch] = 0;

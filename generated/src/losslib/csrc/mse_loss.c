@@ -40,22 +40,22 @@ static const losslib_argument hessian_input_argument = {.name = "hessian_input",
 static const losslib_family value_and_grad_family = {11, 0, 0,
     {&input_argument, &target_argument, &weight_argument, &scale_argument, &scale_weight_argument, &loss_argument, &total_loss_argument,
      &total_weight_argument, &grad_input_argument, &grad_target_argument, &grad_weight_argument},
-    {NULL}, {NULL}};
+    {NULL}, {NULL}, NULL};
 
 static const losslib_family jvp_family = {9, 0, 0,
     {&input_argument, &target_argument, &weight_argument, &direction_input_argument, &direction_target_argument,
      &direction_weight_argument, &rate_argument, &total_rate_argument, &total_weight_rate_argument},
-    {NULL}, {NULL}};
+    {NULL}, {NULL}, NULL};
 
 static const losslib_family hvp_family = {12, 0, 0,
     {&input_argument, &target_argument, &weight_argument, &scale_argument, &scale_rate_argument, &scale_weight_rate_argument,
      &direction_input_argument, &direction_target_argument, &direction_weight_argument, &hvp_input_argument, &hvp_target_argument,
      &hvp_weight_argument},
-    {NULL}, {NULL}};
+    {NULL}, {NULL}, NULL};
 
 static const losslib_family hessian_diag_family = {3, 0, 0,
     {&weight_argument, &scale_argument, &hessian_input_argument},
-    {NULL}, {NULL}};
+    {NULL}, {NULL}, NULL};
 
 /* Each kernel: its function, which of the function's arrays, scalars and axes it has (a bit each), and what the flags are. A KERNEL
  * is compiled for dense arrays too. */
@@ -93,10 +93,9 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
 
     accumulator total_loss_sum = {0};
     accumulator total_weight_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_loss_tile[TILE];
-        REAL total_weight_tile[TILE];
+    FOR_TILES(first, end, batch) {
+        REAL total_loss_tile[TILE], total_weight_tile[TILE];
+        INDEPENDENT
         for (int64_t n = first; n < end; ++n) {
             const REAL error = input[n * input_batch] - target[n * target_batch];
             const REAL value = error * weight[n * weight_batch] * error;
@@ -130,10 +129,9 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
 
     accumulator total_rate_sum = {0};
     accumulator total_weight_rate_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
-        REAL total_rate_tile[TILE];
-        REAL total_weight_rate_tile[TILE];
+    FOR_TILES(first, end, batch) {
+        REAL total_rate_tile[TILE], total_weight_rate_tile[TILE];
+        INDEPENDENT
         for (int64_t n = first; n < end; ++n) {
             const REAL error = input[n * input_batch] - target[n * target_batch];
             const REAL product = 2 * error * weight[n * weight_batch];
@@ -166,6 +164,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
     REAL *restrict hvp_target = run->data[10]; const int64_t hvp_target_batch = dense ? 1 : run->steps[10][0]; const int hvp_target_wanted = WANTS(10);
     REAL *restrict hvp_weight = run->data[11]; const int64_t hvp_weight_batch = dense ? 1 : run->steps[11][0]; const int hvp_weight_wanted = WANTS(11);
 
+    INDEPENDENT
     for (int64_t n = 0; n < batch; ++n) {
         const REAL error = input[n * input_batch] - target[n * target_batch];
         const REAL product = 2 * error;
@@ -187,6 +186,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
     const REAL *restrict scale = run->data[1]; const int64_t scale_batch = dense ? 0 : run->steps[1][0];
     REAL *restrict hessian_input = run->data[2]; const int64_t hessian_input_batch = dense ? 1 : run->steps[2][0]; const int hessian_input_wanted = WANTS(2);
 
+    INDEPENDENT
     for (int64_t n = 0; n < batch; ++n) {
         if (hessian_input_wanted) hessian_input[n * hessian_input_batch] = 2 * weight[n * weight_batch] * scale[n * scale_batch];
     }

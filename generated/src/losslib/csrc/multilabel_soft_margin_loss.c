@@ -35,23 +35,23 @@ static const losslib_argument hessian_weight__classes_argument = {.name = "hessi
 static const losslib_family value_and_grad_family = {9, 0, 1,
     {&input__classes_argument, &target__classes_argument, &weight__classes_argument, &scale_argument, &loss_argument,
      &total_loss_argument, &grad_input__classes_argument, &grad_target__classes_argument, &grad_weight__classes_argument},
-    {NULL}, {"classes"}};
+    {NULL}, {"classes"}, NULL};
 
 static const losslib_family jvp_family = {8, 0, 1,
     {&input__classes_argument, &target__classes_argument, &weight__classes_argument, &direction_input__classes_argument,
      &direction_target__classes_argument, &direction_weight__classes_argument, &rate_argument, &total_rate_argument},
-    {NULL}, {"classes"}};
+    {NULL}, {"classes"}, NULL};
 
 static const losslib_family hvp_family = {10, 0, 1,
     {&input__classes_argument, &target__classes_argument, &weight__classes_argument, &scale_argument, &direction_input__classes_argument,
      &direction_target__classes_argument, &direction_weight__classes_argument, &hvp_input__classes_argument,
      &hvp_target__classes_argument, &hvp_weight__classes_argument},
-    {NULL}, {"classes"}};
+    {NULL}, {"classes"}, NULL};
 
 static const losslib_family hessian_diag_family = {6, 0, 1,
     {&input__classes_argument, &weight__classes_argument, &scale_argument, &hessian_input__classes_argument,
      &hessian_target__classes_argument, &hessian_weight__classes_argument},
-    {NULL}, {"classes"}};
+    {NULL}, {"classes"}, NULL};
 
 /* Each kernel: its function, which of the function's arrays, scalars and axes it has (a bit each), and what the flags are. A KERNEL
  * is compiled for dense arrays too. */
@@ -78,7 +78,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     const int64_t classes = run->sizes[0];
     const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_batch = run->steps[2][0], weight_classes = dense ? 1 : run->steps[2][1];
+    const REAL *restrict weight = run->data[2]; const int64_t weight_batch = run->steps[2][0], weight_classes = dense ? 0 : run->steps[2][1];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
     REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0]; const int loss_wanted = !dense && WANTS(4);
     accumulator *restrict total_loss = WANTS(5) ? run->data[5] : NULL;
@@ -96,12 +96,17 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         REAL *grad_weight_row = grad_weight + n * grad_weight_batch;
         const REAL ratio = scale[n * scale_batch] / (REAL)classes;
         accumulator sum_product_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const REAL difference = (input_row[c * input_classes] > 0 ? (target_row[c * target_classes] - 1) * input_row[c * input_classes] : input_row[c * input_classes] * target_row[c * target_classes]) - softplus(-fabs(input_row[c * input_classes]));
-            if (grad_input_wanted) grad_input_row[c * grad_input_classes] = -ratio * (times_sigmoid(target_row[c * target_classes], -input_row[c * input_classes]) - times_sigmoid(1 - target_row[c * target_classes], input_row[c * input_classes])) * weight_row[c * weight_classes];
-            if (grad_target_wanted) grad_target_row[c * grad_target_classes] = -ratio * (softplus(input_row[c * input_classes]) - softplus(-input_row[c * input_classes])) * weight_row[c * weight_classes];
-            if (grad_weight_wanted) grad_weight_row[c * grad_weight_classes] = -ratio * difference;
-            accumulate(&sum_product_sum, difference * weight_row[c * weight_classes]);
+        FOR_TILES(first, end, classes) {
+            REAL sum_product_tile[TILE];
+            INDEPENDENT
+            for (int64_t c = first; c < end; ++c) {
+                const REAL difference = (input_row[c * input_classes] > 0 ? (target_row[c * target_classes] - 1) * input_row[c * input_classes] : input_row[c * input_classes] * target_row[c * target_classes]) - softplus(-fabs(input_row[c * input_classes]));
+                if (grad_input_wanted) grad_input_row[c * grad_input_classes] = -ratio * (times_sigmoid(target_row[c * target_classes], -input_row[c * input_classes]) - times_sigmoid(1 - target_row[c * target_classes], input_row[c * input_classes])) * weight_row[c * weight_classes];
+                if (grad_target_wanted) grad_target_row[c * grad_target_classes] = -ratio * (softplus(input_row[c * input_classes]) - softplus(-input_row[c * input_classes])) * weight_row[c * weight_classes];
+                if (grad_weight_wanted) grad_weight_row[c * grad_weight_classes] = -ratio * difference;
+                sum_product_tile[c - first] = difference * weight_row[c * weight_classes];
+            }
+            accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
         }
         const REAL sum_product = value_of(&sum_product_sum);
         const REAL minus_ratio = -sum_product / (REAL)classes;
@@ -117,7 +122,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
     const int64_t classes = run->sizes[0];
     const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_batch = run->steps[2][0], weight_classes = dense ? 1 : run->steps[2][1];
+    const REAL *restrict weight = run->data[2]; const int64_t weight_batch = run->steps[2][0], weight_classes = dense ? 0 : run->steps[2][1];
     const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = run->steps[3][0], direction_input_classes = dense ? 1 : run->steps[3][1];
     const REAL *restrict direction_target = run->data[4]; const int64_t direction_target_batch = run->steps[4][0], direction_target_classes = dense && WANTS(4) ? 1 : run->steps[4][1];
     const REAL *restrict direction_weight = run->data[5]; const int64_t direction_weight_batch = run->steps[5][0], direction_weight_classes = dense && WANTS(5) ? 1 : run->steps[5][1];
@@ -133,9 +138,14 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         const REAL *direction_target_row = direction_target + n * direction_target_batch;
         const REAL *direction_weight_row = direction_weight + n * direction_weight_batch;
         accumulator sum_choice_sum = {0};
-        for (int64_t c = 0; c < classes; ++c) {
-            const REAL product = (times_sigmoid(target_row[c * target_classes], -input_row[c * input_classes]) - times_sigmoid(1 - target_row[c * target_classes], input_row[c * input_classes])) * weight_row[c * weight_classes] * direction_input_row[c * direction_input_classes];
-            accumulate(&sum_choice_sum, all ? product + ((input_row[c * input_classes] > 0 ? (target_row[c * target_classes] - 1) * input_row[c * input_classes] : input_row[c * input_classes] * target_row[c * target_classes]) - softplus(-fabs(input_row[c * input_classes]))) * direction_weight_row[c * direction_weight_classes] + (softplus(input_row[c * input_classes]) - softplus(-input_row[c * input_classes])) * weight_row[c * weight_classes] * direction_target_row[c * direction_target_classes] : product);
+        FOR_TILES(first, end, classes) {
+            REAL sum_choice_tile[TILE];
+            INDEPENDENT
+            for (int64_t c = first; c < end; ++c) {
+                const REAL product = (times_sigmoid(target_row[c * target_classes], -input_row[c * input_classes]) - times_sigmoid(1 - target_row[c * target_classes], input_row[c * input_classes])) * weight_row[c * weight_classes] * direction_input_row[c * direction_input_classes];
+                sum_choice_tile[c - first] = all ? product + ((input_row[c * input_classes] > 0 ? (target_row[c * target_classes] - 1) * input_row[c * input_classes] : input_row[c * input_classes] * target_row[c * target_classes]) - softplus(-fabs(input_row[c * input_classes]))) * direction_weight_row[c * direction_weight_classes] + (softplus(input_row[c * input_classes]) - softplus(-input_row[c * input_classes])) * weight_row[c * weight_classes] * direction_target_row[c * direction_target_classes] : product;
+            }
+            accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
         }
         const REAL sum_choice = value_of(&sum_choice_sum);
         const REAL minus_ratio = -sum_choice / (REAL)classes;
@@ -151,7 +161,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
     const int64_t classes = run->sizes[0];
     const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense && WANTS(1) ? 1 : run->steps[1][1];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_batch = run->steps[2][0], weight_classes = dense ? 1 : run->steps[2][1];
+    const REAL *restrict weight = run->data[2]; const int64_t weight_batch = run->steps[2][0], weight_classes = dense ? 0 : run->steps[2][1];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
     const REAL *restrict direction_input = run->data[4]; const int64_t direction_input_batch = run->steps[4][0], direction_input_classes = dense ? 1 : run->steps[4][1];
     const REAL *restrict direction_target = run->data[5]; const int64_t direction_target_batch = run->steps[5][0], direction_target_classes = dense && WANTS(5) ? 1 : run->steps[5][1];
@@ -171,6 +181,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         REAL *hvp_target_row = hvp_target + n * hvp_target_batch;
         REAL *hvp_weight_row = hvp_weight + n * hvp_weight_batch;
         const REAL ratio = scale[n * scale_batch] / (REAL)classes;
+        INDEPENDENT
         for (int64_t c = 0; c < classes; ++c) {
             const REAL product = times_sigmoid(times_sigmoid(ratio * weight_row[c * weight_classes] * direction_input_row[c * direction_input_classes], -input_row[c * input_classes]), input_row[c * input_classes]);
             const REAL product_2 = ratio * (times_sigmoid(target_row[c * target_classes], -input_row[c * input_classes]) - times_sigmoid(1 - target_row[c * target_classes], input_row[c * input_classes]));
@@ -189,7 +200,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
 {
     const int64_t classes = run->sizes[0];
     const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
-    const REAL *restrict weight = run->data[1]; const int64_t weight_batch = run->steps[1][0], weight_classes = dense ? 1 : run->steps[1][1];
+    const REAL *restrict weight = run->data[1]; const int64_t weight_batch = run->steps[1][0], weight_classes = dense ? 0 : run->steps[1][1];
     const REAL *restrict scale = run->data[2]; const int64_t scale_batch = run->steps[2][0];
     REAL *restrict hessian_input = run->data[3]; const int64_t hessian_input_batch = run->steps[3][0], hessian_input_classes = dense ? 1 : run->steps[3][1]; const int hessian_input_wanted = WANTS(3);
     REAL *restrict hessian_target = run->data[4]; const int64_t hessian_target_batch = run->steps[4][0], hessian_target_classes = dense ? 1 : run->steps[4][1]; const int hessian_target_wanted = WANTS(4);
@@ -202,6 +213,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
         REAL *hessian_target_row = hessian_target + n * hessian_target_batch;
         REAL *hessian_weight_row = hessian_weight + n * hessian_weight_batch;
         const REAL ratio = scale[n * scale_batch] / (REAL)classes;
+        INDEPENDENT
         for (int64_t c = 0; c < classes; ++c) {
             if (hessian_input_wanted) hessian_input_row[c * hessian_input_classes] = times_sigmoid(times_sigmoid(ratio * weight_row[c * weight_classes], -input_row[c * input_classes]), input_row[c * input_classes]);
             if (hessian_target_wanted) hessian_target_row[c * hessian_target_classes] = 0;

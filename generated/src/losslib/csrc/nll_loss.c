@@ -32,27 +32,27 @@ static const losslib_argument scale_weight_rate_argument = {.name = "scale_weigh
 static const losslib_argument hvp_input__classes_argument = {.name = "hvp_input", .role = LOSSLIB_OUTPUT, .per_sample = 1, .axes = 1, .axis = {"classes"}};
 static const losslib_argument hvp_weight__classes_argument = {.name = "hvp_weight", .role = LOSSLIB_OUTPUT, .axes = 1, .axis = {"classes"}};
 static const losslib_argument hessian_input__classes_argument = {.name = "hessian_input", .role = LOSSLIB_OUTPUT, .per_sample = 1, .axes = 1, .axis = {"classes"}};
-static const losslib_param ignore_index_param = {"ignore_index", {-INFINITY, INFINITY, 0}};
+static const losslib_param ignore_index_param = {"ignore_index", {-INFINITY, INFINITY, 0}, NULL};
 
 static const losslib_family value_and_grad_family = {10, 1, 1,
     {&input__classes_argument, &target__index_argument, &weight__classes_argument, &scale_argument, &scale_weight_argument,
      &loss_argument, &total_loss_argument, &total_weight_argument, &grad_input__classes_argument, &grad_weight__classes_argument},
-    {&ignore_index_param}, {"classes"}};
+    {&ignore_index_param}, {"classes"}, NULL};
 
 static const losslib_family jvp_family = {8, 1, 1,
     {&input__classes_argument, &target__index_argument, &weight__classes_argument, &direction_input__classes_argument,
      &direction_weight__classes_argument, &rate_argument, &total_rate_argument, &total_weight_rate_argument},
-    {&ignore_index_param}, {"classes"}};
+    {&ignore_index_param}, {"classes"}, NULL};
 
 static const losslib_family hvp_family = {10, 1, 1,
     {&input__classes_argument, &target__index_argument, &weight__classes_argument, &scale_argument, &scale_rate_argument,
      &scale_weight_rate_argument, &direction_input__classes_argument, &direction_weight__classes_argument, &hvp_input__classes_argument,
      &hvp_weight__classes_argument},
-    {&ignore_index_param}, {"classes"}};
+    {&ignore_index_param}, {"classes"}, NULL};
 
 static const losslib_family hessian_diag_family = {2, 0, 1,
     {&input__classes_argument, &hessian_input__classes_argument},
-    {NULL}, {"classes"}};
+    {NULL}, {"classes"}, NULL};
 
 /* Each kernel: its function, which of the function's arrays, scalars and axes it has (a bit each), and what the flags are. A KERNEL
  * is compiled for dense arrays too. */
@@ -79,7 +79,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     const int64_t classes = run->sizes[0];
     const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense && WANTS(0) ? 1 : run->steps[0][1];
     const int64_t *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
+    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 0 : run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
     const REAL *restrict scale_weight = run->data[4]; const int64_t scale_weight_batch = run->steps[4][0];
     REAL *restrict loss = run->data[5]; const int64_t loss_batch = run->steps[5][0]; const int loss_wanted = !dense && WANTS(5);
@@ -100,6 +100,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         const REAL product = weight_at_safe_target * scale[n * scale_batch];
         const REAL input_at_safe_target = input_row[safe_target * input_classes];
         const REAL product_2 = input_at_safe_target * scale[n * scale_batch];
+        INDEPENDENT
         for (int64_t c = 0; c < classes; ++c) {
             const REAL choice = (REAL)(c == safe_target ? 1 : 0);
             if (grad_input_wanted) grad_input_row[c * grad_input_classes] = ignored ? 0 : -product * choice;
@@ -119,7 +120,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
 {
     const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense && WANTS(0) ? 1 : run->steps[0][1];
     const int64_t *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 1 : run->steps[2][0];
+    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 0 : run->steps[2][0];
     const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = run->steps[3][0], direction_input_classes = dense ? 1 : run->steps[3][1];
     const REAL *restrict direction_weight = run->data[4]; const int64_t direction_weight_classes = dense && WANTS(4) ? 1 : run->steps[4][0];
     REAL *restrict rate = run->data[5]; const int64_t rate_batch = run->steps[5][0]; const int rate_wanted = !dense && WANTS(5);
@@ -129,17 +130,23 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
 
     accumulator total_rate_sum = {0};
     accumulator total_weight_rate_sum = {0};
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *input_row = input + n * input_batch;
-        const REAL *direction_input_row = direction_input + n * direction_input_batch;
-        const int ignored = target[n * target_batch] == ignore_index;
-        const int64_t safe_target = ignored ? 0 : target[n * target_batch];
-        const REAL product = weight[safe_target * weight_classes] * direction_input_row[safe_target * direction_input_classes];
-        const REAL direction_weight_at_safe_target = direction_weight[safe_target * direction_weight_classes];
-        const REAL choice = all ? (ignored ? 0 : -(product + input_row[safe_target * input_classes] * direction_weight_at_safe_target)) : (ignored ? 0 : -product);
-        if (rate_wanted) rate[n * rate_batch] = choice;
-        accumulate(&total_rate_sum, choice);
-        accumulate(&total_weight_rate_sum, ignored ? 0 : direction_weight_at_safe_target);
+    FOR_TILES(first, end, batch) {
+        REAL total_rate_tile[TILE], total_weight_rate_tile[TILE];
+        INDEPENDENT
+        for (int64_t n = first; n < end; ++n) {
+            const REAL *input_row = input + n * input_batch;
+            const REAL *direction_input_row = direction_input + n * direction_input_batch;
+            const int ignored = target[n * target_batch] == ignore_index;
+            const int64_t safe_target = ignored ? 0 : target[n * target_batch];
+            const REAL product = weight[safe_target * weight_classes] * direction_input_row[safe_target * direction_input_classes];
+            const REAL direction_weight_at_safe_target = direction_weight[safe_target * direction_weight_classes];
+            const REAL choice = all ? (ignored ? 0 : -(product + input_row[safe_target * input_classes] * direction_weight_at_safe_target)) : (ignored ? 0 : -product);
+            if (rate_wanted) rate[n * rate_batch] = choice;
+            total_rate_tile[n - first] = choice;
+            total_weight_rate_tile[n - first] = ignored ? 0 : direction_weight_at_safe_target;
+        }
+        accumulate_tile(&total_rate_sum, total_rate_tile, end - first);
+        accumulate_tile(&total_weight_rate_sum, total_weight_rate_tile, end - first);
     }
     if (total_rate) add(total_rate, &total_rate_sum);
     if (total_weight_rate) add(total_weight_rate, &total_weight_rate_sum);
@@ -151,7 +158,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
     const int64_t classes = run->sizes[0];
     const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
     const int64_t *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0];
-    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense && WANTS(2) ? 1 : run->steps[2][0];
+    const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 0 : run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
     const REAL *restrict scale_rate = run->data[4]; const int64_t scale_rate_batch = run->steps[4][0];
     const REAL *restrict scale_weight_rate = run->data[5]; const int64_t scale_weight_rate_batch = run->steps[5][0];
@@ -171,6 +178,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         const REAL product_2 = weight[safe_target * weight_classes] * scale_rate[n * scale_rate_batch];
         const REAL product_3 = scale[n * scale_batch] * direction_input_row[safe_target * direction_input_classes];
         const REAL product_4 = input_row[safe_target * input_classes] * scale_rate[n * scale_rate_batch];
+        INDEPENDENT
         for (int64_t c = 0; c < classes; ++c) {
             const REAL choice = (REAL)(c == safe_target ? 1 : 0);
             if (hvp_input_wanted) hvp_input_row[c * hvp_input_classes] = all ? (ignored ? 0 : -(product * choice + product_2 * choice)) : 0;
@@ -187,6 +195,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
 
     for (int64_t n = 0; n < batch; ++n) {
         REAL *hessian_input_row = hessian_input + n * hessian_input_batch;
+        INDEPENDENT
         for (int64_t c = 0; c < classes; ++c) {
             if (hessian_input_wanted) hessian_input_row[c * hessian_input_classes] = 0;
         }

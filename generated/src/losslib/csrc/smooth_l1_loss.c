@@ -27,25 +27,25 @@ static const losslib_argument hvp_input_argument = {.name = "hvp_input", .role =
 static const losslib_argument hvp_target_argument = {.name = "hvp_target", .role = LOSSLIB_OUTPUT, .per_sample = 1};
 static const losslib_argument hessian_input_argument = {.name = "hessian_input", .role = LOSSLIB_OUTPUT, .per_sample = 1};
 static const losslib_argument hessian_target_argument = {.name = "hessian_target", .role = LOSSLIB_OUTPUT, .per_sample = 1};
-static const losslib_param beta_param = {"beta", {0.0, INFINITY, 0}};
+static const losslib_param beta_param = {"beta", {0.0, INFINITY, 0}, NULL};
 
 static const losslib_family value_and_grad_family = {7, 1, 0,
     {&input_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument,
      &grad_target_argument},
-    {&beta_param}, {NULL}};
+    {&beta_param}, {NULL}, NULL};
 
 static const losslib_family jvp_family = {6, 1, 0,
     {&input_argument, &target_argument, &direction_input_argument, &direction_target_argument, &rate_argument, &total_rate_argument},
-    {&beta_param}, {NULL}};
+    {&beta_param}, {NULL}, NULL};
 
 static const losslib_family hvp_family = {7, 1, 0,
     {&input_argument, &target_argument, &scale_argument, &direction_input_argument, &direction_target_argument, &hvp_input_argument,
      &hvp_target_argument},
-    {&beta_param}, {NULL}};
+    {&beta_param}, {NULL}, NULL};
 
 static const losslib_family hessian_diag_family = {5, 1, 0,
     {&input_argument, &target_argument, &scale_argument, &hessian_input_argument, &hessian_target_argument},
-    {&beta_param}, {NULL}};
+    {&beta_param}, {NULL}, NULL};
 
 /* Each kernel: its function, which of the function's arrays, scalars and axes it has (a bit each), and what the flags are. A KERNEL
  * is compiled for dense arrays too. */
@@ -89,9 +89,9 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
 
     accumulator total_loss_sum = {0};
     const REAL product = (REAL)0.5 * beta;
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
+    FOR_TILES(first, end, batch) {
         REAL total_loss_tile[TILE];
+        INDEPENDENT
         for (int64_t n = first; n < end; ++n) {
             const REAL error = input[n * input_batch] - target[n * target_batch];
             const REAL value = fabs(error);
@@ -121,9 +121,9 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
     const REAL beta = (REAL)run->params[0];
 
     accumulator total_rate_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
+    FOR_TILES(first, end, batch) {
         REAL total_rate_tile[TILE];
+        INDEPENDENT
         for (int64_t n = first; n < end; ++n) {
             const REAL error = input[n * input_batch] - target[n * target_batch];
             const int below = fabs(error) < beta;
@@ -150,6 +150,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
     REAL *restrict hvp_target = run->data[6]; const int64_t hvp_target_batch = dense ? 1 : run->steps[6][0]; const int hvp_target_wanted = WANTS(6);
     const REAL beta = (REAL)run->params[0];
 
+    INDEPENDENT
     for (int64_t n = 0; n < batch; ++n) {
         const REAL error = input[n * input_batch] - target[n * target_batch];
         const int below = fabs(error) < beta;
@@ -171,6 +172,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
     const REAL beta = (REAL)run->params[0];
 
     const REAL ratio = 1 / beta;
+    INDEPENDENT
     for (int64_t n = 0; n < batch; ++n) {
         const REAL error = input[n * input_batch] - target[n * target_batch];
         const REAL choice = beta_is_0 ? 0 : (fabs(error) < beta ? ratio : 0) * scale[n * scale_batch];

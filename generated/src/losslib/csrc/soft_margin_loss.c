@@ -30,20 +30,20 @@ static const losslib_argument hessian_target_argument = {.name = "hessian_target
 static const losslib_family value_and_grad_family = {7, 0, 0,
     {&input_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument,
      &grad_target_argument},
-    {NULL}, {NULL}};
+    {NULL}, {NULL}, NULL};
 
 static const losslib_family jvp_family = {6, 0, 0,
     {&input_argument, &target_argument, &direction_input_argument, &direction_target_argument, &rate_argument, &total_rate_argument},
-    {NULL}, {NULL}};
+    {NULL}, {NULL}, NULL};
 
 static const losslib_family hvp_family = {7, 0, 0,
     {&input_argument, &target_argument, &scale_argument, &direction_input_argument, &direction_target_argument, &hvp_input_argument,
      &hvp_target_argument},
-    {NULL}, {NULL}};
+    {NULL}, {NULL}, NULL};
 
 static const losslib_family hessian_diag_family = {5, 0, 0,
     {&input_argument, &target_argument, &scale_argument, &hessian_input_argument, &hessian_target_argument},
-    {NULL}, {NULL}};
+    {NULL}, {NULL}, NULL};
 
 /* Each kernel: its function, which of the function's arrays, scalars and axes it has (a bit each), and what the flags are. A KERNEL
  * is compiled for dense arrays too. */
@@ -76,9 +76,9 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     REAL *restrict grad_target = run->data[6]; const int64_t grad_target_batch = dense ? 1 : run->steps[6][0]; const int grad_target_wanted = WANTS(6);
 
     accumulator total_loss_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
+    FOR_TILES(first, end, batch) {
         REAL total_loss_tile[TILE];
+        INDEPENDENT
         for (int64_t n = first; n < end; ++n) {
             const REAL minus_product = -input[n * input_batch] * target[n * target_batch];
             const REAL value = softplus(minus_product);
@@ -103,9 +103,9 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
     accumulator *restrict total_rate = WANTS(5) ? run->data[5] : NULL;
 
     accumulator total_rate_sum = {0};
-    for (int64_t first = 0; first < batch; first += TILE) {
-        const int64_t end = first + TILE < batch ? first + TILE : batch;
+    FOR_TILES(first, end, batch) {
         REAL total_rate_tile[TILE];
+        INDEPENDENT
         for (int64_t n = first; n < end; ++n) {
             const REAL product = target[n * target_batch] * direction_input[n * direction_input_batch];
             const REAL minus_product = -input[n * input_batch] * target[n * target_batch];
@@ -129,13 +129,14 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
     REAL *restrict hvp_input = run->data[5]; const int64_t hvp_input_batch = dense ? 1 : run->steps[5][0]; const int hvp_input_wanted = WANTS(5);
     REAL *restrict hvp_target = run->data[6]; const int64_t hvp_target_batch = dense ? 1 : run->steps[6][0]; const int hvp_target_wanted = WANTS(6);
 
+    INDEPENDENT
     for (int64_t n = 0; n < batch; ++n) {
         const REAL product = input[n * input_batch] * target[n * target_batch];
-        const REAL difference = times_sigmoid(product * scale[n * scale_batch], product) - scale[n * scale_batch];
-        const REAL product_2 = times_sigmoid(target[n * target_batch] * direction_input[n * direction_input_batch] * scale[n * scale_batch] * target[n * target_batch], product);
+        const REAL difference = times_sigmoid(product, product) - 1;
+        const REAL product_2 = target[n * target_batch] * direction_input[n * direction_input_batch];
         const REAL minus_product = -product;
-        if (hvp_input_wanted) hvp_input[n * hvp_input_batch] = all ? times_sigmoid(difference * direction_target[n * direction_target_batch] + product_2, minus_product) : times_sigmoid(product_2, minus_product);
-        if (hvp_target_wanted) hvp_target[n * hvp_target_batch] = times_sigmoid(difference * direction_input[n * direction_input_batch] + times_sigmoid(input[n * input_batch] * direction_target[n * direction_target_batch] * scale[n * scale_batch] * input[n * input_batch], product), minus_product);
+        if (hvp_input_wanted) hvp_input[n * hvp_input_batch] = all ? times_sigmoid((difference * direction_target[n * direction_target_batch] + times_sigmoid(product_2 * target[n * target_batch], product)) * scale[n * scale_batch], minus_product) : times_sigmoid(times_sigmoid(product_2 * scale[n * scale_batch] * target[n * target_batch], product), minus_product);
+        if (hvp_target_wanted) hvp_target[n * hvp_target_batch] = times_sigmoid((difference * direction_input[n * direction_input_batch] + times_sigmoid(input[n * input_batch] * direction_target[n * direction_target_batch] * input[n * input_batch], product)) * scale[n * scale_batch], minus_product);
     }
 }
 
@@ -148,6 +149,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
     REAL *restrict hessian_input = run->data[3]; const int64_t hessian_input_batch = dense ? 1 : run->steps[3][0]; const int hessian_input_wanted = WANTS(3);
     REAL *restrict hessian_target = run->data[4]; const int64_t hessian_target_batch = dense ? 1 : run->steps[4][0]; const int hessian_target_wanted = WANTS(4);
 
+    INDEPENDENT
     for (int64_t n = 0; n < batch; ++n) {
         const REAL product = input[n * input_batch] * target[n * target_batch];
         const REAL minus_product = -product;

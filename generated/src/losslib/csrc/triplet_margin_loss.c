@@ -38,30 +38,30 @@ static const losslib_argument hvp_negative__features_argument = {.name = "hvp_ne
 static const losslib_argument hessian_anchor__features_argument = {.name = "hessian_anchor", .role = LOSSLIB_OUTPUT, .per_sample = 1, .axes = 1, .axis = {"features"}};
 static const losslib_argument hessian_positive__features_argument = {.name = "hessian_positive", .role = LOSSLIB_OUTPUT, .per_sample = 1, .axes = 1, .axis = {"features"}};
 static const losslib_argument hessian_negative__features_argument = {.name = "hessian_negative", .role = LOSSLIB_OUTPUT, .per_sample = 1, .axes = 1, .axis = {"features"}};
-static const losslib_param margin_param = {"margin", {0.0, INFINITY, 1}};
-static const losslib_param p_param = {"p", {0.0, INFINITY, 0}};
-static const losslib_param eps_param = {"eps", {0.0, INFINITY, 0}};
+static const losslib_param margin_param = {"margin", {0.0, INFINITY, 1}, NULL};
+static const losslib_param p_param = {"p", {0.0, INFINITY, 0}, NULL};
+static const losslib_param eps_param = {"eps", {0.0, INFINITY, 0}, NULL};
 
 static const losslib_family value_and_grad_family = {9, 3, 1,
     {&anchor__features_argument, &positive__features_argument, &negative__features_argument, &scale_argument, &loss_argument,
      &total_loss_argument, &grad_anchor__features_argument, &grad_positive__features_argument, &grad_negative__features_argument},
-    {&margin_param, &p_param, &eps_param}, {"features"}};
+    {&margin_param, &p_param, &eps_param}, {"features"}, NULL};
 
 static const losslib_family jvp_family = {8, 3, 1,
     {&anchor__features_argument, &positive__features_argument, &negative__features_argument, &direction_anchor__features_argument,
      &direction_negative__features_argument, &direction_positive__features_argument, &rate_argument, &total_rate_argument},
-    {&margin_param, &p_param, &eps_param}, {"features"}};
+    {&margin_param, &p_param, &eps_param}, {"features"}, NULL};
 
 static const losslib_family hvp_family = {10, 3, 1,
     {&anchor__features_argument, &positive__features_argument, &negative__features_argument, &scale_argument,
      &direction_anchor__features_argument, &direction_negative__features_argument, &direction_positive__features_argument,
      &hvp_anchor__features_argument, &hvp_positive__features_argument, &hvp_negative__features_argument},
-    {&margin_param, &p_param, &eps_param}, {"features"}};
+    {&margin_param, &p_param, &eps_param}, {"features"}, NULL};
 
 static const losslib_family hessian_diag_family = {7, 3, 1,
     {&anchor__features_argument, &positive__features_argument, &negative__features_argument, &scale_argument,
      &hessian_anchor__features_argument, &hessian_positive__features_argument, &hessian_negative__features_argument},
-    {&margin_param, &p_param, &eps_param}, {"features"}};
+    {&margin_param, &p_param, &eps_param}, {"features"}, NULL};
 
 /* Each kernel: its function, which of the function's arrays, scalars and axes it has (a bit each), and what the flags are. A KERNEL
  * is compiled for dense arrays too. */
@@ -152,21 +152,33 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         REAL *grad_positive_row = grad_positive + n * grad_positive_batch;
         REAL *grad_negative_row = grad_negative + n * grad_negative_batch;
         REAL far = -INFINITY;
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            far = larger(far, fabs(to_negative + eps));
+        FOR_TILES(first, end, features) {
+            REAL far_tile[TILE];
+            INDEPENDENT
+            for (int64_t f = first; f < end; ++f) {
+                const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
+                far_tile[f - first] = fabs(to_negative + eps);
+            }
+            far = larger_tile(far, far_tile, end - first);
         }
         REAL near = -INFINITY;
         REAL across = -INFINITY;
         REAL max_choice = -INFINITY;
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL between = positive_row[f * positive_features] - negative_row[f * negative_features];
-            const REAL to_negative_2 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL shifted = to_negative_2 + eps;
-            near = larger(near, fabs(to_positive + eps));
-            across = larger(across, fabs(between + eps));
-            max_choice = larger(max_choice, fabs(shifted) == far ? (negative_row[f * negative_features] - positive_row[f * positive_features]) * sign(shifted) : -INFINITY);
+        FOR_TILES(first, end, features) {
+            REAL near_tile[TILE], across_tile[TILE], max_choice_tile[TILE];
+            INDEPENDENT
+            for (int64_t f = first; f < end; ++f) {
+                const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
+                const REAL between = positive_row[f * positive_features] - negative_row[f * negative_features];
+                const REAL to_negative_2 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
+                const REAL shifted = to_negative_2 + eps;
+                near_tile[f - first] = fabs(to_positive + eps);
+                across_tile[f - first] = fabs(between + eps);
+                max_choice_tile[f - first] = fabs(shifted) == far ? (negative_row[f * negative_features] - positive_row[f * positive_features]) * sign(shifted) : -INFINITY;
+            }
+            near = larger_tile(near, near_tile, end - first);
+            across = larger_tile(across, across_tile, end - first);
+            max_choice = larger_tile(max_choice, max_choice_tile, end - first);
         }
         const REAL binade_near = binade(near);
         const REAL binade_far = binade(far);
@@ -176,19 +188,27 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         accumulator sum_product_2_sum = {0};
         accumulator sum_product_3_sum = {0};
         accumulator sum_product_4_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive_2 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL scaled = (to_positive_2 + eps) / binade_near;
-            const REAL to_negative_3 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL scaled_2 = (to_negative_3 + eps) / binade_far;
-            const REAL between_2 = positive_row[f * positive_features] - negative_row[f * negative_features];
-            const REAL scaled_3 = (between_2 + eps) / binade_across;
-            const REAL eliminated = cross(negative_row[f * negative_features] - positive_row[f * positive_features], choice, scaled_2, max_choice);
-            const REAL left = eliminated / choice;
-            accumulate(&sum_product_sum, scaled * scaled);
-            accumulate(&sum_product_2_sum, scaled_2 * scaled_2);
-            accumulate(&sum_product_3_sum, scaled_3 * scaled_3);
-            accumulate(&sum_product_4_sum, left * scaled_2);
+        FOR_TILES(first, end, features) {
+            REAL sum_product_tile[TILE], sum_product_2_tile[TILE], sum_product_3_tile[TILE], sum_product_4_tile[TILE];
+            INDEPENDENT
+            for (int64_t f = first; f < end; ++f) {
+                const REAL to_positive_2 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
+                const REAL scaled = (to_positive_2 + eps) / binade_near;
+                const REAL to_negative_3 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
+                const REAL scaled_2 = (to_negative_3 + eps) / binade_far;
+                const REAL between_2 = positive_row[f * positive_features] - negative_row[f * negative_features];
+                const REAL scaled_3 = (between_2 + eps) / binade_across;
+                const REAL eliminated = cross(negative_row[f * negative_features] - positive_row[f * positive_features], choice, scaled_2, max_choice);
+                const REAL left = eliminated / choice;
+                sum_product_tile[f - first] = scaled * scaled;
+                sum_product_2_tile[f - first] = scaled_2 * scaled_2;
+                sum_product_3_tile[f - first] = scaled_3 * scaled_3;
+                sum_product_4_tile[f - first] = left * scaled_2;
+            }
+            accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
+            accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
+            accumulate_tile(&sum_product_3_sum, sum_product_3_tile, end - first);
+            accumulate_tile(&sum_product_4_sum, sum_product_4_tile, end - first);
         }
         const REAL sum_product = value_of(&sum_product_sum);
         const REAL sum_product_2 = value_of(&sum_product_2_sum);
@@ -231,84 +251,114 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         REAL max_choice_4 = -INFINITY;
         accumulator sum_choice_8_sum = {0};
         accumulator sum_choice_9_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive_3 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL shifted_2 = to_positive_3 + eps;
-            const REAL abs_shifted_2 = fabs(shifted_2);
-            const REAL to_negative_4 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL shifted_3 = to_negative_4 + eps;
-            const REAL abs_shifted_3 = fabs(shifted_3);
-            const REAL between_3 = positive_row[f * positive_features] - negative_row[f * negative_features];
-            const REAL shifted_4 = between_3 + eps;
-            const REAL abs_shifted_4 = fabs(shifted_4);
-            const REAL sign_shifted_2 = sign(shifted_2);
-            const REAL sign_shifted_3 = sign(shifted_3);
-            const int equal = sign_shifted_2 == sign_shifted_3;
-            const REAL difference_3 = negative_row[f * negative_features] - positive_row[f * positive_features];
-            const REAL product_2 = difference_3 * sign_shifted_2;
-            const REAL product_3 = (REAL)0.5 * to_negative_4;
-            const REAL middle = (product_3 + (REAL)0.5 * to_positive_3 + eps) / mean_length;
-            const int equal_2 = abs_shifted_3 == far;
-            const int equal_3 = abs_shifted_2 == near;
-            const int and_2 = (equal && equal_2) && equal_3;
-            const REAL scaled_4 = shifted_2 / binade_near;
-            const REAL scaled_5 = shifted_3 / binade_far;
-            const REAL abs_power_2 = abs_power(scaled_5, p);
-            const REAL scaled_6 = shifted_4 / binade_across;
-            const REAL abs_power_3 = abs_power(scaled_6, p);
-            const REAL abs_product_2 = fabs(product_2);
-            const REAL larger_2 = larger(larger(abs_shifted_2, abs_shifted_3), abs_product_2);
-            const REAL scaled_7 = larger_2 / binade_far;
-            const REAL scaled_8 = shifted_2 / binade_far;
-            const REAL sign_shifted_4 = sign(shifted_4);
-            const int equal_4 = sign_shifted_4 == sign_shifted_3;
-            const REAL difference_4 = positive_row[f * positive_features] - anchor_row[f * anchor_features];
-            const REAL product_4 = difference_4 * sign_shifted_4;
-            const REAL middle_2 = ((REAL)0.5 * between_3 + product_3 + eps) / mean_length_2;
-            const REAL unit_x = inverse_root_sum_product * scaled_4;
-            const REAL unit_y = inverse_root_sum_product_2 * scaled_5;
-            const REAL eliminated_2 = cross(difference_3, choice, scaled_5, max_choice);
-            const REAL left_2 = eliminated_2 / choice;
-            const REAL across_3 = ratio_2 * (along * scaled_5 + left_2);
-            const int equal_5 = abs_shifted_4 == across;
-            const int and_3 = (equal_4 && equal_5) && equal_2;
-            const REAL abs_product_4 = fabs(product_4);
-            const REAL larger_3 = larger(larger(abs_shifted_4, abs_shifted_3), abs_product_4);
-            const REAL scaled_9 = larger_3 / binade_far;
-            const REAL scaled_10 = shifted_4 / binade_far;
-            const int equal_6 = sign_shifted_3 == sign_shifted_4;
-            const REAL product_5 = to_positive_3 * sign_shifted_3;
-            const int and_4 = (equal_6 && equal_5) && equal_2;
-            const REAL abs_product_5 = fabs(product_5);
-            const REAL larger_4 = larger(larger(abs_shifted_3, abs_shifted_4), abs_product_5);
-            const REAL scaled_11 = larger_4 / binade_across;
-            const REAL scaled_12 = shifted_3 / binade_across;
-            accumulate(&near_2_sum, abs_shifted_2);
-            accumulate(&far_2_sum, abs_shifted_3);
-            accumulate(&across_2_sum, abs_shifted_4);
-            accumulate(&longer_by_sum, equal ? product_2 : abs_shifted_2 - abs_shifted_3);
-            accumulate(&sum_product_5_sum, difference_3 * middle);
-            accumulate(&sum_choice_sum, (REAL)(and_2 ? 1 : 0));
-            max_choice_2 = larger(max_choice_2, and_2 ? product_2 : -INFINITY);
-            accumulate(&sum_abs_power_sum, abs_power(scaled_4, p));
-            accumulate(&sum_abs_power_2_sum, abs_power_2);
-            accumulate(&sum_abs_power_3_sum, abs_power_3);
-            accumulate(&sum_choice_2_sum, equal ? -sign(product_2) * abs_power(scaled_7, p) * expm1(p * log1p(-abs_product_2 / (larger_2 == 0 ? 1 : larger_2))) : abs_power(scaled_8, p) - abs_power_2);
-            accumulate(&longer_by_2_sum, equal_4 ? product_4 : abs_shifted_4 - abs_shifted_3);
-            accumulate(&sum_product_6_sum, difference_4 * middle_2);
-            accumulate(&cosine_sum, unit_x * unit_y);
-            accumulate(&sum_product_7_sum, across_3 * across_3);
-            accumulate(&sum_choice_3_sum, (REAL)(equal_3 ? 1 : 0));
-            accumulate(&sum_choice_4_sum, (REAL)(and_3 ? 1 : 0));
-            max_choice_3 = larger(max_choice_3, and_3 ? product_4 : -INFINITY);
-            accumulate(&sum_choice_5_sum, (REAL)(equal_2 ? 1 : 0));
-            accumulate(&sum_choice_6_sum, equal_4 ? -sign(product_4) * abs_power(scaled_9, p) * expm1(p * log1p(-abs_product_4 / (larger_3 == 0 ? 1 : larger_3))) : abs_power(scaled_10, p) - abs_power_2);
-            accumulate(&longer_by_3_sum, equal_6 ? product_5 : abs_shifted_3 - abs_shifted_4);
-            accumulate(&sum_product_8_sum, to_positive_3 * middle_2);
-            accumulate(&sum_choice_7_sum, (REAL)(and_4 ? 1 : 0));
-            max_choice_4 = larger(max_choice_4, and_4 ? product_5 : -INFINITY);
-            accumulate(&sum_choice_8_sum, (REAL)(equal_5 ? 1 : 0));
-            accumulate(&sum_choice_9_sum, equal_6 ? -sign(product_5) * abs_power(scaled_11, p) * expm1(p * log1p(-abs_product_5 / (larger_4 == 0 ? 1 : larger_4))) : abs_power(scaled_12, p) - abs_power_3);
+        FOR_TILES(first, end, features) {
+            REAL near_2_tile[TILE], far_2_tile[TILE], across_2_tile[TILE], longer_by_tile[TILE], sum_product_5_tile[TILE], sum_choice_tile[TILE], max_choice_2_tile[TILE], sum_abs_power_tile[TILE], sum_abs_power_2_tile[TILE], sum_abs_power_3_tile[TILE], sum_choice_2_tile[TILE], longer_by_2_tile[TILE], sum_product_6_tile[TILE], cosine_tile[TILE], sum_product_7_tile[TILE], sum_choice_3_tile[TILE], sum_choice_4_tile[TILE], max_choice_3_tile[TILE], sum_choice_5_tile[TILE], sum_choice_6_tile[TILE], longer_by_3_tile[TILE], sum_product_8_tile[TILE], sum_choice_7_tile[TILE], max_choice_4_tile[TILE], sum_choice_8_tile[TILE], sum_choice_9_tile[TILE];
+            INDEPENDENT
+            for (int64_t f = first; f < end; ++f) {
+                const REAL to_positive_3 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
+                const REAL shifted_2 = to_positive_3 + eps;
+                const REAL abs_shifted_2 = fabs(shifted_2);
+                const REAL to_negative_4 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
+                const REAL shifted_3 = to_negative_4 + eps;
+                const REAL abs_shifted_3 = fabs(shifted_3);
+                const REAL between_3 = positive_row[f * positive_features] - negative_row[f * negative_features];
+                const REAL shifted_4 = between_3 + eps;
+                const REAL abs_shifted_4 = fabs(shifted_4);
+                const REAL sign_shifted_2 = sign(shifted_2);
+                const REAL sign_shifted_3 = sign(shifted_3);
+                const int equal = sign_shifted_2 == sign_shifted_3;
+                const REAL difference_3 = negative_row[f * negative_features] - positive_row[f * positive_features];
+                const REAL product_2 = difference_3 * sign_shifted_2;
+                const REAL product_3 = (REAL)0.5 * to_negative_4;
+                const REAL middle = (product_3 + (REAL)0.5 * to_positive_3 + eps) / mean_length;
+                const int equal_2 = abs_shifted_3 == far;
+                const int equal_3 = abs_shifted_2 == near;
+                const int and_2 = (equal && equal_2) && equal_3;
+                const REAL scaled_4 = shifted_2 / binade_near;
+                const REAL scaled_5 = shifted_3 / binade_far;
+                const REAL abs_power_2 = abs_power(scaled_5, p);
+                const REAL scaled_6 = shifted_4 / binade_across;
+                const REAL abs_power_3 = abs_power(scaled_6, p);
+                const REAL abs_product_2 = fabs(product_2);
+                const REAL larger_2 = larger(larger(abs_shifted_2, abs_shifted_3), abs_product_2);
+                const REAL scaled_7 = larger_2 / binade_far;
+                const REAL scaled_8 = shifted_2 / binade_far;
+                const REAL sign_shifted_4 = sign(shifted_4);
+                const int equal_4 = sign_shifted_4 == sign_shifted_3;
+                const REAL difference_4 = positive_row[f * positive_features] - anchor_row[f * anchor_features];
+                const REAL product_4 = difference_4 * sign_shifted_4;
+                const REAL middle_2 = ((REAL)0.5 * between_3 + product_3 + eps) / mean_length_2;
+                const REAL unit_x = inverse_root_sum_product * scaled_4;
+                const REAL unit_y = inverse_root_sum_product_2 * scaled_5;
+                const REAL eliminated_2 = cross(difference_3, choice, scaled_5, max_choice);
+                const REAL left_2 = eliminated_2 / choice;
+                const REAL across_3 = ratio_2 * (along * scaled_5 + left_2);
+                const int equal_5 = abs_shifted_4 == across;
+                const int and_3 = (equal_4 && equal_5) && equal_2;
+                const REAL abs_product_4 = fabs(product_4);
+                const REAL larger_3 = larger(larger(abs_shifted_4, abs_shifted_3), abs_product_4);
+                const REAL scaled_9 = larger_3 / binade_far;
+                const REAL scaled_10 = shifted_4 / binade_far;
+                const int equal_6 = sign_shifted_3 == sign_shifted_4;
+                const REAL product_5 = to_positive_3 * sign_shifted_3;
+                const int and_4 = (equal_6 && equal_5) && equal_2;
+                const REAL abs_product_5 = fabs(product_5);
+                const REAL larger_4 = larger(larger(abs_shifted_3, abs_shifted_4), abs_product_5);
+                const REAL scaled_11 = larger_4 / binade_across;
+                const REAL scaled_12 = shifted_3 / binade_across;
+                near_2_tile[f - first] = abs_shifted_2;
+                far_2_tile[f - first] = abs_shifted_3;
+                across_2_tile[f - first] = abs_shifted_4;
+                longer_by_tile[f - first] = equal ? product_2 : abs_shifted_2 - abs_shifted_3;
+                sum_product_5_tile[f - first] = difference_3 * middle;
+                sum_choice_tile[f - first] = (REAL)(and_2 ? 1 : 0);
+                max_choice_2_tile[f - first] = and_2 ? product_2 : -INFINITY;
+                sum_abs_power_tile[f - first] = abs_power(scaled_4, p);
+                sum_abs_power_2_tile[f - first] = abs_power_2;
+                sum_abs_power_3_tile[f - first] = abs_power_3;
+                sum_choice_2_tile[f - first] = equal ? -sign(product_2) * abs_power(scaled_7, p) * expm1(p * log1p(-abs_product_2 / (larger_2 == 0 ? 1 : larger_2))) : abs_power(scaled_8, p) - abs_power_2;
+                longer_by_2_tile[f - first] = equal_4 ? product_4 : abs_shifted_4 - abs_shifted_3;
+                sum_product_6_tile[f - first] = difference_4 * middle_2;
+                cosine_tile[f - first] = unit_x * unit_y;
+                sum_product_7_tile[f - first] = across_3 * across_3;
+                sum_choice_3_tile[f - first] = (REAL)(equal_3 ? 1 : 0);
+                sum_choice_4_tile[f - first] = (REAL)(and_3 ? 1 : 0);
+                max_choice_3_tile[f - first] = and_3 ? product_4 : -INFINITY;
+                sum_choice_5_tile[f - first] = (REAL)(equal_2 ? 1 : 0);
+                sum_choice_6_tile[f - first] = equal_4 ? -sign(product_4) * abs_power(scaled_9, p) * expm1(p * log1p(-abs_product_4 / (larger_3 == 0 ? 1 : larger_3))) : abs_power(scaled_10, p) - abs_power_2;
+                longer_by_3_tile[f - first] = equal_6 ? product_5 : abs_shifted_3 - abs_shifted_4;
+                sum_product_8_tile[f - first] = to_positive_3 * middle_2;
+                sum_choice_7_tile[f - first] = (REAL)(and_4 ? 1 : 0);
+                max_choice_4_tile[f - first] = and_4 ? product_5 : -INFINITY;
+                sum_choice_8_tile[f - first] = (REAL)(equal_5 ? 1 : 0);
+                sum_choice_9_tile[f - first] = equal_6 ? -sign(product_5) * abs_power(scaled_11, p) * expm1(p * log1p(-abs_product_5 / (larger_4 == 0 ? 1 : larger_4))) : abs_power(scaled_12, p) - abs_power_3;
+            }
+            accumulate_tile(&near_2_sum, near_2_tile, end - first);
+            accumulate_tile(&far_2_sum, far_2_tile, end - first);
+            accumulate_tile(&across_2_sum, across_2_tile, end - first);
+            accumulate_tile(&longer_by_sum, longer_by_tile, end - first);
+            accumulate_tile(&sum_product_5_sum, sum_product_5_tile, end - first);
+            accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
+            max_choice_2 = larger_tile(max_choice_2, max_choice_2_tile, end - first);
+            accumulate_tile(&sum_abs_power_sum, sum_abs_power_tile, end - first);
+            accumulate_tile(&sum_abs_power_2_sum, sum_abs_power_2_tile, end - first);
+            accumulate_tile(&sum_abs_power_3_sum, sum_abs_power_3_tile, end - first);
+            accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
+            accumulate_tile(&longer_by_2_sum, longer_by_2_tile, end - first);
+            accumulate_tile(&sum_product_6_sum, sum_product_6_tile, end - first);
+            accumulate_tile(&cosine_sum, cosine_tile, end - first);
+            accumulate_tile(&sum_product_7_sum, sum_product_7_tile, end - first);
+            accumulate_tile(&sum_choice_3_sum, sum_choice_3_tile, end - first);
+            accumulate_tile(&sum_choice_4_sum, sum_choice_4_tile, end - first);
+            max_choice_3 = larger_tile(max_choice_3, max_choice_3_tile, end - first);
+            accumulate_tile(&sum_choice_5_sum, sum_choice_5_tile, end - first);
+            accumulate_tile(&sum_choice_6_sum, sum_choice_6_tile, end - first);
+            accumulate_tile(&longer_by_3_sum, longer_by_3_tile, end - first);
+            accumulate_tile(&sum_product_8_sum, sum_product_8_tile, end - first);
+            accumulate_tile(&sum_choice_7_sum, sum_choice_7_tile, end - first);
+            max_choice_4 = larger_tile(max_choice_4, max_choice_4_tile, end - first);
+            accumulate_tile(&sum_choice_8_sum, sum_choice_8_tile, end - first);
+            accumulate_tile(&sum_choice_9_sum, sum_choice_9_tile, end - first);
         }
         const REAL near_2 = value_of(&near_2_sum);
         const REAL far_2 = value_of(&far_2_sum);
@@ -406,52 +456,59 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         accumulator near_5_sum = {0};
         accumulator far_5_sum = {0};
         accumulator across_6_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive_4 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL shifted_13 = to_positive_4 + eps;
-            const REAL sign_shifted_13 = sign(shifted_13);
-            const REAL choice_2 = below ? 0 : scale[n * scale_batch] * sign_shifted_13 * step_2;
-            const REAL to_negative_5 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL shifted_14 = to_negative_5 + eps;
-            const REAL sign_shifted_14 = sign(shifted_14);
-            const REAL choice_3 = below_2 ? 0 : (below ? 0 : scale[n * scale_batch] * sign_shifted_14 * step_2) * step_3;
-            const REAL choice_4 = below_3 ? 0 : scale[n * scale_batch] * sign_shifted_13 * step_4;
-            const REAL choice_5 = below_3 ? 0 : scale[n * scale_batch] * sign_shifted_14 * step_4;
-            const REAL scaled_13 = shifted_13 / binade_near;
-            const REAL choice_6 = below_4 ? 0 : product_6 * scaled_13 * step_5;
-            const REAL scaled_14 = shifted_14 / binade_far;
-            const REAL choice_7 = below_5 ? 0 : (below_4 ? 0 : product_7 * scaled_14 * step_5) * step_6;
-            const REAL eliminated_3 = cross(negative_row[f * negative_features] - positive_row[f * positive_features], choice, scaled_14, max_choice);
-            const REAL left_3 = eliminated_3 / choice;
-            const REAL across_7 = ratio_2 * (along * scaled_14 + left_3);
-            const REAL unit_y_2 = inverse_root_sum_product_2 * scaled_14;
-            const REAL unit_x_2 = inverse_root_sum_product * scaled_13;
-            const REAL product_13 = ratio_4 * sign_shifted_13 * (REAL)(fabs(shifted_13) == near ? 1 : 0);
-            const REAL choice_8 = below_7 ? 0 : product_13 * step_8;
-            const REAL product_14 = ratio_5 * sign_shifted_14 * (REAL)(fabs(shifted_14) == far ? 1 : 0);
-            const REAL choice_9 = below_8 ? 0 : (below_7 ? 0 : product_14 * step_8) * step_9;
-            const REAL choice_10 = below_9 ? 0 : product_13 * step_10;
-            const REAL choice_11 = below_9 ? 0 : product_14 * step_10;
-            const REAL product_15 = product_8 * signed_power(scaled_13, difference_2);
-            const REAL choice_12 = below_10 ? 0 : product_15 * step_11;
-            const REAL product_16 = product_10 * signed_power(scaled_14, difference_2);
-            const REAL choice_13 = below_13 ? 0 : (below_10 ? 0 : product_16 * step_11) * step_12;
-            const REAL choice_14 = below_14 ? 0 : product_15 * step_13;
-            const REAL choice_15 = below_14 ? 0 : product_16 * step_13;
-            const REAL between_4 = positive_row[f * positive_features] - negative_row[f * negative_features];
-            const REAL shifted_15 = between_4 + eps;
-            const REAL sign_shifted_15 = sign(shifted_15);
-            const REAL choice_16 = below_15 ? 0 : (below ? 0 : scale[n * scale_batch] * sign_shifted_15 * step_2) * step_14;
-            const REAL scaled_15 = shifted_15 / binade_across;
-            const REAL choice_17 = below_16 ? 0 : (below_4 ? 0 : product_11 * scaled_15 * step_5) * step_15;
-            const REAL choice_18 = below_17 ? 0 : (below_7 ? 0 : ratio_6 * sign_shifted_15 * (REAL)(fabs(shifted_15) == across ? 1 : 0) * step_8) * step_16;
-            const REAL choice_19 = below_18 ? 0 : (below_10 ? 0 : product_12 * signed_power(scaled_15, difference_2) * step_11) * step_17;
-            if (grad_anchor_wanted) grad_anchor_row[f * grad_anchor_features] = p_is_0 ? 0 : (p_is_1 ? (swap ? choice_2 - choice_3 : choice_4 - choice_5) : (p_is_2 ? (swap ? choice_6 - choice_7 : (below_6 ? 0 : scale[n * scale_batch] * (above ? across_7 - ratio_3 * unit_y_2 : unit_x_2 - unit_y_2) * step_7)) : (p_is_inf ? (swap ? choice_8 - choice_9 : choice_10 - choice_11) : (swap ? choice_12 - choice_13 : choice_14 - choice_15))));
-            if (grad_positive_wanted) grad_positive_row[f * grad_positive_features] = p_is_0 ? 0 : (p_is_1 ? (swap ? -(choice_16 + choice_2) : -choice_4) : (p_is_2 ? (swap ? -choice_6 - choice_17 : -(below_6 ? 0 : product_6 * scaled_13 * step_7)) : (p_is_inf ? (swap ? -(choice_18 + choice_8) : -choice_10) : (swap ? -(choice_19 + choice_12) : -choice_14))));
-            if (grad_negative_wanted) grad_negative_row[f * grad_negative_features] = p_is_0 ? 0 : (p_is_1 ? (swap ? choice_16 + choice_3 : choice_5) : (p_is_2 ? (swap ? -(-choice_17 + -choice_7) : (below_6 ? 0 : product_7 * scaled_14 * step_7)) : (p_is_inf ? (swap ? choice_18 + choice_9 : choice_11) : (swap ? choice_19 + choice_13 : choice_15))));
-            accumulate(&near_5_sum, (REAL)(shifted_13 == 0 ? 0 : 1));
-            accumulate(&far_5_sum, (REAL)(shifted_14 == 0 ? 0 : 1));
-            accumulate(&across_6_sum, (REAL)(shifted_15 == 0 ? 0 : 1));
+        FOR_TILES(first, end, features) {
+            REAL near_5_tile[TILE], far_5_tile[TILE], across_6_tile[TILE];
+            INDEPENDENT
+            for (int64_t f = first; f < end; ++f) {
+                const REAL to_positive_4 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
+                const REAL shifted_13 = to_positive_4 + eps;
+                const REAL sign_shifted_13 = sign(shifted_13);
+                const REAL choice_2 = below ? 0 : scale[n * scale_batch] * sign_shifted_13 * step_2;
+                const REAL to_negative_5 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
+                const REAL shifted_14 = to_negative_5 + eps;
+                const REAL sign_shifted_14 = sign(shifted_14);
+                const REAL choice_3 = below_2 ? 0 : (below ? 0 : scale[n * scale_batch] * sign_shifted_14 * step_2) * step_3;
+                const REAL choice_4 = below_3 ? 0 : scale[n * scale_batch] * sign_shifted_13 * step_4;
+                const REAL choice_5 = below_3 ? 0 : scale[n * scale_batch] * sign_shifted_14 * step_4;
+                const REAL scaled_13 = shifted_13 / binade_near;
+                const REAL choice_6 = below_4 ? 0 : product_6 * scaled_13 * step_5;
+                const REAL scaled_14 = shifted_14 / binade_far;
+                const REAL choice_7 = below_5 ? 0 : (below_4 ? 0 : product_7 * scaled_14 * step_5) * step_6;
+                const REAL eliminated_3 = cross(negative_row[f * negative_features] - positive_row[f * positive_features], choice, scaled_14, max_choice);
+                const REAL left_3 = eliminated_3 / choice;
+                const REAL across_7 = ratio_2 * (along * scaled_14 + left_3);
+                const REAL unit_y_2 = inverse_root_sum_product_2 * scaled_14;
+                const REAL unit_x_2 = inverse_root_sum_product * scaled_13;
+                const REAL product_13 = ratio_4 * sign_shifted_13 * (REAL)(fabs(shifted_13) == near ? 1 : 0);
+                const REAL choice_8 = below_7 ? 0 : product_13 * step_8;
+                const REAL product_14 = ratio_5 * sign_shifted_14 * (REAL)(fabs(shifted_14) == far ? 1 : 0);
+                const REAL choice_9 = below_8 ? 0 : (below_7 ? 0 : product_14 * step_8) * step_9;
+                const REAL choice_10 = below_9 ? 0 : product_13 * step_10;
+                const REAL choice_11 = below_9 ? 0 : product_14 * step_10;
+                const REAL product_15 = product_8 * signed_power(scaled_13, difference_2);
+                const REAL choice_12 = below_10 ? 0 : product_15 * step_11;
+                const REAL product_16 = product_10 * signed_power(scaled_14, difference_2);
+                const REAL choice_13 = below_13 ? 0 : (below_10 ? 0 : product_16 * step_11) * step_12;
+                const REAL choice_14 = below_14 ? 0 : product_15 * step_13;
+                const REAL choice_15 = below_14 ? 0 : product_16 * step_13;
+                const REAL between_4 = positive_row[f * positive_features] - negative_row[f * negative_features];
+                const REAL shifted_15 = between_4 + eps;
+                const REAL sign_shifted_15 = sign(shifted_15);
+                const REAL choice_16 = below_15 ? 0 : (below ? 0 : scale[n * scale_batch] * sign_shifted_15 * step_2) * step_14;
+                const REAL scaled_15 = shifted_15 / binade_across;
+                const REAL choice_17 = below_16 ? 0 : (below_4 ? 0 : product_11 * scaled_15 * step_5) * step_15;
+                const REAL choice_18 = below_17 ? 0 : (below_7 ? 0 : ratio_6 * sign_shifted_15 * (REAL)(fabs(shifted_15) == across ? 1 : 0) * step_8) * step_16;
+                const REAL choice_19 = below_18 ? 0 : (below_10 ? 0 : product_12 * signed_power(scaled_15, difference_2) * step_11) * step_17;
+                if (grad_anchor_wanted) grad_anchor_row[f * grad_anchor_features] = p_is_0 ? 0 : (p_is_1 ? (swap ? choice_2 - choice_3 : choice_4 - choice_5) : (p_is_2 ? (swap ? choice_6 - choice_7 : (below_6 ? 0 : scale[n * scale_batch] * (above ? across_7 - ratio_3 * unit_y_2 : unit_x_2 - unit_y_2) * step_7)) : (p_is_inf ? (swap ? choice_8 - choice_9 : choice_10 - choice_11) : (swap ? choice_12 - choice_13 : choice_14 - choice_15))));
+                if (grad_positive_wanted) grad_positive_row[f * grad_positive_features] = p_is_0 ? 0 : (p_is_1 ? (swap ? -(choice_16 + choice_2) : -choice_4) : (p_is_2 ? (swap ? -choice_6 - choice_17 : -(below_6 ? 0 : product_6 * scaled_13 * step_7)) : (p_is_inf ? (swap ? -(choice_18 + choice_8) : -choice_10) : (swap ? -(choice_19 + choice_12) : -choice_14))));
+                if (grad_negative_wanted) grad_negative_row[f * grad_negative_features] = p_is_0 ? 0 : (p_is_1 ? (swap ? choice_16 + choice_3 : choice_5) : (p_is_2 ? (swap ? -(-choice_17 + -choice_7) : (below_6 ? 0 : product_7 * scaled_14 * step_7)) : (p_is_inf ? (swap ? choice_18 + choice_9 : choice_11) : (swap ? choice_19 + choice_13 : choice_15))));
+                near_5_tile[f - first] = (REAL)(shifted_13 == 0 ? 0 : 1);
+                far_5_tile[f - first] = (REAL)(shifted_14 == 0 ? 0 : 1);
+                across_6_tile[f - first] = (REAL)(shifted_15 == 0 ? 0 : 1);
+            }
+            accumulate_tile(&near_5_sum, near_5_tile, end - first);
+            accumulate_tile(&far_5_sum, far_5_tile, end - first);
+            accumulate_tile(&across_6_sum, across_6_tile, end - first);
         }
         const REAL near_5 = value_of(&near_5_sum);
         const REAL far_5 = value_of(&far_5_sum);
@@ -502,13 +559,20 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         REAL near = -INFINITY;
         REAL far = -INFINITY;
         REAL across = -INFINITY;
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL between = positive_row[f * positive_features] - negative_row[f * negative_features];
-            near = larger(near, fabs(to_positive + eps));
-            far = larger(far, fabs(to_negative + eps));
-            across = larger(across, fabs(between + eps));
+        FOR_TILES(first, end, features) {
+            REAL near_tile[TILE], far_tile[TILE], across_tile[TILE];
+            INDEPENDENT
+            for (int64_t f = first; f < end; ++f) {
+                const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
+                const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
+                const REAL between = positive_row[f * positive_features] - negative_row[f * negative_features];
+                near_tile[f - first] = fabs(to_positive + eps);
+                far_tile[f - first] = fabs(to_negative + eps);
+                across_tile[f - first] = fabs(between + eps);
+            }
+            near = larger_tile(near, near_tile, end - first);
+            far = larger_tile(far, far_tile, end - first);
+            across = larger_tile(across, across_tile, end - first);
         }
         const REAL binade_near = binade(near);
         const REAL binade_far = binade(far);
@@ -516,16 +580,23 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         accumulator sum_product_sum = {0};
         accumulator sum_product_2_sum = {0};
         accumulator sum_product_3_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive_2 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL scaled = (to_positive_2 + eps) / binade_near;
-            const REAL to_negative_2 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL scaled_2 = (to_negative_2 + eps) / binade_far;
-            const REAL between_2 = positive_row[f * positive_features] - negative_row[f * negative_features];
-            const REAL scaled_3 = (between_2 + eps) / binade_across;
-            accumulate(&sum_product_sum, scaled * scaled);
-            accumulate(&sum_product_2_sum, scaled_2 * scaled_2);
-            accumulate(&sum_product_3_sum, scaled_3 * scaled_3);
+        FOR_TILES(first, end, features) {
+            REAL sum_product_tile[TILE], sum_product_2_tile[TILE], sum_product_3_tile[TILE];
+            INDEPENDENT
+            for (int64_t f = first; f < end; ++f) {
+                const REAL to_positive_2 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
+                const REAL scaled = (to_positive_2 + eps) / binade_near;
+                const REAL to_negative_2 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
+                const REAL scaled_2 = (to_negative_2 + eps) / binade_far;
+                const REAL between_2 = positive_row[f * positive_features] - negative_row[f * negative_features];
+                const REAL scaled_3 = (between_2 + eps) / binade_across;
+                sum_product_tile[f - first] = scaled * scaled;
+                sum_product_2_tile[f - first] = scaled_2 * scaled_2;
+                sum_product_3_tile[f - first] = scaled_3 * scaled_3;
+            }
+            accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
+            accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
+            accumulate_tile(&sum_product_3_sum, sum_product_3_tile, end - first);
         }
         const REAL sum_product = value_of(&sum_product_sum);
         const REAL sum_product_2 = value_of(&sum_product_2_sum);
@@ -572,98 +643,138 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         accumulator sum_choice_8_sum = {0};
         accumulator sum_product_18_sum = {0};
         accumulator sum_choice_9_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL difference_3 = direction_anchor_row[f * direction_anchor_features] - direction_positive_row[f * direction_positive_features];
-            const REAL to_positive_3 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL shifted = to_positive_3 + eps;
-            const REAL sign_2 = sign(shifted);
-            const REAL product_2 = difference_3 * sign_2;
-            const REAL abs_2 = fabs(shifted);
-            const REAL to_negative_3 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL shifted_2 = to_negative_3 + eps;
-            const REAL abs_shifted_2 = fabs(shifted_2);
-            const REAL between_3 = positive_row[f * positive_features] - negative_row[f * negative_features];
-            const REAL shifted_3 = between_3 + eps;
-            const REAL abs_shifted_3 = fabs(shifted_3);
-            const REAL difference_4 = direction_anchor_row[f * direction_anchor_features] - direction_negative_row[f * direction_negative_features];
-            const REAL sign_shifted_2 = sign(shifted_2);
-            const REAL product_3 = difference_4 * sign_shifted_2;
-            const REAL sign_shifted_3 = sign(shifted_3);
-            const int equal = sign_shifted_3 == sign_shifted_2;
-            const REAL difference_5 = positive_row[f * positive_features] - anchor_row[f * anchor_features];
-            const REAL product_4 = difference_5 * sign_shifted_3;
-            const REAL difference_6 = direction_positive_row[f * direction_positive_features] - direction_negative_row[f * direction_negative_features];
-            const REAL product_5 = difference_6 * sign_shifted_3;
-            const int equal_2 = sign_shifted_2 == sign_shifted_3;
-            const REAL product_6 = to_positive_3 * sign_shifted_2;
-            const int equal_3 = sign_2 == sign_shifted_2;
-            const REAL difference_7 = negative_row[f * negative_features] - positive_row[f * positive_features];
-            const REAL product_7 = difference_7 * sign_2;
-            const REAL product_8 = (REAL)0.5 * to_negative_3;
-            const REAL middle = ((REAL)0.5 * between_3 + product_8 + eps) / mean_length;
-            const REAL middle_2 = (product_8 + (REAL)0.5 * to_positive_3 + eps) / mean_length_2;
-            const int equal_4 = abs_2 == near;
-            const REAL choice = (REAL)(equal_4 ? 1 : 0);
-            const int equal_5 = abs_shifted_2 == far;
-            const REAL choice_2 = (REAL)(equal_5 ? 1 : 0);
-            const int equal_6 = abs_shifted_3 == across;
-            const int and_2 = (equal && equal_6) && equal_5;
-            const REAL choice_3 = (REAL)(equal_6 ? 1 : 0);
-            const int and_3 = (equal_2 && equal_6) && equal_5;
-            const int and_4 = (equal_3 && equal_5) && equal_4;
-            const REAL scaled_4 = shifted / binade_near;
-            const REAL scaled_5 = shifted_2 / binade_far;
-            const REAL abs_power_2 = abs_power(scaled_5, p);
-            const REAL scaled_6 = shifted_3 / binade_across;
-            const REAL abs_power_3 = abs_power(scaled_6, p);
-            const REAL abs_product_6 = fabs(product_6);
-            const REAL larger_2 = larger(larger(abs_shifted_2, abs_shifted_3), abs_product_6);
-            const REAL scaled_7 = larger_2 / binade_across;
-            const REAL scaled_8 = shifted_2 / binade_across;
-            const REAL abs_product_4 = fabs(product_4);
-            const REAL larger_3 = larger(larger(abs_shifted_3, abs_shifted_2), abs_product_4);
-            const REAL scaled_9 = larger_3 / binade_far;
-            const REAL scaled_10 = shifted_3 / binade_far;
-            const REAL abs_product_7 = fabs(product_7);
-            const REAL larger_4 = larger(larger(abs_2, abs_shifted_2), abs_product_7);
-            const REAL scaled_11 = larger_4 / binade_far;
-            const REAL scaled_12 = shifted / binade_far;
-            accumulate(&sum_product_4_sum, product_2);
-            accumulate(&near_2_sum, abs_2);
-            accumulate(&far_2_sum, abs_shifted_2);
-            accumulate(&across_2_sum, abs_shifted_3);
-            accumulate(&sum_product_5_sum, product_3);
-            accumulate(&longer_by_sum, equal ? product_4 : abs_shifted_3 - abs_shifted_2);
-            accumulate(&sum_product_6_sum, product_5);
-            accumulate(&longer_by_2_sum, equal_2 ? product_6 : abs_shifted_2 - abs_shifted_3);
-            accumulate(&longer_by_3_sum, equal_3 ? product_7 : abs_2 - abs_shifted_2);
-            accumulate(&sum_product_7_sum, difference_3 * shifted);
-            accumulate(&sum_product_8_sum, to_positive_3 * middle);
-            accumulate(&sum_product_9_sum, difference_6 * shifted_3);
-            accumulate(&sum_product_10_sum, difference_5 * middle);
-            accumulate(&sum_product_11_sum, difference_4 * shifted_2);
-            accumulate(&sum_product_12_sum, difference_7 * middle_2);
-            accumulate(&sum_product_13_sum, product_2 * choice);
-            accumulate(&sum_choice_sum, choice);
-            accumulate(&sum_product_14_sum, product_3 * choice_2);
-            accumulate(&sum_choice_2_sum, choice_2);
-            accumulate(&sum_choice_3_sum, (REAL)(and_2 ? 1 : 0));
-            max_choice = larger(max_choice, and_2 ? product_4 : -INFINITY);
-            accumulate(&sum_product_15_sum, product_5 * choice_3);
-            accumulate(&sum_choice_4_sum, choice_3);
-            accumulate(&sum_choice_5_sum, (REAL)(and_3 ? 1 : 0));
-            max_choice_2 = larger(max_choice_2, and_3 ? product_6 : -INFINITY);
-            accumulate(&sum_choice_6_sum, (REAL)(and_4 ? 1 : 0));
-            max_choice_3 = larger(max_choice_3, and_4 ? product_7 : -INFINITY);
-            accumulate(&sum_abs_power_sum, abs_power(scaled_4, p));
-            accumulate(&sum_abs_power_2_sum, abs_power_2);
-            accumulate(&sum_abs_power_3_sum, abs_power_3);
-            accumulate(&sum_product_16_sum, difference_3 * signed_power(scaled_4, difference));
-            accumulate(&sum_choice_7_sum, equal_2 ? -sign(product_6) * abs_power(scaled_7, p) * expm1(p * log1p(-abs_product_6 / (larger_2 == 0 ? 1 : larger_2))) : abs_power(scaled_8, p) - abs_power_3);
-            accumulate(&sum_product_17_sum, difference_6 * signed_power(scaled_6, difference));
-            accumulate(&sum_choice_8_sum, equal ? -sign(product_4) * abs_power(scaled_9, p) * expm1(p * log1p(-abs_product_4 / (larger_3 == 0 ? 1 : larger_3))) : abs_power(scaled_10, p) - abs_power_2);
-            accumulate(&sum_product_18_sum, difference_4 * signed_power(scaled_5, difference));
-            accumulate(&sum_choice_9_sum, equal_3 ? -sign(product_7) * abs_power(scaled_11, p) * expm1(p * log1p(-abs_product_7 / (larger_4 == 0 ? 1 : larger_4))) : abs_power(scaled_12, p) - abs_power_2);
+        FOR_TILES(first, end, features) {
+            REAL sum_product_4_tile[TILE], near_2_tile[TILE], far_2_tile[TILE], across_2_tile[TILE], sum_product_5_tile[TILE], longer_by_tile[TILE], sum_product_6_tile[TILE], longer_by_2_tile[TILE], longer_by_3_tile[TILE], sum_product_7_tile[TILE], sum_product_8_tile[TILE], sum_product_9_tile[TILE], sum_product_10_tile[TILE], sum_product_11_tile[TILE], sum_product_12_tile[TILE], sum_product_13_tile[TILE], sum_choice_tile[TILE], sum_product_14_tile[TILE], sum_choice_2_tile[TILE], sum_choice_3_tile[TILE], max_choice_tile[TILE], sum_product_15_tile[TILE], sum_choice_4_tile[TILE], sum_choice_5_tile[TILE], max_choice_2_tile[TILE], sum_choice_6_tile[TILE], max_choice_3_tile[TILE], sum_abs_power_tile[TILE], sum_abs_power_2_tile[TILE], sum_abs_power_3_tile[TILE], sum_product_16_tile[TILE], sum_choice_7_tile[TILE], sum_product_17_tile[TILE], sum_choice_8_tile[TILE], sum_product_18_tile[TILE], sum_choice_9_tile[TILE];
+            INDEPENDENT
+            for (int64_t f = first; f < end; ++f) {
+                const REAL difference_3 = direction_anchor_row[f * direction_anchor_features] - direction_positive_row[f * direction_positive_features];
+                const REAL to_positive_3 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
+                const REAL shifted = to_positive_3 + eps;
+                const REAL sign_2 = sign(shifted);
+                const REAL product_2 = difference_3 * sign_2;
+                const REAL abs_2 = fabs(shifted);
+                const REAL to_negative_3 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
+                const REAL shifted_2 = to_negative_3 + eps;
+                const REAL abs_shifted_2 = fabs(shifted_2);
+                const REAL between_3 = positive_row[f * positive_features] - negative_row[f * negative_features];
+                const REAL shifted_3 = between_3 + eps;
+                const REAL abs_shifted_3 = fabs(shifted_3);
+                const REAL difference_4 = direction_anchor_row[f * direction_anchor_features] - direction_negative_row[f * direction_negative_features];
+                const REAL sign_shifted_2 = sign(shifted_2);
+                const REAL product_3 = difference_4 * sign_shifted_2;
+                const REAL sign_shifted_3 = sign(shifted_3);
+                const int equal = sign_shifted_3 == sign_shifted_2;
+                const REAL difference_5 = positive_row[f * positive_features] - anchor_row[f * anchor_features];
+                const REAL product_4 = difference_5 * sign_shifted_3;
+                const REAL difference_6 = direction_positive_row[f * direction_positive_features] - direction_negative_row[f * direction_negative_features];
+                const REAL product_5 = difference_6 * sign_shifted_3;
+                const int equal_2 = sign_shifted_2 == sign_shifted_3;
+                const REAL product_6 = to_positive_3 * sign_shifted_2;
+                const int equal_3 = sign_2 == sign_shifted_2;
+                const REAL difference_7 = negative_row[f * negative_features] - positive_row[f * positive_features];
+                const REAL product_7 = difference_7 * sign_2;
+                const REAL product_8 = (REAL)0.5 * to_negative_3;
+                const REAL middle = ((REAL)0.5 * between_3 + product_8 + eps) / mean_length;
+                const REAL middle_2 = (product_8 + (REAL)0.5 * to_positive_3 + eps) / mean_length_2;
+                const int equal_4 = abs_2 == near;
+                const REAL choice = (REAL)(equal_4 ? 1 : 0);
+                const int equal_5 = abs_shifted_2 == far;
+                const REAL choice_2 = (REAL)(equal_5 ? 1 : 0);
+                const int equal_6 = abs_shifted_3 == across;
+                const int and_2 = (equal && equal_6) && equal_5;
+                const REAL choice_3 = (REAL)(equal_6 ? 1 : 0);
+                const int and_3 = (equal_2 && equal_6) && equal_5;
+                const int and_4 = (equal_3 && equal_5) && equal_4;
+                const REAL scaled_4 = shifted / binade_near;
+                const REAL scaled_5 = shifted_2 / binade_far;
+                const REAL abs_power_2 = abs_power(scaled_5, p);
+                const REAL scaled_6 = shifted_3 / binade_across;
+                const REAL abs_power_3 = abs_power(scaled_6, p);
+                const REAL abs_product_6 = fabs(product_6);
+                const REAL larger_2 = larger(larger(abs_shifted_2, abs_shifted_3), abs_product_6);
+                const REAL scaled_7 = larger_2 / binade_across;
+                const REAL scaled_8 = shifted_2 / binade_across;
+                const REAL abs_product_4 = fabs(product_4);
+                const REAL larger_3 = larger(larger(abs_shifted_3, abs_shifted_2), abs_product_4);
+                const REAL scaled_9 = larger_3 / binade_far;
+                const REAL scaled_10 = shifted_3 / binade_far;
+                const REAL abs_product_7 = fabs(product_7);
+                const REAL larger_4 = larger(larger(abs_2, abs_shifted_2), abs_product_7);
+                const REAL scaled_11 = larger_4 / binade_far;
+                const REAL scaled_12 = shifted / binade_far;
+                sum_product_4_tile[f - first] = product_2;
+                near_2_tile[f - first] = abs_2;
+                far_2_tile[f - first] = abs_shifted_2;
+                across_2_tile[f - first] = abs_shifted_3;
+                sum_product_5_tile[f - first] = product_3;
+                longer_by_tile[f - first] = equal ? product_4 : abs_shifted_3 - abs_shifted_2;
+                sum_product_6_tile[f - first] = product_5;
+                longer_by_2_tile[f - first] = equal_2 ? product_6 : abs_shifted_2 - abs_shifted_3;
+                longer_by_3_tile[f - first] = equal_3 ? product_7 : abs_2 - abs_shifted_2;
+                sum_product_7_tile[f - first] = difference_3 * shifted;
+                sum_product_8_tile[f - first] = to_positive_3 * middle;
+                sum_product_9_tile[f - first] = difference_6 * shifted_3;
+                sum_product_10_tile[f - first] = difference_5 * middle;
+                sum_product_11_tile[f - first] = difference_4 * shifted_2;
+                sum_product_12_tile[f - first] = difference_7 * middle_2;
+                sum_product_13_tile[f - first] = product_2 * choice;
+                sum_choice_tile[f - first] = choice;
+                sum_product_14_tile[f - first] = product_3 * choice_2;
+                sum_choice_2_tile[f - first] = choice_2;
+                sum_choice_3_tile[f - first] = (REAL)(and_2 ? 1 : 0);
+                max_choice_tile[f - first] = and_2 ? product_4 : -INFINITY;
+                sum_product_15_tile[f - first] = product_5 * choice_3;
+                sum_choice_4_tile[f - first] = choice_3;
+                sum_choice_5_tile[f - first] = (REAL)(and_3 ? 1 : 0);
+                max_choice_2_tile[f - first] = and_3 ? product_6 : -INFINITY;
+                sum_choice_6_tile[f - first] = (REAL)(and_4 ? 1 : 0);
+                max_choice_3_tile[f - first] = and_4 ? product_7 : -INFINITY;
+                sum_abs_power_tile[f - first] = abs_power(scaled_4, p);
+                sum_abs_power_2_tile[f - first] = abs_power_2;
+                sum_abs_power_3_tile[f - first] = abs_power_3;
+                sum_product_16_tile[f - first] = difference_3 * signed_power(scaled_4, difference);
+                sum_choice_7_tile[f - first] = equal_2 ? -sign(product_6) * abs_power(scaled_7, p) * expm1(p * log1p(-abs_product_6 / (larger_2 == 0 ? 1 : larger_2))) : abs_power(scaled_8, p) - abs_power_3;
+                sum_product_17_tile[f - first] = difference_6 * signed_power(scaled_6, difference);
+                sum_choice_8_tile[f - first] = equal ? -sign(product_4) * abs_power(scaled_9, p) * expm1(p * log1p(-abs_product_4 / (larger_3 == 0 ? 1 : larger_3))) : abs_power(scaled_10, p) - abs_power_2;
+                sum_product_18_tile[f - first] = difference_4 * signed_power(scaled_5, difference);
+                sum_choice_9_tile[f - first] = equal_3 ? -sign(product_7) * abs_power(scaled_11, p) * expm1(p * log1p(-abs_product_7 / (larger_4 == 0 ? 1 : larger_4))) : abs_power(scaled_12, p) - abs_power_2;
+            }
+            accumulate_tile(&sum_product_4_sum, sum_product_4_tile, end - first);
+            accumulate_tile(&near_2_sum, near_2_tile, end - first);
+            accumulate_tile(&far_2_sum, far_2_tile, end - first);
+            accumulate_tile(&across_2_sum, across_2_tile, end - first);
+            accumulate_tile(&sum_product_5_sum, sum_product_5_tile, end - first);
+            accumulate_tile(&longer_by_sum, longer_by_tile, end - first);
+            accumulate_tile(&sum_product_6_sum, sum_product_6_tile, end - first);
+            accumulate_tile(&longer_by_2_sum, longer_by_2_tile, end - first);
+            accumulate_tile(&longer_by_3_sum, longer_by_3_tile, end - first);
+            accumulate_tile(&sum_product_7_sum, sum_product_7_tile, end - first);
+            accumulate_tile(&sum_product_8_sum, sum_product_8_tile, end - first);
+            accumulate_tile(&sum_product_9_sum, sum_product_9_tile, end - first);
+            accumulate_tile(&sum_product_10_sum, sum_product_10_tile, end - first);
+            accumulate_tile(&sum_product_11_sum, sum_product_11_tile, end - first);
+            accumulate_tile(&sum_product_12_sum, sum_product_12_tile, end - first);
+            accumulate_tile(&sum_product_13_sum, sum_product_13_tile, end - first);
+            accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
+            accumulate_tile(&sum_product_14_sum, sum_product_14_tile, end - first);
+            accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
+            accumulate_tile(&sum_choice_3_sum, sum_choice_3_tile, end - first);
+            max_choice = larger_tile(max_choice, max_choice_tile, end - first);
+            accumulate_tile(&sum_product_15_sum, sum_product_15_tile, end - first);
+            accumulate_tile(&sum_choice_4_sum, sum_choice_4_tile, end - first);
+            accumulate_tile(&sum_choice_5_sum, sum_choice_5_tile, end - first);
+            max_choice_2 = larger_tile(max_choice_2, max_choice_2_tile, end - first);
+            accumulate_tile(&sum_choice_6_sum, sum_choice_6_tile, end - first);
+            max_choice_3 = larger_tile(max_choice_3, max_choice_3_tile, end - first);
+            accumulate_tile(&sum_abs_power_sum, sum_abs_power_tile, end - first);
+            accumulate_tile(&sum_abs_power_2_sum, sum_abs_power_2_tile, end - first);
+            accumulate_tile(&sum_abs_power_3_sum, sum_abs_power_3_tile, end - first);
+            accumulate_tile(&sum_product_16_sum, sum_product_16_tile, end - first);
+            accumulate_tile(&sum_choice_7_sum, sum_choice_7_tile, end - first);
+            accumulate_tile(&sum_product_17_sum, sum_product_17_tile, end - first);
+            accumulate_tile(&sum_choice_8_sum, sum_choice_8_tile, end - first);
+            accumulate_tile(&sum_product_18_sum, sum_product_18_tile, end - first);
+            accumulate_tile(&sum_choice_9_sum, sum_choice_9_tile, end - first);
         }
         const REAL sum_product_4 = value_of(&sum_product_4_sum);
         const REAL near_2 = value_of(&near_2_sum);
@@ -781,13 +892,20 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         REAL max_abs = -INFINITY;
         REAL max_abs_2 = -INFINITY;
         REAL max_abs_3 = -INFINITY;
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL between = positive_row[f * positive_features] - negative_row[f * negative_features];
-            max_abs = larger(max_abs, fabs(to_positive + eps));
-            max_abs_2 = larger(max_abs_2, fabs(to_negative + eps));
-            max_abs_3 = larger(max_abs_3, fabs(between + eps));
+        FOR_TILES(first, end, features) {
+            REAL max_abs_tile[TILE], max_abs_2_tile[TILE], max_abs_3_tile[TILE];
+            INDEPENDENT
+            for (int64_t f = first; f < end; ++f) {
+                const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
+                const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
+                const REAL between = positive_row[f * positive_features] - negative_row[f * negative_features];
+                max_abs_tile[f - first] = fabs(to_positive + eps);
+                max_abs_2_tile[f - first] = fabs(to_negative + eps);
+                max_abs_3_tile[f - first] = fabs(between + eps);
+            }
+            max_abs = larger_tile(max_abs, max_abs_tile, end - first);
+            max_abs_2 = larger_tile(max_abs_2, max_abs_2_tile, end - first);
+            max_abs_3 = larger_tile(max_abs_3, max_abs_3_tile, end - first);
         }
         const REAL binade_max_abs = binade(max_abs);
         const REAL binade_max_abs_2 = binade(max_abs_2);
@@ -795,16 +913,23 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         REAL max_abs_4 = -INFINITY;
         REAL max_abs_5 = -INFINITY;
         REAL max_abs_6 = -INFINITY;
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive_2 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL scaled = (to_positive_2 + eps) / binade_max_abs;
-            const REAL to_negative_2 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL scaled_2 = (to_negative_2 + eps) / binade_max_abs_2;
-            const REAL between_2 = positive_row[f * positive_features] - negative_row[f * negative_features];
-            const REAL scaled_3 = (between_2 + eps) / binade_max_abs_3;
-            max_abs_4 = larger(max_abs_4, fabs(scaled));
-            max_abs_5 = larger(max_abs_5, fabs(scaled_2));
-            max_abs_6 = larger(max_abs_6, fabs(scaled_3));
+        FOR_TILES(first, end, features) {
+            REAL max_abs_4_tile[TILE], max_abs_5_tile[TILE], max_abs_6_tile[TILE];
+            INDEPENDENT
+            for (int64_t f = first; f < end; ++f) {
+                const REAL to_positive_2 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
+                const REAL scaled = (to_positive_2 + eps) / binade_max_abs;
+                const REAL to_negative_2 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
+                const REAL scaled_2 = (to_negative_2 + eps) / binade_max_abs_2;
+                const REAL between_2 = positive_row[f * positive_features] - negative_row[f * negative_features];
+                const REAL scaled_3 = (between_2 + eps) / binade_max_abs_3;
+                max_abs_4_tile[f - first] = fabs(scaled);
+                max_abs_5_tile[f - first] = fabs(scaled_2);
+                max_abs_6_tile[f - first] = fabs(scaled_3);
+            }
+            max_abs_4 = larger_tile(max_abs_4, max_abs_4_tile, end - first);
+            max_abs_5 = larger_tile(max_abs_5, max_abs_5_tile, end - first);
+            max_abs_6 = larger_tile(max_abs_6, max_abs_6_tile, end - first);
         }
         accumulator sum_product_sum = {0};
         accumulator sum_product_2_sum = {0};
@@ -815,25 +940,38 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         REAL max_choice_4 = -INFINITY;
         REAL max_choice_5 = -INFINITY;
         REAL max_choice_6 = -INFINITY;
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive_3 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL shifted = to_positive_3 + eps;
-            const REAL scaled_4 = shifted / binade_max_abs;
-            const REAL to_negative_3 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL shifted_2 = to_negative_3 + eps;
-            const REAL scaled_5 = shifted_2 / binade_max_abs_2;
-            const REAL between_3 = positive_row[f * positive_features] - negative_row[f * negative_features];
-            const REAL shifted_3 = between_3 + eps;
-            const REAL scaled_6 = shifted_3 / binade_max_abs_3;
-            accumulate(&sum_product_sum, scaled_4 * scaled_4);
-            accumulate(&sum_product_2_sum, scaled_5 * scaled_5);
-            accumulate(&sum_product_3_sum, scaled_6 * scaled_6);
-            max_choice = larger(max_choice, fabs(shifted) == max_abs ? (direction_anchor_row[f * direction_anchor_features] - direction_positive_row[f * direction_positive_features]) * sign(shifted) : -INFINITY);
-            max_choice_2 = larger(max_choice_2, fabs(shifted_2) == max_abs_2 ? (direction_anchor_row[f * direction_anchor_features] - direction_negative_row[f * direction_negative_features]) * sign(shifted_2) : -INFINITY);
-            max_choice_3 = larger(max_choice_3, fabs(scaled_4) == max_abs_4 ? (direction_anchor_row[f * direction_anchor_features] - direction_positive_row[f * direction_positive_features]) * sign(scaled_4) : -INFINITY);
-            max_choice_4 = larger(max_choice_4, fabs(scaled_5) == max_abs_5 ? (direction_anchor_row[f * direction_anchor_features] - direction_negative_row[f * direction_negative_features]) * sign(scaled_5) : -INFINITY);
-            max_choice_5 = larger(max_choice_5, fabs(shifted_3) == max_abs_3 ? (direction_positive_row[f * direction_positive_features] - direction_negative_row[f * direction_negative_features]) * sign(shifted_3) : -INFINITY);
-            max_choice_6 = larger(max_choice_6, fabs(scaled_6) == max_abs_6 ? (direction_positive_row[f * direction_positive_features] - direction_negative_row[f * direction_negative_features]) * sign(scaled_6) : -INFINITY);
+        FOR_TILES(first, end, features) {
+            REAL sum_product_tile[TILE], sum_product_2_tile[TILE], sum_product_3_tile[TILE], max_choice_tile[TILE], max_choice_2_tile[TILE], max_choice_3_tile[TILE], max_choice_4_tile[TILE], max_choice_5_tile[TILE], max_choice_6_tile[TILE];
+            INDEPENDENT
+            for (int64_t f = first; f < end; ++f) {
+                const REAL to_positive_3 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
+                const REAL shifted = to_positive_3 + eps;
+                const REAL scaled_4 = shifted / binade_max_abs;
+                const REAL to_negative_3 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
+                const REAL shifted_2 = to_negative_3 + eps;
+                const REAL scaled_5 = shifted_2 / binade_max_abs_2;
+                const REAL between_3 = positive_row[f * positive_features] - negative_row[f * negative_features];
+                const REAL shifted_3 = between_3 + eps;
+                const REAL scaled_6 = shifted_3 / binade_max_abs_3;
+                sum_product_tile[f - first] = scaled_4 * scaled_4;
+                sum_product_2_tile[f - first] = scaled_5 * scaled_5;
+                sum_product_3_tile[f - first] = scaled_6 * scaled_6;
+                max_choice_tile[f - first] = fabs(shifted) == max_abs ? (direction_anchor_row[f * direction_anchor_features] - direction_positive_row[f * direction_positive_features]) * sign(shifted) : -INFINITY;
+                max_choice_2_tile[f - first] = fabs(shifted_2) == max_abs_2 ? (direction_anchor_row[f * direction_anchor_features] - direction_negative_row[f * direction_negative_features]) * sign(shifted_2) : -INFINITY;
+                max_choice_3_tile[f - first] = fabs(scaled_4) == max_abs_4 ? (direction_anchor_row[f * direction_anchor_features] - direction_positive_row[f * direction_positive_features]) * sign(scaled_4) : -INFINITY;
+                max_choice_4_tile[f - first] = fabs(scaled_5) == max_abs_5 ? (direction_anchor_row[f * direction_anchor_features] - direction_negative_row[f * direction_negative_features]) * sign(scaled_5) : -INFINITY;
+                max_choice_5_tile[f - first] = fabs(shifted_3) == max_abs_3 ? (direction_positive_row[f * direction_positive_features] - direction_negative_row[f * direction_negative_features]) * sign(shifted_3) : -INFINITY;
+                max_choice_6_tile[f - first] = fabs(scaled_6) == max_abs_6 ? (direction_positive_row[f * direction_positive_features] - direction_negative_row[f * direction_negative_features]) * sign(scaled_6) : -INFINITY;
+            }
+            accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
+            accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
+            accumulate_tile(&sum_product_3_sum, sum_product_3_tile, end - first);
+            max_choice = larger_tile(max_choice, max_choice_tile, end - first);
+            max_choice_2 = larger_tile(max_choice_2, max_choice_2_tile, end - first);
+            max_choice_3 = larger_tile(max_choice_3, max_choice_3_tile, end - first);
+            max_choice_4 = larger_tile(max_choice_4, max_choice_4_tile, end - first);
+            max_choice_5 = larger_tile(max_choice_5, max_choice_5_tile, end - first);
+            max_choice_6 = larger_tile(max_choice_6, max_choice_6_tile, end - first);
         }
         const REAL sum_product = value_of(&sum_product_sum);
         const REAL sum_product_2 = value_of(&sum_product_2_sum);
@@ -868,76 +1006,95 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         accumulator sum_product_11_sum = {0};
         accumulator sum_choice_3_sum = {0};
         accumulator sum_product_12_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL difference_4 = direction_anchor_row[f * direction_anchor_features] - direction_positive_row[f * direction_positive_features];
-            const REAL to_positive_4 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL shifted_4 = to_positive_4 + eps;
-            const REAL scaled_7 = shifted_4 / binade_max_abs;
-            const REAL eliminated = cross(difference_4, choice, scaled_7, max_choice);
-            const REAL left = eliminated / choice;
-            const REAL difference_5 = positive_row[f * positive_features] - anchor_row[f * anchor_features];
-            const REAL between_4 = positive_row[f * positive_features] - negative_row[f * negative_features];
-            const REAL to_negative_4 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL product_2 = (REAL)0.5 * to_negative_4;
-            const REAL middle = ((REAL)0.5 * between_4 + product_2 + eps) / mean_length;
-            const REAL difference_6 = direction_anchor_row[f * direction_anchor_features] - direction_negative_row[f * direction_negative_features];
-            const REAL shifted_5 = to_negative_4 + eps;
-            const REAL scaled_8 = shifted_5 / binade_max_abs_2;
-            const REAL eliminated_2 = cross(difference_6, choice_2, scaled_8, max_choice_2);
-            const REAL left_2 = eliminated_2 / choice_2;
-            const REAL difference_7 = negative_row[f * negative_features] - positive_row[f * positive_features];
-            const REAL middle_2 = (product_2 + (REAL)0.5 * to_positive_4 + eps) / mean_length_2;
-            const REAL abs_power_2 = abs_power(scaled_8, p);
-            const REAL shifted_6 = between_4 + eps;
-            const REAL scaled_9 = shifted_6 / binade_max_abs_3;
-            const REAL abs_power_3 = abs_power(scaled_9, p);
-            const REAL scaled_10 = scaled_7 / binade_max_abs_4;
-            const REAL eliminated_3 = cross(difference_4, choice_3, scaled_10, max_choice_3);
-            const REAL left_3 = eliminated_3 / choice_3;
-            const REAL sign_shifted_6 = sign(shifted_6);
-            const REAL sign_shifted_5 = sign(shifted_5);
-            const REAL product_3 = difference_5 * sign_shifted_6;
-            const REAL abs_shifted_6 = fabs(shifted_6);
-            const REAL abs_shifted_5 = fabs(shifted_5);
-            const REAL abs_product_3 = fabs(product_3);
-            const REAL larger_2 = larger(larger(abs_shifted_6, abs_shifted_5), abs_product_3);
-            const REAL scaled_11 = larger_2 / binade_max_abs_2;
-            const REAL scaled_12 = shifted_6 / binade_max_abs_2;
-            const REAL scaled_13 = scaled_8 / binade_max_abs_5;
-            const REAL eliminated_4 = cross(difference_6, choice_4, scaled_13, max_choice_4);
-            const REAL left_4 = eliminated_4 / choice_4;
-            const REAL sign_shifted_4 = sign(shifted_4);
-            const REAL product_4 = difference_7 * sign_shifted_4;
-            const REAL abs_product_4 = fabs(product_4);
-            const REAL larger_3 = larger(larger(fabs(shifted_4), abs_shifted_5), abs_product_4);
-            const REAL scaled_14 = larger_3 / binade_max_abs_2;
-            const REAL scaled_15 = shifted_4 / binade_max_abs_2;
-            const REAL difference_8 = direction_positive_row[f * direction_positive_features] - direction_negative_row[f * direction_negative_features];
-            const REAL eliminated_5 = cross(difference_8, choice_5, scaled_9, max_choice_5);
-            const REAL left_5 = eliminated_5 / choice_5;
-            const REAL product_5 = to_positive_4 * sign_shifted_5;
-            const REAL abs_product_5 = fabs(product_5);
-            const REAL larger_4 = larger(larger(abs_shifted_5, abs_shifted_6), abs_product_5);
-            const REAL scaled_16 = larger_4 / binade_max_abs_3;
-            const REAL scaled_17 = shifted_5 / binade_max_abs_3;
-            const REAL scaled_18 = scaled_9 / binade_max_abs_6;
-            const REAL eliminated_6 = cross(difference_8, choice_6, scaled_18, max_choice_6);
-            const REAL left_6 = eliminated_6 / choice_6;
-            accumulate(&sum_product_4_sum, left * scaled_7);
-            accumulate(&sum_product_5_sum, difference_5 * middle);
-            accumulate(&sum_product_6_sum, left_2 * scaled_8);
-            accumulate(&sum_product_7_sum, difference_7 * middle_2);
-            accumulate(&sum_abs_power_sum, abs_power(scaled_7, p));
-            accumulate(&sum_abs_power_2_sum, abs_power_2);
-            accumulate(&sum_abs_power_3_sum, abs_power_3);
-            accumulate(&sum_product_8_sum, left_3 * signed_power(scaled_7, difference));
-            accumulate(&sum_choice_sum, sign_shifted_6 == sign_shifted_5 ? -sign(product_3) * abs_power(scaled_11, p) * expm1(p * log1p(-abs_product_3 / (larger_2 == 0 ? 1 : larger_2))) : abs_power(scaled_12, p) - abs_power_2);
-            accumulate(&sum_product_9_sum, left_4 * signed_power(scaled_8, difference));
-            accumulate(&sum_choice_2_sum, sign_shifted_4 == sign_shifted_5 ? -sign(product_4) * abs_power(scaled_14, p) * expm1(p * log1p(-abs_product_4 / (larger_3 == 0 ? 1 : larger_3))) : abs_power(scaled_15, p) - abs_power_2);
-            accumulate(&sum_product_10_sum, to_positive_4 * middle);
-            accumulate(&sum_product_11_sum, left_5 * scaled_9);
-            accumulate(&sum_choice_3_sum, sign_shifted_5 == sign_shifted_6 ? -sign(product_5) * abs_power(scaled_16, p) * expm1(p * log1p(-abs_product_5 / (larger_4 == 0 ? 1 : larger_4))) : abs_power(scaled_17, p) - abs_power_3);
-            accumulate(&sum_product_12_sum, left_6 * signed_power(scaled_9, difference));
+        FOR_TILES(first, end, features) {
+            REAL sum_product_4_tile[TILE], sum_product_5_tile[TILE], sum_product_6_tile[TILE], sum_product_7_tile[TILE], sum_abs_power_tile[TILE], sum_abs_power_2_tile[TILE], sum_abs_power_3_tile[TILE], sum_product_8_tile[TILE], sum_choice_tile[TILE], sum_product_9_tile[TILE], sum_choice_2_tile[TILE], sum_product_10_tile[TILE], sum_product_11_tile[TILE], sum_choice_3_tile[TILE], sum_product_12_tile[TILE];
+            INDEPENDENT
+            for (int64_t f = first; f < end; ++f) {
+                const REAL difference_4 = direction_anchor_row[f * direction_anchor_features] - direction_positive_row[f * direction_positive_features];
+                const REAL to_positive_4 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
+                const REAL shifted_4 = to_positive_4 + eps;
+                const REAL scaled_7 = shifted_4 / binade_max_abs;
+                const REAL eliminated = cross(difference_4, choice, scaled_7, max_choice);
+                const REAL left = eliminated / choice;
+                const REAL difference_5 = positive_row[f * positive_features] - anchor_row[f * anchor_features];
+                const REAL between_4 = positive_row[f * positive_features] - negative_row[f * negative_features];
+                const REAL to_negative_4 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
+                const REAL product_2 = (REAL)0.5 * to_negative_4;
+                const REAL middle = ((REAL)0.5 * between_4 + product_2 + eps) / mean_length;
+                const REAL difference_6 = direction_anchor_row[f * direction_anchor_features] - direction_negative_row[f * direction_negative_features];
+                const REAL shifted_5 = to_negative_4 + eps;
+                const REAL scaled_8 = shifted_5 / binade_max_abs_2;
+                const REAL eliminated_2 = cross(difference_6, choice_2, scaled_8, max_choice_2);
+                const REAL left_2 = eliminated_2 / choice_2;
+                const REAL difference_7 = negative_row[f * negative_features] - positive_row[f * positive_features];
+                const REAL middle_2 = (product_2 + (REAL)0.5 * to_positive_4 + eps) / mean_length_2;
+                const REAL abs_power_2 = abs_power(scaled_8, p);
+                const REAL shifted_6 = between_4 + eps;
+                const REAL scaled_9 = shifted_6 / binade_max_abs_3;
+                const REAL abs_power_3 = abs_power(scaled_9, p);
+                const REAL scaled_10 = scaled_7 / binade_max_abs_4;
+                const REAL eliminated_3 = cross(difference_4, choice_3, scaled_10, max_choice_3);
+                const REAL left_3 = eliminated_3 / choice_3;
+                const REAL sign_shifted_6 = sign(shifted_6);
+                const REAL sign_shifted_5 = sign(shifted_5);
+                const REAL product_3 = difference_5 * sign_shifted_6;
+                const REAL abs_shifted_6 = fabs(shifted_6);
+                const REAL abs_shifted_5 = fabs(shifted_5);
+                const REAL abs_product_3 = fabs(product_3);
+                const REAL larger_2 = larger(larger(abs_shifted_6, abs_shifted_5), abs_product_3);
+                const REAL scaled_11 = larger_2 / binade_max_abs_2;
+                const REAL scaled_12 = shifted_6 / binade_max_abs_2;
+                const REAL scaled_13 = scaled_8 / binade_max_abs_5;
+                const REAL eliminated_4 = cross(difference_6, choice_4, scaled_13, max_choice_4);
+                const REAL left_4 = eliminated_4 / choice_4;
+                const REAL sign_shifted_4 = sign(shifted_4);
+                const REAL product_4 = difference_7 * sign_shifted_4;
+                const REAL abs_product_4 = fabs(product_4);
+                const REAL larger_3 = larger(larger(fabs(shifted_4), abs_shifted_5), abs_product_4);
+                const REAL scaled_14 = larger_3 / binade_max_abs_2;
+                const REAL scaled_15 = shifted_4 / binade_max_abs_2;
+                const REAL difference_8 = direction_positive_row[f * direction_positive_features] - direction_negative_row[f * direction_negative_features];
+                const REAL eliminated_5 = cross(difference_8, choice_5, scaled_9, max_choice_5);
+                const REAL left_5 = eliminated_5 / choice_5;
+                const REAL product_5 = to_positive_4 * sign_shifted_5;
+                const REAL abs_product_5 = fabs(product_5);
+                const REAL larger_4 = larger(larger(abs_shifted_5, abs_shifted_6), abs_product_5);
+                const REAL scaled_16 = larger_4 / binade_max_abs_3;
+                const REAL scaled_17 = shifted_5 / binade_max_abs_3;
+                const REAL scaled_18 = scaled_9 / binade_max_abs_6;
+                const REAL eliminated_6 = cross(difference_8, choice_6, scaled_18, max_choice_6);
+                const REAL left_6 = eliminated_6 / choice_6;
+                sum_product_4_tile[f - first] = left * scaled_7;
+                sum_product_5_tile[f - first] = difference_5 * middle;
+                sum_product_6_tile[f - first] = left_2 * scaled_8;
+                sum_product_7_tile[f - first] = difference_7 * middle_2;
+                sum_abs_power_tile[f - first] = abs_power(scaled_7, p);
+                sum_abs_power_2_tile[f - first] = abs_power_2;
+                sum_abs_power_3_tile[f - first] = abs_power_3;
+                sum_product_8_tile[f - first] = left_3 * signed_power(scaled_7, difference);
+                sum_choice_tile[f - first] = sign_shifted_6 == sign_shifted_5 ? -sign(product_3) * abs_power(scaled_11, p) * expm1(p * log1p(-abs_product_3 / (larger_2 == 0 ? 1 : larger_2))) : abs_power(scaled_12, p) - abs_power_2;
+                sum_product_9_tile[f - first] = left_4 * signed_power(scaled_8, difference);
+                sum_choice_2_tile[f - first] = sign_shifted_4 == sign_shifted_5 ? -sign(product_4) * abs_power(scaled_14, p) * expm1(p * log1p(-abs_product_4 / (larger_3 == 0 ? 1 : larger_3))) : abs_power(scaled_15, p) - abs_power_2;
+                sum_product_10_tile[f - first] = to_positive_4 * middle;
+                sum_product_11_tile[f - first] = left_5 * scaled_9;
+                sum_choice_3_tile[f - first] = sign_shifted_5 == sign_shifted_6 ? -sign(product_5) * abs_power(scaled_16, p) * expm1(p * log1p(-abs_product_5 / (larger_4 == 0 ? 1 : larger_4))) : abs_power(scaled_17, p) - abs_power_3;
+                sum_product_12_tile[f - first] = left_6 * signed_power(scaled_9, difference);
+            }
+            accumulate_tile(&sum_product_4_sum, sum_product_4_tile, end - first);
+            accumulate_tile(&sum_product_5_sum, sum_product_5_tile, end - first);
+            accumulate_tile(&sum_product_6_sum, sum_product_6_tile, end - first);
+            accumulate_tile(&sum_product_7_sum, sum_product_7_tile, end - first);
+            accumulate_tile(&sum_abs_power_sum, sum_abs_power_tile, end - first);
+            accumulate_tile(&sum_abs_power_2_sum, sum_abs_power_2_tile, end - first);
+            accumulate_tile(&sum_abs_power_3_sum, sum_abs_power_3_tile, end - first);
+            accumulate_tile(&sum_product_8_sum, sum_product_8_tile, end - first);
+            accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
+            accumulate_tile(&sum_product_9_sum, sum_product_9_tile, end - first);
+            accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
+            accumulate_tile(&sum_product_10_sum, sum_product_10_tile, end - first);
+            accumulate_tile(&sum_product_11_sum, sum_product_11_tile, end - first);
+            accumulate_tile(&sum_choice_3_sum, sum_choice_3_tile, end - first);
+            accumulate_tile(&sum_product_12_sum, sum_product_12_tile, end - first);
         }
         const REAL sum_product_4 = value_of(&sum_product_4_sum);
         const REAL sum_product_5 = value_of(&sum_product_5_sum);
@@ -1008,6 +1165,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         const REAL product_12 = difference * (signed_power(sum_abs_power_3, difference_2) / binade_max_abs_3) * scale[n * scale_batch];
         const REAL along_6 = -sum_product_12 / (sum_abs_power_3 == 0 ? 1 : sum_abs_power_3) * binade_max_abs_6;
         const REAL step_9 = step(longer_by_6, (REAL)0.5);
+        INDEPENDENT
         for (int64_t f = 0; f < features; ++f) {
             const REAL to_positive_5 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
             const REAL scaled_19 = (to_positive_5 + eps) / binade_max_abs;
@@ -1085,13 +1243,20 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
         REAL max_abs = -INFINITY;
         REAL max_abs_2 = -INFINITY;
         REAL max_abs_3 = -INFINITY;
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL between = positive_row[f * positive_features] - negative_row[f * negative_features];
-            const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            max_abs = larger(max_abs, fabs(between + eps));
-            max_abs_2 = larger(max_abs_2, fabs(to_negative + eps));
-            max_abs_3 = larger(max_abs_3, fabs(to_positive + eps));
+        FOR_TILES(first, end, features) {
+            REAL max_abs_tile[TILE], max_abs_2_tile[TILE], max_abs_3_tile[TILE];
+            INDEPENDENT
+            for (int64_t f = first; f < end; ++f) {
+                const REAL between = positive_row[f * positive_features] - negative_row[f * negative_features];
+                const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
+                const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
+                max_abs_tile[f - first] = fabs(between + eps);
+                max_abs_2_tile[f - first] = fabs(to_negative + eps);
+                max_abs_3_tile[f - first] = fabs(to_positive + eps);
+            }
+            max_abs = larger_tile(max_abs, max_abs_tile, end - first);
+            max_abs_2 = larger_tile(max_abs_2, max_abs_2_tile, end - first);
+            max_abs_3 = larger_tile(max_abs_3, max_abs_3_tile, end - first);
         }
         const REAL binade_max_abs = binade(max_abs);
         const REAL binade_max_abs_2 = binade(max_abs_2);
@@ -1099,16 +1264,23 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
         accumulator sum_product_sum = {0};
         accumulator sum_product_2_sum = {0};
         accumulator sum_product_3_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL between_2 = positive_row[f * positive_features] - negative_row[f * negative_features];
-            const REAL scaled = (between_2 + eps) / binade_max_abs;
-            const REAL to_negative_2 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL scaled_2 = (to_negative_2 + eps) / binade_max_abs_2;
-            const REAL to_positive_2 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL scaled_3 = (to_positive_2 + eps) / binade_max_abs_3;
-            accumulate(&sum_product_sum, scaled * scaled);
-            accumulate(&sum_product_2_sum, scaled_2 * scaled_2);
-            accumulate(&sum_product_3_sum, scaled_3 * scaled_3);
+        FOR_TILES(first, end, features) {
+            REAL sum_product_tile[TILE], sum_product_2_tile[TILE], sum_product_3_tile[TILE];
+            INDEPENDENT
+            for (int64_t f = first; f < end; ++f) {
+                const REAL between_2 = positive_row[f * positive_features] - negative_row[f * negative_features];
+                const REAL scaled = (between_2 + eps) / binade_max_abs;
+                const REAL to_negative_2 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
+                const REAL scaled_2 = (to_negative_2 + eps) / binade_max_abs_2;
+                const REAL to_positive_2 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
+                const REAL scaled_3 = (to_positive_2 + eps) / binade_max_abs_3;
+                sum_product_tile[f - first] = scaled * scaled;
+                sum_product_2_tile[f - first] = scaled_2 * scaled_2;
+                sum_product_3_tile[f - first] = scaled_3 * scaled_3;
+            }
+            accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
+            accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
+            accumulate_tile(&sum_product_3_sum, sum_product_3_tile, end - first);
         }
         const REAL sum_product = value_of(&sum_product_sum);
         const REAL sum_product_2 = value_of(&sum_product_2_sum);
@@ -1128,52 +1300,65 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
         accumulator sum_choice_2_sum = {0};
         accumulator sum_product_6_sum = {0};
         accumulator sum_choice_3_sum = {0};
-        for (int64_t f = 0; f < features; ++f) {
-            const REAL difference_5 = positive_row[f * positive_features] - anchor_row[f * anchor_features];
-            const REAL between_3 = positive_row[f * positive_features] - negative_row[f * negative_features];
-            const REAL to_negative_3 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL product_3 = (REAL)0.5 * to_negative_3;
-            const REAL middle = ((REAL)0.5 * between_3 + product_3 + eps) / mean_length;
-            const REAL difference_6 = negative_row[f * negative_features] - positive_row[f * positive_features];
-            const REAL to_positive_3 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL middle_2 = (product_3 + (REAL)0.5 * to_positive_3 + eps) / mean_length_2;
-            const REAL shifted = to_positive_3 + eps;
-            const REAL scaled_4 = shifted / binade_max_abs_3;
-            const REAL shifted_2 = to_negative_3 + eps;
-            const REAL scaled_5 = shifted_2 / binade_max_abs_2;
-            const REAL abs_power_2 = abs_power(scaled_5, p);
-            const REAL shifted_3 = between_3 + eps;
-            const REAL scaled_6 = shifted_3 / binade_max_abs;
-            const REAL abs_power_3 = abs_power(scaled_6, p);
-            const REAL sign_shifted_3 = sign(shifted_3);
-            const REAL sign_shifted_2 = sign(shifted_2);
-            const REAL product_4 = difference_5 * sign_shifted_3;
-            const REAL abs_shifted_3 = fabs(shifted_3);
-            const REAL abs_shifted_2 = fabs(shifted_2);
-            const REAL abs_product_4 = fabs(product_4);
-            const REAL larger_2 = larger(larger(abs_shifted_3, abs_shifted_2), abs_product_4);
-            const REAL scaled_7 = larger_2 / binade_max_abs_2;
-            const REAL scaled_8 = shifted_3 / binade_max_abs_2;
-            const REAL sign_2 = sign(shifted);
-            const REAL product_5 = difference_6 * sign_2;
-            const REAL abs_product_5 = fabs(product_5);
-            const REAL larger_3 = larger(larger(fabs(shifted), abs_shifted_2), abs_product_5);
-            const REAL scaled_9 = larger_3 / binade_max_abs_2;
-            const REAL scaled_10 = shifted / binade_max_abs_2;
-            const REAL product_6 = to_positive_3 * sign_shifted_2;
-            const REAL abs_product_6 = fabs(product_6);
-            const REAL larger_4 = larger(larger(abs_shifted_2, abs_shifted_3), abs_product_6);
-            const REAL scaled_11 = larger_4 / binade_max_abs;
-            const REAL scaled_12 = shifted_2 / binade_max_abs;
-            accumulate(&sum_product_4_sum, difference_5 * middle);
-            accumulate(&sum_product_5_sum, difference_6 * middle_2);
-            accumulate(&sum_abs_power_sum, abs_power(scaled_4, p));
-            accumulate(&sum_abs_power_2_sum, abs_power_2);
-            accumulate(&sum_abs_power_3_sum, abs_power_3);
-            accumulate(&sum_choice_sum, sign_shifted_3 == sign_shifted_2 ? -sign(product_4) * abs_power(scaled_7, p) * expm1(p * log1p(-abs_product_4 / (larger_2 == 0 ? 1 : larger_2))) : abs_power(scaled_8, p) - abs_power_2);
-            accumulate(&sum_choice_2_sum, sign_2 == sign_shifted_2 ? -sign(product_5) * abs_power(scaled_9, p) * expm1(p * log1p(-abs_product_5 / (larger_3 == 0 ? 1 : larger_3))) : abs_power(scaled_10, p) - abs_power_2);
-            accumulate(&sum_product_6_sum, to_positive_3 * middle);
-            accumulate(&sum_choice_3_sum, sign_shifted_2 == sign_shifted_3 ? -sign(product_6) * abs_power(scaled_11, p) * expm1(p * log1p(-abs_product_6 / (larger_4 == 0 ? 1 : larger_4))) : abs_power(scaled_12, p) - abs_power_3);
+        FOR_TILES(first, end, features) {
+            REAL sum_product_4_tile[TILE], sum_product_5_tile[TILE], sum_abs_power_tile[TILE], sum_abs_power_2_tile[TILE], sum_abs_power_3_tile[TILE], sum_choice_tile[TILE], sum_choice_2_tile[TILE], sum_product_6_tile[TILE], sum_choice_3_tile[TILE];
+            INDEPENDENT
+            for (int64_t f = first; f < end; ++f) {
+                const REAL difference_5 = positive_row[f * positive_features] - anchor_row[f * anchor_features];
+                const REAL between_3 = positive_row[f * positive_features] - negative_row[f * negative_features];
+                const REAL to_negative_3 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
+                const REAL product_3 = (REAL)0.5 * to_negative_3;
+                const REAL middle = ((REAL)0.5 * between_3 + product_3 + eps) / mean_length;
+                const REAL difference_6 = negative_row[f * negative_features] - positive_row[f * positive_features];
+                const REAL to_positive_3 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
+                const REAL middle_2 = (product_3 + (REAL)0.5 * to_positive_3 + eps) / mean_length_2;
+                const REAL shifted = to_positive_3 + eps;
+                const REAL scaled_4 = shifted / binade_max_abs_3;
+                const REAL shifted_2 = to_negative_3 + eps;
+                const REAL scaled_5 = shifted_2 / binade_max_abs_2;
+                const REAL abs_power_2 = abs_power(scaled_5, p);
+                const REAL shifted_3 = between_3 + eps;
+                const REAL scaled_6 = shifted_3 / binade_max_abs;
+                const REAL abs_power_3 = abs_power(scaled_6, p);
+                const REAL sign_shifted_3 = sign(shifted_3);
+                const REAL sign_shifted_2 = sign(shifted_2);
+                const REAL product_4 = difference_5 * sign_shifted_3;
+                const REAL abs_shifted_3 = fabs(shifted_3);
+                const REAL abs_shifted_2 = fabs(shifted_2);
+                const REAL abs_product_4 = fabs(product_4);
+                const REAL larger_2 = larger(larger(abs_shifted_3, abs_shifted_2), abs_product_4);
+                const REAL scaled_7 = larger_2 / binade_max_abs_2;
+                const REAL scaled_8 = shifted_3 / binade_max_abs_2;
+                const REAL sign_2 = sign(shifted);
+                const REAL product_5 = difference_6 * sign_2;
+                const REAL abs_product_5 = fabs(product_5);
+                const REAL larger_3 = larger(larger(fabs(shifted), abs_shifted_2), abs_product_5);
+                const REAL scaled_9 = larger_3 / binade_max_abs_2;
+                const REAL scaled_10 = shifted / binade_max_abs_2;
+                const REAL product_6 = to_positive_3 * sign_shifted_2;
+                const REAL abs_product_6 = fabs(product_6);
+                const REAL larger_4 = larger(larger(abs_shifted_2, abs_shifted_3), abs_product_6);
+                const REAL scaled_11 = larger_4 / binade_max_abs;
+                const REAL scaled_12 = shifted_2 / binade_max_abs;
+                sum_product_4_tile[f - first] = difference_5 * middle;
+                sum_product_5_tile[f - first] = difference_6 * middle_2;
+                sum_abs_power_tile[f - first] = abs_power(scaled_4, p);
+                sum_abs_power_2_tile[f - first] = abs_power_2;
+                sum_abs_power_3_tile[f - first] = abs_power_3;
+                sum_choice_tile[f - first] = sign_shifted_3 == sign_shifted_2 ? -sign(product_4) * abs_power(scaled_7, p) * expm1(p * log1p(-abs_product_4 / (larger_2 == 0 ? 1 : larger_2))) : abs_power(scaled_8, p) - abs_power_2;
+                sum_choice_2_tile[f - first] = sign_2 == sign_shifted_2 ? -sign(product_5) * abs_power(scaled_9, p) * expm1(p * log1p(-abs_product_5 / (larger_3 == 0 ? 1 : larger_3))) : abs_power(scaled_10, p) - abs_power_2;
+                sum_product_6_tile[f - first] = to_positive_3 * middle;
+                sum_choice_3_tile[f - first] = sign_shifted_2 == sign_shifted_3 ? -sign(product_6) * abs_power(scaled_11, p) * expm1(p * log1p(-abs_product_6 / (larger_4 == 0 ? 1 : larger_4))) : abs_power(scaled_12, p) - abs_power_3;
+            }
+            accumulate_tile(&sum_product_4_sum, sum_product_4_tile, end - first);
+            accumulate_tile(&sum_product_5_sum, sum_product_5_tile, end - first);
+            accumulate_tile(&sum_abs_power_sum, sum_abs_power_tile, end - first);
+            accumulate_tile(&sum_abs_power_2_sum, sum_abs_power_2_tile, end - first);
+            accumulate_tile(&sum_abs_power_3_sum, sum_abs_power_3_tile, end - first);
+            accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
+            accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
+            accumulate_tile(&sum_product_6_sum, sum_product_6_tile, end - first);
+            accumulate_tile(&sum_choice_3_sum, sum_choice_3_tile, end - first);
         }
         const REAL sum_product_4 = value_of(&sum_product_4_sum);
         const REAL sum_product_5 = value_of(&sum_product_5_sum);
@@ -1237,6 +1422,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
         const REAL product_15 = product * (abs_power(sum_abs_power_3, difference_2) / binade_max_abs) * scale[n * scale_batch];
         const REAL step_9 = step(longer_by_6, (REAL)0.5);
         const REAL product_16 = difference_3 * (signed_power(sum_abs_power_3, difference) / binade_max_abs) * scale[n * scale_batch];
+        INDEPENDENT
         for (int64_t f = 0; f < features; ++f) {
             const REAL to_negative_4 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
             const REAL shifted_8 = to_negative_4 + eps;

@@ -30,8 +30,8 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all(const __grid_co
         const samples_at<9, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
-        const sample_pack<Storage, WIDTH> weight_pack(run, 2, here);
-        const sample_pack<Storage, WIDTH> scale_pack(run, 3, here, (real)1);
+        const sample_pack<Storage, WIDTH> weight_pack(run, 2, here, (real)1.0);
+        const sample_pack<Storage, WIDTH> scale_pack(run, 3, here, (real)1, run.about.wide_scale);
         sample_pack<Storage, WIDTH> loss_pack, grad_input_pack, grad_target_pack, grad_weight_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -71,8 +71,8 @@ __global__ void __launch_bounds__(THREADS, 1) jvp(const __grid_constant__ launch
         const samples_at<6, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
-        const sample_pack<Storage, WIDTH> weight_pack(run, 2, here);
-        const sample_pack<Storage, WIDTH> direction_input_pack(run, 3, here);
+        const sample_pack<Storage, WIDTH> weight_pack(run, 2, here, (real)1.0);
+        const sample_pack<Storage, WIDTH> direction_input_pack(run, 3, here, (real)0.0);
         sample_pack<Storage, WIDTH> rate_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -101,9 +101,9 @@ __global__ void __launch_bounds__(THREADS, 1) hvp(const __grid_constant__ launch
         const samples_at<6, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
-        const sample_pack<Storage, WIDTH> weight_pack(run, 2, here);
-        const sample_pack<Storage, WIDTH> scale_pack(run, 3, here, (real)1);
-        const sample_pack<Storage, WIDTH> direction_input_pack(run, 4, here);
+        const sample_pack<Storage, WIDTH> weight_pack(run, 2, here, (real)1.0);
+        const sample_pack<Storage, WIDTH> scale_pack(run, 3, here, (real)1, run.about.wide_scale);
+        const sample_pack<Storage, WIDTH> direction_input_pack(run, 4, here, (real)0.0);
         sample_pack<Storage, WIDTH> hvp_input_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -131,10 +131,10 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all(const __grid_constant__ la
         const samples_at<8, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
-        const sample_pack<Storage, WIDTH> weight_pack(run, 2, here);
-        const sample_pack<Storage, WIDTH> direction_input_pack(run, 3, here);
-        const sample_pack<Storage, WIDTH> direction_target_pack(run, 4, here);
-        const sample_pack<Storage, WIDTH> direction_weight_pack(run, 5, here);
+        const sample_pack<Storage, WIDTH> weight_pack(run, 2, here, (real)1.0);
+        const sample_pack<Storage, WIDTH> direction_input_pack(run, 3, here, (real)0.0);
+        const sample_pack<Storage, WIDTH> direction_target_pack(run, 4, here, (real)0.0);
+        const sample_pack<Storage, WIDTH> direction_weight_pack(run, 5, here, (real)0.0);
         sample_pack<Storage, WIDTH> rate_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -166,11 +166,11 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all(const __grid_constant__ la
         const samples_at<10, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
-        const sample_pack<Storage, WIDTH> weight_pack(run, 2, here);
-        const sample_pack<Storage, WIDTH> scale_pack(run, 3, here, (real)1);
-        const sample_pack<Storage, WIDTH> direction_input_pack(run, 4, here);
-        const sample_pack<Storage, WIDTH> direction_target_pack(run, 5, here);
-        const sample_pack<Storage, WIDTH> direction_weight_pack(run, 6, here);
+        const sample_pack<Storage, WIDTH> weight_pack(run, 2, here, (real)1.0);
+        const sample_pack<Storage, WIDTH> scale_pack(run, 3, here, (real)1, run.about.wide_scale);
+        const sample_pack<Storage, WIDTH> direction_input_pack(run, 4, here, (real)0.0);
+        const sample_pack<Storage, WIDTH> direction_target_pack(run, 5, here, (real)0.0);
+        const sample_pack<Storage, WIDTH> direction_weight_pack(run, 6, here, (real)0.0);
         sample_pack<Storage, WIDTH> hvp_input_pack, hvp_target_pack, hvp_weight_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -195,52 +195,52 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all(const __grid_constant__ la
 
 /* What the driver is told. */
 
-const losslib_argument input_argument = {"input", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, 0.0, 1.0, 0};
-const losslib_argument target_argument = {"target", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, 0.0, 1.0, 0};
-const losslib_argument weight_argument = {"weight", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument loss_argument = {"loss", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument total_loss_argument = {"total_loss", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument scale_argument = {"scale", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument grad_input_argument = {"grad_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument grad_target_argument = {"grad_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument grad_weight_argument = {"grad_weight", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument direction_input_argument = {"direction_input", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument rate_argument = {"rate", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument total_rate_argument = {"total_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument hvp_input_argument = {"hvp_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument direction_target_argument = {"direction_target", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument direction_weight_argument = {"direction_weight", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument hvp_target_argument = {"hvp_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument hvp_weight_argument = {"hvp_weight", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
+const losslib_argument input_argument = {"input", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, 0.0, 1.0, 0, 0, NULL};
+const losslib_argument target_argument = {"target", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, 0.0, 1.0, 0, 0, NULL};
+const losslib_argument weight_argument = {"weight", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 1, NULL};
+const losslib_argument loss_argument = {"loss", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument total_loss_argument = {"total_loss", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument scale_argument = {"scale", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument grad_input_argument = {"grad_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument grad_target_argument = {"grad_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument grad_weight_argument = {"grad_weight", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument direction_input_argument = {"direction_input", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument rate_argument = {"rate", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument total_rate_argument = {"total_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument hvp_input_argument = {"hvp_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument direction_target_argument = {"direction_target", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument direction_weight_argument = {"direction_weight", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument hvp_target_argument = {"hvp_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument hvp_weight_argument = {"hvp_weight", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
 
 const losslib_signature value_signature = {
     "binary_cross_entropy.value", 5, 0, 0,
     { &input_argument, &target_argument, &weight_argument, &loss_argument, &total_loss_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 const losslib_signature value_and_grad_all_signature = {
     "binary_cross_entropy.value_and_grad_all", 9, 0, 0,
     { &input_argument, &target_argument, &weight_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument, &grad_target_argument, &grad_weight_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 const losslib_signature value_and_grad_signature = {
     "binary_cross_entropy.value_and_grad", 7, 0, 0,
     { &input_argument, &target_argument, &weight_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 const losslib_signature jvp_signature = {
     "binary_cross_entropy.jvp", 6, 0, 0,
     { &input_argument, &target_argument, &weight_argument, &direction_input_argument, &rate_argument, &total_rate_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 const losslib_signature hvp_signature = {
     "binary_cross_entropy.hvp", 6, 0, 0,
     { &input_argument, &target_argument, &weight_argument, &scale_argument, &direction_input_argument, &hvp_input_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 const losslib_signature jvp_all_signature = {
     "binary_cross_entropy.jvp_all", 8, 0, 0,
     { &input_argument, &target_argument, &weight_argument, &direction_input_argument, &direction_target_argument, &direction_weight_argument, &rate_argument, &total_rate_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 const losslib_signature hvp_all_signature = {
     "binary_cross_entropy.hvp_all", 10, 0, 0,
     { &input_argument, &target_argument, &weight_argument, &scale_argument, &direction_input_argument, &direction_target_argument, &direction_weight_argument, &hvp_input_argument, &hvp_target_argument, &hvp_weight_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 
 }
 

@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all(const __grid_co
         const input_row<Storage> input1(run, 0, here.of[0]);
         const input_row<Storage> input2(run, 1, here.of[1]);
         const real target = input_row<Storage>(run, 2, here.of[2])();
-        const real scale = scale_at<Storage>(run, 3, here.of[3], (real)1);
+        const real scale = number_at<Storage>(run, 3, here.of[3], (real)1, run.about.wide_scale);
         const output_row<Storage> loss(run, 4, here.of[4]);
         const output_row<Storage> grad_input1(run, 6, here.of[6]);
         const output_row<Storage> grad_input2(run, 7, here.of[7]);
@@ -146,8 +146,8 @@ __global__ void __launch_bounds__(THREADS, 1) jvp(const __grid_constant__ launch
         const input_row<Storage> input1(run, 0, here.of[0]);
         const input_row<Storage> input2(run, 1, here.of[1]);
         const real target = input_row<Storage>(run, 2, here.of[2])();
-        const input_row<Storage> direction_input1(run, 3, here.of[3]);
-        const input_row<Storage> direction_input2(run, 4, here.of[4]);
+        const optional_row<Storage> direction_input1(run, 3, here.of[3], (real)0.0);
+        const optional_row<Storage> direction_input2(run, 4, here.of[4], (real)0.0);
         const output_row<Storage> rate(run, 5, here.of[5]);
 
         real max_abs_input1_here = -INFINITY;
@@ -247,9 +247,9 @@ __global__ void __launch_bounds__(THREADS, 1) hvp(const __grid_constant__ launch
         const input_row<Storage> input1(run, 0, here.of[0]);
         const input_row<Storage> input2(run, 1, here.of[1]);
         const real target = input_row<Storage>(run, 2, here.of[2])();
-        const real scale = scale_at<Storage>(run, 3, here.of[3], (real)1);
-        const input_row<Storage> direction_input1(run, 4, here.of[4]);
-        const input_row<Storage> direction_input2(run, 5, here.of[5]);
+        const real scale = number_at<Storage>(run, 3, here.of[3], (real)1, run.about.wide_scale);
+        const optional_row<Storage> direction_input1(run, 4, here.of[4], (real)0.0);
+        const optional_row<Storage> direction_input2(run, 5, here.of[5], (real)0.0);
         const output_row<Storage> hvp_input1(run, 6, here.of[6]);
         const output_row<Storage> hvp_input2(run, 7, here.of[7]);
 
@@ -447,8 +447,8 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all(const __grid_constant__ la
         const input_row<Storage> input1(run, 0, here.of[0]);
         const input_row<Storage> input2(run, 1, here.of[1]);
         const real target = input_row<Storage>(run, 2, here.of[2])();
-        const input_row<Storage> direction_input1(run, 3, here.of[3]);
-        const input_row<Storage> direction_input2(run, 4, here.of[4]);
+        const optional_row<Storage> direction_input1(run, 3, here.of[3], (real)0.0);
+        const optional_row<Storage> direction_input2(run, 4, here.of[4], (real)0.0);
         const output_row<Storage> rate(run, 5, here.of[5]);
 
         real max_abs_input1_here = -INFINITY;
@@ -548,9 +548,9 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all(const __grid_constant__ la
         const input_row<Storage> input1(run, 0, here.of[0]);
         const input_row<Storage> input2(run, 1, here.of[1]);
         const real target = input_row<Storage>(run, 2, here.of[2])();
-        const real scale = scale_at<Storage>(run, 3, here.of[3], (real)1);
-        const input_row<Storage> direction_input1(run, 4, here.of[4]);
-        const input_row<Storage> direction_input2(run, 5, here.of[5]);
+        const real scale = number_at<Storage>(run, 3, here.of[3], (real)1, run.about.wide_scale);
+        const optional_row<Storage> direction_input1(run, 4, here.of[4], (real)0.0);
+        const optional_row<Storage> direction_input2(run, 5, here.of[5], (real)0.0);
         const output_row<Storage> hvp_input1(run, 6, here.of[6]);
         const output_row<Storage> hvp_input2(run, 7, here.of[7]);
         const output_row<Storage> hvp_target(run, 8, here.of[8]);
@@ -737,52 +737,52 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all(const __grid_constant__ la
 
 /* What the driver is told. */
 
-const losslib_argument input1__features_argument = {"input1", LOSSLIB_INPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument input2__features_argument = {"input2", LOSSLIB_INPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument target_argument = {"target", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument loss_argument = {"loss", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument total_loss_argument = {"total_loss", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument scale_argument = {"scale", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument grad_input1__features_argument = {"grad_input1", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument grad_input2__features_argument = {"grad_input2", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument grad_target_argument = {"grad_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument direction_input1__features_argument = {"direction_input1", LOSSLIB_DIRECTION, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument direction_input2__features_argument = {"direction_input2", LOSSLIB_DIRECTION, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument rate_argument = {"rate", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument total_rate_argument = {"total_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument hvp_input1__features_argument = {"hvp_input1", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument hvp_input2__features_argument = {"hvp_input2", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument hvp_target_argument = {"hvp_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_param margin_param = {"margin", -INFINITY, INFINITY, 0};
+const losslib_argument input1__features_argument = {"input1", LOSSLIB_INPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument input2__features_argument = {"input2", LOSSLIB_INPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument target_argument = {"target", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument loss_argument = {"loss", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument total_loss_argument = {"total_loss", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument scale_argument = {"scale", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument grad_input1__features_argument = {"grad_input1", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument grad_input2__features_argument = {"grad_input2", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument grad_target_argument = {"grad_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument direction_input1__features_argument = {"direction_input1", LOSSLIB_DIRECTION, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument direction_input2__features_argument = {"direction_input2", LOSSLIB_DIRECTION, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument rate_argument = {"rate", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument total_rate_argument = {"total_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument hvp_input1__features_argument = {"hvp_input1", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument hvp_input2__features_argument = {"hvp_input2", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument hvp_target_argument = {"hvp_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_param margin_param = {"margin", -INFINITY, INFINITY, 0, NULL};
 
 const losslib_signature value_signature = {
     "cosine_embedding_loss.value", 5, 1, 1,
     { &input1__features_argument, &input2__features_argument, &target_argument, &loss_argument, &total_loss_argument },
-    { &margin_param }, { "features" }};
+    { &margin_param }, { "features" }, NULL};
 const losslib_signature value_and_grad_all_signature = {
     "cosine_embedding_loss.value_and_grad_all", 9, 1, 1,
     { &input1__features_argument, &input2__features_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input1__features_argument, &grad_input2__features_argument, &grad_target_argument },
-    { &margin_param }, { "features" }};
+    { &margin_param }, { "features" }, NULL};
 const losslib_signature value_and_grad_signature = {
     "cosine_embedding_loss.value_and_grad", 8, 1, 1,
     { &input1__features_argument, &input2__features_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input1__features_argument, &grad_input2__features_argument },
-    { &margin_param }, { "features" }};
+    { &margin_param }, { "features" }, NULL};
 const losslib_signature jvp_signature = {
     "cosine_embedding_loss.jvp", 7, 1, 1,
     { &input1__features_argument, &input2__features_argument, &target_argument, &direction_input1__features_argument, &direction_input2__features_argument, &rate_argument, &total_rate_argument },
-    { &margin_param }, { "features" }};
+    { &margin_param }, { "features" }, NULL};
 const losslib_signature hvp_signature = {
     "cosine_embedding_loss.hvp", 8, 1, 1,
     { &input1__features_argument, &input2__features_argument, &target_argument, &scale_argument, &direction_input1__features_argument, &direction_input2__features_argument, &hvp_input1__features_argument, &hvp_input2__features_argument },
-    { &margin_param }, { "features" }};
+    { &margin_param }, { "features" }, NULL};
 const losslib_signature jvp_all_signature = {
     "cosine_embedding_loss.jvp_all", 7, 1, 1,
     { &input1__features_argument, &input2__features_argument, &target_argument, &direction_input1__features_argument, &direction_input2__features_argument, &rate_argument, &total_rate_argument },
-    { &margin_param }, { "features" }};
+    { &margin_param }, { "features" }, NULL};
 const losslib_signature hvp_all_signature = {
     "cosine_embedding_loss.hvp_all", 9, 1, 1,
     { &input1__features_argument, &input2__features_argument, &target_argument, &scale_argument, &direction_input1__features_argument, &direction_input2__features_argument, &hvp_input1__features_argument, &hvp_input2__features_argument, &hvp_target_argument },
-    { &margin_param }, { "features" }};
+    { &margin_param }, { "features" }, NULL};
 
 }
 

@@ -23,8 +23,8 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all__target_index__
     const int64_t classes = run.about.sizes[0];
     const int64_t ignore_index = (int64_t)run.about.params[0];
     team_of_threads team(run.about.team);
-    const input_row<Storage> weight(run, 2);
-    const shared_cells<real> grad_weight(run, 9, 0, team, classes, 1, 1);
+    const optional_row<Storage> weight(run, 2, 0, (real)1.0);
+    const shared_cells<real> grad_weight(run, 9, 0, team, classes, 1, 1, 1);
 
     accumulator<real> total_loss_sum;
     accumulator<real> total_weight_sum;
@@ -32,8 +32,8 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all__target_index__
         const sample_place<10> here(run, n);
         const input_row<Storage> input(run, 0, here.of[0]);
         const int64_t target = check_index(input_row<int64_t>(run, 1, here.of[1])(), classes, ignore_index, "target");
-        const real scale = scale_at<Storage>(run, 3, here.of[3], (real)1);
-        const real scale_weight = scale_at<Storage>(run, 4, here.of[4], (real)0);
+        const real scale = number_at<Storage>(run, 3, here.of[3], (real)1, run.about.wide_scale);
+        const real scale_weight = number_at<Storage>(run, 4, here.of[4], (real)0, run.about.wide_scale);
         const output_row<Storage> loss(run, 5, here.of[5]);
         const output_row<Storage> grad_input(run, 8, here.of[8]);
 
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(THREADS, 1) weight__target_index__label_smooth
     const int64_t classes = run.about.sizes[0];
     const int64_t ignore_index = (int64_t)run.about.params[0];
     team_of_threads team(run.about.team);
-    const input_row<Storage> weight(run, 1);
+    const optional_row<Storage> weight(run, 1, 0, (real)1.0);
 
     accumulator<real> total_weight_sum;
     for (int64_t n = team.first; n < run.about.samples; n += team.count) {
@@ -109,14 +109,14 @@ __global__ void __launch_bounds__(THREADS, 1) jvp__target_index__label_smoothing
     const int64_t classes = run.about.sizes[0];
     const int64_t ignore_index = (int64_t)run.about.params[0];
     team_of_threads team(run.about.team);
-    const input_row<Storage> weight(run, 2);
+    const optional_row<Storage> weight(run, 2, 0, (real)1.0);
 
     accumulator<real> total_rate_sum;
     for (int64_t n = team.first; n < run.about.samples; n += team.count) {
         const sample_place<6> here(run, n);
         const input_row<Storage> input(run, 0, here.of[0]);
         const int64_t target = check_index(input_row<int64_t>(run, 1, here.of[1])(), classes, ignore_index, "target");
-        const input_row<Storage> direction_input(run, 3, here.of[3]);
+        const optional_row<Storage> direction_input(run, 3, here.of[3], (real)0.0);
         const output_row<Storage> rate(run, 4, here.of[4]);
 
         real largest_here = -INFINITY;
@@ -155,14 +155,14 @@ __global__ void __launch_bounds__(THREADS, 1) hvp__target_index__label_smoothing
     const int64_t classes = run.about.sizes[0];
     const int64_t ignore_index = (int64_t)run.about.params[0];
     team_of_threads team(run.about.team);
-    const input_row<Storage> weight(run, 2);
+    const optional_row<Storage> weight(run, 2, 0, (real)1.0);
 
     for (int64_t n = team.first; n < run.about.samples; n += team.count) {
         const sample_place<6> here(run, n);
         const input_row<Storage> input(run, 0, here.of[0]);
         const int64_t target = check_index(input_row<int64_t>(run, 1, here.of[1])(), classes, ignore_index, "target");
-        const real scale = scale_at<Storage>(run, 3, here.of[3], (real)1);
-        const input_row<Storage> direction_input(run, 4, here.of[4]);
+        const real scale = number_at<Storage>(run, 3, here.of[3], (real)1, run.about.wide_scale);
+        const optional_row<Storage> direction_input(run, 4, here.of[4], (real)0.0);
         const output_row<Storage> hvp_input(run, 5, here.of[5]);
 
         real largest_here = -INFINITY;
@@ -212,8 +212,8 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all__target_index__label_smoot
     const int64_t classes = run.about.sizes[0];
     const int64_t ignore_index = (int64_t)run.about.params[0];
     team_of_threads team(run.about.team);
-    const input_row<Storage> weight(run, 2);
-    const input_row<Storage> direction_weight(run, 4);
+    const optional_row<Storage> weight(run, 2, 0, (real)1.0);
+    const optional_row<Storage> direction_weight(run, 4, 0, (real)0.0);
 
     accumulator<real> total_rate_sum;
     accumulator<real> total_weight_rate_sum;
@@ -221,7 +221,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all__target_index__label_smoot
         const sample_place<8> here(run, n);
         const input_row<Storage> input(run, 0, here.of[0]);
         const int64_t target = check_index(input_row<int64_t>(run, 1, here.of[1])(), classes, ignore_index, "target");
-        const input_row<Storage> direction_input(run, 3, here.of[3]);
+        const optional_row<Storage> direction_input(run, 3, here.of[3], (real)0.0);
         const output_row<Storage> rate(run, 5, here.of[5]);
 
         real largest_here = -INFINITY;
@@ -265,18 +265,18 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all__target_index__label_smoot
     const int64_t classes = run.about.sizes[0];
     const int64_t ignore_index = (int64_t)run.about.params[0];
     team_of_threads team(run.about.team);
-    const input_row<Storage> weight(run, 2);
-    const input_row<Storage> direction_weight(run, 7);
-    const shared_cells<real> hvp_weight(run, 9, 0, team, classes, 1, 1);
+    const optional_row<Storage> weight(run, 2, 0, (real)1.0);
+    const optional_row<Storage> direction_weight(run, 7, 0, (real)0.0);
+    const shared_cells<real> hvp_weight(run, 9, 0, team, classes, 1, 1, 1);
 
     for (int64_t n = team.first; n < run.about.samples; n += team.count) {
         const sample_place<10> here(run, n);
         const input_row<Storage> input(run, 0, here.of[0]);
         const int64_t target = check_index(input_row<int64_t>(run, 1, here.of[1])(), classes, ignore_index, "target");
-        const real scale = scale_at<Storage>(run, 3, here.of[3], (real)1);
-        const real scale_rate = scale_at<Storage>(run, 4, here.of[4], (real)0);
-        const real scale_weight_rate = scale_at<Storage>(run, 5, here.of[5], (real)0);
-        const input_row<Storage> direction_input(run, 6, here.of[6]);
+        const real scale = number_at<Storage>(run, 3, here.of[3], (real)1, run.about.wide_scale);
+        const real scale_rate = number_at<Storage>(run, 4, here.of[4], (real)0, run.about.wide_scale);
+        const real scale_weight_rate = number_at<Storage>(run, 5, here.of[5], (real)0, run.about.wide_scale);
+        const optional_row<Storage> direction_input(run, 6, here.of[6], (real)0.0);
         const output_row<Storage> hvp_input(run, 8, here.of[8]);
 
         real largest_here = -INFINITY;
@@ -344,8 +344,8 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all__target_index__
     const real label_smoothing = (real)run.about.params[0];
     const int64_t ignore_index = (int64_t)run.about.params[1];
     team_of_threads team(run.about.team);
-    const input_row<Storage> weight(run, 2);
-    const shared_cells<real> grad_weight(run, 9, 0, team, classes, 1, 1);
+    const optional_row<Storage> weight(run, 2, 0, (real)1.0);
+    const shared_cells<real> grad_weight(run, 9, 0, team, classes, 1, 1, 1);
 
     accumulator<real> total_loss_sum;
     accumulator<real> total_weight_sum;
@@ -372,8 +372,8 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all__target_index__
         const sample_place<10> here(run, n);
         const input_row<Storage> input(run, 0, here.of[0]);
         const int64_t target = check_index(input_row<int64_t>(run, 1, here.of[1])(), classes, ignore_index, "target");
-        const real scale = scale_at<Storage>(run, 3, here.of[3], (real)1);
-        const real scale_weight = scale_at<Storage>(run, 4, here.of[4], (real)0);
+        const real scale = number_at<Storage>(run, 3, here.of[3], (real)1, run.about.wide_scale);
+        const real scale_weight = number_at<Storage>(run, 4, here.of[4], (real)0, run.about.wide_scale);
         const output_row<Storage> loss(run, 5, here.of[5]);
         const output_row<Storage> grad_input(run, 8, here.of[8]);
 
@@ -436,7 +436,7 @@ __global__ void __launch_bounds__(THREADS, 1) weight__target_index__label_smooth
     const int64_t classes = run.about.sizes[0];
     const int64_t ignore_index = (int64_t)run.about.params[0];
     team_of_threads team(run.about.team);
-    const input_row<Storage> weight(run, 1);
+    const optional_row<Storage> weight(run, 1, 0, (real)1.0);
 
     accumulator<real> total_weight_sum;
     for (int64_t n = team.first; n < run.about.samples; n += team.count) {
@@ -459,7 +459,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp__target_index__label_smoothing
     const real label_smoothing = (real)run.about.params[0];
     const int64_t ignore_index = (int64_t)run.about.params[1];
     team_of_threads team(run.about.team);
-    const input_row<Storage> weight(run, 2);
+    const optional_row<Storage> weight(run, 2, 0, (real)1.0);
 
     accumulator<real> total_rate_sum;
     const real difference = label_smoothing - 1;
@@ -468,7 +468,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp__target_index__label_smoothing
         const sample_place<6> here(run, n);
         const input_row<Storage> input(run, 0, here.of[0]);
         const int64_t target = check_index(input_row<int64_t>(run, 1, here.of[1])(), classes, ignore_index, "target");
-        const input_row<Storage> direction_input(run, 3, here.of[3]);
+        const optional_row<Storage> direction_input(run, 3, here.of[3], (real)0.0);
         const output_row<Storage> rate(run, 4, here.of[4]);
 
         real largest_here = -INFINITY;
@@ -514,7 +514,7 @@ __global__ void __launch_bounds__(THREADS, 1) hvp__target_index__label_smoothing
     const real label_smoothing = (real)run.about.params[0];
     const int64_t ignore_index = (int64_t)run.about.params[1];
     team_of_threads team(run.about.team);
-    const input_row<Storage> weight(run, 2);
+    const optional_row<Storage> weight(run, 2, 0, (real)1.0);
 
     accumulator<real> sum_weight_sum;
     for (int64_t c = team.lane; c < classes; c += team.size) {
@@ -526,8 +526,8 @@ __global__ void __launch_bounds__(THREADS, 1) hvp__target_index__label_smoothing
         const sample_place<6> here(run, n);
         const input_row<Storage> input(run, 0, here.of[0]);
         const int64_t target = check_index(input_row<int64_t>(run, 1, here.of[1])(), classes, ignore_index, "target");
-        const real scale = scale_at<Storage>(run, 3, here.of[3], (real)1);
-        const input_row<Storage> direction_input(run, 4, here.of[4]);
+        const real scale = number_at<Storage>(run, 3, here.of[3], (real)1, run.about.wide_scale);
+        const optional_row<Storage> direction_input(run, 4, here.of[4], (real)0.0);
         const output_row<Storage> hvp_input(run, 5, here.of[5]);
 
         real largest_here = -INFINITY;
@@ -605,8 +605,8 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all__target_index__label_smoot
     const real label_smoothing = (real)run.about.params[0];
     const int64_t ignore_index = (int64_t)run.about.params[1];
     team_of_threads team(run.about.team);
-    const input_row<Storage> weight(run, 2);
-    const input_row<Storage> direction_weight(run, 4);
+    const optional_row<Storage> weight(run, 2, 0, (real)1.0);
+    const optional_row<Storage> direction_weight(run, 4, 0, (real)0.0);
 
     accumulator<real> total_rate_sum;
     accumulator<real> total_weight_rate_sum;
@@ -616,7 +616,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all__target_index__label_smoot
         const sample_place<8> here(run, n);
         const input_row<Storage> input(run, 0, here.of[0]);
         const int64_t target = check_index(input_row<int64_t>(run, 1, here.of[1])(), classes, ignore_index, "target");
-        const input_row<Storage> direction_input(run, 3, here.of[3]);
+        const optional_row<Storage> direction_input(run, 3, here.of[3], (real)0.0);
         const output_row<Storage> rate(run, 5, here.of[5]);
 
         real largest_here = -INFINITY;
@@ -668,9 +668,9 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all__target_index__label_smoot
     const real label_smoothing = (real)run.about.params[0];
     const int64_t ignore_index = (int64_t)run.about.params[1];
     team_of_threads team(run.about.team);
-    const input_row<Storage> weight(run, 2);
-    const input_row<Storage> direction_weight(run, 7);
-    const shared_cells<real> hvp_weight(run, 9, 0, team, classes, 1, 1);
+    const optional_row<Storage> weight(run, 2, 0, (real)1.0);
+    const optional_row<Storage> direction_weight(run, 7, 0, (real)0.0);
+    const shared_cells<real> hvp_weight(run, 9, 0, team, classes, 1, 1, 1);
 
     real max_2_here = -INFINITY;
     real max_abs_weight_here = -INFINITY;
@@ -709,10 +709,10 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all__target_index__label_smoot
         const sample_place<10> here(run, n);
         const input_row<Storage> input(run, 0, here.of[0]);
         const int64_t target = check_index(input_row<int64_t>(run, 1, here.of[1])(), classes, ignore_index, "target");
-        const real scale = scale_at<Storage>(run, 3, here.of[3], (real)1);
-        const real scale_rate = scale_at<Storage>(run, 4, here.of[4], (real)0);
-        const real scale_weight_rate = scale_at<Storage>(run, 5, here.of[5], (real)0);
-        const input_row<Storage> direction_input(run, 6, here.of[6]);
+        const real scale = number_at<Storage>(run, 3, here.of[3], (real)1, run.about.wide_scale);
+        const real scale_rate = number_at<Storage>(run, 4, here.of[4], (real)0, run.about.wide_scale);
+        const real scale_weight_rate = number_at<Storage>(run, 5, here.of[5], (real)0, run.about.wide_scale);
+        const optional_row<Storage> direction_input(run, 6, here.of[6], (real)0.0);
         const output_row<Storage> hvp_input(run, 8, here.of[8]);
 
         real largest_here = -INFINITY;
@@ -814,15 +814,15 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all__target_real__l
     using real = arithmetic<Storage>;
     const int64_t classes = run.about.sizes[0];
     team_of_threads team(run.about.team);
-    const input_row<Storage> weight(run, 2);
-    const shared_cells<real> grad_weight(run, 8, 0, team, classes, 1, 1);
+    const optional_row<Storage> weight(run, 2, 0, (real)1.0);
+    const shared_cells<real> grad_weight(run, 8, 0, team, classes, 1, 1, 1);
 
     accumulator<real> total_loss_sum;
     for (int64_t n = team.first; n < run.about.samples; n += team.count) {
         const sample_place<9> here(run, n);
         const input_row<Storage> input(run, 0, here.of[0]);
         const input_row<Storage> target(run, 1, here.of[1]);
-        const real scale = scale_at<Storage>(run, 3, here.of[3], (real)1);
+        const real scale = number_at<Storage>(run, 3, here.of[3], (real)1, run.about.wide_scale);
         const output_row<Storage> loss(run, 4, here.of[4]);
         const output_row<Storage> grad_input(run, 6, here.of[6]);
         const output_row<Storage> grad_target(run, 7, here.of[7]);
@@ -887,14 +887,14 @@ __global__ void __launch_bounds__(THREADS, 1) jvp__target_real__label_smoothing_
     using real = arithmetic<Storage>;
     const int64_t classes = run.about.sizes[0];
     team_of_threads team(run.about.team);
-    const input_row<Storage> weight(run, 2);
+    const optional_row<Storage> weight(run, 2, 0, (real)1.0);
 
     accumulator<real> total_rate_sum;
     for (int64_t n = team.first; n < run.about.samples; n += team.count) {
         const sample_place<6> here(run, n);
         const input_row<Storage> input(run, 0, here.of[0]);
         const input_row<Storage> target(run, 1, here.of[1]);
-        const input_row<Storage> direction_input(run, 3, here.of[3]);
+        const optional_row<Storage> direction_input(run, 3, here.of[3], (real)0.0);
         const output_row<Storage> rate(run, 4, here.of[4]);
 
         real largest_here = -INFINITY;
@@ -936,14 +936,14 @@ __global__ void __launch_bounds__(THREADS, 1) hvp__target_real__label_smoothing_
     using real = arithmetic<Storage>;
     const int64_t classes = run.about.sizes[0];
     team_of_threads team(run.about.team);
-    const input_row<Storage> weight(run, 2);
+    const optional_row<Storage> weight(run, 2, 0, (real)1.0);
 
     for (int64_t n = team.first; n < run.about.samples; n += team.count) {
         const sample_place<6> here(run, n);
         const input_row<Storage> input(run, 0, here.of[0]);
         const input_row<Storage> target(run, 1, here.of[1]);
-        const real scale = scale_at<Storage>(run, 3, here.of[3], (real)1);
-        const input_row<Storage> direction_input(run, 4, here.of[4]);
+        const real scale = number_at<Storage>(run, 3, here.of[3], (real)1, run.about.wide_scale);
+        const optional_row<Storage> direction_input(run, 4, here.of[4], (real)0.0);
         const output_row<Storage> hvp_input(run, 5, here.of[5]);
 
         real largest_here = -INFINITY;
@@ -993,16 +993,16 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all__target_real__label_smooth
     using real = arithmetic<Storage>;
     const int64_t classes = run.about.sizes[0];
     team_of_threads team(run.about.team);
-    const input_row<Storage> weight(run, 2);
-    const input_row<Storage> direction_weight(run, 5);
+    const optional_row<Storage> weight(run, 2, 0, (real)1.0);
+    const optional_row<Storage> direction_weight(run, 5, 0, (real)0.0);
 
     accumulator<real> total_rate_sum;
     for (int64_t n = team.first; n < run.about.samples; n += team.count) {
         const sample_place<8> here(run, n);
         const input_row<Storage> input(run, 0, here.of[0]);
         const input_row<Storage> target(run, 1, here.of[1]);
-        const input_row<Storage> direction_input(run, 3, here.of[3]);
-        const input_row<Storage> direction_target(run, 4, here.of[4]);
+        const optional_row<Storage> direction_input(run, 3, here.of[3], (real)0.0);
+        const optional_row<Storage> direction_target(run, 4, here.of[4], (real)0.0);
         const output_row<Storage> rate(run, 6, here.of[6]);
 
         real largest_here = -INFINITY;
@@ -1046,17 +1046,17 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all__target_real__label_smooth
     using real = arithmetic<Storage>;
     const int64_t classes = run.about.sizes[0];
     team_of_threads team(run.about.team);
-    const input_row<Storage> weight(run, 2);
-    const input_row<Storage> direction_weight(run, 6);
-    const shared_cells<real> hvp_weight(run, 9, 0, team, classes, 1, 1);
+    const optional_row<Storage> weight(run, 2, 0, (real)1.0);
+    const optional_row<Storage> direction_weight(run, 6, 0, (real)0.0);
+    const shared_cells<real> hvp_weight(run, 9, 0, team, classes, 1, 1, 1);
 
     for (int64_t n = team.first; n < run.about.samples; n += team.count) {
         const sample_place<10> here(run, n);
         const input_row<Storage> input(run, 0, here.of[0]);
         const input_row<Storage> target(run, 1, here.of[1]);
-        const real scale = scale_at<Storage>(run, 3, here.of[3], (real)1);
-        const input_row<Storage> direction_input(run, 4, here.of[4]);
-        const input_row<Storage> direction_target(run, 5, here.of[5]);
+        const real scale = number_at<Storage>(run, 3, here.of[3], (real)1, run.about.wide_scale);
+        const optional_row<Storage> direction_input(run, 4, here.of[4], (real)0.0);
+        const optional_row<Storage> direction_target(run, 5, here.of[5], (real)0.0);
         const output_row<Storage> hvp_input(run, 7, here.of[7]);
         const output_row<Storage> hvp_target(run, 8, here.of[8]);
 
@@ -1123,8 +1123,8 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all__target_real__l
     const int64_t classes = run.about.sizes[0];
     const real label_smoothing = (real)run.about.params[0];
     team_of_threads team(run.about.team);
-    const input_row<Storage> weight(run, 2);
-    const shared_cells<real> grad_weight(run, 8, 0, team, classes, 1, 1);
+    const optional_row<Storage> weight(run, 2, 0, (real)1.0);
+    const shared_cells<real> grad_weight(run, 8, 0, team, classes, 1, 1, 1);
 
     accumulator<real> total_loss_sum;
     const real difference = 1 - label_smoothing;
@@ -1133,7 +1133,7 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all__target_real__l
         const sample_place<9> here(run, n);
         const input_row<Storage> input(run, 0, here.of[0]);
         const input_row<Storage> target(run, 1, here.of[1]);
-        const real scale = scale_at<Storage>(run, 3, here.of[3], (real)1);
+        const real scale = number_at<Storage>(run, 3, here.of[3], (real)1, run.about.wide_scale);
         const output_row<Storage> loss(run, 4, here.of[4]);
         const output_row<Storage> grad_input(run, 6, here.of[6]);
         const output_row<Storage> grad_target(run, 7, here.of[7]);
@@ -1202,7 +1202,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp__target_real__label_smoothing_
     const int64_t classes = run.about.sizes[0];
     const real label_smoothing = (real)run.about.params[0];
     team_of_threads team(run.about.team);
-    const input_row<Storage> weight(run, 2);
+    const optional_row<Storage> weight(run, 2, 0, (real)1.0);
 
     accumulator<real> total_rate_sum;
     const real difference = 1 - label_smoothing;
@@ -1211,7 +1211,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp__target_real__label_smoothing_
         const sample_place<6> here(run, n);
         const input_row<Storage> input(run, 0, here.of[0]);
         const input_row<Storage> target(run, 1, here.of[1]);
-        const input_row<Storage> direction_input(run, 3, here.of[3]);
+        const optional_row<Storage> direction_input(run, 3, here.of[3], (real)0.0);
         const output_row<Storage> rate(run, 4, here.of[4]);
 
         real largest_here = -INFINITY;
@@ -1254,15 +1254,15 @@ __global__ void __launch_bounds__(THREADS, 1) hvp__target_real__label_smoothing_
     const int64_t classes = run.about.sizes[0];
     const real label_smoothing = (real)run.about.params[0];
     team_of_threads team(run.about.team);
-    const input_row<Storage> weight(run, 2);
+    const optional_row<Storage> weight(run, 2, 0, (real)1.0);
 
     const real ratio = label_smoothing / (real)classes;
     for (int64_t n = team.first; n < run.about.samples; n += team.count) {
         const sample_place<6> here(run, n);
         const input_row<Storage> input(run, 0, here.of[0]);
         const input_row<Storage> target(run, 1, here.of[1]);
-        const real scale = scale_at<Storage>(run, 3, here.of[3], (real)1);
-        const input_row<Storage> direction_input(run, 4, here.of[4]);
+        const real scale = number_at<Storage>(run, 3, here.of[3], (real)1, run.about.wide_scale);
+        const optional_row<Storage> direction_input(run, 4, here.of[4], (real)0.0);
         const output_row<Storage> hvp_input(run, 5, here.of[5]);
 
         real largest_here = -INFINITY;
@@ -1313,8 +1313,8 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all__target_real__label_smooth
     const int64_t classes = run.about.sizes[0];
     const real label_smoothing = (real)run.about.params[0];
     team_of_threads team(run.about.team);
-    const input_row<Storage> weight(run, 2);
-    const input_row<Storage> direction_weight(run, 5);
+    const optional_row<Storage> weight(run, 2, 0, (real)1.0);
+    const optional_row<Storage> direction_weight(run, 5, 0, (real)0.0);
 
     accumulator<real> total_rate_sum;
     const real difference = 1 - label_smoothing;
@@ -1323,8 +1323,8 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all__target_real__label_smooth
         const sample_place<8> here(run, n);
         const input_row<Storage> input(run, 0, here.of[0]);
         const input_row<Storage> target(run, 1, here.of[1]);
-        const input_row<Storage> direction_input(run, 3, here.of[3]);
-        const input_row<Storage> direction_target(run, 4, here.of[4]);
+        const optional_row<Storage> direction_input(run, 3, here.of[3], (real)0.0);
+        const optional_row<Storage> direction_target(run, 4, here.of[4], (real)0.0);
         const output_row<Storage> rate(run, 6, here.of[6]);
 
         real largest_here = -INFINITY;
@@ -1370,9 +1370,9 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all__target_real__label_smooth
     const int64_t classes = run.about.sizes[0];
     const real label_smoothing = (real)run.about.params[0];
     team_of_threads team(run.about.team);
-    const input_row<Storage> weight(run, 2);
-    const input_row<Storage> direction_weight(run, 6);
-    const shared_cells<real> hvp_weight(run, 9, 0, team, classes, 1, 1);
+    const optional_row<Storage> weight(run, 2, 0, (real)1.0);
+    const optional_row<Storage> direction_weight(run, 6, 0, (real)0.0);
+    const shared_cells<real> hvp_weight(run, 9, 0, team, classes, 1, 1, 1);
 
     const real ratio = label_smoothing / (real)classes;
     const real difference = 1 - label_smoothing;
@@ -1380,9 +1380,9 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all__target_real__label_smooth
         const sample_place<10> here(run, n);
         const input_row<Storage> input(run, 0, here.of[0]);
         const input_row<Storage> target(run, 1, here.of[1]);
-        const real scale = scale_at<Storage>(run, 3, here.of[3], (real)1);
-        const input_row<Storage> direction_input(run, 4, here.of[4]);
-        const input_row<Storage> direction_target(run, 5, here.of[5]);
+        const real scale = number_at<Storage>(run, 3, here.of[3], (real)1, run.about.wide_scale);
+        const optional_row<Storage> direction_input(run, 4, here.of[4], (real)0.0);
+        const optional_row<Storage> direction_target(run, 5, here.of[5], (real)0.0);
         const output_row<Storage> hvp_input(run, 7, here.of[7]);
         const output_row<Storage> hvp_target(run, 8, here.of[8]);
 
@@ -1446,152 +1446,152 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all__target_real__label_smooth
 
 /* What the driver is told. */
 
-const losslib_argument input__classes_argument = {"input", LOSSLIB_INPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument target__index_argument = {"target", LOSSLIB_INPUT, 1, 1, 0, {NULL}, "classes", "ignore_index", -INFINITY, INFINITY, 0};
-const losslib_argument weight__classes_argument = {"weight", LOSSLIB_INPUT, 0, 0, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument loss_argument = {"loss", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument total_loss_argument = {"total_loss", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument total_weight_argument = {"total_weight", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument scale_argument = {"scale", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument scale_weight_argument = {"scale_weight", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument grad_input__classes_argument = {"grad_input", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument grad_weight__classes_argument = {"grad_weight", LOSSLIB_OUTPUT, 0, 0, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument direction_input__classes_argument = {"direction_input", LOSSLIB_DIRECTION, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument rate_argument = {"rate", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument total_rate_argument = {"total_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument hvp_input__classes_argument = {"hvp_input", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument direction_weight__classes_argument = {"direction_weight", LOSSLIB_DIRECTION, 0, 0, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument total_weight_rate_argument = {"total_weight_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument scale_rate_argument = {"scale_rate", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument scale_weight_rate_argument = {"scale_weight_rate", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument hvp_weight__classes_argument = {"hvp_weight", LOSSLIB_OUTPUT, 0, 0, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument target__classes_argument = {"target", LOSSLIB_INPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument grad_target__classes_argument = {"grad_target", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument direction_target__classes_argument = {"direction_target", LOSSLIB_DIRECTION, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument hvp_target__classes_argument = {"hvp_target", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_param ignore_index_param = {"ignore_index", -INFINITY, INFINITY, 0};
-const losslib_param label_smoothing_param = {"label_smoothing", 0.0, 1.0, 0};
+const losslib_argument input__classes_argument = {"input", LOSSLIB_INPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument target__index_argument = {"target", LOSSLIB_INPUT, 1, 1, 0, {NULL}, "classes", "ignore_index", -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument weight__classes_argument = {"weight", LOSSLIB_INPUT, 0, 0, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0, 1, NULL};
+const losslib_argument loss_argument = {"loss", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument total_loss_argument = {"total_loss", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument total_weight_argument = {"total_weight", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument scale_argument = {"scale", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument scale_weight_argument = {"scale_weight", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument grad_input__classes_argument = {"grad_input", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument grad_weight__classes_argument = {"grad_weight", LOSSLIB_OUTPUT, 0, 0, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument direction_input__classes_argument = {"direction_input", LOSSLIB_DIRECTION, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument rate_argument = {"rate", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument total_rate_argument = {"total_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument hvp_input__classes_argument = {"hvp_input", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument direction_weight__classes_argument = {"direction_weight", LOSSLIB_DIRECTION, 0, 0, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument total_weight_rate_argument = {"total_weight_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument scale_rate_argument = {"scale_rate", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument scale_weight_rate_argument = {"scale_weight_rate", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument hvp_weight__classes_argument = {"hvp_weight", LOSSLIB_OUTPUT, 0, 0, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument target__classes_argument = {"target", LOSSLIB_INPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument grad_target__classes_argument = {"grad_target", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument direction_target__classes_argument = {"direction_target", LOSSLIB_DIRECTION, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument hvp_target__classes_argument = {"hvp_target", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_param ignore_index_param = {"ignore_index", -INFINITY, INFINITY, 0, NULL};
+const losslib_param label_smoothing_param = {"label_smoothing", 0.0, 1.0, 0, NULL};
 
 const losslib_signature value__target_index__label_smoothing_0_signature = {
     "cross_entropy.value__target_index__label_smoothing_0", 6, 1, 1,
     { &input__classes_argument, &target__index_argument, &weight__classes_argument, &loss_argument, &total_loss_argument, &total_weight_argument },
-    { &ignore_index_param }, { "classes" }};
+    { &ignore_index_param }, { "classes" }, NULL};
 const losslib_signature value_and_grad_all__target_index__label_smoothing_0_signature = {
     "cross_entropy.value_and_grad_all__target_index__label_smoothing_0", 10, 1, 1,
     { &input__classes_argument, &target__index_argument, &weight__classes_argument, &scale_argument, &scale_weight_argument, &loss_argument, &total_loss_argument, &total_weight_argument, &grad_input__classes_argument, &grad_weight__classes_argument },
-    { &ignore_index_param }, { "classes" }};
+    { &ignore_index_param }, { "classes" }, NULL};
 const losslib_signature weight__target_index__label_smoothing_0_signature = {
     "cross_entropy.weight__target_index__label_smoothing_0", 3, 1, 1,
     { &target__index_argument, &weight__classes_argument, &total_weight_argument },
-    { &ignore_index_param }, { "classes" }};
+    { &ignore_index_param }, { "classes" }, NULL};
 const losslib_signature value_and_grad__target_index__label_smoothing_0_signature = {
     "cross_entropy.value_and_grad__target_index__label_smoothing_0", 8, 1, 1,
     { &input__classes_argument, &target__index_argument, &weight__classes_argument, &scale_argument, &loss_argument, &total_loss_argument, &total_weight_argument, &grad_input__classes_argument },
-    { &ignore_index_param }, { "classes" }};
+    { &ignore_index_param }, { "classes" }, NULL};
 const losslib_signature jvp__target_index__label_smoothing_0_signature = {
     "cross_entropy.jvp__target_index__label_smoothing_0", 6, 1, 1,
     { &input__classes_argument, &target__index_argument, &weight__classes_argument, &direction_input__classes_argument, &rate_argument, &total_rate_argument },
-    { &ignore_index_param }, { "classes" }};
+    { &ignore_index_param }, { "classes" }, NULL};
 const losslib_signature hvp__target_index__label_smoothing_0_signature = {
     "cross_entropy.hvp__target_index__label_smoothing_0", 6, 1, 1,
     { &input__classes_argument, &target__index_argument, &weight__classes_argument, &scale_argument, &direction_input__classes_argument, &hvp_input__classes_argument },
-    { &ignore_index_param }, { "classes" }};
+    { &ignore_index_param }, { "classes" }, NULL};
 const losslib_signature jvp_all__target_index__label_smoothing_0_signature = {
     "cross_entropy.jvp_all__target_index__label_smoothing_0", 8, 1, 1,
     { &input__classes_argument, &target__index_argument, &weight__classes_argument, &direction_input__classes_argument, &direction_weight__classes_argument, &rate_argument, &total_rate_argument, &total_weight_rate_argument },
-    { &ignore_index_param }, { "classes" }};
+    { &ignore_index_param }, { "classes" }, NULL};
 const losslib_signature hvp_all__target_index__label_smoothing_0_signature = {
     "cross_entropy.hvp_all__target_index__label_smoothing_0", 10, 1, 1,
     { &input__classes_argument, &target__index_argument, &weight__classes_argument, &scale_argument, &scale_rate_argument, &scale_weight_rate_argument, &direction_input__classes_argument, &direction_weight__classes_argument, &hvp_input__classes_argument, &hvp_weight__classes_argument },
-    { &ignore_index_param }, { "classes" }};
+    { &ignore_index_param }, { "classes" }, NULL};
 const losslib_signature value__target_index__label_smoothing_general_signature = {
     "cross_entropy.value__target_index__label_smoothing_general", 6, 2, 1,
     { &input__classes_argument, &target__index_argument, &weight__classes_argument, &loss_argument, &total_loss_argument, &total_weight_argument },
-    { &label_smoothing_param, &ignore_index_param }, { "classes" }};
+    { &label_smoothing_param, &ignore_index_param }, { "classes" }, NULL};
 const losslib_signature value_and_grad_all__target_index__label_smoothing_general_signature = {
     "cross_entropy.value_and_grad_all__target_index__label_smoothing_general", 10, 2, 1,
     { &input__classes_argument, &target__index_argument, &weight__classes_argument, &scale_argument, &scale_weight_argument, &loss_argument, &total_loss_argument, &total_weight_argument, &grad_input__classes_argument, &grad_weight__classes_argument },
-    { &label_smoothing_param, &ignore_index_param }, { "classes" }};
+    { &label_smoothing_param, &ignore_index_param }, { "classes" }, NULL};
 const losslib_signature weight__target_index__label_smoothing_general_signature = {
     "cross_entropy.weight__target_index__label_smoothing_general", 3, 1, 1,
     { &target__index_argument, &weight__classes_argument, &total_weight_argument },
-    { &ignore_index_param }, { "classes" }};
+    { &ignore_index_param }, { "classes" }, NULL};
 const losslib_signature value_and_grad__target_index__label_smoothing_general_signature = {
     "cross_entropy.value_and_grad__target_index__label_smoothing_general", 8, 2, 1,
     { &input__classes_argument, &target__index_argument, &weight__classes_argument, &scale_argument, &loss_argument, &total_loss_argument, &total_weight_argument, &grad_input__classes_argument },
-    { &label_smoothing_param, &ignore_index_param }, { "classes" }};
+    { &label_smoothing_param, &ignore_index_param }, { "classes" }, NULL};
 const losslib_signature jvp__target_index__label_smoothing_general_signature = {
     "cross_entropy.jvp__target_index__label_smoothing_general", 6, 2, 1,
     { &input__classes_argument, &target__index_argument, &weight__classes_argument, &direction_input__classes_argument, &rate_argument, &total_rate_argument },
-    { &label_smoothing_param, &ignore_index_param }, { "classes" }};
+    { &label_smoothing_param, &ignore_index_param }, { "classes" }, NULL};
 const losslib_signature hvp__target_index__label_smoothing_general_signature = {
     "cross_entropy.hvp__target_index__label_smoothing_general", 6, 2, 1,
     { &input__classes_argument, &target__index_argument, &weight__classes_argument, &scale_argument, &direction_input__classes_argument, &hvp_input__classes_argument },
-    { &label_smoothing_param, &ignore_index_param }, { "classes" }};
+    { &label_smoothing_param, &ignore_index_param }, { "classes" }, NULL};
 const losslib_signature jvp_all__target_index__label_smoothing_general_signature = {
     "cross_entropy.jvp_all__target_index__label_smoothing_general", 8, 2, 1,
     { &input__classes_argument, &target__index_argument, &weight__classes_argument, &direction_input__classes_argument, &direction_weight__classes_argument, &rate_argument, &total_rate_argument, &total_weight_rate_argument },
-    { &label_smoothing_param, &ignore_index_param }, { "classes" }};
+    { &label_smoothing_param, &ignore_index_param }, { "classes" }, NULL};
 const losslib_signature hvp_all__target_index__label_smoothing_general_signature = {
     "cross_entropy.hvp_all__target_index__label_smoothing_general", 10, 2, 1,
     { &input__classes_argument, &target__index_argument, &weight__classes_argument, &scale_argument, &scale_rate_argument, &scale_weight_rate_argument, &direction_input__classes_argument, &direction_weight__classes_argument, &hvp_input__classes_argument, &hvp_weight__classes_argument },
-    { &label_smoothing_param, &ignore_index_param }, { "classes" }};
+    { &label_smoothing_param, &ignore_index_param }, { "classes" }, NULL};
 const losslib_signature value__target_real__label_smoothing_0_signature = {
     "cross_entropy.value__target_real__label_smoothing_0", 5, 0, 1,
     { &input__classes_argument, &target__classes_argument, &weight__classes_argument, &loss_argument, &total_loss_argument },
-    { NULL }, { "classes" }};
+    { NULL }, { "classes" }, NULL};
 const losslib_signature value_and_grad_all__target_real__label_smoothing_0_signature = {
     "cross_entropy.value_and_grad_all__target_real__label_smoothing_0", 9, 0, 1,
     { &input__classes_argument, &target__classes_argument, &weight__classes_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input__classes_argument, &grad_target__classes_argument, &grad_weight__classes_argument },
-    { NULL }, { "classes" }};
+    { NULL }, { "classes" }, NULL};
 const losslib_signature value_and_grad__target_real__label_smoothing_0_signature = {
     "cross_entropy.value_and_grad__target_real__label_smoothing_0", 7, 0, 1,
     { &input__classes_argument, &target__classes_argument, &weight__classes_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input__classes_argument },
-    { NULL }, { "classes" }};
+    { NULL }, { "classes" }, NULL};
 const losslib_signature jvp__target_real__label_smoothing_0_signature = {
     "cross_entropy.jvp__target_real__label_smoothing_0", 6, 0, 1,
     { &input__classes_argument, &target__classes_argument, &weight__classes_argument, &direction_input__classes_argument, &rate_argument, &total_rate_argument },
-    { NULL }, { "classes" }};
+    { NULL }, { "classes" }, NULL};
 const losslib_signature hvp__target_real__label_smoothing_0_signature = {
     "cross_entropy.hvp__target_real__label_smoothing_0", 6, 0, 1,
     { &input__classes_argument, &target__classes_argument, &weight__classes_argument, &scale_argument, &direction_input__classes_argument, &hvp_input__classes_argument },
-    { NULL }, { "classes" }};
+    { NULL }, { "classes" }, NULL};
 const losslib_signature jvp_all__target_real__label_smoothing_0_signature = {
     "cross_entropy.jvp_all__target_real__label_smoothing_0", 8, 0, 1,
     { &input__classes_argument, &target__classes_argument, &weight__classes_argument, &direction_input__classes_argument, &direction_target__classes_argument, &direction_weight__classes_argument, &rate_argument, &total_rate_argument },
-    { NULL }, { "classes" }};
+    { NULL }, { "classes" }, NULL};
 const losslib_signature hvp_all__target_real__label_smoothing_0_signature = {
     "cross_entropy.hvp_all__target_real__label_smoothing_0", 10, 0, 1,
     { &input__classes_argument, &target__classes_argument, &weight__classes_argument, &scale_argument, &direction_input__classes_argument, &direction_target__classes_argument, &direction_weight__classes_argument, &hvp_input__classes_argument, &hvp_target__classes_argument, &hvp_weight__classes_argument },
-    { NULL }, { "classes" }};
+    { NULL }, { "classes" }, NULL};
 const losslib_signature value__target_real__label_smoothing_general_signature = {
     "cross_entropy.value__target_real__label_smoothing_general", 5, 1, 1,
     { &input__classes_argument, &target__classes_argument, &weight__classes_argument, &loss_argument, &total_loss_argument },
-    { &label_smoothing_param }, { "classes" }};
+    { &label_smoothing_param }, { "classes" }, NULL};
 const losslib_signature value_and_grad_all__target_real__label_smoothing_general_signature = {
     "cross_entropy.value_and_grad_all__target_real__label_smoothing_general", 9, 1, 1,
     { &input__classes_argument, &target__classes_argument, &weight__classes_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input__classes_argument, &grad_target__classes_argument, &grad_weight__classes_argument },
-    { &label_smoothing_param }, { "classes" }};
+    { &label_smoothing_param }, { "classes" }, NULL};
 const losslib_signature value_and_grad__target_real__label_smoothing_general_signature = {
     "cross_entropy.value_and_grad__target_real__label_smoothing_general", 7, 1, 1,
     { &input__classes_argument, &target__classes_argument, &weight__classes_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input__classes_argument },
-    { &label_smoothing_param }, { "classes" }};
+    { &label_smoothing_param }, { "classes" }, NULL};
 const losslib_signature jvp__target_real__label_smoothing_general_signature = {
     "cross_entropy.jvp__target_real__label_smoothing_general", 6, 1, 1,
     { &input__classes_argument, &target__classes_argument, &weight__classes_argument, &direction_input__classes_argument, &rate_argument, &total_rate_argument },
-    { &label_smoothing_param }, { "classes" }};
+    { &label_smoothing_param }, { "classes" }, NULL};
 const losslib_signature hvp__target_real__label_smoothing_general_signature = {
     "cross_entropy.hvp__target_real__label_smoothing_general", 6, 1, 1,
     { &input__classes_argument, &target__classes_argument, &weight__classes_argument, &scale_argument, &direction_input__classes_argument, &hvp_input__classes_argument },
-    { &label_smoothing_param }, { "classes" }};
+    { &label_smoothing_param }, { "classes" }, NULL};
 const losslib_signature jvp_all__target_real__label_smoothing_general_signature = {
     "cross_entropy.jvp_all__target_real__label_smoothing_general", 8, 1, 1,
     { &input__classes_argument, &target__classes_argument, &weight__classes_argument, &direction_input__classes_argument, &direction_target__classes_argument, &direction_weight__classes_argument, &rate_argument, &total_rate_argument },
-    { &label_smoothing_param }, { "classes" }};
+    { &label_smoothing_param }, { "classes" }, NULL};
 const losslib_signature hvp_all__target_real__label_smoothing_general_signature = {
     "cross_entropy.hvp_all__target_real__label_smoothing_general", 10, 1, 1,
     { &input__classes_argument, &target__classes_argument, &weight__classes_argument, &scale_argument, &direction_input__classes_argument, &direction_target__classes_argument, &direction_weight__classes_argument, &hvp_input__classes_argument, &hvp_target__classes_argument, &hvp_weight__classes_argument },
-    { &label_smoothing_param }, { "classes" }};
+    { &label_smoothing_param }, { "classes" }, NULL};
 
 }
 

@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all__full_yes(const
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
         const sample_pack<Storage, WIDTH> var_pack(run, 2, here);
-        const sample_pack<Storage, WIDTH> scale_pack(run, 3, here, (real)1);
+        const sample_pack<Storage, WIDTH> scale_pack(run, 3, here, (real)1, run.about.wide_scale);
         sample_pack<Storage, WIDTH> loss_pack, grad_input_pack, grad_target_pack, grad_var_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -68,8 +68,8 @@ __global__ void __launch_bounds__(THREADS, 1) jvp__full_yes(const __grid_constan
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
         const sample_pack<Storage, WIDTH> var_pack(run, 2, here);
-        const sample_pack<Storage, WIDTH> direction_input_pack(run, 3, here);
-        const sample_pack<Storage, WIDTH> direction_var_pack(run, 4, here);
+        const sample_pack<Storage, WIDTH> direction_input_pack(run, 3, here, (real)0.0);
+        const sample_pack<Storage, WIDTH> direction_var_pack(run, 4, here, (real)0.0);
         sample_pack<Storage, WIDTH> rate_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -100,9 +100,9 @@ __global__ void __launch_bounds__(THREADS, 1) hvp__full_yes(const __grid_constan
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
         const sample_pack<Storage, WIDTH> var_pack(run, 2, here);
-        const sample_pack<Storage, WIDTH> scale_pack(run, 3, here, (real)1);
-        const sample_pack<Storage, WIDTH> direction_input_pack(run, 4, here);
-        const sample_pack<Storage, WIDTH> direction_var_pack(run, 5, here);
+        const sample_pack<Storage, WIDTH> scale_pack(run, 3, here, (real)1, run.about.wide_scale);
+        const sample_pack<Storage, WIDTH> direction_input_pack(run, 4, here, (real)0.0);
+        const sample_pack<Storage, WIDTH> direction_var_pack(run, 5, here, (real)0.0);
         sample_pack<Storage, WIDTH> hvp_input_pack, hvp_var_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -134,9 +134,9 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all__full_yes(const __grid_con
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
         const sample_pack<Storage, WIDTH> var_pack(run, 2, here);
-        const sample_pack<Storage, WIDTH> direction_input_pack(run, 3, here);
-        const sample_pack<Storage, WIDTH> direction_target_pack(run, 4, here);
-        const sample_pack<Storage, WIDTH> direction_var_pack(run, 5, here);
+        const sample_pack<Storage, WIDTH> direction_input_pack(run, 3, here, (real)0.0);
+        const sample_pack<Storage, WIDTH> direction_target_pack(run, 4, here, (real)0.0);
+        const sample_pack<Storage, WIDTH> direction_var_pack(run, 5, here, (real)0.0);
         sample_pack<Storage, WIDTH> rate_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -167,10 +167,10 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all__full_yes(const __grid_con
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
         const sample_pack<Storage, WIDTH> var_pack(run, 2, here);
-        const sample_pack<Storage, WIDTH> scale_pack(run, 3, here, (real)1);
-        const sample_pack<Storage, WIDTH> direction_input_pack(run, 4, here);
-        const sample_pack<Storage, WIDTH> direction_target_pack(run, 5, here);
-        const sample_pack<Storage, WIDTH> direction_var_pack(run, 6, here);
+        const sample_pack<Storage, WIDTH> scale_pack(run, 3, here, (real)1, run.about.wide_scale);
+        const sample_pack<Storage, WIDTH> direction_input_pack(run, 4, here, (real)0.0);
+        const sample_pack<Storage, WIDTH> direction_target_pack(run, 5, here, (real)0.0);
+        const sample_pack<Storage, WIDTH> direction_var_pack(run, 6, here, (real)0.0);
         sample_pack<Storage, WIDTH> hvp_input_pack, hvp_target_pack, hvp_var_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -209,7 +209,7 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all__full_no(const 
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
         const sample_pack<Storage, WIDTH> var_pack(run, 2, here);
-        const sample_pack<Storage, WIDTH> scale_pack(run, 3, here, (real)1);
+        const sample_pack<Storage, WIDTH> scale_pack(run, 3, here, (real)1, run.about.wide_scale);
         sample_pack<Storage, WIDTH> loss_pack, grad_input_pack, grad_target_pack, grad_var_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -249,8 +249,8 @@ __global__ void __launch_bounds__(THREADS, 1) jvp__full_no(const __grid_constant
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
         const sample_pack<Storage, WIDTH> var_pack(run, 2, here);
-        const sample_pack<Storage, WIDTH> direction_input_pack(run, 3, here);
-        const sample_pack<Storage, WIDTH> direction_var_pack(run, 4, here);
+        const sample_pack<Storage, WIDTH> direction_input_pack(run, 3, here, (real)0.0);
+        const sample_pack<Storage, WIDTH> direction_var_pack(run, 4, here, (real)0.0);
         sample_pack<Storage, WIDTH> rate_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -281,9 +281,9 @@ __global__ void __launch_bounds__(THREADS, 1) hvp__full_no(const __grid_constant
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
         const sample_pack<Storage, WIDTH> var_pack(run, 2, here);
-        const sample_pack<Storage, WIDTH> scale_pack(run, 3, here, (real)1);
-        const sample_pack<Storage, WIDTH> direction_input_pack(run, 4, here);
-        const sample_pack<Storage, WIDTH> direction_var_pack(run, 5, here);
+        const sample_pack<Storage, WIDTH> scale_pack(run, 3, here, (real)1, run.about.wide_scale);
+        const sample_pack<Storage, WIDTH> direction_input_pack(run, 4, here, (real)0.0);
+        const sample_pack<Storage, WIDTH> direction_var_pack(run, 5, here, (real)0.0);
         sample_pack<Storage, WIDTH> hvp_input_pack, hvp_var_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -315,9 +315,9 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all__full_no(const __grid_cons
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
         const sample_pack<Storage, WIDTH> var_pack(run, 2, here);
-        const sample_pack<Storage, WIDTH> direction_input_pack(run, 3, here);
-        const sample_pack<Storage, WIDTH> direction_target_pack(run, 4, here);
-        const sample_pack<Storage, WIDTH> direction_var_pack(run, 5, here);
+        const sample_pack<Storage, WIDTH> direction_input_pack(run, 3, here, (real)0.0);
+        const sample_pack<Storage, WIDTH> direction_target_pack(run, 4, here, (real)0.0);
+        const sample_pack<Storage, WIDTH> direction_var_pack(run, 5, here, (real)0.0);
         sample_pack<Storage, WIDTH> rate_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -348,10 +348,10 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all__full_no(const __grid_cons
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
         const sample_pack<Storage, WIDTH> var_pack(run, 2, here);
-        const sample_pack<Storage, WIDTH> scale_pack(run, 3, here, (real)1);
-        const sample_pack<Storage, WIDTH> direction_input_pack(run, 4, here);
-        const sample_pack<Storage, WIDTH> direction_target_pack(run, 5, here);
-        const sample_pack<Storage, WIDTH> direction_var_pack(run, 6, here);
+        const sample_pack<Storage, WIDTH> scale_pack(run, 3, here, (real)1, run.about.wide_scale);
+        const sample_pack<Storage, WIDTH> direction_input_pack(run, 4, here, (real)0.0);
+        const sample_pack<Storage, WIDTH> direction_target_pack(run, 5, here, (real)0.0);
+        const sample_pack<Storage, WIDTH> direction_var_pack(run, 6, here, (real)0.0);
         sample_pack<Storage, WIDTH> hvp_input_pack, hvp_target_pack, hvp_var_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -377,81 +377,81 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all__full_no(const __grid_cons
 
 /* What the driver is told. */
 
-const losslib_argument input_argument = {"input", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument target_argument = {"target", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument var_argument = {"var", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, 0.0, INFINITY, 0};
-const losslib_argument loss_argument = {"loss", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument total_loss_argument = {"total_loss", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument scale_argument = {"scale", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument grad_input_argument = {"grad_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument grad_target_argument = {"grad_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument grad_var_argument = {"grad_var", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument direction_input_argument = {"direction_input", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument direction_var_argument = {"direction_var", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument rate_argument = {"rate", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument total_rate_argument = {"total_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument hvp_input_argument = {"hvp_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument hvp_var_argument = {"hvp_var", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument direction_target_argument = {"direction_target", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument hvp_target_argument = {"hvp_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_param eps_param = {"eps", 0.0, INFINITY, 0};
+const losslib_argument input_argument = {"input", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument target_argument = {"target", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument var_argument = {"var", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, 0.0, INFINITY, 0, 0, NULL};
+const losslib_argument loss_argument = {"loss", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument total_loss_argument = {"total_loss", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument scale_argument = {"scale", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument grad_input_argument = {"grad_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument grad_target_argument = {"grad_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument grad_var_argument = {"grad_var", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument direction_input_argument = {"direction_input", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument direction_var_argument = {"direction_var", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument rate_argument = {"rate", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument total_rate_argument = {"total_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument hvp_input_argument = {"hvp_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument hvp_var_argument = {"hvp_var", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument direction_target_argument = {"direction_target", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument hvp_target_argument = {"hvp_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_param eps_param = {"eps", 0.0, INFINITY, 0, NULL};
 
 const losslib_signature value__full_yes_signature = {
     "gaussian_nll_loss.value__full_yes", 5, 1, 0,
     { &input_argument, &target_argument, &var_argument, &loss_argument, &total_loss_argument },
-    { &eps_param }, { NULL }};
+    { &eps_param }, { NULL }, NULL};
 const losslib_signature value_and_grad_all__full_yes_signature = {
     "gaussian_nll_loss.value_and_grad_all__full_yes", 9, 1, 0,
     { &input_argument, &target_argument, &var_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument, &grad_target_argument, &grad_var_argument },
-    { &eps_param }, { NULL }};
+    { &eps_param }, { NULL }, NULL};
 const losslib_signature value_and_grad__full_yes_signature = {
     "gaussian_nll_loss.value_and_grad__full_yes", 8, 1, 0,
     { &input_argument, &target_argument, &var_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument, &grad_var_argument },
-    { &eps_param }, { NULL }};
+    { &eps_param }, { NULL }, NULL};
 const losslib_signature jvp__full_yes_signature = {
     "gaussian_nll_loss.jvp__full_yes", 7, 1, 0,
     { &input_argument, &target_argument, &var_argument, &direction_input_argument, &direction_var_argument, &rate_argument, &total_rate_argument },
-    { &eps_param }, { NULL }};
+    { &eps_param }, { NULL }, NULL};
 const losslib_signature hvp__full_yes_signature = {
     "gaussian_nll_loss.hvp__full_yes", 8, 1, 0,
     { &input_argument, &target_argument, &var_argument, &scale_argument, &direction_input_argument, &direction_var_argument, &hvp_input_argument, &hvp_var_argument },
-    { &eps_param }, { NULL }};
+    { &eps_param }, { NULL }, NULL};
 const losslib_signature jvp_all__full_yes_signature = {
     "gaussian_nll_loss.jvp_all__full_yes", 8, 1, 0,
     { &input_argument, &target_argument, &var_argument, &direction_input_argument, &direction_target_argument, &direction_var_argument, &rate_argument, &total_rate_argument },
-    { &eps_param }, { NULL }};
+    { &eps_param }, { NULL }, NULL};
 const losslib_signature hvp_all__full_yes_signature = {
     "gaussian_nll_loss.hvp_all__full_yes", 10, 1, 0,
     { &input_argument, &target_argument, &var_argument, &scale_argument, &direction_input_argument, &direction_target_argument, &direction_var_argument, &hvp_input_argument, &hvp_target_argument, &hvp_var_argument },
-    { &eps_param }, { NULL }};
+    { &eps_param }, { NULL }, NULL};
 const losslib_signature value__full_no_signature = {
     "gaussian_nll_loss.value__full_no", 5, 1, 0,
     { &input_argument, &target_argument, &var_argument, &loss_argument, &total_loss_argument },
-    { &eps_param }, { NULL }};
+    { &eps_param }, { NULL }, NULL};
 const losslib_signature value_and_grad_all__full_no_signature = {
     "gaussian_nll_loss.value_and_grad_all__full_no", 9, 1, 0,
     { &input_argument, &target_argument, &var_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument, &grad_target_argument, &grad_var_argument },
-    { &eps_param }, { NULL }};
+    { &eps_param }, { NULL }, NULL};
 const losslib_signature value_and_grad__full_no_signature = {
     "gaussian_nll_loss.value_and_grad__full_no", 8, 1, 0,
     { &input_argument, &target_argument, &var_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument, &grad_var_argument },
-    { &eps_param }, { NULL }};
+    { &eps_param }, { NULL }, NULL};
 const losslib_signature jvp__full_no_signature = {
     "gaussian_nll_loss.jvp__full_no", 7, 1, 0,
     { &input_argument, &target_argument, &var_argument, &direction_input_argument, &direction_var_argument, &rate_argument, &total_rate_argument },
-    { &eps_param }, { NULL }};
+    { &eps_param }, { NULL }, NULL};
 const losslib_signature hvp__full_no_signature = {
     "gaussian_nll_loss.hvp__full_no", 8, 1, 0,
     { &input_argument, &target_argument, &var_argument, &scale_argument, &direction_input_argument, &direction_var_argument, &hvp_input_argument, &hvp_var_argument },
-    { &eps_param }, { NULL }};
+    { &eps_param }, { NULL }, NULL};
 const losslib_signature jvp_all__full_no_signature = {
     "gaussian_nll_loss.jvp_all__full_no", 8, 1, 0,
     { &input_argument, &target_argument, &var_argument, &direction_input_argument, &direction_target_argument, &direction_var_argument, &rate_argument, &total_rate_argument },
-    { &eps_param }, { NULL }};
+    { &eps_param }, { NULL }, NULL};
 const losslib_signature hvp_all__full_no_signature = {
     "gaussian_nll_loss.hvp_all__full_no", 10, 1, 0,
     { &input_argument, &target_argument, &var_argument, &scale_argument, &direction_input_argument, &direction_target_argument, &direction_var_argument, &hvp_input_argument, &hvp_target_argument, &hvp_var_argument },
-    { &eps_param }, { NULL }};
+    { &eps_param }, { NULL }, NULL};
 
 }
 

@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all(const __grid_co
         const samples_at<7, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
-        const sample_pack<Storage, WIDTH> scale_pack(run, 2, here, (real)1);
+        const sample_pack<Storage, WIDTH> scale_pack(run, 2, here, (real)1, run.about.wide_scale);
         sample_pack<Storage, WIDTH> loss_pack, grad_input_pack, grad_target_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp(const __grid_constant__ launch
         const samples_at<5, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
-        const sample_pack<Storage, WIDTH> direction_input_pack(run, 2, here);
+        const sample_pack<Storage, WIDTH> direction_input_pack(run, 2, here, (real)0.0);
         sample_pack<Storage, WIDTH> rate_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all(const __grid_constant__ la
         const samples_at<5, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
-        const sample_pack<Storage, WIDTH> direction_input_pack(run, 2, here);
+        const sample_pack<Storage, WIDTH> direction_input_pack(run, 2, here, (real)0.0);
         sample_pack<Storage, WIDTH> rate_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -144,48 +144,48 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all(const __grid_constant__ la
 
 /* What the driver is told. */
 
-const losslib_argument input_argument = {"input", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument target_argument = {"target", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument loss_argument = {"loss", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument total_loss_argument = {"total_loss", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument scale_argument = {"scale", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument grad_input_argument = {"grad_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument grad_target_argument = {"grad_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument direction_input_argument = {"direction_input", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument rate_argument = {"rate", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument total_rate_argument = {"total_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument hvp_input_argument = {"hvp_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument hvp_target_argument = {"hvp_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_param margin_param = {"margin", -INFINITY, INFINITY, 0};
+const losslib_argument input_argument = {"input", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument target_argument = {"target", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument loss_argument = {"loss", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument total_loss_argument = {"total_loss", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument scale_argument = {"scale", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument grad_input_argument = {"grad_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument grad_target_argument = {"grad_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument direction_input_argument = {"direction_input", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument rate_argument = {"rate", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument total_rate_argument = {"total_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument hvp_input_argument = {"hvp_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument hvp_target_argument = {"hvp_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_param margin_param = {"margin", -INFINITY, INFINITY, 0, NULL};
 
 const losslib_signature value_signature = {
     "hinge_embedding_loss.value", 4, 1, 0,
     { &input_argument, &target_argument, &loss_argument, &total_loss_argument },
-    { &margin_param }, { NULL }};
+    { &margin_param }, { NULL }, NULL};
 const losslib_signature value_and_grad_all_signature = {
     "hinge_embedding_loss.value_and_grad_all", 7, 1, 0,
     { &input_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument, &grad_target_argument },
-    { &margin_param }, { NULL }};
+    { &margin_param }, { NULL }, NULL};
 const losslib_signature value_and_grad_signature = {
     "hinge_embedding_loss.value_and_grad", 6, 1, 0,
     { &input_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument },
-    { &margin_param }, { NULL }};
+    { &margin_param }, { NULL }, NULL};
 const losslib_signature jvp_signature = {
     "hinge_embedding_loss.jvp", 5, 1, 0,
     { &input_argument, &target_argument, &direction_input_argument, &rate_argument, &total_rate_argument },
-    { &margin_param }, { NULL }};
+    { &margin_param }, { NULL }, NULL};
 const losslib_signature hvp_signature = {
     "hinge_embedding_loss.hvp", 2, 0, 0,
     { &input_argument, &hvp_input_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 const losslib_signature jvp_all_signature = {
     "hinge_embedding_loss.jvp_all", 5, 1, 0,
     { &input_argument, &target_argument, &direction_input_argument, &rate_argument, &total_rate_argument },
-    { &margin_param }, { NULL }};
+    { &margin_param }, { NULL }, NULL};
 const losslib_signature hvp_all_signature = {
     "hinge_embedding_loss.hvp_all", 3, 0, 0,
     { &input_argument, &hvp_input_argument, &hvp_target_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 
 }
 

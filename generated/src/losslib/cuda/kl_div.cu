@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all__log_target_yes
         const samples_at<7, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
-        const sample_pack<Storage, WIDTH> scale_pack(run, 2, here, (real)1);
+        const sample_pack<Storage, WIDTH> scale_pack(run, 2, here, (real)1, run.about.wide_scale);
         sample_pack<Storage, WIDTH> loss_pack, grad_input_pack, grad_target_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp__log_target_yes(const __grid_c
     for (int64_t first = start; first < run.about.samples; first += stride) {
         const samples_at<4, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> target_pack(run, 0, here);
-        const sample_pack<Storage, WIDTH> direction_input_pack(run, 1, here);
+        const sample_pack<Storage, WIDTH> direction_input_pack(run, 1, here, (real)0.0);
         sample_pack<Storage, WIDTH> rate_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -101,8 +101,8 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all__log_target_yes(const __gr
         const samples_at<6, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
-        const sample_pack<Storage, WIDTH> direction_input_pack(run, 2, here);
-        const sample_pack<Storage, WIDTH> direction_target_pack(run, 3, here);
+        const sample_pack<Storage, WIDTH> direction_input_pack(run, 2, here, (real)0.0);
+        const sample_pack<Storage, WIDTH> direction_target_pack(run, 3, here, (real)0.0);
         sample_pack<Storage, WIDTH> rate_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -129,9 +129,9 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all__log_target_yes(const __gr
         const samples_at<7, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
-        const sample_pack<Storage, WIDTH> scale_pack(run, 2, here, (real)1);
-        const sample_pack<Storage, WIDTH> direction_input_pack(run, 3, here);
-        const sample_pack<Storage, WIDTH> direction_target_pack(run, 4, here);
+        const sample_pack<Storage, WIDTH> scale_pack(run, 2, here, (real)1, run.about.wide_scale);
+        const sample_pack<Storage, WIDTH> direction_input_pack(run, 3, here, (real)0.0);
+        const sample_pack<Storage, WIDTH> direction_target_pack(run, 4, here, (real)0.0);
         sample_pack<Storage, WIDTH> hvp_input_pack, hvp_target_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -157,7 +157,7 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all__log_target_no(
         const samples_at<7, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
-        const sample_pack<Storage, WIDTH> scale_pack(run, 2, here, (real)1);
+        const sample_pack<Storage, WIDTH> scale_pack(run, 2, here, (real)1, run.about.wide_scale);
         sample_pack<Storage, WIDTH> loss_pack, grad_input_pack, grad_target_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -188,7 +188,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp__log_target_no(const __grid_co
     for (int64_t first = start; first < run.about.samples; first += stride) {
         const samples_at<4, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> target_pack(run, 0, here);
-        const sample_pack<Storage, WIDTH> direction_input_pack(run, 1, here);
+        const sample_pack<Storage, WIDTH> direction_input_pack(run, 1, here, (real)0.0);
         sample_pack<Storage, WIDTH> rate_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -233,8 +233,8 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all__log_target_no(const __gri
         const samples_at<6, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
-        const sample_pack<Storage, WIDTH> direction_input_pack(run, 2, here);
-        const sample_pack<Storage, WIDTH> direction_target_pack(run, 3, here);
+        const sample_pack<Storage, WIDTH> direction_input_pack(run, 2, here, (real)0.0);
+        const sample_pack<Storage, WIDTH> direction_target_pack(run, 3, here, (real)0.0);
         sample_pack<Storage, WIDTH> rate_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -259,9 +259,9 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all__log_target_no(const __gri
     for (int64_t first = start; first < run.about.samples; first += stride) {
         const samples_at<6, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> target_pack(run, 0, here);
-        const sample_pack<Storage, WIDTH> scale_pack(run, 1, here, (real)1);
-        const sample_pack<Storage, WIDTH> direction_input_pack(run, 2, here);
-        const sample_pack<Storage, WIDTH> direction_target_pack(run, 3, here);
+        const sample_pack<Storage, WIDTH> scale_pack(run, 1, here, (real)1, run.about.wide_scale);
+        const sample_pack<Storage, WIDTH> direction_input_pack(run, 2, here, (real)0.0);
+        const sample_pack<Storage, WIDTH> direction_target_pack(run, 3, here, (real)0.0);
         sample_pack<Storage, WIDTH> hvp_input_pack, hvp_target_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -276,76 +276,76 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all__log_target_no(const __gri
 
 /* What the driver is told. */
 
-const losslib_argument input_argument = {"input", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument target_argument = {"target", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument loss_argument = {"loss", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument total_loss_argument = {"total_loss", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument scale_argument = {"scale", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument grad_input_argument = {"grad_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument grad_target_argument = {"grad_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument direction_input_argument = {"direction_input", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument rate_argument = {"rate", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument total_rate_argument = {"total_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument hvp_input_argument = {"hvp_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument direction_target_argument = {"direction_target", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument hvp_target_argument = {"hvp_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
+const losslib_argument input_argument = {"input", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument target_argument = {"target", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument loss_argument = {"loss", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument total_loss_argument = {"total_loss", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument scale_argument = {"scale", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument grad_input_argument = {"grad_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument grad_target_argument = {"grad_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument direction_input_argument = {"direction_input", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument rate_argument = {"rate", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument total_rate_argument = {"total_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument hvp_input_argument = {"hvp_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument direction_target_argument = {"direction_target", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument hvp_target_argument = {"hvp_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
 
 const losslib_signature value__log_target_yes_signature = {
     "kl_div.value__log_target_yes", 4, 0, 0,
     { &input_argument, &target_argument, &loss_argument, &total_loss_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 const losslib_signature value_and_grad_all__log_target_yes_signature = {
     "kl_div.value_and_grad_all__log_target_yes", 7, 0, 0,
     { &input_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument, &grad_target_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 const losslib_signature value_and_grad__log_target_yes_signature = {
     "kl_div.value_and_grad__log_target_yes", 6, 0, 0,
     { &input_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 const losslib_signature jvp__log_target_yes_signature = {
     "kl_div.jvp__log_target_yes", 4, 0, 0,
     { &target_argument, &direction_input_argument, &rate_argument, &total_rate_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 const losslib_signature hvp__log_target_yes_signature = {
     "kl_div.hvp__log_target_yes", 2, 0, 0,
     { &input_argument, &hvp_input_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 const losslib_signature jvp_all__log_target_yes_signature = {
     "kl_div.jvp_all__log_target_yes", 6, 0, 0,
     { &input_argument, &target_argument, &direction_input_argument, &direction_target_argument, &rate_argument, &total_rate_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 const losslib_signature hvp_all__log_target_yes_signature = {
     "kl_div.hvp_all__log_target_yes", 7, 0, 0,
     { &input_argument, &target_argument, &scale_argument, &direction_input_argument, &direction_target_argument, &hvp_input_argument, &hvp_target_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 const losslib_signature value__log_target_no_signature = {
     "kl_div.value__log_target_no", 4, 0, 0,
     { &input_argument, &target_argument, &loss_argument, &total_loss_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 const losslib_signature value_and_grad_all__log_target_no_signature = {
     "kl_div.value_and_grad_all__log_target_no", 7, 0, 0,
     { &input_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument, &grad_target_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 const losslib_signature value_and_grad__log_target_no_signature = {
     "kl_div.value_and_grad__log_target_no", 6, 0, 0,
     { &input_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 const losslib_signature jvp__log_target_no_signature = {
     "kl_div.jvp__log_target_no", 4, 0, 0,
     { &target_argument, &direction_input_argument, &rate_argument, &total_rate_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 const losslib_signature hvp__log_target_no_signature = {
     "kl_div.hvp__log_target_no", 2, 0, 0,
     { &input_argument, &hvp_input_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 const losslib_signature jvp_all__log_target_no_signature = {
     "kl_div.jvp_all__log_target_no", 6, 0, 0,
     { &input_argument, &target_argument, &direction_input_argument, &direction_target_argument, &rate_argument, &total_rate_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 const losslib_signature hvp_all__log_target_no_signature = {
     "kl_div.hvp_all__log_target_no", 6, 0, 0,
     { &target_argument, &scale_argument, &direction_input_argument, &direction_target_argument, &hvp_input_argument, &hvp_target_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 
 }
 

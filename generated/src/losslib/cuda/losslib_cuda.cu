@@ -2,6 +2,8 @@
  *
  * The driver: finds kernels, lays a call out for them, adds up what blocks and teams leave behind, and finishes reductions.
  */
+#include <stddef.h>
+#include <stdint.h>
 #include <string.h>
 
 #include "losslib_launch.cuh"
@@ -9,20 +11,51 @@
 extern "C" const losslib_kernel losslib_kernels_of_binary_cross_entropy[];
 extern "C" const losslib_kernel losslib_kernels_of_binary_cross_entropy_with_logits[];
 extern "C" const losslib_kernel losslib_kernels_of_cosine_embedding_loss[];
+extern "C" const losslib_kernel losslib_kernels_of_crf_nll[];
 extern "C" const losslib_kernel losslib_kernels_of_cross_entropy[];
+extern "C" const losslib_kernel losslib_kernels_of_ctc_loss[];
+extern "C" const losslib_kernel losslib_kernels_of_focal_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_gaussian_nll_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_hinge_embedding_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_huber_loss[];
+extern "C" const losslib_kernel losslib_kernels_of_keras_binary_crossentropy[];
+extern "C" const losslib_kernel losslib_kernels_of_keras_categorical_crossentropy[];
+extern "C" const losslib_kernel losslib_kernels_of_keras_hinge[];
+extern "C" const losslib_kernel losslib_kernels_of_keras_huber[];
+extern "C" const losslib_kernel losslib_kernels_of_keras_kl_divergence[];
+extern "C" const losslib_kernel losslib_kernels_of_keras_mean_absolute_error[];
+extern "C" const losslib_kernel losslib_kernels_of_keras_mean_squared_error[];
+extern "C" const losslib_kernel losslib_kernels_of_keras_mean_squared_logarithmic_error[];
+extern "C" const losslib_kernel losslib_kernels_of_keras_poisson[];
+extern "C" const losslib_kernel losslib_kernels_of_keras_sparse_categorical_crossentropy[];
+extern "C" const losslib_kernel losslib_kernels_of_keras_squared_hinge[];
 extern "C" const losslib_kernel losslib_kernels_of_kl_div[];
 extern "C" const losslib_kernel losslib_kernels_of_l1_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_margin_ranking_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_mse_loss[];
+extern "C" const losslib_kernel losslib_kernels_of_multi_margin_loss[];
+extern "C" const losslib_kernel losslib_kernels_of_multilabel_margin_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_multilabel_soft_margin_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_nll_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_poisson_nll_loss[];
+extern "C" const losslib_kernel losslib_kernels_of_rnnt_loss[];
+extern "C" const losslib_kernel losslib_kernels_of_sigmoid_focal_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_smooth_l1_loss[];
+extern "C" const losslib_kernel losslib_kernels_of_soft_dtw[];
 extern "C" const losslib_kernel losslib_kernels_of_soft_margin_loss[];
+extern "C" const losslib_kernel losslib_kernels_of_tf1_absolute_difference[];
+extern "C" const losslib_kernel losslib_kernels_of_tf1_hinge_loss[];
+extern "C" const losslib_kernel losslib_kernels_of_tf1_huber_loss[];
+extern "C" const losslib_kernel losslib_kernels_of_tf1_mean_squared_error[];
+extern "C" const losslib_kernel losslib_kernels_of_tf1_sigmoid_cross_entropy[];
+extern "C" const losslib_kernel losslib_kernels_of_tf1_softmax_cross_entropy[];
+extern "C" const losslib_kernel losslib_kernels_of_tf_sigmoid_cross_entropy_with_logits[];
+extern "C" const losslib_kernel losslib_kernels_of_tf_softmax_cross_entropy_with_logits[];
+extern "C" const losslib_kernel losslib_kernels_of_tf_sparse_softmax_cross_entropy_with_logits[];
+extern "C" const losslib_kernel losslib_kernels_of_tf_weighted_cross_entropy_with_logits[];
+extern "C" const losslib_kernel losslib_kernels_of_triplet_distance_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_triplet_margin_loss[];
+extern "C" const losslib_kernel losslib_kernels_of_triplet_margin_with_distance_loss[];
 
 namespace {
 
@@ -30,26 +63,58 @@ const losslib_kernel *const losses[] = {
     losslib_kernels_of_binary_cross_entropy,
     losslib_kernels_of_binary_cross_entropy_with_logits,
     losslib_kernels_of_cosine_embedding_loss,
+    losslib_kernels_of_crf_nll,
     losslib_kernels_of_cross_entropy,
+    losslib_kernels_of_ctc_loss,
+    losslib_kernels_of_focal_loss,
     losslib_kernels_of_gaussian_nll_loss,
     losslib_kernels_of_hinge_embedding_loss,
     losslib_kernels_of_huber_loss,
+    losslib_kernels_of_keras_binary_crossentropy,
+    losslib_kernels_of_keras_categorical_crossentropy,
+    losslib_kernels_of_keras_hinge,
+    losslib_kernels_of_keras_huber,
+    losslib_kernels_of_keras_kl_divergence,
+    losslib_kernels_of_keras_mean_absolute_error,
+    losslib_kernels_of_keras_mean_squared_error,
+    losslib_kernels_of_keras_mean_squared_logarithmic_error,
+    losslib_kernels_of_keras_poisson,
+    losslib_kernels_of_keras_sparse_categorical_crossentropy,
+    losslib_kernels_of_keras_squared_hinge,
     losslib_kernels_of_kl_div,
     losslib_kernels_of_l1_loss,
     losslib_kernels_of_margin_ranking_loss,
     losslib_kernels_of_mse_loss,
+    losslib_kernels_of_multi_margin_loss,
+    losslib_kernels_of_multilabel_margin_loss,
     losslib_kernels_of_multilabel_soft_margin_loss,
     losslib_kernels_of_nll_loss,
     losslib_kernels_of_poisson_nll_loss,
+    losslib_kernels_of_rnnt_loss,
+    losslib_kernels_of_sigmoid_focal_loss,
     losslib_kernels_of_smooth_l1_loss,
+    losslib_kernels_of_soft_dtw,
     losslib_kernels_of_soft_margin_loss,
+    losslib_kernels_of_tf1_absolute_difference,
+    losslib_kernels_of_tf1_hinge_loss,
+    losslib_kernels_of_tf1_huber_loss,
+    losslib_kernels_of_tf1_mean_squared_error,
+    losslib_kernels_of_tf1_sigmoid_cross_entropy,
+    losslib_kernels_of_tf1_softmax_cross_entropy,
+    losslib_kernels_of_tf_sigmoid_cross_entropy_with_logits,
+    losslib_kernels_of_tf_softmax_cross_entropy_with_logits,
+    losslib_kernels_of_tf_sparse_softmax_cross_entropy_with_logits,
+    losslib_kernels_of_tf_weighted_cross_entropy_with_logits,
+    losslib_kernels_of_triplet_distance_loss,
     losslib_kernels_of_triplet_margin_loss,
+    losslib_kernels_of_triplet_margin_with_distance_loss,
 };
 
 enum : int64_t {
     MOST_BLOCKS = 1024,                     /* more are not faster on any device, and leave more to add up */
     SHORT_ROW = 1024,                       /* positions that a warp still shares */
-    MOST_SLICES = 32 << 20                  /* bytes that the slices of shared outputs may take; one for each team of a block always */
+    MOST_SLICES = 32 << 20,                 /* bytes that the slices of shared outputs may take; one for each team of a block always */
+    MOST_TABLES = 1 << 30                   /* bytes that tables may take; those of one block always */
 };
 
 typedef launch<LOSSLIB_ARGUMENTS> any_launch;
@@ -60,7 +125,7 @@ struct plan {
     int64_t blocks, teams;
     bool packs;
     int total[4], totals;                   /* which arguments are totals */
-    size_t partial, slices;                 /* bytes */
+    size_t partial, slices, tables;         /* bytes */
 };
 
 size_t bytes_of(const int type)
@@ -119,7 +184,8 @@ void lay_out(const losslib_kernel *kernel, const losslib_call *call, plan *p)
         const int into = joined ? about->ndim - 1 : about->ndim++;
         about->shape[into] = joined ? about->shape[into] * size : size;
         for (int k = 0; k < done->arguments; ++k)
-            if (from[k] >= 0 && done->argument[k]->per_sample) p->run.arguments[k].strides[into] = call->strides[from[k]][d];
+            if (from[k] >= 0 && done->argument[k]->per_sample && p->run.arguments[k].data != NULL)
+                p->run.arguments[k].strides[into] = call->strides[from[k]][d];
     }
     if (about->ndim == 0) {
         about->ndim = 1;
@@ -143,13 +209,24 @@ bool fits_packs(const losslib_kernel *kernel, const plan *p)
     return true;
 }
 
+/* As many threads as there are positions, up to a warp; a block where there are more than a warp is given. */
+int team_for(const int64_t positions, const int64_t most_of_warp)
+{
+    if (positions > most_of_warp) return THREADS;
+    int team = 1;
+    while (team < WARP && team < positions) team *= 2;
+    return team;
+}
+
 /* How many threads share a row: as many as it has positions, up to a warp, and a block for long ones. A thread alone where
- * neighbouring samples lie side by side and positions do not, as in images with channels first. */
+ * neighbouring samples lie side by side and positions do not, as in images with channels first. Tables are computed row by row, each of
+ * which waits for the one before: a block shares them where a warp does not reach. */
 int team_of(const losslib_kernel *kernel, const losslib_call *call, const plan *p)
 {
     if (kernel->looped == 0) return 1;
     if (call->threads > 0) return call->threads;
     const shape_of_launch &about = p->run.about;
+    if (kernel->done->tables != NULL) return team_for(kernel->done->tables->lanes(about.sizes), WARP);
     int64_t longest = 0;
     for (int a = 0; a < kernel->done->axes; ++a)
         if (kernel->looped >> a & 1 && about.sizes[a] > longest) longest = about.sizes[a];
@@ -160,10 +237,7 @@ int team_of(const losslib_kernel *kernel, const losslib_call *call, const plan *
         if (a.strides[about.ndim - 1] == 1 && a.axis[0] != 1 && about.shape[about.ndim - 1] >= WARP) return 1;
         break;
     }
-    if (longest > SHORT_ROW) return THREADS;
-    int team = 1;
-    while (team < WARP && team < longest) team *= 2;
-    return team;
+    return team_for(longest, SHORT_ROW);
 }
 
 int64_t up(const int64_t a, const int64_t b)
@@ -171,7 +245,31 @@ int64_t up(const int64_t a, const int64_t b)
     return (a + b - 1) / b;
 }
 
-void make_plan(const losslib_kernel *kernel, const losslib_call *call, plan *p)
+/* The cells that a team needs for its tables, and for sums of outputs that are stored in 16 bits; enough to stand for an empty array. */
+int64_t room_of(const losslib_kernel *kernel, const losslib_call *call, const plan *p)
+{
+    const losslib_tables *const tables = kernel->done->tables;
+    if (tables == NULL) return 0;
+    int64_t room = tables->cells(p->run.about.sizes);
+    for (int k = 0; k < kernel->done->arguments; ++k)
+        if (tables->summed >> k & 1 && p->run.arguments[k].data != NULL && bytes_of(kernel->type) == 2)
+            room += up(cells_of(kernel->given, call, kernel->done->argument[k]), 2);
+    return room > 2 ? room : 2;
+}
+
+/* Inputs without elements are read where nothing depends on what they hold: as something that there is. */
+void stand_in(const losslib_kernel *kernel, const losslib_call *call, plan *p)
+{
+    for (int k = 0; k < kernel->done->arguments && kernel->done->tables != NULL; ++k) {
+        const losslib_argument *const argument = kernel->done->argument[k];
+        const bool read = argument->role == LOSSLIB_INPUT || argument->role == LOSSLIB_DIRECTION;
+        if (!read || cells_of(kernel->given, call, argument) > 0) continue;
+        memset(&p->run.arguments[k], 0, sizeof p->run.arguments[k]);
+        p->run.arguments[k].data = p->run.about.tables;
+    }
+}
+
+int make_plan(const losslib_kernel *kernel, const losslib_call *call, plan *p)
 {
     lay_out(kernel, call, p);
     shape_of_launch *const about = &p->run.about;
@@ -194,9 +292,15 @@ void make_plan(const losslib_kernel *kernel, const losslib_call *call, plan *p)
     const int64_t teams = THREADS / about->team, slice = 16 * (about->cells > 0 ? about->cells : 1);
     if (shared && p->blocks > MOST_SLICES / slice / teams) p->blocks = MOST_SLICES / slice / teams;
     if (p->blocks < 1) p->blocks = 1;
+    const int64_t room = about->room = room_of(kernel, call, p), most = room > 0 ? MOST_TABLES / 8 / room / teams : p->blocks;
+    if (p->blocks > most) p->blocks = most < 1 ? 1 : most;
     p->teams = p->blocks * teams;
     p->partial = p->blocks > 1 ? 16 * (size_t)(p->totals * p->blocks) : 0;
     p->slices = 16 * (size_t)(p->teams * about->cells);
+    const int64_t busy = p->teams < about->samples ? p->teams : about->samples;
+    if (busy > 0 && room > PTRDIFF_MAX / 8 / busy) return LOSSLIB_NO_MEMORY;
+    p->tables = 8 * (size_t)(busy * room);
+    return LOSSLIB_OK;
 }
 
 bool is_type(const int type)
@@ -219,15 +323,16 @@ int check(const losslib_kernel *kernel, const losslib_call *call, const int scal
     }
     for (int k = 0; k < given->arguments; ++k) {
         const losslib_argument *const argument = given->argument[k];
-        if (argument->integer && argument->into != NULL && samples > 0 && size_of(given, call, argument->into) == 0)
+        if (argument->integer && argument->into != NULL && argument->length == NULL && samples > 0 && size_of(given, call, argument->into) == 0)
             return LOSSLIB_INDEX_OUT_OF_RANGE;                /* not even an ignored sample has a place to look at */
         const bool empty = samples == 0 || cells_of(given, call, argument) == 0;
-        if (call->data[k] == NULL && !empty && (argument->role == LOSSLIB_INPUT || argument->role == LOSSLIB_DIRECTION)) return LOSSLIB_BAD_CALL;
+        if (call->data[k] == NULL && !empty && argument->role == LOSSLIB_INPUT && !argument->optional) return LOSSLIB_BAD_CALL;
     }
     for (int k = 0; k < given->params; ++k) {
         const losslib_param *const param = given->param[k];
         const double value = call->params[k];
         if (value < param->low || value > param->high || (param->open_low && value == param->low)) return LOSSLIB_VALUE_OUT_OF_DOMAIN;
+        if (param->into != NULL && !(value >= 0 && value < (double)size_of(given, call, param->into))) return LOSSLIB_INDEX_OUT_OF_RANGE;
     }
     return LOSSLIB_OK;
 }
@@ -271,9 +376,9 @@ template <class real> __global__ void __launch_bounds__(THREADS, 1) add_up(const
     if (threadIdx.x == 0 && at != NULL) *at = mine.total();
 }
 
-void start_adding(const int type, const int64_t cells, void *stream, const leftover &left)
+void start_adding(const losslib_kernel *kernel, const int64_t cells, void *stream, const leftover &left)
 {
-    if (type == LOSSLIB_FLOAT64)
+    if (kernel->type == LOSSLIB_FLOAT64 || kernel->done->tables != NULL)              /* tables are computed in double */
         LOSSLIB_START(add_up<double>, (unsigned)cells, THREADS, stream, left);
     else
         LOSSLIB_START(add_up<float>, (unsigned)cells, THREADS, stream, left);
@@ -281,13 +386,13 @@ void start_adding(const int type, const int64_t cells, void *stream, const lefto
 
 void add_up_totals(const losslib_kernel *kernel, const plan *p, void *stream)
 {
-    leftover left = {p->run.about.partial, p->blocks, 1, p->blocks, {NULL, NULL, NULL, NULL}, NULL, {1, 1, 1}, {0, 0, 0}};
+    leftover left = {p->run.about.partial, p->blocks, 1, p->blocks, {NULL, NULL, NULL, NULL}, NULL, {1, 1, 1, 1}, {0, 0, 0, 0}};
     bool wanted = false;
     for (int t = 0; t < p->totals; ++t) {
         left.total[t] = (double *)p->run.arguments[p->total[t]].data;
         wanted = wanted || left.total[t] != NULL;
     }
-    if (wanted) start_adding(kernel->type, p->totals, stream, left);
+    if (wanted) start_adding(kernel, p->totals, stream, left);
 }
 
 void add_up_slices(const losslib_kernel *kernel, const losslib_call *call, const plan *p, void *stream)
@@ -298,12 +403,12 @@ void add_up_slices(const losslib_kernel *kernel, const losslib_call *call, const
         if (!is_shared(argument)) continue;
         const int64_t cells = cells_of(kernel->given, call, argument);
         leftover left = {p->run.about.slices + 2 * begin, p->teams, p->run.about.cells, 1, {NULL, NULL, NULL, NULL},
-                         (double *)p->run.arguments[k].data, {1, 1, 1}, {0, 0, 0}};
+                         (double *)p->run.arguments[k].data, {1, 1, 1, 1}, {0, 0, 0, 0}};
         for (int a = 0; a < argument->axes; ++a) {
             left.sizes[a] = size_of(kernel->given, call, argument->axis[a]);
             left.steps[a] = p->run.arguments[k].axis[a];
         }
-        if (left.out != NULL && cells > 0) start_adding(kernel->type, cells, stream, left);
+        if (left.out != NULL && cells > 0) start_adding(kernel, cells, stream, left);
         begin += cells;
     }
 }
@@ -381,6 +486,17 @@ extern "C" const char *losslib_cuda_argument_name(const losslib_kernel *kernel, 
     return k < given->arguments ? given->argument[k]->name : given->param[k - given->arguments]->name;
 }
 
+extern "C" const char *losslib_cuda_words(const int status)
+{
+    switch (status) {
+    case LOSSLIB_OK: return "no error";
+    case LOSSLIB_INDEX_OUT_OF_RANGE: return "an index out of range: the axis that it points along is empty";
+    case LOSSLIB_VALUE_OUT_OF_DOMAIN: return "a scalar outside its domain";
+    case LOSSLIB_BAD_CALL: return "a call that no kernel may be given";
+    default: return cudaGetErrorString((cudaError_t)(status - LOSSLIB_CUDA_FAILED));
+    }
+}
+
 extern "C" const char *losslib_cuda_axis_name(const losslib_kernel *kernel, const int k)
 {
     return k < 0 || k >= kernel->given->axes ? NULL : kernel->given->axis[k];
@@ -390,19 +506,22 @@ extern "C" size_t losslib_cuda_workspace(const losslib_kernel *kernel, const los
 {
     if (check(kernel, call, kernel->type) != LOSSLIB_OK) return 0;
     plan p;
-    make_plan(kernel, call, &p);
-    return p.partial + p.slices;
+    if (make_plan(kernel, call, &p) != LOSSLIB_OK) return SIZE_MAX;
+    return p.partial + p.slices + p.tables;
 }
 
 extern "C" int losslib_cuda_compute(const losslib_kernel *kernel, const losslib_call *call, const int scale_type, void *workspace, void *stream)
 {
-    const int status = check(kernel, call, scale_type);
+    int status = check(kernel, call, scale_type);
     if (status != LOSSLIB_OK) return status;
     plan p;
-    make_plan(kernel, call, &p);
-    if (workspace == NULL && p.partial + p.slices > 0) return LOSSLIB_BAD_CALL;
+    status = make_plan(kernel, call, &p);
+    if (status != LOSSLIB_OK) return status;
+    if (workspace == NULL && p.partial + p.slices + p.tables > 0) return LOSSLIB_BAD_CALL;
     p.run.about.partial = (double *)workspace;
     p.run.about.slices = (double *)((char *)workspace + p.partial);
+    p.run.about.tables = (double *)((char *)workspace + p.partial + p.slices);
+    stand_in(kernel, call, &p);
     p.run.about.wide_scale = scale_type != kernel->type;
     (p.packs ? kernel->packs : kernel->start)(&p.run, (unsigned)p.blocks, stream);
     if (p.blocks > 1) add_up_totals(kernel, &p, stream);

@@ -62,7 +62,7 @@ template <> __device__ __forceinline__ bfloat16 narrow<bfloat16>(const float x)
 /* A launch: what the host tells a kernel. Strides are in elements; there is room for as many arguments as the kernel has. */
 
 struct argument {
-    void *data;                             /* NULL: an output that is not wanted, or a scale that is not given */
+    void *data;                             /* NULL: an output that is not wanted, or an input that is not given */
     int64_t strides[LOSSLIB_DIMS];
     int64_t axis[LOSSLIB_AXES];
 };
@@ -75,6 +75,8 @@ struct shape_of_launch {
     double *partial;                        /* of each total, what each block has: (sum, carry) */
     double *slices;                         /* what each team adds to outputs that samples share: (sum, carry) for each cell */
     int64_t cells;                          /* of all such outputs together: the length of a slice */
+    double *tables;                         /* what each team computes in */
+    int64_t room;                           /* cells of 8 bytes that a team has there */
     int ndim, team, totals;
     int wide_scale;                         /* are scales stored in the type of arithmetic? */
 };
@@ -111,6 +113,25 @@ DEVICE int64_t check_index(const int64_t index, const int64_t limit, const int64
 {
     if ((index < 0 || index >= limit) && index != ignore) refuse_index(what, index, limit);
     return index;
+}
+
+[[noreturn]] static __device__ __noinline__ void refuse_length(const char *what, const int64_t length, const int64_t most)
+{
+    printf("%s: the length %lld is outside [0, %lld]\n", what, (long long)length, (long long)most);
+    __trap();
+    for (;;) {}
+}
+
+DEVICE int64_t check_length(const int64_t length, const int64_t most, const char *what)
+{
+    if (length < 0 || length > most) refuse_length(what, length, most);
+    return length;
+}
+
+/* A position along an axis of n positions: the next one that there is. An array without elements is one that can be read. */
+DEVICE int64_t inside(const int64_t i, const int64_t n)
+{
+    return i < 0 || n <= 0 ? 0 : i < n ? i : n - 1;
 }
 
 template <class real>
@@ -180,20 +201,21 @@ template <class Storage, int WIDTH> struct sample_pack {
         load((const Storage *)run.arguments[k].data + here.into(run, k), run.arguments[k].strides[0], here);
     }
 
-    /* A scale: `otherwise` where there is none. */
+    /* What need not be given is `otherwise`. Scales may be `wide`: stored in the type of arithmetic. */
     template <int N>
-    __device__ __forceinline__ sample_pack(const launch<N> &run, const int k, const samples_at<N, WIDTH> &here, const real otherwise)
+    __device__ __forceinline__ sample_pack(const launch<N> &run, const int k, const samples_at<N, WIDTH> &here, const real otherwise,
+                                           const bool wide = false)
     {
-        const argument &scale = run.arguments[k];
-        if (scale.data == NULL) {
+        const argument &given = run.arguments[k];
+        if (given.data == NULL) {
 #pragma unroll
             for (int j = 0; j < WIDTH; ++j) at[j] = otherwise;
-        } else if (run.about.wide_scale) {
-            const real *const data = (const real *)scale.data + here.into(run, k);
+        } else if (wide) {
+            const real *const data = (const real *)given.data + here.into(run, k);
 #pragma unroll
-            for (int j = 0; j < WIDTH; ++j) at[j] = data[here.has(j) ? j * scale.strides[0] : 0];
+            for (int j = 0; j < WIDTH; ++j) at[j] = data[here.has(j) ? j * given.strides[0] : 0];
         } else {
-            load((const Storage *)scale.data + here.into(run, k), scale.strides[0], here);
+            load((const Storage *)given.data + here.into(run, k), given.strides[0], here);
         }
     }
 
@@ -335,6 +357,17 @@ struct team_of_threads {
         turn ^= 1;
         return join_block(mine, turn);
     }
+    /* Wait until every thread of the team is here: what one has written all may read, what one has read all may write. */
+    __device__ __forceinline__ void meet() const
+    {
+        if (size > WARP)
+            __syncthreads();
+        else
+            __syncwarp(mask);
+    }
+    /* Is this the thread that adds to a cell, where several positions may meet in one? It does so in their order. */
+    __device__ __forceinline__ bool owns(const int64_t cell) const { return (int)((uint32_t)cell % (uint32_t)size) == lane; }
+
     template <class real> __device__ __forceinline__ real total(const accumulator<real> &mine) { return join(mine).value(); }
     template <class real> __device__ __forceinline__ real largest(const real mine) { return join(greatest<real>{mine}).value; }
 };
@@ -364,9 +397,9 @@ template <class Storage> struct input_row {
     {
         for (int a = 0; a < LOSSLIB_AXES; ++a) step[a] = run.arguments[k].axis[a];
     }
-    __device__ __forceinline__ auto operator()(const int64_t i = 0, const int64_t j = 0, const int64_t l = 0) const
+    __device__ __forceinline__ auto operator()(const int64_t i = 0, const int64_t j = 0, const int64_t l = 0, const int64_t m = 0) const
     {
-        return widen(data[i * step[0] + j * step[1] + l * step[2]]);
+        return widen(data[i * step[0] + j * step[1] + l * step[2] + m * step[3]]);
     }
 };
 
@@ -379,18 +412,35 @@ template <> struct input_row<int64_t> {
     {
         for (int a = 0; a < LOSSLIB_AXES; ++a) step[a] = run.arguments[k].axis[a];
     }
-    __device__ __forceinline__ int64_t operator()(const int64_t i = 0, const int64_t j = 0, const int64_t l = 0) const
+    __device__ __forceinline__ int64_t operator()(const int64_t i = 0, const int64_t j = 0, const int64_t l = 0, const int64_t m = 0) const
     {
-        return data[i * step[0] + j * step[1] + l * step[2]];
+        return data[i * step[0] + j * step[1] + l * step[2] + m * step[3]];
+    }
+};
+
+/* The elements of what need not be given. */
+template <class Storage> struct optional_row {
+    input_row<Storage> row;
+    bool given;
+    arithmetic<Storage> otherwise;
+
+    template <int N> __device__ __forceinline__
+    optional_row(const launch<N> &run, const int k, const int64_t from, const arithmetic<Storage> otherwise_)
+        : row(run, k, from), given(run.arguments[k].data != NULL), otherwise(otherwise_) {}
+    __device__ __forceinline__
+    arithmetic<Storage> operator()(const int64_t i = 0, const int64_t j = 0, const int64_t l = 0, const int64_t m = 0) const
+    {
+        return given ? row(i, j, l, m) : otherwise;
     }
 };
 
 template <class Storage, int N>
-DEVICE arithmetic<Storage> scale_at(const launch<N> &run, const int k, const int64_t from, const arithmetic<Storage> otherwise)
+DEVICE arithmetic<Storage> number_at(const launch<N> &run, const int k, const int64_t from, const arithmetic<Storage> otherwise,
+                                     const bool wide = false)
 {
     const void *const data = run.arguments[k].data;
     if (data == NULL) return otherwise;
-    return run.about.wide_scale ? ((const arithmetic<Storage> *)data)[from] : widen(((const Storage *)data)[from]);
+    return wide ? ((const arithmetic<Storage> *)data)[from] : widen(((const Storage *)data)[from]);
 }
 
 template <class Storage> struct output_row {
@@ -404,9 +454,9 @@ template <class Storage> struct output_row {
         if (wanted) data += from;
         for (int a = 0; a < LOSSLIB_AXES; ++a) step[a] = run.arguments[k].axis[a];
     }
-    __device__ __forceinline__ void put(const arithmetic<Storage> x, const int64_t i = 0, const int64_t j = 0, const int64_t l = 0) const
+    __device__ __forceinline__ void put(const arithmetic<Storage> x, const int64_t i = 0, const int64_t j = 0, const int64_t l = 0, const int64_t m = 0) const
     {
-        if (wanted) data[i * step[0] + j * step[1] + l * step[2]] = narrow<Storage>(x);
+        if (wanted) data[i * step[0] + j * step[1] + l * step[2] + m * step[3]] = narrow<Storage>(x);
     }
 };
 
@@ -414,27 +464,111 @@ template <class Storage> struct output_row {
  * positions along the first axis that the lane visits. Another kernel adds up the slices. */
 template <class real> struct shared_cells {
     double *data;
-    int64_t rest, last;
+    int64_t rest, step[2];
     bool wanted;
 
     template <int N> __device__ __forceinline__
-    shared_cells(const launch<N> &run, const int k, const int64_t begin, const team_of_threads &team, const int64_t i, const int64_t j, const int64_t l)
-        : data(run.about.slices + 2 * (team.first * run.about.cells + begin)), rest(j * l), last(l), wanted(run.arguments[k].data != NULL)
+    shared_cells(const launch<N> &run, const int k, const int64_t begin, const team_of_threads &team, const int64_t i, const int64_t j, const int64_t l, const int64_t m)
+        : data(run.about.slices + 2 * (team.first * run.about.cells + begin)), rest(j * l * m), step{l * m, m}, wanted(run.arguments[k].data != NULL)
     {
         if (!wanted) return;
         for (int64_t a = team.lane; a < i; a += team.size)
             for (int64_t b = 0; b < rest; ++b) accumulator<real>().keep(data + 2 * (a * rest + b));
     }
-    __device__ __forceinline__ void add(const real x, const int64_t i = 0, const int64_t j = 0, const int64_t l = 0) const
+    __device__ __forceinline__ void add(const real x, const int64_t i = 0, const int64_t j = 0, const int64_t l = 0, const int64_t m = 0) const
     {
         if (!wanted || x == 0) return;
-        double *const at = data + 2 * (i * rest + j * last + l);
+        double *const at = data + 2 * (i * rest + j * step[0] + l * step[1] + m);
         accumulator<real> sum;
         sum.take(at);
         sum.add(x);
         sum.keep(at);
     }
 };
+
+/* Tables: cells of 8 bytes in the team's part of the workspace. Arithmetic there is in double, whatever arrays hold. */
+
+template <class Row> struct wide_row : Row {
+    using Row::Row;
+
+    __device__ __forceinline__ double operator()(const int64_t i = 0, const int64_t j = 0, const int64_t l = 0, const int64_t m = 0) const
+    {
+        return (double)Row::operator()(i, j, l, m);
+    }
+};
+
+template <class T> DEVICE void fill(T *const cells, const int64_t count, const T value, const team_of_threads &team)
+{
+    for (int64_t k = team.lane; k < count; k += team.size) cells[k] = value;
+}
+
+/* An output of a sample that is added to: in its place; what is stored in 16 bits is added up in float beside the tables, and
+ * rounded once. */
+template <class Storage> struct summed_row {
+    typedef arithmetic<Storage> real;
+    enum { APART = sizeof(Storage) < sizeof(real) };
+    output_row<Storage> out;
+    real *data;
+    int64_t size[LOSSLIB_AXES], step[LOSSLIB_AXES], cells;
+    bool wanted;
+
+    template <int N> __device__ __forceinline__
+    summed_row(const launch<N> &run, const int k, const int64_t from, double *&room, const int64_t i, const int64_t j, const int64_t l, const int64_t m)
+        : out(run, k, from), size{i, j, l, m}, cells(i * j * l * m), wanted(out.wanted)
+    {
+        if constexpr (APART) {
+            data = (real *)room;
+            if (wanted) room += (cells + 1) / 2;
+            int64_t by = 1;
+            for (int a = LOSSLIB_AXES - 1; a >= 0; --a) step[a] = by, by *= size[a];
+        } else {
+            data = out.data;
+            for (int a = 0; a < LOSSLIB_AXES; ++a) step[a] = out.step[a];
+        }
+    }
+    __device__ __forceinline__ int64_t place(int64_t cell, const int64_t *const by) const
+    {
+        int64_t found = 0;
+        for (int a = LOSSLIB_AXES - 1; a > 0; --a) {
+            const int64_t above = quotient(cell, size[a]);
+            found += (cell - above * size[a]) * by[a];
+            cell = above;
+        }
+        return found + cell * by[0];
+    }
+    __device__ __forceinline__ void clear(const team_of_threads &team) const
+    {
+        for (int64_t cell = team.lane; wanted && cell < cells; cell += team.size) data[place(cell, step)] = 0;
+    }
+    __device__ __forceinline__ void add(const double x, const int64_t i = 0, const int64_t j = 0, const int64_t l = 0, const int64_t m = 0) const
+    {
+        if (wanted) data[i * step[0] + j * step[1] + l * step[2] + m * step[3]] += (real)x;
+    }
+    __device__ __forceinline__ void close(const team_of_threads &team) const
+    {
+        if constexpr (APART)
+            for (int64_t cell = team.lane; wanted && cell < cells; cell += team.size)
+                out.data[place(cell, out.step)] = narrow<Storage>(data[place(cell, step)]);
+    }
+};
+
+/* The cells of a table in diagonals: (a, b) lies on the one of number by * a + b. How many there are; and for which a there is a
+ * cell on one of them, where a has `length` positions and b has `others`. */
+DEVICE int64_t diagonals(const int64_t length, const int64_t others, const int64_t by)
+{
+    return length > 0 && others > 0 ? by * (length - 1) + others : 0;
+}
+
+DEVICE int64_t first_on(const int64_t diagonal, const int64_t others, const int64_t by)
+{
+    const int64_t over = diagonal - others + 1;
+    return over > 0 ? (over + by - 1) / by : 0;
+}
+
+DEVICE int64_t end_on(const int64_t diagonal, const int64_t length, const int64_t by)
+{
+    return diagonal / by + 1 < length ? diagonal / by + 1 : length;
+}
 
 }
 #endif

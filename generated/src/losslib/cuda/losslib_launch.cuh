@@ -22,13 +22,26 @@ typedef struct losslib_argument {
     const char *ignore;       /* an index: the scalar that it may equal all the same */
     double low, high;         /* the domain */
     int open_low;
+    int optional;
+    const char *length;       /* the argument that says how much of the last axis belongs to a sample */
 } losslib_argument;
 
 typedef struct losslib_param {
     const char *name;
     double low, high;
     int open_low;
+    const char *into;         /* the axis that it points into */
 } losslib_param;
+
+/* What a kernel with tables needs, in the lengths of its axes. */
+typedef int64_t losslib_size(const int64_t *sizes);
+typedef struct losslib_tables {
+    losslib_size *cells;              /* of 8 bytes, for one sample, at most */
+    losslib_size *lanes;              /* how many cells at once do not depend on each other, at most */
+    uint64_t summed;                  /* a bit for each output that a sample adds to */
+} losslib_tables;
+
+inline int64_t longer(const int64_t a, const int64_t b) { return a > b ? a : b; }
 
 /* The arguments of a kernel, in order. */
 typedef struct losslib_signature {
@@ -37,6 +50,7 @@ typedef struct losslib_signature {
     const losslib_argument *argument[LOSSLIB_ARGUMENTS];
     const losslib_param *param[LOSSLIB_PARAMS];
     const char *axis[LOSSLIB_AXES];
+    const losslib_tables *tables;     /* or NULL */
 } losslib_signature;
 
 typedef void losslib_start(const void *run, unsigned blocks, void *stream);

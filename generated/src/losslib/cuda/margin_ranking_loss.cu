@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all(const __grid_co
         const sample_pack<Storage, WIDTH> input1_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> input2_pack(run, 1, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 2, here);
-        const sample_pack<Storage, WIDTH> scale_pack(run, 3, here, (real)1);
+        const sample_pack<Storage, WIDTH> scale_pack(run, 3, here, (real)1, run.about.wide_scale);
         sample_pack<Storage, WIDTH> loss_pack, grad_input1_pack, grad_input2_pack, grad_target_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -65,8 +65,8 @@ __global__ void __launch_bounds__(THREADS, 1) jvp(const __grid_constant__ launch
         const sample_pack<Storage, WIDTH> input1_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> input2_pack(run, 1, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 2, here);
-        const sample_pack<Storage, WIDTH> direction_input1_pack(run, 3, here);
-        const sample_pack<Storage, WIDTH> direction_input2_pack(run, 4, here);
+        const sample_pack<Storage, WIDTH> direction_input1_pack(run, 3, here, (real)0.0);
+        const sample_pack<Storage, WIDTH> direction_input2_pack(run, 4, here, (real)0.0);
         sample_pack<Storage, WIDTH> rate_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -118,9 +118,9 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all(const __grid_constant__ la
         const sample_pack<Storage, WIDTH> input1_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> input2_pack(run, 1, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 2, here);
-        const sample_pack<Storage, WIDTH> direction_input1_pack(run, 3, here);
-        const sample_pack<Storage, WIDTH> direction_input2_pack(run, 4, here);
-        const sample_pack<Storage, WIDTH> direction_target_pack(run, 5, here);
+        const sample_pack<Storage, WIDTH> direction_input1_pack(run, 3, here, (real)0.0);
+        const sample_pack<Storage, WIDTH> direction_input2_pack(run, 4, here, (real)0.0);
+        const sample_pack<Storage, WIDTH> direction_target_pack(run, 5, here, (real)0.0);
         sample_pack<Storage, WIDTH> rate_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -151,10 +151,10 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all(const __grid_constant__ la
         const sample_pack<Storage, WIDTH> input1_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> input2_pack(run, 1, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 2, here);
-        const sample_pack<Storage, WIDTH> scale_pack(run, 3, here, (real)1);
-        const sample_pack<Storage, WIDTH> direction_input1_pack(run, 4, here);
-        const sample_pack<Storage, WIDTH> direction_input2_pack(run, 5, here);
-        const sample_pack<Storage, WIDTH> direction_target_pack(run, 6, here);
+        const sample_pack<Storage, WIDTH> scale_pack(run, 3, here, (real)1, run.about.wide_scale);
+        const sample_pack<Storage, WIDTH> direction_input1_pack(run, 4, here, (real)0.0);
+        const sample_pack<Storage, WIDTH> direction_input2_pack(run, 5, here, (real)0.0);
+        const sample_pack<Storage, WIDTH> direction_target_pack(run, 6, here, (real)0.0);
         sample_pack<Storage, WIDTH> hvp_input1_pack, hvp_input2_pack, hvp_target_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -175,53 +175,53 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all(const __grid_constant__ la
 
 /* What the driver is told. */
 
-const losslib_argument input1_argument = {"input1", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument input2_argument = {"input2", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument target_argument = {"target", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument loss_argument = {"loss", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument total_loss_argument = {"total_loss", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument scale_argument = {"scale", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument grad_input1_argument = {"grad_input1", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument grad_input2_argument = {"grad_input2", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument grad_target_argument = {"grad_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument direction_input1_argument = {"direction_input1", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument direction_input2_argument = {"direction_input2", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument rate_argument = {"rate", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument total_rate_argument = {"total_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument hvp_input1_argument = {"hvp_input1", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument hvp_input2_argument = {"hvp_input2", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument direction_target_argument = {"direction_target", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument hvp_target_argument = {"hvp_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_param margin_param = {"margin", -INFINITY, INFINITY, 0};
+const losslib_argument input1_argument = {"input1", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument input2_argument = {"input2", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument target_argument = {"target", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument loss_argument = {"loss", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument total_loss_argument = {"total_loss", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument scale_argument = {"scale", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument grad_input1_argument = {"grad_input1", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument grad_input2_argument = {"grad_input2", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument grad_target_argument = {"grad_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument direction_input1_argument = {"direction_input1", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument direction_input2_argument = {"direction_input2", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument rate_argument = {"rate", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument total_rate_argument = {"total_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument hvp_input1_argument = {"hvp_input1", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument hvp_input2_argument = {"hvp_input2", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument direction_target_argument = {"direction_target", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument hvp_target_argument = {"hvp_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_param margin_param = {"margin", -INFINITY, INFINITY, 0, NULL};
 
 const losslib_signature value_signature = {
     "margin_ranking_loss.value", 5, 1, 0,
     { &input1_argument, &input2_argument, &target_argument, &loss_argument, &total_loss_argument },
-    { &margin_param }, { NULL }};
+    { &margin_param }, { NULL }, NULL};
 const losslib_signature value_and_grad_all_signature = {
     "margin_ranking_loss.value_and_grad_all", 9, 1, 0,
     { &input1_argument, &input2_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input1_argument, &grad_input2_argument, &grad_target_argument },
-    { &margin_param }, { NULL }};
+    { &margin_param }, { NULL }, NULL};
 const losslib_signature value_and_grad_signature = {
     "margin_ranking_loss.value_and_grad", 8, 1, 0,
     { &input1_argument, &input2_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input1_argument, &grad_input2_argument },
-    { &margin_param }, { NULL }};
+    { &margin_param }, { NULL }, NULL};
 const losslib_signature jvp_signature = {
     "margin_ranking_loss.jvp", 7, 1, 0,
     { &input1_argument, &input2_argument, &target_argument, &direction_input1_argument, &direction_input2_argument, &rate_argument, &total_rate_argument },
-    { &margin_param }, { NULL }};
+    { &margin_param }, { NULL }, NULL};
 const losslib_signature hvp_signature = {
     "margin_ranking_loss.hvp", 3, 0, 0,
     { &input1_argument, &hvp_input1_argument, &hvp_input2_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 const losslib_signature jvp_all_signature = {
     "margin_ranking_loss.jvp_all", 8, 1, 0,
     { &input1_argument, &input2_argument, &target_argument, &direction_input1_argument, &direction_input2_argument, &direction_target_argument, &rate_argument, &total_rate_argument },
-    { &margin_param }, { NULL }};
+    { &margin_param }, { NULL }, NULL};
 const losslib_signature hvp_all_signature = {
     "margin_ranking_loss.hvp_all", 10, 1, 0,
     { &input1_argument, &input2_argument, &target_argument, &scale_argument, &direction_input1_argument, &direction_input2_argument, &direction_target_argument, &hvp_input1_argument, &hvp_input2_argument, &hvp_target_argument },
-    { &margin_param }, { NULL }};
+    { &margin_param }, { NULL }, NULL};
 
 }
 

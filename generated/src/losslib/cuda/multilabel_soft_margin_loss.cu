@@ -24,8 +24,8 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all(const __grid_co
         const sample_place<9> here(run, n);
         const input_row<Storage> input(run, 0, here.of[0]);
         const input_row<Storage> target(run, 1, here.of[1]);
-        const input_row<Storage> weight(run, 2, here.of[2]);
-        const real scale = scale_at<Storage>(run, 3, here.of[3], (real)1);
+        const optional_row<Storage> weight(run, 2, here.of[2], (real)1.0);
+        const real scale = number_at<Storage>(run, 3, here.of[3], (real)1, run.about.wide_scale);
         const output_row<Storage> loss(run, 4, here.of[4]);
         const output_row<Storage> grad_input(run, 6, here.of[6]);
         const output_row<Storage> grad_target(run, 7, here.of[7]);
@@ -61,8 +61,8 @@ __global__ void __launch_bounds__(THREADS, 1) jvp(const __grid_constant__ launch
         const sample_place<6> here(run, n);
         const input_row<Storage> input(run, 0, here.of[0]);
         const input_row<Storage> target(run, 1, here.of[1]);
-        const input_row<Storage> weight(run, 2, here.of[2]);
-        const input_row<Storage> direction_input(run, 3, here.of[3]);
+        const optional_row<Storage> weight(run, 2, here.of[2], (real)1.0);
+        const optional_row<Storage> direction_input(run, 3, here.of[3], (real)0.0);
         const output_row<Storage> rate(run, 4, here.of[4]);
 
         accumulator<real> sum_product_sum;
@@ -88,9 +88,9 @@ __global__ void __launch_bounds__(THREADS, 1) hvp(const __grid_constant__ launch
     for (int64_t n = team.first; n < run.about.samples; n += team.count) {
         const sample_place<5> here(run, n);
         const input_row<Storage> input(run, 0, here.of[0]);
-        const input_row<Storage> weight(run, 1, here.of[1]);
-        const real scale = scale_at<Storage>(run, 2, here.of[2], (real)1);
-        const input_row<Storage> direction_input(run, 3, here.of[3]);
+        const optional_row<Storage> weight(run, 1, here.of[1], (real)1.0);
+        const real scale = number_at<Storage>(run, 2, here.of[2], (real)1, run.about.wide_scale);
+        const optional_row<Storage> direction_input(run, 3, here.of[3], (real)0.0);
         const output_row<Storage> hvp_input(run, 4, here.of[4]);
 
         const real ratio = scale / (real)classes;
@@ -113,10 +113,10 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all(const __grid_constant__ la
         const sample_place<8> here(run, n);
         const input_row<Storage> input(run, 0, here.of[0]);
         const input_row<Storage> target(run, 1, here.of[1]);
-        const input_row<Storage> weight(run, 2, here.of[2]);
-        const input_row<Storage> direction_input(run, 3, here.of[3]);
-        const input_row<Storage> direction_target(run, 4, here.of[4]);
-        const input_row<Storage> direction_weight(run, 5, here.of[5]);
+        const optional_row<Storage> weight(run, 2, here.of[2], (real)1.0);
+        const optional_row<Storage> direction_input(run, 3, here.of[3], (real)0.0);
+        const optional_row<Storage> direction_target(run, 4, here.of[4], (real)0.0);
+        const optional_row<Storage> direction_weight(run, 5, here.of[5], (real)0.0);
         const output_row<Storage> rate(run, 6, here.of[6]);
 
         accumulator<real> sum_shifted_sum;
@@ -143,11 +143,11 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all(const __grid_constant__ la
         const sample_place<10> here(run, n);
         const input_row<Storage> input(run, 0, here.of[0]);
         const input_row<Storage> target(run, 1, here.of[1]);
-        const input_row<Storage> weight(run, 2, here.of[2]);
-        const real scale = scale_at<Storage>(run, 3, here.of[3], (real)1);
-        const input_row<Storage> direction_input(run, 4, here.of[4]);
-        const input_row<Storage> direction_target(run, 5, here.of[5]);
-        const input_row<Storage> direction_weight(run, 6, here.of[6]);
+        const optional_row<Storage> weight(run, 2, here.of[2], (real)1.0);
+        const real scale = number_at<Storage>(run, 3, here.of[3], (real)1, run.about.wide_scale);
+        const optional_row<Storage> direction_input(run, 4, here.of[4], (real)0.0);
+        const optional_row<Storage> direction_target(run, 5, here.of[5], (real)0.0);
+        const optional_row<Storage> direction_weight(run, 6, here.of[6], (real)0.0);
         const output_row<Storage> hvp_input(run, 7, here.of[7]);
         const output_row<Storage> hvp_target(run, 8, here.of[8]);
         const output_row<Storage> hvp_weight(run, 9, here.of[9]);
@@ -167,52 +167,52 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all(const __grid_constant__ la
 
 /* What the driver is told. */
 
-const losslib_argument input__classes_argument = {"input", LOSSLIB_INPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument target__classes_argument = {"target", LOSSLIB_INPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument weight__classes_argument = {"weight", LOSSLIB_INPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument loss_argument = {"loss", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument total_loss_argument = {"total_loss", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument scale_argument = {"scale", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument grad_input__classes_argument = {"grad_input", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument grad_target__classes_argument = {"grad_target", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument grad_weight__classes_argument = {"grad_weight", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument direction_input__classes_argument = {"direction_input", LOSSLIB_DIRECTION, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument rate_argument = {"rate", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument total_rate_argument = {"total_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument hvp_input__classes_argument = {"hvp_input", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument direction_target__classes_argument = {"direction_target", LOSSLIB_DIRECTION, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument direction_weight__classes_argument = {"direction_weight", LOSSLIB_DIRECTION, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument hvp_target__classes_argument = {"hvp_target", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument hvp_weight__classes_argument = {"hvp_weight", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
+const losslib_argument input__classes_argument = {"input", LOSSLIB_INPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument target__classes_argument = {"target", LOSSLIB_INPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument weight__classes_argument = {"weight", LOSSLIB_INPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0, 1, NULL};
+const losslib_argument loss_argument = {"loss", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument total_loss_argument = {"total_loss", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument scale_argument = {"scale", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument grad_input__classes_argument = {"grad_input", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument grad_target__classes_argument = {"grad_target", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument grad_weight__classes_argument = {"grad_weight", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument direction_input__classes_argument = {"direction_input", LOSSLIB_DIRECTION, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument rate_argument = {"rate", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument total_rate_argument = {"total_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument hvp_input__classes_argument = {"hvp_input", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument direction_target__classes_argument = {"direction_target", LOSSLIB_DIRECTION, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument direction_weight__classes_argument = {"direction_weight", LOSSLIB_DIRECTION, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument hvp_target__classes_argument = {"hvp_target", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument hvp_weight__classes_argument = {"hvp_weight", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
 
 const losslib_signature value_signature = {
     "multilabel_soft_margin_loss.value", 5, 0, 1,
     { &input__classes_argument, &target__classes_argument, &weight__classes_argument, &loss_argument, &total_loss_argument },
-    { NULL }, { "classes" }};
+    { NULL }, { "classes" }, NULL};
 const losslib_signature value_and_grad_all_signature = {
     "multilabel_soft_margin_loss.value_and_grad_all", 9, 0, 1,
     { &input__classes_argument, &target__classes_argument, &weight__classes_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input__classes_argument, &grad_target__classes_argument, &grad_weight__classes_argument },
-    { NULL }, { "classes" }};
+    { NULL }, { "classes" }, NULL};
 const losslib_signature value_and_grad_signature = {
     "multilabel_soft_margin_loss.value_and_grad", 7, 0, 1,
     { &input__classes_argument, &target__classes_argument, &weight__classes_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input__classes_argument },
-    { NULL }, { "classes" }};
+    { NULL }, { "classes" }, NULL};
 const losslib_signature jvp_signature = {
     "multilabel_soft_margin_loss.jvp", 6, 0, 1,
     { &input__classes_argument, &target__classes_argument, &weight__classes_argument, &direction_input__classes_argument, &rate_argument, &total_rate_argument },
-    { NULL }, { "classes" }};
+    { NULL }, { "classes" }, NULL};
 const losslib_signature hvp_signature = {
     "multilabel_soft_margin_loss.hvp", 5, 0, 1,
     { &input__classes_argument, &weight__classes_argument, &scale_argument, &direction_input__classes_argument, &hvp_input__classes_argument },
-    { NULL }, { "classes" }};
+    { NULL }, { "classes" }, NULL};
 const losslib_signature jvp_all_signature = {
     "multilabel_soft_margin_loss.jvp_all", 8, 0, 1,
     { &input__classes_argument, &target__classes_argument, &weight__classes_argument, &direction_input__classes_argument, &direction_target__classes_argument, &direction_weight__classes_argument, &rate_argument, &total_rate_argument },
-    { NULL }, { "classes" }};
+    { NULL }, { "classes" }, NULL};
 const losslib_signature hvp_all_signature = {
     "multilabel_soft_margin_loss.hvp_all", 10, 0, 1,
     { &input__classes_argument, &target__classes_argument, &weight__classes_argument, &scale_argument, &direction_input__classes_argument, &direction_target__classes_argument, &direction_weight__classes_argument, &hvp_input__classes_argument, &hvp_target__classes_argument, &hvp_weight__classes_argument },
-    { NULL }, { "classes" }};
+    { NULL }, { "classes" }, NULL};
 
 }
 

@@ -20,8 +20,8 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all(const __grid_co
     const int64_t classes = run.about.sizes[0];
     const int64_t ignore_index = (int64_t)run.about.params[0];
     team_of_threads team(run.about.team);
-    const input_row<Storage> weight(run, 2);
-    const shared_cells<real> grad_weight(run, 9, 0, team, classes, 1, 1);
+    const optional_row<Storage> weight(run, 2, 0, (real)1.0);
+    const shared_cells<real> grad_weight(run, 9, 0, team, classes, 1, 1, 1);
 
     accumulator<real> total_loss_sum;
     accumulator<real> total_weight_sum;
@@ -29,8 +29,8 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all(const __grid_co
         const sample_place<10> here(run, n);
         const input_row<Storage> input(run, 0, here.of[0]);
         const int64_t target = check_index(input_row<int64_t>(run, 1, here.of[1])(), classes, ignore_index, "target");
-        const real scale = scale_at<Storage>(run, 3, here.of[3], (real)1);
-        const real scale_weight = scale_at<Storage>(run, 4, here.of[4], (real)0);
+        const real scale = number_at<Storage>(run, 3, here.of[3], (real)1, run.about.wide_scale);
+        const real scale_weight = number_at<Storage>(run, 4, here.of[4], (real)0, run.about.wide_scale);
         const output_row<Storage> loss(run, 5, here.of[5]);
         const output_row<Storage> grad_input(run, 8, here.of[8]);
 
@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(THREADS, 1) weight(const __grid_constant__ lau
     const int64_t classes = run.about.sizes[0];
     const int64_t ignore_index = (int64_t)run.about.params[0];
     team_of_threads team(run.about.team);
-    const input_row<Storage> weight(run, 1);
+    const optional_row<Storage> weight(run, 1, 0, (real)1.0);
 
     accumulator<real> total_weight_sum;
     for (int64_t n = team.first; n < run.about.samples; n += team.count) {
@@ -84,13 +84,13 @@ __global__ void __launch_bounds__(THREADS, 1) jvp(const __grid_constant__ launch
     const int64_t classes = run.about.sizes[0];
     const int64_t ignore_index = (int64_t)run.about.params[0];
     team_of_threads team(run.about.team);
-    const input_row<Storage> weight(run, 1);
+    const optional_row<Storage> weight(run, 1, 0, (real)1.0);
 
     accumulator<real> total_rate_sum;
     for (int64_t n = team.first; n < run.about.samples; n += team.count) {
         const sample_place<5> here(run, n);
         const int64_t target = check_index(input_row<int64_t>(run, 0, here.of[0])(), classes, ignore_index, "target");
-        const input_row<Storage> direction_input(run, 2, here.of[2]);
+        const optional_row<Storage> direction_input(run, 2, here.of[2], (real)0.0);
         const output_row<Storage> rate(run, 3, here.of[3]);
 
         const bool ignored = target == ignore_index;
@@ -127,8 +127,8 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all(const __grid_constant__ la
     const int64_t classes = run.about.sizes[0];
     const int64_t ignore_index = (int64_t)run.about.params[0];
     team_of_threads team(run.about.team);
-    const input_row<Storage> weight(run, 2);
-    const input_row<Storage> direction_weight(run, 4);
+    const optional_row<Storage> weight(run, 2, 0, (real)1.0);
+    const optional_row<Storage> direction_weight(run, 4, 0, (real)0.0);
 
     accumulator<real> total_rate_sum;
     accumulator<real> total_weight_rate_sum;
@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all(const __grid_constant__ la
         const sample_place<8> here(run, n);
         const input_row<Storage> input(run, 0, here.of[0]);
         const int64_t target = check_index(input_row<int64_t>(run, 1, here.of[1])(), classes, ignore_index, "target");
-        const input_row<Storage> direction_input(run, 3, here.of[3]);
+        const optional_row<Storage> direction_input(run, 3, here.of[3], (real)0.0);
         const output_row<Storage> rate(run, 5, here.of[5]);
 
         const bool ignored = target == ignore_index;
@@ -159,18 +159,18 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all(const __grid_constant__ la
     const int64_t classes = run.about.sizes[0];
     const int64_t ignore_index = (int64_t)run.about.params[0];
     team_of_threads team(run.about.team);
-    const input_row<Storage> weight(run, 2);
-    const input_row<Storage> direction_weight(run, 7);
-    const shared_cells<real> hvp_weight(run, 9, 0, team, classes, 1, 1);
+    const optional_row<Storage> weight(run, 2, 0, (real)1.0);
+    const optional_row<Storage> direction_weight(run, 7, 0, (real)0.0);
+    const shared_cells<real> hvp_weight(run, 9, 0, team, classes, 1, 1, 1);
 
     for (int64_t n = team.first; n < run.about.samples; n += team.count) {
         const sample_place<10> here(run, n);
         const input_row<Storage> input(run, 0, here.of[0]);
         const int64_t target = check_index(input_row<int64_t>(run, 1, here.of[1])(), classes, ignore_index, "target");
-        const real scale = scale_at<Storage>(run, 3, here.of[3], (real)1);
-        const real scale_rate = scale_at<Storage>(run, 4, here.of[4], (real)0);
-        const real scale_weight_rate = scale_at<Storage>(run, 5, here.of[5], (real)0);
-        const input_row<Storage> direction_input(run, 6, here.of[6]);
+        const real scale = number_at<Storage>(run, 3, here.of[3], (real)1, run.about.wide_scale);
+        const real scale_rate = number_at<Storage>(run, 4, here.of[4], (real)0, run.about.wide_scale);
+        const real scale_weight_rate = number_at<Storage>(run, 5, here.of[5], (real)0, run.about.wide_scale);
+        const optional_row<Storage> direction_input(run, 6, here.of[6], (real)0.0);
         const output_row<Storage> hvp_input(run, 8, here.of[8]);
 
         const bool ignored = target == ignore_index;
@@ -189,59 +189,59 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all(const __grid_constant__ la
 
 /* What the driver is told. */
 
-const losslib_argument input__classes_argument = {"input", LOSSLIB_INPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument target__index_argument = {"target", LOSSLIB_INPUT, 1, 1, 0, {NULL}, "classes", "ignore_index", -INFINITY, INFINITY, 0};
-const losslib_argument weight__classes_argument = {"weight", LOSSLIB_INPUT, 0, 0, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument loss_argument = {"loss", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument total_loss_argument = {"total_loss", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument total_weight_argument = {"total_weight", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument scale_argument = {"scale", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument scale_weight_argument = {"scale_weight", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument grad_input__classes_argument = {"grad_input", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument grad_weight__classes_argument = {"grad_weight", LOSSLIB_OUTPUT, 0, 0, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument direction_input__classes_argument = {"direction_input", LOSSLIB_DIRECTION, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument rate_argument = {"rate", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument total_rate_argument = {"total_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument hvp_input__classes_argument = {"hvp_input", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument direction_weight__classes_argument = {"direction_weight", LOSSLIB_DIRECTION, 0, 0, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument total_weight_rate_argument = {"total_weight_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument scale_rate_argument = {"scale_rate", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument scale_weight_rate_argument = {"scale_weight_rate", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument hvp_weight__classes_argument = {"hvp_weight", LOSSLIB_OUTPUT, 0, 0, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_param ignore_index_param = {"ignore_index", -INFINITY, INFINITY, 0};
+const losslib_argument input__classes_argument = {"input", LOSSLIB_INPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument target__index_argument = {"target", LOSSLIB_INPUT, 1, 1, 0, {NULL}, "classes", "ignore_index", -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument weight__classes_argument = {"weight", LOSSLIB_INPUT, 0, 0, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0, 1, NULL};
+const losslib_argument loss_argument = {"loss", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument total_loss_argument = {"total_loss", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument total_weight_argument = {"total_weight", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument scale_argument = {"scale", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument scale_weight_argument = {"scale_weight", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument grad_input__classes_argument = {"grad_input", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument grad_weight__classes_argument = {"grad_weight", LOSSLIB_OUTPUT, 0, 0, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument direction_input__classes_argument = {"direction_input", LOSSLIB_DIRECTION, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument rate_argument = {"rate", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument total_rate_argument = {"total_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument hvp_input__classes_argument = {"hvp_input", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument direction_weight__classes_argument = {"direction_weight", LOSSLIB_DIRECTION, 0, 0, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument total_weight_rate_argument = {"total_weight_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument scale_rate_argument = {"scale_rate", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument scale_weight_rate_argument = {"scale_weight_rate", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument hvp_weight__classes_argument = {"hvp_weight", LOSSLIB_OUTPUT, 0, 0, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_param ignore_index_param = {"ignore_index", -INFINITY, INFINITY, 0, NULL};
 
 const losslib_signature value_signature = {
     "nll_loss.value", 6, 1, 1,
     { &input__classes_argument, &target__index_argument, &weight__classes_argument, &loss_argument, &total_loss_argument, &total_weight_argument },
-    { &ignore_index_param }, { "classes" }};
+    { &ignore_index_param }, { "classes" }, NULL};
 const losslib_signature value_and_grad_all_signature = {
     "nll_loss.value_and_grad_all", 10, 1, 1,
     { &input__classes_argument, &target__index_argument, &weight__classes_argument, &scale_argument, &scale_weight_argument, &loss_argument, &total_loss_argument, &total_weight_argument, &grad_input__classes_argument, &grad_weight__classes_argument },
-    { &ignore_index_param }, { "classes" }};
+    { &ignore_index_param }, { "classes" }, NULL};
 const losslib_signature weight_signature = {
     "nll_loss.weight", 3, 1, 1,
     { &target__index_argument, &weight__classes_argument, &total_weight_argument },
-    { &ignore_index_param }, { "classes" }};
+    { &ignore_index_param }, { "classes" }, NULL};
 const losslib_signature value_and_grad_signature = {
     "nll_loss.value_and_grad", 8, 1, 1,
     { &input__classes_argument, &target__index_argument, &weight__classes_argument, &scale_argument, &loss_argument, &total_loss_argument, &total_weight_argument, &grad_input__classes_argument },
-    { &ignore_index_param }, { "classes" }};
+    { &ignore_index_param }, { "classes" }, NULL};
 const losslib_signature jvp_signature = {
     "nll_loss.jvp", 5, 1, 1,
     { &target__index_argument, &weight__classes_argument, &direction_input__classes_argument, &rate_argument, &total_rate_argument },
-    { &ignore_index_param }, { "classes" }};
+    { &ignore_index_param }, { "classes" }, NULL};
 const losslib_signature hvp_signature = {
     "nll_loss.hvp", 2, 0, 1,
     { &input__classes_argument, &hvp_input__classes_argument },
-    { NULL }, { "classes" }};
+    { NULL }, { "classes" }, NULL};
 const losslib_signature jvp_all_signature = {
     "nll_loss.jvp_all", 8, 1, 1,
     { &input__classes_argument, &target__index_argument, &weight__classes_argument, &direction_input__classes_argument, &direction_weight__classes_argument, &rate_argument, &total_rate_argument, &total_weight_rate_argument },
-    { &ignore_index_param }, { "classes" }};
+    { &ignore_index_param }, { "classes" }, NULL};
 const losslib_signature hvp_all_signature = {
     "nll_loss.hvp_all", 10, 1, 1,
     { &input__classes_argument, &target__index_argument, &weight__classes_argument, &scale_argument, &scale_rate_argument, &scale_weight_rate_argument, &direction_input__classes_argument, &direction_weight__classes_argument, &hvp_input__classes_argument, &hvp_weight__classes_argument },
-    { &ignore_index_param }, { "classes" }};
+    { &ignore_index_param }, { "classes" }, NULL};
 
 }
 

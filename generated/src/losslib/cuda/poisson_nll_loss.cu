@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all__log_input_yes_
         const samples_at<7, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
-        const sample_pack<Storage, WIDTH> scale_pack(run, 2, here, (real)1);
+        const sample_pack<Storage, WIDTH> scale_pack(run, 2, here, (real)1, run.about.wide_scale);
         sample_pack<Storage, WIDTH> loss_pack, grad_input_pack, grad_target_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp__log_input_yes__full_yes(const
         const samples_at<5, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
-        const sample_pack<Storage, WIDTH> direction_input_pack(run, 2, here);
+        const sample_pack<Storage, WIDTH> direction_input_pack(run, 2, here, (real)0.0);
         sample_pack<Storage, WIDTH> rate_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -86,8 +86,8 @@ __global__ void __launch_bounds__(THREADS, 1) hvp__log_input_yes__full_yes(const
     for (int64_t first = start; first < run.about.samples; first += stride) {
         const samples_at<4, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
-        const sample_pack<Storage, WIDTH> scale_pack(run, 1, here, (real)1);
-        const sample_pack<Storage, WIDTH> direction_input_pack(run, 2, here);
+        const sample_pack<Storage, WIDTH> scale_pack(run, 1, here, (real)1, run.about.wide_scale);
+        const sample_pack<Storage, WIDTH> direction_input_pack(run, 2, here, (real)0.0);
         sample_pack<Storage, WIDTH> hvp_input_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -111,8 +111,8 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all__log_input_yes__full_yes(c
         const samples_at<6, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
-        const sample_pack<Storage, WIDTH> direction_input_pack(run, 2, here);
-        const sample_pack<Storage, WIDTH> direction_target_pack(run, 3, here);
+        const sample_pack<Storage, WIDTH> direction_input_pack(run, 2, here, (real)0.0);
+        const sample_pack<Storage, WIDTH> direction_target_pack(run, 3, here, (real)0.0);
         sample_pack<Storage, WIDTH> rate_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -138,9 +138,9 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all__log_input_yes__full_yes(c
         const samples_at<7, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
-        const sample_pack<Storage, WIDTH> scale_pack(run, 2, here, (real)1);
-        const sample_pack<Storage, WIDTH> direction_input_pack(run, 3, here);
-        const sample_pack<Storage, WIDTH> direction_target_pack(run, 4, here);
+        const sample_pack<Storage, WIDTH> scale_pack(run, 2, here, (real)1, run.about.wide_scale);
+        const sample_pack<Storage, WIDTH> direction_input_pack(run, 3, here, (real)0.0);
+        const sample_pack<Storage, WIDTH> direction_target_pack(run, 4, here, (real)0.0);
         sample_pack<Storage, WIDTH> hvp_input_pack, hvp_target_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -167,7 +167,7 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all__log_input_yes_
         const samples_at<7, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
-        const sample_pack<Storage, WIDTH> scale_pack(run, 2, here, (real)1);
+        const sample_pack<Storage, WIDTH> scale_pack(run, 2, here, (real)1, run.about.wide_scale);
         sample_pack<Storage, WIDTH> loss_pack, grad_input_pack, grad_target_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -199,7 +199,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp__log_input_yes__full_no(const 
         const samples_at<5, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
-        const sample_pack<Storage, WIDTH> direction_input_pack(run, 2, here);
+        const sample_pack<Storage, WIDTH> direction_input_pack(run, 2, here, (real)0.0);
         sample_pack<Storage, WIDTH> rate_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -224,8 +224,8 @@ __global__ void __launch_bounds__(THREADS, 1) hvp__log_input_yes__full_no(const 
     for (int64_t first = start; first < run.about.samples; first += stride) {
         const samples_at<4, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
-        const sample_pack<Storage, WIDTH> scale_pack(run, 1, here, (real)1);
-        const sample_pack<Storage, WIDTH> direction_input_pack(run, 2, here);
+        const sample_pack<Storage, WIDTH> scale_pack(run, 1, here, (real)1, run.about.wide_scale);
+        const sample_pack<Storage, WIDTH> direction_input_pack(run, 2, here, (real)0.0);
         sample_pack<Storage, WIDTH> hvp_input_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -249,8 +249,8 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all__log_input_yes__full_no(co
         const samples_at<6, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
-        const sample_pack<Storage, WIDTH> direction_input_pack(run, 2, here);
-        const sample_pack<Storage, WIDTH> direction_target_pack(run, 3, here);
+        const sample_pack<Storage, WIDTH> direction_input_pack(run, 2, here, (real)0.0);
+        const sample_pack<Storage, WIDTH> direction_target_pack(run, 3, here, (real)0.0);
         sample_pack<Storage, WIDTH> rate_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -275,9 +275,9 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all__log_input_yes__full_no(co
     for (int64_t first = start; first < run.about.samples; first += stride) {
         const samples_at<6, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
-        const sample_pack<Storage, WIDTH> scale_pack(run, 1, here, (real)1);
-        const sample_pack<Storage, WIDTH> direction_input_pack(run, 2, here);
-        const sample_pack<Storage, WIDTH> direction_target_pack(run, 3, here);
+        const sample_pack<Storage, WIDTH> scale_pack(run, 1, here, (real)1, run.about.wide_scale);
+        const sample_pack<Storage, WIDTH> direction_input_pack(run, 2, here, (real)0.0);
+        const sample_pack<Storage, WIDTH> direction_target_pack(run, 3, here, (real)0.0);
         sample_pack<Storage, WIDTH> hvp_input_pack, hvp_target_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -306,7 +306,7 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all__log_input_no__
         const samples_at<7, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
-        const sample_pack<Storage, WIDTH> scale_pack(run, 2, here, (real)1);
+        const sample_pack<Storage, WIDTH> scale_pack(run, 2, here, (real)1, run.about.wide_scale);
         sample_pack<Storage, WIDTH> loss_pack, grad_input_pack, grad_target_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -342,7 +342,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp__log_input_no__full_yes(const 
         const samples_at<5, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
-        const sample_pack<Storage, WIDTH> direction_input_pack(run, 2, here);
+        const sample_pack<Storage, WIDTH> direction_input_pack(run, 2, here, (real)0.0);
         sample_pack<Storage, WIDTH> rate_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -369,8 +369,8 @@ __global__ void __launch_bounds__(THREADS, 1) hvp__log_input_no__full_yes(const 
         const samples_at<5, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
-        const sample_pack<Storage, WIDTH> scale_pack(run, 2, here, (real)1);
-        const sample_pack<Storage, WIDTH> direction_input_pack(run, 3, here);
+        const sample_pack<Storage, WIDTH> scale_pack(run, 2, here, (real)1, run.about.wide_scale);
+        const sample_pack<Storage, WIDTH> direction_input_pack(run, 3, here, (real)0.0);
         sample_pack<Storage, WIDTH> hvp_input_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -396,8 +396,8 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all__log_input_no__full_yes(co
         const samples_at<6, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
-        const sample_pack<Storage, WIDTH> direction_input_pack(run, 2, here);
-        const sample_pack<Storage, WIDTH> direction_target_pack(run, 3, here);
+        const sample_pack<Storage, WIDTH> direction_input_pack(run, 2, here, (real)0.0);
+        const sample_pack<Storage, WIDTH> direction_target_pack(run, 3, here, (real)0.0);
         sample_pack<Storage, WIDTH> rate_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -425,9 +425,9 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all__log_input_no__full_yes(co
         const samples_at<7, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
-        const sample_pack<Storage, WIDTH> scale_pack(run, 2, here, (real)1);
-        const sample_pack<Storage, WIDTH> direction_input_pack(run, 3, here);
-        const sample_pack<Storage, WIDTH> direction_target_pack(run, 4, here);
+        const sample_pack<Storage, WIDTH> scale_pack(run, 2, here, (real)1, run.about.wide_scale);
+        const sample_pack<Storage, WIDTH> direction_input_pack(run, 3, here, (real)0.0);
+        const sample_pack<Storage, WIDTH> direction_target_pack(run, 4, here, (real)0.0);
         sample_pack<Storage, WIDTH> hvp_input_pack, hvp_target_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -456,7 +456,7 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all__log_input_no__
         const samples_at<7, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
-        const sample_pack<Storage, WIDTH> scale_pack(run, 2, here, (real)1);
+        const sample_pack<Storage, WIDTH> scale_pack(run, 2, here, (real)1, run.about.wide_scale);
         sample_pack<Storage, WIDTH> loss_pack, grad_input_pack, grad_target_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -490,7 +490,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp__log_input_no__full_no(const _
         const samples_at<5, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
-        const sample_pack<Storage, WIDTH> direction_input_pack(run, 2, here);
+        const sample_pack<Storage, WIDTH> direction_input_pack(run, 2, here, (real)0.0);
         sample_pack<Storage, WIDTH> rate_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -517,8 +517,8 @@ __global__ void __launch_bounds__(THREADS, 1) hvp__log_input_no__full_no(const _
         const samples_at<5, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
-        const sample_pack<Storage, WIDTH> scale_pack(run, 2, here, (real)1);
-        const sample_pack<Storage, WIDTH> direction_input_pack(run, 3, here);
+        const sample_pack<Storage, WIDTH> scale_pack(run, 2, here, (real)1, run.about.wide_scale);
+        const sample_pack<Storage, WIDTH> direction_input_pack(run, 3, here, (real)0.0);
         sample_pack<Storage, WIDTH> hvp_input_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -544,8 +544,8 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all__log_input_no__full_no(con
         const samples_at<6, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
-        const sample_pack<Storage, WIDTH> direction_input_pack(run, 2, here);
-        const sample_pack<Storage, WIDTH> direction_target_pack(run, 3, here);
+        const sample_pack<Storage, WIDTH> direction_input_pack(run, 2, here, (real)0.0);
+        const sample_pack<Storage, WIDTH> direction_target_pack(run, 3, here, (real)0.0);
         sample_pack<Storage, WIDTH> rate_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -573,9 +573,9 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all__log_input_no__full_no(con
         const samples_at<7, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
-        const sample_pack<Storage, WIDTH> scale_pack(run, 2, here, (real)1);
-        const sample_pack<Storage, WIDTH> direction_input_pack(run, 3, here);
-        const sample_pack<Storage, WIDTH> direction_target_pack(run, 4, here);
+        const sample_pack<Storage, WIDTH> scale_pack(run, 2, here, (real)1, run.about.wide_scale);
+        const sample_pack<Storage, WIDTH> direction_input_pack(run, 3, here, (real)0.0);
+        const sample_pack<Storage, WIDTH> direction_target_pack(run, 4, here, (real)0.0);
         sample_pack<Storage, WIDTH> hvp_input_pack, hvp_target_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -592,133 +592,133 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all__log_input_no__full_no(con
 
 /* What the driver is told. */
 
-const losslib_argument input_argument = {"input", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument target_argument = {"target", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument loss_argument = {"loss", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument total_loss_argument = {"total_loss", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument scale_argument = {"scale", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument grad_input_argument = {"grad_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument grad_target_argument = {"grad_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument direction_input_argument = {"direction_input", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument rate_argument = {"rate", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument total_rate_argument = {"total_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument hvp_input_argument = {"hvp_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument direction_target_argument = {"direction_target", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument hvp_target_argument = {"hvp_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_param eps_param = {"eps", 0.0, INFINITY, 0};
+const losslib_argument input_argument = {"input", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument target_argument = {"target", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument loss_argument = {"loss", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument total_loss_argument = {"total_loss", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument scale_argument = {"scale", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument grad_input_argument = {"grad_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument grad_target_argument = {"grad_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument direction_input_argument = {"direction_input", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument rate_argument = {"rate", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument total_rate_argument = {"total_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument hvp_input_argument = {"hvp_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument direction_target_argument = {"direction_target", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument hvp_target_argument = {"hvp_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_param eps_param = {"eps", 0.0, INFINITY, 0, NULL};
 
 const losslib_signature value__log_input_yes__full_yes_signature = {
     "poisson_nll_loss.value__log_input_yes__full_yes", 4, 0, 0,
     { &input_argument, &target_argument, &loss_argument, &total_loss_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 const losslib_signature value_and_grad_all__log_input_yes__full_yes_signature = {
     "poisson_nll_loss.value_and_grad_all__log_input_yes__full_yes", 7, 0, 0,
     { &input_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument, &grad_target_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 const losslib_signature value_and_grad__log_input_yes__full_yes_signature = {
     "poisson_nll_loss.value_and_grad__log_input_yes__full_yes", 6, 0, 0,
     { &input_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 const losslib_signature jvp__log_input_yes__full_yes_signature = {
     "poisson_nll_loss.jvp__log_input_yes__full_yes", 5, 0, 0,
     { &input_argument, &target_argument, &direction_input_argument, &rate_argument, &total_rate_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 const losslib_signature hvp__log_input_yes__full_yes_signature = {
     "poisson_nll_loss.hvp__log_input_yes__full_yes", 4, 0, 0,
     { &input_argument, &scale_argument, &direction_input_argument, &hvp_input_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 const losslib_signature jvp_all__log_input_yes__full_yes_signature = {
     "poisson_nll_loss.jvp_all__log_input_yes__full_yes", 6, 0, 0,
     { &input_argument, &target_argument, &direction_input_argument, &direction_target_argument, &rate_argument, &total_rate_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 const losslib_signature hvp_all__log_input_yes__full_yes_signature = {
     "poisson_nll_loss.hvp_all__log_input_yes__full_yes", 7, 0, 0,
     { &input_argument, &target_argument, &scale_argument, &direction_input_argument, &direction_target_argument, &hvp_input_argument, &hvp_target_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 const losslib_signature value__log_input_yes__full_no_signature = {
     "poisson_nll_loss.value__log_input_yes__full_no", 4, 0, 0,
     { &input_argument, &target_argument, &loss_argument, &total_loss_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 const losslib_signature value_and_grad_all__log_input_yes__full_no_signature = {
     "poisson_nll_loss.value_and_grad_all__log_input_yes__full_no", 7, 0, 0,
     { &input_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument, &grad_target_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 const losslib_signature value_and_grad__log_input_yes__full_no_signature = {
     "poisson_nll_loss.value_and_grad__log_input_yes__full_no", 6, 0, 0,
     { &input_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 const losslib_signature jvp__log_input_yes__full_no_signature = {
     "poisson_nll_loss.jvp__log_input_yes__full_no", 5, 0, 0,
     { &input_argument, &target_argument, &direction_input_argument, &rate_argument, &total_rate_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 const losslib_signature hvp__log_input_yes__full_no_signature = {
     "poisson_nll_loss.hvp__log_input_yes__full_no", 4, 0, 0,
     { &input_argument, &scale_argument, &direction_input_argument, &hvp_input_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 const losslib_signature jvp_all__log_input_yes__full_no_signature = {
     "poisson_nll_loss.jvp_all__log_input_yes__full_no", 6, 0, 0,
     { &input_argument, &target_argument, &direction_input_argument, &direction_target_argument, &rate_argument, &total_rate_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 const losslib_signature hvp_all__log_input_yes__full_no_signature = {
     "poisson_nll_loss.hvp_all__log_input_yes__full_no", 6, 0, 0,
     { &input_argument, &scale_argument, &direction_input_argument, &direction_target_argument, &hvp_input_argument, &hvp_target_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 const losslib_signature value__log_input_no__full_yes_signature = {
     "poisson_nll_loss.value__log_input_no__full_yes", 4, 1, 0,
     { &input_argument, &target_argument, &loss_argument, &total_loss_argument },
-    { &eps_param }, { NULL }};
+    { &eps_param }, { NULL }, NULL};
 const losslib_signature value_and_grad_all__log_input_no__full_yes_signature = {
     "poisson_nll_loss.value_and_grad_all__log_input_no__full_yes", 7, 1, 0,
     { &input_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument, &grad_target_argument },
-    { &eps_param }, { NULL }};
+    { &eps_param }, { NULL }, NULL};
 const losslib_signature value_and_grad__log_input_no__full_yes_signature = {
     "poisson_nll_loss.value_and_grad__log_input_no__full_yes", 6, 1, 0,
     { &input_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument },
-    { &eps_param }, { NULL }};
+    { &eps_param }, { NULL }, NULL};
 const losslib_signature jvp__log_input_no__full_yes_signature = {
     "poisson_nll_loss.jvp__log_input_no__full_yes", 5, 1, 0,
     { &input_argument, &target_argument, &direction_input_argument, &rate_argument, &total_rate_argument },
-    { &eps_param }, { NULL }};
+    { &eps_param }, { NULL }, NULL};
 const losslib_signature hvp__log_input_no__full_yes_signature = {
     "poisson_nll_loss.hvp__log_input_no__full_yes", 5, 1, 0,
     { &input_argument, &target_argument, &scale_argument, &direction_input_argument, &hvp_input_argument },
-    { &eps_param }, { NULL }};
+    { &eps_param }, { NULL }, NULL};
 const losslib_signature jvp_all__log_input_no__full_yes_signature = {
     "poisson_nll_loss.jvp_all__log_input_no__full_yes", 6, 1, 0,
     { &input_argument, &target_argument, &direction_input_argument, &direction_target_argument, &rate_argument, &total_rate_argument },
-    { &eps_param }, { NULL }};
+    { &eps_param }, { NULL }, NULL};
 const losslib_signature hvp_all__log_input_no__full_yes_signature = {
     "poisson_nll_loss.hvp_all__log_input_no__full_yes", 7, 1, 0,
     { &input_argument, &target_argument, &scale_argument, &direction_input_argument, &direction_target_argument, &hvp_input_argument, &hvp_target_argument },
-    { &eps_param }, { NULL }};
+    { &eps_param }, { NULL }, NULL};
 const losslib_signature value__log_input_no__full_no_signature = {
     "poisson_nll_loss.value__log_input_no__full_no", 4, 1, 0,
     { &input_argument, &target_argument, &loss_argument, &total_loss_argument },
-    { &eps_param }, { NULL }};
+    { &eps_param }, { NULL }, NULL};
 const losslib_signature value_and_grad_all__log_input_no__full_no_signature = {
     "poisson_nll_loss.value_and_grad_all__log_input_no__full_no", 7, 1, 0,
     { &input_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument, &grad_target_argument },
-    { &eps_param }, { NULL }};
+    { &eps_param }, { NULL }, NULL};
 const losslib_signature value_and_grad__log_input_no__full_no_signature = {
     "poisson_nll_loss.value_and_grad__log_input_no__full_no", 6, 1, 0,
     { &input_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument },
-    { &eps_param }, { NULL }};
+    { &eps_param }, { NULL }, NULL};
 const losslib_signature jvp__log_input_no__full_no_signature = {
     "poisson_nll_loss.jvp__log_input_no__full_no", 5, 1, 0,
     { &input_argument, &target_argument, &direction_input_argument, &rate_argument, &total_rate_argument },
-    { &eps_param }, { NULL }};
+    { &eps_param }, { NULL }, NULL};
 const losslib_signature hvp__log_input_no__full_no_signature = {
     "poisson_nll_loss.hvp__log_input_no__full_no", 5, 1, 0,
     { &input_argument, &target_argument, &scale_argument, &direction_input_argument, &hvp_input_argument },
-    { &eps_param }, { NULL }};
+    { &eps_param }, { NULL }, NULL};
 const losslib_signature jvp_all__log_input_no__full_no_signature = {
     "poisson_nll_loss.jvp_all__log_input_no__full_no", 6, 1, 0,
     { &input_argument, &target_argument, &direction_input_argument, &direction_target_argument, &rate_argument, &total_rate_argument },
-    { &eps_param }, { NULL }};
+    { &eps_param }, { NULL }, NULL};
 const losslib_signature hvp_all__log_input_no__full_no_signature = {
     "poisson_nll_loss.hvp_all__log_input_no__full_no", 7, 1, 0,
     { &input_argument, &target_argument, &scale_argument, &direction_input_argument, &direction_target_argument, &hvp_input_argument, &hvp_target_argument },
-    { &eps_param }, { NULL }};
+    { &eps_param }, { NULL }, NULL};
 
 }
 

@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all__beta_0(const _
         const samples_at<7, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
-        const sample_pack<Storage, WIDTH> scale_pack(run, 2, here, (real)1);
+        const sample_pack<Storage, WIDTH> scale_pack(run, 2, here, (real)1, run.about.wide_scale);
         sample_pack<Storage, WIDTH> loss_pack, grad_input_pack, grad_target_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp__beta_0(const __grid_constant_
         const samples_at<5, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
-        const sample_pack<Storage, WIDTH> direction_input_pack(run, 2, here);
+        const sample_pack<Storage, WIDTH> direction_input_pack(run, 2, here, (real)0.0);
         sample_pack<Storage, WIDTH> rate_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -104,8 +104,8 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all__beta_0(const __grid_const
         const samples_at<6, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
-        const sample_pack<Storage, WIDTH> direction_input_pack(run, 2, here);
-        const sample_pack<Storage, WIDTH> direction_target_pack(run, 3, here);
+        const sample_pack<Storage, WIDTH> direction_input_pack(run, 2, here, (real)0.0);
+        const sample_pack<Storage, WIDTH> direction_target_pack(run, 3, here, (real)0.0);
         sample_pack<Storage, WIDTH> rate_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -156,7 +156,7 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all__beta_general(c
         const samples_at<7, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
-        const sample_pack<Storage, WIDTH> scale_pack(run, 2, here, (real)1);
+        const sample_pack<Storage, WIDTH> scale_pack(run, 2, here, (real)1, run.about.wide_scale);
         sample_pack<Storage, WIDTH> loss_pack, grad_input_pack, grad_target_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -192,7 +192,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp__beta_general(const __grid_con
         const samples_at<5, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
-        const sample_pack<Storage, WIDTH> direction_input_pack(run, 2, here);
+        const sample_pack<Storage, WIDTH> direction_input_pack(run, 2, here, (real)0.0);
         sample_pack<Storage, WIDTH> rate_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -220,8 +220,8 @@ __global__ void __launch_bounds__(THREADS, 1) hvp__beta_general(const __grid_con
         const samples_at<5, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
-        const sample_pack<Storage, WIDTH> scale_pack(run, 2, here, (real)1);
-        const sample_pack<Storage, WIDTH> direction_input_pack(run, 3, here);
+        const sample_pack<Storage, WIDTH> scale_pack(run, 2, here, (real)1, run.about.wide_scale);
+        const sample_pack<Storage, WIDTH> direction_input_pack(run, 3, here, (real)0.0);
         sample_pack<Storage, WIDTH> hvp_input_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -247,8 +247,8 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all__beta_general(const __grid
         const samples_at<6, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
-        const sample_pack<Storage, WIDTH> direction_input_pack(run, 2, here);
-        const sample_pack<Storage, WIDTH> direction_target_pack(run, 3, here);
+        const sample_pack<Storage, WIDTH> direction_input_pack(run, 2, here, (real)0.0);
+        const sample_pack<Storage, WIDTH> direction_target_pack(run, 3, here, (real)0.0);
         sample_pack<Storage, WIDTH> rate_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -278,9 +278,9 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all__beta_general(const __grid
         const samples_at<7, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
-        const sample_pack<Storage, WIDTH> scale_pack(run, 2, here, (real)1);
-        const sample_pack<Storage, WIDTH> direction_input_pack(run, 3, here);
-        const sample_pack<Storage, WIDTH> direction_target_pack(run, 4, here);
+        const sample_pack<Storage, WIDTH> scale_pack(run, 2, here, (real)1, run.about.wide_scale);
+        const sample_pack<Storage, WIDTH> direction_input_pack(run, 3, here, (real)0.0);
+        const sample_pack<Storage, WIDTH> direction_target_pack(run, 4, here, (real)0.0);
         sample_pack<Storage, WIDTH> hvp_input_pack, hvp_target_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -299,77 +299,77 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all__beta_general(const __grid
 
 /* What the driver is told. */
 
-const losslib_argument input_argument = {"input", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument target_argument = {"target", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument loss_argument = {"loss", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument total_loss_argument = {"total_loss", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument scale_argument = {"scale", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument grad_input_argument = {"grad_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument grad_target_argument = {"grad_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument direction_input_argument = {"direction_input", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument rate_argument = {"rate", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument total_rate_argument = {"total_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument hvp_input_argument = {"hvp_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument direction_target_argument = {"direction_target", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument hvp_target_argument = {"hvp_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_param beta_param = {"beta", 0.0, INFINITY, 0};
+const losslib_argument input_argument = {"input", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument target_argument = {"target", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument loss_argument = {"loss", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument total_loss_argument = {"total_loss", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument scale_argument = {"scale", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument grad_input_argument = {"grad_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument grad_target_argument = {"grad_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument direction_input_argument = {"direction_input", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument rate_argument = {"rate", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument total_rate_argument = {"total_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument hvp_input_argument = {"hvp_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument direction_target_argument = {"direction_target", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument hvp_target_argument = {"hvp_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_param beta_param = {"beta", 0.0, INFINITY, 0, NULL};
 
 const losslib_signature value__beta_0_signature = {
     "smooth_l1_loss.value__beta_0", 4, 0, 0,
     { &input_argument, &target_argument, &loss_argument, &total_loss_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 const losslib_signature value_and_grad_all__beta_0_signature = {
     "smooth_l1_loss.value_and_grad_all__beta_0", 7, 0, 0,
     { &input_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument, &grad_target_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 const losslib_signature value_and_grad__beta_0_signature = {
     "smooth_l1_loss.value_and_grad__beta_0", 6, 0, 0,
     { &input_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 const losslib_signature jvp__beta_0_signature = {
     "smooth_l1_loss.jvp__beta_0", 5, 0, 0,
     { &input_argument, &target_argument, &direction_input_argument, &rate_argument, &total_rate_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 const losslib_signature hvp__beta_0_signature = {
     "smooth_l1_loss.hvp__beta_0", 2, 0, 0,
     { &input_argument, &hvp_input_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 const losslib_signature jvp_all__beta_0_signature = {
     "smooth_l1_loss.jvp_all__beta_0", 6, 0, 0,
     { &input_argument, &target_argument, &direction_input_argument, &direction_target_argument, &rate_argument, &total_rate_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 const losslib_signature hvp_all__beta_0_signature = {
     "smooth_l1_loss.hvp_all__beta_0", 3, 0, 0,
     { &input_argument, &hvp_input_argument, &hvp_target_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 const losslib_signature value__beta_general_signature = {
     "smooth_l1_loss.value__beta_general", 4, 1, 0,
     { &input_argument, &target_argument, &loss_argument, &total_loss_argument },
-    { &beta_param }, { NULL }};
+    { &beta_param }, { NULL }, NULL};
 const losslib_signature value_and_grad_all__beta_general_signature = {
     "smooth_l1_loss.value_and_grad_all__beta_general", 7, 1, 0,
     { &input_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument, &grad_target_argument },
-    { &beta_param }, { NULL }};
+    { &beta_param }, { NULL }, NULL};
 const losslib_signature value_and_grad__beta_general_signature = {
     "smooth_l1_loss.value_and_grad__beta_general", 6, 1, 0,
     { &input_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument },
-    { &beta_param }, { NULL }};
+    { &beta_param }, { NULL }, NULL};
 const losslib_signature jvp__beta_general_signature = {
     "smooth_l1_loss.jvp__beta_general", 5, 1, 0,
     { &input_argument, &target_argument, &direction_input_argument, &rate_argument, &total_rate_argument },
-    { &beta_param }, { NULL }};
+    { &beta_param }, { NULL }, NULL};
 const losslib_signature hvp__beta_general_signature = {
     "smooth_l1_loss.hvp__beta_general", 5, 1, 0,
     { &input_argument, &target_argument, &scale_argument, &direction_input_argument, &hvp_input_argument },
-    { &beta_param }, { NULL }};
+    { &beta_param }, { NULL }, NULL};
 const losslib_signature jvp_all__beta_general_signature = {
     "smooth_l1_loss.jvp_all__beta_general", 6, 1, 0,
     { &input_argument, &target_argument, &direction_input_argument, &direction_target_argument, &rate_argument, &total_rate_argument },
-    { &beta_param }, { NULL }};
+    { &beta_param }, { NULL }, NULL};
 const losslib_signature hvp_all__beta_general_signature = {
     "smooth_l1_loss.hvp_all__beta_general", 7, 1, 0,
     { &input_argument, &target_argument, &scale_argument, &direction_input_argument, &direction_target_argument, &hvp_input_argument, &hvp_target_argument },
-    { &beta_param }, { NULL }};
+    { &beta_param }, { NULL }, NULL};
 
 }
 

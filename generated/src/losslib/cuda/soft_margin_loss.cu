@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all(const __grid_co
         const samples_at<7, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
-        const sample_pack<Storage, WIDTH> scale_pack(run, 2, here, (real)1);
+        const sample_pack<Storage, WIDTH> scale_pack(run, 2, here, (real)1, run.about.wide_scale);
         sample_pack<Storage, WIDTH> loss_pack, grad_input_pack, grad_target_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp(const __grid_constant__ launch
         const samples_at<5, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
-        const sample_pack<Storage, WIDTH> direction_input_pack(run, 2, here);
+        const sample_pack<Storage, WIDTH> direction_input_pack(run, 2, here, (real)0.0);
         sample_pack<Storage, WIDTH> rate_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -82,8 +82,8 @@ __global__ void __launch_bounds__(THREADS, 1) hvp(const __grid_constant__ launch
         const samples_at<5, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
-        const sample_pack<Storage, WIDTH> scale_pack(run, 2, here, (real)1);
-        const sample_pack<Storage, WIDTH> direction_input_pack(run, 3, here);
+        const sample_pack<Storage, WIDTH> scale_pack(run, 2, here, (real)1, run.about.wide_scale);
+        const sample_pack<Storage, WIDTH> direction_input_pack(run, 3, here, (real)0.0);
         sample_pack<Storage, WIDTH> hvp_input_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -108,8 +108,8 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all(const __grid_constant__ la
         const samples_at<6, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
-        const sample_pack<Storage, WIDTH> direction_input_pack(run, 2, here);
-        const sample_pack<Storage, WIDTH> direction_target_pack(run, 3, here);
+        const sample_pack<Storage, WIDTH> direction_input_pack(run, 2, here, (real)0.0);
+        const sample_pack<Storage, WIDTH> direction_target_pack(run, 3, here, (real)0.0);
         sample_pack<Storage, WIDTH> rate_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all(const __grid_constant__ la
     close_total(run, 5, 0, total_rate_sum);
 }
 
-/* The hessian times the directions, times scale. 19 operations. */
+/* The hessian times the directions, times scale. 18 operations. */
 template <class Storage, int WIDTH>
 __global__ void __launch_bounds__(THREADS, 1) hvp_all(const __grid_constant__ launch<7> run)
 {
@@ -135,18 +135,18 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all(const __grid_constant__ la
         const samples_at<7, WIDTH> here(run, first);
         const sample_pack<Storage, WIDTH> input_pack(run, 0, here);
         const sample_pack<Storage, WIDTH> target_pack(run, 1, here);
-        const sample_pack<Storage, WIDTH> scale_pack(run, 2, here, (real)1);
-        const sample_pack<Storage, WIDTH> direction_input_pack(run, 3, here);
-        const sample_pack<Storage, WIDTH> direction_target_pack(run, 4, here);
+        const sample_pack<Storage, WIDTH> scale_pack(run, 2, here, (real)1, run.about.wide_scale);
+        const sample_pack<Storage, WIDTH> direction_input_pack(run, 3, here, (real)0.0);
+        const sample_pack<Storage, WIDTH> direction_target_pack(run, 4, here, (real)0.0);
         sample_pack<Storage, WIDTH> hvp_input_pack, hvp_target_pack;
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
             const real input = input_pack.at[nth], target = target_pack.at[nth], scale = scale_pack.at[nth], direction_input = direction_input_pack.at[nth], direction_target = direction_target_pack.at[nth];
             const real product = input * target;
-            const real difference = times_sigmoid<real>(product * scale, product) - scale;
+            const real difference = times_sigmoid<real>(product, product) - 1;
             const real minus_product = -product;
-            hvp_input_pack.at[nth] = times_sigmoid<real>(difference * direction_target + times_sigmoid<real>(target * direction_input * scale * target, product), minus_product);
-            hvp_target_pack.at[nth] = times_sigmoid<real>(difference * direction_input + times_sigmoid<real>(input * direction_target * scale * input, product), minus_product);
+            hvp_input_pack.at[nth] = times_sigmoid<real>((difference * direction_target + times_sigmoid<real>(target * direction_input * target, product)) * scale, minus_product);
+            hvp_target_pack.at[nth] = times_sigmoid<real>((difference * direction_input + times_sigmoid<real>(input * direction_target * input, product)) * scale, minus_product);
         }
         hvp_input_pack.store(run, 5, here);
         hvp_target_pack.store(run, 6, here);
@@ -155,48 +155,48 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all(const __grid_constant__ la
 
 /* What the driver is told. */
 
-const losslib_argument input_argument = {"input", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument target_argument = {"target", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument loss_argument = {"loss", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument total_loss_argument = {"total_loss", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument scale_argument = {"scale", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument grad_input_argument = {"grad_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument grad_target_argument = {"grad_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument direction_input_argument = {"direction_input", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument rate_argument = {"rate", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument total_rate_argument = {"total_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument hvp_input_argument = {"hvp_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument direction_target_argument = {"direction_target", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument hvp_target_argument = {"hvp_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
+const losslib_argument input_argument = {"input", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument target_argument = {"target", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument loss_argument = {"loss", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument total_loss_argument = {"total_loss", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument scale_argument = {"scale", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument grad_input_argument = {"grad_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument grad_target_argument = {"grad_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument direction_input_argument = {"direction_input", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument rate_argument = {"rate", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument total_rate_argument = {"total_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument hvp_input_argument = {"hvp_input", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument direction_target_argument = {"direction_target", LOSSLIB_DIRECTION, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument hvp_target_argument = {"hvp_target", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
 
 const losslib_signature value_signature = {
     "soft_margin_loss.value", 4, 0, 0,
     { &input_argument, &target_argument, &loss_argument, &total_loss_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 const losslib_signature value_and_grad_all_signature = {
     "soft_margin_loss.value_and_grad_all", 7, 0, 0,
     { &input_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument, &grad_target_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 const losslib_signature value_and_grad_signature = {
     "soft_margin_loss.value_and_grad", 6, 0, 0,
     { &input_argument, &target_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_input_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 const losslib_signature jvp_signature = {
     "soft_margin_loss.jvp", 5, 0, 0,
     { &input_argument, &target_argument, &direction_input_argument, &rate_argument, &total_rate_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 const losslib_signature hvp_signature = {
     "soft_margin_loss.hvp", 5, 0, 0,
     { &input_argument, &target_argument, &scale_argument, &direction_input_argument, &hvp_input_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 const losslib_signature jvp_all_signature = {
     "soft_margin_loss.jvp_all", 6, 0, 0,
     { &input_argument, &target_argument, &direction_input_argument, &direction_target_argument, &rate_argument, &total_rate_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 const losslib_signature hvp_all_signature = {
     "soft_margin_loss.hvp_all", 7, 0, 0,
     { &input_argument, &target_argument, &scale_argument, &direction_input_argument, &direction_target_argument, &hvp_input_argument, &hvp_target_argument },
-    { NULL }, { NULL }};
+    { NULL }, { NULL }, NULL};
 
 }
 

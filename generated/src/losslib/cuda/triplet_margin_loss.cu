@@ -200,7 +200,7 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad__p_1__swap_yes(cons
         const input_row<Storage> anchor(run, 0, here.of[0]);
         const input_row<Storage> positive(run, 1, here.of[1]);
         const input_row<Storage> negative(run, 2, here.of[2]);
-        const real scale = scale_at<Storage>(run, 3, here.of[3], (real)1);
+        const real scale = number_at<Storage>(run, 3, here.of[3], (real)1, run.about.wide_scale);
         const output_row<Storage> loss(run, 4, here.of[4]);
         const output_row<Storage> grad_anchor(run, 6, here.of[6]);
         const output_row<Storage> grad_positive(run, 7, here.of[7]);
@@ -273,9 +273,9 @@ __global__ void __launch_bounds__(THREADS, 1) jvp__p_1__swap_yes(const __grid_co
         const input_row<Storage> anchor(run, 0, here.of[0]);
         const input_row<Storage> positive(run, 1, here.of[1]);
         const input_row<Storage> negative(run, 2, here.of[2]);
-        const input_row<Storage> direction_anchor(run, 3, here.of[3]);
-        const input_row<Storage> direction_negative(run, 4, here.of[4]);
-        const input_row<Storage> direction_positive(run, 5, here.of[5]);
+        const optional_row<Storage> direction_anchor(run, 3, here.of[3], (real)0.0);
+        const optional_row<Storage> direction_negative(run, 4, here.of[4], (real)0.0);
+        const optional_row<Storage> direction_positive(run, 5, here.of[5], (real)0.0);
         const output_row<Storage> rate(run, 6, here.of[6]);
 
         accumulator<real> sum_product_sum;
@@ -359,7 +359,7 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad__p_1__swap_no(const
         const input_row<Storage> anchor(run, 0, here.of[0]);
         const input_row<Storage> positive(run, 1, here.of[1]);
         const input_row<Storage> negative(run, 2, here.of[2]);
-        const real scale = scale_at<Storage>(run, 3, here.of[3], (real)1);
+        const real scale = number_at<Storage>(run, 3, here.of[3], (real)1, run.about.wide_scale);
         const output_row<Storage> loss(run, 4, here.of[4]);
         const output_row<Storage> grad_anchor(run, 6, here.of[6]);
         const output_row<Storage> grad_positive(run, 7, here.of[7]);
@@ -410,9 +410,9 @@ __global__ void __launch_bounds__(THREADS, 1) jvp__p_1__swap_no(const __grid_con
         const input_row<Storage> anchor(run, 0, here.of[0]);
         const input_row<Storage> positive(run, 1, here.of[1]);
         const input_row<Storage> negative(run, 2, here.of[2]);
-        const input_row<Storage> direction_anchor(run, 3, here.of[3]);
-        const input_row<Storage> direction_negative(run, 4, here.of[4]);
-        const input_row<Storage> direction_positive(run, 5, here.of[5]);
+        const optional_row<Storage> direction_anchor(run, 3, here.of[3], (real)0.0);
+        const optional_row<Storage> direction_negative(run, 4, here.of[4], (real)0.0);
+        const optional_row<Storage> direction_positive(run, 5, here.of[5], (real)0.0);
         const output_row<Storage> rate(run, 6, here.of[6]);
 
         accumulator<real> sum_product_sum;
@@ -477,7 +477,7 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad__p_2__swap_yes(cons
         const input_row<Storage> anchor(run, 0, here.of[0]);
         const input_row<Storage> positive(run, 1, here.of[1]);
         const input_row<Storage> negative(run, 2, here.of[2]);
-        const real scale = scale_at<Storage>(run, 3, here.of[3], (real)1);
+        const real scale = number_at<Storage>(run, 3, here.of[3], (real)1, run.about.wide_scale);
         const output_row<Storage> loss(run, 4, here.of[4]);
         const output_row<Storage> grad_anchor(run, 6, here.of[6]);
         const output_row<Storage> grad_positive(run, 7, here.of[7]);
@@ -584,9 +584,9 @@ __global__ void __launch_bounds__(THREADS, 1) jvp__p_2__swap_yes(const __grid_co
         const input_row<Storage> anchor(run, 0, here.of[0]);
         const input_row<Storage> positive(run, 1, here.of[1]);
         const input_row<Storage> negative(run, 2, here.of[2]);
-        const input_row<Storage> direction_anchor(run, 3, here.of[3]);
-        const input_row<Storage> direction_negative(run, 4, here.of[4]);
-        const input_row<Storage> direction_positive(run, 5, here.of[5]);
+        const optional_row<Storage> direction_anchor(run, 3, here.of[3], (real)0.0);
+        const optional_row<Storage> direction_negative(run, 4, here.of[4], (real)0.0);
+        const optional_row<Storage> direction_positive(run, 5, here.of[5], (real)0.0);
         const output_row<Storage> rate(run, 6, here.of[6]);
 
         real max_abs_here = -INFINITY;
@@ -678,10 +678,10 @@ __global__ void __launch_bounds__(THREADS, 1) hvp__p_2__swap_yes(const __grid_co
         const input_row<Storage> anchor(run, 0, here.of[0]);
         const input_row<Storage> positive(run, 1, here.of[1]);
         const input_row<Storage> negative(run, 2, here.of[2]);
-        const real scale = scale_at<Storage>(run, 3, here.of[3], (real)1);
-        const input_row<Storage> direction_anchor(run, 4, here.of[4]);
-        const input_row<Storage> direction_negative(run, 5, here.of[5]);
-        const input_row<Storage> direction_positive(run, 6, here.of[6]);
+        const real scale = number_at<Storage>(run, 3, here.of[3], (real)1, run.about.wide_scale);
+        const optional_row<Storage> direction_anchor(run, 4, here.of[4], (real)0.0);
+        const optional_row<Storage> direction_negative(run, 5, here.of[5], (real)0.0);
+        const optional_row<Storage> direction_positive(run, 6, here.of[6], (real)0.0);
         const output_row<Storage> hvp_anchor(run, 7, here.of[7]);
         const output_row<Storage> hvp_positive(run, 8, here.of[8]);
         const output_row<Storage> hvp_negative(run, 9, here.of[9]);
@@ -831,7 +831,7 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad__p_2__swap_no(const
         const input_row<Storage> anchor(run, 0, here.of[0]);
         const input_row<Storage> positive(run, 1, here.of[1]);
         const input_row<Storage> negative(run, 2, here.of[2]);
-        const real scale = scale_at<Storage>(run, 3, here.of[3], (real)1);
+        const real scale = number_at<Storage>(run, 3, here.of[3], (real)1, run.about.wide_scale);
         const output_row<Storage> loss(run, 4, here.of[4]);
         const output_row<Storage> grad_anchor(run, 6, here.of[6]);
         const output_row<Storage> grad_positive(run, 7, here.of[7]);
@@ -947,9 +947,9 @@ __global__ void __launch_bounds__(THREADS, 1) jvp__p_2__swap_no(const __grid_con
         const input_row<Storage> anchor(run, 0, here.of[0]);
         const input_row<Storage> positive(run, 1, here.of[1]);
         const input_row<Storage> negative(run, 2, here.of[2]);
-        const input_row<Storage> direction_anchor(run, 3, here.of[3]);
-        const input_row<Storage> direction_negative(run, 4, here.of[4]);
-        const input_row<Storage> direction_positive(run, 5, here.of[5]);
+        const optional_row<Storage> direction_anchor(run, 3, here.of[3], (real)0.0);
+        const optional_row<Storage> direction_negative(run, 4, here.of[4], (real)0.0);
+        const optional_row<Storage> direction_positive(run, 5, here.of[5], (real)0.0);
         const output_row<Storage> rate(run, 6, here.of[6]);
 
         real max_abs_here = -INFINITY;
@@ -1017,10 +1017,10 @@ __global__ void __launch_bounds__(THREADS, 1) hvp__p_2__swap_no(const __grid_con
         const input_row<Storage> anchor(run, 0, here.of[0]);
         const input_row<Storage> positive(run, 1, here.of[1]);
         const input_row<Storage> negative(run, 2, here.of[2]);
-        const real scale = scale_at<Storage>(run, 3, here.of[3], (real)1);
-        const input_row<Storage> direction_anchor(run, 4, here.of[4]);
-        const input_row<Storage> direction_negative(run, 5, here.of[5]);
-        const input_row<Storage> direction_positive(run, 6, here.of[6]);
+        const real scale = number_at<Storage>(run, 3, here.of[3], (real)1, run.about.wide_scale);
+        const optional_row<Storage> direction_anchor(run, 4, here.of[4], (real)0.0);
+        const optional_row<Storage> direction_negative(run, 5, here.of[5], (real)0.0);
+        const optional_row<Storage> direction_positive(run, 6, here.of[6], (real)0.0);
         const output_row<Storage> hvp_anchor(run, 7, here.of[7]);
         const output_row<Storage> hvp_positive(run, 8, here.of[8]);
         const output_row<Storage> hvp_negative(run, 9, here.of[9]);
@@ -1126,7 +1126,7 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad__p_inf__swap_yes(co
         const input_row<Storage> anchor(run, 0, here.of[0]);
         const input_row<Storage> positive(run, 1, here.of[1]);
         const input_row<Storage> negative(run, 2, here.of[2]);
-        const real scale = scale_at<Storage>(run, 3, here.of[3], (real)1);
+        const real scale = number_at<Storage>(run, 3, here.of[3], (real)1, run.about.wide_scale);
         const output_row<Storage> loss(run, 4, here.of[4]);
         const output_row<Storage> grad_anchor(run, 6, here.of[6]);
         const output_row<Storage> grad_positive(run, 7, here.of[7]);
@@ -1229,9 +1229,9 @@ __global__ void __launch_bounds__(THREADS, 1) jvp__p_inf__swap_yes(const __grid_
         const input_row<Storage> anchor(run, 0, here.of[0]);
         const input_row<Storage> positive(run, 1, here.of[1]);
         const input_row<Storage> negative(run, 2, here.of[2]);
-        const input_row<Storage> direction_anchor(run, 3, here.of[3]);
-        const input_row<Storage> direction_negative(run, 4, here.of[4]);
-        const input_row<Storage> direction_positive(run, 5, here.of[5]);
+        const optional_row<Storage> direction_anchor(run, 3, here.of[3], (real)0.0);
+        const optional_row<Storage> direction_negative(run, 4, here.of[4], (real)0.0);
+        const optional_row<Storage> direction_positive(run, 5, here.of[5], (real)0.0);
         const output_row<Storage> rate(run, 6, here.of[6]);
 
         real near_here = -INFINITY;
@@ -1342,7 +1342,7 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad__p_inf__swap_no(con
         const input_row<Storage> anchor(run, 0, here.of[0]);
         const input_row<Storage> positive(run, 1, here.of[1]);
         const input_row<Storage> negative(run, 2, here.of[2]);
-        const real scale = scale_at<Storage>(run, 3, here.of[3], (real)1);
+        const real scale = number_at<Storage>(run, 3, here.of[3], (real)1, run.about.wide_scale);
         const output_row<Storage> loss(run, 4, here.of[4]);
         const output_row<Storage> grad_anchor(run, 6, here.of[6]);
         const output_row<Storage> grad_positive(run, 7, here.of[7]);
@@ -1420,9 +1420,9 @@ __global__ void __launch_bounds__(THREADS, 1) jvp__p_inf__swap_no(const __grid_c
         const input_row<Storage> anchor(run, 0, here.of[0]);
         const input_row<Storage> positive(run, 1, here.of[1]);
         const input_row<Storage> negative(run, 2, here.of[2]);
-        const input_row<Storage> direction_anchor(run, 3, here.of[3]);
-        const input_row<Storage> direction_negative(run, 4, here.of[4]);
-        const input_row<Storage> direction_positive(run, 5, here.of[5]);
+        const optional_row<Storage> direction_anchor(run, 3, here.of[3], (real)0.0);
+        const optional_row<Storage> direction_negative(run, 4, here.of[4], (real)0.0);
+        const optional_row<Storage> direction_positive(run, 5, here.of[5], (real)0.0);
         const output_row<Storage> rate(run, 6, here.of[6]);
 
         real near_here = -INFINITY;
@@ -1516,7 +1516,7 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad__p_general__swap_ye
         const input_row<Storage> anchor(run, 0, here.of[0]);
         const input_row<Storage> positive(run, 1, here.of[1]);
         const input_row<Storage> negative(run, 2, here.of[2]);
-        const real scale = scale_at<Storage>(run, 3, here.of[3], (real)1);
+        const real scale = number_at<Storage>(run, 3, here.of[3], (real)1, run.about.wide_scale);
         const output_row<Storage> loss(run, 4, here.of[4]);
         const output_row<Storage> grad_anchor(run, 6, here.of[6]);
         const output_row<Storage> grad_positive(run, 7, here.of[7]);
@@ -1638,9 +1638,9 @@ __global__ void __launch_bounds__(THREADS, 1) jvp__p_general__swap_yes(const __g
         const input_row<Storage> anchor(run, 0, here.of[0]);
         const input_row<Storage> positive(run, 1, here.of[1]);
         const input_row<Storage> negative(run, 2, here.of[2]);
-        const input_row<Storage> direction_anchor(run, 3, here.of[3]);
-        const input_row<Storage> direction_negative(run, 4, here.of[4]);
-        const input_row<Storage> direction_positive(run, 5, here.of[5]);
+        const optional_row<Storage> direction_anchor(run, 3, here.of[3], (real)0.0);
+        const optional_row<Storage> direction_negative(run, 4, here.of[4], (real)0.0);
+        const optional_row<Storage> direction_positive(run, 5, here.of[5], (real)0.0);
         const output_row<Storage> rate(run, 6, here.of[6]);
 
         real max_abs_here = -INFINITY;
@@ -1747,10 +1747,10 @@ __global__ void __launch_bounds__(THREADS, 1) hvp__p_general__swap_yes(const __g
         const input_row<Storage> anchor(run, 0, here.of[0]);
         const input_row<Storage> positive(run, 1, here.of[1]);
         const input_row<Storage> negative(run, 2, here.of[2]);
-        const real scale = scale_at<Storage>(run, 3, here.of[3], (real)1);
-        const input_row<Storage> direction_anchor(run, 4, here.of[4]);
-        const input_row<Storage> direction_negative(run, 5, here.of[5]);
-        const input_row<Storage> direction_positive(run, 6, here.of[6]);
+        const real scale = number_at<Storage>(run, 3, here.of[3], (real)1, run.about.wide_scale);
+        const optional_row<Storage> direction_anchor(run, 4, here.of[4], (real)0.0);
+        const optional_row<Storage> direction_negative(run, 5, here.of[5], (real)0.0);
+        const optional_row<Storage> direction_positive(run, 6, here.of[6], (real)0.0);
         const output_row<Storage> hvp_anchor(run, 7, here.of[7]);
         const output_row<Storage> hvp_positive(run, 8, here.of[8]);
         const output_row<Storage> hvp_negative(run, 9, here.of[9]);
@@ -1937,7 +1937,7 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad__p_general__swap_no
         const input_row<Storage> anchor(run, 0, here.of[0]);
         const input_row<Storage> positive(run, 1, here.of[1]);
         const input_row<Storage> negative(run, 2, here.of[2]);
-        const real scale = scale_at<Storage>(run, 3, here.of[3], (real)1);
+        const real scale = number_at<Storage>(run, 3, here.of[3], (real)1, run.about.wide_scale);
         const output_row<Storage> loss(run, 4, here.of[4]);
         const output_row<Storage> grad_anchor(run, 6, here.of[6]);
         const output_row<Storage> grad_positive(run, 7, here.of[7]);
@@ -2025,9 +2025,9 @@ __global__ void __launch_bounds__(THREADS, 1) jvp__p_general__swap_no(const __gr
         const input_row<Storage> anchor(run, 0, here.of[0]);
         const input_row<Storage> positive(run, 1, here.of[1]);
         const input_row<Storage> negative(run, 2, here.of[2]);
-        const input_row<Storage> direction_anchor(run, 3, here.of[3]);
-        const input_row<Storage> direction_negative(run, 4, here.of[4]);
-        const input_row<Storage> direction_positive(run, 5, here.of[5]);
+        const optional_row<Storage> direction_anchor(run, 3, here.of[3], (real)0.0);
+        const optional_row<Storage> direction_negative(run, 4, here.of[4], (real)0.0);
+        const optional_row<Storage> direction_positive(run, 5, here.of[5], (real)0.0);
         const output_row<Storage> rate(run, 6, here.of[6]);
 
         real max_abs_here = -INFINITY;
@@ -2105,10 +2105,10 @@ __global__ void __launch_bounds__(THREADS, 1) hvp__p_general__swap_no(const __gr
         const input_row<Storage> anchor(run, 0, here.of[0]);
         const input_row<Storage> positive(run, 1, here.of[1]);
         const input_row<Storage> negative(run, 2, here.of[2]);
-        const real scale = scale_at<Storage>(run, 3, here.of[3], (real)1);
-        const input_row<Storage> direction_anchor(run, 4, here.of[4]);
-        const input_row<Storage> direction_negative(run, 5, here.of[5]);
-        const input_row<Storage> direction_positive(run, 6, here.of[6]);
+        const real scale = number_at<Storage>(run, 3, here.of[3], (real)1, run.about.wide_scale);
+        const optional_row<Storage> direction_anchor(run, 4, here.of[4], (real)0.0);
+        const optional_row<Storage> direction_negative(run, 5, here.of[5], (real)0.0);
+        const optional_row<Storage> direction_positive(run, 6, here.of[6], (real)0.0);
         const output_row<Storage> hvp_anchor(run, 7, here.of[7]);
         const output_row<Storage> hvp_positive(run, 8, here.of[8]);
         const output_row<Storage> hvp_negative(run, 9, here.of[9]);
@@ -2221,187 +2221,187 @@ __global__ void __launch_bounds__(THREADS, 1) hvp__p_general__swap_no(const __gr
 
 /* What the driver is told. */
 
-const losslib_argument anchor__features_argument = {"anchor", LOSSLIB_INPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument positive__features_argument = {"positive", LOSSLIB_INPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument negative__features_argument = {"negative", LOSSLIB_INPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument loss_argument = {"loss", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument total_loss_argument = {"total_loss", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument grad_anchor__features_argument = {"grad_anchor", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument grad_positive__features_argument = {"grad_positive", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument grad_negative__features_argument = {"grad_negative", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument rate_argument = {"rate", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument total_rate_argument = {"total_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument hvp_anchor__features_argument = {"hvp_anchor", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument hvp_positive__features_argument = {"hvp_positive", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument hvp_negative__features_argument = {"hvp_negative", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument scale_argument = {"scale", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument direction_anchor__features_argument = {"direction_anchor", LOSSLIB_DIRECTION, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument direction_negative__features_argument = {"direction_negative", LOSSLIB_DIRECTION, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_argument direction_positive__features_argument = {"direction_positive", LOSSLIB_DIRECTION, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0};
-const losslib_param margin_param = {"margin", 0.0, INFINITY, 1};
-const losslib_param eps_param = {"eps", 0.0, INFINITY, 0};
-const losslib_param p_param = {"p", 0.0, INFINITY, 0};
+const losslib_argument anchor__features_argument = {"anchor", LOSSLIB_INPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument positive__features_argument = {"positive", LOSSLIB_INPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument negative__features_argument = {"negative", LOSSLIB_INPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument loss_argument = {"loss", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument total_loss_argument = {"total_loss", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument grad_anchor__features_argument = {"grad_anchor", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument grad_positive__features_argument = {"grad_positive", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument grad_negative__features_argument = {"grad_negative", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument rate_argument = {"rate", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument total_rate_argument = {"total_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument hvp_anchor__features_argument = {"hvp_anchor", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument hvp_positive__features_argument = {"hvp_positive", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument hvp_negative__features_argument = {"hvp_negative", LOSSLIB_OUTPUT, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument scale_argument = {"scale", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument direction_anchor__features_argument = {"direction_anchor", LOSSLIB_DIRECTION, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument direction_negative__features_argument = {"direction_negative", LOSSLIB_DIRECTION, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument direction_positive__features_argument = {"direction_positive", LOSSLIB_DIRECTION, 0, 1, 1, {"features"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_param margin_param = {"margin", 0.0, INFINITY, 1, NULL};
+const losslib_param eps_param = {"eps", 0.0, INFINITY, 0, NULL};
+const losslib_param p_param = {"p", 0.0, INFINITY, 0, NULL};
 
 const losslib_signature value__p_0__swap_yes_signature = {
     "triplet_margin_loss.value__p_0__swap_yes", 5, 2, 1,
     { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &loss_argument, &total_loss_argument },
-    { &margin_param, &eps_param }, { "features" }};
+    { &margin_param, &eps_param }, { "features" }, NULL};
 const losslib_signature value_and_grad__p_0__swap_yes_signature = {
     "triplet_margin_loss.value_and_grad__p_0__swap_yes", 8, 2, 1,
     { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &loss_argument, &total_loss_argument, &grad_anchor__features_argument, &grad_positive__features_argument, &grad_negative__features_argument },
-    { &margin_param, &eps_param }, { "features" }};
+    { &margin_param, &eps_param }, { "features" }, NULL};
 const losslib_signature jvp__p_0__swap_yes_signature = {
     "triplet_margin_loss.jvp__p_0__swap_yes", 3, 0, 1,
     { &anchor__features_argument, &rate_argument, &total_rate_argument },
-    { NULL }, { "features" }};
+    { NULL }, { "features" }, NULL};
 const losslib_signature hvp__p_0__swap_yes_signature = {
     "triplet_margin_loss.hvp__p_0__swap_yes", 4, 0, 1,
     { &anchor__features_argument, &hvp_anchor__features_argument, &hvp_positive__features_argument, &hvp_negative__features_argument },
-    { NULL }, { "features" }};
+    { NULL }, { "features" }, NULL};
 const losslib_signature value__p_0__swap_no_signature = {
     "triplet_margin_loss.value__p_0__swap_no", 5, 2, 1,
     { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &loss_argument, &total_loss_argument },
-    { &margin_param, &eps_param }, { "features" }};
+    { &margin_param, &eps_param }, { "features" }, NULL};
 const losslib_signature value_and_grad__p_0__swap_no_signature = {
     "triplet_margin_loss.value_and_grad__p_0__swap_no", 8, 2, 1,
     { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &loss_argument, &total_loss_argument, &grad_anchor__features_argument, &grad_positive__features_argument, &grad_negative__features_argument },
-    { &margin_param, &eps_param }, { "features" }};
+    { &margin_param, &eps_param }, { "features" }, NULL};
 const losslib_signature jvp__p_0__swap_no_signature = {
     "triplet_margin_loss.jvp__p_0__swap_no", 3, 0, 1,
     { &anchor__features_argument, &rate_argument, &total_rate_argument },
-    { NULL }, { "features" }};
+    { NULL }, { "features" }, NULL};
 const losslib_signature hvp__p_0__swap_no_signature = {
     "triplet_margin_loss.hvp__p_0__swap_no", 4, 0, 1,
     { &anchor__features_argument, &hvp_anchor__features_argument, &hvp_positive__features_argument, &hvp_negative__features_argument },
-    { NULL }, { "features" }};
+    { NULL }, { "features" }, NULL};
 const losslib_signature value__p_1__swap_yes_signature = {
     "triplet_margin_loss.value__p_1__swap_yes", 5, 2, 1,
     { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &loss_argument, &total_loss_argument },
-    { &margin_param, &eps_param }, { "features" }};
+    { &margin_param, &eps_param }, { "features" }, NULL};
 const losslib_signature value_and_grad__p_1__swap_yes_signature = {
     "triplet_margin_loss.value_and_grad__p_1__swap_yes", 9, 2, 1,
     { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_anchor__features_argument, &grad_positive__features_argument, &grad_negative__features_argument },
-    { &margin_param, &eps_param }, { "features" }};
+    { &margin_param, &eps_param }, { "features" }, NULL};
 const losslib_signature jvp__p_1__swap_yes_signature = {
     "triplet_margin_loss.jvp__p_1__swap_yes", 8, 2, 1,
     { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &direction_anchor__features_argument, &direction_negative__features_argument, &direction_positive__features_argument, &rate_argument, &total_rate_argument },
-    { &margin_param, &eps_param }, { "features" }};
+    { &margin_param, &eps_param }, { "features" }, NULL};
 const losslib_signature hvp__p_1__swap_yes_signature = {
     "triplet_margin_loss.hvp__p_1__swap_yes", 4, 0, 1,
     { &anchor__features_argument, &hvp_anchor__features_argument, &hvp_positive__features_argument, &hvp_negative__features_argument },
-    { NULL }, { "features" }};
+    { NULL }, { "features" }, NULL};
 const losslib_signature value__p_1__swap_no_signature = {
     "triplet_margin_loss.value__p_1__swap_no", 5, 2, 1,
     { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &loss_argument, &total_loss_argument },
-    { &margin_param, &eps_param }, { "features" }};
+    { &margin_param, &eps_param }, { "features" }, NULL};
 const losslib_signature value_and_grad__p_1__swap_no_signature = {
     "triplet_margin_loss.value_and_grad__p_1__swap_no", 9, 2, 1,
     { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_anchor__features_argument, &grad_positive__features_argument, &grad_negative__features_argument },
-    { &margin_param, &eps_param }, { "features" }};
+    { &margin_param, &eps_param }, { "features" }, NULL};
 const losslib_signature jvp__p_1__swap_no_signature = {
     "triplet_margin_loss.jvp__p_1__swap_no", 8, 2, 1,
     { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &direction_anchor__features_argument, &direction_negative__features_argument, &direction_positive__features_argument, &rate_argument, &total_rate_argument },
-    { &margin_param, &eps_param }, { "features" }};
+    { &margin_param, &eps_param }, { "features" }, NULL};
 const losslib_signature hvp__p_1__swap_no_signature = {
     "triplet_margin_loss.hvp__p_1__swap_no", 4, 0, 1,
     { &anchor__features_argument, &hvp_anchor__features_argument, &hvp_positive__features_argument, &hvp_negative__features_argument },
-    { NULL }, { "features" }};
+    { NULL }, { "features" }, NULL};
 const losslib_signature value__p_2__swap_yes_signature = {
     "triplet_margin_loss.value__p_2__swap_yes", 5, 2, 1,
     { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &loss_argument, &total_loss_argument },
-    { &margin_param, &eps_param }, { "features" }};
+    { &margin_param, &eps_param }, { "features" }, NULL};
 const losslib_signature value_and_grad__p_2__swap_yes_signature = {
     "triplet_margin_loss.value_and_grad__p_2__swap_yes", 9, 2, 1,
     { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_anchor__features_argument, &grad_positive__features_argument, &grad_negative__features_argument },
-    { &margin_param, &eps_param }, { "features" }};
+    { &margin_param, &eps_param }, { "features" }, NULL};
 const losslib_signature jvp__p_2__swap_yes_signature = {
     "triplet_margin_loss.jvp__p_2__swap_yes", 8, 2, 1,
     { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &direction_anchor__features_argument, &direction_negative__features_argument, &direction_positive__features_argument, &rate_argument, &total_rate_argument },
-    { &margin_param, &eps_param }, { "features" }};
+    { &margin_param, &eps_param }, { "features" }, NULL};
 const losslib_signature hvp__p_2__swap_yes_signature = {
     "triplet_margin_loss.hvp__p_2__swap_yes", 10, 2, 1,
     { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &scale_argument, &direction_anchor__features_argument, &direction_negative__features_argument, &direction_positive__features_argument, &hvp_anchor__features_argument, &hvp_positive__features_argument, &hvp_negative__features_argument },
-    { &margin_param, &eps_param }, { "features" }};
+    { &margin_param, &eps_param }, { "features" }, NULL};
 const losslib_signature value__p_2__swap_no_signature = {
     "triplet_margin_loss.value__p_2__swap_no", 5, 2, 1,
     { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &loss_argument, &total_loss_argument },
-    { &margin_param, &eps_param }, { "features" }};
+    { &margin_param, &eps_param }, { "features" }, NULL};
 const losslib_signature value_and_grad__p_2__swap_no_signature = {
     "triplet_margin_loss.value_and_grad__p_2__swap_no", 9, 2, 1,
     { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_anchor__features_argument, &grad_positive__features_argument, &grad_negative__features_argument },
-    { &margin_param, &eps_param }, { "features" }};
+    { &margin_param, &eps_param }, { "features" }, NULL};
 const losslib_signature jvp__p_2__swap_no_signature = {
     "triplet_margin_loss.jvp__p_2__swap_no", 8, 2, 1,
     { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &direction_anchor__features_argument, &direction_negative__features_argument, &direction_positive__features_argument, &rate_argument, &total_rate_argument },
-    { &margin_param, &eps_param }, { "features" }};
+    { &margin_param, &eps_param }, { "features" }, NULL};
 const losslib_signature hvp__p_2__swap_no_signature = {
     "triplet_margin_loss.hvp__p_2__swap_no", 10, 2, 1,
     { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &scale_argument, &direction_anchor__features_argument, &direction_negative__features_argument, &direction_positive__features_argument, &hvp_anchor__features_argument, &hvp_positive__features_argument, &hvp_negative__features_argument },
-    { &margin_param, &eps_param }, { "features" }};
+    { &margin_param, &eps_param }, { "features" }, NULL};
 const losslib_signature value__p_inf__swap_yes_signature = {
     "triplet_margin_loss.value__p_inf__swap_yes", 5, 2, 1,
     { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &loss_argument, &total_loss_argument },
-    { &margin_param, &eps_param }, { "features" }};
+    { &margin_param, &eps_param }, { "features" }, NULL};
 const losslib_signature value_and_grad__p_inf__swap_yes_signature = {
     "triplet_margin_loss.value_and_grad__p_inf__swap_yes", 9, 2, 1,
     { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_anchor__features_argument, &grad_positive__features_argument, &grad_negative__features_argument },
-    { &margin_param, &eps_param }, { "features" }};
+    { &margin_param, &eps_param }, { "features" }, NULL};
 const losslib_signature jvp__p_inf__swap_yes_signature = {
     "triplet_margin_loss.jvp__p_inf__swap_yes", 8, 2, 1,
     { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &direction_anchor__features_argument, &direction_negative__features_argument, &direction_positive__features_argument, &rate_argument, &total_rate_argument },
-    { &margin_param, &eps_param }, { "features" }};
+    { &margin_param, &eps_param }, { "features" }, NULL};
 const losslib_signature hvp__p_inf__swap_yes_signature = {
     "triplet_margin_loss.hvp__p_inf__swap_yes", 4, 0, 1,
     { &anchor__features_argument, &hvp_anchor__features_argument, &hvp_positive__features_argument, &hvp_negative__features_argument },
-    { NULL }, { "features" }};
+    { NULL }, { "features" }, NULL};
 const losslib_signature value__p_inf__swap_no_signature = {
     "triplet_margin_loss.value__p_inf__swap_no", 5, 2, 1,
     { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &loss_argument, &total_loss_argument },
-    { &margin_param, &eps_param }, { "features" }};
+    { &margin_param, &eps_param }, { "features" }, NULL};
 const losslib_signature value_and_grad__p_inf__swap_no_signature = {
     "triplet_margin_loss.value_and_grad__p_inf__swap_no", 9, 2, 1,
     { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_anchor__features_argument, &grad_positive__features_argument, &grad_negative__features_argument },
-    { &margin_param, &eps_param }, { "features" }};
+    { &margin_param, &eps_param }, { "features" }, NULL};
 const losslib_signature jvp__p_inf__swap_no_signature = {
     "triplet_margin_loss.jvp__p_inf__swap_no", 8, 2, 1,
     { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &direction_anchor__features_argument, &direction_negative__features_argument, &direction_positive__features_argument, &rate_argument, &total_rate_argument },
-    { &margin_param, &eps_param }, { "features" }};
+    { &margin_param, &eps_param }, { "features" }, NULL};
 const losslib_signature hvp__p_inf__swap_no_signature = {
     "triplet_margin_loss.hvp__p_inf__swap_no", 4, 0, 1,
     { &anchor__features_argument, &hvp_anchor__features_argument, &hvp_positive__features_argument, &hvp_negative__features_argument },
-    { NULL }, { "features" }};
+    { NULL }, { "features" }, NULL};
 const losslib_signature value__p_general__swap_yes_signature = {
     "triplet_margin_loss.value__p_general__swap_yes", 5, 3, 1,
     { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &loss_argument, &total_loss_argument },
-    { &margin_param, &p_param, &eps_param }, { "features" }};
+    { &margin_param, &p_param, &eps_param }, { "features" }, NULL};
 const losslib_signature value_and_grad__p_general__swap_yes_signature = {
     "triplet_margin_loss.value_and_grad__p_general__swap_yes", 9, 3, 1,
     { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_anchor__features_argument, &grad_positive__features_argument, &grad_negative__features_argument },
-    { &margin_param, &p_param, &eps_param }, { "features" }};
+    { &margin_param, &p_param, &eps_param }, { "features" }, NULL};
 const losslib_signature jvp__p_general__swap_yes_signature = {
     "triplet_margin_loss.jvp__p_general__swap_yes", 8, 3, 1,
     { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &direction_anchor__features_argument, &direction_negative__features_argument, &direction_positive__features_argument, &rate_argument, &total_rate_argument },
-    { &margin_param, &p_param, &eps_param }, { "features" }};
+    { &margin_param, &p_param, &eps_param }, { "features" }, NULL};
 const losslib_signature hvp__p_general__swap_yes_signature = {
     "triplet_margin_loss.hvp__p_general__swap_yes", 10, 3, 1,
     { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &scale_argument, &direction_anchor__features_argument, &direction_negative__features_argument, &direction_positive__features_argument, &hvp_anchor__features_argument, &hvp_positive__features_argument, &hvp_negative__features_argument },
-    { &margin_param, &p_param, &eps_param }, { "features" }};
+    { &margin_param, &p_param, &eps_param }, { "features" }, NULL};
 const losslib_signature value__p_general__swap_no_signature = {
     "triplet_margin_loss.value__p_general__swap_no", 5, 3, 1,
     { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &loss_argument, &total_loss_argument },
-    { &margin_param, &p_param, &eps_param }, { "features" }};
+    { &margin_param, &p_param, &eps_param }, { "features" }, NULL};
 const losslib_signature value_and_grad__p_general__swap_no_signature = {
     "triplet_margin_loss.value_and_grad__p_general__swap_no", 9, 3, 1,
     { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &scale_argument, &loss_argument, &total_loss_argument, &grad_anchor__features_argument, &grad_positive__features_argument, &grad_negative__features_argument },
-    { &margin_param, &p_param, &eps_param }, { "features" }};
+    { &margin_param, &p_param, &eps_param }, { "features" }, NULL};
 const losslib_signature jvp__p_general__swap_no_signature = {
     "triplet_margin_loss.jvp__p_general__swap_no", 8, 3, 1,
     { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &direction_anchor__features_argument, &direction_negative__features_argument, &direction_positive__features_argument, &rate_argument, &total_rate_argument },
-    { &margin_param, &p_param, &eps_param }, { "features" }};
+    { &margin_param, &p_param, &eps_param }, { "features" }, NULL};
 const losslib_signature hvp__p_general__swap_no_signature = {
     "triplet_margin_loss.hvp__p_general__swap_no", 10, 3, 1,
     { &anchor__features_argument, &positive__features_argument, &negative__features_argument, &scale_argument, &direction_anchor__features_argument, &direction_negative__features_argument, &direction_positive__features_argument, &hvp_anchor__features_argument, &hvp_positive__features_argument, &hvp_negative__features_argument },
-    { &margin_param, &p_param, &eps_param }, { "features" }};
+    { &margin_param, &p_param, &eps_param }, { "features" }, NULL};
 
 }
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from losslib.runtime import LossFunction, legacy_reduction
 from losslib.spec import Form, Input, Kernel, Parameter, Spec
+from losslib.state import State
 
 SPEC = Spec(
     name="binary_cross_entropy",
@@ -23,6 +24,7 @@ SPEC = Spec(
             parameters=(
             ),
             axes={},
+            vectors=(),
             wrt=("input",),
             differentiable=("input", "target", "weight"),
             weight_reads=None,
@@ -109,3 +111,12 @@ class BCELossFunction(LossFunction):
     def hessian_diag(self, input: Any, target: Any, weight: Any = None, size_average: bool | None = None, reduce: bool | None = None, reduction: str = 'mean', *, wrt: Sequence[str] | str | None = None, upstream: Any = None) -> Any:
         """A named tuple of the second derivatives by each element of `wrt` alone."""
         return self._hessian_diag((input, target, weight), (), legacy_reduction(size_average, reduce, reduction), wrt, upstream)
+
+    def state(self, input: Any, target: Any, weight: Any = None, size_average: bool | None = None, reduce: bool | None = None, reduction: str = 'mean') -> State:
+        """The totals of these samples, to be merged with others by `+`, and finished by `finish`, which chooses the reduction."""
+        tensors, scalars, _ = (input, target, weight), (), legacy_reduction(size_average, reduce, reduction)
+        return self._state(tensors, scalars)
+
+    def grad_within(self, state: State, input: Any, target: Any, weight: Any = None, size_average: bool | None = None, reduce: bool | None = None, reduction: str = 'mean', *, wrt: Sequence[str] | str | None = None, upstream: Any = None) -> Any:
+        """A named tuple of the gradients of `finish(state, reduction)` by these samples, which are a part of those in `state`."""
+        return self._grad_within(state, (input, target, weight), (), legacy_reduction(size_average, reduce, reduction), wrt, upstream)

@@ -7,6 +7,7 @@ from typing import Any
 
 from losslib.runtime import LossFunction, legacy_reduction
 from losslib.spec import Form, Input, Kernel, Parameter, Spec
+from losslib.state import State
 
 SPEC = Spec(
     name="cosine_embedding_loss",
@@ -24,6 +25,7 @@ SPEC = Spec(
                 Parameter('margin', 0.0),
             ),
             axes={'features': -1},
+            vectors=(),
             wrt=("input1", "input2"),
             differentiable=("input1", "input2", "target"),
             weight_reads=None,
@@ -101,3 +103,12 @@ class CosineEmbeddingLossFunction(LossFunction):
     def hessian_diag(self, input1: Any, input2: Any, target: Any, margin: float = 0.0, size_average: bool | None = None, reduce: bool | None = None, reduction: str = 'mean', *, wrt: Sequence[str] | str | None = None, upstream: Any = None) -> Any:
         """A named tuple of the second derivatives by each element of `wrt` alone."""
         return self._hessian_diag((input1, input2, target), (margin,), legacy_reduction(size_average, reduce, reduction), wrt, upstream)
+
+    def state(self, input1: Any, input2: Any, target: Any, margin: float = 0.0, size_average: bool | None = None, reduce: bool | None = None, reduction: str = 'mean') -> State:
+        """The totals of these samples, to be merged with others by `+`, and finished by `finish`, which chooses the reduction."""
+        tensors, scalars, _ = (input1, input2, target), (margin,), legacy_reduction(size_average, reduce, reduction)
+        return self._state(tensors, scalars)
+
+    def grad_within(self, state: State, input1: Any, input2: Any, target: Any, margin: float = 0.0, size_average: bool | None = None, reduce: bool | None = None, reduction: str = 'mean', *, wrt: Sequence[str] | str | None = None, upstream: Any = None) -> Any:
+        """A named tuple of the gradients of `finish(state, reduction)` by these samples, which are a part of those in `state`."""
+        return self._grad_within(state, (input1, input2, target), (margin,), legacy_reduction(size_average, reduce, reduction), wrt, upstream)

@@ -7,6 +7,7 @@ from typing import Any
 
 from losslib.runtime import LossFunction, legacy_reduction
 from losslib.spec import Form, Input, Kernel, Parameter, Spec
+from losslib.state import State
 
 SPEC = Spec(
     name="cross_entropy",
@@ -25,6 +26,7 @@ SPEC = Spec(
                 Parameter('ignore_index', -100, integer=True),
             ),
             axes={'classes': 1},
+            vectors=(),
             wrt=("input",),
             differentiable=("input", "weight"),
             weight_reads=('target', 'weight'),
@@ -66,6 +68,7 @@ SPEC = Spec(
                 Parameter('label_smoothing', 0.0, low=0.0, high=1.0, special=((0, '__label_smoothing_0'),)),
             ),
             axes={'classes': 1},
+            vectors=(),
             wrt=("input",),
             differentiable=("input", "target", "weight"),
             weight_reads=None,
@@ -161,3 +164,12 @@ class CrossEntropyLossFunction(LossFunction):
     def hessian_diag(self, input: Any, target: Any, weight: Any = None, size_average: bool | None = None, ignore_index: int = -100, reduce: bool | None = None, reduction: str = 'mean', label_smoothing: float = 0.0, *, wrt: Sequence[str] | str | None = None, upstream: Any = None) -> Any:
         """A named tuple of the second derivatives by each element of `wrt` alone."""
         return self._hessian_diag((input, target, weight), (ignore_index, label_smoothing), legacy_reduction(size_average, reduce, reduction), wrt, upstream)
+
+    def state(self, input: Any, target: Any, weight: Any = None, size_average: bool | None = None, ignore_index: int = -100, reduce: bool | None = None, reduction: str = 'mean', label_smoothing: float = 0.0) -> State:
+        """The totals of these samples, to be merged with others by `+`, and finished by `finish`, which chooses the reduction."""
+        tensors, scalars, _ = (input, target, weight), (ignore_index, label_smoothing), legacy_reduction(size_average, reduce, reduction)
+        return self._state(tensors, scalars)
+
+    def grad_within(self, state: State, input: Any, target: Any, weight: Any = None, size_average: bool | None = None, ignore_index: int = -100, reduce: bool | None = None, reduction: str = 'mean', label_smoothing: float = 0.0, *, wrt: Sequence[str] | str | None = None, upstream: Any = None) -> Any:
+        """A named tuple of the gradients of `finish(state, reduction)` by these samples, which are a part of those in `state`."""
+        return self._grad_within(state, (input, target, weight), (ignore_index, label_smoothing), legacy_reduction(size_average, reduce, reduction), wrt, upstream)

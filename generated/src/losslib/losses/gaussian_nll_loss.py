@@ -7,6 +7,7 @@ from typing import Any
 
 from losslib.runtime import LossFunction, legacy_reduction
 from losslib.spec import Form, Input, Kernel, Parameter, Spec
+from losslib.state import State
 
 SPEC = Spec(
     name="gaussian_nll_loss",
@@ -25,6 +26,7 @@ SPEC = Spec(
                 Parameter('eps', 1e-06, low=0.0),
             ),
             axes={},
+            vectors=(),
             wrt=("input", "var"),
             differentiable=("input", "target", "var"),
             weight_reads=None,
@@ -112,3 +114,12 @@ class GaussianNLLLossFunction(LossFunction):
     def hessian_diag(self, input: Any, target: Any, var: Any, full: bool = False, eps: float = 1e-06, reduction: str = 'mean', *, wrt: Sequence[str] | str | None = None, upstream: Any = None) -> Any:
         """A named tuple of the second derivatives by each element of `wrt` alone."""
         return self._hessian_diag((input, target, var), (full, eps), reduction, wrt, upstream)
+
+    def state(self, input: Any, target: Any, var: Any, full: bool = False, eps: float = 1e-06, reduction: str = 'mean') -> State:
+        """The totals of these samples, to be merged with others by `+`, and finished by `finish`, which chooses the reduction."""
+        tensors, scalars, _ = (input, target, var), (full, eps), reduction
+        return self._state(tensors, scalars)
+
+    def grad_within(self, state: State, input: Any, target: Any, var: Any, full: bool = False, eps: float = 1e-06, reduction: str = 'mean', *, wrt: Sequence[str] | str | None = None, upstream: Any = None) -> Any:
+        """A named tuple of the gradients of `finish(state, reduction)` by these samples, which are a part of those in `state`."""
+        return self._grad_within(state, (input, target, var), (full, eps), reduction, wrt, upstream)

@@ -7,6 +7,7 @@ from typing import Any
 
 from losslib.runtime import LossFunction, legacy_reduction
 from losslib.spec import Form, Input, Kernel, Parameter, Spec
+from losslib.state import State
 
 SPEC = Spec(
     name="kl_div",
@@ -23,6 +24,7 @@ SPEC = Spec(
                 Parameter('log_target', False, special=((True, '__log_target_yes'), (False, '__log_target_no')), option=True),
             ),
             axes={},
+            vectors=(),
             wrt=("input",),
             differentiable=("input", "target"),
             weight_reads=None,
@@ -109,3 +111,12 @@ class KLDivLossFunction(LossFunction):
     def hessian_diag(self, input: Any, target: Any, size_average: bool | None = None, reduce: bool | None = None, reduction: str = 'mean', log_target: bool = False, *, wrt: Sequence[str] | str | None = None, upstream: Any = None) -> Any:
         """A named tuple of the second derivatives by each element of `wrt` alone."""
         return self._hessian_diag((input, target), (log_target,), legacy_reduction(size_average, reduce, reduction), wrt, upstream)
+
+    def state(self, input: Any, target: Any, size_average: bool | None = None, reduce: bool | None = None, reduction: str = 'mean', log_target: bool = False) -> State:
+        """The totals of these samples, to be merged with others by `+`, and finished by `finish`, which chooses the reduction."""
+        tensors, scalars, _ = (input, target), (log_target,), legacy_reduction(size_average, reduce, reduction)
+        return self._state(tensors, scalars)
+
+    def grad_within(self, state: State, input: Any, target: Any, size_average: bool | None = None, reduce: bool | None = None, reduction: str = 'mean', log_target: bool = False, *, wrt: Sequence[str] | str | None = None, upstream: Any = None) -> Any:
+        """A named tuple of the gradients of `finish(state, reduction)` by these samples, which are a part of those in `state`."""
+        return self._grad_within(state, (input, target), (log_target,), legacy_reduction(size_average, reduce, reduction), wrt, upstream)

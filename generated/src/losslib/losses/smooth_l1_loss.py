@@ -7,6 +7,7 @@ from typing import Any
 
 from losslib.runtime import LossFunction, legacy_reduction
 from losslib.spec import Form, Input, Kernel, Parameter, Spec
+from losslib.state import State
 
 SPEC = Spec(
     name="smooth_l1_loss",
@@ -23,6 +24,7 @@ SPEC = Spec(
                 Parameter('beta', 1.0, low=0.0, special=((0, '__beta_0'),)),
             ),
             axes={},
+            vectors=(),
             wrt=("input",),
             differentiable=("input", "target"),
             weight_reads=None,
@@ -108,3 +110,12 @@ class SmoothL1LossFunction(LossFunction):
     def hessian_diag(self, input: Any, target: Any, size_average: bool | None = None, reduce: bool | None = None, reduction: str = 'mean', beta: float = 1.0, *, wrt: Sequence[str] | str | None = None, upstream: Any = None) -> Any:
         """A named tuple of the second derivatives by each element of `wrt` alone."""
         return self._hessian_diag((input, target), (beta,), legacy_reduction(size_average, reduce, reduction), wrt, upstream)
+
+    def state(self, input: Any, target: Any, size_average: bool | None = None, reduce: bool | None = None, reduction: str = 'mean', beta: float = 1.0) -> State:
+        """The totals of these samples, to be merged with others by `+`, and finished by `finish`, which chooses the reduction."""
+        tensors, scalars, _ = (input, target), (beta,), legacy_reduction(size_average, reduce, reduction)
+        return self._state(tensors, scalars)
+
+    def grad_within(self, state: State, input: Any, target: Any, size_average: bool | None = None, reduce: bool | None = None, reduction: str = 'mean', beta: float = 1.0, *, wrt: Sequence[str] | str | None = None, upstream: Any = None) -> Any:
+        """A named tuple of the gradients of `finish(state, reduction)` by these samples, which are a part of those in `state`."""
+        return self._grad_within(state, (input, target), (beta,), legacy_reduction(size_average, reduce, reduction), wrt, upstream)

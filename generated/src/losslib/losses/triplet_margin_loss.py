@@ -7,6 +7,7 @@ from typing import Any
 
 from losslib.runtime import LossFunction, legacy_reduction
 from losslib.spec import Form, Input, Kernel, Parameter, Spec
+from losslib.state import State
 
 SPEC = Spec(
     name="triplet_margin_loss",
@@ -27,6 +28,7 @@ SPEC = Spec(
                 Parameter('swap', False, special=((True, '__swap_yes'), (False, '__swap_no')), option=True),
             ),
             axes={'features': -1},
+            vectors=(),
             wrt=("anchor", "positive", "negative"),
             differentiable=("anchor", "positive", "negative"),
             weight_reads=None,
@@ -173,3 +175,12 @@ class TripletMarginLossFunction(LossFunction):
     def hessian_diag(self, anchor: Any, positive: Any, negative: Any, margin: float = 1.0, p: float = 2.0, eps: float = 1e-06, swap: bool = False, size_average: bool | None = None, reduce: bool | None = None, reduction: str = 'mean', *, wrt: Sequence[str] | str | None = None, upstream: Any = None) -> Any:
         """A named tuple of the second derivatives by each element of `wrt` alone."""
         return self._hessian_diag((anchor, positive, negative), (margin, p, eps, swap), legacy_reduction(size_average, reduce, reduction), wrt, upstream)
+
+    def state(self, anchor: Any, positive: Any, negative: Any, margin: float = 1.0, p: float = 2.0, eps: float = 1e-06, swap: bool = False, size_average: bool | None = None, reduce: bool | None = None, reduction: str = 'mean') -> State:
+        """The totals of these samples, to be merged with others by `+`, and finished by `finish`, which chooses the reduction."""
+        tensors, scalars, _ = (anchor, positive, negative), (margin, p, eps, swap), legacy_reduction(size_average, reduce, reduction)
+        return self._state(tensors, scalars)
+
+    def grad_within(self, state: State, anchor: Any, positive: Any, negative: Any, margin: float = 1.0, p: float = 2.0, eps: float = 1e-06, swap: bool = False, size_average: bool | None = None, reduce: bool | None = None, reduction: str = 'mean', *, wrt: Sequence[str] | str | None = None, upstream: Any = None) -> Any:
+        """A named tuple of the gradients of `finish(state, reduction)` by these samples, which are a part of those in `state`."""
+        return self._grad_within(state, (anchor, positive, negative), (margin, p, eps, swap), legacy_reduction(size_average, reduce, reduction), wrt, upstream)

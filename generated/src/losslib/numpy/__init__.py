@@ -15,59 +15,152 @@ if TYPE_CHECKING:
     from ..losses.binary_cross_entropy import BCELossFunction
     from ..losses.binary_cross_entropy_with_logits import BCEWithLogitsLossFunction
     from ..losses.cosine_embedding_loss import CosineEmbeddingLossFunction
+    from ..losses.crf_nll import CrfNllFunction
     from ..losses.cross_entropy import CrossEntropyLossFunction
+    from ..losses.ctc_loss import CTCLossFunction
+    from ..losses.focal_loss import FocalLossFunction
     from ..losses.gaussian_nll_loss import GaussianNLLLossFunction
     from ..losses.hinge_embedding_loss import HingeEmbeddingLossFunction
     from ..losses.huber_loss import HuberLossFunction
+    from ..losses.keras_binary_crossentropy import KerasBinaryCrossentropyFunction
+    from ..losses.keras_categorical_crossentropy import KerasCategoricalCrossentropyFunction
+    from ..losses.keras_hinge import KerasHingeFunction
+    from ..losses.keras_huber import KerasHuberFunction
+    from ..losses.keras_kl_divergence import KerasKlDivergenceFunction
+    from ..losses.keras_mean_absolute_error import KerasMeanAbsoluteErrorFunction
+    from ..losses.keras_mean_squared_error import KerasMeanSquaredErrorFunction
+    from ..losses.keras_mean_squared_logarithmic_error import KerasMeanSquaredLogarithmicErrorFunction
+    from ..losses.keras_poisson import KerasPoissonFunction
+    from ..losses.keras_sparse_categorical_crossentropy import KerasSparseCategoricalCrossentropyFunction
+    from ..losses.keras_squared_hinge import KerasSquaredHingeFunction
     from ..losses.kl_div import KLDivLossFunction
     from ..losses.l1_loss import L1LossFunction
     from ..losses.margin_ranking_loss import MarginRankingLossFunction
     from ..losses.mse_loss import MSELossFunction
+    from ..losses.multi_margin_loss import MultiMarginLossFunction
+    from ..losses.multilabel_margin_loss import MultiLabelMarginLossFunction
     from ..losses.multilabel_soft_margin_loss import MultiLabelSoftMarginLossFunction
     from ..losses.nll_loss import NLLLossFunction
     from ..losses.poisson_nll_loss import PoissonNLLLossFunction
+    from ..losses.rnnt_loss import RnntLossFunction
+    from ..losses.sigmoid_focal_loss import SigmoidFocalLossFunction
     from ..losses.smooth_l1_loss import SmoothL1LossFunction
+    from ..losses.soft_dtw import SoftDtwFunction
     from ..losses.soft_margin_loss import SoftMarginLossFunction
+    from ..losses.tf1_absolute_difference import Tf1AbsoluteDifferenceFunction
+    from ..losses.tf1_hinge_loss import Tf1HingeLossFunction
+    from ..losses.tf1_huber_loss import Tf1HuberLossFunction
+    from ..losses.tf1_mean_squared_error import Tf1MeanSquaredErrorFunction
+    from ..losses.tf1_sigmoid_cross_entropy import Tf1SigmoidCrossEntropyFunction
+    from ..losses.tf1_softmax_cross_entropy import Tf1SoftmaxCrossEntropyFunction
+    from ..losses.tf_sigmoid_cross_entropy_with_logits import TfSigmoidCrossEntropyWithLogitsFunction
+    from ..losses.tf_softmax_cross_entropy_with_logits import TfSoftmaxCrossEntropyWithLogitsFunction
+    from ..losses.tf_sparse_softmax_cross_entropy_with_logits import TfSparseSoftmaxCrossEntropyWithLogitsFunction
+    from ..losses.tf_weighted_cross_entropy_with_logits import TfWeightedCrossEntropyWithLogitsFunction
+    from ..losses.triplet_distance_loss import TripletDistanceLossFunction
     from ..losses.triplet_margin_loss import TripletMarginLossFunction
+    from ..losses.triplet_margin_with_distance_loss import TripletMarginWithDistanceLossFunction
 
     binary_cross_entropy: BCELossFunction
     binary_cross_entropy_with_logits: BCEWithLogitsLossFunction
     cosine_embedding_loss: CosineEmbeddingLossFunction
+    crf_nll: CrfNllFunction
     cross_entropy: CrossEntropyLossFunction
+    ctc_loss: CTCLossFunction
+    focal_loss: FocalLossFunction
     gaussian_nll_loss: GaussianNLLLossFunction
     hinge_embedding_loss: HingeEmbeddingLossFunction
     huber_loss: HuberLossFunction
+    keras_binary_crossentropy: KerasBinaryCrossentropyFunction
+    keras_categorical_crossentropy: KerasCategoricalCrossentropyFunction
+    keras_hinge: KerasHingeFunction
+    keras_huber: KerasHuberFunction
+    keras_kl_divergence: KerasKlDivergenceFunction
+    keras_mean_absolute_error: KerasMeanAbsoluteErrorFunction
+    keras_mean_squared_error: KerasMeanSquaredErrorFunction
+    keras_mean_squared_logarithmic_error: KerasMeanSquaredLogarithmicErrorFunction
+    keras_poisson: KerasPoissonFunction
+    keras_sparse_categorical_crossentropy: KerasSparseCategoricalCrossentropyFunction
+    keras_squared_hinge: KerasSquaredHingeFunction
     kl_div: KLDivLossFunction
     l1_loss: L1LossFunction
     margin_ranking_loss: MarginRankingLossFunction
     mse_loss: MSELossFunction
+    multi_margin_loss: MultiMarginLossFunction
+    multilabel_margin_loss: MultiLabelMarginLossFunction
     multilabel_soft_margin_loss: MultiLabelSoftMarginLossFunction
     nll_loss: NLLLossFunction
     poisson_nll_loss: PoissonNLLLossFunction
+    rnnt_loss: RnntLossFunction
+    sigmoid_focal_loss: SigmoidFocalLossFunction
     smooth_l1_loss: SmoothL1LossFunction
+    soft_dtw: SoftDtwFunction
     soft_margin_loss: SoftMarginLossFunction
+    tf1_absolute_difference: Tf1AbsoluteDifferenceFunction
+    tf1_hinge_loss: Tf1HingeLossFunction
+    tf1_huber_loss: Tf1HuberLossFunction
+    tf1_mean_squared_error: Tf1MeanSquaredErrorFunction
+    tf1_sigmoid_cross_entropy: Tf1SigmoidCrossEntropyFunction
+    tf1_softmax_cross_entropy: Tf1SoftmaxCrossEntropyFunction
+    tf_sigmoid_cross_entropy_with_logits: TfSigmoidCrossEntropyWithLogitsFunction
+    tf_softmax_cross_entropy_with_logits: TfSoftmaxCrossEntropyWithLogitsFunction
+    tf_sparse_softmax_cross_entropy_with_logits: TfSparseSoftmaxCrossEntropyWithLogitsFunction
+    tf_weighted_cross_entropy_with_logits: TfWeightedCrossEntropyWithLogitsFunction
+    triplet_distance_loss: TripletDistanceLossFunction
     triplet_margin_loss: TripletMarginLossFunction
+    triplet_margin_with_distance_loss: TripletMarginWithDistanceLossFunction
 
 _CLASSES = {
     "binary_cross_entropy": "BCELossFunction",
     "binary_cross_entropy_with_logits": "BCEWithLogitsLossFunction",
     "cosine_embedding_loss": "CosineEmbeddingLossFunction",
+    "crf_nll": "CrfNllFunction",
     "cross_entropy": "CrossEntropyLossFunction",
+    "ctc_loss": "CTCLossFunction",
+    "focal_loss": "FocalLossFunction",
     "gaussian_nll_loss": "GaussianNLLLossFunction",
     "hinge_embedding_loss": "HingeEmbeddingLossFunction",
     "huber_loss": "HuberLossFunction",
+    "keras_binary_crossentropy": "KerasBinaryCrossentropyFunction",
+    "keras_categorical_crossentropy": "KerasCategoricalCrossentropyFunction",
+    "keras_hinge": "KerasHingeFunction",
+    "keras_huber": "KerasHuberFunction",
+    "keras_kl_divergence": "KerasKlDivergenceFunction",
+    "keras_mean_absolute_error": "KerasMeanAbsoluteErrorFunction",
+    "keras_mean_squared_error": "KerasMeanSquaredErrorFunction",
+    "keras_mean_squared_logarithmic_error": "KerasMeanSquaredLogarithmicErrorFunction",
+    "keras_poisson": "KerasPoissonFunction",
+    "keras_sparse_categorical_crossentropy": "KerasSparseCategoricalCrossentropyFunction",
+    "keras_squared_hinge": "KerasSquaredHingeFunction",
     "kl_div": "KLDivLossFunction",
     "l1_loss": "L1LossFunction",
     "margin_ranking_loss": "MarginRankingLossFunction",
     "mse_loss": "MSELossFunction",
+    "multi_margin_loss": "MultiMarginLossFunction",
+    "multilabel_margin_loss": "MultiLabelMarginLossFunction",
     "multilabel_soft_margin_loss": "MultiLabelSoftMarginLossFunction",
     "nll_loss": "NLLLossFunction",
     "poisson_nll_loss": "PoissonNLLLossFunction",
+    "rnnt_loss": "RnntLossFunction",
+    "sigmoid_focal_loss": "SigmoidFocalLossFunction",
     "smooth_l1_loss": "SmoothL1LossFunction",
+    "soft_dtw": "SoftDtwFunction",
     "soft_margin_loss": "SoftMarginLossFunction",
+    "tf1_absolute_difference": "Tf1AbsoluteDifferenceFunction",
+    "tf1_hinge_loss": "Tf1HingeLossFunction",
+    "tf1_huber_loss": "Tf1HuberLossFunction",
+    "tf1_mean_squared_error": "Tf1MeanSquaredErrorFunction",
+    "tf1_sigmoid_cross_entropy": "Tf1SigmoidCrossEntropyFunction",
+    "tf1_softmax_cross_entropy": "Tf1SoftmaxCrossEntropyFunction",
+    "tf_sigmoid_cross_entropy_with_logits": "TfSigmoidCrossEntropyWithLogitsFunction",
+    "tf_softmax_cross_entropy_with_logits": "TfSoftmaxCrossEntropyWithLogitsFunction",
+    "tf_sparse_softmax_cross_entropy_with_logits": "TfSparseSoftmaxCrossEntropyWithLogitsFunction",
+    "tf_weighted_cross_entropy_with_logits": "TfWeightedCrossEntropyWithLogitsFunction",
+    "triplet_distance_loss": "TripletDistanceLossFunction",
     "triplet_margin_loss": "TripletMarginLossFunction",
+    "triplet_margin_with_distance_loss": "TripletMarginWithDistanceLossFunction",
 }
-__all__ = ["binary_cross_entropy", "binary_cross_entropy_with_logits", "cosine_embedding_loss", "cross_entropy", "gaussian_nll_loss", "hinge_embedding_loss", "huber_loss", "kl_div", "l1_loss", "margin_ranking_loss", "mse_loss", "multilabel_soft_margin_loss", "nll_loss", "poisson_nll_loss", "smooth_l1_loss", "soft_margin_loss", "triplet_margin_loss", "LossError"]
+__all__ = ["binary_cross_entropy", "binary_cross_entropy_with_logits", "cosine_embedding_loss", "crf_nll", "cross_entropy", "ctc_loss", "focal_loss", "gaussian_nll_loss", "hinge_embedding_loss", "huber_loss", "keras_binary_crossentropy", "keras_categorical_crossentropy", "keras_hinge", "keras_huber", "keras_kl_divergence", "keras_mean_absolute_error", "keras_mean_squared_error", "keras_mean_squared_logarithmic_error", "keras_poisson", "keras_sparse_categorical_crossentropy", "keras_squared_hinge", "kl_div", "l1_loss", "margin_ranking_loss", "mse_loss", "multi_margin_loss", "multilabel_margin_loss", "multilabel_soft_margin_loss", "nll_loss", "poisson_nll_loss", "rnnt_loss", "sigmoid_focal_loss", "smooth_l1_loss", "soft_dtw", "soft_margin_loss", "tf1_absolute_difference", "tf1_hinge_loss", "tf1_huber_loss", "tf1_mean_squared_error", "tf1_sigmoid_cross_entropy", "tf1_softmax_cross_entropy", "tf_sigmoid_cross_entropy_with_logits", "tf_softmax_cross_entropy_with_logits", "tf_sparse_softmax_cross_entropy_with_logits", "tf_weighted_cross_entropy_with_logits", "triplet_distance_loss", "triplet_margin_loss", "triplet_margin_with_distance_loss", "LossError"]
 
 
 def __getattr__(name: str) -> Any:

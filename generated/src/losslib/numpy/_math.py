@@ -140,3 +140,26 @@ def result(x: Array, shape: tuple[int, ...], keep: tuple[int, ...]) -> Array:
 def total(x: Array, batch: int, shape: tuple[int, ...], keep: tuple[int, ...]) -> Array:
     """The sum over all samples, in double precision."""
     return np.sum(result(x, (batch, *shape), (0, *keep)), axis=0, dtype=np.float64)
+
+
+def inside(position: Array, size: int) -> Array:
+    """A position along an axis: the next one that there is."""
+    return np.clip(position, 0, max(size - 1, 0))
+
+
+def at(x: Array, *index: Array) -> Array:
+    """Elements of an array; 0 where it has none."""
+    return x[index] if x.size else np.zeros(np.broadcast_shapes(*(np.shape(i) for i in index)), x.dtype)
+
+
+def number(x: Array) -> Array:
+    """The one number of an array."""
+    return np.asarray(x).reshape(())[()]
+
+
+def diagonal(step: int, rows: int, columns: int, p: int, q: int, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """The cells (i, j) with p i + q j = step."""
+    i = np.arange(rows)
+    rest = step - p * i
+    i = i[(rest >= 0) & (rest % q == 0) & (rest // q < columns)]
+    return i.reshape(shape), ((step - p * i) // q).reshape(shape)

@@ -12,6 +12,7 @@ except ModuleNotFoundError as error:
     raise ImportError("losslib.torch needs PyTorch: pip install 'torch>=2.10'", name="torch") from error
 
 from ..errors import LossError as LossError
+from ._load import cuda_missing as cuda_missing
 from ._load import load
 
 load()
@@ -23,14 +24,42 @@ if TYPE_CHECKING:
     from .losses.binary_cross_entropy_with_logits import binary_cross_entropy_with_logits as binary_cross_entropy_with_logits
     from .losses.cosine_embedding_loss import CosineEmbeddingLoss as CosineEmbeddingLoss
     from .losses.cosine_embedding_loss import cosine_embedding_loss as cosine_embedding_loss
+    from .losses.crf_nll import CrfNll as CrfNll
+    from .losses.crf_nll import crf_nll as crf_nll
     from .losses.cross_entropy import CrossEntropyLoss as CrossEntropyLoss
     from .losses.cross_entropy import cross_entropy as cross_entropy
+    from .losses.ctc_loss import CTCLoss as CTCLoss
+    from .losses.ctc_loss import ctc_loss as ctc_loss
+    from .losses.focal_loss import FocalLoss as FocalLoss
+    from .losses.focal_loss import focal_loss as focal_loss
     from .losses.gaussian_nll_loss import GaussianNLLLoss as GaussianNLLLoss
     from .losses.gaussian_nll_loss import gaussian_nll_loss as gaussian_nll_loss
     from .losses.hinge_embedding_loss import HingeEmbeddingLoss as HingeEmbeddingLoss
     from .losses.hinge_embedding_loss import hinge_embedding_loss as hinge_embedding_loss
     from .losses.huber_loss import HuberLoss as HuberLoss
     from .losses.huber_loss import huber_loss as huber_loss
+    from .losses.keras_binary_crossentropy import KerasBinaryCrossentropy as KerasBinaryCrossentropy
+    from .losses.keras_binary_crossentropy import keras_binary_crossentropy as keras_binary_crossentropy
+    from .losses.keras_categorical_crossentropy import KerasCategoricalCrossentropy as KerasCategoricalCrossentropy
+    from .losses.keras_categorical_crossentropy import keras_categorical_crossentropy as keras_categorical_crossentropy
+    from .losses.keras_hinge import KerasHinge as KerasHinge
+    from .losses.keras_hinge import keras_hinge as keras_hinge
+    from .losses.keras_huber import KerasHuber as KerasHuber
+    from .losses.keras_huber import keras_huber as keras_huber
+    from .losses.keras_kl_divergence import KerasKlDivergence as KerasKlDivergence
+    from .losses.keras_kl_divergence import keras_kl_divergence as keras_kl_divergence
+    from .losses.keras_mean_absolute_error import KerasMeanAbsoluteError as KerasMeanAbsoluteError
+    from .losses.keras_mean_absolute_error import keras_mean_absolute_error as keras_mean_absolute_error
+    from .losses.keras_mean_squared_error import KerasMeanSquaredError as KerasMeanSquaredError
+    from .losses.keras_mean_squared_error import keras_mean_squared_error as keras_mean_squared_error
+    from .losses.keras_mean_squared_logarithmic_error import KerasMeanSquaredLogarithmicError as KerasMeanSquaredLogarithmicError
+    from .losses.keras_mean_squared_logarithmic_error import keras_mean_squared_logarithmic_error as keras_mean_squared_logarithmic_error
+    from .losses.keras_poisson import KerasPoisson as KerasPoisson
+    from .losses.keras_poisson import keras_poisson as keras_poisson
+    from .losses.keras_sparse_categorical_crossentropy import KerasSparseCategoricalCrossentropy as KerasSparseCategoricalCrossentropy
+    from .losses.keras_sparse_categorical_crossentropy import keras_sparse_categorical_crossentropy as keras_sparse_categorical_crossentropy
+    from .losses.keras_squared_hinge import KerasSquaredHinge as KerasSquaredHinge
+    from .losses.keras_squared_hinge import keras_squared_hinge as keras_squared_hinge
     from .losses.kl_div import KLDivLoss as KLDivLoss
     from .losses.kl_div import kl_div as kl_div
     from .losses.l1_loss import L1Loss as L1Loss
@@ -39,18 +68,53 @@ if TYPE_CHECKING:
     from .losses.margin_ranking_loss import margin_ranking_loss as margin_ranking_loss
     from .losses.mse_loss import MSELoss as MSELoss
     from .losses.mse_loss import mse_loss as mse_loss
+    from .losses.multi_margin_loss import MultiMarginLoss as MultiMarginLoss
+    from .losses.multi_margin_loss import multi_margin_loss as multi_margin_loss
+    from .losses.multilabel_margin_loss import MultiLabelMarginLoss as MultiLabelMarginLoss
+    from .losses.multilabel_margin_loss import multilabel_margin_loss as multilabel_margin_loss
     from .losses.multilabel_soft_margin_loss import MultiLabelSoftMarginLoss as MultiLabelSoftMarginLoss
     from .losses.multilabel_soft_margin_loss import multilabel_soft_margin_loss as multilabel_soft_margin_loss
     from .losses.nll_loss import NLLLoss as NLLLoss
     from .losses.nll_loss import nll_loss as nll_loss
+    from .losses.nll_loss import NLLLoss2d as NLLLoss2d
     from .losses.poisson_nll_loss import PoissonNLLLoss as PoissonNLLLoss
     from .losses.poisson_nll_loss import poisson_nll_loss as poisson_nll_loss
+    from .losses.rnnt_loss import RnntLoss as RnntLoss
+    from .losses.rnnt_loss import rnnt_loss as rnnt_loss
+    from .losses.sigmoid_focal_loss import SigmoidFocalLoss as SigmoidFocalLoss
+    from .losses.sigmoid_focal_loss import sigmoid_focal_loss as sigmoid_focal_loss
     from .losses.smooth_l1_loss import SmoothL1Loss as SmoothL1Loss
     from .losses.smooth_l1_loss import smooth_l1_loss as smooth_l1_loss
+    from .losses.soft_dtw import SoftDtw as SoftDtw
+    from .losses.soft_dtw import soft_dtw as soft_dtw
     from .losses.soft_margin_loss import SoftMarginLoss as SoftMarginLoss
     from .losses.soft_margin_loss import soft_margin_loss as soft_margin_loss
+    from .losses.tf1_absolute_difference import Tf1AbsoluteDifference as Tf1AbsoluteDifference
+    from .losses.tf1_absolute_difference import tf1_absolute_difference as tf1_absolute_difference
+    from .losses.tf1_hinge_loss import Tf1HingeLoss as Tf1HingeLoss
+    from .losses.tf1_hinge_loss import tf1_hinge_loss as tf1_hinge_loss
+    from .losses.tf1_huber_loss import Tf1HuberLoss as Tf1HuberLoss
+    from .losses.tf1_huber_loss import tf1_huber_loss as tf1_huber_loss
+    from .losses.tf1_mean_squared_error import Tf1MeanSquaredError as Tf1MeanSquaredError
+    from .losses.tf1_mean_squared_error import tf1_mean_squared_error as tf1_mean_squared_error
+    from .losses.tf1_sigmoid_cross_entropy import Tf1SigmoidCrossEntropy as Tf1SigmoidCrossEntropy
+    from .losses.tf1_sigmoid_cross_entropy import tf1_sigmoid_cross_entropy as tf1_sigmoid_cross_entropy
+    from .losses.tf1_softmax_cross_entropy import Tf1SoftmaxCrossEntropy as Tf1SoftmaxCrossEntropy
+    from .losses.tf1_softmax_cross_entropy import tf1_softmax_cross_entropy as tf1_softmax_cross_entropy
+    from .losses.tf_sigmoid_cross_entropy_with_logits import TfSigmoidCrossEntropyWithLogits as TfSigmoidCrossEntropyWithLogits
+    from .losses.tf_sigmoid_cross_entropy_with_logits import tf_sigmoid_cross_entropy_with_logits as tf_sigmoid_cross_entropy_with_logits
+    from .losses.tf_softmax_cross_entropy_with_logits import TfSoftmaxCrossEntropyWithLogits as TfSoftmaxCrossEntropyWithLogits
+    from .losses.tf_softmax_cross_entropy_with_logits import tf_softmax_cross_entropy_with_logits as tf_softmax_cross_entropy_with_logits
+    from .losses.tf_sparse_softmax_cross_entropy_with_logits import TfSparseSoftmaxCrossEntropyWithLogits as TfSparseSoftmaxCrossEntropyWithLogits
+    from .losses.tf_sparse_softmax_cross_entropy_with_logits import tf_sparse_softmax_cross_entropy_with_logits as tf_sparse_softmax_cross_entropy_with_logits
+    from .losses.tf_weighted_cross_entropy_with_logits import TfWeightedCrossEntropyWithLogits as TfWeightedCrossEntropyWithLogits
+    from .losses.tf_weighted_cross_entropy_with_logits import tf_weighted_cross_entropy_with_logits as tf_weighted_cross_entropy_with_logits
+    from .losses.triplet_distance_loss import TripletDistanceLoss as TripletDistanceLoss
+    from .losses.triplet_distance_loss import triplet_distance_loss as triplet_distance_loss
     from .losses.triplet_margin_loss import TripletMarginLoss as TripletMarginLoss
     from .losses.triplet_margin_loss import triplet_margin_loss as triplet_margin_loss
+    from .losses.triplet_margin_with_distance_loss import TripletMarginWithDistanceLoss as TripletMarginWithDistanceLoss
+    from .losses.triplet_margin_with_distance_loss import triplet_margin_with_distance_loss as triplet_margin_with_distance_loss
 
 _HOMES = {
     "binary_cross_entropy": "binary_cross_entropy",
@@ -59,14 +123,42 @@ _HOMES = {
     "BCEWithLogitsLoss": "binary_cross_entropy_with_logits",
     "cosine_embedding_loss": "cosine_embedding_loss",
     "CosineEmbeddingLoss": "cosine_embedding_loss",
+    "crf_nll": "crf_nll",
+    "CrfNll": "crf_nll",
     "cross_entropy": "cross_entropy",
     "CrossEntropyLoss": "cross_entropy",
+    "ctc_loss": "ctc_loss",
+    "CTCLoss": "ctc_loss",
+    "focal_loss": "focal_loss",
+    "FocalLoss": "focal_loss",
     "gaussian_nll_loss": "gaussian_nll_loss",
     "GaussianNLLLoss": "gaussian_nll_loss",
     "hinge_embedding_loss": "hinge_embedding_loss",
     "HingeEmbeddingLoss": "hinge_embedding_loss",
     "huber_loss": "huber_loss",
     "HuberLoss": "huber_loss",
+    "keras_binary_crossentropy": "keras_binary_crossentropy",
+    "KerasBinaryCrossentropy": "keras_binary_crossentropy",
+    "keras_categorical_crossentropy": "keras_categorical_crossentropy",
+    "KerasCategoricalCrossentropy": "keras_categorical_crossentropy",
+    "keras_hinge": "keras_hinge",
+    "KerasHinge": "keras_hinge",
+    "keras_huber": "keras_huber",
+    "KerasHuber": "keras_huber",
+    "keras_kl_divergence": "keras_kl_divergence",
+    "KerasKlDivergence": "keras_kl_divergence",
+    "keras_mean_absolute_error": "keras_mean_absolute_error",
+    "KerasMeanAbsoluteError": "keras_mean_absolute_error",
+    "keras_mean_squared_error": "keras_mean_squared_error",
+    "KerasMeanSquaredError": "keras_mean_squared_error",
+    "keras_mean_squared_logarithmic_error": "keras_mean_squared_logarithmic_error",
+    "KerasMeanSquaredLogarithmicError": "keras_mean_squared_logarithmic_error",
+    "keras_poisson": "keras_poisson",
+    "KerasPoisson": "keras_poisson",
+    "keras_sparse_categorical_crossentropy": "keras_sparse_categorical_crossentropy",
+    "KerasSparseCategoricalCrossentropy": "keras_sparse_categorical_crossentropy",
+    "keras_squared_hinge": "keras_squared_hinge",
+    "KerasSquaredHinge": "keras_squared_hinge",
     "kl_div": "kl_div",
     "KLDivLoss": "kl_div",
     "l1_loss": "l1_loss",
@@ -75,20 +167,55 @@ _HOMES = {
     "MarginRankingLoss": "margin_ranking_loss",
     "mse_loss": "mse_loss",
     "MSELoss": "mse_loss",
+    "multi_margin_loss": "multi_margin_loss",
+    "MultiMarginLoss": "multi_margin_loss",
+    "multilabel_margin_loss": "multilabel_margin_loss",
+    "MultiLabelMarginLoss": "multilabel_margin_loss",
     "multilabel_soft_margin_loss": "multilabel_soft_margin_loss",
     "MultiLabelSoftMarginLoss": "multilabel_soft_margin_loss",
     "nll_loss": "nll_loss",
     "NLLLoss": "nll_loss",
+    "NLLLoss2d": "nll_loss",
     "poisson_nll_loss": "poisson_nll_loss",
     "PoissonNLLLoss": "poisson_nll_loss",
+    "rnnt_loss": "rnnt_loss",
+    "RnntLoss": "rnnt_loss",
+    "sigmoid_focal_loss": "sigmoid_focal_loss",
+    "SigmoidFocalLoss": "sigmoid_focal_loss",
     "smooth_l1_loss": "smooth_l1_loss",
     "SmoothL1Loss": "smooth_l1_loss",
+    "soft_dtw": "soft_dtw",
+    "SoftDtw": "soft_dtw",
     "soft_margin_loss": "soft_margin_loss",
     "SoftMarginLoss": "soft_margin_loss",
+    "tf1_absolute_difference": "tf1_absolute_difference",
+    "Tf1AbsoluteDifference": "tf1_absolute_difference",
+    "tf1_hinge_loss": "tf1_hinge_loss",
+    "Tf1HingeLoss": "tf1_hinge_loss",
+    "tf1_huber_loss": "tf1_huber_loss",
+    "Tf1HuberLoss": "tf1_huber_loss",
+    "tf1_mean_squared_error": "tf1_mean_squared_error",
+    "Tf1MeanSquaredError": "tf1_mean_squared_error",
+    "tf1_sigmoid_cross_entropy": "tf1_sigmoid_cross_entropy",
+    "Tf1SigmoidCrossEntropy": "tf1_sigmoid_cross_entropy",
+    "tf1_softmax_cross_entropy": "tf1_softmax_cross_entropy",
+    "Tf1SoftmaxCrossEntropy": "tf1_softmax_cross_entropy",
+    "tf_sigmoid_cross_entropy_with_logits": "tf_sigmoid_cross_entropy_with_logits",
+    "TfSigmoidCrossEntropyWithLogits": "tf_sigmoid_cross_entropy_with_logits",
+    "tf_softmax_cross_entropy_with_logits": "tf_softmax_cross_entropy_with_logits",
+    "TfSoftmaxCrossEntropyWithLogits": "tf_softmax_cross_entropy_with_logits",
+    "tf_sparse_softmax_cross_entropy_with_logits": "tf_sparse_softmax_cross_entropy_with_logits",
+    "TfSparseSoftmaxCrossEntropyWithLogits": "tf_sparse_softmax_cross_entropy_with_logits",
+    "tf_weighted_cross_entropy_with_logits": "tf_weighted_cross_entropy_with_logits",
+    "TfWeightedCrossEntropyWithLogits": "tf_weighted_cross_entropy_with_logits",
+    "triplet_distance_loss": "triplet_distance_loss",
+    "TripletDistanceLoss": "triplet_distance_loss",
     "triplet_margin_loss": "triplet_margin_loss",
     "TripletMarginLoss": "triplet_margin_loss",
+    "triplet_margin_with_distance_loss": "triplet_margin_with_distance_loss",
+    "TripletMarginWithDistanceLoss": "triplet_margin_with_distance_loss",
 }
-__all__ = [*_HOMES, "LossError"]
+__all__ = [*_HOMES, "LossError", "cuda_missing"]
 
 
 def __getattr__(name: str) -> Any:

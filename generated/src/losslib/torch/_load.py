@@ -9,6 +9,15 @@ from pathlib import Path
 import torch
 
 HERE = Path(__file__).parent
+CUDA = HERE.parent / "cuda" / "_cuda.so"
+
+
+@cache
+def cuda_missing() -> str:
+    """Why tensors on a GPU go through the composite; empty if the CUDA kernels serve them. Asks neither the GPU nor its driver."""
+    if torch.version.cuda is None:
+        return f"this PyTorch ({torch.__version__}) is built without CUDA"
+    return "" if CUDA.exists() else f"the CUDA kernels are not compiled (there is no {CUDA}): run `losscomp build --cuda`, which needs nvcc"
 
 
 @cache

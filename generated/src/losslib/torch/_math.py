@@ -34,6 +34,21 @@ def widened(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
+def doubled(function: Callable[..., tuple[Tensor, Number]]) -> Callable[..., tuple[Tensor, Number]]:
+    """Computes in double precision, where the device has it; the result is at least in single precision."""
+    def real(x: object) -> bool:
+        return isinstance(x, Tensor) and x.is_floating_point()
+
+    @functools.wraps(function)
+    def call(*args: Any) -> tuple[Tensor, Number]:
+        kind = functools.reduce(torch.promote_types, (x.dtype for x in args if real(x)), torch.float32)
+        wide = [x.to(kind if x.device.type == "mps" else torch.float64) if real(x) else x for x in args]
+        value, denominator = function(*wide)
+        return value.to(kind), denominator.to(kind) if isinstance(denominator, Tensor) and real(denominator) else denominator
+
+    return call
+
+
 def given(x: Tensor | None, default: float, like: Tensor, *shape: int) -> Tensor:
     """An optional tensor; its default everywhere, where it is absent."""
     return like.new_full(shape, default) if x is None else x
@@ -66,6 +81,33 @@ def at(x: Tensor, index: Tensor | int) -> Tensor:
     return torch.take_along_dim(x, place, -1).squeeze(-1)
 
 
+def inside(position: Any, size: int) -> Any:
+    """A position along an axis: the next one that there is."""
+    last = max(size - 1, 0)
+    return position.clamp(0, last) if isinstance(position, Tensor) else min(max(position, 0), last)
+
+
+def some(x: Tensor) -> Tensor:
+    """x, where the last dimension has something to read: a 0, if nothing else."""
+    return x if x.shape[-1] else torch.nn.functional.pad(x, (0, 1))
+
+
+# Tables
+
+def framed(x: Tensor, pads: tuple[int, ...], outside: Number, start: dict[tuple[int, ...], Number] | None = None) -> Tensor:
+    """The cells of a table, with what lies before the first ones: so many along each of the last dimensions."""
+    x = torch.nn.functional.pad(x, [n for pad in reversed(pads) for n in (pad, 0)])
+    count = len(pads)
+    along = [torch.arange(x.shape[k - count], device=x.device) - pad for k, pad in enumerate(pads)]
+    places = [place[(..., *[None] * (count - 1 - k))] for k, place in enumerate(along)]
+    before = functools.reduce(torch.logical_or, (place < 0 for place in places))
+    x = torch.where(before, outside, x)
+    for cell, value in (start or {}).items():
+        here = functools.reduce(torch.logical_and, (place == k for place, k in zip(places, cell, strict=True)))
+        x = torch.where(here, value, x)
+    return x
+
+
 # Derivatives that are said, and not those of the value
 
 def only(condition: Tensor, x: Tensor) -> Tensor:
@@ -87,6 +129,13 @@ def motion(x: Tensor) -> Tensor:
     """0, which moves as x does."""
     finite = torch.where(torch.isinf(x), 0, x)
     return finite - finite.detach()
+
+
+def exp_motion(x: Tensor) -> Tensor:
+    """0, which moves as exp(x) does, also where that overflows: its half does not."""
+    half = torch.clamp(torch.exp(x.detach()) / 2, max=torch.finfo(x.dtype).max)
+    moved = torch.expm1(motion(x))
+    return half * moved + half * moved
 
 
 def relative(x: Tensor, largest: Tensor) -> Tensor:
@@ -155,6 +204,11 @@ def xlogy(x: Tensor, y: Tensor) -> Tensor:
 def xlogx(x: Tensor) -> Tensor:
     """x log(x), and 0 where x is 0, where its slope is that of log(0)."""
     return torch.where(x < 0, torch.nan, torch.zeros_like(x)) - torch.special.entr(x)
+
+
+def log_add_exp(*terms: Tensor) -> Tensor:
+    """log(exp(a) + exp(b) + ...), where terms may be -inf."""
+    return log_sum_exp(torch.stack(torch.broadcast_tensors(*terms), -1), -1).squeeze(-1)
 
 
 # Kinks
@@ -235,3 +289,15 @@ def log_mass(x: Tensor, dim: int) -> Tensor:
     top = x == 0
     others = torch.sum(torch.where(top, torch.expm1(x), torch.exp(x)), dim, keepdim=True)
     return torch.log1p(others + (torch.sum(top, dim, keepdim=True) - 1))
+
+
+def log_sum_exp(x: Tensor, dim: int) -> Tensor:
+    """log(sum(exp(x))), where x may be -inf: that adds nothing and has no derivative. -inf where there is nothing else."""
+    largest = max_over(x.detach(), dim)
+    shift = torch.where(torch.isinf(largest), 0, largest)
+    below = torch.where(x == -torch.inf, -torch.inf, x - shift)
+    top = below == 0
+    others = torch.sum(torch.where(top, torch.expm1(below), torch.exp(below)), dim, keepdim=True)
+    nothing = largest == -torch.inf
+    more = torch.where(nothing, 0, others + (torch.sum(top, dim, keepdim=True) - 1))
+    return torch.where(nothing, -torch.inf, shift + torch.log1p(more))

@@ -3,13 +3,14 @@
 
 Three paths. Eager: the raw operators, through an autograd function where a gradient is wanted. Under torch.compile: the public
 operator, whose autograd kernel does the same while it is traced. Under torch.func, forward AD, for third derivatives, and for tensors
-that are not on the CPU: the composite, the same formula in plain torch operations, which torch can transform in every way.
+that no kernel serves: the composite, the same formula in plain torch operations, which torch can transform in every way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -19,13 +20,19 @@ from torch import Tensor
 from .. import arrays
 from ..arrays import Problem, axis_sizes, batch_shape, check_ndim
 from ..errors import ArgumentError, DomainError, LossError, ReductionError, ShapeError, TypeMismatch
-from ..runtime import check_foreign, check_parameter, check_reduction, choose_variant, gradients_type
+from ..runtime import check_foreign, check_others, check_parameter, check_reduction, choose_variant, gradients_type
 from ..spec import Form, Input, Spec
-from ._compat import any_override, autocast_active, dual_level, transforms_active
+from ..state import check_state
+from ._compat import any_override, autocast_active, direct, dual_level, transforms_active
+from ._load import cuda_missing
+from ._state import State
 
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2, "batchmean": 3}
 WORDS = list(REDUCTIONS)
 HALVES = (torch.float16, torch.bfloat16)
+WIDENED = ("cpu",)              # devices whose kernels take no halves
+KEPT = (torch.device("cpu"),)   # devices where gradients are computed with the loss and kept; elsewhere in the backward pass, from the inputs
+CUDA_MISSING = cuda_missing()
 Tensors = tuple[Any, ...]
 Scalars = tuple[Any, ...]
 
@@ -38,7 +45,7 @@ class TorchLoss:
         self.__name__ = spec.name
         self._known: set[Any] = set()                    # the layouts of calls whose tensors need no change
         self._count = len(spec.inputs)
-        self._words = {word: REDUCTIONS[word] for word in spec.reductions}
+        self._words = {word: REDUCTIONS[spec.words.get(word, word)] for word in (*spec.reductions, *spec.words)}
         operators = getattr(torch.ops, "losslib")
         name = spec.name
         self._public, self._public_grad = getattr(operators, name).default, getattr(operators, f"{name}_grad").default
@@ -61,6 +68,11 @@ class TorchLoss:
             check_parameter(self.spec.name, next(p for form in self.spec.forms for p in form.parameters if p.name == name), value)
         return value
 
+    def _other(self, name: str, tensors: Tensors) -> Any:
+        """The loss of what a caller's function makes of these tensors. Raises ShapeError."""
+        check_others(self.spec, tensors)
+        return find_loss(name)
+
     # Calls
 
     def _call(self, tensors: Tensors, scalars: Scalars, reduction: str) -> Tensor:
@@ -69,7 +81,7 @@ class TorchLoss:
             return self._traced(tensors, scalars, reduction)
         try:
             code = self._words[reduction]
-            key = (code, scalars, *[None if t is None else (t.shape, t.dtype, t.is_cpu) for t in tensors])
+            key = (code, scalars, *[None if t is None else (t.shape, t.dtype, t.device) for t in tensors])
             known = key in self._known
         except (AttributeError, KeyError, TypeError):                    # no tensor, no reduction, or a size that is a symbol
             key, known = None, False
@@ -89,7 +101,7 @@ class TorchLoss:
             if torch.is_grad_enabled():
                 wrt = moving_of(tensors)
                 if wrt:
-                    return Value.apply(self, code, scalars, wrt, *tensors)  # type: ignore[no-any-return]
+                    return apply_value(self, code, scalars, wrt, *tensors)  # type: ignore[no-any-return]
             return self._raw(*tensors, code, *scalars)  # type: ignore[no-any-return]
         except RuntimeError as error:
             self._explain(error, tensors, scalars)
@@ -134,7 +146,8 @@ class TorchLoss:
         form = choose_form(self.spec, tensors)
         settled = dict(zip(self.spec.parameters, scalars, strict=True))
         given = dict(zip(self.spec.inputs, tensors, strict=True))
-        plain = {i.name: None if given[i.name] is None else given[i.name].detach().numpy(force=True) for i in form.inputs}
+        plain = {i.name: None if (t := given[i.name]) is None else (t.float() if t.dtype in HALVES else t).numpy(force=True)
+                 for i in form.inputs}
         sizes = {a: t.shape[t.ndim - len(i.axes) + k] for i in form.inputs if (t := plain[i.name]) is not None for k, a in enumerate(i.axes)}
         arrays.check_values(Problem(self.spec.name, form, None, plain, {}, (), sizes, 0), settled)  # type: ignore[arg-type]
 
@@ -171,13 +184,38 @@ class TorchLoss:
             like = tensors[places[name]]
             moved.append(torch.zeros_like(like) if way is None else as_input(self.spec, form, name, way, like))
         shape = leading(self.spec, tensors) if code == 0 else ()
-        ones = tensors[0].new_ones(shape)
+        ones = real_of(tensors).new_ones(shape)
         if not has_kernels(tensors):
             _, *products = third(self, code, scalars, bits, ones, tensors, tuple(moved), bits)
             return give_back(self.spec, given, tensors, names, [p.detach() for p in products])
         with torch.no_grad():
             _, *products = self._products(ones, moved, bits, *tensors, code, *scalars, bits)
         return give_back(self.spec, given, tensors, names, products)
+
+
+    # Parts of a batch
+
+    def _state(self, given: Tensors, scalars: Scalars) -> State:
+        total = self._call(given, scalars, "sum").double()
+        _, tensors, scalars, _ = arrange(self.spec, given, scalars, "sum")
+        form = choose_form(self.spec, tensors)
+        shape = leading(self.spec, tensors)
+        count = torch.Size(shape).numel()
+        weight = total.new_tensor(float(count))
+        if form.weight_reads is not None:
+            settled, known = (dict(zip(names, values, strict=True)) for names, values in (
+                (self.spec.parameters, scalars), (self.spec.inputs, tensors)))
+            variant = "".join(choose_variant(p, settled[p.name]) for p in form.parameters)
+            each = getattr(self._composites, f"weight{form.mark}{variant}")(
+                *(known[i.name] for i in form.inputs), *(settled[p.name] for p in form.parameters))
+            weight = each.expand(shape).sum(dtype=torch.float64)
+        first = next(t for t in given if isinstance(t, Tensor))
+        return State(self.spec.name, total, weight, count, first.shape[0] if first.ndim else 1)
+
+    def finish(self, state: State, reduction: str = "mean") -> Tensor:
+        """The loss of all samples whose totals are in a state, in float64, with the gradients that the state has."""
+        word = check_state(self.spec, state, reduction)
+        return FORMULAS[word](*(x if isinstance(x, Tensor) else state.total.new_tensor(float(x)) for x in state.totals))  # type: ignore[no-any-return]
 
 
 class TorchModule(torch.nn.Module):
@@ -193,23 +231,37 @@ def find_loss(name: str) -> Any:
 
 # Bringing tensors together
 
-def arrange(spec: Spec, given: Tensors, scalars: Scalars, reduction: str) -> tuple[int, Tensors, Scalars, torch.dtype | None]:
+def arrange(spec: Spec, given: Tensors, scalars: Scalars, reduction: str,
+            parts: bool = False) -> tuple[int, Tensors, Scalars, torch.dtype | None]:
     """A call in the layout of kernels: the code of the reduction, the tensors, the scalars, and the type that the result is to be
-    converted to, if it is another than that of the tensors. Raises LossError."""
+    converted to, if it is another than that of the tensors. `parts`: tensors have a part of their axis, which may be empty. Raises
+    LossError."""
     word = reduction if reduction in spec.reductions else check_reduction(spec, reduction)
     tensors = dict(zip(spec.inputs, given, strict=True))
     form = choose_form(spec, given)
-    tensors, kind = common_type(spec, form, tensors)
+    if form.ragged:
+        tensors = with_lengths(spec, form, tensors)
     values = dict(zip(spec.parameters, scalars, strict=True))
-    settled = {p.name: check_parameter(spec.name, p, values[p.name]) for p in form.parameters}
+    settled = {p.name: check_parameter(spec.name, p, values[p.name]) for p in form.parameters if not p.reduction}
     for name in spec.parameters:
         if name not in settled:
             check_foreign(spec, name, values[name])
             settled[name] = values[name]
+    tensors, kind = common_type(spec, form, tensors)
     raw = {i.name: tensors[i.name] for i in form.inputs}
+    if form.vectors and not parts:
+        shapes = {name: tuple(t.shape) for name, t in raw.items() if t is not None}
+        raw |= {name: raw[name].reshape(shape) for name, shape in arrays.vector_shapes(spec.name, form, shapes).items()}
+    if form.ragged:
+        unpack(spec, form, raw)
     if form.same_ndim:
         check_ndim(spec.name, form, raw)
     sizes = axis_sizes(spec.name, form, raw)
+    for i in form.inputs:
+        if i.index and not whole(i, tensors[i.name]):
+            raise TypeMismatch(f"{spec.name}: {i.name} holds positions along the axis {i.into!r} and must be a tensor of integers, got "
+                               f"{tensors[i.name].dtype}.")
+    arrays.check_positions(spec.name, form, sizes, settled)
     laid = {i.name: None if raw[i.name] is None else axes_last(form, i, raw[i.name]) for i in form.inputs}
     batch = batch_shape(spec.name, form, raw, laid)
     for i in form.inputs:
@@ -219,8 +271,61 @@ def arrange(spec: Spec, given: Tensors, scalars: Scalars, reduction: str) -> tup
         shape = (batch if i.per_sample else ()) + tuple(sizes[a] for a in i.axes)
         if i.shape == "reduced" and tensor.ndim == len(shape) - 1:
             tensor = tensor.unsqueeze(-1)
-        tensors[i.name] = tensor if tensor.shape == shape else tensor.expand(shape)
+        tensor = tensor if tensor.shape == shape else tensor.expand(shape)
+        tensors[i.name] = tensor if i.until is None else count_labels(spec.name, i, tensor)
     return REDUCTIONS[word], tuple(tensors[n] for n in spec.inputs), tuple(settled[n] for n in spec.parameters), kind
+
+
+def with_lengths(spec: Spec, form: Form, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments, with lengths that are tuples or lists as tensors, and all integers where the first tensor lies."""
+    leader = next((t for t in given.values() if isinstance(t, Tensor)), None)
+    found = dict(given)
+    for i in form.inputs:
+        value = found[i.name]
+        if i.measures and isinstance(value, list | tuple):
+            if not all(isinstance(n, int) for n in value):
+                raise TypeMismatch(f"{spec.name}: {i.name} must hold integers, got {value}.")
+            found[i.name] = value = torch.tensor(value, dtype=torch.int64)
+        if i.measures and isinstance(value, Tensor) and (value.is_floating_point() or value.dtype == torch.bool):
+            raise TypeMismatch(f"{spec.name}: {i.name} holds how much of the axis {i.measures!r} belongs to each sample and must be a "
+                               f"tensor of integers, got {value.dtype}.")
+        if i.index and isinstance(value, Tensor) and leader is not None and value.device != leader.device:
+            found[i.name] = value.to(leader.device)
+    return found
+
+
+def unpack(spec: Spec, form: Form, raw: dict[str, Any]) -> None:
+    """Lengths in the shape of the batch, and samples that were given end to end side by side. Raises ShapeError."""
+    leader = next(i for i in form.inputs if i.per_sample)
+    depth = raw[leader.name].ndim - len(leader.axes)
+    for i in form.inputs:
+        tensor = raw[i.name]
+        if i.measures and depth == 0 and tensor.numel() == 1:
+            raw[i.name] = tensor.reshape(())
+        if not i.packed or depth != 1 or tensor.ndim != 1:
+            continue
+        lengths = raw[str(i.length)]
+        width = tensor.shape[0]
+        if not torch.compiler.is_compiling() and not transforms_active():
+            if lengths.ndim != 1 or bool((lengths < 0).any()) or int(lengths.sum()) != width:
+                raise ShapeError(f"{spec.name}: {i.name} {tuple(tensor.shape)} holds all samples end to end, but {i.length} "
+                                 f"{lengths.tolist()} add up to {int(lengths.sum())}. Give as many elements, or one row for each sample.")
+            width = int(lengths.max()) if lengths.numel() else 0
+        places = (lengths.cumsum(0) - lengths)[:, None] + torch.arange(width, device=tensor.device)
+        raw[i.name] = tensor[places.clamp(0, max(tensor.shape[0] - 1, 0))] if tensor.shape[0] else tensor.new_zeros(lengths.shape[0], 0)
+
+
+def count_labels(loss: str, i: Input, tensor: Tensor) -> Tensor:
+    """How often each position is among the labels of a sample, which end at the first `until`. Raises IndexOutOfRange; where calls
+    are traced or transformed torch's own scatter refuses what is out of range."""
+    if tensor.is_cpu and not (torch.compiler.is_compiling() or transforms_active()):
+        plain = None
+        with suppress(RuntimeError):                                     # a tensor without data, which some tracer passes
+            plain = tensor.numpy(force=True)
+        if plain is not None:
+            arrays.check_labels(loss, i, plain)
+    given = (tensor == i.until).cumsum(-1) == 0
+    return torch.zeros_like(tensor).scatter_add(-1, tensor.where(tensor != i.until, 0), given.to(tensor.dtype))
 
 
 def choose_form(spec: Spec, given: Tensors) -> Form:
@@ -252,9 +357,6 @@ def common_type(spec: Spec, form: Form, given: Mapping[str, Any]) -> tuple[dict[
                 raise TypeMismatch(f"{spec.name}: {i.name} must be a tensor, got {type(value).__name__}.")
         elif value.is_complex():
             raise TypeMismatch(f"{spec.name}: {i.name} is complex. Give real numbers.")
-        elif i.index and (value.is_floating_point() or value.dtype == torch.bool):
-            raise TypeMismatch(f"{spec.name}: {i.name} holds positions along the axis {i.into!r} and must be a tensor of integers, got "
-                               f"{value.dtype}.")
         elif not i.index and value.is_floating_point():
             kinds.append(value.dtype)
     kind = torch.get_default_dtype()
@@ -263,7 +365,7 @@ def common_type(spec: Spec, form: Form, given: Mapping[str, Any]) -> tuple[dict[
     compute = kind
     if autocast_active() and torch.is_autocast_enabled(leader.device.type):
         compute = kind = torch.float32 if kind in HALVES else kind
-    elif kind in HALVES and leader.device.type == "cpu":
+    elif kind in HALVES and leader.device.type in WIDENED:
         compute = torch.float32
     if compute not in (torch.float32, torch.float64, *HALVES):
         raise TypeMismatch(f"{spec.name}: tensors of {compute} are not supported. Convert them to torch.float32.")
@@ -272,9 +374,14 @@ def common_type(spec: Spec, form: Form, given: Mapping[str, Any]) -> tuple[dict[
         value = given[i.name]
         if isinstance(value, float):
             found[i.name] = torch.full_like(leader, value, dtype=compute)
-        elif value is not None and value.dtype != (torch.int64 if i.index else compute):
+        elif value is not None and value.dtype != (torch.int64 if i.index else compute) and whole(i, value):
             found[i.name] = value.to(torch.int64 if i.index else compute)
     return found, None if compute == kind else kind
+
+
+def whole(i: Input, tensor: Tensor) -> bool:
+    """Does an index hold integers?"""
+    return not (i.index and (tensor.is_floating_point() or tensor.dtype == torch.bool))
 
 
 def axes_last(form: Form, i: Input, tensor: Tensor) -> Tensor:
@@ -290,6 +397,11 @@ def leading(spec: Spec, tensors: Tensors) -> tuple[int, ...]:
     given = dict(zip(spec.inputs, tensors, strict=True))
     i = next(i for i in form.inputs if i.per_sample and given[i.name] is not None)
     return tuple(given[i.name].shape[:given[i.name].ndim - len(i.axes)])
+
+
+def real_of(tensors: Tensors) -> Tensor:
+    """The first tensor that holds real numbers: labels may stand before it."""
+    return next(t for t in tensors if t is not None and t.is_floating_point())
 
 
 def moving_of(tensors: Tensors) -> int:
@@ -321,6 +433,9 @@ def give_back(spec: Spec, given: Tensors, tensors: Tensors, names: tuple[str, ..
     for name, result in zip(order, results, strict=True):
         i = next(i for i in form.inputs if i.name == name)
         original = given[spec.inputs.index(name)]
+        if form.vectors and result.numel() == original.numel():
+            found[name] = result.reshape(original.shape).to(original.dtype)
+            continue
         if i.shape == "reduced" and original.ndim == result.ndim - 1:
             result = result.sum(-1)
         if i.per_sample and i.axes:
@@ -333,6 +448,8 @@ def give_back(spec: Spec, given: Tensors, tensors: Tensors, names: tuple[str, ..
 def as_input(spec: Spec, form: Form, name: str, way: Tensor, like: Tensor) -> Tensor:
     """A direction in the layout of the input that it belongs to."""
     i = next(i for i in form.inputs if i.name == name)
+    if form.vectors and way.numel() == like.numel():
+        return way.to(like.dtype).reshape(like.shape)
     way = axes_last(form, i, way)
     if i.shape == "reduced" and way.ndim == like.ndim - 1:
         way = way.unsqueeze(-1)
@@ -342,8 +459,10 @@ def as_input(spec: Spec, form: Form, name: str, way: Tensor, like: Tensor) -> Te
 # The composite
 
 def has_kernels(tensors: Tensors) -> bool:
-    """Do the tensors lie where there are kernels for them? Elsewhere, as on a GPU, the composite does the work."""
-    return all(t is None or t.is_cpu or t.is_meta for t in tensors)
+    """Do the tensors lie where there are kernels for them? Elsewhere the composite does the work."""
+    if all(t is None or t.is_cpu or t.is_meta for t in tensors):
+        return True
+    return not CUDA_MISSING and all(t is None or (t.is_cuda and t.device == tensors[0].device) for t in tensors)
 
 
 def composite(loss: TorchLoss, tensors: Tensors, scalars: Scalars, code: int) -> Tensor:
@@ -351,11 +470,12 @@ def composite(loss: TorchLoss, tensors: Tensors, scalars: Scalars, code: int) ->
     spec = loss.spec
     form = choose_form(spec, tensors)
     settled = dict(zip(spec.parameters, scalars, strict=True))
+    settled |= {p.name: int(WORDS[code] == p.reduction) for p in form.parameters if p.reduction}
     variant = "".join(choose_variant(p, settled[p.name]) for p in form.parameters)
     given = dict(zip(spec.inputs, tensors, strict=True))
     value, weight = getattr(loss._composites, f"value{form.mark}{variant}")(
         *(given[i.name] for i in form.inputs), *(settled[p.name] for p in form.parameters))
-    return reduce(value, weight, WORDS[code]).to(tensors[0].dtype)
+    return reduce(value, weight, WORDS[code]).to(real_of(tensors).dtype)
 
 
 def reduce(value: Tensor, weight: Tensor | float, word: str) -> Tensor:
@@ -378,11 +498,16 @@ FORMULAS: dict[str, Any] = {
 # Autograd
 
 class Value(torch.autograd.Function):
-    """The loss; its gradients are computed with it, and multiplied by the upstream gradient later."""
+    """The loss; its gradients are computed with it, and multiplied by the upstream gradient later.
+
+    On a GPU they are computed later, times the upstream gradient: that moves as few bytes, keeps none meanwhile, and those of float16
+    are rounded once, when they have the scale that loss scaling gives them.
+    """
 
     @staticmethod
     def forward(ctx: Any, loss: TorchLoss, code: int, scalars: Scalars, wrt: int, *tensors: Any) -> Tensor:
         now = wrt if code else wrt & per_sample(loss.spec, tensors)      # a gradient that samples share needs the upstream of each
+        now = now if tensors[0].device in KEPT else 0
         found = loss._fused(*tensors, code, *scalars, now) if now else [loss._raw(*tensors, code, *scalars)]
         ctx.save_for_backward(*tensors, *found[1:])
         ctx.call = loss, code, scalars, wrt, now
@@ -393,12 +518,9 @@ class Value(torch.autograd.Function):
         loss, code, scalars, wrt, now = ctx.call
         count, saved = loss._count, ctx.saved_tensors
         results: list[Any] = [None] * count
-        if code and not torch.is_grad_enabled():                         # the usual case
-            k = count
-            for place in range(count):
-                if wrt >> place & 1:
-                    results[place] = saved[k] * upstream
-                    k += 1
+        if code and now and not torch.is_grad_enabled():                 # the usual case
+            for place, grad in zip(bits_of(wrt), saved[count:], strict=True):
+                results[place] = grad * upstream
             return (None, None, None, None, *results)
         tensors, kept = saved[:count], saved[count:]
         if torch.is_grad_enabled():
@@ -414,6 +536,9 @@ class Value(torch.autograd.Function):
                 for k, grad in zip(bits_of(rest), loss._raw_grad(upstream, *tensors, code, *scalars, rest), strict=True):
                     results[k] = grad
         return (None, None, None, None, *results)
+
+
+apply_value = direct(Value)
 
 
 class Gradient(torch.autograd.Function):
@@ -476,9 +601,10 @@ def third(loss: TorchLoss, code: int, scalars: Scalars, wrt: int, upstream: Tens
     return pull(tuple(ways))
 
 
-def bits_of(bits: int) -> list[int]:
+@cache
+def bits_of(bits: int) -> tuple[int, ...]:
     """The places of the bits that are set."""
-    return [k for k in range(bits.bit_length()) if bits >> k & 1]
+    return tuple(k for k in range(bits.bit_length()) if bits >> k & 1)
 
 
 def per_sample(spec: Spec, tensors: Tensors) -> int:
@@ -501,7 +627,7 @@ def register(loss: TorchLoss) -> None:
         return flat[:count], flat[count], flat[count + 1:]
 
     def fake_loss(tensors: Tensors, code: int) -> Tensor:
-        real = tensors[0]
+        real = real_of(tensors)
         if code:
             return real.new_empty(())
         given = dict(zip(spec.inputs, tensors, strict=True))

@@ -88,10 +88,10 @@ def hvp_all(input, target, scale, direction_input, direction_target):  # type: i
     """The hessian times the directions, times scale."""
     batch = input.shape[0]
     product = input * target
-    difference = stable.times_sigmoid(product * scale, product) - scale
+    difference = stable.times_sigmoid(product, product) - 1
     minus_product = -product
-    hvp_input = stable.result(stable.times_sigmoid(difference * direction_target + stable.times_sigmoid(target * direction_input * scale * target, product), minus_product), (batch,), (0,))
-    hvp_target = stable.result(stable.times_sigmoid(difference * direction_input + stable.times_sigmoid(input * direction_target * scale * input, product), minus_product), (batch,), (0,))
+    hvp_input = stable.result(stable.times_sigmoid((difference * direction_target + stable.times_sigmoid(target * direction_input * target, product)) * scale, minus_product), (batch,), (0,))
+    hvp_target = stable.result(stable.times_sigmoid((difference * direction_input + stable.times_sigmoid(input * direction_target * input, product)) * scale, minus_product), (batch,), (0,))
     return hvp_input, hvp_target
 
 

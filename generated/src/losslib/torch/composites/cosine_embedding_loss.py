@@ -14,6 +14,8 @@ what each adds to the denominator of the mean.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -44,5 +46,33 @@ def value(input1: Tensor, input2: Tensor, target: Tensor, margin: float) -> tupl
     unit2_2 = unless_2 / root_4
     cosine = torch.sum(unit1 * unit2, -1, keepdim=True)
     cosine_2 = torch.sum(unit1_2 * unit2_2, -1, keepdim=True)
+    value = torch.where(equal, 1 - cosine, torch.where(equal_2, stable.hinge(cosine_2 - margin, 1), 0))
+    return value[..., 0], 1.0
+
+
+@stable.widened
+def sharded(shards: Any, input1: Tensor, input2: Tensor, target: Tensor, margin: float) -> tuple[Tensor, Tensor | float]:
+    """The same as value, where each process has a part of the axis features."""
+    target = target[..., None]
+    equal = target == 1
+    equal_2 = target == -1
+    only = stable.only(equal, input1)
+    only_2 = stable.only(equal, input2)
+    unless = stable.unless(equal, stable.only(equal_2, input1))
+    unless_2 = stable.unless(equal, stable.only(equal_2, input2))
+    sum_product = shards.sum_over(only * only, -1)
+    sum_product_2 = shards.sum_over(only_2 * only_2, -1)
+    sum_product_3 = shards.sum_over(unless * unless, -1)
+    sum_product_4 = shards.sum_over(unless_2 * unless_2, -1)
+    root = stable.root(sum_product + 9.999999960041972e-13)
+    root_2 = stable.root(sum_product_2 + 9.999999960041972e-13)
+    root_3 = stable.root(sum_product_3 + 9.999999960041972e-13)
+    root_4 = stable.root(sum_product_4 + 9.999999960041972e-13)
+    unit1 = only / root
+    unit2 = only_2 / root_2
+    unit1_2 = unless / root_3
+    unit2_2 = unless_2 / root_4
+    cosine = shards.sum_over(unit1 * unit2, -1)
+    cosine_2 = shards.sum_over(unit1_2 * unit2_2, -1)
     value = torch.where(equal, 1 - cosine, torch.where(equal_2, stable.hinge(cosine_2 - margin, 1), 0))
     return value[..., 0], 1.0

@@ -15,6 +15,8 @@ what each adds to the denominator of the mean.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -34,6 +36,33 @@ def value__target_index__label_smoothing_0(input: Tensor, target: Tensor, weight
     safe_target = torch.where(ignored, 0, target)
     weight_at_safe_target = stable.at(weight, safe_target)
     log_p = stable.unless(ignored, stable.at(input[..., None, :], safe_target) - largest) - log_mass
+    value = torch.where(ignored, 0, -stable.unless(ignored, weight_at_safe_target) * log_p)
+    return value[..., 0], torch.where(ignored, 0, weight_at_safe_target)[..., 0]
+
+
+@stable.widened
+def weight__target_index__label_smoothing_0(input: Tensor, target: Tensor, weight: Tensor | None, label_smoothing: float, ignore_index: int) -> Tensor:
+    """What each sample adds to the denominator of the mean, where label_smoothing is 0."""
+    classes = input.shape[-1]
+    weight = stable.given(weight, 1.0, input, classes)
+    ignored = target == ignore_index
+    safe_target = torch.where(ignored, 0, target)
+    return torch.where(ignored, 0, stable.at(weight, safe_target))
+
+
+@stable.widened
+def sharded__target_index__label_smoothing_0(shards: Any, input: Tensor, target: Tensor, weight: Tensor | None, label_smoothing: float, ignore_index: int) -> tuple[Tensor, Tensor | float]:
+    """The same as value__target_index__label_smoothing_0, where each process has a part of the axis classes."""
+    classes = shards.size
+    weight = stable.given(weight, 1.0, input, input.shape[-1])
+    target = target[..., None]
+    max_input = shards.max_over(input, -1)
+    ignored = target == ignore_index
+    largest = max_input.detach()
+    log_mass = shards.log_mass(stable.unless(ignored, stable.relative(input, largest)), -1)
+    safe_target = torch.where(ignored, 0, target)
+    weight_at_safe_target = shards.at(weight, safe_target)
+    log_p = stable.unless(ignored, shards.at(input[..., None, :], safe_target) - largest) - log_mass
     value = torch.where(ignored, 0, -stable.unless(ignored, weight_at_safe_target) * log_p)
     return value[..., 0], torch.where(ignored, 0, weight_at_safe_target)[..., 0]
 
@@ -60,6 +89,37 @@ def value__target_index__label_smoothing_general(input: Tensor, target: Tensor, 
 
 
 @stable.widened
+def weight__target_index__label_smoothing_general(input: Tensor, target: Tensor, weight: Tensor | None, label_smoothing: float, ignore_index: int) -> Tensor:
+    """What each sample adds to the denominator of the mean, where label_smoothing is none of the special values."""
+    classes = input.shape[-1]
+    weight = stable.given(weight, 1.0, input, classes)
+    ignored = target == ignore_index
+    safe_target = torch.where(ignored, 0, target)
+    return torch.where(ignored, 0, stable.at(weight, safe_target))
+
+
+@stable.widened
+def sharded__target_index__label_smoothing_general(shards: Any, input: Tensor, target: Tensor, weight: Tensor | None, label_smoothing: float, ignore_index: int) -> tuple[Tensor, Tensor | float]:
+    """The same as value__target_index__label_smoothing_general, where each process has a part of the axis classes."""
+    classes = shards.size
+    weight = stable.given(weight, 1.0, input, input.shape[-1])
+    target = target[..., None]
+    difference = label_smoothing - 1
+    ratio = label_smoothing / stable.number(classes, input)
+    max_input = shards.max_over(input, -1)
+    ignored = target == ignore_index
+    largest = max_input.detach()
+    log_mass = shards.log_mass(stable.unless(ignored, stable.relative(input, largest)), -1)
+    log_p = stable.unless(ignored, input - largest) - log_mass
+    sum_product = shards.sum_over(stable.unless(ignored, weight) * log_p, -1)
+    safe_target = torch.where(ignored, 0, target)
+    weight_at_safe_target = shards.at(weight, safe_target)
+    log_p_2 = stable.unless(ignored, shards.at(input[..., None, :], safe_target) - largest) - log_mass
+    value = torch.where(ignored, 0, difference * stable.unless(ignored, weight_at_safe_target) * log_p_2 - ratio * sum_product)
+    return value[..., 0], torch.where(ignored, 0, weight_at_safe_target)[..., 0]
+
+
+@stable.widened
 def value__target_real__label_smoothing_0(input: Tensor, target: Tensor, weight: Tensor | None, label_smoothing: float) -> tuple[Tensor, Tensor | float]:
     """The loss of each sample, and what it adds to the denominator of the mean, where label_smoothing is 0."""
     classes = input.shape[-1]
@@ -69,6 +129,20 @@ def value__target_real__label_smoothing_0(input: Tensor, target: Tensor, weight:
     log_mass = stable.log_mass(stable.relative(input, largest), -1)
     log_p = input - largest - log_mass
     sum_product = torch.sum(weight * target * log_p, -1, keepdim=True)
+    value = -sum_product
+    return value[..., 0], 1.0
+
+
+@stable.widened
+def sharded__target_real__label_smoothing_0(shards: Any, input: Tensor, target: Tensor, weight: Tensor | None, label_smoothing: float) -> tuple[Tensor, Tensor | float]:
+    """The same as value__target_real__label_smoothing_0, where each process has a part of the axis classes."""
+    classes = shards.size
+    weight = stable.given(weight, 1.0, input, input.shape[-1])
+    max_input = shards.max_over(input, -1)
+    largest = max_input.detach()
+    log_mass = shards.log_mass(stable.relative(input, largest), -1)
+    log_p = input - largest - log_mass
+    sum_product = shards.sum_over(weight * target * log_p, -1)
     value = -sum_product
     return value[..., 0], 1.0
 
@@ -86,5 +160,22 @@ def value__target_real__label_smoothing_general(input: Tensor, target: Tensor, w
     smoothed = difference * target + ratio
     log_p = input - largest - log_mass
     sum_product = torch.sum(weight * smoothed * log_p, -1, keepdim=True)
+    value = -sum_product
+    return value[..., 0], 1.0
+
+
+@stable.widened
+def sharded__target_real__label_smoothing_general(shards: Any, input: Tensor, target: Tensor, weight: Tensor | None, label_smoothing: float) -> tuple[Tensor, Tensor | float]:
+    """The same as value__target_real__label_smoothing_general, where each process has a part of the axis classes."""
+    classes = shards.size
+    weight = stable.given(weight, 1.0, input, input.shape[-1])
+    difference = 1 - label_smoothing
+    ratio = label_smoothing / stable.number(classes, input)
+    max_input = shards.max_over(input, -1)
+    largest = max_input.detach()
+    log_mass = shards.log_mass(stable.relative(input, largest), -1)
+    smoothed = difference * target + ratio
+    log_p = input - largest - log_mass
+    sum_product = shards.sum_over(weight * smoothed * log_p, -1)
     value = -sum_product
     return value[..., 0], 1.0

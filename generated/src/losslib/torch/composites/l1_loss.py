@@ -27,3 +27,11 @@ def value(input: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor,
     error = input - target
     value = stable.abs(error) * weight
     return value, stable.per_sample(weight, batch, 0)
+
+
+@stable.widened
+def weight(input: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+    """What each sample adds to the denominator of the mean."""
+    batch = input.shape
+    weight = stable.given(weight, 1.0, input)
+    return stable.per_sample(weight, batch, 0)

@@ -12,6 +12,8 @@ what each adds to the denominator of the mean.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -27,4 +29,26 @@ def value(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: in
     safe_target = torch.where(ignored, 0, target)
     weight_at_safe_target = stable.at(weight, safe_target)
     value = torch.where(ignored, 0, -stable.unless(ignored, stable.at(input, safe_target)) * stable.unless(ignored, weight_at_safe_target))
+    return value, torch.where(ignored, 0, weight_at_safe_target)
+
+
+@stable.widened
+def weight(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
+    """What each sample adds to the denominator of the mean."""
+    classes = input.shape[-1]
+    weight = stable.given(weight, 1.0, input, classes)
+    ignored = target == ignore_index
+    safe_target = torch.where(ignored, 0, target)
+    return torch.where(ignored, 0, stable.at(weight, safe_target))
+
+
+@stable.widened
+def sharded(shards: Any, input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int) -> tuple[Tensor, Tensor | float]:
+    """The same as value, where each process has a part of the axis classes."""
+    classes = shards.size
+    weight = stable.given(weight, 1.0, input, input.shape[-1])
+    ignored = target == ignore_index
+    safe_target = torch.where(ignored, 0, target)
+    weight_at_safe_target = shards.at(weight, safe_target)
+    value = torch.where(ignored, 0, -stable.unless(ignored, shards.at(input, safe_target)) * stable.unless(ignored, weight_at_safe_target))
     return value, torch.where(ignored, 0, weight_at_safe_target)

@@ -18,6 +18,8 @@ what each adds to the denominator of the mean.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -38,12 +40,36 @@ def value__p_0__swap_yes(anchor: Tensor, positive: Tensor, negative: Tensor, mar
 
 
 @stable.widened
+def sharded__p_0__swap_yes(shards: Any, anchor: Tensor, positive: Tensor, negative: Tensor, margin: float, p: float, eps: float, swap: bool) -> tuple[Tensor, Tensor | float]:
+    """The same as value__p_0__swap_yes, where each process has a part of the axis features."""
+    to_positive = anchor - positive
+    to_negative = anchor - negative
+    between = positive - negative
+    near = shards.sum_over(torch.where(to_positive + eps == 0, 0, 1).to(anchor.dtype), -1)
+    far = shards.sum_over(torch.where(to_negative + eps == 0, 0, 1).to(anchor.dtype), -1)
+    across = shards.sum_over(torch.where(between + eps == 0, 0, 1).to(anchor.dtype), -1)
+    value = stable.hinge(near - stable.smaller(far, across, 0.5) + margin, 1)
+    return value[..., 0], 1.0
+
+
+@stable.widened
 def value__p_0__swap_no(anchor: Tensor, positive: Tensor, negative: Tensor, margin: float, p: float, eps: float, swap: bool) -> tuple[Tensor, Tensor | float]:
     """The loss of each sample, and what it adds to the denominator of the mean, where p is 0 and swap is False."""
     to_positive = anchor - positive
     to_negative = anchor - negative
     near = torch.sum(torch.where(to_positive + eps == 0, 0, 1).to(anchor.dtype), -1, keepdim=True)
     far = torch.sum(torch.where(to_negative + eps == 0, 0, 1).to(anchor.dtype), -1, keepdim=True)
+    value = stable.hinge(near - far + margin, 1)
+    return value[..., 0], 1.0
+
+
+@stable.widened
+def sharded__p_0__swap_no(shards: Any, anchor: Tensor, positive: Tensor, negative: Tensor, margin: float, p: float, eps: float, swap: bool) -> tuple[Tensor, Tensor | float]:
+    """The same as value__p_0__swap_no, where each process has a part of the axis features."""
+    to_positive = anchor - positive
+    to_negative = anchor - negative
+    near = shards.sum_over(torch.where(to_positive + eps == 0, 0, 1).to(anchor.dtype), -1)
+    far = shards.sum_over(torch.where(to_negative + eps == 0, 0, 1).to(anchor.dtype), -1)
     value = stable.hinge(near - far + margin, 1)
     return value[..., 0], 1.0
 
@@ -62,12 +88,36 @@ def value__p_1__swap_yes(anchor: Tensor, positive: Tensor, negative: Tensor, mar
 
 
 @stable.widened
+def sharded__p_1__swap_yes(shards: Any, anchor: Tensor, positive: Tensor, negative: Tensor, margin: float, p: float, eps: float, swap: bool) -> tuple[Tensor, Tensor | float]:
+    """The same as value__p_1__swap_yes, where each process has a part of the axis features."""
+    to_positive = anchor - positive
+    to_negative = anchor - negative
+    between = positive - negative
+    near = shards.sum_over(stable.abs(to_positive + eps), -1)
+    far = shards.sum_over(stable.abs(to_negative + eps), -1)
+    across = shards.sum_over(stable.abs(between + eps), -1)
+    value = stable.hinge(near - stable.smaller(far, across, 0.5) + margin, 1)
+    return value[..., 0], 1.0
+
+
+@stable.widened
 def value__p_1__swap_no(anchor: Tensor, positive: Tensor, negative: Tensor, margin: float, p: float, eps: float, swap: bool) -> tuple[Tensor, Tensor | float]:
     """The loss of each sample, and what it adds to the denominator of the mean, where p is 1 and swap is False."""
     to_positive = anchor - positive
     to_negative = anchor - negative
     near = torch.sum(stable.abs(to_positive + eps), -1, keepdim=True)
     far = torch.sum(stable.abs(to_negative + eps), -1, keepdim=True)
+    value = stable.hinge(near - far + margin, 1)
+    return value[..., 0], 1.0
+
+
+@stable.widened
+def sharded__p_1__swap_no(shards: Any, anchor: Tensor, positive: Tensor, negative: Tensor, margin: float, p: float, eps: float, swap: bool) -> tuple[Tensor, Tensor | float]:
+    """The same as value__p_1__swap_no, where each process has a part of the axis features."""
+    to_positive = anchor - positive
+    to_negative = anchor - negative
+    near = shards.sum_over(stable.abs(to_positive + eps), -1)
+    far = shards.sum_over(stable.abs(to_negative + eps), -1)
     value = stable.hinge(near - far + margin, 1)
     return value[..., 0], 1.0
 
@@ -92,6 +142,25 @@ def value__p_2__swap_yes(anchor: Tensor, positive: Tensor, negative: Tensor, mar
 
 
 @stable.widened
+def sharded__p_2__swap_yes(shards: Any, anchor: Tensor, positive: Tensor, negative: Tensor, margin: float, p: float, eps: float, swap: bool) -> tuple[Tensor, Tensor | float]:
+    """The same as value__p_2__swap_yes, where each process has a part of the axis features."""
+    to_positive = anchor - positive
+    shifted = to_positive + eps
+    to_negative = anchor - negative
+    shifted_2 = to_negative + eps
+    between = positive - negative
+    shifted_3 = between + eps
+    sum_product = shards.sum_over(shifted * shifted, -1)
+    sum_product_2 = shards.sum_over(shifted_2 * shifted_2, -1)
+    sum_product_3 = shards.sum_over(shifted_3 * shifted_3, -1)
+    near = stable.root(sum_product)
+    far = stable.root(sum_product_2)
+    across = stable.root(sum_product_3)
+    value = stable.hinge(near - stable.smaller(far, across, 0.5) + margin, 1)
+    return value[..., 0], 1.0
+
+
+@stable.widened
 def value__p_2__swap_no(anchor: Tensor, positive: Tensor, negative: Tensor, margin: float, p: float, eps: float, swap: bool) -> tuple[Tensor, Tensor | float]:
     """The loss of each sample, and what it adds to the denominator of the mean, where p is 2 and swap is False."""
     to_positive = anchor - positive
@@ -100,6 +169,21 @@ def value__p_2__swap_no(anchor: Tensor, positive: Tensor, negative: Tensor, marg
     shifted_2 = to_negative + eps
     sum_product = torch.sum(shifted * shifted, -1, keepdim=True)
     sum_product_2 = torch.sum(shifted_2 * shifted_2, -1, keepdim=True)
+    near = stable.root(sum_product)
+    far = stable.root(sum_product_2)
+    value = stable.hinge(near - far + margin, 1)
+    return value[..., 0], 1.0
+
+
+@stable.widened
+def sharded__p_2__swap_no(shards: Any, anchor: Tensor, positive: Tensor, negative: Tensor, margin: float, p: float, eps: float, swap: bool) -> tuple[Tensor, Tensor | float]:
+    """The same as value__p_2__swap_no, where each process has a part of the axis features."""
+    to_positive = anchor - positive
+    shifted = to_positive + eps
+    to_negative = anchor - negative
+    shifted_2 = to_negative + eps
+    sum_product = shards.sum_over(shifted * shifted, -1)
+    sum_product_2 = shards.sum_over(shifted_2 * shifted_2, -1)
     near = stable.root(sum_product)
     far = stable.root(sum_product_2)
     value = stable.hinge(near - far + margin, 1)
@@ -120,12 +204,36 @@ def value__p_inf__swap_yes(anchor: Tensor, positive: Tensor, negative: Tensor, m
 
 
 @stable.widened
+def sharded__p_inf__swap_yes(shards: Any, anchor: Tensor, positive: Tensor, negative: Tensor, margin: float, p: float, eps: float, swap: bool) -> tuple[Tensor, Tensor | float]:
+    """The same as value__p_inf__swap_yes, where each process has a part of the axis features."""
+    to_positive = anchor - positive
+    to_negative = anchor - negative
+    between = positive - negative
+    near = shards.max_over(stable.abs(to_positive + eps), -1)
+    far = shards.max_over(stable.abs(to_negative + eps), -1)
+    across = shards.max_over(stable.abs(between + eps), -1)
+    value = stable.hinge(near - stable.smaller(far, across, 0.5) + margin, 1)
+    return value[..., 0], 1.0
+
+
+@stable.widened
 def value__p_inf__swap_no(anchor: Tensor, positive: Tensor, negative: Tensor, margin: float, p: float, eps: float, swap: bool) -> tuple[Tensor, Tensor | float]:
     """The loss of each sample, and what it adds to the denominator of the mean, where p is oo and swap is False."""
     to_positive = anchor - positive
     to_negative = anchor - negative
     near = stable.max_over(stable.abs(to_positive + eps), -1)
     far = stable.max_over(stable.abs(to_negative + eps), -1)
+    value = stable.hinge(near - far + margin, 1)
+    return value[..., 0], 1.0
+
+
+@stable.widened
+def sharded__p_inf__swap_no(shards: Any, anchor: Tensor, positive: Tensor, negative: Tensor, margin: float, p: float, eps: float, swap: bool) -> tuple[Tensor, Tensor | float]:
+    """The same as value__p_inf__swap_no, where each process has a part of the axis features."""
+    to_positive = anchor - positive
+    to_negative = anchor - negative
+    near = shards.max_over(stable.abs(to_positive + eps), -1)
+    far = shards.max_over(stable.abs(to_negative + eps), -1)
     value = stable.hinge(near - far + margin, 1)
     return value[..., 0], 1.0
 
@@ -160,6 +268,35 @@ def value__p_general__swap_yes(anchor: Tensor, positive: Tensor, negative: Tenso
 
 
 @stable.widened
+def sharded__p_general__swap_yes(shards: Any, anchor: Tensor, positive: Tensor, negative: Tensor, margin: float, p: float, eps: float, swap: bool) -> tuple[Tensor, Tensor | float]:
+    """The same as value__p_general__swap_yes, where each process has a part of the axis features."""
+    ratio = 1 / p
+    to_positive = anchor - positive
+    shifted = to_positive + eps
+    to_negative = anchor - negative
+    shifted_2 = to_negative + eps
+    between = positive - negative
+    shifted_3 = between + eps
+    max_abs = shards.max_over(stable.abs(shifted), -1)
+    max_abs_2 = shards.max_over(stable.abs(shifted_2), -1)
+    max_abs_3 = shards.max_over(stable.abs(shifted_3), -1)
+    binade_max_abs = stable.binade(max_abs)
+    binade_max_abs_2 = stable.binade(max_abs_2)
+    binade_max_abs_3 = stable.binade(max_abs_3)
+    scaled = shifted / binade_max_abs
+    scaled_2 = shifted_2 / binade_max_abs_2
+    scaled_3 = shifted_3 / binade_max_abs_3
+    sum_abs_power = shards.sum_over(stable.abs_power(scaled, p), -1)
+    sum_abs_power_2 = shards.sum_over(stable.abs_power(scaled_2, p), -1)
+    sum_abs_power_3 = shards.sum_over(stable.abs_power(scaled_3, p), -1)
+    near = stable.abs_power(sum_abs_power, ratio) * binade_max_abs
+    far = stable.abs_power(sum_abs_power_2, ratio) * binade_max_abs_2
+    across = stable.abs_power(sum_abs_power_3, ratio) * binade_max_abs_3
+    value = stable.hinge(near - stable.smaller(far, across, 0.5) + margin, 1)
+    return value[..., 0], 1.0
+
+
+@stable.widened
 def value__p_general__swap_no(anchor: Tensor, positive: Tensor, negative: Tensor, margin: float, p: float, eps: float, swap: bool) -> tuple[Tensor, Tensor | float]:
     """The loss of each sample, and what it adds to the denominator of the mean, where p is none of the special values and swap is False."""
     ratio = 1 / p
@@ -175,6 +312,28 @@ def value__p_general__swap_no(anchor: Tensor, positive: Tensor, negative: Tensor
     scaled_2 = shifted_2 / binade_max_abs_2
     sum_abs_power = torch.sum(stable.abs_power(scaled, p), -1, keepdim=True)
     sum_abs_power_2 = torch.sum(stable.abs_power(scaled_2, p), -1, keepdim=True)
+    near = stable.abs_power(sum_abs_power, ratio) * binade_max_abs
+    far = stable.abs_power(sum_abs_power_2, ratio) * binade_max_abs_2
+    value = stable.hinge(near - far + margin, 1)
+    return value[..., 0], 1.0
+
+
+@stable.widened
+def sharded__p_general__swap_no(shards: Any, anchor: Tensor, positive: Tensor, negative: Tensor, margin: float, p: float, eps: float, swap: bool) -> tuple[Tensor, Tensor | float]:
+    """The same as value__p_general__swap_no, where each process has a part of the axis features."""
+    ratio = 1 / p
+    to_positive = anchor - positive
+    shifted = to_positive + eps
+    to_negative = anchor - negative
+    shifted_2 = to_negative + eps
+    max_abs = shards.max_over(stable.abs(shifted), -1)
+    max_abs_2 = shards.max_over(stable.abs(shifted_2), -1)
+    binade_max_abs = stable.binade(max_abs)
+    binade_max_abs_2 = stable.binade(max_abs_2)
+    scaled = shifted / binade_max_abs
+    scaled_2 = shifted_2 / binade_max_abs_2
+    sum_abs_power = shards.sum_over(stable.abs_power(scaled, p), -1)
+    sum_abs_power_2 = shards.sum_over(stable.abs_power(scaled_2, p), -1)
     near = stable.abs_power(sum_abs_power, ratio) * binade_max_abs
     far = stable.abs_power(sum_abs_power_2, ratio) * binade_max_abs_2
     value = stable.hinge(near - far + margin, 1)

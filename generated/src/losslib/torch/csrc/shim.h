@@ -13,9 +13,11 @@ extern "C" {
 struct AtenTensorOpaque;
 struct TorchLibraryOpaque;
 struct StableListOpaque;
+struct DeviceGuardOpaque;
 typedef AtenTensorOpaque *AtenTensorHandle;
 typedef TorchLibraryOpaque *TorchLibraryHandle;
 typedef StableListOpaque *StableListHandle;
+typedef DeviceGuardOpaque *DeviceGuardHandle;
 typedef int32_t AOTITorchError;
 typedef uint64_t StableIValue;
 
@@ -37,6 +39,9 @@ AOTITorchError aoti_torch_is_contiguous(AtenTensorHandle tensor, bool *answer);
 AOTITorchError aoti_torch_new_tensor_handle(AtenTensorHandle tensor, AtenTensorHandle *copy);
 AOTITorchError aoti_torch_empty_strided(int64_t ndim, const int64_t *sizes, const int64_t *strides, int32_t dtype, int32_t device_type,
                                         int32_t device_index, AtenTensorHandle *tensor);
+AOTITorchError aoti_torch_copy_(AtenTensorHandle to, AtenTensorHandle from, int32_t non_blocking);
+AOTITorchError aoti_torch_create_device_guard(int32_t index, DeviceGuardHandle *guard);
+AOTITorchError aoti_torch_delete_device_guard(DeviceGuardHandle guard);
 AOTITorchError torch_get_const_data_ptr(AtenTensorHandle tensor, const void **data);
 AOTITorchError torch_get_mutable_data_ptr(AtenTensorHandle tensor, void **data);
 
@@ -49,7 +54,12 @@ AOTITorchError torch_get_num_threads(uint32_t *threads);
 
 int32_t aoti_torch_dtype_float32(void);
 int32_t aoti_torch_dtype_float64(void);
+int32_t aoti_torch_dtype_float16(void);
+int32_t aoti_torch_dtype_bfloat16(void);
 int32_t aoti_torch_dtype_int64(void);
+
+/* aoti_torch_get_current_cuda_stream, which only a PyTorch with CUDA has: it is looked for when the first tensor on a GPU comes. */
+typedef AOTITorchError (*StreamOfDevice)(int32_t index, void **stream);
 }
 
 #endif

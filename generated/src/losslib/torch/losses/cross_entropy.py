@@ -10,6 +10,7 @@ from losslib.losses.cross_entropy import SPEC
 from losslib.runtime import legacy_reduction
 
 from .._runtime import TorchLoss, TorchModule
+from .._state import State
 from ..composites import cross_entropy as composites
 
 
@@ -57,6 +58,11 @@ class CrossEntropyLossFunction(TorchLoss):
     def hvp(self, input: Any, target: Any, direction: Any, *, weight: Any = None, size_average: bool | None = None, ignore_index: int = -100, reduce: bool | None = None, reduction: str = 'mean', label_smoothing: float = 0.0, wrt: Sequence[str] | str | None = None) -> Any:
         """A named tuple: the Hessian times a direction (a tensor, a tuple in the order of `wrt`, or a mapping), past the autograd engine."""
         return self._hvp((input, target, weight), (ignore_index, label_smoothing), legacy_reduction(size_average, reduce, reduction), direction, wrt)
+
+    def state(self, input: Any, target: Any, weight: Any = None, size_average: bool | None = None, ignore_index: int = -100, reduce: bool | None = None, reduction: str = 'mean', label_smoothing: float = 0.0) -> State:
+        """The totals of these samples, to be merged with others by `+`, and finished by `finish`, which chooses the reduction."""
+        tensors, scalars, _ = (input, target, weight), (ignore_index, label_smoothing), legacy_reduction(size_average, reduce, reduction)
+        return self._state(tensors, scalars)
 
 
 cross_entropy = CrossEntropyLossFunction(SPEC, composites)

@@ -10,6 +10,7 @@ from losslib.losses.gaussian_nll_loss import SPEC
 from losslib.runtime import legacy_reduction
 
 from .._runtime import TorchLoss, TorchModule
+from .._state import State
 from ..composites import gaussian_nll_loss as composites
 
 
@@ -49,6 +50,11 @@ class GaussianNLLLossFunction(TorchLoss):
     def hvp(self, input: Any, target: Any, var: Any, direction: Any, *, full: bool = False, eps: float = 1e-06, reduction: str = 'mean', wrt: Sequence[str] | str | None = None) -> Any:
         """A named tuple: the Hessian times a direction (a tensor, a tuple in the order of `wrt`, or a mapping), past the autograd engine."""
         return self._hvp((input, target, var), (full, eps), reduction, direction, wrt)
+
+    def state(self, input: Any, target: Any, var: Any, full: bool = False, eps: float = 1e-06, reduction: str = 'mean') -> State:
+        """The totals of these samples, to be merged with others by `+`, and finished by `finish`, which chooses the reduction."""
+        tensors, scalars, _ = (input, target, var), (full, eps), reduction
+        return self._state(tensors, scalars)
 
 
 gaussian_nll_loss = GaussianNLLLossFunction(SPEC, composites)

@@ -10,6 +10,7 @@ from losslib.losses.l1_loss import SPEC
 from losslib.runtime import legacy_reduction
 
 from .._runtime import TorchLoss, TorchModule
+from .._state import State
 from ..composites import l1_loss as composites
 
 
@@ -48,6 +49,11 @@ class L1LossFunction(TorchLoss):
     def hvp(self, input: Any, target: Any, direction: Any, *, size_average: bool | None = None, reduce: bool | None = None, reduction: str = 'mean', weight: Any = None, wrt: Sequence[str] | str | None = None) -> Any:
         """A named tuple: the Hessian times a direction (a tensor, a tuple in the order of `wrt`, or a mapping), past the autograd engine."""
         return self._hvp((input, target, weight), (), legacy_reduction(size_average, reduce, reduction), direction, wrt)
+
+    def state(self, input: Any, target: Any, size_average: bool | None = None, reduce: bool | None = None, reduction: str = 'mean', weight: Any = None) -> State:
+        """The totals of these samples, to be merged with others by `+`, and finished by `finish`, which chooses the reduction."""
+        tensors, scalars, _ = (input, target, weight), (), legacy_reduction(size_average, reduce, reduction)
+        return self._state(tensors, scalars)
 
 
 l1_loss = L1LossFunction(SPEC, composites)

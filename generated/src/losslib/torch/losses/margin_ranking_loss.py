@@ -10,6 +10,7 @@ from losslib.losses.margin_ranking_loss import SPEC
 from losslib.runtime import legacy_reduction
 
 from .._runtime import TorchLoss, TorchModule
+from .._state import State
 from ..composites import margin_ranking_loss as composites
 
 
@@ -49,6 +50,11 @@ class MarginRankingLossFunction(TorchLoss):
     def hvp(self, input1: Any, input2: Any, target: Any, direction: Any, *, margin: float = 0.0, size_average: bool | None = None, reduce: bool | None = None, reduction: str = 'mean', wrt: Sequence[str] | str | None = None) -> Any:
         """A named tuple: the Hessian times a direction (a tensor, a tuple in the order of `wrt`, or a mapping), past the autograd engine."""
         return self._hvp((input1, input2, target), (margin,), legacy_reduction(size_average, reduce, reduction), direction, wrt)
+
+    def state(self, input1: Any, input2: Any, target: Any, margin: float = 0.0, size_average: bool | None = None, reduce: bool | None = None, reduction: str = 'mean') -> State:
+        """The totals of these samples, to be merged with others by `+`, and finished by `finish`, which chooses the reduction."""
+        tensors, scalars, _ = (input1, input2, target), (margin,), legacy_reduction(size_average, reduce, reduction)
+        return self._state(tensors, scalars)
 
 
 margin_ranking_loss = MarginRankingLossFunction(SPEC, composites)

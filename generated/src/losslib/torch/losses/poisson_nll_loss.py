@@ -10,6 +10,7 @@ from losslib.losses.poisson_nll_loss import SPEC
 from losslib.runtime import legacy_reduction
 
 from .._runtime import TorchLoss, TorchModule
+from .._state import State
 from ..composites import poisson_nll_loss as composites
 
 
@@ -52,6 +53,11 @@ class PoissonNLLLossFunction(TorchLoss):
     def hvp(self, input: Any, target: Any, direction: Any, *, log_input: bool = True, full: bool = False, size_average: bool | None = None, eps: float = 1e-08, reduce: bool | None = None, reduction: str = 'mean', wrt: Sequence[str] | str | None = None) -> Any:
         """A named tuple: the Hessian times a direction (a tensor, a tuple in the order of `wrt`, or a mapping), past the autograd engine."""
         return self._hvp((input, target), (log_input, full, eps), legacy_reduction(size_average, reduce, reduction), direction, wrt)
+
+    def state(self, input: Any, target: Any, log_input: bool = True, full: bool = False, size_average: bool | None = None, eps: float = 1e-08, reduce: bool | None = None, reduction: str = 'mean') -> State:
+        """The totals of these samples, to be merged with others by `+`, and finished by `finish`, which chooses the reduction."""
+        tensors, scalars, _ = (input, target), (log_input, full, eps), legacy_reduction(size_average, reduce, reduction)
+        return self._state(tensors, scalars)
 
 
 poisson_nll_loss = PoissonNLLLossFunction(SPEC, composites)

@@ -10,6 +10,7 @@ from losslib.losses.soft_margin_loss import SPEC
 from losslib.runtime import legacy_reduction
 
 from .._runtime import TorchLoss, TorchModule
+from .._state import State
 from ..composites import soft_margin_loss as composites
 
 
@@ -47,6 +48,11 @@ class SoftMarginLossFunction(TorchLoss):
     def hvp(self, input: Any, target: Any, direction: Any, *, size_average: bool | None = None, reduce: bool | None = None, reduction: str = 'mean', wrt: Sequence[str] | str | None = None) -> Any:
         """A named tuple: the Hessian times a direction (a tensor, a tuple in the order of `wrt`, or a mapping), past the autograd engine."""
         return self._hvp((input, target), (), legacy_reduction(size_average, reduce, reduction), direction, wrt)
+
+    def state(self, input: Any, target: Any, size_average: bool | None = None, reduce: bool | None = None, reduction: str = 'mean') -> State:
+        """The totals of these samples, to be merged with others by `+`, and finished by `finish`, which chooses the reduction."""
+        tensors, scalars, _ = (input, target), (), legacy_reduction(size_average, reduce, reduction)
+        return self._state(tensors, scalars)
 
 
 soft_margin_loss = SoftMarginLossFunction(SPEC, composites)

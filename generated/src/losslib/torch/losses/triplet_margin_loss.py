@@ -10,6 +10,7 @@ from losslib.losses.triplet_margin_loss import SPEC
 from losslib.runtime import legacy_reduction
 
 from .._runtime import TorchLoss, TorchModule
+from .._state import State
 from ..composites import triplet_margin_loss as composites
 
 
@@ -60,6 +61,11 @@ class TripletMarginLossFunction(TorchLoss):
     def hvp(self, anchor: Any, positive: Any, negative: Any, direction: Any, *, margin: float = 1.0, p: float = 2.0, eps: float = 1e-06, swap: bool = False, size_average: bool | None = None, reduce: bool | None = None, reduction: str = 'mean', wrt: Sequence[str] | str | None = None) -> Any:
         """A named tuple: the Hessian times a direction (a tensor, a tuple in the order of `wrt`, or a mapping), past the autograd engine."""
         return self._hvp((anchor, positive, negative), (margin, p, eps, swap), legacy_reduction(size_average, reduce, reduction), direction, wrt)
+
+    def state(self, anchor: Any, positive: Any, negative: Any, margin: float = 1.0, p: float = 2.0, eps: float = 1e-06, swap: bool = False, size_average: bool | None = None, reduce: bool | None = None, reduction: str = 'mean') -> State:
+        """The totals of these samples, to be merged with others by `+`, and finished by `finish`, which chooses the reduction."""
+        tensors, scalars, _ = (anchor, positive, negative), (margin, p, eps, swap), legacy_reduction(size_average, reduce, reduction)
+        return self._state(tensors, scalars)
 
 
 triplet_margin_loss = TripletMarginLossFunction(SPEC, composites)
