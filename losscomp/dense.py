@@ -32,7 +32,7 @@ def record(group: list[Compiled]) -> dict[str, Any]:
         "axes": [a.name for a in form.axes],
         "inputs": [{"name": t.name, "axes": [a.name for a in t.record.axes], "integer": bool(t.record.integer),
                     "into": t.record.into.name if t.record.into else None, "per_sample": t.record.per_sample,
-                    "default": t.record.default} for t in form.inputs],
+                    "measures": t.record.measures.name if t.record.measures else None, "default": t.record.default} for t in form.inputs],
         "params": [{"name": p.name, "kind": "int" if p.record.is_option else "int64_t" if p.record.integer else "double"}
                    for p in form.params if not p.record.reduction],
         "variant": [suffix(form, name) for name, _ in form.settings],

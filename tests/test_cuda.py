@@ -652,6 +652,7 @@ def in_a_child(said: Callable[[], list[str]]) -> str:
             os.close(reader)
             faulthandler.disable()
             signal.setitimer(signal.ITIMER_VIRTUAL, 100)                 # of the processor: other work may slow it down
+            signal.alarm(300)                                            # where it waits for nothing
             with np.errstate(all="ignore"):
                 text = "; ".join(said()[:3])
         except BaseException as error:
