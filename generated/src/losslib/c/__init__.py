@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,10 @@ def set_num_threads(count: int) -> None:
 def get_num_threads() -> int:
     """How many threads a call may use."""
     return _backend.threads
+
+
+if hasattr(os, "register_at_fork"):                  # OpenMP's threads are gone in the child of a fork: who waits for them waits for ever
+    os.register_at_fork(after_in_child=lambda: set_num_threads(1))
 
 
 if TYPE_CHECKING:

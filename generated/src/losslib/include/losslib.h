@@ -142,7 +142,7 @@ int losslib_cosine_embedding_loss_f64(
  *
  * emissions [batch, time, tags]
  * transitions [tags, tags]
- * lengths [batch]
+ * lengths [batch], how much of time belongs to a sample
  * target [batch, time], positions along tags
  * reduction: none, mean, sum
  */
@@ -196,8 +196,8 @@ int losslib_cross_entropy__target_real_f64(
 /* Connectionist temporal classification of sequences (Graves et al., 2006; torch.nn.functional.ctc_loss).
  *
  * log_probs [batch, time, classes]
- * input_lengths [batch]
- * target_lengths [batch]
+ * input_lengths [batch], how much of time belongs to a sample
+ * target_lengths [batch], how much of labels belongs to a sample
  * targets [batch, labels], positions along classes
  * reduction: none, mean, sum
  */
@@ -642,8 +642,8 @@ int losslib_poisson_nll_loss_f64(
 /* RNN transducer loss (Graves, 2012), with the softmax over classes included, as torchaudio.functional.rnnt_loss has it.
  *
  * logits [batch, time, steps, classes]
- * logit_lengths [batch]
- * target_lengths [batch]
+ * logit_lengths [batch], how much of time belongs to a sample
+ * target_lengths [batch], how much of labels belongs to a sample
  * targets [batch, labels], positions along classes
  * reduction: none, mean, sum
  */
@@ -696,8 +696,8 @@ int losslib_smooth_l1_loss_f64(
  *
  * input [batch, left, features]
  * target [batch, right, features]
- * input_lengths [batch]
- * target_lengths [batch]
+ * input_lengths [batch], how much of left belongs to a sample
+ * target_lengths [batch], how much of right belongs to a sample
  * reduction: none, mean, sum
  */
 int losslib_soft_dtw_f32(
