@@ -76,9 +76,10 @@ def test_every_result_is_certified_on_every_target(name: str) -> None:
     rows = {(r.output, r.by, r.dtype, r.target): r for r in certificate(name).rows}
     results = {key[:3] for key in rows}
     assert {o for o, _, _ in results} == {"value", "grad", "hvp"} and {d for _, _, d in results} == {"float32", "float64"}
+    assert sum(r.points for r in rows.values()) >= 1000                       # few of one: a shared input, a value that is seldom a number
     for result in results:
         ours = [rows[*result, target] for target in ("numpy", "c", "torch")]
-        assert all(r.points >= 100 and r.p999 <= r.most and r.lost >= 0 for r in ours)
+        assert all(r.points >= 10 and r.p999 <= r.most and r.lost >= 0 for r in ours)
         assert result[0] != "value" or all(r.worst >= 0 for r in ours)         # a derivative may be 0 everywhere
 
 

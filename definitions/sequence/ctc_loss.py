@@ -31,7 +31,6 @@ target = index("targets", labels, into=classes, length=target_length, packed=Tru
 blank = param("blank", default=0, into=classes)
 zero_infinity = param("zero_infinity", default=False, integer=True, between=(0, 1))
 normalized = param("normalized", default=True, integer=True, between=(0, 1))
-
 t, c = axis("frames", extent=input_length).index(), classes.index()
 s = axis("states", extent=2 * target_length + 1).index()
 
