@@ -10,6 +10,7 @@ import sympy as sp
 
 from . import atoms, nodes
 from .errors import CheckError, LosscompError
+from .inside import points_into
 from .language import INSTEAD, Loss
 from .lower import DIRECT, RELATIONS
 from .nodes import Axis, Chosen, Index, Load, Param, ParamRecord, Tensor, Where
@@ -82,11 +83,13 @@ def check(loss: Loss) -> list[Checked]:
         tables = tuple(Table(s.tensor, s.indices, modern(cell_of(s)), s.outside, tuple(s.start.items())) for s in loss.tables)
         both = sp.Tuple(value, weight, *(t.expr for t in tables), *loss.exprs[2 + len(tables):])
         inputs = tuple(t for t in nodes.tensors(both) if not t.record.state)
-        inputs = with_lengths(inputs)
+        check_lengths(inputs)
         ignored = [t for t in inputs if t.record.ignore]
         extra = tuple(ignore_param(t) for t in ignored)
         params = tuple(nodes.params(both)) + extra
         check_names(loss, inputs, params)
+        if isinstance(value, Load) and value.tensor.record.integer:
+            raise CheckError(f"the loss is the integer tensor {value.tensor.name}", repair="A loss is a real formula.")
         check_nodes(value)
         check_nodes(weight)
         check_indices(value, "the loss")
@@ -124,12 +127,11 @@ def cell_of(state: Any) -> sp.Expr:
     return expr
 
 
-def with_lengths(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The inputs; lengths of ragged tensors must be among them. Raises CheckError."""
+def check_lengths(inputs: tuple[Tensor, ...]) -> None:
+    """The lengths of ragged tensors are among the inputs."""
     for t in inputs:
         if t.record.length is not None and t.record.length not in {o.name for o in inputs}:
             raise CheckError(f"the length {t.record.length!r} of {t.name!r} is not used", repair="Use it as the extent of an axis.")
-    return inputs
 
 
 def check_table(table: Table, tables: tuple[Table, ...]) -> None:
@@ -150,22 +152,6 @@ def check_table(table: Table, tables: tuple[Table, ...]) -> None:
     if into is not None and not points_into(table.expr, into):
         raise CheckError(f"the table {table.name!r} points into {into.name!r}, and {short(table.expr)} may lie outside",
                          repair=f"Build it from integer tensors and parameters that are declared with into={into.name}.")
-
-
-def points_into(expr: sp.Expr, axis: Axis) -> bool:
-    """Is an integer surely a position along an axis?"""
-    match expr:
-        case Where(args=(_, a, b)):
-            return points_into(a, axis) and points_into(b, axis)
-        case Load():
-            return bool(expr.tensor.record.into == axis)
-        case Param():
-            return bool(expr.record.into == axis)
-        case Index():
-            return bool(expr.axis == axis)
-        case nodes.Named():
-            return points_into(expr.body, axis)
-    return False
 
 
 def modern(expr: sp.Expr) -> sp.Expr:
@@ -242,8 +228,6 @@ def check_nodes(expr: sp.Expr) -> None:
         if isinstance(node, sp.Function) and not (isinstance(node, sp.exp | sp.floor) or atoms.is_atom(node) or type(node) in DIRECT):
             raise CheckError(f"the function {type(node).__name__} in {short(node)} is not in the language",
                              repair=f"Known: exp, {', '.join(sorted(t.__name__ for t in DIRECT))}; more in losscomp/atoms.py.")
-        if isinstance(node, Load) and node.tensor.record.integer and node in (expr,):
-            raise CheckError(f"the loss is the integer tensor {node.tensor.name}", repair="A loss is a real formula.")
 
 
 def in_label(symbol: sp.Symbol, expr: sp.Expr) -> bool:

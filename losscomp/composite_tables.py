@@ -16,8 +16,9 @@ import sympy as sp
 from . import ir, nodes
 from .composite import WHAT, CompositeLowering, names_of, results_of, signature_of
 from .errors import LosscompError
+from .inside import surely_inside
 from .ir import Const, Load, Node, Op, Reduce, Size, Var
-from .lower import ZERO, Env, op, parameter, real, surely_inside, where
+from .lower import ZERO, Env, op, parameter, real, where
 from .nodes import Axis, AxisRecord, Index, Tensor
 from .pipeline import Compiled
 from .recurrence import Table, extent, pads_of, schedule_of
@@ -217,7 +218,7 @@ def filled(r: Rows, lowering: TablesLowering, scheduler: Scheduler) -> tuple[ir.
     serial = None if r.serial is None else cell[r.serial]
     lowering.serial = serial
     with lowering.within(r.exists, env) as exists:
-        node = lowering(r.table.expr, env)
+        node = lowering.filling(r.table.tensor.record, r.table.expr, env)
     if not r.table.tensor.record.integer:
         node = real(node)
     if r.framed and exists is not None:

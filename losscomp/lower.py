@@ -12,6 +12,7 @@ import sympy as sp
 
 from . import atoms, nodes
 from .errors import LoweringError
+from .inside import surely_inside
 from .ir import SAMPLE, Const, Load, Node, Number, Op, Param, Reduce, Size, Var, free, kind_of
 
 ZERO, ONE = Const(0), Const(1)
@@ -127,32 +128,6 @@ def apart(nodes_: list[Node]) -> list[Node]:
     for node in first:
         rest.remove(node)
     return first + rest
-
-
-def surely_inside(index: sp.Expr, axis: nodes.Axis) -> bool:
-    """Is an index expression a position along an axis, whatever the caller passes? What is checked at run time counts."""
-    match index:
-        case nodes.Index():
-            extent = index.axis.record.extent
-            return index.axis == axis or (isinstance(extent, nodes.Load) and extent.tensor.record.measures == axis)
-        case nodes.Load():
-            return bool(index.tensor.record.into == axis) and surely_live(index)
-        case nodes.Param():
-            return bool(index.record.into == axis)
-        case nodes.Where(args=(_, a, b)):
-            return surely_inside(a, axis) and surely_inside(b, axis)
-        case nodes.Named():
-            return surely_inside(index.body, axis)
-    return index == 0
-
-
-def surely_live(load: nodes.Load) -> bool:
-    """Does a read of a ragged tensor stay in front of the length? What lies behind has not been checked."""
-    length = load.tensor.record.length
-    if length is None:
-        return True
-    extent = load.index[-1].axis.record.extent if isinstance(load.index[-1], nodes.Index) else None
-    return isinstance(extent, nodes.Load) and bool(extent.tensor.name == length)
 
 
 class Eliminated(nodes.Node):
@@ -295,6 +270,11 @@ class Lowering:
         """The position of an element, which an array surely has; how far tables reach is checked with the definition."""
         return tuple(self.position(i, env) if record.state or surely_inside(i, axis) else
                      Op("inside", (self.position(i, env), Size(axis.name))) for i, axis in zip(index, record.axes, strict=True))
+
+    def filling(self, record: nodes.TensorRecord, expr: sp.Expr, env: Env) -> Node:
+        """What a cell of a table is; one that points along an axis points inside, whoever reads it."""
+        node, into = self(expr, env), record.into
+        return node if into is None or surely_inside(expr, into) else Op("inside", (node, Size(into.name)))
 
     def position(self, index: sp.Expr, env: Env) -> Node:
         """An index: an integer, also where it is chosen by a condition."""

@@ -6,7 +6,7 @@ then complete, and pushes of neighbours never meet.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import sympy as sp
@@ -14,6 +14,7 @@ import sympy as sp
 from . import ir, nodes
 from .check import Checked
 from .differentiate import derive
+from .errors import CheckError
 from .ir import Extent, Fill, Loop, Node, Section, Statement, Store, Var, Wave, free
 from .lower import Lowering
 from .nodes import Axis, Index, Load, Tensor, TensorRecord
@@ -100,7 +101,12 @@ def loop_nest(name: str, what: str, s: ir.Signature, p: Program, axes: Sequence[
     tables = tuple(ir.Table(c.tensor.name, tuple(a.name for a in c.tensor.record.axes), c.pads, c.tensor.record.integer,
                             lowering(c.outside, {}) if any(c.pads) or c.cleared else None,
                             tuple((cell, lowering(x, {})) for cell, x in c.start)) for c in p.cells)
-    names = {a.name for a in s.inputs + s.outputs} | {x.name for x in s.params} | {t.name for t in tables}
+    given = {a.name for a in s.inputs + s.outputs} | {x.name for x in s.params}
+    for t in tables:
+        if t.name in given:
+            raise CheckError(f"the derivative needs a table of its own named {t.name!r}, and something else has this name",
+                             repair="Rename the table of the definition, or the input, that this name is made of.")
+    names = given | {t.name for t in tables}
     every = s.axes + tuple(e.axis for e in extents)
     taken = ir.taken_names(frozenset(names), every)
     derived = set(ir.derived_names(s.inputs + s.outputs, taken, tables).values())
@@ -161,7 +167,7 @@ def task(action: Action, env: dict[Index, Var], lanes: tuple[Var, ...], lowering
     loops = (*lanes, *(bind(i, env) for i in action.binders))
     record = action.target.record
     index = lowering.cell(record, action.index, env)
-    value = lowering(sp.sympify(action.expr), env)
+    value = lowering.filling(record, sp.sympify(action.expr), env)
     told = frozenset(v for i in index for v in free(i))
     for v in reversed(loops):
         if action.adds and v not in told:
@@ -171,8 +177,7 @@ def task(action: Action, env: dict[Index, Var], lanes: tuple[Var, ...], lowering
     return Task(Store(record.name, place, value, action.adds or not record.per_sample), kept, value)
 
 
-def stabilised(p: Program, change: object) -> Program:
+def stabilised(p: Program, change: Callable[[sp.Expr, str], sp.Expr]) -> Program:
     """The program with every action's expression changed by a function of it and of its target's name."""
-    assert callable(change)
     return replace(p, sweeps=tuple(replace(s, actions=tuple(replace(a, expr=change(a.expr, a.target.name)) for a in s.actions))
                                    for s in p.sweeps))

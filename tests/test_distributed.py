@@ -218,8 +218,8 @@ def bad_calls(T: Any, rank: int, count: int, folder: Path) -> Iterator[str]:
                 yield f"{error}, and {expected!r} was expected"
 
 
-@pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch.distributed with gloo: nothing is checked over "
-                    "processes")
+@pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="NOT CHECKED: no torch.distributed with gloo; "
+                    "nothing over processes")
 @pytest.mark.parametrize("work", [samples_in_parts, axis_in_parts, bad_calls])
 @pytest.mark.parametrize("count", [2, 3])
 def test_processes(work: Callable[..., Iterator[str]], count: int, tmp_path: Path, T: Any) -> None:

@@ -20,7 +20,7 @@ TEMPLATES = ROOT / "templates"
 LAYERS = [
     "__init__ errors",
     "nodes ir cache render oracle.balls",
-    "atoms schedule reuse compiler oracle.jets oracle.results",
+    "atoms inside schedule reuse compiler oracle.jets oracle.results",
     "rewrite differentiate language place scaffold nvcc oracle.functions",
     "vectors lower plain plan doctor parts catalogue certificates targets.printer recurrence",
     "check rules targets.c targets.numpy targets.torch build oracle.formulas",

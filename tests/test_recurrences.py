@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from support import library
 from losscomp import catalogue
 from losscomp.check import check
 from losscomp.errors import CheckError, DefinitionError
-from losscomp.language import Eq, If, LogAddExp, Loss, Sum, axis, index, length, oo, param, state, tensor
+from losscomp.language import Eq, If, LogAddExp, Loss, Max, Sum, axis, index, length, oo, param, state, tensor
 from losscomp.oracle import exact, ulp_error
 from losscomp.recurrence import Table, schedule_of
 from losscomp.sampling import as_given, moved, parameters, samples
@@ -248,10 +249,34 @@ def distance(name: str) -> Loss:
     return Loss(If(Eq(a, 0) | Eq(b, 0), 0, d[a - 1, b - 1]), tables=(d,)).called(name)
 
 
+def earlier(name: str) -> Loss:
+    """A table of positions that is read where it has no cell."""
+    classes, places = axis("classes"), axis("places")
+    x, count = tensor("x", classes), length("valid", of=places)
+    chosen = index("chosen", places, into=classes, length=count)
+    s = axis("steps", extent=count).index()
+    label, walk = state("label", s, into=classes, outside=-1), state("walk", s)
+    label[s] = chosen[s]
+    walk[s] = walk[s - 1] + x[label[s - 1]]
+    return Loss(walk[count - 1], tables=(label, walk)).called(name)
+
+
+def behind(name: str) -> Loss:
+    """A table of positions over a whole axis, also where a sample has none."""
+    classes, places = axis("classes"), axis("places")
+    x, count = tensor("x", classes), length("valid", of=places)
+    chosen = index("chosen", places, into=classes, length=count)
+    j = places.index()
+    label = state("label", j, into=classes)
+    label[j] = chosen[j]
+    return Loss(Sum(x[label[j]], j) * Max(count, 1, tie=1), tables=(label,)).called(name)
+
+
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A library of recurrences that the catalogue does not have."""
-    return library([running("running"), distance("distance")], tmp_path_factory.mktemp("own"), "own_tables")
+    losses = [running("running"), distance("distance"), earlier("earlier"), behind("behind")]
+    return library(losses, tmp_path_factory.mktemp("own"), "own_tables")
 
 
 def slope(f: Callable[[float], Any], h: float = 1e-4) -> Any:
@@ -275,6 +300,19 @@ def test_a_recurrence_of_one_index(own: dict[str, Any], rng: np.random.Generator
         np.testing.assert_allclose((grad * v).sum(), slope(lambda h, f=f, rest=rest: f(x + h * v, **rest, reduction="sum")), rtol=1e-9)
         product = f.hvp(x, **rest, direction=v, reduction="sum").x
         np.testing.assert_allclose(product, slope(lambda h, f=f, rest=rest: f.grad(x + h * v, **rest, reduction="sum").x), atol=1e-9)
+
+
+def test_a_position_that_is_none_reads_the_next_one(own: dict[str, Any], rng: np.random.Generator) -> None:
+    x, chosen, count = rng.normal(size=(3, 4)), np.array([[2, 3, 1], [1, -10**12, 10**12], [10**12, 7, -7]]), np.array([3, 1, 0])
+    moved_inside = np.clip(chosen, 0, 3)
+    walks = [sum(row[[0, *places[:n]][:n]]) for row, places, n in zip(x, moved_inside, count, strict=True)]
+    sums = [max(n, 1) * sum(row[places]) for row, places, n in zip(x, moved_inside, count, strict=True)]
+    slopes = [[max(n, 1) * list(places).count(c) for c in range(4)] for places, n in zip(moved_inside, count, strict=True)]
+    for target, L in own.items():
+        call = {"x": x, "valid": count, "chosen": chosen}
+        np.testing.assert_allclose(L.earlier(**call, reduction="none"), walks, rtol=1e-14, err_msg=target)
+        np.testing.assert_allclose(L.behind(**call, reduction="none"), sums, rtol=1e-14, err_msg=target)
+        np.testing.assert_array_equal(L.behind.grad(**call, reduction="sum").x, slopes, err_msg=target)
 
 
 def check_distance(f: Any, call: Callable[[float], dict[str, Any]], v: Array, w: Array) -> Array:
@@ -373,6 +411,16 @@ def test_systems_that_are_refused(make: Callable[..., Any], message: str) -> Non
     with pytest.raises(CheckError, match=message) as caught:
         refused(make)()
     assert caught.value.repair
+
+
+def test_a_name_that_a_derived_table_needs(tmp_path: Path) -> None:
+    x, faster = tensor("x", time := axis("time")), tensor("mean_rate")
+    count = length("valid", of=time)
+    t = axis("steps", extent=count).index()
+    mean = state("mean", t)
+    mean[t] = x[t] + faster * mean[t - 1]
+    with pytest.raises(CheckError, match="'mean_rate', and something else has this name"):
+        library([Loss(mean[count - 1], tables=(mean,)).called("colliding")], tmp_path, "colliding")
 
 
 def test_slips_of_the_pen() -> None:

@@ -37,7 +37,7 @@ ARB: dict[str, tuple[str, Truth, float]] = {
     "times_exp": ("times_exp(3, {x})", lambda x: 3 * x.exp(), 2),
     "times_sigmoid": ("times_sigmoid(3, {x})", lambda x: 3 / (1 + (-x).exp()), 3),
 }
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C compiler: the functions of the C target are not checked")
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="NOT CHECKED: no C compiler; the functions of the C target are not checked")
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ def test_what_is_no_ordinary_number(functions: ctypes.CDLL, dtype: type) -> None
 def test_the_same_bits_at_every_level(functions: ctypes.CDLL, dtype: type) -> None:
     level = functions.levels()
     if level == 0:
-        pytest.skip("this machine has neither AVX2 with FMA nor AVX-512, or is no x86-64: their functions are not compared")
+        pytest.skip("NOT CHECKED: this machine has neither AVX2 with FMA nor AVX-512, or is no x86-64: their functions are not compared")
     x = patterns(dtype, 20_000)
     for name in ARB:
         plain = call(functions, name, x)
