@@ -321,7 +321,7 @@ class Reduce(Node):
         op, body = str(op), sp.sympify(body)
         if bound not in free_indices(body):
             return {"sum": bound.axis * body, "max": body, "logsumexp": body + sp.log(bound.axis)}[op]
-        height = 1 + max((int(r.bound.record.label[1:]) for r in body.atoms(Reduce)), default=0)
+        height = 1 + height_of(body)
         while (canonical := Index(IndexRecord(bound.axis, f"#{height}"))) != bound and canonical in free_indices(body):
             height += 1          # an outer index stands free in the body: do not capture it
         return super().__new__(cls, sp.Symbol(op), substitute(body, {bound: canonical}), canonical)
@@ -492,6 +492,12 @@ class StraightThrough(Node):
     @property
     def through(self) -> sp.Expr:
         return self.args[1]
+
+
+@lru_cache(maxsize=100_000)
+def height_of(expr: sp.Basic) -> int:
+    """How deep reductions stand within each other."""
+    return int(expr.bound.record.label[1:]) if isinstance(expr, Reduce) else max(map(height_of, expr.args), default=0)
 
 
 @lru_cache(maxsize=100_000)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 import sympy as sp
@@ -40,6 +41,21 @@ def over(hole: Hole) -> sp.Expr:
     return Over(hole, ANY_INDEX)
 
 
+@lru_cache(maxsize=100_000)
+def kinds(expr: sp.Basic) -> frozenset[Any]:
+    """The functions that occur in an expression, and the operations of its reductions."""
+    own = expr.op if isinstance(expr, Reduce) else expr.func
+    return frozenset({own}.union(*map(kinds, expr.args)))
+
+
+def needed(pattern: Any) -> frozenset[Any]:
+    """What an expression surely holds where a pattern matches in it. Sums and products come and go, and holes are anything."""
+    if isinstance(pattern, Hole | Over | Index | Axis) or not pattern.args:
+        return frozenset()
+    own = set() if isinstance(pattern, sp.Add | sp.Mul) else {pattern.op if isinstance(pattern, Reduce) else pattern.func}
+    return frozenset(own.union(*map(needed, pattern.args)))
+
+
 @dataclass(frozen=True)
 class Rule:
     """pattern -> replacement.
@@ -71,6 +87,11 @@ class Rule:
     unsound: str = ""
     counterexample: tuple[tuple[str, float], ...] = ()
 
+    @cached_property
+    def needs(self) -> frozenset[Any]:
+        """What occurs in every expression that the rule may match."""
+        return needed(self.pattern)
+
     def apply(self, expr: sp.Expr) -> sp.Expr | None:
         """The rewritten expression, or None. A sum or product pattern may match some of the terms and leave the rest, and a sum
         pattern a multiple of itself."""
@@ -94,12 +115,17 @@ class Rule:
 
 @dataclass(frozen=True)
 class Procedure:
-    """A rule that no pattern can say, because it compares coefficients; it has the same proof duties."""
+    """A rule that no pattern can say, because it compares coefficients; it has the same proof duties.
+
+    Attributes:
+        needs: what occurs in every expression that the rule may change: functions, and operations of reductions.
+    """
 
     name: str
     apply: Callable[[sp.Expr], sp.Expr | None]
     why: str
     purpose: Purpose = "stabilise"
+    needs: frozenset[Any] = frozenset()
     offered: bool = False
     unsound: str = ""
 
@@ -229,8 +255,9 @@ def rewrite(expr: sp.Expr, rules: tuple[Rule | Procedure, ...], wanted: Collecti
         if node not in done:
             args = [visit(arg) for arg in node.args]
             new = node if all(p is q for p, q in zip(args, node.args, strict=True)) else node.func(*args)
-            for rule in rules:
-                if not isinstance(new, sp.Expr):
+            present = kinds(new)
+            for rule in rules if isinstance(new, sp.Expr) else ():
+                if not rule.needs <= present:
                     continue
                 after = rule.apply(new)
                 if after is not None and after != new:

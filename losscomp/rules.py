@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection
+from functools import lru_cache
 
 import sympy as sp
 
@@ -38,7 +39,7 @@ from .atoms import (
 )
 from .errors import DefinitionError
 from .nodes import Delta, Index, Named, Reduce, Where, substitute
-from .rewrite import ANY_INDEX, BOUND, Binding, Hole, Procedure, Rule, over, without
+from .rewrite import ANY_INDEX, BOUND, Binding, Hole, Procedure, Rule, kinds, over, without
 from .vectors import difference_of_lengths, difference_of_units, one_minus_cosine, power_rejection, rejection
 
 a, b, c, f, k, x, y, t = map(Hole, "abcfkxyt")
@@ -63,17 +64,24 @@ def _unnamed(found: Binding) -> bool:
 # relative to the value at the largest, which has nearly all of the weight when differences matter.
 
 FROM_PEAK = "from_peak"
+SOFTMAX = frozenset({sp.exp, "logsumexp"})
 
 
 def shares(expr: sp.Expr) -> list[tuple[sp.exp, Reduce, sp.Expr]]:
     """The softmaxes in a product: exp(body at a position - logsumexp), with that logsumexp and the position's body."""
     found = []
     for factor in sp.Mul.make_args(expr):
-        if isinstance(factor, sp.exp):
+        if isinstance(factor, sp.exp) and "logsumexp" in kinds(factor):
             for lse in factor.args[0].atoms(Reduce):
                 if lse.op == "logsumexp" and factor.args[0].coeff(lse) == -1:
                     found.append((factor, lse, factor.args[0] + lse))
     return found
+
+
+@lru_cache(maxsize=10_000)
+def opened(expr: sp.Expr) -> sp.Expr:
+    """A sum with the products among its terms multiplied out, but not what stands within functions."""
+    return sp.Add(*(sp.expand_mul(term, deep=False) for term in sp.Add.make_args(expr)))
 
 
 def position_of(here: sp.Expr, lse: Reduce) -> sp.Expr | None:
@@ -135,7 +143,7 @@ def softmax_times_complement(expr: sp.Expr) -> sp.Expr | None:
     """k softmax(a) - k softmax(a)**2 is k softmax(a) (1 - softmax(a))."""
     if not isinstance(expr, sp.Add):
         return None
-    terms = list(sp.Add.make_args(sp.expand_mul(expr)))
+    terms = list(sp.Add.make_args(opened(expr)))
     for term in terms:
         for share, lse, here in shares(term):
             square = -term * share
@@ -151,7 +159,7 @@ def centred_softmax(expr: sp.Expr) -> sp.Expr | None:
     """k softmax(a) (r(a) - sum over c of softmax(c) r(c)), with r taken relative to its value at the largest."""
     if not isinstance(expr, sp.Add):
         return None
-    terms = list(sp.Add.make_args(sp.expand_mul(expr)))
+    terms = list(sp.Add.make_args(opened(expr)))
     for mean in terms:
         for total in (f for f in sp.Mul.make_args(mean) if isinstance(f, Reduce) and f.op == "sum"):
             factor = -mean / total
@@ -162,7 +170,7 @@ def centred_softmax(expr: sp.Expr) -> sp.Expr | None:
                         n.label == FROM_PEAK for n in inner.atoms(Named)):
                     continue
                 own = without(inner, sp.exp(here - lse))
-                wanted = sp.Add.make_args(sp.expand_mul(factor * own))
+                wanted = sp.Add.make_args(opened(factor * own))
                 if not all(w in terms for w in wanted):
                     continue
                 rest = [t for t in terms if t not in wanted and t != mean]
@@ -254,8 +262,8 @@ def cancelling_terms(expr: sp.Expr) -> sp.Expr | None:
     """Terms that cancel once products are multiplied out, as t s + (1 - t) s does."""
     if not isinstance(expr, sp.Add):
         return None
-    opened = sp.expand_mul(expr)
-    return opened if len(sp.Add.make_args(opened)) < len(expr.args) else None
+    terms = sp.Add.make_args(opened(expr))
+    return opened(expr) if len(terms) < len(expr.args) else None
 
 
 def root_of_squares(expr: sp.Expr) -> sp.Expr | None:
@@ -345,13 +353,13 @@ STABILISING: tuple[Rule | Procedure, ...] = (
     Procedure("difference of lengths", difference_of_lengths, "cancellation where two lengths are nearly equal"),
     Procedure("difference of units", difference_of_units, "cancellation where two vectors are nearly parallel"),
     Procedure("one minus a cosine", one_minus_cosine, "cancellation where two vectors are nearly parallel"),
-    Procedure("softmax minus one-hot", softmax_minus_one_hot, "cancellation at the target"),
-    Procedure("softmax times complement", softmax_times_complement, "cancellation where a share is near 1"),
-    Procedure("centred softmax", centred_softmax, "cancellation where a share is near 1"),
-    Procedure("share of a sum", share_of_a_sum, "cancellation where one term is nearly the whole sum"),
+    Procedure("softmax minus one-hot", softmax_minus_one_hot, "cancellation at the target", needs=SOFTMAX),
+    Procedure("softmax times complement", softmax_times_complement, "cancellation where a share is near 1", needs=SOFTMAX),
+    Procedure("centred softmax", centred_softmax, "cancellation where a share is near 1", needs=SOFTMAX),
+    Procedure("share of a sum", share_of_a_sum, "cancellation where one term is nearly the whole sum", needs=SOFTMAX),
     Procedure("cancelling terms", cancelling_terms, "terms that cancel exactly"),
-    Procedure("softplus pair", softplus_pair, "cancellation near 0 where y is far outside 0 and 1"),
-    Procedure("common sigmoids", common_sigmoids, "underflow of a tail before it is multiplied"),
+    Procedure("softplus pair", softplus_pair, "cancellation near 0 where y is far outside 0 and 1", needs=frozenset({softplus})),
+    Procedure("common sigmoids", common_sigmoids, "underflow of a tail before it is multiplied", needs=frozenset({sigmoid})),
     Rule("one minus a quotient", 1 - a / b, (b - a) / b, "cancellation where the quotient is near 1", "stabilise",
          condition=lambda found: not (found[a].is_number or found[b].is_number)),
     Rule("opposite sigmoids", sigmoid(x) - sigmoid(-x), sp.tanh(x / 2), "cancellation near 0", "stabilise"),
