@@ -92,3 +92,17 @@ def test_the_example_of_dialects_runs() -> None:
     done = subprocess.run([sys.executable, "-c", examples("dialects.md")[0]], capture_output=True, text=True, timeout=100,
                           env={**os.environ, "PYTHONPATH": str(ROOT / "generated/src")})
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("k", [0, 1])
+def test_the_examples_of_boosting_run(k: int) -> None:
+    text = examples("boosting.md")[k]
+    package = re.search(r"^import (\w+)", text, re.MULTILINE)
+    assert package
+    pytest.importorskip(package[1], reason=f"NOT CHECKED: the example of docs/boosting.md, {package[1]} is not installed")
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=100,
+                          env={**os.environ, "PYTHONPATH": str(ROOT / "generated/src")})
+    assert done.returncode == 0, done.stderr
+    if "the same number" in text:
+        *_, first, second = done.stdout.split()
+        assert float(first) == pytest.approx(float(second), rel=1e-6)
