@@ -30,7 +30,7 @@ from .targets import torch as torch_target
 
 Files = dict[str, str]
 TARGETS = ("numpy", "c", "torch", "cuda")
-OF_SCORES = ("scores", "minimum", "links", "boosting")         # losses as functions of scores, for other packages
+OF_SCORES = ("scores", "minimum", "links", "boosting", "optimize")         # losses as functions of scores, for other packages
 TORCH_SOURCES = ("operators.h", "tensor.h", "request.h", "register.h", "schemas.cpp", "binding.cpp", "cuda.cpp")
 
 

@@ -106,3 +106,12 @@ def test_the_examples_of_boosting_run(k: int) -> None:
     if "the same number" in text:
         *_, first, second = done.stdout.split()
         assert float(first) == pytest.approx(float(second), rel=1e-6)
+
+
+def test_the_examples_of_optimisers_run() -> None:
+    done = subprocess.run([sys.executable, "-c", "\n".join(examples("optimize.md"))], capture_output=True, text=True, timeout=100,
+                          env={**os.environ, "PYTHONPATH": str(ROOT / "generated/src")})
+    assert done.returncode == 0, done.stderr
+    squares, huber, curve = done.stdout.splitlines()
+    assert float(squares.split()[1]) > 1.5 and float(huber.split()[1]) < 0.1
+    assert [float(x) for x in curve.strip("[]").split()] == pytest.approx([2, 1.5], rel=0.02)
