@@ -101,7 +101,7 @@ def test_the_examples_of_boosting_run(k: int) -> None:
     assert package
     pytest.importorskip(package[1], reason=f"NOT CHECKED: the example of docs/boosting.md, {package[1]} is not installed")
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=100,
-                          env={**os.environ, "PYTHONPATH": str(ROOT / "generated/src")})
+                          env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "generated/src")})
     assert done.returncode == 0, done.stderr
     if "the same number" in text:
         *_, first, second = done.stdout.split()
