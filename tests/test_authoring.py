@@ -175,7 +175,8 @@ def test_what_cannot_be_compiled_is_said() -> None:
 def test_a_loss_is_shown_as_its_formula() -> None:
     assert in_notebook()._repr_latex_() == (
         r"$\displaystyle \begin{aligned} \mathrm{loss} &= \begin{cases} \frac{\left(x - y\right)^{2}}{2} & "
-        r"\text{if } \left|x - y\right| < \delta \\ \delta \, \left(- \frac{\delta}{2} + \left|x - y\right|\right) & \text{otherwise} \end{cases} \end{aligned}$")
+        r"\text{if } \left|x - y\right| < \delta \\ \delta \, \left(- \frac{\delta}{2} + \left|x - y\right|\right) & "
+        r"\text{otherwise} \end{cases} \end{aligned}$")
     classes = axis("classes")
     c, scores, label = classes.index(), tensor("scores", classes), index("label", into=classes)
     rows = Loss(LogSumExp(scores[c], c) - scores[label])
