@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import pickle
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ boosting = pytest.importorskip("losslib.boosting", reason="NOT CHECKED: the libr
 xgb = pytest.importorskip("xgboost", reason="NOT CHECKED: boosting, xgboost is not installed")
 lgb = pytest.importorskip("lightgbm", reason="NOT CHECKED: boosting, lightgbm is not installed")
 
+on_numpy = importlib.import_module("losslib.numpy")
 ONE = {"nthread": 1, "max_depth": 4, "seed": 0}
 LIGHT = {"num_threads": 1, "verbose": -1, "seed": 0, "deterministic": True, "boost_from_average": False}
 ROUNDS = 10
@@ -208,6 +210,16 @@ def test_the_link_of_focal_loss_is_that_of_the_paper() -> None:
     np.testing.assert_allclose(boosting.lightgbm("focal_loss", gamma=gamma).inverse_link(rows), h / h.sum(1, keepdims=True), rtol=1e-9)
 
 
+def test_shares_balance_the_gradients_of_any_loss_of_rows() -> None:
+    """Squared margins: each class has a gradient of its own shape, unlike softmax, where those of all classes are alike."""
+    rows = np.random.default_rng(0).normal(0, 0.2, (20, 5))
+    objective = boosting.xgboost("multi_margin_loss", p=2)
+    shares = objective.inverse_link(rows)
+    each = np.stack([objective(np.full(20, k), rows)[0] for k in range(5)], 1)
+    null = np.stack([np.linalg.svd(g.T)[2][-1] for g in each])
+    np.testing.assert_allclose(shares, null / null.sum(1, keepdims=True), rtol=1e-10)
+
+
 # Objectives
 
 def numeric(objective: Any, labels: Any, scores: Any, weight: Any, step: float = 1e-4) -> tuple[Any, Any]:
@@ -242,6 +254,8 @@ def test_every_loss_of_scores_has_its_derivatives_and_the_others_say_why_not() -
             labels /= labels.sum(1, keepdims=True)               # its gradient is stated for these
         weight = rng.uniform(0.5, 2, 20)
         grad, diagonal = objective(labels, scores, weight)
+        for found, expected in zip(boosting.xgboost(getattr(on_numpy, name))(labels, scores, weight), (grad, diagonal), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12, err_msg=name)
         if "margin" in name or "hinge" in name or name == "l1_loss" or "absolute" in name:
             assert np.isfinite(grad).all()                        # kinks: no differences across them
         else:
