@@ -13,10 +13,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 LIMIT = 512 * 2**20     # bytes that the cache folder keeps
-KINDS = ("emitted", "objects", "compilers")
+KINDS = ("emitted", "objects", "compilers", "live")
 # Modules and packages that people talk to, or that look at what was built: they have no part in what is emitted.
 NOT_EMITTING = frozenset({"__main__", "cli", "show", "doctor", "scaffold", "oracle", "verify", "bench", "compare", "certificates",
-                          "certify", "plain", "conditioning", "suggest"})
+                          "certify", "plain", "conditioning", "suggest", "checking", "watch", "live", "latex"})
 
 
 def digest(*parts: str | bytes) -> str:

@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     build.add_argument("--cuda", action="store_true", help="compile the CUDA kernels too; so does naming cuda in --targets")
     build.add_argument("--no-compile", action="store_true", help="emit the sources, compile nothing")
     build.add_argument("--check", action="store_true", help="change nothing; fail if a build would change something")
+    build.add_argument("--watch", action="store_true", help="build again whenever a definition is saved, until interrupted")
     build.add_argument("-v", "--verbose", action="store_true", help="a line for each loss and file, also where nobody watches")
 
     listing = command("list", run_list, "the losses: name, kind, options, targets, what it is, its peer")
@@ -58,6 +59,10 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("--variant", metavar="V", help="variants with V in their name, or all (default: the default arguments)")
     show.add_argument("--defs", type=Path, metavar="DEFS", help=DEFS)
     show.add_argument("--lib", type=Path, default=Path(OUT), metavar="DIR", help=f"the library with its certificates (default: {OUT})")
+
+    checking = command("check", run_check, "is a definition sound? through the compiler, nothing is built")
+    checking.add_argument("definitions", type=Path, metavar="DEF", help="a definition file, or a folder of them")
+    checking.add_argument("--whole", action="store_true", help="derive every variant, however long that takes")
 
     suggest = command("suggest", run_suggest, "which rules fired on a loss and what they gained, and which others would help")
     suggest.add_argument("loss", metavar="LOSS")
@@ -126,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LosscompError as error:
         if args.traceback:
             raise
-        say(str(error) if error.stage == "losscomp" and not error.where else f"losscomp: {error}")
+        say(complaint(error))
     except KeyboardInterrupt:
         say("losscomp: interrupted")
         return INTERRUPTED
@@ -141,6 +146,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return FAILED
 
 
+def complaint(error: LosscompError) -> str:
+    """An error in words."""
+    return str(error) if error.stage == "losscomp" and not error.where else f"losscomp: {error}"
+
+
 def say(text: str) -> None:
     """To whoever watches."""
     print(text, file=sys.stderr, flush=True)
@@ -148,6 +158,32 @@ def say(text: str) -> None:
 
 def run_build(args: argparse.Namespace) -> int:
     """losscomp build"""
+    return run_watch(args) if args.watch and not args.check else run_build_once(args)
+
+
+def run_watch(args: argparse.Namespace) -> int:
+    """losscomp build --watch"""
+    from .render import data_folder
+    from .watch import watch
+
+    def again() -> None:
+        try:
+            run_build_once(args)
+        except LosscompError as error:
+            say(complaint(error))
+        sys.stdout.flush()
+
+    definitions = args.definitions or data_folder("definitions")
+    say(f"losscomp: watching {definitions}; Ctrl-C ends")
+    try:
+        watch(definitions, again)
+    except KeyboardInterrupt:
+        say("losscomp: no longer watching")
+    return OK
+
+
+def run_build_once(args: argparse.Namespace) -> int:
+    """One build."""
     from .build import Talk, build, check
     from .certificates import outdated
     from .doctor import torch_cuda
@@ -222,6 +258,29 @@ def run_show(args: argparse.Namespace) -> int:
     return OK
 
 
+def run_check(args: argparse.Namespace) -> int:
+    """losscomp check"""
+    from time import perf_counter
+
+    from .checking import check_all
+
+    start, sound, wrong = perf_counter(), 0, 0
+    for found in check_all(args.definitions, args.whole):
+        if isinstance(found, LosscompError):
+            wrong += 1
+            if args.traceback:
+                raise found
+            say(complaint(found))
+            continue
+        sound += 1
+        some = "" if found.derived == found.variants else f", of which {found.derived} derived (--whole derives all)"
+        print(f"{found.name}: {plural(found.variants, 'variant')}{some}, {plural(found.kernels, 'kernel')}")
+        print(*(f"  {line}" for line in found.lines), sep="\n")
+    print(f"{args.definitions}: {plural(sound, 'loss')} sound{f', {wrong} not' if wrong else ''}, nothing built "
+          f"({perf_counter() - start:.1f} s)")
+    return FAILED if wrong else OK
+
+
 def run_suggest(args: argparse.Namespace) -> int:
     """losscomp suggest"""
     from .render import data_folder
@@ -239,6 +298,7 @@ def run_new(args: argparse.Namespace) -> int:
 
     path = new(args.name, args.folder)
     print(path)
+    print(f"  check it: losscomp check {path}")
     print(f"  see it:   losscomp show {args.name} --defs {path}")
     print(f"  build it: losscomp build {path} --out {args.name}_lib --name {args.name}_lib")
     return OK

@@ -30,6 +30,7 @@ from .targets import torch as torch_target
 
 Files = dict[str, str]
 TARGETS = ("numpy", "c", "torch", "cuda")
+OF_SCORES = ("scores", "minimum", "links", "boosting", "optimize")         # losses as functions of scores, for other packages
 TORCH_SOURCES = ("operators.h", "tensor.h", "request.h", "register.h", "schemas.cpp", "binding.cpp", "cuda.cpp")
 
 
@@ -411,6 +412,7 @@ def emit_library(emitted: list[Emitted], package: str, version: str) -> Files:
         f"{src}/arrays.py": "library/package/arrays.py.jinja",
         f"{src}/state.py": "library/package/state.py.jinja",
         f"{src}/runtime.py": "library/package/runtime.py.jinja",
+        **{f"{src}/{name}.py": f"library/package/{name}.py.jinja" for name in OF_SCORES},
         f"{src}/__init__.py": "library/package/init.py.jinja",
         f"{src}/py.typed": "library/package/py.typed.jinja",
         f"{src}/losses/__init__.py": "library/package/losses_init.py.jinja",

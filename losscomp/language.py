@@ -23,7 +23,7 @@ from sympy import Rational, erf, exp, log, oo, pi, sqrt, tanh
 
 from . import atoms
 from .atoms import Abs, Sign, xlogy
-from .errors import DefinitionError
+from .errors import DefinitionError, LosscompError
 from .nodes import (
     Axis,
     AxisRecord,
@@ -473,8 +473,34 @@ def indicator(condition: Any) -> sp.Expr:
     return Where(condition, 1, 0)
 
 
+class Shown:
+    """What a definition does in a notebook."""
+
+    def compile(self, target: str = "numpy", name: str = "loss") -> Any:
+        """The loss as functions, at once: call the result, or its `value_and_grad`, `hvp` and so on. Nothing is written but to the cache.
+
+        Args:
+            target: "numpy", or "c", which takes a compiler, and at first some seconds.
+            name: what the functions call it, where no definition file has named it.
+        """
+        from .live import compile_now
+
+        return compile_now(self, target, name)                # type: ignore[arg-type]
+
+    def _repr_latex_(self) -> str | None:
+        """The formula of one sample; nothing where the definition is not sound, which `compile` says."""
+        from .check import check
+        from .latex import latex_of
+
+        try:
+            forms = [check(form)[0] for form in getattr(self, "forms", (self,))]                 # type: ignore[arg-type]
+        except LosscompError:
+            return None
+        return "\n".join(rf"$\displaystyle {latex_of(form)}$" for form in forms)
+
+
 @dataclass
-class Loss:
+class Loss(Shown):
     """A loss: the formula for one sample, how samples are averaged, and the signature that users see.
 
     Attributes:
@@ -547,7 +573,7 @@ class Loss:
 
 
 @dataclass
-class Overload:
+class Overload(Shown):
     """Several formulas under one name and one signature, told apart by which tensor is an index and which is real."""
 
     forms: tuple[Loss, ...]

@@ -92,11 +92,16 @@ class Plan:
         return not owners or not owners.isdisjoint(self.targets)
 
 
-def bases(path: Path, data: bytes, known: frozenset[Path] = frozenset()) -> list[str | bytes]:
+def bases(path: Path, data: bytes) -> list[str | bytes]:
     """What the definition files hold that a definition file takes formulas from, and those that these do."""
+    return [text for _, text in base_files(path, data)]
+
+
+def base_files(path: Path, data: bytes, known: frozenset[Path] = frozenset()) -> list[tuple[Path, bytes]]:
+    """The definition files that a definition file takes formulas from, each before those that it does itself, and what they hold."""
     files = [definition_named(name.decode(), path) for name in re.findall(rb"""\bbase\(\s*["']([^"']+)["']""", data)]
     texts = [(file, file.read_bytes()) for file in files if file is not None and file.resolve() not in known]
-    return [part for file, text in texts for part in [text, *bases(file, text, known | {file.resolve()})]]
+    return [found for file, text in texts for found in [(file, text), *base_files(file, text, known | {file.resolve()})]]
 
 
 def make_plan(options: Options) -> Plan:

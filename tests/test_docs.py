@@ -92,3 +92,57 @@ def test_the_example_of_dialects_runs() -> None:
     done = subprocess.run([sys.executable, "-c", examples("dialects.md")[0]], capture_output=True, text=True, timeout=100,
                           env={**os.environ, "PYTHONPATH": str(ROOT / "generated/src")})
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("k", [0, 1])
+def test_the_examples_of_boosting_run(k: int) -> None:
+    text = examples("boosting.md")[k]
+    package = re.search(r"^import (\w+)", text, re.MULTILINE)
+    assert package
+    pytest.importorskip(package[1], reason=f"NOT CHECKED: the example of docs/boosting.md, {package[1]} is not installed")
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=100,
+                          env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "generated/src")})
+    assert done.returncode == 0, done.stderr
+    if "the same number" in text:
+        *_, first, second = done.stdout.split()
+        assert float(first) == pytest.approx(float(second), rel=1e-6)
+
+
+def test_the_examples_of_optimisers_run() -> None:
+    done = subprocess.run([sys.executable, "-c", "\n".join(examples("optimize.md"))], capture_output=True, text=True, timeout=100,
+                          env={**os.environ, "PYTHONPATH": str(ROOT / "generated/src")})
+    assert done.returncode == 0, done.stderr
+    squares, huber, curve = done.stdout.splitlines()
+    assert float(squares.split()[1]) > 1.5 and float(huber.split()[1]) < 0.1
+    assert [float(x) for x in curve.strip("[]").split()] == pytest.approx([2, 1.5], rel=0.02)
+
+
+def test_the_tutorial_runs(tmp_path: Path) -> None:
+    """Its prompts are doctests, a file is written where its first line says, commands print what is shown but for times."""
+    for module in ("sklearn", "xgboost"):
+        pytest.importorskip(module, reason=f"NOT CHECKED: docs/tutorial.md, {module} is not installed")
+    blocks = re.findall(r"```(python|console)\n(.*?)```", (ROOT / "docs/tutorial.md").read_text(), re.DOTALL)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CFLAGS": "-O0"}
+    run = lambda *words: subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=300, cwd=tmp_path,
+                                        env=environment)
+    prompts: list[str] = []
+    for kind, text in [*blocks, ("console", "")]:
+        if text.startswith("# mydefs/"):
+            path = tmp_path / text.splitlines()[0].removeprefix("# ")
+            path.parent.mkdir()
+            path.write_text(text.partition("\n")[2])
+        elif kind == "python":
+            assert text.startswith(">>>")
+            prompts.append(text)
+        elif not text or "build" in text:                                # prompts before and after the library is there
+            (tmp_path / "prompts.txt").write_text("\n".join(prompts))
+            done = run("-m", "doctest", "-o", "NORMALIZE_WHITESPACE", "prompts.txt")
+            assert len(prompts) >= 3 and done.returncode == 0 and not done.stdout, done.stdout + done.stderr
+            prompts = []
+        if kind == "console" and text:
+            command, *shown = text.splitlines()
+            done = run("-m", *command.removeprefix("$ ").split())
+            pattern = r"\n".join(".*" if line == "..." else re.escape(line).replace(r"\ \.\.\.", ".*") for line in shown)
+            pattern = re.sub(r"\\\(\d+\\\.\d\\ s\\\)", r"\\(\\d+\\.\\d s\\)", pattern)
+            pattern = re.sub(r"\d+\\ (derived|compiled|written)", r"\\d+\\ \1", pattern)     # the cache may have some
+            assert done.returncode == 0 and re.search(pattern, done.stdout, re.DOTALL), (pattern, done.stdout, done.stderr)

@@ -23,15 +23,15 @@ LAYERS = [
     "atoms inside schedule reuse compiler oracle.jets oracle.results",
     "rewrite differentiate language place scaffold nvcc oracle.functions",
     "vectors lower plain plan doctor parts catalogue certificates targets.printer recurrence",
-    "check rules targets.c targets.numpy targets.torch build oracle.formulas",
+    "check rules targets.c targets.numpy targets.torch build watch oracle.formulas",
     "targets.tables",
-    "formula sampling conditioning sweeps targets.c_tables targets.numpy_tables targets.torch_tables targets.cuda oracle.problem",
+    "formula latex sampling conditioning sweeps targets.c_tables targets.numpy_tables targets.torch_tables targets.cuda oracle.problem",
     "pipeline targets.cuda_tables oracle.evaluate",
     "dense operators composite family",
     "composite_tables",
     "emit oracle",
-    "verify show compare",
-    "bench certify suggest",
+    "verify show compare live",
+    "bench certify suggest checking",
     "cli",
     "__main__",
 ]
@@ -39,6 +39,7 @@ LEVEL = {module: level for level, names in enumerate(LAYERS) for module in names
 # Function-level imports that reach up, each for a reason.
 LAZY_UP = {
     ("build", "emit"), ("build", "catalogue"),       # a build that finds its cache needs no SymPy
+    ("language", "live"), ("language", "check"), ("language", "latex"),      # what a definition does in a notebook
 }
 
 
