@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Page], Any]], ...] = (
 SUFFIXES = {"python": ".py", "c": ".c"}
 
 
-def write_site(definitions: Mapping[str, Definition], names: Sequence[str], out: Path, made: Iterator[tuple[Card, dict[str, str]]]) -> None:
+def write_site(out: Path, made: Iterator[tuple[Card, dict[str, str]]]) -> None:
     """Write pages as a whole. Raises BuildError for a folder that holds something else."""
     refuse_other(out)
     part = out.with_name(f"{out.name}.part")
@@ -119,16 +120,18 @@ def main(args: argparse.Namespace) -> int:
     watched = sys.stderr.isatty()
 
     def pages() -> Iterator[tuple[Card, dict[str, str]]]:
-        with ProcessPoolExecutor(min(args.jobs or cores(), len(names))) as pool:
-            waiting = {name: pool.submit(one, args.lib, defs, name, names) for name in names}
-            for k, (name, job) in enumerate(waiting.items(), 1):
+        jobs = min(args.jobs or cores(), len(names))
+        with ProcessPoolExecutor(jobs) if jobs > 1 else nullcontext() as pool:
+            arguments = [(args.lib, defs, name, names) for name in names]
+            waiting = [pool.submit(one, *some) for some in arguments] if pool else None
+            for k, name in enumerate(names):
                 try:
-                    yield job.result()
+                    yield waiting[k].result() if waiting else one(*arguments[k])
                 except LosscompError as error:
                     raise error.at(name) from None
                 if watched:
-                    print(f"  {k}/{len(names)} {name}", file=sys.stderr, flush=True)
+                    print(f"  {k + 1}/{len(names)} {name}", file=sys.stderr, flush=True)
 
-    write_site(definitions, names, args.out, pages())
+    write_site(args.out, pages())
     print(f"{len(names)} {'page' if len(names) == 1 else 'pages'}: open {args.out / START}")
     return 0

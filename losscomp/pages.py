@@ -56,14 +56,15 @@ class Library:
 @cache
 def library_at(folder: Path) -> Library:
     """The library of a folder, once a process; nothing where there is none."""
+    try:
+        package = certificates.package_of(folder).name
+    except BuildError:
+        return Library()
     with suppress(ImportError):
         import torch
 
         torch.set_num_threads(1)
-    with suppress(BuildError):
-        package = certificates.package_of(folder).name
-        return Library(folder, package, targets_of(folder))
-    return Library()
+    return Library(folder, package, targets_of(folder))
 
 
 @dataclass(frozen=True)

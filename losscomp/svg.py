@@ -94,8 +94,8 @@ def runs(positions: np.ndarray, values: np.ndarray, frame: Frame) -> Iterator[li
     steps = np.abs(np.diff(values))
     line: list[tuple[float, float]] = []
     for k, (x, y) in enumerate(zip(positions, values, strict=True)):
-        around = [steps[j] for j in (k - 2, k) if 0 <= j < len(steps) and math.isfinite(steps[j])]
-        jumps = k > 0 and math.isfinite(steps[k - 1]) and steps[k - 1] > 0.08 * tall and steps[k - 1] > 6 * max(around, default=math.inf)
+        around = [steps[j] for j in (k - 3, k - 2, k, k + 1) if 0 <= j < len(steps) and math.isfinite(steps[j])]
+        jumps = k > 0 and math.isfinite(steps[k - 1]) and bool(around) and steps[k - 1] > max(0.08 * tall, 6 * float(np.median(around)))
         if (not math.isfinite(y) or jumps) and line:
             yield line
             line = []
