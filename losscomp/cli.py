@@ -17,6 +17,7 @@ from .errors import LosscompError
 OK, FAILED, INTERRUPTED = 0, 1, 130
 STAGES = ("definition", "check", "smooth", "differentiate", "stabilise", "lower", "schedule", "emit")
 SHOWN = ("c", "numpy", "torch", "cuda")
+PLOTTED = ("value", "gradient", "hessian")
 OUT = "generated"
 DEFS = "a folder or file of definitions (default: those of losscomp)"
 MARKS = {True: "yes", False: "no "}
@@ -69,6 +70,25 @@ def parser() -> argparse.ArgumentParser:
     suggest.add_argument("--variant", metavar="V", help="variants with V in their name, or all (default: the default arguments)")
     suggest.add_argument("--defs", type=Path, metavar="DEFS", help=DEFS)
 
+    docs = command("docs", run_docs, "HTML pages of the losses: formulas, derivatives, rewrites, accuracy, plots, examples")
+    docs.add_argument("definitions", nargs="?", type=Path, metavar="DEFS", help=DEFS)
+    docs.add_argument("--out", type=Path, default=Path("site"), metavar="DIR", help="where the pages go (default: site)")
+    docs.add_argument("--only", nargs="+", default=[], metavar="LOSS", help="pages of these losses alone")
+    docs.add_argument("--lib", type=Path, default=Path(OUT), metavar="DIR", help=f"the library with its certificates (default: {OUT})")
+    docs.add_argument("--jobs", type=count, default=0, metavar="N", help="processes at a time (default: one for each core)")
+
+    plot = command("plot", run_plot, "a loss and its derivatives as curves: an SVG file, or text in the terminal")
+    plot.add_argument("loss", metavar="LOSS")
+    plot.add_argument("--input", metavar="NAME", help="which input moves, or a number of it: input[0] (default: the first with a gradient)")
+    plot.add_argument("--param", action="append", default=[], type=assignment, metavar="NAME=V1,V2",
+                      help="values of a parameter or another input; of one of them several, each a curve")
+    plot.add_argument("--range", nargs=2, type=float, metavar=("A", "B"), help="from where to where it moves")
+    plot.add_argument("--what", type=results, default=("value", "gradient"), metavar="R,...",
+                      help="value, gradient, hessian (default: value,gradient)")
+    plot.add_argument("--output", type=Path, metavar="FILE", help="FILE.svg, or FILE.png with matplotlib (default: text)")
+    plot.add_argument("--defs", type=Path, metavar="DEFS", help=DEFS)
+    plot.add_argument("--lib", type=Path, default=Path(OUT), metavar="DIR", help=f"the library that computes it (default: {OUT})")
+
     new = command("new", run_new, "a definition file to start from")
     new.add_argument("name", metavar="NAME")
     new.add_argument("--folder", type=Path, default=Path(), help="where it goes (default: here)")
@@ -119,6 +139,25 @@ def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no count: a whole number, at least 1")
     return int(text)
+
+
+def assignment(text: str) -> tuple[str, tuple[float, ...]]:
+    """The value of --param."""
+    name, _, values = text.partition("=")
+    words = {"true": 1.0, "false": 0.0}
+    try:
+        return name.strip(), tuple(words[v.lower()] if v.lower() in words else float(v) for v in values.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no name with numbers, such as delta=0.5,1") from None
+
+
+def results(text: str) -> tuple[str, ...]:
+    """The value of --what."""
+    chosen = tuple(word.strip() for word in text.split(","))
+    for word in chosen:
+        if word not in PLOTTED:
+            raise argparse.ArgumentTypeError(f"there is no result {word!r}; there are {', '.join(PLOTTED)}")
+    return tuple(dict.fromkeys(chosen))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -290,6 +329,18 @@ def run_suggest(args: argparse.Namespace) -> int:
     for line in suggest(find(args.loss, args.defs or data_folder("definitions")), args.variant):
         print(line)
     return OK
+
+
+def run_docs(args: argparse.Namespace) -> int:
+    """losscomp docs"""
+    code: int = import_module(".docs", __package__).main(args)
+    return code
+
+
+def run_plot(args: argparse.Namespace) -> int:
+    """losscomp plot"""
+    code: int = import_module(".plot", __package__).main(args)
+    return code
 
 
 def run_new(args: argparse.Namespace) -> int:
