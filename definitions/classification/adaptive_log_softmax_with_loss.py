@@ -9,7 +9,7 @@ from losscomp.language import Choice, Hierarchy, axis, base, classes, cuts, each
 in_features = size("in_features")
 n_classes = size("n_classes")
 cutoffs = cuts("cutoffs", of=n_classes)
-div_value = param("div_value", default=4.0)
+div_value = param("div_value", default=4.0, positive=True)
 head_bias = option("head_bias", default=False)
 
 shortlist_size = cutoffs[0]
@@ -30,4 +30,9 @@ adaptive_log_softmax_with_loss = Hierarchy(
     module="AdaptiveLogSoftmaxWithLoss",
     forward="input_ target_",
     attributes={"shortlist_size": shortlist_size, "n_clusters": n_clusters, "head_size": shortlist_size + n_clusters},
+    notes=(
+        "in_features is at least 1 and div_value above 0, or that is the error; PyTorch makes layers of nothing, or divides by 0.",
+        "It works under autocast; in PyTorch the types clash there.",
+        "float16 and bfloat16 scores are computed with in float32: the log-probability of a class is rounded once.",
+    ),
 )
