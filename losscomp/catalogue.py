@@ -95,7 +95,7 @@ def load_file(path: Path | str) -> list[Definition | Hierarchy]:
     lines = assignments(tree)
     place = {name: f"{path}:{lines[name]}" if name in lines else str(path) for name in variables}
     losses = {name: value for name, value in variables.items()
-              if isinstance(value, Definition | Hierarchy) and not name.startswith("_")}
+              if isinstance(value, Definition | Hierarchy) and not name.startswith("_") and value.path in ("", str(path))}
     if not losses:
         raise DefinitionError("no loss in this file", where=str(path), repair=SKELETON)
     check_all_used(variables, losses, place)
@@ -124,8 +124,8 @@ def execute(path: Path) -> tuple[ast.Module, dict[str, Any]]:
         raise DefinitionError(f"{type(error).__name__}: {error}", where=f"{path}:{line_of(error, path)}",
                               repair="The file is run as a Python module; mend that line.") from error
     for name, value in variables.items():
-        if isinstance(value, Definition) and not value.name:
-            value.name = name                        # what a hierarchy of another file is composed of
+        if isinstance(value, Definition) and not value.path:
+            value.name, value.path = name, str(path)         # a hierarchy may be composed of it, in this file or another
     return tree, variables
 
 

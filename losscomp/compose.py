@@ -22,6 +22,8 @@ from .rules import SMOOTHING
 from .schedule import safe_name
 
 INDENT = "    "
+RESERVED = frozenset({"self", "input", "target", "parameters", "wrt", "upstream", "device", "dtype", "outcome", "forward", "training",
+                      "shapes", "value_and_grad", "grad", "log_prob", "predict", "reset_parameters"})
 
 
 class SizePrinter(TextPrinter):
@@ -52,12 +54,15 @@ def printer_of(hierarchy: Hierarchy) -> SizePrinter:
 
 
 def check_hierarchy(hierarchy: Hierarchy) -> None:
-    """Names are safe in Python, and indices are bound. Raises CheckError."""
+    """Names are safe in Python and used once, and indices are bound. Raises CheckError."""
     printer = printer_of(hierarchy)
-    taken = {a.name for a in hierarchy.arguments}
-    for name in [*taken, *hierarchy.attributes]:
-        if not safe_name(name) or name in ("input", "target", "parameters", "self"):
-            raise CheckError(f"{name!r} is no name for an argument or an attribute", repair="Choose another.")
+    arguments, taken = [a.name for a in hierarchy.arguments], set()
+    for name in [*arguments, *hierarchy.attributes, *names_of_layers(hierarchy.choice)]:
+        if not safe_name(name) or name in RESERVED:
+            raise CheckError(f"{name!r} is no name for an argument, an attribute or layers", repair="Choose another.")
+        if name in taken:
+            raise CheckError(f"{name!r} is the name of two things", repair="Give arguments, attributes and layers names of their own.")
+        taken.add(name)
 
     def visit(choice: Choice, bound: frozenset[Index]) -> None:
         for expr in (*choice.layers.widths, *(e for o in choice.outcomes if isinstance(o, Classes) for e in (o.first, o.end))):
@@ -68,7 +73,7 @@ def check_hierarchy(hierarchy: Hierarchy) -> None:
         for outcome in choice.outcomes:
             if isinstance(outcome, Each):
                 name = outcome.index.axis.name
-                if not safe_name(name) or name in taken or name in {i.axis.name for i in bound}:
+                if not safe_name(name) or name in arguments or name in {i.axis.name for i in bound}:
                     raise CheckError(f"the axis of each(...) may not be called {name!r}", repair="Choose another name for it.")
                 visit(outcome.choice, bound | {outcome.index})
             elif isinstance(outcome, Choice):
@@ -77,6 +82,14 @@ def check_hierarchy(hierarchy: Hierarchy) -> None:
     visit(hierarchy.choice, frozenset())
     if len(hierarchy.forward.split()) != 2:
         raise CheckError(f"forward={hierarchy.forward!r} does not name two tensors", repair='Such as forward="input target".')
+
+
+def names_of_layers(choice: Choice) -> Iterator[str]:
+    """The names of all layers."""
+    yield choice.layers.name
+    for outcome in choice.outcomes:
+        if not isinstance(outcome, Classes):
+            yield from names_of_layers(outcome.choice if isinstance(outcome, Each) else outcome)
 
 
 def row_loss(hierarchy: Hierarchy) -> tuple[str, str, str]:
@@ -102,7 +115,7 @@ def scores_and_index(form: Loss) -> tuple[str, str] | None:
     if len(scores.record.axes) != 1 or label.record.axes or label.record.into != scores.record.axes[0]:
         return None
     at, every = (scores.record.axes[0].index() for _ in range(2))
-    usual = {t.name: t.record.default for t in nodes.tensors(form.value) if t.record.default is not None}
+    usual: dict[str, Any] = {t.name: t.record.default for t in nodes.tensors(form.value) if t.record.default is not None}
     usual |= {p.name: p.record.default for p in nodes.params(form.value)}
     told = reused(form.value, **{label.name: at}, **usual)
     wanted = LogSumExp(Load(scores, every), every) - Load(scores, at)

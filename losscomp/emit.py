@@ -13,9 +13,9 @@ import sympy as sp
 from . import formula, ir, nodes
 from .catalogue import module_name
 from .check import LEGACY, Checked
+from .compose import hierarchy_values
 from .composite import composite
 from .composite_tables import composite_of_tables
-from .compose import hierarchy_values
 from .dense import dense_functions
 from .errors import BuildError
 from .family import families

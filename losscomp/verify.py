@@ -26,7 +26,7 @@ import numpy as np
 from . import catalogue, certificates
 from .check import Checked, check
 from .emit import forms_of
-from .errors import BuildError, LosscompError
+from .errors import BuildError
 from .language import Definition
 from .oracle import Exact, OracleError, Truth, exact, ulp_error
 from .sampling import STRATA, as_given, moved, neighbours, nudged, parameters, samples
