@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+import keyword
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -19,11 +21,10 @@ from .pipeline import plain
 from .reuse import reused
 from .rewrite import rewrite
 from .rules import SMOOTHING
-from .schedule import safe_name
 
 INDENT = "    "
 RESERVED = frozenset({"self", "input", "target", "parameters", "wrt", "upstream", "device", "dtype", "outcome", "forward", "training",
-                      "shapes", "value_and_grad", "grad", "log_prob", "predict", "reset_parameters"})
+                      "shapes", "value_and_grad", "grad", "log_prob", "predict", "reset_parameters", "choices", "Choice", "Layers"})
 
 
 class SizePrinter(TextPrinter):
@@ -53,12 +54,17 @@ def printer_of(hierarchy: Hierarchy) -> SizePrinter:
     return SizePrinter({a.record.axes[0]: a.name for a in hierarchy.arguments if isinstance(a, Tensor)})
 
 
+def python_name(name: str) -> bool:
+    """May an argument, an attribute or layers be called so? Names of emitted code and of Python's own are taken."""
+    return name.isidentifier() and not (keyword.iskeyword(name) or hasattr(builtins, name) or name.startswith("_") or name in RESERVED)
+
+
 def check_hierarchy(hierarchy: Hierarchy) -> None:
     """Names are safe in Python and used once, and indices are bound. Raises CheckError."""
     printer = printer_of(hierarchy)
     arguments, taken = [a.name for a in hierarchy.arguments], set()
     for name in [*arguments, *hierarchy.attributes, *names_of_layers(hierarchy.choice)]:
-        if not safe_name(name) or name in RESERVED:
+        if not python_name(name):
             raise CheckError(f"{name!r} is no name for an argument, an attribute or layers", repair="Choose another.")
         if name in taken:
             raise CheckError(f"{name!r} is the name of two things", repair="Give arguments, attributes and layers names of their own.")
@@ -73,7 +79,7 @@ def check_hierarchy(hierarchy: Hierarchy) -> None:
         for outcome in choice.outcomes:
             if isinstance(outcome, Each):
                 name = outcome.index.axis.name
-                if not safe_name(name) or name in arguments or name in {i.axis.name for i in bound}:
+                if not python_name(name) or name in arguments or name in {i.axis.name for i in bound}:
                     raise CheckError(f"the axis of each(...) may not be called {name!r}", repair="Choose another name for it.")
                 visit(outcome.choice, bound | {outcome.index})
             elif isinstance(outcome, Choice):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from losscomp import catalogue
-from losscomp.emit import forms_of
+from losscomp.emit import emit_loss, forms_of
 from losscomp.hierarchy import Hierarchy
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,3 +96,12 @@ def test_the_example_of_dialects_runs() -> None:
     done = subprocess.run([sys.executable, "-c", examples("dialects.md")[0]], capture_output=True, text=True, timeout=100,
                           env={**os.environ, "PYTHONPATH": str(ROOT / "generated/src")})
     assert done.returncode == 0, done.stderr
+
+
+def test_the_definition_of_a_hierarchy_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "own.py"
+    path.write_text(examples("hierarchies.md")[0])
+    found, = catalogue.load_file(path)
+    assert isinstance(found, Hierarchy) and found.name == "two_levels"
+    text = emit_loss(found, "mine", path.name).files["src/mine/compositions/two_levels.py"]
+    assert "Layers(f\"second.{group}\", (features, int(features // 2)))" in text
