@@ -125,8 +125,7 @@ class CText:
         """Is an output wanted? Where a sample is a row its loss is stored behind the loops: to ask there costs nothing."""
         if argument.name not in SELDOM:
             return f"WANTS({n})"
-        rows = self.kernel.axes and not self.kernel.tables
-        return f"WANTS({n}) && {argument.name} != NULL" if rows else f"!dense && WANTS({n})"
+        return f"WANTS({n}) && {argument.name} != NULL" if self.kernel.axes else f"!dense && WANTS({n})"
 
     @property
     def measured(self) -> set[str]:
