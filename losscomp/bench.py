@@ -105,16 +105,13 @@ def table(rows: list[Row]) -> str:
 
 def main(args: argparse.Namespace) -> int:
     """`losscomp bench`: prints a table, and writes JSON where that is asked for."""
-    definitions = catalogue.load(args.defs or catalogue.builtin_definitions())
-    for name in args.losses:
-        if name not in definitions:
-            raise LosscompError(f"there is no loss {name!r}", repair="losscomp list shows all.")
+    definitions = catalogue.pick(args.losses, args.defs or catalogue.builtin_definitions())
     os.environ["LOSSLIB_NUM_THREADS"] = str(args.threads)                # read when the library is imported
     target = targets_of(args.lib).get("c")
     if target is None:
         raise LosscompError(f"{args.lib} has no compiled C target to measure", repair="Build it: losscomp build. losscomp doctor says what "
                             "it needs.")
-    rows = [measure(definitions[name], target, args) for name in args.losses or definitions]
+    rows = [measure(definitions[name], target, args) for name in definitions]
     print(table(rows))
     if args.json:
         Path(args.json).write_text(json.dumps({"threads": args.threads, "dtype": args.dtype, "rounds": args.rounds,

@@ -1,6 +1,6 @@
 """Finding and loading definitions, the package's and the user's.
 
-A definition file is a Python module. Every variable of it that holds a Loss or an Overload is a loss of that name; names and
+A definition file is a Python module. Every variable of it that holds a Loss, an Overload or a Hierarchy is a loss of that name; names and
 files that begin with "_" are the author's own.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from typing import Any
 import sympy as sp
 
 from .errors import DefinitionError, LosscompError
+from .hierarchy import Cuts, Hierarchy
 from .language import Definition, Loss, Overload, TensorRef, restart_order
 from .nodes import Index, Leaf, Load, Param, Tensor, params, tensors
+from .plan import unknown_loss
 from .render import data_folder
 from .reuse import running
 from .schedule import safe_name
@@ -30,14 +32,19 @@ def builtin_definitions() -> Path:
     return data_folder("definitions")
 
 
-def module_name(definition: Definition) -> str:
+def module_name(definition: Definition | Hierarchy) -> str:
     """The name of the class form: the author's, or the loss's name in CamelCase."""
     return definition.module or "".join(part[:1].upper() + part[1:] for part in definition.name.split("_"))
 
 
 def load(folder: Path | str) -> dict[str, Definition]:
-    """Every loss of a folder and of the folders below it, by name, in order of the names."""
-    found: dict[str, Definition] = {}
+    """Every loss of a folder and of the folders below it that is a formula, by name, in order of the names."""
+    return {name: d for name, d in load_all(folder).items() if isinstance(d, Definition)}
+
+
+def load_all(folder: Path | str) -> dict[str, Definition | Hierarchy]:
+    """Every loss of a folder and of the folders below it, those composed of others too."""
+    found: dict[str, Definition | Hierarchy] = {}
     for path in definition_files(Path(folder)):
         for definition in load_file(path):
             if definition.name in found:
@@ -49,6 +56,21 @@ def load(folder: Path | str) -> dict[str, Definition]:
         raise DefinitionError("no definition in this folder", where=str(folder),
                               repair=f"Add a file such as my_loss.py to it. {SKELETON}")
     return dict(sorted(found.items()))
+
+
+def pick(names: Sequence[str], folder: Path | str) -> dict[str, Definition]:
+    """The losses of these names; all that are formulas, where none is named. Raises LosscompError."""
+    everything = load_all(folder)
+    found = {}
+    for name in names or [n for n, d in everything.items() if isinstance(d, Definition)]:
+        if name not in everything:
+            raise unknown_loss(name, everything)
+        definition = everything[name]
+        if isinstance(definition, Hierarchy):
+            raise LosscompError(f"{name} has no formula of its own: it is composed of {definition.loss.name}",
+                                repair=f"Ask the same of {definition.loss.name}.")
+        found[name] = definition
+    return found
 
 
 def definition_files(folder: Path) -> Iterator[Path]:
@@ -64,7 +86,7 @@ def definition_files(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def load_file(path: Path | str) -> list[Definition]:
+def load_file(path: Path | str) -> list[Definition | Hierarchy]:
     """The losses of one file, in the order in which it defines them."""
     path = Path(path)
     if not path.is_file():
@@ -73,7 +95,7 @@ def load_file(path: Path | str) -> list[Definition]:
     lines = assignments(tree)
     place = {name: f"{path}:{lines[name]}" if name in lines else str(path) for name in variables}
     losses = {name: value for name, value in variables.items()
-              if isinstance(value, Definition) and not name.startswith("_")}
+              if isinstance(value, Definition | Hierarchy) and not name.startswith("_") and value.path in ("", str(path))}
     if not losses:
         raise DefinitionError("no loss in this file", where=str(path), repair=SKELETON)
     check_all_used(variables, losses, place)
@@ -101,6 +123,9 @@ def execute(path: Path) -> tuple[ast.Module, dict[str, Any]]:
     except Exception as error:
         raise DefinitionError(f"{type(error).__name__}: {error}", where=f"{path}:{line_of(error, path)}",
                               repair="The file is run as a Python module; mend that line.") from error
+    for name, value in variables.items():
+        if isinstance(value, Definition) and not value.path:
+            value.name, value.path = name, str(path)         # a hierarchy may be composed of it, in this file or another
     return tree, variables
 
 
@@ -122,9 +147,9 @@ def forms_of(definition: Definition) -> tuple[Loss, ...]:
     return definition.forms if isinstance(definition, Overload) else (definition,)
 
 
-def check_all_used(variables: dict[str, Any], losses: dict[str, Definition], place: dict[str, str]) -> None:
+def check_all_used(variables: dict[str, Any], losses: dict[str, Definition | Hierarchy], place: dict[str, str]) -> None:
     """Every input that a variable of the file declares is read by a loss of the file: else it is a slip of the pen."""
-    forms = [form for loss in losses.values() for form in forms_of(loss)]
+    forms = [form for loss in losses.values() for form in ([loss] if isinstance(loss, Hierarchy) else forms_of(loss))]
     formulas = sp.Tuple(*(form.exprs for form in forms))
     used = {*tensors(formulas), *params(formulas)}
     for name, value in variables.items():
@@ -136,14 +161,14 @@ def check_all_used(variables: dict[str, Any], losses: dict[str, Definition], pla
 
 def declared_input(value: Any) -> Tensor | Param | None:
     """The input that a variable declares, if it declares one."""
-    if isinstance(value, TensorRef):
+    if isinstance(value, TensorRef | Cuts):
         return value.tensor
     if isinstance(value, Load) and not value.index:
         return value.tensor
     return value if isinstance(value, Param) else None
 
 
-def readable(variables: dict[str, Any], losses: dict[str, Definition]) -> dict[sp.Expr, str]:
+def readable(variables: dict[str, Any], losses: dict[str, Definition | Hierarchy]) -> dict[sp.Expr, str]:
     """What the author called each sub-expression. An expression with two names keeps the first."""
     names: dict[sp.Expr, str] = {}
     for name, value in variables.items():
@@ -153,8 +178,11 @@ def readable(variables: dict[str, Any], losses: dict[str, Definition]) -> dict[s
     return {value: name for value, name in names.items() if name not in losses}
 
 
-def named_by_file(definition: Definition, name: str, doc: str, path: str, names: dict[sp.Expr, str]) -> Definition:
+def named_by_file(definition: Definition | Hierarchy, name: str, doc: str, path: str,
+                  names: dict[sp.Expr, str]) -> Definition | Hierarchy:
     """The definition with all that the file says of it."""
+    if isinstance(definition, Hierarchy):
+        return definition.called(name, doc=doc, path=path)
     if isinstance(definition, Overload):
         forms = tuple(form.called(name, doc=doc, path=path, names=names) for form in definition.forms)
         return replace(definition, forms=forms, name=name, doc=doc, path=path)

@@ -322,11 +322,11 @@ def run_check(args: argparse.Namespace) -> int:
 
 def run_suggest(args: argparse.Namespace) -> int:
     """losscomp suggest"""
+    from .catalogue import pick
     from .render import data_folder
-    from .show import find
     from .suggest import suggest
 
-    for line in suggest(find(args.loss, args.defs or data_folder("definitions")), args.variant):
+    for line in suggest(pick([args.loss], args.defs or data_folder("definitions"))[args.loss], args.variant):
         print(line)
     return OK
 

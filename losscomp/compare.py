@@ -23,7 +23,6 @@ from .nodes import substitute
 from .oracle import Exact, OracleError, exact
 from .oracle.evaluate import pose, select
 from .oracle.jets import still
-from .plan import unknown_loss
 from .sampling import compared_with, parameters, samples
 
 TYPES = ("float32", "float64")
@@ -219,11 +218,9 @@ def table(rows: list[Row], differences: Iterable[Difference]) -> list[str]:
 
 def main(args: argparse.Namespace) -> int:
     """`losscomp compare`: 0 where the stated differences are all, 1 where value or gradient differ elsewhere."""
-    definitions = catalogue.load(args.defs or catalogue.builtin_definitions())
-    names = [args.loss] if args.other is None else [args.loss, args.other]
-    for name in names:
-        if name not in definitions:
-            raise unknown_loss(name, definitions)
+    folder = args.defs or catalogue.builtin_definitions()
+    catalogue.pick([args.loss] if args.other is None else [args.loss, args.other], folder)
+    definitions = catalogue.load(folder)
     one = definitions[args.loss]
     base = args.other or getattr(one, "dialect_of", "")
     if base not in definitions:

@@ -13,10 +13,13 @@ import sympy as sp
 from . import formula, ir, nodes
 from .catalogue import module_name
 from .check import LEGACY, Checked
+from .compose import hierarchy_values
 from .composite import composite
 from .composite_tables import composite_of_tables
 from .dense import dense_functions
+from .errors import BuildError
 from .family import families
+from .hierarchy import Hierarchy
 from .language import BATCH, COUNT, REDUCTIONS, TOTAL, WEIGHT, Computed, Definition, Loss, Overload
 from .nodes import Param, Tensor
 from .operators import kind_of, operators_of
@@ -47,6 +50,7 @@ class Emitted:
     framework: str = ""                                         # whose form of another loss this is: the first word of its name
     dense: list[dict[str, Any]] = field(default_factory=list)   # the typed functions of the C header
     operators: dict[str, Any] = field(default_factory=dict)     # the torch operators
+    composed_of: str = ""                                       # the loss that a hierarchy is composed of: it has no kernels
 
 
 def forms_of(definition: Definition) -> tuple[Loss, ...]:
@@ -71,8 +75,10 @@ def tag_forms(forms: list[list[Compiled]]) -> None:
             compiled.mark = "".join(f"__{name}_{mine[name]}" for name in differ)
 
 
-def emit_loss(definition: Definition, package: str, source: str, targets: Collection[str] = TARGETS) -> Emitted:
+def emit_loss(definition: Definition | Hierarchy, package: str, source: str, targets: Collection[str] = TARGETS) -> Emitted:
     """The files of one loss, for some targets."""
+    if isinstance(definition, Hierarchy):
+        return emit_hierarchy(definition, package, source, targets)
     compiled = compile_definition(definition)
     name, src, files = definition.name, f"src/{package}", {}
     lines = [line for group in compiled for line in formula.formula_lines(group[0].form)]
@@ -95,6 +101,29 @@ def emit_loss(definition: Definition, package: str, source: str, targets: Collec
     framework = name.partition("_")[0] if forms_of(definition)[0].dialect_of else ""
     return Emitted(name, module_name(definition), files, kernel_names, common["summary"], values["aliases"], framework,
                    dense_functions(compiled), operators)
+
+
+def emit_hierarchy(definition: Hierarchy, package: str, source: str, targets: Collection[str] = TARGETS) -> Emitted:
+    """The files of a loss that is composed of another: its tree and its classes."""
+    name, class_name = definition.name, module_name(definition)
+    values = hierarchy_values(definition)
+    for argument in values["arguments"]:
+        if argument["kind"] == "number":
+            argument["record"] = parameter_record(argument.pop("param"))
+    kinds = {a["kind"] for a in values["arguments"]}
+    checks = [f"check_{kind}" for kind in ("cuts", "size") if kind in kinds]
+    values |= {"package": package, "source": source, "name": name, "class_name": class_name, "doc": documented(definition.doc),
+               "tree": "\n".join(values["tree"]).strip(), "imports": ", ".join(["Choice", "Layers", *checks]),
+               "numbers": "number" in kinds, "cut": "cuts" in kinds}
+    files = {f"src/{package}/compositions/{name}.py": render("library/package/composition.py.jinja", **values)}
+    if "torch" in targets:
+        files[f"src/{package}/torch/compositions/{name}.py"] = render("torch/composition.py.jinja", **values)
+    return Emitted(name, class_name, files, [], summary_of(definition.doc, name), composed_of=values["loss"])
+
+
+def documented(doc: str) -> str:
+    """The docstring of a class."""
+    return "\n".join(line.rstrip() for line in textwrap.indent(doc.strip(), "    ").splitlines()).strip()
 
 
 def emit_numpy(compiled: list[Compiled], common: Mapping[str, Any]) -> str:
@@ -192,11 +221,10 @@ def class_values(definition: Definition, compiled: list[list[Compiled]], lines: 
     ordered_tensors = [n for n in order if n in tensors]
     ordered_scalars = [n for n in order if n in scalars]
     pack = f"({tuple_text(ordered_tensors)}), ({tuple_text(ordered_scalars)}), {legacy}"
-    doc = "\n".join(line.rstrip() for line in textwrap.indent(definition.doc.strip(), "    ").splitlines()).strip()
     return {
         "name": definition.name, "class_name": module_name(definition), "order": order, "reductions": reductions,
         "words": dict(forms[0].loss.words),
-        "tensors": ordered_tensors, "scalars": ordered_scalars, "quoted": quoted, "doc": doc, "formula": lines,
+        "tensors": ordered_tensors, "scalars": ordered_scalars, "quoted": quoted, "doc": documented(definition.doc), "formula": lines,
         "summary": summary_of(definition.doc, definition.name), "forms": [form_record(group) for group in compiled],
         "arguments": [argument_doc(n, tensors, scalars, reductions, loss.computed) for n in order if n not in (*LEGACY, "*")],
         "other": other_loss(loss, order, ordered_tensors, ordered_scalars, legacy), "aliases": list(loss.aliases),
@@ -398,10 +426,13 @@ def reduction_records(text: Callable[[sp.Expr], str] = str) -> list[dict[str, st
 
 
 def emit_library(emitted: list[Emitted], package: str, version: str) -> Files:
-    """The files of a library that are not about one loss."""
-    losses = [{"name": e.name, "class_name": e.class_name, "kernels": e.kernel_names, "summary": e.summary, "dense": e.dense,
-               "aliases": e.aliases} for e in emitted]
-    values: dict[str, Any] = {"package": package, "losses": losses, "reductions": reduction_records(), "version": version,
+    """The files of a library that are not about one loss. Raises LosscompError."""
+    every = [{"name": e.name, "class_name": e.class_name, "kernels": e.kernel_names, "summary": e.summary, "dense": e.dense,
+              "aliases": e.aliases, "folder": "compositions" if e.composed_of else "losses"} for e in emitted]
+    composed, emitted = [e for e in emitted if e.composed_of], [e for e in emitted if not e.composed_of]
+    check_composed(composed, emitted)
+    losses = [loss for loss in every if loss["folder"] == "losses"]
+    values: dict[str, Any] = {"package": package, "losses": losses, "every": every, "reductions": reduction_records(), "version": version,
                               "axes": ir.MOST_AXES, "dims": ir.MOST_DIMENSIONS, "quoted": quoted, "braced": c_target.braced,
                               "elementary": c_target.ELEMENTARY}
     src = f"src/{package}"
@@ -447,6 +478,11 @@ def emit_library(emitted: list[Emitted], package: str, version: str) -> Files:
         "README.md": "library/README.md.jinja",
         "CMakeLists.txt": "library/CMakeLists.txt.jinja",
     }
+    if composed:
+        plan |= {f"{src}/choices.py": "library/package/choices.py.jinja", f"{src}/hierarchy.py": "library/package/hierarchy.py.jinja",
+                 f"{src}/compositions/__init__.py": "library/package/compositions_init.py.jinja",
+                 f"{src}/torch/_hierarchy.py": "torch/hierarchy.py.jinja",
+                 f"{src}/torch/compositions/__init__.py": "library/package/compositions_init.py.jinja"}
     files = {path: render(template, **values) for path, template in plan.items()}
     most = max((len(e.operators["inputs"]) for e in emitted), default=1)
     values |= {"reductions": reduction_records(sp.ccode), "formulas": reduction_records(), "most_inputs": most,
@@ -460,6 +496,15 @@ def emit_library(emitted: list[Emitted], package: str, version: str) -> Files:
     for target, title in (("numpy", "NumPy"), ("c", "the compiled C library")):
         files[f"{src}/{target}/__init__.py"] = render("library/package/target_init.py.jinja", target=target, title=title, **values)
     return files | dialect_files(emitted, src, package)
+
+
+def check_composed(composed: list[Emitted], losses: list[Emitted]) -> None:
+    """What a loss is composed of is in the library too. Raises LosscompError."""
+    names = [e.name for e in losses]
+    for e in composed:
+        if e.composed_of not in names:
+            raise BuildError(f"{e.name} is composed of {e.composed_of}, which is not among the losses of this library",
+                             repair=f"Put the definition of {e.composed_of} among the others.")
 
 
 def dialect_files(emitted: list[Emitted], src: str, package: str) -> Files:

@@ -24,6 +24,7 @@ from sympy import Rational, erf, exp, log, oo, pi, sqrt, tanh
 from . import atoms
 from .atoms import Abs, Sign, xlogy
 from .errors import DefinitionError, LosscompError
+from .hierarchy import Choice, Cuts, Hierarchy, classes, each, layers
 from .nodes import (
     Axis,
     AxisRecord,
@@ -49,10 +50,10 @@ from .nodes import (
 from .reuse import base, reused
 
 __all__ = [
-    "Abs", "Computed", "Difference", "Eq", "Hinge", "If", "LogAddExp", "LogSumExp", "Loss", "Max", "MaxOver", "Min", "Ne", "Norm",
-    "Overload", "Piecewise", "Rational", "Sign", "Sqrt", "Sum", "Where", "axis", "base", "clip", "erf", "exp", "index", "labels",
-    "length", "log", "named", "oo", "option", "param", "pi", "reduction_is", "reused", "sqrt", "state", "stated", "stop_gradient",
-    "straight_through", "table", "tanh", "tensor", "xlogy",
+    "Abs", "Choice", "Computed", "Difference", "Eq", "Hierarchy", "Hinge", "If", "LogAddExp", "LogSumExp", "Loss", "Max", "MaxOver",
+    "Min", "Ne", "Norm", "Overload", "Piecewise", "Rational", "Sign", "Sqrt", "Sum", "Where", "axis", "base", "classes", "clip", "cuts",
+    "each", "erf", "exp", "index", "labels", "layers", "length", "log", "named", "oo", "option", "param", "pi", "reduction_is", "reused",
+    "size", "sqrt", "state", "stated", "stop_gradient", "straight_through", "table", "tanh", "tensor", "xlogy",
 ]
 
 _order = itertools.count()
@@ -216,6 +217,21 @@ def exact(value: Any) -> sp.Basic:
 def option(name: str, *, default: bool) -> Param:
     """A yes or no of the caller that is settled at build time; use it with `If`."""
     return Param(ParamRecord(name, default, special=(sp.true, sp.false), only_special=True, order=next(_order)))
+
+
+def size(name: str) -> Param:
+    """A whole number that says how large a hierarchy is, at least 1."""
+    return Param(ParamRecord(name, None, Domain(1.0), integer=True, order=next(_order)))
+
+
+def cuts(name: str, of: Param) -> Cuts:
+    """Where the range from 0 to a size is cut into pieces: whole numbers of the caller's in increasing order, between the two.
+
+    In a formula, `cuts[k]` is where the k-th piece ends, and `cuts.count` how many there are: one more than were given, as the last one
+    ends at the size.
+    """
+    pieces = Axis(AxisRecord(f"pieces of {of.name}", size=of))
+    return Cuts(Tensor(TensorRecord(name, (pieces,), integer=True, per_sample=False, fixed=True, order=next(_order))))
 
 
 # Formulas

@@ -16,6 +16,7 @@ import sympy as sp
 from . import catalogue, emit, family, formula, ir, nodes
 from .check import check
 from .errors import BuildError
+from .hierarchy import Hierarchy
 from .ir import Accumulate, Let, Load, Loop, Node, Number, Op, Reduce, Statement
 from .language import Definition, Overload
 from .pipeline import STAGES as COMPILER_STAGES
@@ -31,6 +32,8 @@ COMPOSITE = ("torch",)                           # targets whose text is the val
 ARRAYS = {"numpy": True, "c": False, "torch": True, "cuda": False}
 EMITTED = {"numpy": "src/{package}/numpy/kernels/{name}.py", "c": "src/{package}/csrc/{name}.c",
            "torch": "src/{package}/torch/composites/{name}.py", "cuda": "src/{package}/cuda/{name}.cu"}
+HIERARCHY = dict.fromkeys(("numpy", "c"), "src/{package}/compositions/{name}.py") | {
+    "torch": "src/{package}/torch/compositions/{name}.py"}               # no file of their own in CUDA
 FUNCTIONS = {"numpy": r"^def {name}\(.*?(?=^def |\Z)", "c": r"^/\*[^\n]*\*/\n[^\n]*NAME\({name}\)\(.*?^}}$",
              "torch": r"^@[^\n]*\ndef {name}\(.*?(?=^@|\Z)",
              "cuda": r"^/\*[^\n]*\*/\ntemplate[^\n]*\n__global__[^\n]* {name}\(.*?^}}$"}
@@ -53,11 +56,14 @@ class Row:
 def rows(folder: Path) -> list[Row]:
     """Every loss of a folder: its name, what a sample of it is, what a caller may choose, its targets, its first line of
     documentation, its peer."""
-    return [row(name, d) for name, d in catalogue.load(folder).items()]
+    return [row(name, d) for name, d in catalogue.load_all(folder).items()]
 
 
-def row(name: str, definition: Definition) -> Row:
+def row(name: str, definition: Definition | Hierarchy) -> Row:
     """The line of one loss."""
+    if isinstance(definition, Hierarchy):
+        return Row(name, f"choices by {definition.loss.name}", " ".join(a.name for a in definition.arguments), " ".join(HIERARCHY),
+                   emit.summary_of(definition.doc, name), definition.like)
     forms = [check(form)[0] for form in emit.forms_of(definition)]
     optional = [t.name for form in forms for t in form.inputs if t.record.default is not None]
     functions = [form.loss.computed.function for form in forms if form.loss.computed]
@@ -79,15 +85,15 @@ def peer_of(definition: Definition) -> str:
     return definition.like or (definition.forms[0].like if isinstance(definition, Overload) else "")
 
 
-def find(name: str, folder: Path) -> Definition:
+def find(name: str, folder: Path) -> Definition | Hierarchy:
     """A loss by its name. Raises LosscompError with the names that are near."""
-    losses = catalogue.load(folder)
+    losses = catalogue.load_all(folder)
     if name not in losses:
         raise unknown_loss(name, losses)
     return losses[name]
 
 
-def show(definition: Definition, stage: str | None = None, target: str = "c", kernel: str | None = None,
+def show(definition: Definition | Hierarchy, stage: str | None = None, target: str = "c", kernel: str | None = None,
          variant: str | None = None) -> Iterator[str]:
     """The lines of one stage, or of all.
 
@@ -97,6 +103,9 @@ def show(definition: Definition, stage: str | None = None, target: str = "c", ke
         variant: part of the name of the variants to show, or "all"; by default the one of the default arguments.
     """
     stages = STAGES if stage is None else (stage,)
+    if isinstance(definition, Hierarchy):
+        yield from hierarchy_text(definition, stages, target)
+        return
     everything = [c for group in emit.compile_definition(definition) for c in group]
     chosen = choose(everything, variant)
     for here in stages:
@@ -178,7 +187,22 @@ def variants_text(everything: Sequence[Compiled], chosen: Sequence[Compiled]) ->
 
 # The stages
 
-def definition_text(definition: Definition) -> Iterator[str]:
+def hierarchy_text(definition: Hierarchy, stages: Sequence[str], target: str) -> Iterator[str]:
+    """What a hierarchy is written as, and what is emitted for it; between the two are the stages of the loss that it is composed of."""
+    for here in stages:
+        yield from ("", f"== {here} ".ljust(WIDTH, "="))
+        if here == "definition":
+            yield from definition_text(definition)
+        elif here == "emit":
+            package = "losslib"
+            path = HIERARCHY.get(target, HIERARCHY["numpy"]).format(package=package, name=definition.name)
+            yield f"# {path}"
+            yield from emit.emit_loss(definition, package, Path(definition.path.rsplit(":", 1)[0]).name).files[path].rstrip().splitlines()
+        else:
+            yield f"that of {definition.loss.name}: losscomp show {definition.loss.name} --stage {here}"
+
+
+def definition_text(definition: Definition | Hierarchy) -> Iterator[str]:
     """The file that the author wrote."""
     path = Path(definition.path.rsplit(":", 1)[0])
     yield f"# {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}"

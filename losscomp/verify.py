@@ -26,7 +26,7 @@ import numpy as np
 from . import catalogue, certificates
 from .check import Checked, check
 from .emit import forms_of
-from .errors import BuildError, LosscompError
+from .errors import BuildError
 from .language import Definition
 from .oracle import Exact, OracleError, Truth, exact, ulp_error
 from .sampling import STRATA, as_given, moved, neighbours, nudged, parameters, samples
@@ -327,11 +327,7 @@ def spell(row: Row | None) -> str:
 
 def chosen(args: argparse.Namespace) -> dict[str, Definition]:
     """The definitions that a command names, or all. Raises LosscompError."""
-    definitions = catalogue.load(args.defs or catalogue.builtin_definitions())
-    unknown = [n for n in args.losses if n not in definitions]
-    if unknown:
-        raise LosscompError(f"there is no loss {unknown[0]!r}", repair="losscomp list shows all.")
-    return {n: definitions[n] for n in args.losses} if args.losses else definitions
+    return catalogue.pick(args.losses, args.defs or catalogue.builtin_definitions())
 
 
 def main(args: argparse.Namespace) -> int:

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from losscomp import catalogue
-from losscomp.emit import forms_of
+from losscomp.emit import emit_loss, forms_of
+from losscomp.hierarchy import Hierarchy
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -54,7 +55,10 @@ def test_every_note_of_a_definition_is_among_the_differences() -> None:
     page = (ROOT / "docs/differences-from-pytorch.md").read_text()
     sections = dict(re.findall(r"^## (\w+)\n\n((?:- .*\n)+)", page + "\n", re.MULTILINE))
     notes = {}
-    for name, definition in catalogue.load(catalogue.builtin_definitions()).items():
+    for name, definition in catalogue.load_all(catalogue.builtin_definitions()).items():
+        if isinstance(definition, Hierarchy):
+            notes[name] = "".join(f"- {note}\n" for note in definition.notes)
+            continue
         if forms_of(definition)[0].dialect_of or not (definition.like or forms_of(definition)[0].like).startswith("torch"):
             continue                                                     # it is not held against PyTorch
         found = list(definition.notes) or [note for form in forms_of(definition) for note in form.notes]
@@ -146,3 +150,12 @@ def test_the_tutorial_runs(tmp_path: Path) -> None:
             pattern = re.sub(r"\\\(\d+\\\.\d\\ s\\\)", r"\\(\\d+\\.\\d s\\)", pattern)
             pattern = re.sub(r"\d+\\ (derived|compiled|written)", r"\\d+\\ \1", pattern)     # the cache may have some
             assert done.returncode == 0 and re.search(pattern, done.stdout, re.DOTALL), (pattern, done.stdout, done.stderr)
+
+
+def test_the_definition_of_a_hierarchy_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "own.py"
+    path.write_text(examples("hierarchies.md")[0])
+    found, = catalogue.load_file(path)
+    assert isinstance(found, Hierarchy) and found.name == "two_levels"
+    text = emit_loss(found, "mine", path.name).files["src/mine/compositions/two_levels.py"]
+    assert "Layers(f\"second.{group}\", (features, int(features // 2)))" in text
