@@ -13,6 +13,7 @@ import sympy as sp
 from . import formula, ir, nodes
 from .catalogue import module_name
 from .check import LEGACY, Checked
+from .compiler import STAMP
 from .composite import composite
 from .composite_tables import composite_of_tables
 from .dense import dense_functions
@@ -30,7 +31,7 @@ from .targets import torch as torch_target
 
 Files = dict[str, str]
 TARGETS = ("numpy", "c", "torch", "cuda")
-TORCH_SOURCES = ("operators.h", "tensor.h", "request.h", "register.h", "schemas.cpp", "binding.cpp", "cuda.cpp")
+TORCH_SOURCES = ("operators.h", "tensor.h", "request.h", "register.h", "direct.h", "schemas.cpp", "binding.cpp", "cuda.cpp", "quick.cpp")
 
 
 @dataclass
@@ -402,7 +403,7 @@ def emit_library(emitted: list[Emitted], package: str, version: str) -> Files:
                "aliases": e.aliases} for e in emitted]
     values: dict[str, Any] = {"package": package, "losses": losses, "reductions": reduction_records(), "version": version,
                               "axes": ir.MOST_AXES, "dims": ir.MOST_DIMENSIONS, "quoted": quoted, "braced": c_target.braced,
-                              "elementary": c_target.ELEMENTARY}
+                              "elementary": c_target.ELEMENTARY, "stamp": STAMP}
     src = f"src/{package}"
     plan = {
         f"{src}/errors.py": "library/package/errors.py.jinja",
