@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
@@ -91,15 +91,16 @@ def build(options: Options, talk: Talk | None = None) -> Report:
         with place.locked(options.out, talk.notice):
             plan = make_plan(options)
             wanted = [part for part in PARTS if options.compile and part.target in plan.targets and (options.cuda or not part.demanded)]
-            lacking = {part.target: why for part in wanted if (why := part.missing())}
-            work = Build(plan, talk, [part for part in wanted if part.target not in lacking])
+            missing = {part.name: why for part in wanted if (why := part.missing())}
+            lacking = {part.target: missing[part.name] for part in wanted if part.name in missing and not part.spare}
+            work = Build(plan, talk, [part for part in wanted if part.name not in missing])
             report = work.idle() if not options.only else None
             report = report or work.run(options.only)
     except OSError as error:
         raise BuildError(f"{error.strerror or error}: {error.filename or options.out}",
                          repair="The library is as it was. Mend that, and build again.") from error
     report.waiting = tuple(part.target for part in PARTS if options.compile and part.demanded and part.target in plan.targets
-                           and not (plan.out / part.path.format(name=plan.name)).exists())
+                           and not (plan.out / part.place(plan.name)).exists())
     report.seconds, report.lacking = time.perf_counter() - start, lacking
     return report
 
@@ -123,7 +124,7 @@ class Build:
     """One build, under the lock."""
 
     def __init__(self, plan: Plan, talk: Talk, parts: Sequence[Part]) -> None:
-        self.plan, self.talk, self.parts = plan, talk, {part.target: part for part in parts}
+        self.plan, self.talk, self.parts = plan, talk, {part.name: part for part in parts}
         self.manifest = read_json(plan.out / MANIFEST)
         self.state = read_json(plan.out / STATE)
 
@@ -134,8 +135,8 @@ class Build:
         binaries = state.get("binaries", {})
         same = (state.get("inputs") == plan.inputs and state.get("manifest") == digest_file(plan.out / MANIFEST)
                 and all(digest_file(plan.out / path) == known for path, known in files.items())
-                and all(digest_file(plan.out / b["path"]) == b["digest"] for b in binaries.values())
-                and all(target in binaries and binaries[target]["compiler"] == part.identity() for target, part in self.parts.items()))
+                and all((digest_file(plan.out / b["path"]) or "") == b["digest"] for b in binaries.values())
+                and all(name in binaries and binaries[name]["compiler"] == part.identity() for name, part in self.parts.items()))
         return Report(plan.name, len(state["emitted"])) if same else None
 
     def run(self, only: Sequence[str]) -> Report:
@@ -148,12 +149,12 @@ class Build:
         self.refuse_strangers(path for path in changed if path not in known and path != MANIFEST)
         remove = {path: was for path, was in known.items() if path not in files and here[path] == was}
         kept, made = self.binaries(files)
-        for target, old in self.state.get("binaries", {}).items():
-            if target not in kept or old["path"] != kept[target]["path"]:
+        for name, old in self.state.get("binaries", {}).items():
+            if (name not in kept or old["path"] != kept[name]["path"]) and old["digest"]:
                 remove[old["path"]] = old["digest"]
         state = {"inputs": "" if only else plan.inputs, "manifest": digest(files[MANIFEST]), "binaries": kept,
                  "emitted": {r["name"]: {**r, "files": sorted(r["files"])} for r in records}}
-        binaries = {kept[target]["path"]: binary.path.read_bytes() for target, binary in made.items()}
+        binaries = {kept[name]["path"]: binary.path.read_bytes() for name, binary in made.items()}
         place.commit(plan.out, {**changed, **binaries, STATE: to_json(state)}, remove)
         prune()
         restored = [path for path in changed if path in known and here[path] not in (None, known[path])]
@@ -202,22 +203,36 @@ class Build:
                              f"{', '.join(sorted(strangers))}", repair="Move them away, or choose another folder with --out.")
 
     def binaries(self, files: Files) -> tuple[dict[str, dict[str, str]], dict[str, Binary]]:
-        """What the state says of the binaries that go with these files, by target, and those that had to be made."""
+        """What the state says of the binaries that go with these files, by the part's name, and those that had to be made."""
         kept: dict[str, dict[str, str]] = {}
-        made: dict[str, Binary] = {}
+        tasks: dict[Part, Job] = {}
         for part in PARTS:
-            known = self.state.get("binaries", {}).get(part.target, {})
+            known = self.state.get("binaries", {}).get(part.name, {})
             sources = {p: d for p, d in files.items() if p.startswith(tuple(s.format(name=self.plan.name) for s in part.sources))}
             if part.target not in self.plan.targets:
                 continue
-            key, path = digest_tree(sources), part.path.format(name=self.plan.name)
-            able = part.target in self.parts
+            key, path = digest_tree(sources), part.place(self.plan.name)
+            able = part.name in self.parts
             fits = known.get("sources") == key and known["path"] == path and (not able or known["compiler"] == part.identity())
-            if fits and digest_file(self.plan.out / path) == known["digest"]:
-                kept[part.target] = known
+            if fits and (digest_file(self.plan.out / path) or "") == known["digest"]:
+                kept[part.name] = known
             elif able:
-                made[part.target] = binary = part.make(self.job(sources))
-                kept[part.target] = {"path": path, "sources": key, "compiler": part.identity(), "digest": digest(binary.path.read_bytes())}
+                tasks[part] = self.job(sources)
+                kept[part.name] = {"path": path, "sources": key, "compiler": part.identity(), "digest": ""}
+        made: dict[str, Binary] = {}
+        with ThreadPoolExecutor(1) as aside:                # one long file: it compiles while others do
+            spare = {part: aside.submit(part.make, job) for part, job in tasks.items() if part.spare}
+            for part, job in tasks.items():
+                if not part.spare:
+                    made[part.name] = part.make(job)
+            for part, future in spare.items():
+                try:
+                    made[part.name] = future.result()
+                except BuildError as error:
+                    path = kept[part.name]["path"]
+                    self.talk.notice(f"{path} does not compile, and {self.plan.name}.{part.target} does without: {error}")
+        for name, binary in made.items():
+            kept[name]["digest"] = digest(binary.path.read_bytes())
         return kept, made
 
     def job(self, sources: Files) -> Job:

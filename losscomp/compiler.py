@@ -27,6 +27,7 @@ from .errors import BuildError
 
 NAMES = ("cc", "gcc", "clang")
 OPENMP = ("-fopenmp",)
+STAMP = "torch-{version}-{commit}.{abi}"
 HOW_TO_GET = {
     "Linux": "apt-get install gcc libc6-dev (Debian, Ubuntu), dnf install gcc (Fedora), or set CC",
     "Darwin": "xcode-select --install, or set CC",
@@ -123,6 +124,35 @@ def missing_torch() -> str:
     return "" if found.cplusplus() else f"the compiler {found.command[0]} compiles no C++. Get that part: {HOW_TO_GET_CPLUSPLUS}."
 
 
+def torch_folder() -> Path | None:
+    """Where PyTorch is installed; it is not imported for that."""
+    spec = find_spec("torch")
+    return Path(spec.origin).parent if spec is not None and spec.origin else None
+
+
+@cache
+def torch_stamp() -> str:
+    """What names a binary that fits this PyTorch and this Python alone, as an emitted library asks for it; empty without PyTorch."""
+    folder = torch_folder()
+    if folder is None or not (folder / "version.py").exists():
+        return ""
+    known = runpy.run_path(str(folder / "version.py"))
+    commit = (known.get("git_version") or "none")[:8]
+    return STAMP.format(version=known["__version__"], commit=commit, abi=sysconfig.get_config_var("SOABI"))
+
+
+def missing_quick() -> str:
+    """Why the usual call of the torch target is not compiled past Python; empty if it can be. LOSSCOMP_QUICK=0 leaves it out."""
+    if os.environ.get("LOSSCOMP_QUICK") == "0":
+        return "LOSSCOMP_QUICK is 0"
+    if platform.system() != "Linux" or sysconfig.get_config_var("Py_GIL_DISABLED"):
+        return "it was tried on Linux only, with Python's lock"
+    folder = torch_folder()
+    if not torch_stamp() or folder is None or not (folder / "include" / "torch" / "csrc" / "autograd" / "function.h").exists():
+        return "PyTorch or its headers are missing"
+    return missing_torch() or ("" if python_header().exists() else f"Python.h is missing. Get it: {HOW_TO_GET_HEADERS}.")
+
+
 def missing() -> str:
     """What the C target lacks on this machine and how to get it; empty if it lacks nothing."""
     system = platform.system()
@@ -182,6 +212,17 @@ def compile_operators(job: Job) -> Binary:
     elif platform.system() == "Darwin":
         extra = ["-undefined", "dynamic_lookup", "-lc++"]
     return link(job, [*((here / name, flags) for name in recipe["SOURCES"]), *c_sources(job)], job.root / "torch" / "_operators.so", extra)
+
+
+def compile_quick(job: Job) -> Binary:
+    """What makes the usual call of the torch target past Python. Raises BuildError."""
+    recipe = job.recipe("torch/_build.py")
+    folder = torch_folder()
+    assert folder is not None
+    includes = [*(folder / path for path in recipe["QUICK_INCLUDES"]), python_header().parent]
+    flags = [*recipe["QUICK_FLAGS"], "-fPIC", *(f"-I{path}" for path in includes), *shlex.split(os.environ.get("CXXFLAGS", ""))]
+    extra = ["-L", str(folder / "lib"), *(f"-l{name}" for name in recipe["QUICK_LIBRARIES"]), "-lstdc++"]
+    return link(job, [(job.root / "torch" / "csrc" / recipe["QUICK"], flags)], job.root / "torch" / f"_quick.{torch_stamp()}.so", extra)
 
 
 def c_flags(job: Job) -> list[str]:

@@ -13,6 +13,7 @@ import sympy as sp
 from . import formula, ir, nodes
 from .catalogue import module_name
 from .check import LEGACY, Checked
+from .compiler import STAMP
 from .compose import hierarchy_values
 from .composite import composite
 from .composite_tables import composite_of_tables
@@ -34,7 +35,7 @@ from .targets import torch as torch_target
 Files = dict[str, str]
 TARGETS = ("numpy", "c", "torch", "cuda")
 OF_SCORES = ("scores", "minimum", "links", "boosting", "optimize")         # losses as functions of scores, for other packages
-TORCH_SOURCES = ("operators.h", "tensor.h", "request.h", "register.h", "schemas.cpp", "binding.cpp", "cuda.cpp")
+TORCH_SOURCES = ("operators.h", "tensor.h", "request.h", "register.h", "direct.h", "schemas.cpp", "binding.cpp", "cuda.cpp", "quick.cpp")
 
 
 @dataclass
@@ -434,7 +435,7 @@ def emit_library(emitted: list[Emitted], package: str, version: str) -> Files:
     losses = [loss for loss in every if loss["folder"] == "losses"]
     values: dict[str, Any] = {"package": package, "losses": losses, "every": every, "reductions": reduction_records(), "version": version,
                               "axes": ir.MOST_AXES, "dims": ir.MOST_DIMENSIONS, "quoted": quoted, "braced": c_target.braced,
-                              "elementary": c_target.ELEMENTARY}
+                              "elementary": c_target.ELEMENTARY, "stamp": STAMP}
     src = f"src/{package}"
     plan = {
         f"{src}/errors.py": "library/package/errors.py.jinja",

@@ -18,6 +18,7 @@ class Part:
         missing: what this machine lacks for it; empty if nothing.
         identity: what it depends on besides its sources: the compiler.
         make: makes it. demanded: it takes long, and is made only where it is asked for.
+        spare: the target works without it: nothing is said where it is not made, and a word where it does not compile.
     """
 
     target: str
@@ -27,6 +28,17 @@ class Part:
     identity: Callable[[], str]
     make: Callable[[Job], Binary]
     demanded: bool = False
+    spare: bool = False
+
+    @property
+    def name(self) -> str:
+        """What the state of a build knows it by: a target has one binary that it needs."""
+        return f"{self.target}, spare" if self.spare else self.target
+
+    def place(self, package: str) -> str:
+        """Where it goes, in the library of a package."""
+        return self.path.format(name=package, stamp=compiler.torch_stamp())
+
 
 
 def c_identity() -> str:
@@ -39,6 +51,11 @@ def cuda_identity() -> str:
     """The CUDA compiler."""
     found = nvcc.find()
     return found.identity if found else ""
+
+
+def quick_identity() -> str:
+    """The compiler, and the torch and the Python that the binary fits."""
+    return f"{c_identity()} {compiler.torch_stamp()}"
 
 
 def missing_cuda() -> str:
@@ -55,8 +72,10 @@ def make_cuda(job: Job) -> Binary:
 
 KERNELS = ("src/{name}/csrc/", "src/{name}/include/", "src/{name}/c/_build.py")
 OPERATORS = (*KERNELS, "src/{name}/torch/csrc/", "src/{name}/torch/_build.py", "src/{name}/cuda/{name}_cuda.h")
+QUICK = ("src/{name}/torch/csrc/quick.cpp", "src/{name}/torch/csrc/direct.h", "src/{name}/torch/_build.py")
 PARTS: tuple[Part, ...] = (
     Part("c", "src/{name}/c/_native.abi3.so", KERNELS, compiler.missing, c_identity, compiler.compile_library),
     Part("torch", "src/{name}/torch/_operators.so", OPERATORS, compiler.missing_torch, c_identity, compiler.compile_operators),
+    Part("torch", "src/{name}/torch/_quick.{stamp}.so", QUICK, compiler.missing_quick, quick_identity, compiler.compile_quick, spare=True),
     Part("cuda", "src/{name}/cuda/_cuda.so", ("src/{name}/cuda/",), missing_cuda, cuda_identity, make_cuda, demanded=True),
 )

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -18,9 +20,10 @@ from losscomp import cache, compiler, emit, place, plan
 from losscomp.build import Report, Talk, build, check
 from losscomp.compiler import missing_torch
 from losscomp.errors import BuildError, LosscompError
-from losscomp.parts import PARTS
+from losscomp.parts import PARTS, Part
 from losscomp.plan import MANIFEST, Options
 
+build_module = import_module("losscomp.build")
 ROOT = Path(__file__).resolve().parent.parent
 DEFINITION = '''"""{title} of an error."""
 
@@ -38,6 +41,7 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("LOSSCOMP_CACHE", str(folder))
+        patch.setenv("LOSSCOMP_QUICK", "0")                                 # it takes long to compile, and has tests of its own
         for name in ("CC", "CFLAGS", "LDFLAGS"):
             patch.delenv(name, raising=False)
         yield folder
@@ -403,6 +407,50 @@ def test_a_full_disk_leaves_the_library_whole(options: Options, defs: Path, monk
             build(sources_only(options))
     assert times(options.out) == before
     assert not (options.out / place.STATE / "stage").exists()
+
+
+def test_a_spare_part_that_does_not_compile_is_done_without(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its target works without it: a word, the rest of the library, and no second try until something changes."""
+    def refuse(job: compiler.Job) -> compiler.Binary:
+        raise BuildError("no such header")
+
+    kinds = ["kind of torch"]
+    spare = Part("numpy", "src/{name}/numpy/_spare.so", ("src/{name}/numpy/",), compiler.missing, lambda: kinds[0], refuse, spare=True)
+    monkeypatch.setattr(build_module, "PARTS", (*PARTS, spare))
+    options = replace(options, targets=("numpy",))
+    said: list[str] = []
+    report = build(options, Talk(notice=said.append))
+    assert not report.lacking and (options.out / "src/tiny/numpy/__init__.py").exists()
+    assert len(said) == 1 and "_spare.so does not compile" in said[0] and "no such header" in said[0]
+    assert build(options, Talk(notice=said.append)).idle and len(said) == 1
+    kinds[0] = "another"
+    build(options, Talk(notice=said.append))
+    assert len(said) == 2
+
+
+@needs_compiler
+def test_the_usual_call_is_compiled_beside_the_operators(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it can be; the name says for which torch, and it goes when that is another."""
+    if why := compiler.missing_torch():
+        pytest.skip(f"NOT CHECKED: the torch target: {why}")
+    made: list[Path] = []
+
+    def make(job: compiler.Job) -> compiler.Binary:
+        path = job.work / job.root / "torch" / f"_quick.{compiler.torch_stamp()}.so"
+        assert (job.work / job.root / "torch/csrc/quick.cpp").exists()
+        path.write_bytes(b"binary")
+        made.append(path)
+        return compiler.Binary(path, ("quick",), 0)
+
+    monkeypatch.delenv("LOSSCOMP_QUICK")
+    monkeypatch.setattr(build_module, "PARTS", tuple(replace(p, make=make) for p in PARTS if p.spare))
+    options = replace(options, targets=("torch",))
+    for stamp in ("torch-1", "torch-2"):
+        monkeypatch.setattr(compiler, "torch_stamp", lambda stamp=stamp: stamp)
+        build(options)
+        assert [p.name for p in (options.out / "src/tiny/torch").glob("*.so")] == [f"_quick.{stamp}.so"]
+        assert build(options).idle
+    assert len(made) == 2
 
 
 def test_without_a_compiler_there_are_sources_and_advice(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,7 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("LOSSCOMP_CACHE", str(folder))
+        patch.setenv("LOSSCOMP_QUICK", "0")                                 # it takes long to compile, and has tests of its own
         yield folder
 
 

@@ -54,6 +54,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("package")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LOSSCOMP_CACHE", str(folder / "cache"))
+        patch.setenv("LOSSCOMP_QUICK", "0")
         (folder / "defs").mkdir()
         for path in ("regression/huber_loss.py", "classification/nll_loss.py"):
             shutil.copy(ROOT / "definitions" / path, folder / "defs")
@@ -202,7 +203,7 @@ def test_losscomp_builds_from_its_wheel(tmp_path: Path) -> None:
         inside = {f"losscomp/{part}/{p.relative_to(ROOT / part).as_posix()}" for p in (ROOT / part).rglob("*")
                   if p.is_file() and "__pycache__" not in p.parts}
         assert inside <= names
-    environment = {"PYTHONPATH": str(tmp_path / "site"), "LOSSCOMP_CACHE": str(tmp_path / "cache")}
+    environment = {"PYTHONPATH": str(tmp_path / "site"), "LOSSCOMP_CACHE": str(tmp_path / "cache"), "LOSSCOMP_QUICK": "0"}
     where = run(sys.executable, "-c", "import losscomp; print(losscomp.__file__)", cwd=tmp_path, **environment).strip()
     assert where.startswith(str(tmp_path / "site"))
     definition = Path("losscomp", "definitions", "regression", "huber_loss.py")
