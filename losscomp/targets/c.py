@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from importlib import import_module
 from collections.abc import Collection, Sequence
 from typing import Any, ClassVar
 
@@ -87,7 +88,7 @@ class CText:
     stored = "REAL"                              # the type of the numbers in arrays
 
     def __init__(self, kernel: Kernel, members: Sequence[Member]) -> None:
-        self.kernel = kernel
+        self.kernel, self.members = kernel, members
         self.common = [a for a in kernel.inputs if all(a in m.signature.inputs for m in members)]
         self.asked = [{a.name for a in m.signature.outputs} for m in members]
         self.serves = served(kernel.body)
@@ -169,6 +170,11 @@ class CText:
         lines += [(0, f"if ({name}) add({name}, &{self.derived(name, 'sum')});") for name in self.totals]
         return lines
 
+    @property
+    def usually(self) -> bool:
+        """Has one of the kernels a function of its own for the usual call?"""
+        return any(m.formula in USUAL[bool(self.kernel.axes)] for m in self.members)
+
     def block(self, body: tuple[Statement, ...], depth: int, lines: list[tuple[int, str]]) -> None:
         for s in body:
             if isinstance(s, Loop):
@@ -186,6 +192,9 @@ class CText:
         for start in s.starts:
             opening = "accumulator {0}_sum = {{0}};" if start.op == "sum" else "REAL {0} = -INFINITY;"
             lines.append((depth, opening.format(start.name)))
+        if s.var is ir.SAMPLE and self.usually and self.kernel.axes and not self.kernel.tables:
+            side = import_module(".c_side", __package__).Side(self, s)
+            lines += side.lines(depth) if side.axis else []
         guard = self.guard(s)
         if tiled := self.tiled(s):
             self.tiles(s, tiled, depth, lines, guard)
@@ -222,6 +231,7 @@ class CText:
         i, largest = self.p.var(s.var), {t.name for t in s.starts if t.op != "sum"}
         lines += [(depth, f"{guard}FOR_TILES(first, end, {s.var.axis}) {{"),
                   (depth + 1, f"REAL {', '.join(f'{self.tile(name)}[TILE]' for name in tiled)};"),
+                  *((depth + 1, f"PREFETCH({a.name} + end, {s.var.axis} - end < TILE ? {s.var.axis} - end : TILE);") for a in self.streamed(s)),
                   *[(depth + 1, "INDEPENDENT")] * self.independent(s),
                   (depth + 1, f"for (int64_t {i} = first; {i} < end; ++{i}) {{")]
         lines += [(depth + 2, row) for row in (self.rows() if s.var is ir.SAMPLE else [])]
@@ -238,8 +248,8 @@ class CText:
 
     def guard(self, s: Loop) -> str:
         """The condition on a loop that one of the kernels needs nothing of: compilers do not leave out all that is in vain."""
-        serves = self.serves[s]
-        if all(serves & asked for asked in self.asked):
+        serves = self.serves.get(s, set())
+        if self.kernel.tables or not serves or all(serves & asked for asked in self.asked):
             return ""
         return f"if ({' || '.join(self.wanted(a) for a in self.kernel.outputs if a.name in serves)}) "
 
@@ -264,12 +274,19 @@ class CText:
         """The accumulator of a total or of a reduction."""
         return self.derived(name, "sum") if name in self.p.arguments else f"{name}_sum"
 
+    def streamed(self, s: Loop) -> list[Argument]:
+        """The inputs that a loop over samples reads one number after the other."""
+        return [a for a in self.kernel.inputs if self.usually and s.var is ir.SAMPLE and a in self.read and a in self.common and self.usual(a, 0) == "1"]
+
     def rows(self) -> list[str]:
         """Pointers to the row of each tensor that has axes of its own."""
         n = self.p.var(ir.SAMPLE)
-        return [f"{self.pointer(a).replace('restrict ', '')}{self.derived(a.name, 'row')} = "
-                f"{a.name} + {n} * {self.derived(a.name, f'stride {ir.BATCH}')};"
-                for a in self.kernel.arguments if a.axes and a.per_sample and a in self.read]
+        rows = [a for a in self.kernel.arguments if a.axes and a.per_sample and a in self.read]
+        out = [f"{self.pointer(a).replace('restrict ', '')}{self.derived(a.name, 'row')} = "
+               f"{a.name} + {n} * {self.derived(a.name, f'stride {ir.BATCH}')};" for a in rows]
+        return out + [f"PREFETCH({self.derived(a.name, 'row')} + {self.derived(a.name, f'stride {ir.BATCH}')}, "
+                      f"{n} + 1 < batch ? {a.axes[-1]} : 0);"
+                      for a in rows if self.usually and a in self.common and len(a.axes) == 1 and self.usual(a, 1) == "1"]
 
     def accumulate(self, name: str, op: str, text: str) -> str:
         """Add to a sum, or to a largest value: at once, or where the tile keeps it."""
