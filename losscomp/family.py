@@ -17,7 +17,6 @@ from . import ir
 from .check import spell_setting
 from .errors import LosscompError, LoweringError
 from .ir import Const, Family, Flag, Member, Node, Op, Reduce, Signature, Store
-from .keep import refined
 from .lower import op
 from .pipeline import Compiled, Formula, axes_of, check_limits, kernel, lowered, rank, scheduled, signature, timed
 
@@ -91,7 +90,7 @@ def family(group: Sequence[Compiled], name: str) -> Family:
         used = {n.name for s in joined for n in ir.walk(s.value) if isinstance(n, Flag)}
         flags = tuple(flag for q in asked for flag in q.flags if flag in used)
         what = next(f.what for _, f in found if f.name == name)
-        kernel = refined(scheduled(name, what, whole, joined, hints, False, flags))
+        kernel = scheduled(name, what, whole, joined, hints, False, flags)
     members = tuple(Member(case.formula.name + case.compiled.mark + case.compiled.form.suffix, case.formula.name, s,
                            answers(case, asked, flags)) for case, s in zip(cases, signatures, strict=True))
     return Family(name + group[0].mark, kernel, members)

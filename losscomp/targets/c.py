@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from importlib import import_module
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from .. import ir
 from ..errors import TargetError
 from ..ir import Accumulate, Argument, Family, Kernel, Let, Load, Loop, Member, Node, Statement, Store, Wanted, kind_of
+from ..keep import refined
 from .printer import CALL, Printer, decimal
 
 ARRAYS = False
@@ -23,7 +23,8 @@ USUAL = {True: ("value", "value_and_grad"),
 ELEMENTARY = (
     *((name, f"vector_{name}", "x") for name in ("exp", "expm1", "log", "log1p", "tanh")),
     *((name, name, "x") for name in ("sigmoid", "softplus", "expm1mx")),
-    ("exp_difference", "exp_difference", "a, b"), ("exp_below", "exp_below", "a, most"), ("times_exp", "times_exp", "factor, x"), ("times_sigmoid", "times_sigmoid", "factor, x"),
+    ("exp_difference", "exp_difference", "a, b"), ("exp_below", "exp_below", "a, most"),
+    ("times_exp", "times_exp", "factor, x"), ("times_sigmoid", "times_sigmoid", "factor, x"),
 )
 WIDTH = 136
 TYPES = {"real": "REAL", "int": "int64_t", "bool": "int"}
@@ -35,8 +36,8 @@ class CPrinter(Printer):
     calls: ClassVar[dict[str, str]] = {
         **{n: f"{n}({{0}})" for n in ("exp", "log", "log1p", "expm1", "sqrt", "tanh", "sin", "cos", "sinh", "cosh", "atan", "erf",
                                       "sigmoid", "softplus", "inverse_root", "expm1mx", "sign", "binade")},
-        **{n: f"{n}({{0}}, {{1}})" for n in ("xlogy", "step", "abs_power", "signed_power", "exp_difference", "exp_below", "larger", "smaller", "pow",
-                                               "times_exp", "times_sigmoid")},
+        **{n: f"{n}({{0}}, {{1}})" for n in ("xlogy", "step", "abs_power", "signed_power", "exp_difference", "exp_below", "larger",
+                                               "smaller", "pow", "times_exp", "times_sigmoid")},
         "cross": "cross({0}, {1}, {2}, {3})",
         "abs": "fabs({0})", "where": "{0} ? {1} : {2}", "not": "!{0}", "and": "{0} && {1}", "or": "{0} || {1}",
         "real": "(REAL){0}", "integer": "(int64_t){0}", "remainder": "{0} % {1}", "floor_divide": "{0} / {1}",
@@ -192,9 +193,6 @@ class CText:
         for start in s.starts:
             opening = "accumulator {0}_sum = {{0}};" if start.op == "sum" else "REAL {0} = -INFINITY;"
             lines.append((depth, opening.format(start.name)))
-        if s.var is ir.SAMPLE and self.usually and self.kernel.axes and not self.kernel.tables:
-            side = import_module(".c_side", __package__).Side(self, s)
-            lines += side.lines(depth) if side.axis else []
         guard = self.guard(s)
         if tiled := self.tiled(s):
             self.tiles(s, tiled, depth, lines, guard)
@@ -231,7 +229,7 @@ class CText:
         i, largest = self.p.var(s.var), {t.name for t in s.starts if t.op != "sum"}
         lines += [(depth, f"{guard}FOR_TILES(first, end, {s.var.axis}) {{"),
                   (depth + 1, f"REAL {', '.join(f'{self.tile(name)}[TILE]' for name in tiled)};"),
-                  *((depth + 1, f"PREFETCH({a.name} + end, {s.var.axis} - end < TILE ? {s.var.axis} - end : TILE);") for a in self.streamed(s)),
+                  *((depth + 1, f"PREFETCH({a.name} + end, {s.var.axis} - end);") for a in self.streamed(s)),
                   *[(depth + 1, "INDEPENDENT")] * self.independent(s),
                   (depth + 1, f"for (int64_t {i} = first; {i} < end; ++{i}) {{")]
         lines += [(depth + 2, row) for row in (self.rows() if s.var is ir.SAMPLE else [])]
@@ -276,17 +274,15 @@ class CText:
 
     def streamed(self, s: Loop) -> list[Argument]:
         """The inputs that a loop over samples reads one number after the other."""
-        return [a for a in self.kernel.inputs if self.usually and s.var is ir.SAMPLE and a in self.read and a in self.common and self.usual(a, 0) == "1"]
+        inputs = [a for a in self.common if self.usually and s.var is ir.SAMPLE and not self.kernel.axes]
+        return [a for a in inputs if a in self.read and self.usual(a, 0) == "1"]
 
     def rows(self) -> list[str]:
         """Pointers to the row of each tensor that has axes of its own."""
         n = self.p.var(ir.SAMPLE)
-        rows = [a for a in self.kernel.arguments if a.axes and a.per_sample and a in self.read]
-        out = [f"{self.pointer(a).replace('restrict ', '')}{self.derived(a.name, 'row')} = "
-               f"{a.name} + {n} * {self.derived(a.name, f'stride {ir.BATCH}')};" for a in rows]
-        return out + [f"PREFETCH({self.derived(a.name, 'row')} + {self.derived(a.name, f'stride {ir.BATCH}')}, "
-                      f"{n} + 1 < batch ? {a.axes[-1]} : 0);"
-                      for a in rows if self.usually and a in self.common and len(a.axes) == 1 and self.usual(a, 1) == "1"]
+        return [f"{self.pointer(a).replace('restrict ', '')}{self.derived(a.name, 'row')} = "
+                f"{a.name} + {n} * {self.derived(a.name, f'stride {ir.BATCH}')};"
+                for a in self.kernel.arguments if a.axes and a.per_sample and a in self.read]
 
     def accumulate(self, name: str, op: str, text: str) -> str:
         """Add to a sum, or to a largest value: at once, or where the tile keeps it."""
@@ -333,8 +329,8 @@ class FamilyText:
     """What the template asks of a family: the text of its kernel, and the tables of its members."""
 
     def __init__(self, family: Family, text: type[CText] = CText) -> None:
-        self.family, self.kernel = family, family.kernel
-        self.text = text(family.kernel, family.members)
+        self.family, self.kernel = family, family.kernel if family.kernel.tables else refined(family.kernel)
+        self.text = text(self.kernel, family.members)
 
     @property
     def scratch(self) -> str:

@@ -36,6 +36,15 @@ class SidePrinter(CPrinter):
         return f"{self.derived[tensor, 'side']}[{self(index[1])}][{self.lane}]"
 
 
+class SideText(CText):
+    """The text of a kernel, twice where rows may be short."""
+
+    def loop(self, s: Loop, depth: int, lines: list[tuple[int, str]]) -> None:
+        if s.var is ir.SAMPLE and self.usually and (side := Side(self, s)).axis:
+            lines += side.lines(depth)
+        super().loop(s, depth, lines)
+
+
 class Side:
     """The text of one loop over samples, for rows that are short."""
 
@@ -68,19 +77,23 @@ class Side:
         """The loop over tiles of samples."""
         p, axis = self.p, self.axis
         self.rows = [a for a in self.text.kernel.arguments if a.axes and a.per_sample and a.name in self.touched()]
-        out = [(depth, f"if (dense && {axis} <= SHORT) FOR_SIDES(first, end, batch) {{")]
+        alone = [a for a in self.text.kernel.inputs if a.per_sample and not a.axes and a.name in self.touched()]
+        usual = [f"{p.derived[a.name, f'stride {ir.BATCH}']} == {int(a.role == 'input' and not a.optional)}" for a in alone]
+        out = [(depth, f"if ({' && '.join(['dense', f'{axis} <= SHORT', *usual])}) FOR_SIDES(first, end, batch) {{")]
         inputs = [a for a in self.rows if a.role != "output"]
         results = [a for a in self.rows if a.role == "output"]
         out += [(depth + 1, f"REAL {', '.join(p.derived[a.name, 'side'] + '[SHORT][SIDE]' for a in self.rows)};")]
         stride = lambda a: p.derived[a.name, f"stride {ir.BATCH}"]
         out += [(depth + 1, f"to_columns({p.derived[a.name, 'side']}, {a.name} + first * {stride(a)}, {stride(a)}, {axis}, end - first);")
                 for a in inputs]
+        self.taken |= {p.derived[a.name, "side"] for a in self.rows}
         groups = list(grouped(self.body))
         for place, group in enumerate(groups):
             later = used_names(s for g in groups[place + 1:] for s in g)
             out += self.loop(group[0], depth + 1) if isinstance(group[0], Loop) else self.once(group, later, depth + 1)
-        out += [(depth + 1, f"if ({p.derived[a.name, 'wanted']}) to_rows({a.name} + first * {stride(a)}, {p.derived[a.name, 'side']}, "
-                            f"{stride(a)}, {axis}, end - first);") for a in results]
+        for a in results:
+            back = f"to_rows({a.name} + first * {stride(a)}, {p.derived[a.name, 'side']}, {stride(a)}, {axis}, end - first);"
+            out.append((depth + 1, f"if ({p.derived[a.name, 'wanted']}) {back}"))
         return [*out, (depth, "} else")]
 
     def touched(self) -> set[str]:
@@ -108,13 +121,17 @@ class Side:
         for inner in s.body:
             if isinstance(inner, Accumulate):
                 lane, text = p.lanes[inner.start.name].format(p.lane), p(inner.value)
-                out.append((depth + 2, f"add_to_lane(&{inner.start.name}_sum, {p.lane}, {text});" if inner.start.op == "sum" else
-                            f"{lane} = larger({lane}, {text});"))
+                added = f"add_to_lane(&{inner.start.name}_sum, {p.lane}, {text});"
+                out.append((depth + 2, added if inner.start.op == "sum" else f"{lane} = larger({lane}, {text});"))
             elif isinstance(inner, Let):
                 out.append((depth + 2, f"const {TYPES[kind_of(inner.value)]} {inner.name} = {p(inner.value)};"))
             elif isinstance(inner, Store):
-                out.append((depth + 2, f"if ({p.derived[inner.tensor, 'wanted']}) {p.element(inner.tensor, inner.index)} = {p(inner.value)};"))
+                out.append((depth + 2, self.store(inner)))
         return [*out, (depth + 1, "}")]
+
+    def store(self, s: Store) -> str:
+        """The store of a result."""
+        return f"if ({self.p.derived[s.tensor, 'wanted']}) {self.p.element(s.tensor, s.index)} = {self.p(s.value)};"
 
     def once(self, group: Sequence[Statement], later: set[str], depth: int) -> list[tuple[int, str]]:
         """What is computed once for each sample; names that are used later are kept in lanes."""
@@ -136,7 +153,7 @@ class Side:
             elif isinstance(s, Store) and s.tensor in totals:
                 out.append((depth + 1, f"{self.text.tile(s.tensor)}[{p.lane}] = {p(s.value)};"))
             elif isinstance(s, Store):
-                out.append((depth + 1, f"if ({p.derived[s.tensor, 'wanted']}) {p.element(s.tensor, s.index)} = {p(s.value)};"))
+                out.append((depth + 1, self.store(s)))
         out.append((depth, "}"))
         p.lanes |= {name: f"{lane}[{{0}}]" for name, lane in kept.items()}
         return out + [(depth, f"accumulate_tile(&{self.text.sum(name)}, {self.text.tile(name)}, end - first);") for name in tiles]
