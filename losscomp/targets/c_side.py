@@ -79,7 +79,7 @@ class Side:
         self.rows = [a for a in self.text.kernel.arguments if a.axes and a.per_sample and a.name in self.touched()]
         alone = [a for a in self.text.kernel.inputs if a.per_sample and not a.axes and a.name in self.touched()]
         usual = [f"{p.derived[a.name, f'stride {ir.BATCH}']} == {int(a.role == 'input' and not a.optional)}" for a in alone]
-        out = [(depth, f"if ({' && '.join(['dense', f'{axis} <= SHORT', *usual])}) FOR_SIDES(first, end, batch) {{")]
+        out = [(depth, f"if ({' && '.join(['dense', f'{axis} > 0', f'{axis} <= SHORT', *usual])}) FOR_SIDES(first, end, batch) {{")]
         inputs = [a for a in self.rows if a.role != "output"]
         results = [a for a in self.rows if a.role == "output"]
         out += [(depth + 1, f"REAL {', '.join(p.derived[a.name, 'side'] + '[SHORT][SIDE]' for a in self.rows)};")]
