@@ -27,7 +27,7 @@ from .operators import kind_of, operators_of
 from .pipeline import Compiled, compile_loss, kernels, signature
 from .render import render
 from .targets import c as c_target
-from .targets import c_tables, cuda_tables, numpy_tables, torch_tables
+from .targets import c_side, c_tables, cuda_tables, numpy_tables, torch_tables
 from .targets import cuda as cuda_target
 from .targets import numpy as numpy_target
 from .targets import torch as torch_target
@@ -137,7 +137,7 @@ def emit_numpy(compiled: list[Compiled], common: Mapping[str, Any]) -> str:
 
 def emit_c(compiled: list[list[Compiled]], common: Mapping[str, Any]) -> tuple[str, list[str]]:
     """The C file of one loss: a function for each family of kernels; and the names of the kernels."""
-    texts = [c_target.FamilyText(f, c_tables.TablesText if f.kernel.tables else c_target.CText)
+    texts = [c_target.FamilyText(f, c_tables.TablesText if f.kernel.tables else c_side.SideText)
              for group in compiled for f in families(group)]
     told = [t.kernel for t in texts]
     text = render("c/loss.c.jinja", families=texts, braced=c_target.braced, argument_rows=c_target.argument_rows(told),

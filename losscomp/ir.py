@@ -69,6 +69,13 @@ class Flag(Node):
 
 
 @dataclass(frozen=True, eq=False)
+class Wanted(Node):
+    """Whether the caller wants a result."""
+
+    tensor: str
+
+
+@dataclass(frozen=True, eq=False)
 class Size(Node):
     """The length of an axis."""
 
@@ -184,7 +191,7 @@ def kind_of(node: Node) -> Kind:
             return "int" if integer else "real"
         case Ref():
             return node.kind
-        case Flag():
+        case Flag() | Wanted():
             return "bool"
         case Op(name, args):
             if name in CONDITIONS:

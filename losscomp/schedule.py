@@ -47,7 +47,9 @@ TAKEN = frozenset(keyword.kwlist) | frozenset(
     sin cos sinh cosh atan arctan remainder fmod floor ldexp frexp
     inverse_root binade abs_power signed_power exp_difference times_exp times_sigmoid cross
     SMALLEST LARGEST np torch stable real run dense self NULL INFINITY REAL NAME
-    accumulator accumulate accumulate_tile larger_tile add TILE LANES LEVELS BITS WIDE FOR_TILES INDEPENDENT PURE CONST AVX2 AVX512
+    accumulator accumulate accumulate_tile larger_tile add exp_below lanes to_columns to_rows fill_lanes add_to_lane value_of_lane
+    prefetch SHORT SIDE FOR_SIDES PREFETCH LANEWISE AT_LEVEL sum_of_tile largest_of_tile TILE LANES LEVELS BITS WIDE
+    FOR_TILES INDEPENDENT PURE CONST AVX2 AVX512
     first end value_of total_of wanted INLINE main y0 y1 yn j0 j1 jn
     team here nth start stride explicit mutable constexpr nullptr asm alignas export noexcept concept requires
     signgam and or not xor bitand bitor compl new delete this class template typename namespace operator private

@@ -166,6 +166,19 @@ def test_out_is_used(dtype: Any, library: Any, rng: np.random.Generator) -> None
     np.testing.assert_array_equal(strided[1::2], 9)
 
 
+@pytest.mark.parametrize("classes", [5, 100])
+def test_out_is_an_input(classes: int, library: Any, rng: np.random.Generator) -> None:
+    """Kernels may keep what they need again where a result will be."""
+    x, t = rng.normal(size=(70, classes)), rng.integers(0, classes, 70)
+    a, b = rng.normal(size=(2, 70, classes))
+    given = [("cross_entropy", (x, t), "input", x), ("cosine_embedding_loss", (a, b, np.ones(70)), "input1", a)]
+    for loss, arrays, name, buffer in given:
+        plain = getattr(getattr(library, loss).grad(*arrays, wrt=name), name).copy()
+        found = getattr(library, loss).grad(*arrays, wrt=name, out={name: buffer})
+        assert getattr(found, name) is buffer
+        np.testing.assert_array_equal(buffer, plain)
+
+
 def test_out_of_classes(library: Any, rng: np.random.Generator) -> None:
     """Where kernels have the classes last, and the caller has them in the middle."""
     x, t = rng.normal(size=(3, 4, 2)), rng.integers(0, 4, (3, 2))

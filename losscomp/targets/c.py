@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from .. import ir
 from ..errors import TargetError
-from ..ir import Accumulate, Argument, Family, Kernel, Let, Load, Loop, Member, Node, Statement, Store, kind_of
+from ..ir import Accumulate, Argument, Family, Kernel, Let, Load, Loop, Member, Node, Statement, Store, Wanted, kind_of
+from ..keep import refined
 from .printer import CALL, Printer, decimal
 
 ARRAYS = False
@@ -22,7 +23,8 @@ USUAL = {True: ("value", "value_and_grad"),
 ELEMENTARY = (
     *((name, f"vector_{name}", "x") for name in ("exp", "expm1", "log", "log1p", "tanh")),
     *((name, name, "x") for name in ("sigmoid", "softplus", "expm1mx")),
-    ("exp_difference", "exp_difference", "a, b"), ("times_exp", "times_exp", "factor, x"), ("times_sigmoid", "times_sigmoid", "factor, x"),
+    ("exp_difference", "exp_difference", "a, b"), ("exp_below", "exp_below", "a, most"),
+    ("times_exp", "times_exp", "factor, x"), ("times_sigmoid", "times_sigmoid", "factor, x"),
 )
 WIDTH = 136
 TYPES = {"real": "REAL", "int": "int64_t", "bool": "int"}
@@ -34,8 +36,8 @@ class CPrinter(Printer):
     calls: ClassVar[dict[str, str]] = {
         **{n: f"{n}({{0}})" for n in ("exp", "log", "log1p", "expm1", "sqrt", "tanh", "sin", "cos", "sinh", "cosh", "atan", "erf",
                                       "sigmoid", "softplus", "inverse_root", "expm1mx", "sign", "binade")},
-        **{n: f"{n}({{0}}, {{1}})" for n in ("xlogy", "step", "abs_power", "signed_power", "exp_difference", "larger", "smaller", "pow",
-                                               "times_exp", "times_sigmoid")},
+        **{n: f"{n}({{0}}, {{1}})" for n in ("xlogy", "step", "abs_power", "signed_power", "exp_difference", "exp_below", "larger",
+                                               "smaller", "pow", "times_exp", "times_sigmoid")},
         "cross": "cross({0}, {1}, {2}, {3})",
         "abs": "fabs({0})", "where": "{0} ? {1} : {2}", "not": "!{0}", "and": "{0} && {1}", "or": "{0} || {1}",
         "real": "(REAL){0}", "integer": "(int64_t){0}", "remainder": "{0} % {1}", "floor_divide": "{0} / {1}",
@@ -66,6 +68,9 @@ class CPrinter(Printer):
     def load(self, node: Load) -> str:
         return self.element(node.tensor, node.index)
 
+    def wanted(self, node: Wanted) -> str:
+        return self.derived[node.tensor, "wanted"]
+
     def element(self, tensor: str, index: tuple[Node, ...]) -> str:
         """An element of an argument: the pointer of its row, if it has axes, at the strides of the axes."""
         argument = self.arguments[tensor]
@@ -83,9 +88,11 @@ class CText:
     printer: ClassVar[type[CPrinter]] = CPrinter
     stored = "REAL"                              # the type of the numbers in arrays
 
-    def __init__(self, kernel: Kernel, common: Collection[Argument]) -> None:
-        """`common`: the arguments that every member of the family has."""
-        self.kernel, self.common = kernel, common
+    def __init__(self, kernel: Kernel, members: Sequence[Member]) -> None:
+        self.kernel, self.members = kernel, members
+        self.common = [a for a in kernel.inputs if all(a in m.signature.inputs for m in members)]
+        self.asked = [{a.name for a in m.signature.outputs} for m in members]
+        self.serves = served(kernel.body)
         self.p = self.printer(kernel)
         self.kept: dict[str, str] = {}                                   # where a tile keeps what is added up, while a loop is written
 
@@ -170,6 +177,11 @@ class CText:
         lines += [(0, f"if ({name}) add({name}, &{self.derived(name, 'sum')});") for name in self.totals]
         return lines
 
+    @property
+    def usually(self) -> bool:
+        """Has one of the kernels a function of its own for the usual call?"""
+        return any(m.formula in USUAL[bool(self.kernel.axes)] for m in self.members)
+
     def block(self, body: tuple[Statement, ...], depth: int, lines: list[tuple[int, str]]) -> None:
         for s in body:
             if isinstance(s, Loop):
@@ -187,10 +199,12 @@ class CText:
         for start in s.starts:
             opening = "accumulator {0}_sum = {{0}};" if start.op == "sum" else "REAL {0} = -INFINITY;"
             lines.append((depth, opening.format(start.name)))
+        guard = self.guard(s)
         if tiled := self.tiled(s):
-            self.tiles(s, tiled, depth, lines)
+            self.tiles(s, tiled, depth, lines, guard)
         else:
             i = self.p.var(s.var)
+            lines += [(depth, guard.strip())] * bool(guard)
             lines += [(depth, "INDEPENDENT")] * self.independent(s)
             lines.append((depth, f"for (int64_t {i} = 0; {i} < {s.var.axis}; ++{i}) {{"))
             if s.var is ir.SAMPLE:
@@ -216,22 +230,45 @@ class CText:
         plain = not any(isinstance(u, Loop) for u in s.body) and (bool(self.tiled(s)) or not any(isinstance(u, Accumulate) for u in s.body))
         return plain and all(s.var in u.index for u in s.body if isinstance(u, Store) and u.tensor not in self.totals)
 
-    def tiles(self, s: Loop, tiled: list[str], depth: int, lines: list[tuple[int, str]]) -> None:
+    def tiles(self, s: Loop, tiled: list[str], depth: int, lines: list[tuple[int, str]], guard: str) -> None:
         """A loop, a tile at a time: what is added up is kept in an array first."""
         i, largest = self.p.var(s.var), {t.name for t in s.starts if t.op != "sum"}
-        lines += [(depth, f"FOR_TILES(first, end, {s.var.axis}) {{"),
+        lines += [(depth, f"{guard}FOR_TILES(first, end, {s.var.axis}) {{"),
                   (depth + 1, f"REAL {', '.join(f'{self.tile(name)}[TILE]' for name in tiled)};"),
+                  *((depth + 1, f"PREFETCH({a.name} + end, {s.var.axis} - end);") for a in self.streamed(s)),
                   *[(depth + 1, "INDEPENDENT")] * self.independent(s),
                   (depth + 1, f"for (int64_t {i} = first; {i} < end; ++{i}) {{")]
         lines += [(depth + 2, row) for row in (self.rows() if s.var is ir.SAMPLE else [])]
+        given = {u.start.name: self.row(u.value, s) for u in s.body if isinstance(u, Accumulate)}
         self.kept = {name: f"{self.tile(name)}[{i} - first]" for name in tiled}
         self.block(s.body, depth + 2, lines)
         self.kept = {}
         lines.append((depth + 1, "}"))
         for name in tiled:
             done = f"{name} = larger_tile({name}, " if name in largest else f"accumulate_tile(&{self.sum(name)}, "
-            lines.append((depth + 1, f"{done}{self.tile(name)}, end - first);"))
+            tile = f"{whole[0]} == 1 ? {whole[1]} : {self.tile(name)}" if (whole := given.get(name)) else self.tile(name)
+            lines.append((depth + 1, f"{done}{tile}, end - first);"))
         lines.append((depth, "}"))
+
+    def guard(self, s: Loop) -> str:
+        """The condition on a loop that one of the kernels needs nothing of: compilers do not leave out all that is in vain."""
+        serves = self.serves.get(s, set())
+        if self.kernel.tables or not serves or all(serves & asked for asked in self.asked):
+            return ""
+        return f"if ({' || '.join(self.wanted(a) for a in self.kernel.outputs if a.name in serves)}) "
+
+    def wanted(self, a: Argument) -> str:
+        """What is true where a result is wanted."""
+        return a.name if a.role == "total" else self.derived(a.name, "wanted")
+
+    def row(self, value: Node, s: Loop) -> tuple[str, str] | None:
+        """The stride, and the part of the row that a tile would be a copy of."""
+        if not isinstance(value, Load) or value.is_gather or value.integer or value.index[-1] is not s.var:
+            return None
+        a = self.p.arguments[value.tensor]
+        if a.axes != (s.var.axis,):
+            return None
+        return self.derived(a.name, ir.strides_of(a.axes)[0]), f"{self.derived(a.name, 'row') if a.per_sample else a.name} + first"
 
     def tile(self, name: str) -> str:
         """The array of what a tile gives a sum or a largest value."""
@@ -240,6 +277,11 @@ class CText:
     def sum(self, name: str) -> str:
         """The accumulator of a total or of a reduction."""
         return self.derived(name, "sum") if name in self.p.arguments else f"{name}_sum"
+
+    def streamed(self, s: Loop) -> list[Argument]:
+        """The inputs that a loop over samples reads one number after the other."""
+        inputs = [a for a in self.common if self.usually and s.var is ir.SAMPLE and not self.kernel.axes]
+        return [a for a in inputs if a in self.read and self.usual(a, 0) == "1"]
 
     def rows(self) -> list[str]:
         """Pointers to the row of each tensor that has axes of its own."""
@@ -263,13 +305,38 @@ class CText:
         return f"if ({self.derived(s.tensor, 'wanted')}) {done}"
 
 
+def served(body: tuple[Statement, ...]) -> dict[Loop, set[str]]:
+    """The results that each loop of a kernel computes, or computes something for."""
+    users: dict[str, set[str]] = {}                                      # of a name: other names, and results
+    for s in ir.values(body):
+        into = s.tensor if isinstance(s, Store) else s.start.name if isinstance(s, Accumulate) else s.name
+        for n in (n for part in (s.value, *(s.index if isinstance(s, Store) else ())) for n in ir.walk(part)):
+            if isinstance(n, ir.Ref):
+                users.setdefault(n.name, set()).add(into)
+
+    def results(name: str, seen: set[str]) -> set[str]:
+        if name not in seen:
+            seen.add(name)
+            for user in users.get(name, ()):
+                results(user, seen)
+        return seen
+
+    stored = {s.tensor for s in ir.values(body) if isinstance(s, Store)}
+    found = {}
+    for loop in (s for s in ir.statements(body) if isinstance(s, Loop)):
+        seen: set[str] = set()
+        for s in ir.values(loop.body):
+            results(s.tensor if isinstance(s, Store) else s.start.name if isinstance(s, Accumulate) else s.name, seen)
+        found[loop] = seen & stored
+    return found
+
+
 class FamilyText:
     """What the template asks of a family: the text of its kernel, and the tables of its members."""
 
     def __init__(self, family: Family, text: type[CText] = CText) -> None:
-        self.family, self.kernel = family, family.kernel
-        common = [a for a in family.kernel.inputs if all(a in m.signature.inputs for m in family.members)]
-        self.text = text(family.kernel, common)
+        self.family, self.kernel = family, family.kernel if family.kernel.tables else refined(family.kernel)
+        self.text = text(self.kernel, family.members)
 
     @property
     def scratch(self) -> str:

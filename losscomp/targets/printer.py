@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from .. import ir
 from ..errors import TargetError
-from ..ir import Const, Flag, Kernel, Load, Node, Number, Op, Param, Ref, Size, Var
+from ..ir import Const, Flag, Kernel, Load, Node, Number, Op, Param, Ref, Size, Var, Wanted
 
 # Operators with their precedence; calls bind tightest, a selection loosest.
 INFIX: dict[str, tuple[str, int]] = {
@@ -45,6 +45,8 @@ class Printer:
                 return self.var(node)
             case Load(_, _):
                 return self.load(node)
+            case Wanted():
+                return self.wanted(node)
             case Op("neg", (a,)):
                 return self.wrap(f"-{self(a, 20)}", NEGATION, outer)
             case Op(name, (a, b)) if name in INFIX:
@@ -74,6 +76,9 @@ class Printer:
         raise NotImplementedError
 
     def load(self, node: Load) -> str:
+        raise NotImplementedError
+
+    def wanted(self, node: Wanted) -> str:
         raise NotImplementedError
 
 
