@@ -298,7 +298,14 @@ class Section:
     text: str
 
 
-Statement = Let | Accumulate | Store | Loop | Wave | Fill | Section
+@dataclass(frozen=True)
+class Vouch:
+    """Go on only if the logarithm of a mass has all digits; otherwise the sample is computed again, in logarithms."""
+
+    value: Node
+
+
+Statement = Let | Accumulate | Store | Loop | Wave | Fill | Section | Vouch
 Role = Literal["input", "scale", "direction", "output", "total"]
 
 
@@ -410,11 +417,12 @@ class Member:
 
 @dataclass(frozen=True)
 class Family:
-    """Kernels that share a text: one kernel that has the results of all its members."""
+    """Kernels that share a text: one kernel that has the results of all its members. `scaled`: the same in masses, if it has that form."""
 
     name: str
     kernel: Kernel
     members: tuple[Member, ...]
+    scaled: Kernel | None = None
 
 
 def derived_names(arguments: tuple[Argument, ...], taken: Collection[str],
@@ -444,9 +452,9 @@ def statements(body: tuple[Statement, ...]) -> Iterator[Statement]:
             yield from statements(statement.body)
 
 
-def values(body: tuple[Statement, ...]) -> Iterator[Let | Accumulate | Store]:
+def values(body: tuple[Statement, ...]) -> Iterator[Let | Accumulate | Store | Vouch]:
     """Every statement that has a value."""
-    yield from (s for s in statements(body) if isinstance(s, Let | Accumulate | Store))
+    yield from (s for s in statements(body) if isinstance(s, Let | Accumulate | Store | Vouch))
 
 
 def is_shifted(index: Node, var: Var) -> bool:

@@ -264,6 +264,7 @@ class FamilyText:
         self.family, self.kernel = family, family.kernel
         common = [a for a in family.kernel.inputs if all(a in m.signature.inputs for m in family.members)]
         self.text = text(family.kernel, common)
+        self.scaled = text(family.scaled, common) if family.scaled else None
 
     @property
     def scratch(self) -> str:
@@ -295,7 +296,7 @@ class FamilyText:
 
     def kind(self, member: Member) -> str:
         """Has the kernel a function of its own for the usual call?"""
-        return "KERNEL" if member.formula in USUAL[bool(self.kernel.axes)] else "STRIDED"
+        return "SCALED" if self.scaled else "KERNEL" if member.formula in USUAL[bool(self.kernel.axes)] else "STRIDED"
 
     @staticmethod
     def settled(member: Member) -> str:
