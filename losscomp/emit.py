@@ -109,8 +109,9 @@ def emit_c(compiled: list[list[Compiled]], common: Mapping[str, Any]) -> tuple[s
     texts = [c_target.FamilyText(f, c_tables.TablesText if f.kernel.tables else c_target.CText)
              for group in compiled for f in families(group)]
     told = [t.kernel for t in texts]
-    text = render("c/loss.c.jinja", families=texts, scaled=any(t.scaled for t in texts), braced=c_target.braced, argument_rows=c_target.argument_rows(told),
-                  param_rows=c_target.param_rows(told), rows=[row for t in texts for row in t.members], **common)
+    text = render("c/loss.c.jinja", families=texts, scaled=any(t.scaled for t in texts), braced=c_target.braced,
+                  argument_rows=c_target.argument_rows(told), param_rows=c_target.param_rows(told),
+                  rows=[row for t in texts for row in t.members], **common)
     return text, [m.name for t in texts for m in t.family.members]
 
 

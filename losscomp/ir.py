@@ -452,9 +452,9 @@ def statements(body: tuple[Statement, ...]) -> Iterator[Statement]:
             yield from statements(statement.body)
 
 
-def values(body: tuple[Statement, ...]) -> Iterator[Let | Accumulate | Store | Vouch]:
-    """Every statement that has a value."""
-    yield from (s for s in statements(body) if isinstance(s, Let | Accumulate | Store | Vouch))
+def values(body: tuple[Statement, ...]) -> Iterator[Let | Accumulate | Store]:
+    """Every statement that computes something."""
+    yield from (s for s in statements(body) if isinstance(s, Let | Accumulate | Store))
 
 
 def is_shifted(index: Node, var: Var) -> bool:

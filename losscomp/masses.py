@@ -11,7 +11,7 @@ results say which logarithms they read (`Vouch`), and where one is too near to 0
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce as fold
 from typing import TypeAlias
@@ -19,7 +19,7 @@ from typing import TypeAlias
 import sympy as sp
 
 from . import nodes
-from .ir import Const, Node, Op, Reduce, Var
+from .ir import Const, Node, Op, Reduce, Var, unused
 from .lower import ONE, ZERO, Env, Lowering, op, real, where
 from .nodes import Index, Load, LogAddExp, Named, Share, Tensor, Where
 from .recurrence import Action, Cells, Program, Sweep
@@ -133,11 +133,11 @@ def in_masses(p: Program) -> Program | None:
     """The program with the tables that can be masses kept as masses; None where no recurrence is among them."""
     recurrent = {a.target for s in p.sweeps if s.schedule for a in s.actions if not a.adds}
     cells = {c.tensor: c for c in p.cells}
-    taken = {t.name for t in cells}
+    taken = {t.name for t in cells} | {t.name for t in nodes.tensors(p.exprs)}
     chosen = {t: f for t, f in factors_of(p).items()
               if all(has_mass(f, v) for v in ([cells[t].outside] if any(cells[t].pads) else []) + [v for _, v in cells[t].start])}
     while chosen:
-        held = {t: (named(t, "part", taken), named(t, "power", taken)) for t in chosen}
+        held = {t: (named(t, "part", set(taken), t.record.axes), named(t, "power", set(taken), t.record.axes)) for t in chosen}
         owner = {part: t for t, (part, _) in held.items()}
         changed = rewritten(p, chosen, held)
         wrong = {owner[h.args[0].tensor] for s in changed for a in s.actions if s.indices
@@ -147,20 +147,16 @@ def in_masses(p: Program) -> Program | None:
         chosen = {t: f for t, f in chosen.items() if t not in wrong}
     if not any(t in recurrent for t in chosen):
         return None
-    more: list[Cells] = []
-    sweeps = steps(with_ratios(arrays(changed, more, taken), more, taken), more, taken)
+    prepared = Prepared(changed, taken | {t.name for both in held.values() for t in both})
     both = [c for old in p.cells for c in (pair(old, chosen[old.tensor], *held[old.tensor]) if old.tensor in held else (old,))]
-    return replace(p, sweeps=tuple(sweeps), cells=(*both, *more))
+    return replace(p, sweeps=tuple(prepared.sweeps), cells=(*both, *prepared.cells))
 
 
-def named(tensor: Tensor, what: str, taken: set[str], axes: tuple[nodes.Axis, ...] | None = None) -> Tensor:
-    """A table that goes with another one."""
-    name = f"{tensor.name}_{what}"
-    while axes is not None and name in taken:
-        name += "_2"
-    if axes is not None:
-        taken.add(name)
-    return Tensor(replace(tensor.record, name=name, axes=tensor.record.axes if axes is None else axes))
+def named(tensor: Tensor, what: str, taken: set[str], axes: tuple[nodes.Axis, ...]) -> Tensor:
+    """A table that goes with another one; its name is taken then."""
+    name = unused(f"{tensor.name}_{what}", taken)
+    taken.add(name)
+    return Tensor(replace(tensor.record, name=name, axes=axes))
 
 
 def pair(old: Cells, factor: Expr, part: Tensor, power: Tensor) -> tuple[Cells, Cells]:
@@ -199,99 +195,118 @@ def rewritten(p: Program, chosen: Mapping[Tensor, Expr], held: Mapping[Tensor, t
 
 # What is computed once
 
-def arrays(sweeps: Sequence[Sweep], more: list[Cells], taken: set[str]) -> list[Sweep]:
-    """Arrays that are terms of sums, the same in each step of a recurrence: their masses come first, in tables."""
-    first: list[Sweep] = []
-    known: dict[Tensor, tuple[Tensor, Tensor]] = {}
-    out = []
-    for s in sweeps:
-        serial = {i for i, steps_ in zip(s.indices, s.schedule, strict=False) if steps_}
+class Prepared:
+    """A program's sweeps with more tables for what would otherwise be computed again and again, or in loops that are no vectors'."""
+
+    def __init__(self, sweeps: Sequence[Sweep], taken: set[str]) -> None:
+        self.taken = taken
+        self.cells: list[Cells] = []
+        self.arrays: dict[Tensor, Held] = {}                             # the masses of whole arrays
+        self.first: list[Sweep] = []
+        self.sweeps: list[Sweep] = []
+        for sweep in sweeps:
+            self.sweeps += self.steps(self.ratios(self.constants(sweep)))
+        self.sweeps = [*self.first, *self.sweeps]
+
+    def table(self, base: Tensor, what: str, indices: tuple[Index, ...]) -> Load:
+        """A cell of a new table."""
+        tensor = named(base, what, self.taken, tuple(i.axis for i in indices))
+        self.cells.append(Cells(tensor, (0,) * len(indices), sp.S.Zero))
+        return Load(tensor, *indices)
+
+    def masses(self, logarithm: Expr, base: Tensor, what: str, indices: tuple[Index, ...], about: str) -> tuple[Held, Sweep]:
+        """New tables with the masses of a logarithm, and the sweep that fills them."""
+        cells = [self.table(base, what + kind.__name__.lower(), indices) for kind in (Part, Power)]
+        actions = tuple(Action(cell.tensor, indices, kind(logarithm)) for cell, kind in zip(cells, (Part, Power), strict=True))
+        return Held(*cells), Sweep(indices, actions, about=about)
+
+    def constants(self, s: Sweep) -> Sweep:
+        """Arrays that are terms of sums, the same in each step of a recurrence: their masses come first."""
+        serial = {i for i, moves in zip(s.indices, s.schedule, strict=False) if moves}
         rule: dict[Expr, Expr] = {}
-        for e in (e for a in s.actions for e in a.expr.atoms(Part, Power, LogAddExp, nodes.Reduce, Share) if serial and e.has(Held)):
-            for term in (t for part in e.args if isinstance(part, sp.Expr) for sums in terms(part) for t in sp.Add.make_args(sums)):
-                if not isinstance(term, Load) or term.tensor.record.state or not all(isinstance(i, Index) for i in term.index):
-                    continue
-                if serial & set(term.index) or not term.index or term.tensor.record.integer:
-                    continue
-                if term.tensor not in known:
-                    axes = tuple(i.axis for i in term.index)
-                    state = replace(term.tensor.record, state=True, per_sample=True)
-                    both = tuple(named(Tensor(state), what, taken, axes) for what in ("part", "power"))
-                    known[term.tensor] = both[0], both[1]
-                    more += [Cells(t, (0,) * len(axes), sp.S.Zero) for t in both]
-                    indices = tuple(axis.index() for axis in axes)
-                    x = Load(term.tensor, *indices)
-                    first.append(Sweep(indices, tuple(Action(t, indices, of(x)) for t, of in zip(both, (Part, Power), strict=True)),
-                                       about=f"the exponentials of {term.tensor.name}"))
-                rule[term] = Held(*(Load(t, *term.index) for t in known[term.tensor]))
-        out.append(replace(s, actions=tuple(replace(a, expr=with_reads(a.expr, rule)) for a in s.actions)))
-    return [*first, *out]
+        for load in {load for a in s.actions for load in added_arrays(a.expr)} if serial else ():
+            if serial.isdisjoint(load.index):
+                rule[load] = with_indices(self.array(load.tensor), load.index)
+        return replace(s, actions=tuple(replace(a, expr=with_reads(a.expr, rule)) for a in s.actions))
 
+    def array(self, tensor: Tensor) -> Held:
+        """The tables with the masses of an array."""
+        if tensor not in self.arrays:
+            indices = tuple(axis.index() for axis in tensor.record.axes)
+            base = Tensor(replace(tensor.record, state=True, per_sample=True))
+            self.arrays[tensor], sweep = self.masses(Load(tensor, *indices), base, "", indices, f"the exponentials of {tensor.name}")
+            self.first.append(sweep)
+        return self.arrays[tensor]
 
-def steps(sweeps: Sequence[Sweep], more: list[Cells], taken: set[str]) -> list[Sweep]:
-    """What a step of a recurrence adds to a logarithm comes first: for a row in a loop that only reads arrays; all of it where cells
-    go along diagonals."""
-    out: list[Sweep] = []
-    for s in sweeps:
-        lanes = tuple(i for i, p in zip(s.indices, s.schedule, strict=False) if not p)
+    def ratios(self, s: Sweep) -> Sweep:
+        """A cell's adjoint is divided once by the mass that the cell is a sum of, before the shares of it are pushed."""
+        known: dict[tuple[Expr, Expr], Load] = {}
+        found: list[Action] = []
+        actions = []
+        for a in s.actions:
+            rule: dict[Expr, Expr] = {}
+            for product in a.expr.atoms(sp.Mul) if s.reverse and a.adds else ():
+                shares = [f for f in product.args if isinstance(f, Share) and isinstance(f.args[1], Held)]
+                seeds = [f for f in product.args if isinstance(f, Load) and f.index == s.indices]
+                if len(shares) != 1 or len(seeds) != 1 or shares[0].args[1].args[0].index != s.indices:
+                    continue
+                term, whole = shares[0].args
+                pair = seeds[0], whole
+                if pair not in known:
+                    known[pair] = self.table(base_of(whole.args[0].tensor), "ratio", lanes_of(s))
+                    found.append(Action(known[pair].tensor, lanes_of(s), Ratio(*pair), alone=True))
+                rest = [f for f in product.args if f not in (shares[0], seeds[0])]
+                rule[product] = sp.Mul(known[pair], Raised(term, whole), *rest)
+            actions.append(replace(a, expr=nodes.substitute(a.expr, rule)))
+        return replace(s, actions=(*found, *actions))
+
+    def steps(self, s: Sweep) -> list[Sweep]:
+        """What a step of a recurrence adds to a logarithm comes first: for a row in a loop that only gathers; all of it where cells go
+        along diagonals, and no loop of their sweep is a vector's."""
+        before: list[Sweep] = []
         actions: list[Action] = []
         known: dict[Expr, Expr] = {}
+        rows = lanes_of(s) != s.indices
         for a in s.actions:
-            added = sp.Add(*(t for t in sp.Add.make_args(a.expr.args[0]) if not t.has(Held))) if isinstance(a.expr, Part | Power) else sp.S.Zero
-            gathers = any(not isinstance(i, Index) for load in added.atoms(Load) for i in load.index)
-            if s.schedule and a.expr.has(Held) and (gathers if lanes else added.has(Load)):
-                if added not in known:
-                    axes = tuple(i.axis for i in (lanes or s.indices))
-                    if lanes:
-                        step = named(base_of(a.target), "step", taken, axes)
-                        actions.append(Action(step, lanes, added, alone=True))
-                        known[added] = Load(step, *lanes)
-                        more.append(Cells(step, (0,) * len(axes), sp.S.Zero))
-                    else:
-                        both = [named(base_of(a.target), f"step_{what}", taken, axes) for what in ("part", "power")]
-                        of = zip(both, (Part, Power), strict=True)
-                        out.append(Sweep(s.indices, tuple(Action(t, s.indices, kind(added)) for t, kind in of), about="what each cell adds"))
-                        known[added] = Held(*(Load(t, *s.indices) for t in both))
-                        more += [Cells(t, (0,) * len(axes), sp.S.Zero) for t in both]
-                rest = a.expr.args[0] - added
-                a = replace(a, expr=a.expr.func(rest + known[added]))
+            rest = added(a.expr) if s.schedule and isinstance(a.expr, Part | Power) and a.expr.has(Held) else sp.S.Zero
+            if any(not rows or not isinstance(i, Index) for load in rest.atoms(Load) for i in load.index):
+                if rest not in known and rows:
+                    known[rest] = self.table(base_of(a.target), "step", lanes_of(s))
+                    actions.append(Action(known[rest].tensor, lanes_of(s), rest, alone=True))
+                elif rest not in known:
+                    known[rest], sweep = self.masses(rest, base_of(a.target), "step_", s.indices, f"what {base_of(a.target).name} adds")
+                    before.append(sweep)
+                a = replace(a, expr=a.expr.func(a.expr.args[0] - rest + known[rest]))
             actions.append(a)
-        out.append(replace(s, actions=tuple(actions)))
-    return out
+        return [*before, replace(s, actions=tuple(actions))]
+
+
+def lanes_of(s: Sweep) -> tuple[Index, ...]:
+    """The indices of a sweep along which cells do not depend on each other, or all where there are no such."""
+    return tuple(i for i, moves in zip(s.indices, s.schedule, strict=False) if not moves) or s.indices
+
+
+def added(e: Expr) -> Expr:
+    """What stands beside the masses in a sum of logarithms."""
+    return sp.Add(*(t for t in sp.Add.make_args(e.args[0]) if not t.has(Held)))
+
+
+def added_arrays(e: Expr) -> set[Load]:
+    """The arrays that are terms of the log-sum-exps and shares in an expression, at indices."""
+    sums = [arg for x in e.atoms(LogAddExp, nodes.Reduce, Share) if x.has(Held) for arg in x.args if isinstance(arg, sp.Expr)]
+    found = {term for arg in sums for one in terms(arg) for term in sp.Add.make_args(one)}
+    return {t for t in found if isinstance(t, Load) and t.index and not t.tensor.record.state and not t.tensor.record.integer
+            and all(isinstance(i, Index) for i in t.index)}
+
+
+def with_indices(held: Held, index: tuple[Expr, ...]) -> Held:
+    """The same tables in another cell."""
+    return Held(*(Load(cell.tensor, *index) for cell in held.args))
 
 
 def base_of(part: Tensor) -> Tensor:
     """The table that a part or a power goes with, by its name."""
     return Tensor(replace(part.record, name=part.name.rpartition("_")[0]))
-
-
-def with_ratios(sweeps: Sequence[Sweep], more: list[Cells], taken: set[str]) -> list[Sweep]:
-    """A cell's adjoint is divided once by the mass that the cell is a sum of, before the shares of it are pushed."""
-    out = []
-    for s in sweeps:
-        lanes = tuple(i for i, p in zip(s.indices, s.schedule, strict=False) if not p) or s.indices
-        known: dict[tuple[Expr, Expr], Expr] = {}
-        first: list[Action] = []
-
-        def change(product: sp.Mul) -> Expr:
-            shares = [f for f in product.args if isinstance(f, Share) and isinstance(f.args[1], Held)]
-            seeds = [f for f in product.args if isinstance(f, Load) and f.index == s.indices]          # noqa: B023
-            if len(shares) != 1 or len(seeds) != 1 or tuple(shares[0].args[1].args[0].index) != s.indices:                # noqa: B023
-                return product
-            (share,), (seed,) = shares, seeds
-            whole = share.args[1]
-            if (seed, whole) not in known:                                                             # noqa: B023
-                ratio = named(base_of(whole.args[0].tensor), "ratio", taken, tuple(i.axis for i in lanes))                      # noqa: B023
-                more.append(Cells(ratio, (0,) * len(lanes), sp.S.Zero))                                # noqa: B023
-                first.append(Action(ratio, lanes, Ratio(seed, whole), alone=True))                                 # noqa: B023
-                known[seed, whole] = Load(ratio, *lanes)                                               # noqa: B023
-            rest = [f for f in product.args if f not in (share, seed)]
-            return sp.Mul(known[seed, whole], Raised(share.args[0], whole), *rest)                     # noqa: B023
-
-        actions = [replace(a, expr=a.expr.replace(lambda e: isinstance(e, sp.Mul), change)) if a.adds and s.reverse else a
-                   for a in s.actions]
-        out.append(replace(s, actions=(*first, *actions)))
-    return out
 
 
 # Lowering

@@ -316,8 +316,8 @@ def mass_kernel(compiled: Compiled, formula: Formula) -> ir.Kernel | None:
     if program is None:
         return None
     with timed(compiled.seconds, "schedule"):
-        names = signature(compiled, formula)
-        return loop_nest(formula.name, formula.what, names, program, extents_of(formula.exprs, program), MassLowering(compiled.smooth.names))
+        axes, lowering = extents_of(formula.exprs, program), MassLowering(compiled.smooth.names)
+        return loop_nest(formula.name, formula.what, signature(compiled, formula), program, axes, lowering)
 
 
 def lowered(compiled: Compiled, formula: Formula) -> tuple[list[ir.Store], Lowering]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import reduce
 
 import sympy as sp
 
@@ -136,23 +137,27 @@ def nest(sweep: Sweep, lowering: Lowering, scheduler: Scheduler) -> list[Stateme
     return [title, Loop(serial[0], (), tuple(inside), True, sweep.reverse)] if serial else [title, *inside]
 
 
-def vouch(logs: Iterable[Node], scheduler: Scheduler) -> list[Statement]:
+def vouch(logs: list[Node], scheduler: Scheduler) -> list[Statement]:
     """What results ask of the logarithms that they are made of, before there is a result."""
-    asked = scheduler.block([Task(Store("", (), log), (), log) for log in logs], frozenset({ir.SAMPLE}))
-    title: list[Statement] = [Section("whether all digits are there")] if asked else []
-    return [*title, *(Vouch(s.value) if isinstance(s, Store) else s for s in asked)]
+    if not logs:
+        return []
+    every = reduce(lambda a, b: ir.Op("and", (a, b)), logs)
+    asked = scheduler.block([Task(Store("", (), every), (), every)], frozenset({ir.SAMPLE}))
+    return [Section("whether all digits are there"), *(Vouch(s.value) if isinstance(s, Store) else s for s in asked)]
 
 
 def groups(actions: Iterable[Action], pushed: bool = True) -> list[list[Action]]:
     """The actions in order; those in one group do not read what another of it writes, and, where cells may be `pushed` to from several
-    lanes, write different tables."""
+    lanes, write different tables. What two tables hold of one expression is computed at once."""
     found: list[list[Action]] = []
     read: set[Tensor] = set()
     written: set[Tensor] = set()
     for action in actions:
         reads = {load.tensor for e in (action.expr, *action.index) for load in e.atoms(Load)}
-        met = action.target in read | reads or (pushed and action.target in written)
-        if not found or reads & written or met or action.alone or found[-1][-1].alone:
+        met = reads & written or action.target in read | reads or (pushed and action.target in written)
+        last = found[-1][-1] if found else action
+        same = not action.adds and action.index == last.index and action.expr.args and action.expr.args == last.expr.args
+        if not found or (met and not same) or action.alone or last.alone:
             found.append([])
             read, written = set(), set()
         found[-1].append(action)

@@ -23,7 +23,7 @@ LAYERS = [
     "atoms schedule reuse compiler oracle.jets oracle.results",
     "rewrite differentiate language place scaffold nvcc oracle.functions",
     "vectors lower plain plan doctor parts catalogue certificates targets.printer recurrence",
-    "check rules targets.c targets.numpy targets.torch build oracle.formulas",
+    "check rules masses targets.c targets.numpy targets.torch build oracle.formulas",
     "targets.tables",
     "formula sampling conditioning sweeps targets.c_tables targets.numpy_tables targets.torch_tables targets.cuda oracle.problem",
     "pipeline targets.cuda_tables oracle.evaluate",

@@ -39,7 +39,8 @@ def guarded(s: Loop) -> tuple[list[Node], Loop]:
     """The conditions, the same in every pass, without which a loop adds only 0, and the loop where they hold."""
     if len(s.body) != 1 or s.starts or s.serial:
         return [], s
-    (inner,), asked = s.body, []
+    (inner,) = s.body
+    asked: list[Node] = []
     if isinstance(inner, Loop):
         asked, inner = guarded(inner)
         held = [c for c in asked if s.var not in free(c)]
@@ -123,9 +124,9 @@ class TablesText(Layout, CText):
                     self.wave(s, depth, lines)
                 case Vouch(value):
                     n, name = self.p.var(ir.SAMPLE), self.kernel.name
-                    lines += [(depth, f"if (!{self.p(value)}) {{"),
+                    lines += [(depth, f"if ({self.p(Op('not', (value,)))}) {{"),
                               (depth + 1, f"const losslib_run one = alone(&{name}_family, run, {n}, sizeof(STORED));"),
-                              (depth + 1, f"NAME({name}_any)(1, &one);"), (depth + 1, "continue;"), (depth, "}")]
+                              (depth + 1, f"NAME({name}_logarithms)(1, &one);"), (depth + 1, "continue;"), (depth, "}")]
                 case _:
                     super().block((s,), depth, lines)
 
