@@ -22,6 +22,12 @@ class TablesPrinter(CPrinter):
         "vouched": "vouched({0}, {1}, sizeof(STORED))",
     }
 
+    def call(self, name: str, args: tuple[Node, ...], outer: int) -> str:
+        match name, args:
+            case "where", (Op("eq", (term, Const(-1, 0))), Const(0, 1), Op("exp") as share):
+                return f"zero_if_absent({self(term)}, {self(share)})"
+        return super().call(name, args, outer)
+
     def __init__(self, kernel: ir.Kernel) -> None:
         super().__init__(kernel)
         self.tables = {t.name: t for t in kernel.tables}
