@@ -140,8 +140,9 @@ def emit_c(compiled: list[list[Compiled]], common: Mapping[str, Any]) -> tuple[s
     texts = [c_target.FamilyText(f, c_tables.TablesText if f.kernel.tables else c_side.SideText)
              for group in compiled for f in families(group)]
     told = [t.kernel for t in texts]
-    text = render("c/loss.c.jinja", families=texts, braced=c_target.braced, argument_rows=c_target.argument_rows(told),
-                  param_rows=c_target.param_rows(told), rows=[row for t in texts for row in t.members], **common)
+    text = render("c/loss.c.jinja", families=texts, scaled=any(t.scaled for t in texts), braced=c_target.braced,
+                  argument_rows=c_target.argument_rows(told), param_rows=c_target.param_rows(told),
+                  rows=[row for t in texts for row in t.members], **common)
     return text, [m.name for t in texts for m in t.family.members]
 
 
@@ -465,6 +466,7 @@ def emit_library(emitted: list[Emitted], package: str, version: str) -> Files:
         f"{src}/csrc/{package}_float.h": "c/float.h.jinja",
         f"{src}/csrc/{package}_double.h": "c/double.h.jinja",
         f"{src}/csrc/{package}_wide.h": "c/wide.h.jinja",
+        f"{src}/csrc/{package}_scaled.h": "c/scaled.h.jinja",
         f"{src}/include/{package}.h": "c/library.h.jinja",
         f"{src}/torch/__init__.py": "torch/init.py.jinja",
         f"{src}/torch/losses/__init__.py": "torch/losses_init.py.jinja",

@@ -8,7 +8,7 @@ node by node: what is the same is written once, and what differs is a selection 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sympy as sp
@@ -18,10 +18,11 @@ from .check import spell_setting
 from .errors import LosscompError, LoweringError
 from .ir import Const, Family, Flag, Member, Node, Op, Reduce, Signature, Store
 from .lower import op
-from .pipeline import Compiled, Formula, axes_of, check_limits, kernel, lowered, rank, scheduled, signature, timed
+from .pipeline import Compiled, Formula, axes_of, check_limits, kernel, lowered, mass_kernel, rank, scheduled, signature, timed
 
 STEMS = {"value": "value_and_grad", "weight": "value_and_grad"}
 ALL = "_all"
+HURRIED = "value"                 # how the names of the programs begin that are worth a form in masses
 LOOP, ROOM = 4, 3                 # what a reduction counts in operations; how many must be saved to take a formula apart
 
 
@@ -57,7 +58,9 @@ def families(group: Sequence[Compiled]) -> list[Family]:
 def alone(compiled: Compiled, formula: Formula) -> Family:
     """A family of one kernel: that of a program."""
     name = formula.name + compiled.mark + compiled.form.suffix
-    return Family(name, kernel(compiled, formula, False), (Member(name, formula.name, signature(compiled, formula), ()),))
+    scaled = mass_kernel(compiled, formula) if formula.name.startswith(HURRIED) else None
+    return Family(name, kernel(compiled, formula, False), (Member(name, formula.name, signature(compiled, formula), ()),),
+                  scaled and replace(scaled, name=name))
 
 
 def stem(name: str) -> str:

@@ -305,7 +305,14 @@ class Section:
     text: str
 
 
-Statement = Let | Accumulate | Store | Loop | Wave | Fill | Section
+@dataclass(frozen=True)
+class Vouch:
+    """Go on only if the logarithm of a mass has all digits; otherwise the sample is computed again, in logarithms."""
+
+    value: Node
+
+
+Statement = Let | Accumulate | Store | Loop | Wave | Fill | Section | Vouch
 Role = Literal["input", "scale", "direction", "output", "total"]
 
 
@@ -417,11 +424,12 @@ class Member:
 
 @dataclass(frozen=True)
 class Family:
-    """Kernels that share a text: one kernel that has the results of all its members."""
+    """Kernels that share a text: one kernel that has the results of all its members. `scaled`: the same in masses, if it has that form."""
 
     name: str
     kernel: Kernel
     members: tuple[Member, ...]
+    scaled: Kernel | None = None
 
 
 def derived_names(arguments: tuple[Argument, ...], taken: Collection[str],
@@ -452,7 +460,7 @@ def statements(body: tuple[Statement, ...]) -> Iterator[Statement]:
 
 
 def values(body: tuple[Statement, ...]) -> Iterator[Let | Accumulate | Store]:
-    """Every statement that has a value."""
+    """Every statement that computes something."""
     yield from (s for s in statements(body) if isinstance(s, Let | Accumulate | Store))
 
 

@@ -142,6 +142,7 @@ class Lowering:
         self.done: dict[Any, Node] = {}
         self.kept: set[Node] = set()                                     # named by the author: not to be taken apart
         self.hints: dict[Node, str] = {}                                 # what a person would call a node
+        self.logs: dict[Node, None] = {}                                 # what results ask of logarithms of masses
 
     def __call__(self, expr: sp.Basic, env: Env) -> Node:
         key = (expr, tuple(sorted((i.name, env[i].depth) for i in nodes.free_indices(expr))))

@@ -29,6 +29,7 @@ from .differentiate import derive, directional, gradient, output_index
 from .errors import CheckError, LosscompError
 from .language import Loss
 from .lower import Lowering, parameter
+from .masses import MassLowering, in_masses
 from .nodes import Delta, Load, Tensor, TensorRecord
 from .recurrence import Program, moved_by
 from .rewrite import Step, rewrite, rewrite_within
@@ -307,6 +308,16 @@ def kernel(compiled: Compiled, formula: Formula, arrays: bool) -> ir.Kernel:
     stores, lowering = lowered(compiled, formula)
     with timed(compiled.seconds, "schedule"):
         return scheduled(formula.name, formula.what, names, stores, lowering.hints, arrays)
+
+
+def mass_kernel(compiled: Compiled, formula: Formula) -> ir.Kernel | None:
+    """The loop nest of a program whose recurrences go in masses; None where it has no such recurrence."""
+    program = formula.program and in_masses(formula.program)
+    if program is None:
+        return None
+    with timed(compiled.seconds, "schedule"):
+        axes, lowering = extents_of(formula.exprs, program), MassLowering(compiled.smooth.names)
+        return loop_nest(formula.name, formula.what, signature(compiled, formula), program, axes, lowering)
 
 
 def lowered(compiled: Compiled, formula: Formula) -> tuple[list[ir.Store], Lowering]:

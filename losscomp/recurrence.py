@@ -43,13 +43,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Action:
-    """target[index] = expr, or += expr for every position of the binders."""
+    """target[index] = expr, or += expr for every position of the binders. `alone`: in a loop of its own."""
 
     target: Tensor
     index: tuple[Expr, ...]
     expr: Expr
     adds: bool = False
     binders: tuple[Index, ...] = ()
+    alone: bool = False
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,8 @@ TAKEN = frozenset(keyword.kwlist) | frozenset(
     first end value_of total_of wanted INLINE main y0 y1 yn j0 j1 jn
     team here nth start stride explicit mutable constexpr nullptr asm alignas export noexcept concept requires
     signgam and or not xor bitand bitor compl new delete this class template typename namespace operator private
-    protected public virtual friend using try catch throw inside room fill_reals fill_integers""".split())
+    protected public virtual friend using try catch throw inside room fill_reals fill_integers
+    fill_edge scaled_exp scaled_power scaled_log times_power significand exponent_of vouched alone zero_if_absent""".split())
 
 
 @dataclass(frozen=True)

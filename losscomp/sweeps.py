@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import reduce
 
 import sympy as sp
 
@@ -15,7 +16,7 @@ from . import ir, nodes
 from .check import Checked
 from .differentiate import derive
 from .errors import CheckError
-from .ir import Extent, Fill, Loop, Node, Section, Statement, Store, Var, Wave, free
+from .ir import Extent, Fill, Loop, Node, Section, Statement, Store, Var, Vouch, Wave, free
 from .lower import Lowering
 from .nodes import Axis, Index, Load, Tensor, TensorRecord
 from .recurrence import Action, Program, Sweep, System, adjoint, forward, keep_logs, program, rate_of, tangent
@@ -116,7 +117,9 @@ def loop_nest(name: str, what: str, s: ir.Signature, p: Program, axes: Sequence[
     if body:
         body.insert(0, Section("What lies before the first cells, and what is added to"))
     for sweep in p.sweeps:
-        body += nest(sweep, lowering, scheduler)
+        known = set(lowering.logs)
+        statements = nest(sweep, lowering, scheduler)
+        body += [*vouch([log for log in lowering.logs if log not in known], scheduler), *statements]
     kernel = ir.Kernel(name, what, s.inputs, s.params, s.outputs, s.axes, (Loop(ir.SAMPLE, (), tuple(body)),), (), extents, tables)
     return ir.check_scheduled(kernel, False)
 
@@ -132,7 +135,7 @@ def nest(sweep: Sweep, lowering: Lowering, scheduler: Scheduler) -> list[Stateme
     wave = len(serial) == 2
     bound = frozenset({ir.SAMPLE, *serial})
     inside: list[Statement] = []
-    for group in groups(sweep.actions):
+    for group in groups(sweep.actions, pushed=bool(lanes)):
         inside += scheduler.block([task(action, dict(env), lanes, lowering) for action in group], bound)
     title = Section(f"{sweep.about}{', backwards' if sweep.reverse else ''}")
     if wave:
@@ -140,14 +143,27 @@ def nest(sweep: Sweep, lowering: Lowering, scheduler: Scheduler) -> list[Stateme
     return [title, Loop(serial[0], (), tuple(inside), True, sweep.reverse)] if serial else [title, *inside]
 
 
-def groups(actions: Iterable[Action]) -> list[list[Action]]:
-    """The actions in order; those in one group do not read what another of it writes."""
+def vouch(logs: list[Node], scheduler: Scheduler) -> list[Statement]:
+    """What results ask of the logarithms that they are made of, before there is a result."""
+    if not logs:
+        return []
+    every = reduce(lambda a, b: ir.Op("and", (a, b)), logs)
+    asked = scheduler.block([Task(Store("", (), every), (), every)], frozenset({ir.SAMPLE}))
+    return [Section("whether all digits are there"), *(Vouch(s.value) if isinstance(s, Store) else s for s in asked)]
+
+
+def groups(actions: Iterable[Action], pushed: bool = True) -> list[list[Action]]:
+    """The actions in order; those in one group do not read what another of it writes, and, where cells may be `pushed` to from several
+    lanes, write different tables. What two tables hold of one expression is computed at once."""
     found: list[list[Action]] = []
     read: set[Tensor] = set()
     written: set[Tensor] = set()
     for action in actions:
         reads = {load.tensor for e in (action.expr, *action.index) for load in e.atoms(Load)}
-        if not found or reads & written or action.target in read | reads:
+        met = reads & written or action.target in read | reads or (pushed and action.target in written)
+        last = found[-1][-1] if found else action
+        same = not action.adds and action.index == last.index and action.expr.args and action.expr.args == last.expr.args
+        if not found or (met and not same) or action.alone or last.alone:
             found.append([])
             read, written = set(), set()
         found[-1].append(action)

@@ -23,7 +23,7 @@ LAYERS = [
     "atoms inside schedule reuse compiler hierarchy oracle.jets oracle.results",
     "rewrite differentiate language place scaffold nvcc oracle.functions",
     "vectors lower plain plan doctor parts certificates targets.printer recurrence mathml keep",
-    "check rules catalogue targets.c targets.numpy targets.torch build watch oracle.formulas",
+    "check rules catalogue masses targets.c targets.numpy targets.torch build watch oracle.formulas",
     "targets.tables targets.c_side",
     "formula latex sampling conditioning sweeps targets.c_tables targets.numpy_tables targets.torch_tables targets.cuda oracle.problem",
     "pipeline targets.cuda_tables oracle.evaluate",

@@ -337,6 +337,7 @@ class FamilyText:
     def __init__(self, family: Family, text: type[CText] = CText) -> None:
         self.family, self.kernel = family, family.kernel if family.kernel.tables else refined(family.kernel)
         self.text = text(self.kernel, family.members)
+        self.scaled = text(family.scaled, family.members) if family.scaled else None
 
     @property
     def scratch(self) -> str:
@@ -368,7 +369,7 @@ class FamilyText:
 
     def kind(self, member: Member) -> str:
         """Has the kernel a function of its own for the usual call?"""
-        return "KERNEL" if member.formula in USUAL[bool(self.kernel.axes)] else "STRIDED"
+        return "SCALED" if self.scaled else "KERNEL" if member.formula in USUAL[bool(self.kernel.axes)] else "STRIDED"
 
     @staticmethod
     def settled(member: Member) -> str:

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import reduce as fold
 from typing import ClassVar
 
 from .. import ir
-from ..ir import Fill, Loop, Node, Section, Statement, Store, Table, Wave
+from ..ir import Const, Fill, Loop, Node, Op, Section, Statement, Store, Table, Vouch, Wave, free
 from .c import CPrinter, CText
 from .tables import Layout, cell
 
 
 class TablesPrinter(CPrinter):
     """Reads cells of tables, and widens what it reads from arrays."""
+
+    calls: ClassVar[dict[str, str]] = {
+        **CPrinter.calls,
+        **{n: f"{n}({{0}})" for n in ("scaled_exp", "scaled_power", "significand", "exponent_of")},
+        **{n: f"{n}({{0}}, {{1}})" for n in ("scaled_log", "times_power")},
+        "vouched": "vouched({0}, {1}, sizeof(STORED))",
+    }
+
+    def call(self, name: str, args: tuple[Node, ...], outer: int) -> str:
+        match name, args:
+            case "where", (Op("eq", (term, Const(-1, 0))), Const(0, 1), Op("exp") as share):
+                return f"zero_if_absent({self(term)}, {self(share)})"
+        return super().call(name, args, outer)
 
     def __init__(self, kernel: ir.Kernel) -> None:
         super().__init__(kernel)
@@ -24,6 +39,25 @@ class TablesPrinter(CPrinter):
     def element(self, tensor: str, index: tuple[Node, ...]) -> str:
         """An element of an argument, or a cell of a table, whose last axis is dense."""
         return cell(self, self.tables[tensor], index) if tensor in self.tables else super().element(tensor, index)
+
+
+def guarded(s: Loop) -> tuple[list[Node], Loop]:
+    """The conditions, the same in every pass, without which a loop adds only 0, and the loop where they hold."""
+    if len(s.body) != 1 or s.starts or s.serial:
+        return [], s
+    (inner,) = s.body
+    asked: list[Node] = []
+    if isinstance(inner, Loop):
+        asked, inner = guarded(inner)
+        held = [c for c in asked if s.var not in free(c)]
+        return (held, replace(s, body=(inner,))) if held == asked else ([], s)
+    while isinstance(inner, Store) and inner.adds and isinstance(inner.value, Op) and inner.value.name == "where":
+        condition, a, b = inner.value.args
+        if s.var in free(condition) or Const(0) not in (a, b):
+            break
+        asked.append(condition if b is Const(0) else Op("not", (condition,)))
+        inner = replace(inner, value=a if b is Const(0) else b)
+    return asked, replace(s, body=(inner,))
 
 
 class TablesText(Layout, CText):
@@ -57,6 +91,13 @@ class TablesText(Layout, CText):
             self.block(s.body, depth + 1, lines)
             lines.append((depth, "}"))
             return
+        asked, s = guarded(s)
+        if asked:
+            condition = self.p(fold(lambda a, b: Op("and", (a, b)), asked))
+            lines.append((depth, f"if ({condition}) {{"))
+            self.loop(s, depth + 1, lines)
+            lines.append((depth, "}"))
+            return
         if not s.reverse:
             super().loop(s, depth, lines)
             return
@@ -87,6 +128,11 @@ class TablesText(Layout, CText):
                     lines += [(depth, line) for line in self.fill(next(t for t in self.kernel.tables if t.name == name))]
                 case Wave():
                     self.wave(s, depth, lines)
+                case Vouch(value):
+                    n, name = self.p.var(ir.SAMPLE), self.kernel.name
+                    lines += [(depth, f"if ({self.p(Op('not', (value,)))}) {{"),
+                              (depth + 1, f"const losslib_run one = alone(&{name}_family, run, {n}, sizeof(STORED));"),
+                              (depth + 1, f"NAME({name}_logarithms)(1, &one);"), (depth + 1, "continue;"), (depth, "}")]
                 case _:
                     super().block((s,), depth, lines)
 
@@ -104,6 +150,10 @@ class TablesText(Layout, CText):
         first, cells = f"{t.name}{self.ahead(t, '-')}", self.p.derived[t.name, "cells"]
         assert t.outside is not None
         kind = "integers" if t.integer else "reals"
+        if len(t.axes) == 2 and not t.integer and not any(s.adds for s in ir.statements(self.kernel.body)
+                                                          if isinstance(s, Store) and s.tensor == t.name):
+            (stride,), (rows, pad) = self.strides(t), t.pads              # what the sweeps store needs nothing before
+            return [f"fill_edge({first}, {cells}, {stride}, {rows}, {pad}, {self.p(t.outside)});", *self.starts(t)]
         return [f"fill_{kind}({first}, {cells}, {self.p(t.outside)});", *self.starts(t)]
 
     def clear(self, name: str, depth: int, lines: list[tuple[int, str]]) -> None:
