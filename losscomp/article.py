@@ -10,14 +10,15 @@ from typing import Any
 import sympy as sp
 
 from . import atoms, mathml, nodes
-from .check import Checked, check
+from .check import Checked, check, modern, specialise
 from .emit import forms_of
 from .language import Definition, Loss
-from .mathml import MathPrinter, fenced, fraction, letters_of, math, operator, pieces, row, size, under, word
+from .mathml import MathPrinter, Parts, fenced, fraction, letters_of, math, operator, pieces, row, size, under, word
 from .oracle import select
 from .pipeline import Compiled, Formula, compile_form, known_names, plain
 from .recurrence import Program
-from .rewrite import Step
+from .rewrite import Step, rewrite
+from .rules import SMOOTHING
 
 LOSS = "<mi>ℓ</mi>"
 LARGE = 280                                      # characters from which a formula is folded away
@@ -77,28 +78,28 @@ def articles(definition: Definition) -> list[tuple[Article, Compiled]]:
 def settings_of(form: Checked) -> str:
     """The settings of a variant in words."""
     special = {p.name: p.record.special for p in form.params}
-    said = {True: "True", False: "False"}
     other = lambda name: f"{name} other than {', '.join(map(str, special[name]))}"
-    return ", ".join(other(name) if value is None else f"{name} = {said.get(value, value)}" for name, value in form.settings)
+    return ", ".join(other(name) if value is None else f"{name} = {value}" for name, value in form.settings)
 
 
 def article(compiled: Compiled, title: str = "", variant: str = "") -> Article:
     """All formulas of one variant."""
     made = Article(title, variant, asked=tuple(compiled.form.loss.rewrites))
     defined: set[str] = set()
-    made.formula = list(definition_equations(compiled.form.loss, defined))
-    names = names_of(compiled, defined)
+    parts = Parts(lambda body: looks(compiled, body))
+    made.formula = list(definition_equations(compiled.form.loss, defined, parts))
+    shown = Shown(compiled, parts, names_of(compiled, defined), len(compiled.form.wrt))
     by_name = {f.name: f for f in compiled.formulas}
     moving = compiled.form.wrt
-    made.gradient = list(derivative(compiled, by_name["value_and_grad"], "grad", moving, names))
+    made.gradient = list(derivative(shown, by_name["value_and_grad"], "grad"))
     if by_name["hvp"].program is None:
         if "hessian_diag" in by_name:
-            made.second = list(derivative(compiled, by_name["hessian_diag"], "hessian", moving, names))
+            made.second = list(derivative(shown, by_name["hessian_diag"], "hessian"))
         if any(t.record.axes for t in moving) or len(moving) > 1 or not made.second:
-            made.second += derivative(compiled, by_name["hvp"], "hvp", moving, names)
+            made.second += derivative(shown, by_name["hvp"], "hvp")
     else:
-        made.second = list(derivative(compiled, by_name["hvp"], "hvp", moving, names))
-    made.rewrites = rewrites(compiled, names)
+        made.second = list(derivative(shown, by_name["hvp"], "hvp"))
+    made.rewrites = rewrites(shown)
     read = [o.expr for f in compiled.formulas for o in f.outputs] + [s.after for _, s in steps(compiled)]
     made.words = list(vocabulary(read))
     return made
@@ -106,21 +107,21 @@ def article(compiled: Compiled, title: str = "", variant: str = "") -> Article:
 
 # The definition
 
-def definition_equations(loss: Loss, defined: set[str]) -> Iterator[Equation]:
+def definition_equations(loss: Loss, defined: set[str], parts: Parts) -> Iterator[Equation]:
     """The named parts of a definition, the loss, and the denominator of the mean; the names go to `defined`."""
     value = loss.value
     given = {i: n for i, n in loss.names.items() if isinstance(i, nodes.Index)}
     known = known_names(loss.names, lambda e: e)
     own = lambda e, n: isinstance(e, nodes.Named) and e.label == n
     names = given | {e: n for e, n in known.items() if isinstance(e, sp.Expr) and e != value and not own(e, n)}
-    printer = MathPrinter(names, letters_of(loss.exprs, loss.names))
+    printer = MathPrinter(names, letters_of(loss.exprs, loss.names), parts=parts)
     done: set[str] = set()
     stated: set[sp.Basic] = set()
 
     def explain(expr: sp.Expr) -> Iterator[Equation]:
         for part in dict.fromkeys(nodes.postorder(expr)):
             named = isinstance(part, nodes.Named)
-            name = part.label if named else printer.names.get(part)
+            name = printer.name_of(part) if named else printer.names.get(part)
             if name is None or part == expr or name in done or isinstance(part, nodes.Index):
                 continue
             done.add(name)
@@ -137,6 +138,7 @@ def definition_equations(loss: Loss, defined: set[str]) -> Iterator[Equation]:
     yield from explain(value)
     yield equation(printer, LOSS, value)
     yield from conventions(printer, value, stated)
+    parts.unexplained.clear()
     if not loss.mean_over.is_number:
         yield from explain(loss.mean_over)
         below = row("<mo>∑</mo>", printer.inside(loss.mean_over, mathml.PRODUCT))
@@ -209,19 +211,47 @@ def names_of(compiled: Compiled, defined: set[str]) -> dict[Any, str]:
     return {e: n for e, n in found.items() if n in defined and not e.is_Atom and not isinstance(e, nodes.Named)} | given
 
 
-def derivative(compiled: Compiled, formula: Formula, kind: str, moving: Sequence[nodes.Tensor],
-               names: Mapping[Any, str]) -> Iterator[Equation]:
+@dataclass(frozen=True)
+class Shown:
+    """One variant, with the names that its formulas are printed in; `moving` is the number of inputs that have a gradient."""
+
+    compiled: Compiled
+    parts: Parts
+    names: Mapping[Any, str]
+    moving: int
+
+    def printer(self, exprs: sp.Basic, besides: sp.Basic | None = None, learning: bool = True) -> MathPrinter:
+        """What prints some formulas; `besides` is printed without its own name."""
+        names = {e: n for e, n in self.names.items() if e != besides}
+        return MathPrinter(names, letters_of([exprs], names), self.moving, self.parts, learning)
+
+    def explained(self) -> Iterator[Equation]:
+        """What the parts are that the formulas before this have brought in."""
+        while self.parts.unexplained:
+            part = self.parts.unexplained.pop(0)
+            printer = self.printer(part, part.body)
+            yield equation(printer, printer._print(part), part.body, "where")
+
+
+def looks(compiled: Compiled, body: sp.Expr) -> Iterator[sp.Expr]:
+    """A part of a definition: as it is written, as the variant has it, and in smooth atoms."""
+    form = compiled.form
+    settled_body = without_masks(specialise(modern(body), form.settings, form.params), form)
+    yield from (body, settled_body, plain(rewrite(settled_body, SMOOTHING, form.loss.rewrites)[0]))
+
+
+def derivative(shown: Shown, formula: Formula, kind: str) -> Iterator[Equation]:
     """The results of a kind: a formula each, or the sweeps that compute them."""
     if formula.program is not None:
-        yield from sweeps(compiled, formula.program, len(moving), names)
+        yield from sweeps(shown, formula.program)
         return
     for output in formula.outputs:
         if output.argument.name.startswith(f"{kind}_"):
-            expr = settled(output.expr, compiled.form)
-            indices = sp.Tuple(expr, *output.index)
-            printer = MathPrinter({e: n for e, n in names.items() if e != expr}, letters_of([indices], names), len(moving))
-            left = HEADS[kind](word(output.argument.of), mathml.listed(map(printer._print, output.index)), len(moving))
+            expr = settled(output.expr, shown.compiled.form)
+            printer = shown.printer(sp.Tuple(expr, *output.index), expr)
+            left = HEADS[kind](word(output.argument.of), mathml.listed(map(printer._print, output.index)), shown.moving)
             yield equation(printer, left, expr)
+            yield from shown.explained()
 
 
 def at(name: str, index: str) -> str:
@@ -244,25 +274,26 @@ def product(name: str, index: str, count: int) -> str:
 HEADS: dict[str, Callable[[str, str, int], str]] = {"grad": first_order, "hessian": second_order, "hvp": product}
 
 
-def sweeps(compiled: Compiled, program: Program, moving: int, names: Mapping[Any, str]) -> Iterator[Equation]:
+def sweeps(shown: Shown, program: Program) -> Iterator[Equation]:
     """The sweeps of a program: what is stored in a cell or pushed to others, in order."""
     for sweep in program.sweeps:
         indices = [*sweep.indices, *(i for a in sweep.actions for i in a.binders)]
         exprs = [e for a in sweep.actions for e in (a.expr, *a.index)]
-        printer = MathPrinter(names, letters_of([sp.Tuple(*exprs, *indices)], names), moving)
+        printer = shown.printer(sp.Tuple(*exprs, *indices))
         order = "backwards over" if sweep.reverse else "over"
         axes = ", ".join(i.axis.name for i in sweep.indices)
         for action in sweep.actions:
             if action.target.name.startswith("total_"):
                 continue
-            expr = settled(action.expr, compiled.form)
+            expr = settled(action.expr, shown.compiled.form)
             if expr == 0:
                 continue
-            left = cell_name(action.target.name, mathml.listed(map(printer.line, action.index)), moving)
+            left = cell_name(action.target.name, mathml.listed(map(printer.line, action.index)), shown.moving)
             over = f"{order} {axes}" if axes else "once"
             if action.binders:
                 over += f", for each {', '.join(i.axis.name for i in action.binders)}"
             yield equation(printer, left, expr, over, "+=" if action.adds else "=")
+            yield from shown.explained()
 
 
 def cell_name(name: str, index: str, moving: int) -> str:
@@ -295,21 +326,21 @@ def place(kernel: str, argument: str) -> str:
     return words.get(kind, f"{argument} of the {'gradient' if kernel == 'value_and_grad' else 'Hessian-vector product'}")
 
 
-def rewrites(compiled: Compiled, names: Mapping[Any, str]) -> list[Rewrite]:
+def rewrites(shown: Shown) -> list[Rewrite]:
     """The rules that fired, in order, each with its smallest example."""
     found: dict[str, Rewrite] = {}
     smallest: dict[str, int] = {}
-    for where, step in steps(compiled):
+    for where, step in steps(shown.compiled):
         known = found.get(step.rule)
         if known is not None:
             known.count += 1
             known.places += [where] if where not in known.places else []
-        before, after = (without_masks(plain(e), compiled.form) for e in (step.before, step.after))
+        before, after = (without_masks(plain(e), shown.compiled.form) for e in (step.before, step.after))
         weight = size(before) + size(after)
         if known is None or weight < smallest[step.rule]:
             smallest[step.rule] = weight
-            letters = letters_of([sp.Tuple(before, after)], names)
-            first, second = (math(MathPrinter(names, letters).line(e)) for e in (before, after))
+            printer = shown.printer(sp.Tuple(before, after), learning=False)
+            first, second = (math(printer.line(e)) for e in (before, after))
             large = made_of([first]).large or made_of([second]).large
             made = Rewrite(step.rule, step.why, known.places if known else [where], first, second, large, known.count if known else 1)
             found[step.rule] = made

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from html import escape
 from typing import Any
 
@@ -27,6 +27,7 @@ INFIX = ' form="infix"'
 LEADING = ' form="infix" lspace="0" rspace="0.25em"'               # at the beginning of a piece, which has room before it
 APPLY = '<mo>&#x2061;</mo><mspace width="0.17em"/>'            # a function and an argument without parentheses
 SIGMA = '<mo movablelimits="false">∑</mo>'
+LONG = 10**7                                     # numbers from which digits are left out
 LOOSE = 5                                        # a selection: braces without an end
 DIRECTION = "direction_"
 
@@ -41,7 +42,8 @@ def operator(sign: str, attributes: str = "") -> str:
 
 def word(name: str) -> str:
     """An identifier: a Greek letter where that is its name."""
-    return f"<mi>{GREEK.get(name, escape(name))}</mi>"
+    bare = name.rstrip("′")
+    return f"<mi>{GREEK.get(bare, escape(bare))}{name[len(bare):]}</mi>"
 
 
 def table_word(name: str) -> str:
@@ -88,13 +90,57 @@ def letters_of(exprs: Iterable[sp.Basic], names: Mapping[Any, str]) -> dict[node
     return letters
 
 
+def positions(body: sp.Expr) -> list[sp.Expr]:
+    """Where a part is taken: its free indices, and the labels that stand in the place of such."""
+    labels = {i for load in body.atoms(nodes.Load) for i in load.index if isinstance(i, nodes.Load) and not i.index}
+    return [*sorted(nodes.free_indices(body), key=lambda i: (i.axis.name, i.record.label)), *sorted(labels, key=str)]
+
+
+def anywhere(body: sp.Expr) -> sp.Expr:
+    """A part, wherever it is taken: equal for the same part at other positions."""
+    rule = {}
+    for k, i in enumerate(positions(body)):
+        axis = i.axis if isinstance(i, nodes.Index) else i.tensor.record.into
+        rule[i] = i if axis is None else nodes.Index(nodes.IndexRecord(axis, f"any{k}"))
+    return nodes.substitute(body, rule)
+
+
+class Parts:
+    """The names of named parts, each of which means one thing: primes tell apart what has one label.
+
+    Args:
+        looks: what a part looks like where it stands in other formulas, such as those of later stages.
+    """
+
+    def __init__(self, looks: Callable[[sp.Expr], Iterable[sp.Expr]]) -> None:
+        self.looks = looks
+        self.known: dict[sp.Expr, str] = {}
+        self.taken: set[str] = set()
+        self.unexplained: list[nodes.Named] = []
+
+    def name(self, part: nodes.Named, learning: bool) -> str | None:
+        """The name of a part; one that is new is learned, and has to be explained."""
+        name = self.known.get(anywhere(part.body))
+        if name is None and learning:
+            name = part.label
+            while name in self.taken:
+                name += "′"
+            self.taken.add(name)
+            for look in self.looks(part.body):
+                self.known.setdefault(anywhere(look), name)
+            self.unexplained.append(part)
+        return name
+
+
 class MathPrinter(Printer):
     """Prints our formulas; `names` are sub-expressions that have a name of their own."""
 
     printmethod = ""
 
-    def __init__(self, names: Mapping[Any, str], letters: Mapping[nodes.Index, str], moving: int = 1) -> None:
+    def __init__(self, names: Mapping[Any, str], letters: Mapping[nodes.Index, str], moving: int = 1, parts: Parts | None = None,
+                 learning: bool = True) -> None:
         super().__init__()
+        self.parts, self.learning = parts, learning
         self.names = {e: n for e, n in names.items() if not isinstance(e, nodes.Index)}
         self.letters, self.moving = letters, moving
         self.top: Any = None
@@ -119,6 +165,8 @@ class MathPrinter(Printer):
         match expr:
             case nodes.Where():
                 return LOOSE
+            case nodes.Named() if expr is self.top or self.name_of(expr) is None:
+                return self.binding(expr.body)
             case nodes.Stated() | nodes.StopGradient() | nodes.StraightThrough():
                 return self.binding(expr.body)
             case nodes.Rejection():
@@ -143,9 +191,13 @@ class MathPrinter(Printer):
     # Numbers and names
 
     def _print_Integer(self, e: Any) -> str:
+        if abs(e) >= LONG:
+            return self._print_Float(e)
         return f"<mn>{e}</mn>" if e >= 0 else row(operator("−"), f"<mn>{-e}</mn>")
 
     def _print_Rational(self, e: Any) -> str:
+        if max(abs(e.p), e.q) >= LONG:
+            return self._print_Float(e)
         return row(operator("−"), self._print(-e)) if e < 0 else fraction(f"<mn>{e.p}</mn>", f"<mn>{e.q}</mn>")
 
     def _print_Float(self, e: Any) -> str:
@@ -187,13 +239,16 @@ class MathPrinter(Printer):
         return under(base, listed(map(self._print, e.index))) if e.index else base
 
     def _print_Named(self, e: Any) -> str:
-        return self._print(e.body) if e is self.top else self.labelled(e.label, e.body)
+        name = None if e is self.top else self.name_of(e)
+        return self._print(e.body) if name is None else self.labelled(name, e.body)
+
+    def name_of(self, e: Any) -> str | None:
+        """What a named part is called; None where it has to be written out."""
+        return None if self.parts is None else self.parts.name(e, self.learning)
 
     def labelled(self, name: str, body: Any) -> str:
         """The name of a part, and where it is taken: its free indices, or the labels that stand in their place."""
-        free = sorted(nodes.free_indices(body), key=lambda i: self.letters.get(i, ""))
-        labels = {i for load in body.atoms(nodes.Load) for i in load.index if isinstance(i, nodes.Load) and not i.index}
-        at = [*free, *sorted(labels, key=str)]
+        at = positions(body)
         return under(word(name), listed(map(self._print, at))) if at else word(name)
 
     # Sums, products, powers
@@ -415,6 +470,8 @@ def halves(e: sp.Expr, names: Mapping[Any, str]) -> tuple[list[sp.Expr], list[sp
         else:
             (below if inverse else above).append(factor.base ** -factor.exp if inverse else factor)
     number = abs(number)
+    if max(number.p, number.q) >= LONG:
+        return [sp.Float(number), *above], below
     return ([sp.Integer(number.p)] if number.p != 1 else []) + above, ([sp.Integer(number.q)] if number.q != 1 else []) + below
 
 

@@ -1,9 +1,11 @@
-"""Presentation MathML read back as Python, for formulas without indices: what a reader takes it to mean, bracket by bracket."""
+"""Presentation MathML read back as Python: what a reader takes it to mean, bracket by bracket.
+
+A name with an index is a function of it; sums and maxima go over SIZE positions; `n` with an index is how many there are.
+"""
 
 from __future__ import annotations
 
 import math
-import re
 import xml.etree.ElementTree as ET
 from typing import Any
 
@@ -12,6 +14,7 @@ SIGNS = {"−": "-", "+": "+",
 BARS = {"|": "abs(", "[": "float(", "⌊": "floor("}
 NAMES = {"σ": "sigmoid", "∞": "inf", "π": "pi", "e": "e"}
 APPLY = "\u2061"
+SIZE = 3
 
 
 def sigmoid(x: float) -> float:
@@ -19,10 +22,11 @@ def sigmoid(x: float) -> float:
 
 
 FUNCTIONS: dict[str, Any] = {
-    "log": math.log, "exp": math.exp, "sigmoid": sigmoid, "max": max, "min": min, "sgn": lambda x: math.copysign(float(x != 0), x), "tanh": math.tanh,
-    "erf": math.erf, "log1p": math.log1p, "expm1": math.expm1, "sqrt": math.sqrt, "abs": abs, "float": float, "floor": math.floor,
-    "softplus": lambda x: math.log1p(math.exp(x)), "logcosh": lambda x: math.log(math.cosh(x)), "log1mexp": lambda x: math.log(-math.expm1(-x)),
-    "inf": math.inf, "pi": math.pi, "e": math.e,
+    "log": math.log, "exp": math.exp, "sigmoid": sigmoid, "max": max, "min": min, "tanh": math.tanh, "erf": math.erf, "log1p": math.log1p,
+    "expm1": math.expm1, "sqrt": math.sqrt, "abs": abs, "float": float, "floor": math.floor, "inf": math.inf, "pi": math.pi, "e": math.e,
+    "sgn": lambda x: math.copysign(float(x != 0), x), "softplus": lambda x: math.log1p(math.exp(x)),
+    "logcosh": lambda x: math.log(math.cosh(x)), "log1mexp": lambda x: math.log(-math.expm1(-x)), "step": lambda x: float(x > 0),
+    "log1pmx": lambda x: math.log1p(x) - x, "expm1mx": lambda x: math.expm1(x) - x, "binade": lambda x: 2.0 ** math.floor(math.log2(x)),
 }
 
 
@@ -47,6 +51,12 @@ def read(node: ET.Element) -> str:
             return {"mod": " % ", "and": " and ", "or": " or ", "not": " not "}[node.text.strip() if node.text else ""]
         case "mfrac":
             return f"(({read(kids[0])})/({read(kids[1])}))"
+        case "msub":
+            return indexed(identifier("".join(kids[0].itertext())), kids[1])
+        case "msubsup":
+            return indexed(identifier("".join(kids[0].itertext()) + "^" + "".join(kids[2].itertext())), kids[1])
+        case "msup" if "".join(kids[0].itertext()) == "v":
+            return identifier("v^" + "".join(kids[1].itertext()))
         case "msup":
             return f"(({read(kids[0])})**({read(kids[1])}))"
         case "msqrt":
@@ -54,6 +64,17 @@ def read(node: ET.Element) -> str:
         case "mtable":
             return cases(kids)
     raise AssertionError(f"what is {tag}?")
+
+
+def indexed(name: str, index: ET.Element) -> str:
+    """A cell of a table; the number of positions of an axis."""
+    return str(SIZE) if name == identifier("n") else f"{name}({row([index])})"
+
+
+def bound(node: ET.Element, body: str) -> str:
+    """A sum or maximum over the letter below it."""
+    what, letter = node
+    return f"{'sum' if what.text == '∑' else 'max'}(({body}) for {read(letter)} in range({SIZE}))"
 
 
 def cases(rows: list[ET.Element]) -> str:
@@ -73,9 +94,15 @@ def row(kids: list[ET.Element]) -> str:
     while k < len(kids):
         node = kids[k]
         text = (node.text or "").strip() if node.tag == "mo" else ""
+        if node.tag == "munder" and node[0].tag == "mo":
+            out.append(bound(node, row([kids[k + 1]])))
+            k += 2
+            continue
         if k + 1 < len(kids) and kids[k + 1].tag == "mo" and kids[k + 1].text == APPLY:
             rest = k + 3 if k + 2 < len(kids) and kids[k + 2].tag == "mspace" else k + 2
-            out.append(f"{read(node)}({row([kids[rest]])})")
+            inside = row([kids[rest]])
+            out.append(bound(node, inside) if node.tag == "munder" else f"{read(node)}({inside.removeprefix('(').removesuffix(')')})"
+                       if inside.startswith("(") and kids[rest][0].get("fence") else f"{read(node)}({inside})")
             k = rest + 1
             continue
         if text in BARS and node.get("fence"):
@@ -91,10 +118,14 @@ def row(kids: list[ET.Element]) -> str:
     return "".join(out)
 
 
-def equation(parts: list[str]) -> tuple[str, str]:
-    """The two sides of an equation that is given in pieces: the left as it is written, the right as Python."""
+def equation(parts: list[str]) -> tuple[str, list[str], str]:
+    """An equation that is given in pieces: what is on the left, the letters that it is at, and the right as Python."""
     trees = [ET.fromstring(p.replace("&#xA0;", " ").replace("&#x2061;", APPLY)) for p in parts]
-    first = list(next(iter(trees[0])))
-    head, rest = first[0], first[1:]
-    left = re.sub(r"\s", "", "".join(next(iter(head)).itertext()))
-    return left, row(rest) + "".join(map(read, trees[1:]))
+    head, *rest = next(iter(trees[0]))
+    left = next(iter(head))
+    cell = next((e for e in left.iter() if e.tag in ("msub", "msubsup")), None)
+    letters = [] if cell is None else [identifier(t) for t in "".join(cell[1].itertext()).split(",")]
+    name = "".join(left.itertext())
+    if cell is not None:
+        name = name.replace("".join(cell.itertext()), "".join(cell[0].itertext()), 1)
+    return name, letters, row(rest) + "".join(map(read, trees[1:]))
