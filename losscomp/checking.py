@@ -11,9 +11,10 @@ import sympy as sp
 
 from . import catalogue
 from .check import Checked, check, check_nodes, modern
-from .emit import forms_of
+from .emit import emit_loss, forms_of
 from .errors import LosscompError
 from .formula import formula_lines
+from .hierarchy import Hierarchy
 from .language import Definition
 from .pipeline import compile_form, kernels
 from .show import kind_of
@@ -44,7 +45,8 @@ def check_all(path: Path, whole: bool) -> Iterator[Report | LosscompError]:
             continue
         for definition in definitions:
             try:
-                yield report(definition, None if whole else start + SECONDS)
+                yield (composed(definition) if isinstance(definition, Hierarchy) else
+                       report(definition, None if whole else start + SECONDS))
             except LosscompError as error:
                 yield narrowed(error.at(definition.path), file)
 
@@ -62,6 +64,12 @@ def report(definition: Definition, end: float | None) -> Report:
         derived += 1
     lines = [line for group in groups for line in (about(group[0]), *(f"    {text}" for text in formula_lines(group[0])))]
     return Report(definition.name, tuple(lines), len(variants), derived, count)
+
+
+def composed(definition: Hierarchy) -> Report:
+    """A loss that has no formula of its own: its text is made, as a build would. Raises LosscompError."""
+    emit_loss(definition, "checked", definition.path)
+    return Report(definition.name, (f"a tree of choices, each a {definition.loss.name} of scores",), 1, 1, 0)
 
 
 def about(form: Checked) -> str:

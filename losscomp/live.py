@@ -82,7 +82,9 @@ def compile_now(definition: Definition, target: str, name: str) -> Any:
     if target == "c" and (lacking := compiler.missing()):
         raise BuildError(f"the C target cannot be compiled: {lacking}", repair="Mend that, or take target='numpy'.")
     if not definition.name:
-        definition = named_by_file(definition, name, "", "", {})
+        named = named_by_file(definition, name, "", "", {})
+        assert isinstance(named, Definition)
+        definition = named
     emitted = [emit.emit_loss(definition, NAME, "a notebook", (target,))]
     files = emitted[0].files | emit.emit_library(emitted, NAME, __version__)
     root = f"src/{NAME}/"

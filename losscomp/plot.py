@@ -11,7 +11,6 @@ from .curves import Family, families, family
 from .errors import BuildError, LosscompError
 from .language import Definition
 from .pages import Library, library_at, library_for
-from .show import find
 
 INCHES = (5.0, 3.5)                              # of one panel of a PNG
 
@@ -64,7 +63,7 @@ def save_png(found: Family, whats: Sequence[str], path: Path) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """`losscomp plot`: 0, or an error."""
-    definition = find(args.loss, args.defs or catalogue.builtin_definitions())
+    definition = catalogue.pick([args.loss], args.defs or catalogue.builtin_definitions())[args.loss]
     library, _ = library_for(definition, Library() if args.defs else library_at(args.lib))
     found = wanted(definition, library, args.input, args.param, tuple(args.range) if args.range else None)
     fixed = ", ".join(f"{n} = {v}" for n, v in found.lines[0].fixed() if n != found.by)

@@ -123,12 +123,12 @@ class CText:
             if steps:
                 out[-1] += f" const int64_t {', '.join(steps)};"
             if argument.role == "output":
-                out[-1] += f" const int {self.derived(argument.name, 'wanted')} = {self.wanted(n, argument)};"
+                out[-1] += f" const int {self.derived(argument.name, 'wanted')} = {self.asked_at(n, argument)};"
         out += [f"const {'int64_t' if p.integer else 'REAL'} {p.name} = ({'int64_t' if p.integer else 'REAL'})run->params[{n}];"
                 for n, p in enumerate(k.params)]
         return out
 
-    def wanted(self, n: int, argument: Argument) -> str:
+    def asked_at(self, n: int, argument: Argument) -> str:
         """Is an output wanted? Where a sample is a row its loss is stored behind the loops: to ask there costs nothing."""
         if argument.name not in SELDOM:
             return f"WANTS({n})"
