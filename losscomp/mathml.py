@@ -460,6 +460,10 @@ def halves(e: sp.Expr, names: Mapping[Any, str]) -> tuple[list[sp.Expr], list[sp
     above: list[sp.Expr] = []
     below: list[sp.Expr] = []
     for factor in e.args:
+        rooted = factor.base if factor.is_Pow and factor.exp.is_positive and factor not in names else factor
+        if isinstance(rooted, atoms.inverse_root):
+            below.append(atoms.root(rooted.args[0]) ** factor.as_base_exp()[1])
+            continue
         inverse = factor.is_Pow and not isinstance(factor, sp.exp) and factor.exp.is_number and factor.exp < 0 and factor not in names
         if factor.is_Rational:
             number *= factor

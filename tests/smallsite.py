@@ -9,6 +9,8 @@ from losscomp.cli import main
 DEFINITIONS = {
     "bent.py": '''"""A bent line, with a `knee` (peer.bent).
 
+See peer.functions.with.a.name.that.is_longer_than_a_telephone_is_wide.
+
     as it is: written
 """
 
