@@ -2,8 +2,8 @@
 
     python tools/overhead.py [LOSS ...]
 
-Both in turns, in short blocks, in one process with one thread; a time is the median of those of all blocks, and so is a ratio, of
-blocks that follow each other: other work on the machine hits both.
+Both in turns, in short blocks, in one process with one thread. A time is the least of those of all blocks: other work on the machine only
+adds. A ratio is that of the least times, and behind it the median of the ratios of blocks that follow each other.
 """
 
 from __future__ import annotations
@@ -38,10 +38,11 @@ def timed(run: Callable[[], object]) -> float:
     return (time.perf_counter() - start) / CALLS * 1e6
 
 
-def compare(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> tuple[float, float, float]:
-    """Microseconds of PyTorch's, of ours, and the ratio."""
+def compare(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> list[str]:
+    """Microseconds of PyTorch's, of ours, and the ratios."""
     pairs = [(timed(theirs), timed(ours)) for _ in range(rounds + 3)][3:]
-    return median(a for a, _ in pairs), median(b for _, b in pairs), median(b / a for a, b in pairs)
+    first, second = min(a for a, _ in pairs), min(b for _, b in pairs)
+    return [f"{first:.1f}", f"{second:.1f}", f"{second / first:.2f} ({median(b / a for a, b in pairs):.2f})"]
 
 
 def work(function: Any, tensors: list[Any], moving: list[Any], reduction: str, kind: str) -> Callable[[], object]:
@@ -94,7 +95,7 @@ def main() -> None:
         except Exception as error:
             print(f"| {name} | not measured: {type(error).__name__}: {error}", flush=True)
             continue
-        print(f"| {name} | " + " | ".join(f"{c:.2f}" if k % 3 == 2 else f"{c:.1f}" for k, c in enumerate(cells)) + " |", flush=True)
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":
