@@ -13,6 +13,9 @@ from .. import ir
 from ..ir import Accumulate, Kernel, Let, Loop, Node, Statement, Store, kind_of
 from .c import SELDOM, TYPES, USUAL, CPrinter, CText
 
+# How many statements are compiled once more for it, in all kernels together: more would take compilers minutes.
+MOST = 1000
+
 
 class SidePrinter(CPrinter):
     """Names that each row has one of are lanes, rows are columns."""
@@ -59,7 +62,10 @@ class Side:
 
     @property
     def axis(self) -> str | None:
-        """The axis of the rows, if samples can stand side by side."""
+        """The axis of the rows, if samples can stand side by side, and that is not too much to compile."""
+        usual = sum(m.formula in USUAL[True] for m in self.text.members)
+        if usual * len(list(ir.statements(self.body))) > MOST:
+            return None
         loops = [s for s in self.body if isinstance(s, Loop)]
         axes = {s.var for s in loops}
         plain = all(not s.serial and not any(isinstance(inner, Loop) for inner in s.body) for s in loops)
