@@ -98,7 +98,7 @@ def test_masses_that_are_no_ordinary_numbers(functions: ctypes.CDLL) -> None:
     np.testing.assert_array_equal(part, [0, 1, 1, *[np.nan] * 4])                      # what is not known is computed in logarithms
     np.testing.assert_array_equal(power[:3], [-np.inf, 0, 0])
     np.testing.assert_array_equal(back, [-np.inf, 0, 0, *[np.nan] * 4])
-    x = np.array([0, 1, 1.999, 2, 3e-308, 8e307, np.inf, np.nan])
+    x = np.array([0, 1, 1.999, 2, 3e-308, 1e288, np.inf, np.nan])
     part, power, back = call(functions, "units", x)
     assert ((part[1:6] >= 1) & (part[1:6] < 2)).all() and part[0] == 0 and part[6] == np.inf and np.isnan(part[7])
     np.testing.assert_array_equal(back[:6], x[:6])
@@ -328,7 +328,7 @@ FAULTS = {
     "masses near 1 are vouched for": {"return logarithm == -INFINITY ||": "return 1 ||"},
     "masses keep their parts": {"return x * real_f64(((2046 - (bits_f64(x) >> 52)) & 2047) << 52);": "return x;",
                                 "return real_f64(bits_f64(x) >> 52 | bits_f64(0x1p52)) - (0x1p52 + 1023);": "return 0 * x;"},
-    "sums forget the powers": {"const double least = power > -1023 ? power : -1023;": "const double least = 0;"},
+    "sums forget the powers": {"const double least = power > -1087 ? power : -1087;": "const double least = 0;"},
 }
 
 
