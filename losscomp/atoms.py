@@ -7,7 +7,7 @@ of a step is zero: there is no Heaviside and no DiracDelta. Each target spells e
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ class Atom:
         name: what it is called in formulas and in every target.
         meaning: the function in elementary terms; the oracle and the proofs of the rules evaluate this.
         slopes: one derivative formula an argument; None where an argument is a convention and not a variable.
-        sign: "positive", "nonnegative" or "" when the sign varies.
+        sign: "positive", "nonnegative" or "" when the sign varies; "any" or "all" where it has what one or all of two arguments have.
         ranges: where each argument is sampled by the tests, as (low, high).
         stable: how the targets compute it, in words, for `losscomp show`.
         computed: how lowering computes it, in other functions; None where every target spells it itself. Its arms are analytic
@@ -69,6 +69,9 @@ abs_power: Any
 signed_power: Any
 
 
+QUANTIFIERS: dict[str, Callable[[Iterable[Any]], bool]] = {"any": any, "all": all}
+
+
 def _define(atom: Atom) -> type[sp.Function]:
     """The SymPy function of an atom."""
 
@@ -84,7 +87,11 @@ def _define(atom: Atom) -> type[sp.Function]:
         "_eval_evalf": lambda self, prec: None,      # mpmath knows other functions by some of these names
         "__doc__": atom.stable or atom.name,
     }
-    if atom.sign:
+    if atom.sign in QUANTIFIERS:
+        for sign in ("positive", "nonnegative"):
+            known = lambda self, sign=sign: QUANTIFIERS[atom.sign](getattr(a, f"is_{sign}") for a in self.args[:2]) or None
+            body[f"_eval_is_{sign}"] = known
+    elif atom.sign:
         body[f"is_{atom.sign}"] = True
     return type(atom.name, (sp.Function,), body)
 
@@ -138,9 +145,9 @@ _kinks = (
     Atom("step", lambda x, tie: Where(x > 0, 1, Where(x < 0, 0, tie)), (lambda x, tie: 0, None), "nonnegative"),
     Atom("hinge", lambda x, tie: Where(x < 0, 0, x), (lambda x, tie: step(x, tie), None), "nonnegative"),
     Atom("larger", lambda a, b, tie: Where(a < b, b, a),
-         (lambda a, b, tie: step(a - b, tie), lambda a, b, tie: step(b - a, 1 - tie), None)),
+         (lambda a, b, tie: step(a - b, tie), lambda a, b, tie: step(b - a, 1 - tie), None), "any"),
     Atom("smaller", lambda a, b, tie: Where(a > b, b, a),
-         (lambda a, b, tie: step(b - a, tie), lambda a, b, tie: step(a - b, 1 - tie), None)),
+         (lambda a, b, tie: step(b - a, tie), lambda a, b, tie: step(a - b, 1 - tie), None), "all"),
     Atom("same", lambda a, b: Where(sp.Eq(a, b), 1, 0), (lambda a, b: 0, lambda a, b: 0), "nonnegative"),
     Atom("root", lambda x: sp.sqrt(x), (lambda x: inverse_root(x) / 2,), "nonnegative", ((0, 1e30),),
          stable="sqrt(x); its derivative is 0 at 0"),

@@ -113,7 +113,7 @@ class Conditioning:
                 return self.selection(expr)
             case nodes.Reduce():
                 return self.reduction(expr)
-            case nodes.Rejection():
+            case nodes.Rejection() | nodes.Eliminated():
                 return Bound(-INF, INF, CARRIED)                         # computed by elimination
             case sp.Add():
                 return self.addition(expr)

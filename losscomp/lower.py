@@ -91,7 +91,10 @@ def product(above: Iterable[Node], below: Iterable[Node] = (), sign: bool = Fals
     tails = [n for n in up if isinstance(n, Op) and n.name in TAILS] if len(up) > 1 else []
     for last in steps + tails:
         up.remove(last)
-    depths = sorted({len(free(n)) for n in [*up, *down]})
+    late = [] if tails else delayed(up, max((len(free(n)) for n in [*up, *down]), default=0))
+    for last in late:
+        up.remove(last)
+    depths = sorted({len(free(n)) for n in [*up, *down, *tails]})
     result: Node = ONE
     waiting: list[Node] = []
     for depth in depths:
@@ -102,17 +105,51 @@ def product(above: Iterable[Node], below: Iterable[Node] = (), sign: bool = Fals
             result = op("mul", result, const)
         if not plain and (result is ONE or isinstance(result, Const)):
             waiting = under                                              # nothing to divide yet but a constant
-            continue
-        waiting = []
-        for k, factor in enumerate(plain):
-            result = op("mul", result, op("div", factor, under[k]) if k < len(under) else factor)
-        result = fold(lambda a, b: op("div", a, b), under[len(plain):], result)
+        else:
+            waiting = []
+            for k, factor in enumerate(plain):
+                result = op("mul", result, op("div", factor, under[k]) if k < len(under) else factor)
+            result = fold(lambda a, b: op("div", a, b), under[len(plain):], result)
+        for tail in (n for n in tails if len(free(n)) == depth):         # last, by a function that knows how it over- and underflows
+            result = tail if result is ONE else Op(TAILS[tail.name], (real(result), *tail.args))
     result = fold(lambda a, b: op("div", a, b), waiting, result)
-    for tail in tails:                                                   # last, by a function that knows how it over- and underflows
-        result = tail if result is ONE else Op(TAILS[tail.name], (real(result), *tail.args))
+    result = fold(lambda a, b: op("mul", a, b), late, result)
     for step in steps:                                                   # 0 where the step is 0, whatever the rest is
         result = where(op("lt", step.children[0], ZERO), ZERO, op("mul", result, step))
     return op("neg", result) if sign else result
+
+
+def weighed(parts: list[sp.Expr]) -> list[sp.Expr]:
+    """The factors of a product, where a sum of products takes what the caller weighs it with inside: the products may overflow alone.
+
+    A weight below 1 meets the larger of two factors first, another one the smaller: no product of the two is beyond all three then.
+    """
+    weight = next((p for p in parts if isinstance(p, nodes.Load) and not p.index and not p.tensor.name.startswith("scale")), None)
+    for total in (p for p in parts if isinstance(p, nodes.Reduce) and p.op == "sum" and weight is not None):
+        a, *rest = sorted(factors_apart(total.body), key=lambda f: not isinstance(f, nodes.Load))
+        if not rest or any(isinstance(f, sp.exp | atoms.sigmoid | nodes.Where) for f in (a, *rest)):
+            continue
+        sizes = [p for p in parts if p.is_Pow and p.exp == -1 and isinstance(p.base, nodes.Axis)]
+        w, b = sp.Mul(weight, *sizes), sp.Mul(*rest)
+        times = lambda first, second, w=w: sp.Mul(nodes.Named("weighed", w * first), second)
+        more, less = (nodes.Named(name, nodes.Where(atoms.Abs(a) > atoms.Abs(b), *pair))
+                      for name, pair in (("larger_factor", (a, b)), ("smaller_factor", (b, a))))
+        body = times(a, b) if a == b else nodes.Where(atoms.Abs(w) < 1, times(more, less), times(less, more))
+        inside = nodes.Reduce("sum", body, total.bound)
+        return [inside if p is total else p for p in parts if p is not weight and p not in sizes]
+    return parts
+
+
+def factors_apart(body: sp.Expr) -> list[sp.Expr]:
+    """The factors of a product that vary, a square as two; constants with the first."""
+    number, found = sp.S.One, []
+    for f in sp.Mul.make_args(body):
+        base, power = f.as_base_exp()
+        if f.is_number:
+            number *= f
+        else:
+            found += [base] * int(power) if power.is_Integer and 1 < power <= 4 else [f]
+    return [found[0] * number, *found[1:]] if found else [body]
 
 
 def is_step(node: Node) -> bool:
@@ -120,9 +157,21 @@ def is_step(node: Node) -> bool:
     return isinstance(node, Op) and node.name == "step"
 
 
+def delayed(factors: list[Node], depth: int) -> list[Node]:
+    """What the caller weighs a sample with, where the sample has other large factors, and others vary: the prefix may overflow alone."""
+    outer = [n for n in factors if len(free(n)) < depth and not isinstance(n, Const | Size) and not is_given(n)]
+    weights: list[Node] = [n for n in outer if isinstance(n, Load) and n.index == (SAMPLE,) and not n.integer]
+    return weights if any(isinstance(n, Reduce) for n in outer) else []
+
+
+def is_given(node: Node) -> bool:
+    """Is this a scale or a direction?"""
+    return isinstance(node, Load) and node.tensor.startswith(("scale", "direction_"))
+
+
 def apart(nodes_: list[Node]) -> list[Node]:
     """The factors, those of the caller (scales, directions) last, repetitions after everything else."""
-    given = sorted(nodes_, key=lambda n: isinstance(n, Load) and n.tensor.startswith(("scale", "direction_")))
+    given = sorted(nodes_, key=is_given)
     first = list(dict.fromkeys(given))
     rest = list(given)
     for node in first:
@@ -130,8 +179,6 @@ def apart(nodes_: list[Node]) -> list[Node]:
     return first + rest
 
 
-class Eliminated(nodes.Node):
-    """a b - c d, rounded once."""
 
 
 class Lowering:
@@ -221,7 +268,7 @@ class Lowering:
                 return self.reduction(expr, env)
             case nodes.Rejection():
                 return self.rejection(expr, env)
-            case Eliminated(args=(a, b, c, d)):
+            case nodes.Eliminated(args=(a, b, c, d)):
                 return self.called("eliminated", Op("cross", tuple(real(self(part, env)) for part in (a, b, c, d))))
             case atoms.root() | atoms.inverse_root() if (found := nodes.sum_of_squares(expr.args[0])) is not None:
                 return self.length(expr, *found, env)
@@ -368,7 +415,7 @@ class Lowering:
         at_largest = nodes.Reduce("max", nodes.Where(sp.Eq(atoms.Abs(x_i), largest, evaluate=False), atoms.Sign(x_i) * y_i, -sp.oo), i)
         pivot = nodes.Where(sp.Eq(largest, 0), 1, largest / unit)
         scaled = lambda x: nodes.Named("scaled", x / unit)               # names keep factors where they are
-        rest = lambda y, x: nodes.Named("left", Eliminated(y, pivot, scaled(x), at_largest) / pivot)
+        rest = lambda y, x: nodes.Named("left", nodes.Eliminated(y, pivot, scaled(x), at_largest) / pivot)
         if found is not None:
             share = nodes.Named("share", unit * atoms.inverse_root(square))
             back = -share**2 * nodes.Reduce("sum", scaled(x_i) * rest(y_i, x_i), i)
@@ -447,7 +494,7 @@ class Lowering:
         above: list[Node] = []
         below: list[Node] = []
         sign = False
-        contents = [self.content(f) for f in parts]
+        contents = [self.content(f) for f in weighed(list(parts))]
         number = sp.Mul(*(c for c, _ in contents), *(f for _, f in contents if f.is_Rational))
         factors = [f for _, f in contents if not f.is_Rational]
         for f, x in [(f, x) for f in factors for x in factors if isinstance(f, atoms.inverse_root) and x is not f]:
@@ -474,7 +521,16 @@ class Lowering:
             else:
                 over, under, turn = self.factors(self(f, env))
                 above, below, sign = above + over, below + under, sign ^ turn
+        gated = next((n for n in above if isinstance(n, Op) and n.name == "where" and n.args[1] is ZERO and self.vanishes(n.args[2])), None)
+        if gated is not None:                                            # a tail in an arm is multiplied last too
+            above.remove(gated)
+            over, under, turn = self.factors(gated.args[2])
+            return where(gated.args[0], ZERO, product(above + over, below + under, sign ^ turn))
         return product(above, below, sign)
+
+    def vanishes(self, node: Node) -> bool:
+        """Is this a product with a function that vanishes?"""
+        return any(isinstance(n, Op) and n.name in TAILS for n in self.factors(node)[0])
 
     def power_factors(self, base: sp.Expr, exponent: sp.Rational, env: Env) -> list[Node]:
         """base ** exponent as factors, so that products can be divided step by step."""

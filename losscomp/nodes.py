@@ -430,6 +430,16 @@ class Rejection(Node):
         return f"rejection({', '.join(map(printer._print, self.args))})"
 
 
+class Eliminated(Node):
+    """a b - c d, rounded once."""
+
+    @property
+    def meaning(self) -> sp.Expr:
+        """The same as a formula."""
+        a, b, c, d = self.args
+        return a * b - c * d
+
+
 def root_of(product: sp.Expr) -> sp.Expr | None:
     """The expression of which this is the square, if its factors are squares."""
     roots = []

@@ -88,7 +88,7 @@ class Plain:
                 if expr.op == "logsumexp":
                     return np.log(fold(np.add, map(np.exp, terms)))
                 return fold(np.add if expr.op == "sum" else np.maximum, terms)
-            case nodes.Rejection():
+            case nodes.Rejection() | nodes.Eliminated():
                 return inner(expr.meaning)
             case sp.Pow() if not isinstance(expr, sp.exp):
                 return self.power(inner(expr.base), expr.exp, places)

@@ -11,6 +11,7 @@ written down and are false stand in the table too, disabled, each with a point t
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Collection
 from functools import lru_cache
 
@@ -19,6 +20,8 @@ import sympy as sp
 from . import nodes
 from .atoms import (
     Abs,
+    Sign,
+    binade,
     expm1,
     expm1mx,
     hinge,
@@ -37,10 +40,18 @@ from .atoms import (
     step,
     xlogy,
 )
+from .differentiate import split
 from .errors import DefinitionError
-from .nodes import Delta, Index, Named, Reduce, Where, substitute
+from .nodes import Delta, Eliminated, Index, Load, Named, Reduce, Where, substitute
 from .rewrite import ANY_INDEX, BOUND, Binding, Hole, Procedure, Rule, kinds, over, without
-from .vectors import difference_of_lengths, difference_of_units, one_minus_cosine, power_rejection, rejection
+from .vectors import (
+    difference_of_lengths,
+    difference_of_rejections,
+    difference_of_units,
+    one_minus_cosine,
+    power_rejection,
+    rejection,
+)
 
 a, b, c, f, k, x, y, t = map(Hole, "abcfkxyt")
 _sum_exp = Reduce("sum", sp.exp(over(f)), ANY_INDEX)
@@ -60,10 +71,10 @@ def _unnamed(found: Binding) -> bool:
     return not (found[a].is_Atom or any(isinstance(found[h], Named) for h in (a, b)))
 
 
-# Softmaxes. A share near 1 is told from 1 by the sum of the others, where it is the largest; a mean under a softmax is taken
-# relative to the value at the largest, which has nearly all of the weight when differences matter.
+# Softmaxes. A share near 1 is told from 1 by the sum of the others, where it is the largest; what is left of a value when its mean under
+# a softmax is taken away is the difference from the mean as it was rounded, less the mean of such differences.
 
-FROM_PEAK = "from_peak"
+FROM_MEAN = "from_mean"
 SOFTMAX = frozenset({sp.exp, "logsumexp"})
 
 
@@ -156,7 +167,7 @@ def softmax_times_complement(expr: sp.Expr) -> sp.Expr | None:
 
 
 def centred_softmax(expr: sp.Expr) -> sp.Expr | None:
-    """k softmax(a) (r(a) - sum over c of softmax(c) r(c)), with r taken relative to its value at the largest."""
+    """k softmax(a) (r(a) - sum over c of softmax(c) r(c)), with r taken relative to that mean, rounded."""
     if not isinstance(expr, sp.Add):
         return None
     terms = list(sp.Add.make_args(opened(expr)))
@@ -167,7 +178,7 @@ def centred_softmax(expr: sp.Expr) -> sp.Expr | None:
                 place = position_of(here, lse)
                 inner = substitute(total.body, {total.bound: place}) if place is not None else None
                 if place is None or inner is None or sp.exp(here - lse) not in sp.Mul.make_args(inner) or any(
-                        n.label == FROM_PEAK for n in inner.atoms(Named)):
+                        n.label == FROM_MEAN for n in inner.atoms(Named)):
                     continue
                 own = without(inner, sp.exp(here - lse))
                 wanted = sp.Add.make_args(opened(factor * own))
@@ -179,13 +190,12 @@ def centred_softmax(expr: sp.Expr) -> sp.Expr | None:
 
 
 def centred(own: sp.Expr, place: Index, lse: Reduce) -> sp.Expr:
-    """own - the mean of own under the softmax, both relative to own at the largest."""
-    largest, _, ties = relative(lse)
+    """own - the mean of own under the softmax, both relative to that mean as it was rounded: what this leaves is small, and known well."""
     i = lse.bound.axis.index()
-    body, value = substitute(lse.body, {lse.bound: i}), substitute(own, {place: i})
-    peak = Reduce("sum", Where(sp.Eq(body, largest, evaluate=False), value, 0), i) / ties
-    apart = Named(FROM_PEAK, value - peak)
-    return substitute(apart, {i: place}) - Reduce("sum", sp.exp(body - lse) * apart, i)
+    share, value = sp.exp(substitute(lse.body, {lse.bound: i}) - lse), substitute(own, {place: i})
+    mean = Named("mean_under_softmax", Reduce("sum", share * value, i))
+    apart = Named(FROM_MEAN, value - mean)
+    return substitute(apart, {i: place}) - Reduce("sum", share * apart, i)
 
 
 def share_of_a_sum(expr: sp.Expr) -> sp.Expr | None:
@@ -200,9 +210,11 @@ def share_of_a_sum(expr: sp.Expr) -> sp.Expr | None:
                 if place is None:
                     continue
                 own, factor = substitute(whole.body, {whole.bound: place}), without(rest, share)
-                if -factor * own in expr.args:
+                wanted = next((some for some in ([-factor * own], [-factor * t for t in sp.Add.make_args(own)])
+                               if all(t in expr.args for t in some)), None)
+                if wanted is not None:
                     new = factor * (share * others_of(whole, own) - own * complement(here, lse))
-                    return sp.Add(new, *(t for t in expr.args if t not in (term, -factor * own)))
+                    return sp.Add(new, *(t for t in expr.args if t != term and t not in wanted))
     return None
 
 
@@ -249,6 +261,20 @@ def common_sigmoids(expr: sp.Expr) -> sp.Expr | None:
     return sp.Mul(*common, sp.Add(*(sp.Mul(*rest) for rest in rests)))
 
 
+def direction_less_its_mean(expr: sp.Expr) -> sp.Expr | None:
+    """k v - k (sum of w v), for a direction v, as k times the difference: k, which is rounded, is then the same in both."""
+    if not isinstance(expr, sp.Add):
+        return None
+    for term in expr.args:
+        for v in (f for f in sp.Mul.make_args(term) if isinstance(f, Load) and f.tensor.name.startswith("direction_")):
+            factor = without(term, v)
+            for other in (t for t in expr.args if t != term):
+                mean = quotient(other, -factor)
+                if isinstance(mean, Reduce) and mean.op == "sum" and any(load.tensor == v.tensor for load in mean.atoms(Load)):
+                    return sp.Add(factor * (v - mean), *(t for t in expr.args if t not in (term, other)))
+    return None
+
+
 def single_factors(term: sp.Expr) -> list[sp.Expr]:
     """The factors of a product, with a sigmoid as often as its power says."""
     found: list[sp.Expr] = []
@@ -264,6 +290,134 @@ def cancelling_terms(expr: sp.Expr) -> sp.Expr | None:
         return None
     terms = sp.Add.make_args(opened(expr))
     return opened(expr) if len(terms) < len(expr.args) else None
+
+
+def quotients_of_complements(expr: sp.Expr) -> sp.Expr | None:
+    """k (n + m) / (1 - q) + k n / q, for a number m, is k (n + m q) / (q (1 - q)): an entropy's slope, where n is near -m q."""
+    if not isinstance(expr, sp.Add):
+        return None
+    found = [(term, 1 / f) for term in expr.args for f in sp.Mul.make_args(term) if f.is_Pow and f.exp == -1]
+    for (t, q), (u, r) in itertools.permutations(found, 2):
+        if q.is_number or (t, q) == (u, r) or sp.expand(q + r) != 1 or isinstance(q, sp.Add):
+            continue
+        one, other = (list(sp.Mul.make_args(without(term, 1 / base))) for term, base in ((t, q), (u, r)))
+        shared = [f for f in one if f in other]
+        n, more = (sp.Mul(*(f for f in factors if f not in shared)) for factors in (one, other))
+        m = sp.expand(more - n)
+        if m.is_number and m != 0:
+            return sp.Add(sp.Mul(*shared) * (n + m * q) / q / r, *(rest for rest in expr.args if rest not in (t, u)))
+    return None
+
+
+# Shares of a sum that are no softmax: p / (sum of p), perhaps clipped.
+
+def inside_a_clip(expr: sp.Expr) -> sp.Expr | None:
+    """Where the steps of a clip's derivative are not 0, what is clipped is itself: step(x - low) step(high - x) f(clip(x)) has f(x).
+
+    Where a step is 0 so is the product, whatever f(x) is: lowering selects.
+    """
+    if not isinstance(expr, sp.Mul):
+        return None
+    factors = [base if isinstance(base, step) and base.args[1] in (0, 1) else f      # 0 or 1, as are its powers
+               for f in expr.args for base in (f.as_base_exp()[0],)]
+    steps = [f for f in factors if isinstance(f, step)]
+    for clip in sorted((e for f in factors if not isinstance(f, step) for e in f.atoms(smaller)), key=sp.default_sort_key):
+        low, high, _ = clip.args
+        if isinstance(low, larger) and any(f.args[0] == low.args[0] - low.args[1] for f in steps) and any(
+                f.args[0] == high - low for f in steps):
+            within = [f if isinstance(f, step) else substitute(f, {clip: low.args[0]}) for f in factors]
+            return sp.Mul(*within)
+    return None
+
+
+def invariant_of_a_sum(expr: sp.Expr) -> sp.Expr | None:
+    """The sum of k x[i], where k is itself a sum, or a power of one, as k times the sum of x[i]."""
+    if isinstance(expr, Reduce) and expr.op == "sum":
+        outer, inner = split(expr.body, expr.bound)
+        if inner != 1 and outer.has(Reduce) and all(isinstance(f.as_base_exp()[0], Reduce) for f in sp.Mul.make_args(outer)):
+            return outer * Reduce("sum", inner, expr.bound)
+    return None
+
+
+def share_of(expr: sp.Expr) -> tuple[sp.Expr, Reduce] | None:
+    """For p[a] / (sum of p): p[a] and the sum."""
+    for f in sp.Mul.make_args(expr):
+        if f.is_Pow and f.exp == -1 and isinstance(f.base, Reduce) and f.base.op == "sum":
+            own = without(expr, f)
+            if nodes.place_of(own, f.base.body, f.base.bound) is not None:
+                return own, f.base
+    return None
+
+
+def log_of_a_share(expr: sp.Expr) -> sp.Expr | None:
+    """log(p / (sum of p)), where that is nearly all: log1p(-(sum of the others) / (sum of p)). The share may be clipped."""
+    if not isinstance(expr, sp.log):
+        return None
+    clipped = expr.args[0]
+    inner = clipped.args[0].args[0] if isinstance(clipped, smaller) and isinstance(clipped.args[0], larger) else clipped
+    found = share_of(inner)
+    if found is None:
+        return None
+    own, whole = found
+    near = sp.And(inner > sp.S.Half, sp.Eq(inner, clipped, evaluate=False) if inner != clipped else inner < sp.S(2), evaluate=False)
+    return Where(near, log1p(-others_of(whole, own) / whole), sp.log(Named("share", clipped)))
+
+
+def ratio_less_ratio_of_sums(expr: sp.Expr) -> sp.Expr | None:
+    """k x(a) / p(a) - k (sum of x) / (sum of p), from what is left of x when it is made 0 where p is largest by taking p away."""
+    if not isinstance(expr, sp.Add):
+        return None
+    for term in expr.args:
+        for p_ in (f for f in sp.Mul.make_args(term) if f.is_Pow and f.exp == -1 and isinstance(f.base, Reduce) and f.base.op == "sum"):
+            for x_ in (f for f in sp.Mul.make_args(term) if isinstance(f, Reduce) and f.op == "sum"):
+                whole, factor = p_.base, without(without(term, p_), x_)
+                for other in (t for t in expr.args if t != term):
+                    ratio = quotient(other, -factor)
+                    i = whole.bound.axis.index()
+                    p_i, x_i = substitute(whole.body, {whole.bound: i}), substitute(x_.body, {x_.bound: i})
+                    place = nodes.place_of(ratio, x_i / p_i, i)
+                    if place is None or x_.bound.axis != whole.bound.axis or x_i.has(Eliminated):
+                        continue
+                    left, plain = Named("left", remains(x_i, p_i, i)), Named("mean_ratio", x_ / whole)
+                    own, base = substitute(x_i, {i: place}), substitute(p_i, {i: place})
+                    ratio, along = Named("own_ratio", own / base), Named("ratio_at_largest", at_largest(x_i, p_i, i))
+                    close = [2 * Abs(r - plain) < Abs(plain) for r in (ratio, along)]
+                    apart = substitute(left / p_i, {i: place}) - Reduce("sum", left, i) / whole
+                    new = Where(sp.Eq(own, 0), -plain, Where(sp.And(*close, evaluate=False), apart, ratio - plain))
+                    return sp.Add(-factor * new, *(t for t in expr.args if t not in (term, other)))
+    return None
+
+
+def at_largest(x_: sp.Expr, p_: sp.Expr, i: Index) -> sp.Expr:
+    """x / p where p is largest."""
+    largest = Reduce("max", Abs(p_), i)
+    there = Reduce("max", Where(sp.Eq(Abs(p_), largest, evaluate=False), Sign(p_) * x_, -sp.oo), i)
+    return there / Where(sp.Eq(largest, 0), 1, largest)
+
+
+def remains(x_: sp.Expr, p_: sp.Expr, i: Index) -> sp.Expr:
+    """x less the multiple of p that agrees with it where p is largest, by elimination."""
+    largest = Reduce("max", Abs(p_), i)
+    unit = binade(largest)
+    there = Reduce("max", Where(sp.Eq(Abs(p_), largest, evaluate=False), Sign(p_) * x_, -sp.oo), i)
+    pivot = Where(sp.Eq(largest, 0), 1, largest / unit)
+    return Eliminated(x_, pivot, Named("scaled", p_ / unit), there) / pivot
+
+
+def quotient_less_its_part(expr: sp.Expr) -> sp.Expr | None:
+    """k / (1 + x) - k x / (1 + x)**2 is k / (1 + x)**2, where x is large; and so for multiples and higher powers."""
+    if not isinstance(expr, sp.Add):
+        return None
+    for t in expr.args:
+        for base in (f.base for f in sp.Mul.make_args(t) if f.is_Pow and f.exp.is_Integer and f.exp < 0 and isinstance(f.base, sp.Add)):
+            x_ = base - 1
+            for u in (u for u in expr.args if 1 in base.args and u != t):
+                taken = -u * base / (t * x_)
+                if taken.is_number and taken.is_positive:
+                    both = sp.Min(1, taken)
+                    rest = sp.Add(*(r for r in expr.args if r not in (t, u)))
+                    return both * t / base + (1 - both) * t + (1 - both / taken) * u + rest
+    return None
 
 
 def root_of_squares(expr: sp.Expr) -> sp.Expr | None:
@@ -352,13 +506,22 @@ STABILISING: tuple[Rule | Procedure, ...] = (
     Procedure("rejection in a norm", power_rejection, "cancellation where one component is nearly the whole vector"),
     Procedure("difference of lengths", difference_of_lengths, "cancellation where two lengths are nearly equal"),
     Procedure("difference of units", difference_of_units, "cancellation where two vectors are nearly parallel"),
+    Procedure("difference of rejections", difference_of_rejections, "cancellation where two vectors are nearly parallel"),
     Procedure("one minus a cosine", one_minus_cosine, "cancellation where two vectors are nearly parallel"),
     Procedure("softmax minus one-hot", softmax_minus_one_hot, "cancellation at the target", needs=SOFTMAX),
     Procedure("softmax times complement", softmax_times_complement, "cancellation where a share is near 1", needs=SOFTMAX),
     Procedure("centred softmax", centred_softmax, "cancellation where a share is near 1", needs=SOFTMAX),
     Procedure("share of a sum", share_of_a_sum, "cancellation where one term is nearly the whole sum", needs=SOFTMAX),
     Procedure("cancelling terms", cancelling_terms, "terms that cancel exactly"),
+    Procedure("inside a clip", inside_a_clip, "digits that a quotient and its clip lose apart", needs=frozenset({smaller, larger, step})),
+    Procedure("invariant of a sum", invariant_of_a_sum, "digits that a sum and a quotient by it lose apart", needs=frozenset({"sum"})),
+    Procedure("quotient less its part", quotient_less_its_part, "cancellation where 1 is a small part of the divisor"),
+    Procedure("log of a share", log_of_a_share, "cancellation where a share is near 1", needs=frozenset({sp.log, "sum"})),
+    Procedure("ratio less ratio of sums", ratio_less_ratio_of_sums, "cancellation where two vectors are nearly parallel",
+              needs=frozenset({"sum"})),
+    Procedure("quotients of complements", quotients_of_complements, "cancellation where a probability is near its label"),
     Procedure("softplus pair", softplus_pair, "cancellation near 0 where y is far outside 0 and 1", needs=frozenset({softplus})),
+    Procedure("direction less its mean", direction_less_its_mean, "cancellation of products that are rounded apart"),
     Procedure("common sigmoids", common_sigmoids, "underflow of a tail before it is multiplied", needs=frozenset({sigmoid})),
     Rule("one minus a quotient", 1 - a / b, (b - a) / b, "cancellation where the quotient is near 1", "stabilise",
          condition=lambda found: not (found[a].is_number or found[b].is_number)),
@@ -378,7 +541,9 @@ STABILISING: tuple[Rule | Procedure, ...] = (
     Rule("log minus log", sp.log(a) - sp.log(b), lambda found: Where(
             sp.And(found[a] < 2 * found[b], found[b] < 2 * found[a]), log1p((found[a] - found[b]) / found[b]),
             sp.log(Named("ahead", found[a])) - sp.log(found[b])),
-         "cancellation where both are near each other", "stabilise", condition=_unnamed, domain=(a, b)),
+         "cancellation where both are near each other", "stabilise",
+         condition=lambda found: _unnamed(found) and bool(found[a].is_nonnegative and found[b].is_nonnegative),
+         ranges=(("a", 0.0, 1e6), ("b", 0.0, 1e6))),
     Rule("log1p minus log1p", log1p(a) - log1p(b), lambda found: Where(
             sp.And(found[a] < 1 + 2 * found[b], found[b] < 1 + 2 * found[a]), log1p((found[a] - found[b]) / (1 + found[b])),
             log1p(Named("ahead", found[a])) - log1p(found[b])),

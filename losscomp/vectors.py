@@ -7,13 +7,19 @@ of them.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
 import sympy as sp
 
 from . import nodes
-from .atoms import Abs, Sign, abs_power, binade, expm1, inverse_root, larger, log1p, root, signed_power
+from .atoms import Abs, Sign, abs_power, binade, expm1, inverse_root, larger, log1p, root, signed_power, step
 from .differentiate import rejected, split
-from .nodes import Index, Named, Reduce, Rejection, Where, substitute, sum_of_squares
+from .nodes import Eliminated, Index, Named, Reduce, Rejection, Where, substitute, sum_of_squares
 from .rewrite import without
+
+NARROW = sp.Rational(63, 64)                     # the cosine of an angle below which what has more roundings has the smaller error
 
 
 def lengths(factors: list[sp.Expr]) -> list[tuple[sp.Expr, list[sp.Expr]]]:
@@ -149,11 +155,11 @@ def bare(expr: sp.Expr) -> sp.Expr:
 
 
 def apart_by(x_: sp.Expr, y_: sp.Expr) -> sp.Expr | None:
-    """x - y, where that is simpler than both: what they have in common goes before it is rounded."""
+    """x - y, where some read of the two is not in it: what they have in common goes before it is rounded."""
     x_, y_ = bare(x_), bare(y_)
-    both = x_ - y_
-    size = lambda e: len(sp.Add.make_args(e))
-    return both if 0 < size(both) < max(size(x_), size(y_)) and both != 0 else None
+    both = sp.expand_mul(x_ - y_)
+    reads = lambda *some: {load for e in some for load in e.atoms(nodes.Load)}
+    return both if both != 0 and reads(both) < reads(x_, y_) else None
 
 
 Measure = tuple[str, sp.Expr, Index]
@@ -221,31 +227,162 @@ def longer_in_power(first: sp.Expr, second: sp.Expr, x_: sp.Expr, y_: sp.Expr, i
     return Where(near, second * expm1(log1p(grown) / p), first - second)
 
 
+@dataclass(frozen=True)
+class Unit:
+    """A component of the slope of a length, in one term of a sum: of x / (length of x), or of its like in a norm of another power.
+
+    Attributes:
+        term, factor: the term of the sum, and what else is multiplied in it.
+        x, i, place: the vector at an index, that index, and where the component is taken.
+        value: the component at i.
+        square: the sum of squares, where the power is 2, else None.
+        power: the exponent of the norm.
+    """
+
+    term: sp.Expr
+    factor: sp.Expr
+    x: sp.Expr
+    i: Index
+    place: Index
+    value: sp.Expr
+    square: sp.Expr | None
+    power: sp.Expr
+
+
+def units_in(term: sp.Expr) -> Iterator[Unit]:
+    """Every way to read a product as a multiple of such a component."""
+    factors = sp.Mul.make_args(term)
+    for f in factors:
+        if isinstance(f, inverse_root) and (squares := sum_of_squares(f.args[0])) is not None and squares[2] == 0:
+            i = squares[1].axis.index()
+            x_ = substitute(squares[0], {squares[1]: i})
+            for g in factors:
+                if (place := nodes.place_of(g, x_, i)) is not None:
+                    yield Unit(term, without(without(term, f), g), x_, i, place, x_ * f, f.args[0], sp.S(2))
+        elif isinstance(f, abs_power | signed_power) and isinstance(whole := f.args[0], Reduce) and isinstance(whole.body, abs_power):
+            i, (scaled, p) = whole.bound.axis.index(), whole.body.args
+            unit = next(iter(scaled.atoms(binade)), None)
+            slope = signed_power(substitute(scaled, {whole.bound: i}), p - 1)
+            place = next((j for g in factors if (j := nodes.place_of(g, slope, i)) is not None), None)
+            if whole.op == "sum" and unit is not None and place is not None and sp.expand(f.args[1] - 1 / p) == -1:
+                rest = without(without(term, f), substitute(slope, {i: place}))
+                yield Unit(term, rest, bare(substitute(scaled, {whole.bound: i}) * unit), i, place, slope * f, None, p)
+
+
 def difference_of_units(expr: sp.Expr) -> sp.Expr | None:
-    """k x(a) / (length of x) - k y(a) / (length of y), where x and y have something in common, from the rejection of x - y from y."""
+    """k x(a) / (length of x) - k y(a) / (length of y), where x and y have something in common, from what they do not share.
+
+    A sum is the difference from -y. One of the two may be taken only where a step is 1.
+    """
     if not isinstance(expr, sp.Add):
         return None
-    units = []
-    for term in map(with_content_outside, expr.args):
-        for f in sp.Mul.make_args(term):
-            if isinstance(f, inverse_root) and (squares := sum_of_squares(f.args[0])) is not None and squares[2] == 0:
-                i = squares[1].axis.index()
-                x_ = substitute(squares[0], {squares[1]: i})
-                for g in sp.Mul.make_args(term):
-                    place = nodes.place_of(g, x_, i)
-                    if place is not None:
-                        units.append((term, without(without(term, f), g), f, x_, i, place))
-    for (t, k_, f, x_, i, place), (u, n, g, y_, j, other) in ((v, w) for v in units for w in units):
-        y_ = substitute(y_, {j: i})
-        if n != -k_ or k_.could_extract_minus_sign() or i.axis != j.axis or place != other or (apart := apart_by(x_, y_)) is None:
+    terms = list(map(with_content_outside, expr.args))
+    found = [unit for term in terms for unit in units_in(term)]
+    for u, v in itertools.permutations(found, 2):
+        shared = common_factor(u.factor, v.factor)
+        if u.term == v.term or u.power != v.power or u.i.axis != v.i.axis or u.place != v.place or shared is None:
             continue
-        unit_x, unit_y = Named("unit_x", x_ * f), Named("unit_y", y_ * g)
-        cosine = Named("cosine", Reduce("sum", unit_x * unit_y, i))
-        across = Named("across", rejected(apart, y_, i, g.args[0]) * f)
-        turned = across - unit_y * (Reduce("sum", across**2, i) / (1 + cosine))
-        new = k_ * substitute(Where(sp.Gt(cosine, sp.S.Half), turned, unit_x - unit_y), {i: place})
-        return sp.Add(new, *(r for r in map(with_content_outside, expr.args) if r not in (t, u)))
+        sign, gate = shared
+        y_ = -sign * substitute(v.x, {v.i: u.i})
+        if (apart := apart_by(u.x, y_)) is None or (gate == 1 and u.factor.could_extract_minus_sign()):
+            continue
+        first = replace(u, value=Named("unit_x", u.value))
+        second = replace(v, x=y_, i=u.i, value=Named("unit_y", -sign * substitute(v.value, {v.i: u.i})))
+        turned = (turned_root if u.square is not None else turned_power)(first, second, apart)
+        new = u.factor * gate * substitute(turned, {u.i: u.place})
+        if gate != 1:
+            new += u.term * step(-gate.args[0], 1 - gate.args[1])
+        return sp.Add(new, *(t for t in terms if t not in (u.term, v.term)))
     return None
+
+
+def common_factor(k: sp.Expr, n: sp.Expr) -> tuple[sp.Expr, sp.Expr] | None:
+    """For n = k, or -k, or that times a step: the sign, and the step or 1."""
+    for gate in (sp.S.One, *(f for f in sp.Mul.make_args(n) if isinstance(f, step))):
+        rest = n if gate == 1 else without(n, gate)
+        if rest in (k, -k):
+            return sp.S.One if rest == k else sp.S.NegativeOne, gate
+    return None
+
+
+def turned_root(u: Unit, v: Unit, apart: sp.Expr) -> sp.Expr:
+    """The difference of two units, from the rejection of x - y from y where the angle is small."""
+    cosine = Named("cosine", Reduce("sum", u.value * v.value, u.i))
+    return Where(sp.Gt(cosine, sp.S.Half), turned_near(u, v, apart), u.value - v.value)
+
+
+def turned_near(u: Unit, v: Unit, apart: sp.Expr) -> sp.Expr:
+    """The difference of two units at an angle below a right one."""
+    cosine = Named("cosine", Reduce("sum", u.value * v.value, u.i))
+    across = Named("across", rejected(apart, v.x, u.i, v.square) * inverse_root(u.square))
+    return across - v.value * (Reduce("sum", across**2, u.i) / (1 + cosine))
+
+
+def difference_of_rejections(expr: sp.Expr) -> sp.Expr | None:
+    """k (rejection of v from x) / (length of x) - k (rejection of w from y) / (length of y), from what x and y, v and w do not share.
+
+    It is what is left of v - w beside x, less the turn of w with x - y, less what w / (length of x) is shorter than w / (length of y).
+    """
+    if not isinstance(expr, sp.Add):
+        return None
+    found = [(t, f, g) for t in expr.args for f in sp.Mul.make_args(t) if isinstance(f, Rejection) for g in sp.Mul.make_args(t)
+             if g == inverse_root(f.args[3]) and (squares := sum_of_squares(f.args[3])) is not None and squares[2] == 0]
+    for (t, first, f), (u, second, g) in itertools.permutations(found, 2):
+        factor = without(without(t, first), f)
+        if t == u or without(without(u, second), g) != -factor or factor.could_extract_minus_sign():
+            continue
+        i = first.args[2].bound.axis.index()
+        x_, y_ = vector_of(first, i), vector_of(second, i)
+        place = nodes.place_of(first.args[1], x_, i)
+        apart = apart_by(x_, y_)
+        if place is None or apart is None or nodes.place_of(second.args[1], y_, i) != place:
+            continue
+        v, w = (substitute(r.args[0], {place: i}) for r in (first, second))
+        v_less_w = apart_by(v, w)
+        if v_less_w is None:
+            continue
+        units = [Unit(t, factor, z, i, place, Named(name, z * h), r.args[3], sp.S(2))
+                 for name, z, h, r in (("unit_x", x_, f, first), ("unit_y", y_, g, second))]
+        turn = Named("turn", turned_near(units[0], units[1], apart))
+        along = lambda z, w=w, i=i: Reduce("sum", z * w, i)
+        mean = Named("mean_length", root(first.args[3]) / 2 + root(second.args[3]) / 2)
+        longer = Reduce("sum", Named("apart_in_units", apart * f) * Named("middle", (x_ / 2 + y_ / 2) / mean), i)
+        behind = rejected(w, y_, i, second.args[3])
+        near = rejected(v_less_w, x_, i, first.args[3]) * f - longer * (behind * g) - f * (
+            turn * along(units[1].value) + units[0].value * along(turn))
+        plain = Named("first_part", rejected(v, x_, i, first.args[3]) * f) - Named("second_part", behind * g)
+        cosine = Named("cosine", Reduce("sum", units[0].value * units[1].value, i))
+        new = factor * substitute(Where(sp.Gt(cosine, NARROW), near, plain), {i: place})
+        return sp.Add(new, *(r for r in expr.args if r not in (t, u)))
+    return None
+
+
+def turned_power(u: Unit, v: Unit, apart: sp.Expr) -> sp.Expr:
+    """The same in a norm of another power p, from how the ratios of components to the one where y is largest differ.
+
+    These ratios are r and s, and r - s is eliminated. The logarithm of a component of the first unit over that of the second is
+    log(r / s) less what the sums of r**p and s**p differ by, in logarithms, over p; where y is largest r and s are 1.
+    """
+    i, p = u.i, u.power
+    x_, y_ = Named("first", u.x), Named("second", v.x)
+    largest = Named("largest", Reduce("max", Abs(y_), i))
+    unit = Named("scale_of_second", binade(largest))
+    there = lambda e: Reduce("max", Where(sp.Eq(Abs(y_), largest, evaluate=False), Sign(y_) * e, -sp.oo), i)
+    top = Named("first_there", there(x_))
+    pivot = Where(sp.Eq(largest, 0), 1, largest / unit)
+    longest = Named("largest_of_first", Reduce("max", Abs(x_), i))
+    alike = sp.And(sp.Gt(2 * top, longest), sp.Gt(largest, 0), evaluate=False)
+    safe = Named("first_or_1", Where(alike, top, 1))
+    left = Named("left", Eliminated(Named("apart", apart), pivot, y_ / unit, there(Named("apart", apart))) / pivot)
+    r, s, d = Named("ratio", x_ / safe), Named("ratio_of_second", y_ / Where(alike, largest, 1)), Named("ratios_apart", left / safe)
+    same_sign = sp.Gt(Sign(r) * Sign(s), 0)
+    near = sp.And(same_sign, sp.Lt(Abs(r), 2 * Abs(s)), sp.Lt(Abs(s), 2 * Abs(r)))
+    log_ratio = Named("log_ratio", Where(near, log1p(d / Where(near, s, 1)), sp.log(Where(same_sign, r / s, 1))))
+    most = Named("larger_ratio", larger(Abs(r), Abs(s), sp.S.Half))
+    grown = Where(same_sign, -Sign(log_ratio) * abs_power(most, p) * expm1(-p * Abs(log_ratio)), abs_power(r, p) - abs_power(s, p))
+    shift = Named("shift", log1p(Reduce("sum", grown, i) / Reduce("sum", abs_power(s, p), i)) / p)
+    turn = Named("turn", (p - 1) * (log_ratio - shift))
+    return Where(sp.And(alike, same_sign, sp.Lt(Abs(turn), sp.Rational(7, 10))), v.value * expm1(turn), u.value - v.value)
 
 
 def one_minus_cosine(expr: sp.Expr) -> sp.Expr | None:
