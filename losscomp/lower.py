@@ -529,8 +529,8 @@ class Lowering:
         return product(above, below, sign)
 
     def vanishes(self, node: Node) -> bool:
-        """Is this a product with a function that vanishes?"""
-        return any(isinstance(n, Op) and n.name in TAILS for n in self.factors(node)[0])
+        """Is this a product with a sigmoid? Shares, which are exponentials in arms, are kept: others use them too."""
+        return any(isinstance(n, Op) and n.name == "sigmoid" for n in self.factors(node)[0])
 
     def power_factors(self, base: sp.Expr, exponent: sp.Rational, env: Env) -> list[Node]:
         """base ** exponent as factors, so that products can be divided step by step."""
