@@ -265,8 +265,8 @@ class CText:
         """The stride, and the part of the row that a tile would be a copy of."""
         if not isinstance(value, Load) or value.is_gather or value.integer or value.index[-1] is not s.var:
             return None
-        a = self.p.arguments[value.tensor]
-        if a.axes != (s.var.axis,):
+        a = self.p.arguments.get(value.tensor)
+        if a is None or a.axes != (s.var.axis,):
             return None
         return self.derived(a.name, ir.strides_of(a.axes)[0]), f"{self.derived(a.name, 'row') if a.per_sample else a.name} + first"
 
