@@ -14,7 +14,7 @@ from ..ir import Accumulate, Kernel, Let, Loop, Node, Statement, Store, kind_of
 from .c import SELDOM, TYPES, USUAL, CPrinter, CText
 
 # How many statements are compiled once more for it, in all kernels together: more would take compilers minutes.
-MOST = 1000
+MOST = 200
 
 
 class SidePrinter(CPrinter):

@@ -327,7 +327,9 @@ class Call:
         for name, buffer in out.items():
             if name not in names:
                 raise ArgumentError(f"{self.name}: out= has {name!r}, which is not among the gradients {names}.")
-            buffers[f"grad_{name}"] = check_buffer(self.name, f"out[{name!r}]", buffer, self.problem.original[name], self.problem.dtype)
+            check_buffer(self.name, f"out[{name!r}]", buffer, self.problem.original[name], self.problem.dtype)
+            if not any(array is not None and np.may_share_memory(array, buffer) for array in self.problem.arrays.values()):
+                buffers[f"grad_{name}"] = buffer         # else it is copied to: kernels keep what they need again where results will be
         found = self.run(kernel, self.scales(self.kernels[kernel], upstream), want, buffers)
         result = self.give_back(found, "grad", names)
         for name, buffer in out.items():

@@ -82,7 +82,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     const REAL *restrict input2 = run->data[1]; const int64_t input2_batch = run->steps[1][0], input2_features = dense ? 1 : run->steps[1][1];
     const REAL *restrict target = run->data[2]; const int64_t target_batch = run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0]; const int loss_wanted = !dense && WANTS(4);
+    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0]; const int loss_wanted = WANTS(4) && loss != NULL;
     accumulator *restrict total_loss = WANTS(5) ? run->data[5] : NULL;
     REAL *restrict grad_input1 = run->data[6]; const int64_t grad_input1_batch = run->steps[6][0], grad_input1_features = dense ? 1 : run->steps[6][1]; const int grad_input1_wanted = WANTS(6);
     REAL *restrict grad_input2 = run->data[7]; const int64_t grad_input2_batch = run->steps[7][0], grad_input2_features = dense ? 1 : run->steps[7][1]; const int grad_input2_wanted = WANTS(7);
@@ -90,6 +90,143 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     const REAL margin = (REAL)run->params[0];
 
     accumulator total_loss_sum = {0};
+    if (dense && features > 0 && features <= SHORT && target_batch == 1 && scale_batch == 0) FOR_SIDES(first, end, batch) {
+        REAL input1_side[SHORT][SIDE], input2_side[SHORT][SIDE], grad_input1_side[SHORT][SIDE], grad_input2_side[SHORT][SIDE];
+        to_columns(input1_side, input1 + first * input1_batch, input1_batch, features, end - first);
+        to_columns(input2_side, input2 + first * input2_batch, input2_batch, features, end - first);
+        REAL max_abs_input1_tile[SIDE];
+        fill_lanes(max_abs_input1_tile, -INFINITY);
+        REAL max_abs_input2_tile[SIDE];
+        fill_lanes(max_abs_input2_tile, -INFINITY);
+        for (int64_t f = 0; f < features; ++f)
+            INDEPENDENT
+            for (int64_t n = first; n < end; ++n) {
+                max_abs_input1_tile[n - first] = larger(max_abs_input1_tile[n - first], fabs(input1_side[f][n - first]));
+                max_abs_input2_tile[n - first] = larger(max_abs_input2_tile[n - first], fabs(input2_side[f][n - first]));
+            }
+        REAL binade_2_lane[SIDE], binade_3_lane[SIDE];
+        INDEPENDENT
+        for (int64_t n = first; n < end; ++n) {
+            const REAL binade_2 = binade(max_abs_input1_tile[n - first] + (REAL)9.999999980020987e-07);
+            binade_2_lane[n - first] = binade_2;
+            const REAL binade_3 = binade(max_abs_input2_tile[n - first] + (REAL)9.999999980020987e-07);
+            binade_3_lane[n - first] = binade_3;
+        }
+        lanes sum_product_sum = {{0}, {0}};
+        lanes sum_product_2_sum = {{0}, {0}};
+        REAL max_choice_tile[SIDE];
+        fill_lanes(max_choice_tile, -INFINITY);
+        REAL max_choice_2_tile[SIDE];
+        fill_lanes(max_choice_2_tile, -INFINITY);
+        for (int64_t f = 0; f < features; ++f)
+            INDEPENDENT
+            for (int64_t n = first; n < end; ++n) {
+                const REAL scaled = input1_side[f][n - first] / binade_2_lane[n - first];
+                const REAL scaled_2 = input2_side[f][n - first] / binade_3_lane[n - first];
+                add_to_lane(&sum_product_sum, n - first, scaled * scaled);
+                add_to_lane(&sum_product_2_sum, n - first, scaled_2 * scaled_2);
+                max_choice_tile[n - first] = larger(max_choice_tile[n - first], fabs(input1_side[f][n - first]) == max_abs_input1_tile[n - first] ? sign(input1_side[f][n - first]) * input2_side[f][n - first] : -INFINITY);
+                max_choice_2_tile[n - first] = larger(max_choice_2_tile[n - first], fabs(input2_side[f][n - first]) == max_abs_input2_tile[n - first] ? sign(input2_side[f][n - first]) * input1_side[f][n - first] : -INFINITY);
+            }
+        REAL shifted_lane[SIDE], square_root_lane[SIDE], ratio_lane[SIDE], shifted_2_lane[SIDE], sqrt_shifted_2_lane[SIDE], binade_max_abs_input1_lane[SIDE], choice_lane[SIDE], binade_max_abs_input2_lane[SIDE], choice_2_lane[SIDE];
+        INDEPENDENT
+        for (int64_t n = first; n < end; ++n) {
+            const REAL shifted = value_of_lane(&sum_product_sum, n - first) + (REAL)9.999999960041972e-13 / binade_2_lane[n - first] / binade_2_lane[n - first];
+            shifted_lane[n - first] = shifted;
+            const REAL square_root = sqrt(shifted);
+            square_root_lane[n - first] = square_root;
+            const REAL ratio = (REAL)9.999999960041972e-13 / binade_3_lane[n - first];
+            ratio_lane[n - first] = ratio;
+            const REAL shifted_2 = value_of_lane(&sum_product_2_sum, n - first) + ratio / binade_3_lane[n - first];
+            shifted_2_lane[n - first] = shifted_2;
+            const REAL sqrt_shifted_2 = sqrt(shifted_2);
+            sqrt_shifted_2_lane[n - first] = sqrt_shifted_2;
+            const REAL binade_max_abs_input1 = binade(max_abs_input1_tile[n - first]);
+            binade_max_abs_input1_lane[n - first] = binade_max_abs_input1;
+            const REAL choice = max_abs_input1_tile[n - first] == 0 ? 1 : max_abs_input1_tile[n - first] / binade_max_abs_input1;
+            choice_lane[n - first] = choice;
+            const REAL binade_max_abs_input2 = binade(max_abs_input2_tile[n - first]);
+            binade_max_abs_input2_lane[n - first] = binade_max_abs_input2;
+            const REAL choice_2 = max_abs_input2_tile[n - first] == 0 ? 1 : max_abs_input2_tile[n - first] / binade_max_abs_input2;
+            choice_2_lane[n - first] = choice_2;
+        }
+        lanes cosine_sum = {{0}, {0}};
+        lanes sum_product_3_sum = {{0}, {0}};
+        lanes sum_product_4_sum = {{0}, {0}};
+        for (int64_t f = 0; f < features; ++f)
+            INDEPENDENT
+            for (int64_t n = first; n < end; ++n) {
+                const REAL scaled_3 = input1_side[f][n - first] / binade_2_lane[n - first];
+                const REAL unit1 = scaled_3 / square_root_lane[n - first];
+                const REAL scaled_4 = input2_side[f][n - first] / binade_3_lane[n - first];
+                const REAL unit2 = scaled_4 / sqrt_shifted_2_lane[n - first];
+                const REAL scaled_5 = input1_side[f][n - first] / binade_max_abs_input1_lane[n - first];
+                const REAL eliminated = cross(input2_side[f][n - first], choice_lane[n - first], scaled_5, max_choice_tile[n - first]);
+                const REAL left = eliminated / choice_lane[n - first];
+                if (grad_input1_wanted) grad_input1_side[f][n - first] = left;
+                const REAL scaled_6 = input2_side[f][n - first] / binade_max_abs_input2_lane[n - first];
+                const REAL eliminated_2 = cross(input1_side[f][n - first], choice_2_lane[n - first], scaled_6, max_choice_2_tile[n - first]);
+                const REAL left_2 = eliminated_2 / choice_2_lane[n - first];
+                if (grad_input2_wanted) grad_input2_side[f][n - first] = left_2;
+                add_to_lane(&cosine_sum, n - first, unit1 * unit2);
+                add_to_lane(&sum_product_3_sum, n - first, left * scaled_5);
+                add_to_lane(&sum_product_4_sum, n - first, left_2 * scaled_6);
+            }
+        int equal_lane[SIDE], equal_2_lane[SIDE], below_lane[SIDE];
+        REAL along_lane[SIDE], difference_lane[SIDE], step_2_lane[SIDE], along_2_lane[SIDE];
+        INDEPENDENT
+        for (int64_t n = first; n < end; ++n) {
+            const int equal = target[n * target_batch] == 1;
+            equal_lane[n - first] = equal;
+            const REAL inverse_root_2 = inverse_root(shifted_lane[n - first]);
+            const REAL ratio_2 = inverse_root_2 / binade_2_lane[n - first];
+            const REAL defect = (REAL)9.999999960041972e-13 * ratio_2 * ratio_2;
+            const REAL share = binade_max_abs_input1_lane[n - first] / binade_2_lane[n - first] * inverse_root_2;
+            const REAL along = defect / choice_lane[n - first] * max_choice_tile[n - first] - share * value_of_lane(&sum_product_3_sum, n - first) * share;
+            along_lane[n - first] = along;
+            const int equal_2 = target[n * target_batch] == -1;
+            equal_2_lane[n - first] = equal_2;
+            const REAL difference = value_of_lane(&cosine_sum, n - first) - margin;
+            difference_lane[n - first] = difference;
+            const int below = difference < 0;
+            below_lane[n - first] = below;
+            const REAL step_2 = step(difference, 1);
+            step_2_lane[n - first] = step_2;
+            const REAL inverse_root_shifted_2 = inverse_root(shifted_2_lane[n - first]);
+            const REAL ratio_3 = inverse_root_shifted_2 / binade_3_lane[n - first];
+            const REAL defect_2 = (REAL)9.999999960041972e-13 * ratio_3 * ratio_3;
+            const REAL share_2 = binade_max_abs_input2_lane[n - first] / binade_3_lane[n - first] * inverse_root_shifted_2;
+            const REAL along_2 = defect_2 / choice_2_lane[n - first] * max_choice_2_tile[n - first] - share_2 * value_of_lane(&sum_product_4_sum, n - first) * share_2;
+            along_2_lane[n - first] = along_2;
+        }
+        lanes sum_product_5_sum = {{0}, {0}};
+        for (int64_t f = 0; f < features; ++f)
+            INDEPENDENT
+            for (int64_t n = first; n < end; ++n) {
+                const REAL scaled_7 = input1_side[f][n - first] / binade_max_abs_input1_lane[n - first];
+                const REAL eliminated_3 = cross(input2_side[f][n - first], choice_lane[n - first], scaled_7, max_choice_tile[n - first]);
+                const REAL left_3 = grad_input1_wanted ? grad_input1_side[f][n - first] : eliminated_3 / choice_lane[n - first];
+                const REAL apart = (along_lane[n - first] * scaled_7 + left_3) / binade_3_lane[n - first] / sqrt_shifted_2_lane[n - first];
+                const REAL ratio_4 = apart / binade_2_lane[n - first] / square_root_lane[n - first];
+                const REAL scaled_8 = input2_side[f][n - first] / binade_max_abs_input2_lane[n - first];
+                const REAL eliminated_4 = cross(input1_side[f][n - first], choice_2_lane[n - first], scaled_8, max_choice_2_tile[n - first]);
+                const REAL left_4 = grad_input2_wanted ? grad_input2_side[f][n - first] : eliminated_4 / choice_2_lane[n - first];
+                const REAL apart_2 = (along_2_lane[n - first] * scaled_8 + left_4) / binade_2_lane[n - first] / square_root_lane[n - first];
+                const REAL ratio_5 = apart_2 / binade_3_lane[n - first] / sqrt_shifted_2_lane[n - first];
+                if (grad_input1_wanted) grad_input1_side[f][n - first] = scale[n * scale_batch] * (equal_lane[n - first] ? -ratio_4 : (equal_2_lane[n - first] ? (below_lane[n - first] ? 0 : ratio_4 * step_2_lane[n - first]) : 0));
+                if (grad_input2_wanted) grad_input2_side[f][n - first] = scale[n * scale_batch] * (equal_lane[n - first] ? -ratio_5 : (equal_2_lane[n - first] ? (below_lane[n - first] ? 0 : ratio_5 * step_2_lane[n - first]) : 0));
+                add_to_lane(&sum_product_5_sum, n - first, apart * apart);
+            }
+        REAL total_loss_tile[SIDE];
+        INDEPENDENT
+        for (int64_t n = first; n < end; ++n) {
+            const REAL choice_3 = equal_lane[n - first] ? (value_of_lane(&cosine_sum, n - first) > (REAL)0.5 ? (value_of_lane(&sum_product_5_sum, n - first) + ratio_lane[n - first] / sqrt_shifted_2_lane[n - first] / binade_3_lane[n - first] / sqrt_shifted_2_lane[n - first] + (REAL)9.999999960041972e-13 * (value_of_lane(&cosine_sum, n - first) / binade_2_lane[n - first]) * (value_of_lane(&cosine_sum, n - first) / square_root_lane[n - first]) / binade_2_lane[n - first] / square_root_lane[n - first]) / (value_of_lane(&cosine_sum, n - first) + 1) : 1 - value_of_lane(&cosine_sum, n - first)) : (equal_2_lane[n - first] ? (below_lane[n - first] ? 0 : difference_lane[n - first]) : 0);
+            total_loss_tile[n - first] = choice_3;
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
+        if (grad_input1_wanted) to_rows(grad_input1 + first * grad_input1_batch, grad_input1_side, grad_input1_batch, features, end - first);
+        if (grad_input2_wanted) to_rows(grad_input2 + first * grad_input2_batch, grad_input2_side, grad_input2_batch, features, end - first);
+    } else
     for (int64_t n = 0; n < batch; ++n) {
         const REAL *input1_row = input1 + n * input1_batch;
         const REAL *input2_row = input2 + n * input2_batch;
@@ -154,9 +291,11 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
                 const REAL scaled_5 = input1_row[f * input1_features] / binade_max_abs_input1;
                 const REAL eliminated = cross(input2_row[f * input2_features], choice, scaled_5, max_choice);
                 const REAL left = eliminated / choice;
+                if (grad_input1_wanted) grad_input1_row[f * grad_input1_features] = left;
                 const REAL scaled_6 = input2_row[f * input2_features] / binade_max_abs_input2;
                 const REAL eliminated_2 = cross(input1_row[f * input1_features], choice_2, scaled_6, max_choice_2);
                 const REAL left_2 = eliminated_2 / choice_2;
+                if (grad_input2_wanted) grad_input2_row[f * grad_input2_features] = left_2;
                 cosine_tile[f - first] = unit1 * unit2;
                 sum_product_3_tile[f - first] = left * scaled_5;
                 sum_product_4_tile[f - first] = left_2 * scaled_6;
@@ -190,12 +329,12 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             for (int64_t f = first; f < end; ++f) {
                 const REAL scaled_7 = input1_row[f * input1_features] / binade_max_abs_input1;
                 const REAL eliminated_3 = cross(input2_row[f * input2_features], choice, scaled_7, max_choice);
-                const REAL left_3 = eliminated_3 / choice;
+                const REAL left_3 = grad_input1_wanted ? grad_input1_row[f * grad_input1_features] : eliminated_3 / choice;
                 const REAL apart = (along * scaled_7 + left_3) / binade_3 / sqrt_shifted_2;
                 const REAL ratio_4 = apart / binade_2 / square_root;
                 const REAL scaled_8 = input2_row[f * input2_features] / binade_max_abs_input2;
                 const REAL eliminated_4 = cross(input1_row[f * input1_features], choice_2, scaled_8, max_choice_2);
-                const REAL left_4 = eliminated_4 / choice_2;
+                const REAL left_4 = grad_input2_wanted ? grad_input2_row[f * grad_input2_features] : eliminated_4 / choice_2;
                 const REAL apart_2 = (along_2 * scaled_8 + left_4) / binade_2 / square_root;
                 const REAL ratio_5 = apart_2 / binade_3 / sqrt_shifted_2;
                 if (grad_input1_wanted) grad_input1_row[f * grad_input1_features] = scale[n * scale_batch] * (equal ? -ratio_4 : (equal_2 ? (below ? 0 : ratio_4 * step_2) : 0));
@@ -222,7 +361,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
     const REAL *restrict target = run->data[2]; const int64_t target_batch = run->steps[2][0];
     const REAL *restrict direction_input1 = run->data[3]; const int64_t direction_input1_batch = run->steps[3][0], direction_input1_features = dense ? 1 : run->steps[3][1];
     const REAL *restrict direction_input2 = run->data[4]; const int64_t direction_input2_batch = run->steps[4][0], direction_input2_features = dense ? 1 : run->steps[4][1];
-    REAL *restrict rate = run->data[5]; const int64_t rate_batch = run->steps[5][0]; const int rate_wanted = !dense && WANTS(5);
+    REAL *restrict rate = run->data[5]; const int64_t rate_batch = run->steps[5][0]; const int rate_wanted = WANTS(5) && rate != NULL;
     accumulator *restrict total_rate = WANTS(6) ? run->data[6] : NULL;
     const REAL margin = (REAL)run->params[0];
 
@@ -404,9 +543,11 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
                 const REAL scaled_3 = input2_row[f * input2_features] / binade_max_abs_input2;
                 const REAL eliminated = cross(direction_input2_row[f * direction_input2_features], choice, scaled_3, max_choice);
                 const REAL left = eliminated / choice;
+                if (hvp_input1_wanted) hvp_input1_row[f * hvp_input1_features] = left;
                 const REAL scaled_4 = input1_row[f * input1_features] / binade_max_abs_input1;
                 const REAL eliminated_2 = cross(direction_input1_row[f * direction_input1_features], choice_2, scaled_4, max_choice_2);
                 const REAL left_2 = eliminated_2 / choice_2;
+                if (hvp_input2_wanted) hvp_input2_row[f * hvp_input2_features] = left_2;
                 sum_product_tile[f - first] = scaled * scaled;
                 max_choice_3_tile[f - first] = fabs(input1_row[f * input1_features]) == max_abs_input1 ? sign(input1_row[f * input1_features]) * input2_row[f * input2_features] : -INFINITY;
                 sum_product_2_tile[f - first] = scaled_2 * scaled_2;
@@ -554,12 +695,12 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             const REAL apart = (along_3 * scaled_11 + left_13) / binade_3 / square_root;
             const REAL scaled_12 = input2_row[f * input2_features] / binade_max_abs_input2;
             const REAL eliminated_14 = cross(direction_input2_row[f * direction_input2_features], choice, scaled_12, max_choice);
-            const REAL left_14 = eliminated_14 / choice;
+            const REAL left_14 = hvp_input1_wanted ? hvp_input1_row[f * hvp_input1_features] : eliminated_14 / choice;
             const REAL shifted_3 = along * scaled_12 + left_14;
             const REAL eliminated_15 = cross(shifted_3, choice_2, scaled_11, max_choice_5);
             const REAL left_15 = eliminated_15 / choice_2;
             const REAL eliminated_16 = cross(direction_input1_row[f * direction_input1_features], choice_2, scaled_11, max_choice_2);
-            const REAL left_16 = eliminated_16 / choice_2;
+            const REAL left_16 = hvp_input2_wanted ? hvp_input2_row[f * hvp_input2_features] : eliminated_16 / choice_2;
             const REAL shifted_4 = along_2 * scaled_11 + left_16;
             const REAL ratio_11 = ((along_5 * scaled_11 + left_15) / binade_3 / square_root - ratio_6 * shifted_4 - ratio_7 * input1_row[f * input1_features]) / binade_2 / sqrt_shifted_2;
             const REAL eliminated_17 = cross(input1_row[f * input1_features], choice, scaled_12, max_choice_4);

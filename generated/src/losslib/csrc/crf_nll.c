@@ -2,9 +2,11 @@
  *
  * Negative log-likelihood of a linear-chain conditional random field (Lafferty, McCallum and Pereira, 2001).
  *
- *     alpha[t, j] = emissions[t, j] + (0 if t == 0 else logsumexp_k(alpha[t - 1, k] + transitions[k, j]))
+ *     alpha[t, j] = emissions[t, j] + (0 if t == 0 else logsumexp_k2(transitions[k2, j] + ahead))
  *         0 before the first cell
- *     loss = 0 if lengths == 0 else logsumexp_k(alpha[lengths - 1, k]) - sum_t(emissions[t, target[t]] + (0 if t == 0 else transitions[target[t - 1], target[t]]))
+ *     top[t] = max_k(alpha[t, k])
+ *     ahead = alpha[lengths - 1, k2] - max_k(alpha[lengths - 1, k])
+ *     loss = 0 if lengths == 0 else logsumexp_k2(ahead) + sum_t(-emissions[t, target[t]] + top[t] - (0 if t == 0 else transitions[target[t - 1], target[t]]))
  *
  * Arrays: emissions [batch, time, tags], transitions [tags, tags], lengths [batch], target [batch, time].
  * A function computes a run of samples; strides are in elements. It serves all kernels in whose row of KERNELS it stands: what
@@ -37,7 +39,8 @@ static int64_t value_cells(const int64_t *sizes)
 {
     const int64_t time = sizes[0], tags = sizes[1];
     return time * tags
-        + (time + 1) * tags;
+        + (time + 1) * tags
+        + time;
 }
 
 /* The cells of the tables of value_and_grad, for one sample. */
@@ -46,7 +49,8 @@ static int64_t value_and_grad_cells(const int64_t *sizes)
     const int64_t time = sizes[0], tags = sizes[1];
     return time * tags
         + (time + 1) * tags
-        + (time + 1) * tags;
+        + (time + 1) * tags
+        + time;
 }
 
 /* The cells of the tables of jvp, for one sample. */
@@ -101,6 +105,7 @@ static const losslib_family hvp_family = {8, 0, 2,
     STRIDED(hvp, hvp, 0xff, 0x0, 0x3, )
 
 #include "losslib_double.h"
+#include "losslib_scaled.h"
 #include "crf_nll.c"
 #include "losslib_wide.h"
 #include "crf_nll.c"
@@ -114,7 +119,7 @@ static INLINE void NAME(value)(const int64_t batch, const losslib_run *run, cons
     const STORED *restrict transitions = run->data[1]; const int64_t transitions_tags = run->steps[1][0], transitions_tags_2 = dense ? 1 : run->steps[1][1];
     const int64_t *restrict lengths = run->data[2]; const int64_t lengths_batch = run->steps[2][0];
     const int64_t *restrict target = run->data[3]; const int64_t target_batch = run->steps[3][0], target_time = dense ? 1 : run->steps[3][1];
-    STORED *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0]; const int loss_wanted = !dense && WANTS(4);
+    STORED *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0]; const int loss_wanted = WANTS(4) && loss != NULL;
     accumulator *restrict total_loss = WANTS(5) ? run->data[5] : NULL;
 
     accumulator total_loss_sum = {0};
@@ -127,19 +132,31 @@ static INLINE void NAME(value)(const int64_t batch, const losslib_run *run, cons
         double *const alpha_total = &room->real; room += alpha_total_cells;
         const int64_t alpha_positions = tags, alpha_cells = (positions + 1) * tags;
         double *const alpha = &room->real + alpha_positions; room += alpha_cells;
+        const int64_t top_cells = positions;
+        double *const top = &room->real; room += top_cells;
 
         /* What lies before the first cells, and what is added to. */
-        fill_reals(alpha - alpha_positions, alpha_cells, 0);
+        fill_edge(alpha - alpha_positions, alpha_cells, alpha_positions, 1, 0, 0);
 
         /* Alpha. */
         for (int64_t p = 0; p < positions; ++p) {
+            REAL max_alpha_before = -INFINITY;
+            FOR_TILES(first, end, tags) {
+                REAL max_alpha_before_tile[TILE];
+                INDEPENDENT
+                for (int64_t ta = first; ta < end; ++ta) {
+                    max_alpha_before_tile[ta - first] = alpha[(p - 1) * alpha_positions + ta];
+                }
+                max_alpha_before = larger_tile(max_alpha_before, max_alpha_before_tile, end - first);
+            }
             for (int64_t ta = 0; ta < tags; ++ta) {
                 REAL largest = -INFINITY;
                 FOR_TILES(first, end, tags) {
                     REAL largest_tile[TILE];
                     INDEPENDENT
                     for (int64_t ta2 = first; ta2 < end; ++ta2) {
-                        largest_tile[ta2 - first] = alpha[(p - 1) * alpha_positions + ta2] + (REAL)transitions[ta2 * transitions_tags + ta * transitions_tags_2];
+                        const REAL ahead = alpha[(p - 1) * alpha_positions + ta2] - max_alpha_before;
+                        largest_tile[ta2 - first] = (REAL)transitions[ta2 * transitions_tags + ta * transitions_tags_2] + ahead;
                     }
                     largest = larger_tile(largest, largest_tile, end - first);
                 }
@@ -149,7 +166,8 @@ static INLINE void NAME(value)(const int64_t batch, const losslib_run *run, cons
                     REAL others_tile[TILE], ties_tile[TILE];
                     INDEPENDENT
                     for (int64_t ta2 = first; ta2 < end; ++ta2) {
-                        const REAL shifted = alpha[(p - 1) * alpha_positions + ta2] + (REAL)transitions[ta2 * transitions_tags + ta * transitions_tags_2];
+                        const REAL ahead_2 = alpha[(p - 1) * alpha_positions + ta2] - max_alpha_before;
+                        const REAL shifted = (REAL)transitions[ta2 * transitions_tags + ta * transitions_tags_2] + ahead_2;
                         const int is_largest = shifted == largest;
                         const REAL relative = exp_difference(shifted, largest);
                         others_tile[ta2 - first] = is_largest ? 0 : relative;
@@ -171,35 +189,59 @@ static INLINE void NAME(value)(const int64_t batch, const losslib_run *run, cons
             }
         }
 
+        /* Top. */
+        for (int64_t p = 0; p < positions; ++p) {
+            REAL max_alpha = -INFINITY;
+            FOR_TILES(first, end, tags) {
+                REAL max_alpha_tile[TILE];
+                INDEPENDENT
+                for (int64_t ta = first; ta < end; ++ta) {
+                    max_alpha_tile[ta - first] = alpha[p * alpha_positions + ta];
+                }
+                max_alpha = larger_tile(max_alpha, max_alpha_tile, end - first);
+            }
+            top[p] = max_alpha;
+        }
+
         /* The results. */
+        accumulator sum_difference_sum = {0};
+        FOR_TILES(first, end, positions) {
+            REAL sum_difference_tile[TILE];
+            INDEPENDENT
+            for (int64_t p = first; p < end; ++p) {
+                sum_difference_tile[p - first] = top[p] - (REAL)emissions_row[p * emissions_time + target_row[p * target_time] * emissions_tags] - (p == 0 ? 0 : (REAL)transitions[inside(target_row[inside(p - 1, time) * target_time], tags) * transitions_tags + target_row[p * target_time] * transitions_tags_2]);
+            }
+            accumulate_tile(&sum_difference_sum, sum_difference_tile, end - first);
+        }
+        const REAL sum_difference = value_of(&sum_difference_sum);
+        REAL max_alpha_before_2 = -INFINITY;
+        FOR_TILES(first, end, tags) {
+            REAL max_alpha_before_2_tile[TILE];
+            INDEPENDENT
+            for (int64_t ta = first; ta < end; ++ta) {
+                max_alpha_before_2_tile[ta - first] = alpha[(positions - 1) * alpha_positions + ta];
+            }
+            max_alpha_before_2 = larger_tile(max_alpha_before_2, max_alpha_before_2_tile, end - first);
+        }
         REAL largest_2 = -INFINITY;
         FOR_TILES(first, end, tags) {
             REAL largest_2_tile[TILE];
             INDEPENDENT
             for (int64_t ta = first; ta < end; ++ta) {
-                largest_2_tile[ta - first] = alpha[(positions - 1) * alpha_positions + ta];
+                const REAL ahead_3 = alpha[(positions - 1) * alpha_positions + ta] - max_alpha_before_2;
+                largest_2_tile[ta - first] = ahead_3;
             }
             largest_2 = larger_tile(largest_2, largest_2_tile, end - first);
         }
-        accumulator sum_shifted_sum = {0};
-        FOR_TILES(first, end, positions) {
-            REAL sum_shifted_tile[TILE];
-            INDEPENDENT
-            for (int64_t p = first; p < end; ++p) {
-                sum_shifted_tile[p - first] = (REAL)emissions_row[p * emissions_time + target_row[p * target_time] * emissions_tags] + (p == 0 ? 0 : (REAL)transitions[inside(target_row[inside(p - 1, time) * target_time], tags) * transitions_tags + target_row[p * target_time] * transitions_tags_2]);
-            }
-            accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
-        }
-        const REAL sum_shifted = value_of(&sum_shifted_sum);
         accumulator others_2_sum = {0};
         accumulator ties_2_sum = {0};
         FOR_TILES(first, end, tags) {
             REAL others_2_tile[TILE], ties_2_tile[TILE];
             INDEPENDENT
             for (int64_t ta = first; ta < end; ++ta) {
-                const REAL alpha_before = alpha[(positions - 1) * alpha_positions + ta];
-                const int is_largest_2 = alpha_before == largest_2;
-                const REAL relative_2 = exp_difference(alpha_before, largest_2);
+                const REAL ahead_4 = alpha[(positions - 1) * alpha_positions + ta] - max_alpha_before_2;
+                const int is_largest_2 = ahead_4 == largest_2;
+                const REAL relative_2 = exp_difference(ahead_4, largest_2);
                 others_2_tile[ta - first] = is_largest_2 ? 0 : relative_2;
                 ties_2_tile[ta - first] = (REAL)(is_largest_2 ? 1 : 0);
             }
@@ -209,7 +251,7 @@ static INLINE void NAME(value)(const int64_t batch, const losslib_run *run, cons
         const REAL others_2 = value_of(&others_2_sum);
         const REAL ties_2 = value_of(&ties_2_sum);
         const REAL log_mass_2 = log1p(others_2 + (ties_2 - 1));
-        const REAL choice = positions == 0 ? 0 : largest_2 - sum_shifted + log_mass_2;
+        const REAL choice = positions == 0 ? 0 : sum_difference + largest_2 + log_mass_2;
         if (loss_wanted) loss[n * loss_batch] = (STORED)(choice);
         accumulate(&total_loss_sum, choice);
     }
@@ -225,7 +267,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     const int64_t *restrict lengths = run->data[2]; const int64_t lengths_batch = run->steps[2][0];
     const int64_t *restrict target = run->data[3]; const int64_t target_batch = run->steps[3][0], target_time = dense ? 1 : run->steps[3][1];
     const STORED *restrict scale = run->data[4]; const int64_t scale_batch = run->steps[4][0];
-    STORED *restrict loss = run->data[5]; const int64_t loss_batch = run->steps[5][0]; const int loss_wanted = !dense && WANTS(5);
+    STORED *restrict loss = run->data[5]; const int64_t loss_batch = run->steps[5][0]; const int loss_wanted = WANTS(5) && loss != NULL;
     accumulator *restrict total_loss = WANTS(6) ? run->data[6] : NULL;
     STORED *restrict grad_emissions = run->data[7]; const int64_t grad_emissions_batch = run->steps[7][0], grad_emissions_time = run->steps[7][1], grad_emissions_tags = dense ? 1 : run->steps[7][2]; const int grad_emissions_wanted = WANTS(7);
     accumulator *restrict grad_transitions = run->data[8]; const int64_t grad_transitions_tags = run->steps[8][0], grad_transitions_tags_2 = dense ? 1 : run->steps[8][1]; const int grad_transitions_wanted = WANTS(8);
@@ -243,9 +285,11 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         double *const alpha = &room->real + alpha_positions; room += alpha_cells;
         const int64_t alpha_adjoint_positions = tags, alpha_adjoint_cells = (positions + 1) * tags;
         double *const alpha_adjoint = &room->real + alpha_adjoint_positions; room += alpha_adjoint_cells;
+        const int64_t top_cells = positions;
+        double *const top = &room->real; room += top_cells;
 
         /* What lies before the first cells, and what is added to. */
-        fill_reals(alpha - alpha_positions, alpha_cells, 0);
+        fill_edge(alpha - alpha_positions, alpha_cells, alpha_positions, 1, 0, 0);
         fill_reals(alpha_adjoint - alpha_adjoint_positions, alpha_adjoint_cells, 0);
         if (grad_emissions_wanted)
             for (int64_t t = 0; t < time; ++t)
@@ -254,13 +298,23 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
 
         /* Alpha. */
         for (int64_t p = 0; p < positions; ++p) {
+            REAL max_alpha_before = -INFINITY;
+            FOR_TILES(first, end, tags) {
+                REAL max_alpha_before_tile[TILE];
+                INDEPENDENT
+                for (int64_t ta = first; ta < end; ++ta) {
+                    max_alpha_before_tile[ta - first] = alpha[(p - 1) * alpha_positions + ta];
+                }
+                max_alpha_before = larger_tile(max_alpha_before, max_alpha_before_tile, end - first);
+            }
             for (int64_t ta = 0; ta < tags; ++ta) {
                 REAL largest = -INFINITY;
                 FOR_TILES(first, end, tags) {
                     REAL largest_tile[TILE];
                     INDEPENDENT
                     for (int64_t ta2 = first; ta2 < end; ++ta2) {
-                        largest_tile[ta2 - first] = alpha[(p - 1) * alpha_positions + ta2] + (REAL)transitions[ta2 * transitions_tags + ta * transitions_tags_2];
+                        const REAL ahead = alpha[(p - 1) * alpha_positions + ta2] - max_alpha_before;
+                        largest_tile[ta2 - first] = (REAL)transitions[ta2 * transitions_tags + ta * transitions_tags_2] + ahead;
                     }
                     largest = larger_tile(largest, largest_tile, end - first);
                 }
@@ -270,7 +324,8 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
                     REAL others_tile[TILE], ties_tile[TILE];
                     INDEPENDENT
                     for (int64_t ta2 = first; ta2 < end; ++ta2) {
-                        const REAL shifted = alpha[(p - 1) * alpha_positions + ta2] + (REAL)transitions[ta2 * transitions_tags + ta * transitions_tags_2];
+                        const REAL ahead_2 = alpha[(p - 1) * alpha_positions + ta2] - max_alpha_before;
+                        const REAL shifted = (REAL)transitions[ta2 * transitions_tags + ta * transitions_tags_2] + ahead_2;
                         const int is_largest = shifted == largest;
                         const REAL relative = exp_difference(shifted, largest);
                         others_tile[ta2 - first] = is_largest ? 0 : relative;
@@ -292,27 +347,51 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             }
         }
 
+        /* Top. */
+        for (int64_t p = 0; p < positions; ++p) {
+            REAL max_alpha = -INFINITY;
+            FOR_TILES(first, end, tags) {
+                REAL max_alpha_tile[TILE];
+                INDEPENDENT
+                for (int64_t ta = first; ta < end; ++ta) {
+                    max_alpha_tile[ta - first] = alpha[p * alpha_positions + ta];
+                }
+                max_alpha = larger_tile(max_alpha, max_alpha_tile, end - first);
+            }
+            top[p] = max_alpha;
+        }
+
         /* The results, and what moves them. */
         const int equal_2 = positions == 0;
         const REAL choice = equal_2 ? 0 : -(REAL)scale[n * scale_batch];
-        accumulator sum_shifted_sum = {0};
+        accumulator sum_difference_sum = {0};
         FOR_TILES(first, end, positions) {
-            REAL sum_shifted_tile[TILE];
+            REAL sum_difference_tile[TILE];
             for (int64_t p = first; p < end; ++p) {
                 const int equal_3 = p == 0;
                 if (grad_emissions_wanted) grad_emissions_row[p * grad_emissions_time + target_row[p * target_time] * grad_emissions_tags] += (STORED)(choice);
                 if (grad_transitions_wanted) accumulate(&grad_transitions[inside(target_row[inside(p - 1, time) * target_time], tags) * grad_transitions_tags + target_row[p * target_time] * grad_transitions_tags_2], equal_2 ? 0 : (equal_3 ? 0 : -(REAL)scale[n * scale_batch]));
-                sum_shifted_tile[p - first] = (REAL)emissions_row[p * emissions_time + target_row[p * target_time] * emissions_tags] + (equal_3 ? 0 : (REAL)transitions[inside(target_row[inside(p - 1, time) * target_time], tags) * transitions_tags + target_row[p * target_time] * transitions_tags_2]);
+                sum_difference_tile[p - first] = top[p] - (REAL)emissions_row[p * emissions_time + target_row[p * target_time] * emissions_tags] - (equal_3 ? 0 : (REAL)transitions[inside(target_row[inside(p - 1, time) * target_time], tags) * transitions_tags + target_row[p * target_time] * transitions_tags_2]);
             }
-            accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
+            accumulate_tile(&sum_difference_sum, sum_difference_tile, end - first);
         }
-        const REAL sum_shifted = value_of(&sum_shifted_sum);
+        const REAL sum_difference = value_of(&sum_difference_sum);
+        REAL max_alpha_before_2 = -INFINITY;
+        FOR_TILES(first, end, tags) {
+            REAL max_alpha_before_2_tile[TILE];
+            INDEPENDENT
+            for (int64_t ta = first; ta < end; ++ta) {
+                max_alpha_before_2_tile[ta - first] = alpha[(positions - 1) * alpha_positions + ta];
+            }
+            max_alpha_before_2 = larger_tile(max_alpha_before_2, max_alpha_before_2_tile, end - first);
+        }
         REAL largest_2 = -INFINITY;
         FOR_TILES(first, end, tags) {
             REAL largest_2_tile[TILE];
             INDEPENDENT
             for (int64_t ta = first; ta < end; ++ta) {
-                largest_2_tile[ta - first] = alpha[(positions - 1) * alpha_positions + ta];
+                const REAL ahead_3 = alpha[(positions - 1) * alpha_positions + ta] - max_alpha_before_2;
+                largest_2_tile[ta - first] = ahead_3;
             }
             largest_2 = larger_tile(largest_2, largest_2_tile, end - first);
         }
@@ -322,9 +401,9 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             REAL others_2_tile[TILE], ties_2_tile[TILE];
             INDEPENDENT
             for (int64_t ta = first; ta < end; ++ta) {
-                const REAL alpha_before = alpha[(positions - 1) * alpha_positions + ta];
-                const int is_largest_2 = alpha_before == largest_2;
-                const REAL relative_2 = exp_difference(alpha_before, largest_2);
+                const REAL ahead_4 = alpha[(positions - 1) * alpha_positions + ta] - max_alpha_before_2;
+                const int is_largest_2 = ahead_4 == largest_2;
+                const REAL relative_2 = exp_difference(ahead_4, largest_2);
                 others_2_tile[ta - first] = is_largest_2 ? 0 : relative_2;
                 ties_2_tile[ta - first] = (REAL)(is_largest_2 ? 1 : 0);
             }
@@ -337,42 +416,58 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         const REAL log_sum_exp_2 = largest_2 + log_mass_2;
         INDEPENDENT
         for (int64_t ta = 0; ta < tags; ++ta) {
-            const REAL alpha_before_2 = alpha[(positions - 1) * alpha_positions + ta];
-            alpha_adjoint[(positions - 1) * alpha_adjoint_positions + ta] += equal_2 ? 0 : (alpha_before_2 == -INFINITY ? 0 : exp(smaller(alpha_before_2 - log_sum_exp_2, 0))) * (REAL)scale[n * scale_batch];
+            const REAL ahead_5 = alpha[(positions - 1) * alpha_positions + ta] - max_alpha_before_2;
+            alpha_adjoint[(positions - 1) * alpha_adjoint_positions + ta] += equal_2 ? 0 : zero_if_absent(ahead_5, exp(smaller(ahead_5 - log_sum_exp_2, 0))) * (REAL)scale[n * scale_batch];
         }
-        const REAL choice_2 = equal_2 ? 0 : largest_2 - sum_shifted + log_mass_2;
+        const REAL choice_2 = equal_2 ? 0 : sum_difference + largest_2 + log_mass_2;
         if (loss_wanted) loss[n * loss_batch] = (STORED)(choice_2);
         accumulate(&total_loss_sum, choice_2);
 
         /* Alpha, backwards. */
         for (int64_t p = positions - 1; p >= 0; --p) {
-            INDEPENDENT
-            for (int64_t ta = 0; ta < tags; ++ta) {
-                if (grad_emissions_wanted) grad_emissions_row[p * grad_emissions_time + ta * grad_emissions_tags] += (STORED)(alpha_adjoint[p * alpha_adjoint_positions + ta]);
+            REAL max_alpha_before_3 = -INFINITY;
+            FOR_TILES(first, end, tags) {
+                REAL max_alpha_before_3_tile[TILE];
+                INDEPENDENT
+                for (int64_t ta = first; ta < end; ++ta) {
+                    max_alpha_before_3_tile[ta - first] = alpha[(p - 1) * alpha_positions + ta];
+                }
+                max_alpha_before_3 = larger_tile(max_alpha_before_3, max_alpha_before_3_tile, end - first);
             }
             const int equal_4 = p == 0;
+            for (int64_t ta = 0; ta < tags; ++ta) {
+                INDEPENDENT
+                for (int64_t ta2 = 0; ta2 < tags; ++ta2) {
+                    const REAL ahead_6 = alpha[(p - 1) * alpha_positions + ta2] - max_alpha_before_3;
+                    const REAL shifted_2 = (REAL)transitions[ta2 * transitions_tags + ta * transitions_tags_2] + ahead_6;
+                    if (grad_transitions_wanted) accumulate(&grad_transitions[ta2 * grad_transitions_tags + ta * grad_transitions_tags_2], equal_4 ? 0 : alpha_adjoint[p * alpha_adjoint_positions + ta] * zero_if_absent(shifted_2, exp(smaller(shifted_2 - alpha_total[p * alpha_total_positions + ta], 0))));
+                }
+                if (grad_emissions_wanted) grad_emissions_row[p * grad_emissions_time + ta * grad_emissions_tags] += (STORED)(alpha_adjoint[p * alpha_adjoint_positions + ta]);
+            }
+            REAL max_alpha_before_4 = -INFINITY;
+            FOR_TILES(first, end, tags) {
+                REAL max_alpha_before_4_tile[TILE];
+                INDEPENDENT
+                for (int64_t ta = first; ta < end; ++ta) {
+                    max_alpha_before_4_tile[ta - first] = alpha[(p - 1) * alpha_positions + ta];
+                }
+                max_alpha_before_4 = larger_tile(max_alpha_before_4, max_alpha_before_4_tile, end - first);
+            }
+            const int equal_5 = p == 0;
             for (int64_t ta2 = 0; ta2 < tags; ++ta2) {
-                const REAL alpha_before_3 = alpha[(p - 1) * alpha_positions + ta2];
+                const REAL ahead_7 = alpha[(p - 1) * alpha_positions + ta2] - max_alpha_before_4;
                 accumulator sum_choice_sum = {0};
                 FOR_TILES(first, end, tags) {
                     REAL sum_choice_tile[TILE];
                     INDEPENDENT
                     for (int64_t ta = first; ta < end; ++ta) {
-                        const REAL shifted_2 = alpha_before_3 + (REAL)transitions[ta2 * transitions_tags + ta * transitions_tags_2];
-                        sum_choice_tile[ta - first] = equal_4 ? 0 : alpha_adjoint[p * alpha_adjoint_positions + ta] * (shifted_2 == -INFINITY ? 0 : exp(smaller(shifted_2 - alpha_total[p * alpha_total_positions + ta], 0)));
+                        const REAL shifted_3 = (REAL)transitions[ta2 * transitions_tags + ta * transitions_tags_2] + ahead_7;
+                        sum_choice_tile[ta - first] = equal_5 ? 0 : alpha_adjoint[p * alpha_adjoint_positions + ta] * zero_if_absent(shifted_3, exp(smaller(shifted_3 - alpha_total[p * alpha_total_positions + ta], 0)));
                     }
                     accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
                 }
                 const REAL sum_choice = value_of(&sum_choice_sum);
                 alpha_adjoint[(p - 1) * alpha_adjoint_positions + ta2] += sum_choice;
-            }
-            const int equal_5 = p == 0;
-            for (int64_t ta = 0; ta < tags; ++ta) {
-                INDEPENDENT
-                for (int64_t ta2 = 0; ta2 < tags; ++ta2) {
-                    const REAL shifted_3 = alpha[(p - 1) * alpha_positions + ta2] + (REAL)transitions[ta2 * transitions_tags + ta * transitions_tags_2];
-                    if (grad_transitions_wanted) accumulate(&grad_transitions[ta2 * grad_transitions_tags + ta * grad_transitions_tags_2], equal_5 ? 0 : alpha_adjoint[p * alpha_adjoint_positions + ta] * (shifted_3 == -INFINITY ? 0 : exp(smaller(shifted_3 - alpha_total[p * alpha_total_positions + ta], 0))));
-                }
             }
         }
     }
@@ -389,7 +484,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
     const int64_t *restrict target = run->data[3]; const int64_t target_batch = run->steps[3][0], target_time = dense ? 1 : run->steps[3][1];
     const STORED *restrict direction_emissions = run->data[4]; const int64_t direction_emissions_batch = run->steps[4][0], direction_emissions_time = run->steps[4][1], direction_emissions_tags = dense ? 1 : run->steps[4][2];
     const STORED *restrict direction_transitions = run->data[5]; const int64_t direction_transitions_tags = run->steps[5][0], direction_transitions_tags_2 = dense ? 1 : run->steps[5][1];
-    STORED *restrict rate = run->data[6]; const int64_t rate_batch = run->steps[6][0]; const int rate_wanted = !dense && WANTS(6);
+    STORED *restrict rate = run->data[6]; const int64_t rate_batch = run->steps[6][0]; const int rate_wanted = WANTS(6) && rate != NULL;
     accumulator *restrict total_rate = WANTS(7) ? run->data[7] : NULL;
 
     accumulator total_rate_sum = {0};
@@ -409,18 +504,28 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         double *const alpha_rate = &room->real + alpha_rate_positions; room += alpha_rate_cells;
 
         /* What lies before the first cells, and what is added to. */
-        fill_reals(alpha - alpha_positions, alpha_cells, 0);
-        fill_reals(alpha_rate - alpha_rate_positions, alpha_rate_cells, 0);
+        fill_edge(alpha - alpha_positions, alpha_cells, alpha_positions, 1, 0, 0);
+        fill_edge(alpha_rate - alpha_rate_positions, alpha_rate_cells, alpha_rate_positions, 1, 0, 0);
 
         /* Alpha. */
         for (int64_t p = 0; p < positions; ++p) {
+            REAL max_alpha_before = -INFINITY;
+            FOR_TILES(first, end, tags) {
+                REAL max_alpha_before_tile[TILE];
+                INDEPENDENT
+                for (int64_t ta = first; ta < end; ++ta) {
+                    max_alpha_before_tile[ta - first] = alpha[(p - 1) * alpha_positions + ta];
+                }
+                max_alpha_before = larger_tile(max_alpha_before, max_alpha_before_tile, end - first);
+            }
             for (int64_t ta = 0; ta < tags; ++ta) {
                 REAL largest = -INFINITY;
                 FOR_TILES(first, end, tags) {
                     REAL largest_tile[TILE];
                     INDEPENDENT
                     for (int64_t ta2 = first; ta2 < end; ++ta2) {
-                        largest_tile[ta2 - first] = alpha[(p - 1) * alpha_positions + ta2] + (REAL)transitions[ta2 * transitions_tags + ta * transitions_tags_2];
+                        const REAL ahead = alpha[(p - 1) * alpha_positions + ta2] - max_alpha_before;
+                        largest_tile[ta2 - first] = (REAL)transitions[ta2 * transitions_tags + ta * transitions_tags_2] + ahead;
                     }
                     largest = larger_tile(largest, largest_tile, end - first);
                 }
@@ -430,7 +535,8 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
                     REAL others_tile[TILE], ties_tile[TILE];
                     INDEPENDENT
                     for (int64_t ta2 = first; ta2 < end; ++ta2) {
-                        const REAL shifted = alpha[(p - 1) * alpha_positions + ta2] + (REAL)transitions[ta2 * transitions_tags + ta * transitions_tags_2];
+                        const REAL ahead_2 = alpha[(p - 1) * alpha_positions + ta2] - max_alpha_before;
+                        const REAL shifted = (REAL)transitions[ta2 * transitions_tags + ta * transitions_tags_2] + ahead_2;
                         const int is_largest = shifted == largest;
                         const REAL relative = exp_difference(shifted, largest);
                         others_tile[ta2 - first] = is_largest ? 0 : relative;
@@ -445,14 +551,24 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
                 const REAL log_sum_exp = largest + log_mass;
                 alpha_total[p * alpha_total_positions + ta] = log_sum_exp;
             }
+            REAL max_alpha_before_2 = -INFINITY;
+            FOR_TILES(first, end, tags) {
+                REAL max_alpha_before_2_tile[TILE];
+                INDEPENDENT
+                for (int64_t ta = first; ta < end; ++ta) {
+                    max_alpha_before_2_tile[ta - first] = alpha[(p - 1) * alpha_positions + ta];
+                }
+                max_alpha_before_2 = larger_tile(max_alpha_before_2, max_alpha_before_2_tile, end - first);
+            }
             for (int64_t ta = 0; ta < tags; ++ta) {
                 accumulator sum_shifted_sum = {0};
                 FOR_TILES(first, end, tags) {
                     REAL sum_shifted_tile[TILE];
                     INDEPENDENT
                     for (int64_t ta2 = first; ta2 < end; ++ta2) {
-                        const REAL shifted_2 = alpha[(p - 1) * alpha_positions + ta2] + (REAL)transitions[ta2 * transitions_tags + ta * transitions_tags_2];
-                        const REAL choice = shifted_2 == -INFINITY ? 0 : exp(smaller(shifted_2 - alpha_total[p * alpha_total_positions + ta], 0));
+                        const REAL ahead_3 = alpha[(p - 1) * alpha_positions + ta2] - max_alpha_before_2;
+                        const REAL shifted_2 = (REAL)transitions[ta2 * transitions_tags + ta * transitions_tags_2] + ahead_3;
+                        const REAL choice = zero_if_absent(shifted_2, exp(smaller(shifted_2 - alpha_total[p * alpha_total_positions + ta], 0)));
                         sum_shifted_tile[ta2 - first] = alpha_rate[(p - 1) * alpha_rate_positions + ta2] * choice + (REAL)direction_transitions[ta2 * direction_transitions_tags + ta * direction_transitions_tags_2] * choice;
                     }
                     accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
@@ -469,15 +585,6 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         }
 
         /* The results. */
-        REAL largest_2 = -INFINITY;
-        FOR_TILES(first, end, tags) {
-            REAL largest_2_tile[TILE];
-            INDEPENDENT
-            for (int64_t ta = first; ta < end; ++ta) {
-                largest_2_tile[ta - first] = alpha[(positions - 1) * alpha_positions + ta];
-            }
-            largest_2 = larger_tile(largest_2, largest_2_tile, end - first);
-        }
         accumulator sum_shifted_2_sum = {0};
         FOR_TILES(first, end, positions) {
             REAL sum_shifted_2_tile[TILE];
@@ -488,6 +595,25 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_shifted_2_sum, sum_shifted_2_tile, end - first);
         }
         const REAL sum_shifted_2 = value_of(&sum_shifted_2_sum);
+        REAL max_alpha_before_3 = -INFINITY;
+        FOR_TILES(first, end, tags) {
+            REAL max_alpha_before_3_tile[TILE];
+            INDEPENDENT
+            for (int64_t ta = first; ta < end; ++ta) {
+                max_alpha_before_3_tile[ta - first] = alpha[(positions - 1) * alpha_positions + ta];
+            }
+            max_alpha_before_3 = larger_tile(max_alpha_before_3, max_alpha_before_3_tile, end - first);
+        }
+        REAL largest_2 = -INFINITY;
+        FOR_TILES(first, end, tags) {
+            REAL largest_2_tile[TILE];
+            INDEPENDENT
+            for (int64_t ta = first; ta < end; ++ta) {
+                const REAL ahead_4 = alpha[(positions - 1) * alpha_positions + ta] - max_alpha_before_3;
+                largest_2_tile[ta - first] = ahead_4;
+            }
+            largest_2 = larger_tile(largest_2, largest_2_tile, end - first);
+        }
         accumulator sum_product_sum = {0};
         accumulator others_2_sum = {0};
         accumulator ties_2_sum = {0};
@@ -495,9 +621,9 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             REAL sum_product_tile[TILE], others_2_tile[TILE], ties_2_tile[TILE];
             INDEPENDENT
             for (int64_t ta = first; ta < end; ++ta) {
-                const REAL alpha_before = alpha[(positions - 1) * alpha_positions + ta];
-                const REAL relative_2 = exp_difference(alpha_before, largest_2);
-                const int is_largest_2 = alpha_before == largest_2;
+                const REAL ahead_5 = alpha[(positions - 1) * alpha_positions + ta] - max_alpha_before_3;
+                const REAL relative_2 = exp_difference(ahead_5, largest_2);
+                const int is_largest_2 = ahead_5 == largest_2;
                 sum_product_tile[ta - first] = alpha_rate[(positions - 1) * alpha_rate_positions + ta] * relative_2;
                 others_2_tile[ta - first] = is_largest_2 ? 0 : relative_2;
                 ties_2_tile[ta - first] = (REAL)(is_largest_2 ? 1 : 0);
@@ -510,7 +636,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         const REAL others_2 = value_of(&others_2_sum);
         const REAL ties_2 = value_of(&ties_2_sum);
         const REAL sum_exp = others_2 + ties_2;
-        const REAL choice_2 = positions == 0 ? 0 : sum_product / sum_exp - sum_shifted_2;
+        const REAL choice_2 = positions == 0 ? 0 : -sum_shifted_2 + sum_product / sum_exp;
         if (rate_wanted) rate[n * rate_batch] = (STORED)(choice_2);
         accumulate(&total_rate_sum, choice_2);
     }
@@ -550,8 +676,8 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         double *const alpha_adjoint_rate = &room->real + alpha_adjoint_rate_positions; room += alpha_adjoint_rate_cells;
 
         /* What lies before the first cells, and what is added to. */
-        fill_reals(alpha - alpha_positions, alpha_cells, 0);
-        fill_reals(alpha_rate - alpha_rate_positions, alpha_rate_cells, 0);
+        fill_edge(alpha - alpha_positions, alpha_cells, alpha_positions, 1, 0, 0);
+        fill_edge(alpha_rate - alpha_rate_positions, alpha_rate_cells, alpha_rate_positions, 1, 0, 0);
         fill_reals(alpha_adjoint - alpha_adjoint_positions, alpha_adjoint_cells, 0);
         fill_reals(alpha_adjoint_rate - alpha_adjoint_rate_positions, alpha_adjoint_rate_cells, 0);
         if (hvp_emissions_wanted)
@@ -561,13 +687,23 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
 
         /* Alpha. */
         for (int64_t p = 0; p < positions; ++p) {
+            REAL max_alpha_before = -INFINITY;
+            FOR_TILES(first, end, tags) {
+                REAL max_alpha_before_tile[TILE];
+                INDEPENDENT
+                for (int64_t ta = first; ta < end; ++ta) {
+                    max_alpha_before_tile[ta - first] = alpha[(p - 1) * alpha_positions + ta];
+                }
+                max_alpha_before = larger_tile(max_alpha_before, max_alpha_before_tile, end - first);
+            }
             for (int64_t ta = 0; ta < tags; ++ta) {
                 REAL largest = -INFINITY;
                 FOR_TILES(first, end, tags) {
                     REAL largest_tile[TILE];
                     INDEPENDENT
                     for (int64_t ta2 = first; ta2 < end; ++ta2) {
-                        largest_tile[ta2 - first] = alpha[(p - 1) * alpha_positions + ta2] + (REAL)transitions[ta2 * transitions_tags + ta * transitions_tags_2];
+                        const REAL ahead = alpha[(p - 1) * alpha_positions + ta2] - max_alpha_before;
+                        largest_tile[ta2 - first] = (REAL)transitions[ta2 * transitions_tags + ta * transitions_tags_2] + ahead;
                     }
                     largest = larger_tile(largest, largest_tile, end - first);
                 }
@@ -577,7 +713,8 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
                     REAL others_tile[TILE], ties_tile[TILE];
                     INDEPENDENT
                     for (int64_t ta2 = first; ta2 < end; ++ta2) {
-                        const REAL shifted = alpha[(p - 1) * alpha_positions + ta2] + (REAL)transitions[ta2 * transitions_tags + ta * transitions_tags_2];
+                        const REAL ahead_2 = alpha[(p - 1) * alpha_positions + ta2] - max_alpha_before;
+                        const REAL shifted = (REAL)transitions[ta2 * transitions_tags + ta * transitions_tags_2] + ahead_2;
                         const int is_largest = shifted == largest;
                         const REAL relative = exp_difference(shifted, largest);
                         others_tile[ta2 - first] = is_largest ? 0 : relative;
@@ -592,14 +729,24 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
                 const REAL log_sum_exp = largest + log_mass;
                 alpha_total[p * alpha_total_positions + ta] = log_sum_exp;
             }
+            REAL max_alpha_before_2 = -INFINITY;
+            FOR_TILES(first, end, tags) {
+                REAL max_alpha_before_2_tile[TILE];
+                INDEPENDENT
+                for (int64_t ta = first; ta < end; ++ta) {
+                    max_alpha_before_2_tile[ta - first] = alpha[(p - 1) * alpha_positions + ta];
+                }
+                max_alpha_before_2 = larger_tile(max_alpha_before_2, max_alpha_before_2_tile, end - first);
+            }
             for (int64_t ta = 0; ta < tags; ++ta) {
                 accumulator sum_shifted_sum = {0};
                 FOR_TILES(first, end, tags) {
                     REAL sum_shifted_tile[TILE];
                     INDEPENDENT
                     for (int64_t ta2 = first; ta2 < end; ++ta2) {
-                        const REAL shifted_2 = alpha[(p - 1) * alpha_positions + ta2] + (REAL)transitions[ta2 * transitions_tags + ta * transitions_tags_2];
-                        const REAL choice = shifted_2 == -INFINITY ? 0 : exp(smaller(shifted_2 - alpha_total[p * alpha_total_positions + ta], 0));
+                        const REAL ahead_3 = alpha[(p - 1) * alpha_positions + ta2] - max_alpha_before_2;
+                        const REAL shifted_2 = (REAL)transitions[ta2 * transitions_tags + ta * transitions_tags_2] + ahead_3;
+                        const REAL choice = zero_if_absent(shifted_2, exp(smaller(shifted_2 - alpha_total[p * alpha_total_positions + ta], 0)));
                         sum_shifted_tile[ta2 - first] = alpha_rate[(p - 1) * alpha_rate_positions + ta2] * choice + (REAL)direction_transitions[ta2 * direction_transitions_tags + ta * direction_transitions_tags_2] * choice;
                     }
                     accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
@@ -616,12 +763,22 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         }
 
         /* The loss. */
+        REAL max_alpha_before_3 = -INFINITY;
+        FOR_TILES(first, end, tags) {
+            REAL max_alpha_before_3_tile[TILE];
+            INDEPENDENT
+            for (int64_t ta = first; ta < end; ++ta) {
+                max_alpha_before_3_tile[ta - first] = alpha[(positions - 1) * alpha_positions + ta];
+            }
+            max_alpha_before_3 = larger_tile(max_alpha_before_3, max_alpha_before_3_tile, end - first);
+        }
         REAL largest_2 = -INFINITY;
         FOR_TILES(first, end, tags) {
             REAL largest_2_tile[TILE];
             INDEPENDENT
             for (int64_t ta = first; ta < end; ++ta) {
-                largest_2_tile[ta - first] = alpha[(positions - 1) * alpha_positions + ta];
+                const REAL ahead_4 = alpha[(positions - 1) * alpha_positions + ta] - max_alpha_before_3;
+                largest_2_tile[ta - first] = ahead_4;
             }
             largest_2 = larger_tile(largest_2, largest_2_tile, end - first);
         }
@@ -632,9 +789,9 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             REAL others_2_tile[TILE], ties_2_tile[TILE], sum_product_tile[TILE];
             INDEPENDENT
             for (int64_t ta = first; ta < end; ++ta) {
-                const REAL alpha_before = alpha[(positions - 1) * alpha_positions + ta];
-                const int is_largest_2 = alpha_before == largest_2;
-                const REAL relative_2 = exp_difference(alpha_before, largest_2);
+                const REAL ahead_5 = alpha[(positions - 1) * alpha_positions + ta] - max_alpha_before_3;
+                const int is_largest_2 = ahead_5 == largest_2;
+                const REAL relative_2 = exp_difference(ahead_5, largest_2);
                 others_2_tile[ta - first] = is_largest_2 ? 0 : relative_2;
                 ties_2_tile[ta - first] = (REAL)(is_largest_2 ? 1 : 0);
                 sum_product_tile[ta - first] = alpha_rate[(positions - 1) * alpha_rate_positions + ta] * relative_2;
@@ -653,60 +810,85 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         const REAL ratio = sum_product / sum_exp;
         INDEPENDENT
         for (int64_t ta = 0; ta < tags; ++ta) {
-            const REAL alpha_before_2 = alpha[(positions - 1) * alpha_positions + ta];
-            const REAL choice_2 = alpha_before_2 == -INFINITY ? 0 : exp(smaller(alpha_before_2 - log_sum_exp_2, 0));
+            const REAL ahead_6 = alpha[(positions - 1) * alpha_positions + ta] - max_alpha_before_3;
+            const REAL choice_2 = zero_if_absent(ahead_6, exp(smaller(ahead_6 - log_sum_exp_2, 0)));
             alpha_adjoint[(positions - 1) * alpha_adjoint_positions + ta] += equal_2 ? 0 : choice_2 * (REAL)scale[n * scale_batch];
             alpha_adjoint_rate[(positions - 1) * alpha_adjoint_rate_positions + ta] += equal_2 ? 0 : (alpha_rate[(positions - 1) * alpha_rate_positions + ta] - ratio) * choice_2 * (REAL)scale[n * scale_batch];
         }
 
         /* Alpha, backwards. */
         for (int64_t p = positions - 1; p >= 0; --p) {
-            INDEPENDENT
-            for (int64_t ta = 0; ta < tags; ++ta) {
-                if (hvp_emissions_wanted) hvp_emissions_row[p * hvp_emissions_time + ta * hvp_emissions_tags] += (STORED)(alpha_adjoint_rate[p * alpha_adjoint_rate_positions + ta]);
+            REAL max_alpha_before_4 = -INFINITY;
+            FOR_TILES(first, end, tags) {
+                REAL max_alpha_before_4_tile[TILE];
+                INDEPENDENT
+                for (int64_t ta = first; ta < end; ++ta) {
+                    max_alpha_before_4_tile[ta - first] = alpha[(p - 1) * alpha_positions + ta];
+                }
+                max_alpha_before_4 = larger_tile(max_alpha_before_4, max_alpha_before_4_tile, end - first);
             }
             const int equal_3 = p == 0;
+            for (int64_t ta = 0; ta < tags; ++ta) {
+                INDEPENDENT
+                for (int64_t ta2 = 0; ta2 < tags; ++ta2) {
+                    const REAL ahead_7 = alpha[(p - 1) * alpha_positions + ta2] - max_alpha_before_4;
+                    const REAL shifted_3 = (REAL)transitions[ta2 * transitions_tags + ta * transitions_tags_2] + ahead_7;
+                    const REAL choice_3 = zero_if_absent(shifted_3, exp(smaller(shifted_3 - alpha_total[p * alpha_total_positions + ta], 0)));
+                    if (hvp_transitions_wanted) accumulate(&hvp_transitions[ta2 * hvp_transitions_tags + ta * hvp_transitions_tags_2], equal_3 ? 0 : alpha_adjoint[p * alpha_adjoint_positions + ta] * (alpha_rate[(p - 1) * alpha_rate_positions + ta2] - alpha_total_rate[p * alpha_total_rate_positions + ta] + (REAL)direction_transitions[ta2 * direction_transitions_tags + ta * direction_transitions_tags_2]) * choice_3 + alpha_adjoint_rate[p * alpha_adjoint_rate_positions + ta] * choice_3);
+                }
+                if (hvp_emissions_wanted) hvp_emissions_row[p * hvp_emissions_time + ta * hvp_emissions_tags] += (STORED)(alpha_adjoint_rate[p * alpha_adjoint_rate_positions + ta]);
+            }
+            REAL max_alpha_before_5 = -INFINITY;
+            FOR_TILES(first, end, tags) {
+                REAL max_alpha_before_5_tile[TILE];
+                INDEPENDENT
+                for (int64_t ta = first; ta < end; ++ta) {
+                    max_alpha_before_5_tile[ta - first] = alpha[(p - 1) * alpha_positions + ta];
+                }
+                max_alpha_before_5 = larger_tile(max_alpha_before_5, max_alpha_before_5_tile, end - first);
+            }
+            const int equal_4 = p == 0;
             for (int64_t ta2 = 0; ta2 < tags; ++ta2) {
-                const REAL alpha_before_3 = alpha[(p - 1) * alpha_positions + ta2];
+                const REAL ahead_8 = alpha[(p - 1) * alpha_positions + ta2] - max_alpha_before_5;
                 accumulator sum_choice_sum = {0};
                 FOR_TILES(first, end, tags) {
                     REAL sum_choice_tile[TILE];
                     INDEPENDENT
                     for (int64_t ta = first; ta < end; ++ta) {
-                        const REAL shifted_3 = alpha_before_3 + (REAL)transitions[ta2 * transitions_tags + ta * transitions_tags_2];
-                        sum_choice_tile[ta - first] = equal_3 ? 0 : alpha_adjoint[p * alpha_adjoint_positions + ta] * (shifted_3 == -INFINITY ? 0 : exp(smaller(shifted_3 - alpha_total[p * alpha_total_positions + ta], 0)));
+                        const REAL shifted_4 = (REAL)transitions[ta2 * transitions_tags + ta * transitions_tags_2] + ahead_8;
+                        sum_choice_tile[ta - first] = equal_4 ? 0 : alpha_adjoint[p * alpha_adjoint_positions + ta] * zero_if_absent(shifted_4, exp(smaller(shifted_4 - alpha_total[p * alpha_total_positions + ta], 0)));
                     }
                     accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
                 }
                 const REAL sum_choice = value_of(&sum_choice_sum);
                 alpha_adjoint[(p - 1) * alpha_adjoint_positions + ta2] += sum_choice;
             }
-            const int equal_4 = p == 0;
+            REAL max_alpha_before_6 = -INFINITY;
+            FOR_TILES(first, end, tags) {
+                REAL max_alpha_before_6_tile[TILE];
+                INDEPENDENT
+                for (int64_t ta = first; ta < end; ++ta) {
+                    max_alpha_before_6_tile[ta - first] = alpha[(p - 1) * alpha_positions + ta];
+                }
+                max_alpha_before_6 = larger_tile(max_alpha_before_6, max_alpha_before_6_tile, end - first);
+            }
+            const int equal_5 = p == 0;
             for (int64_t ta2 = 0; ta2 < tags; ++ta2) {
                 const REAL alpha_rate_before = alpha_rate[(p - 1) * alpha_rate_positions + ta2];
-                const REAL alpha_before_4 = alpha[(p - 1) * alpha_positions + ta2];
+                const REAL ahead_9 = alpha[(p - 1) * alpha_positions + ta2] - max_alpha_before_6;
                 accumulator sum_choice_2_sum = {0};
                 FOR_TILES(first, end, tags) {
                     REAL sum_choice_2_tile[TILE];
                     INDEPENDENT
                     for (int64_t ta = first; ta < end; ++ta) {
-                        const REAL shifted_4 = alpha_before_4 + (REAL)transitions[ta2 * transitions_tags + ta * transitions_tags_2];
-                        const REAL choice_3 = shifted_4 == -INFINITY ? 0 : exp(smaller(shifted_4 - alpha_total[p * alpha_total_positions + ta], 0));
-                        sum_choice_2_tile[ta - first] = equal_4 ? 0 : alpha_adjoint[p * alpha_adjoint_positions + ta] * (alpha_rate_before - alpha_total_rate[p * alpha_total_rate_positions + ta] + (REAL)direction_transitions[ta2 * direction_transitions_tags + ta * direction_transitions_tags_2]) * choice_3 + alpha_adjoint_rate[p * alpha_adjoint_rate_positions + ta] * choice_3;
+                        const REAL shifted_5 = (REAL)transitions[ta2 * transitions_tags + ta * transitions_tags_2] + ahead_9;
+                        const REAL choice_4 = zero_if_absent(shifted_5, exp(smaller(shifted_5 - alpha_total[p * alpha_total_positions + ta], 0)));
+                        sum_choice_2_tile[ta - first] = equal_5 ? 0 : alpha_adjoint[p * alpha_adjoint_positions + ta] * (alpha_rate_before - alpha_total_rate[p * alpha_total_rate_positions + ta] + (REAL)direction_transitions[ta2 * direction_transitions_tags + ta * direction_transitions_tags_2]) * choice_4 + alpha_adjoint_rate[p * alpha_adjoint_rate_positions + ta] * choice_4;
                     }
                     accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
                 }
                 const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
                 alpha_adjoint_rate[(p - 1) * alpha_adjoint_rate_positions + ta2] += sum_choice_2;
-            }
-            const int equal_5 = p == 0;
-            for (int64_t ta = 0; ta < tags; ++ta) {
-                INDEPENDENT
-                for (int64_t ta2 = 0; ta2 < tags; ++ta2) {
-                    const REAL shifted_5 = alpha[(p - 1) * alpha_positions + ta2] + (REAL)transitions[ta2 * transitions_tags + ta * transitions_tags_2];
-                    const REAL choice_4 = shifted_5 == -INFINITY ? 0 : exp(smaller(shifted_5 - alpha_total[p * alpha_total_positions + ta], 0));
-                    if (hvp_transitions_wanted) accumulate(&hvp_transitions[ta2 * hvp_transitions_tags + ta * hvp_transitions_tags_2], equal_5 ? 0 : alpha_adjoint[p * alpha_adjoint_positions + ta] * (alpha_rate[(p - 1) * alpha_rate_positions + ta2] - alpha_total_rate[p * alpha_total_rate_positions + ta] + (REAL)direction_transitions[ta2 * direction_transitions_tags + ta * direction_transitions_tags_2]) * choice_4 + alpha_adjoint_rate[p * alpha_adjoint_rate_positions + ta] * choice_4);
-                }
             }
         }
     }

@@ -140,7 +140,7 @@ static INLINE void NAME(value_and_grad__target_index)(const int64_t batch, const
     const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 0 : run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
     const REAL *restrict scale_weight = run->data[4]; const int64_t scale_weight_batch = run->steps[4][0];
-    REAL *restrict loss = run->data[5]; const int64_t loss_batch = run->steps[5][0]; const int loss_wanted = !dense && WANTS(5);
+    REAL *restrict loss = run->data[5]; const int64_t loss_batch = run->steps[5][0]; const int loss_wanted = WANTS(5) && loss != NULL;
     accumulator *restrict total_loss = WANTS(6) ? run->data[6] : NULL;
     accumulator *restrict total_weight = WANTS(7) ? run->data[7] : NULL;
     REAL *restrict grad_input = run->data[8]; const int64_t grad_input_batch = run->steps[8][0], grad_input_classes = dense ? 1 : run->steps[8][1]; const int grad_input_wanted = WANTS(8);
@@ -151,7 +151,7 @@ static INLINE void NAME(value_and_grad__target_index)(const int64_t batch, const
     accumulator total_loss_sum = {0};
     accumulator total_weight_sum = {0};
     REAL max_abs_weight = -INFINITY;
-    FOR_TILES(first, end, classes) {
+    if (grad_input_wanted) FOR_TILES(first, end, classes) {
         REAL max_abs_weight_tile[TILE];
         INDEPENDENT
         for (int64_t c = first; c < end; ++c) {
@@ -162,7 +162,7 @@ static INLINE void NAME(value_and_grad__target_index)(const int64_t batch, const
     accumulator sum_choice_sum = {0};
     accumulator sum_choice_2_sum = {0};
     accumulator sum_weight_sum = {0};
-    FOR_TILES(first, end, classes) {
+    if (grad_input_wanted) FOR_TILES(first, end, classes) {
         REAL sum_choice_tile[TILE], sum_choice_2_tile[TILE], sum_weight_tile[TILE];
         INDEPENDENT
         for (int64_t c = first; c < end; ++c) {
@@ -173,33 +173,113 @@ static INLINE void NAME(value_and_grad__target_index)(const int64_t batch, const
         }
         accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
         accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
-        accumulate_tile(&sum_weight_sum, sum_weight_tile, end - first);
+        accumulate_tile(&sum_weight_sum, weight_classes == 1 ? weight + first : sum_weight_tile, end - first);
     }
     const REAL sum_choice = value_of(&sum_choice_sum);
     const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
     const REAL sum_weight = value_of(&sum_weight_sum);
     const REAL difference = label_smoothing - 1;
     const REAL ratio = label_smoothing / (REAL)classes;
+    if (dense && classes > 0 && classes <= SHORT && target_batch == 1 && scale_batch == 0) FOR_SIDES(first, end, batch) {
+        REAL input_side[SHORT][SIDE], grad_input_side[SHORT][SIDE];
+        to_columns(input_side, input + first * input_batch, input_batch, classes, end - first);
+        REAL largest_tile[SIDE];
+        fill_lanes(largest_tile, -INFINITY);
+        if (loss_wanted || total_loss || grad_input_wanted || grad_weight_wanted) for (int64_t c = 0; c < classes; ++c)
+            INDEPENDENT
+            for (int64_t n = first; n < end; ++n) {
+                largest_tile[n - first] = larger(largest_tile[n - first], input_side[c][n - first]);
+            }
+        lanes others_sum = {{0}, {0}};
+        lanes ties_sum = {{0}, {0}};
+        if (loss_wanted || total_loss || grad_input_wanted || grad_weight_wanted) for (int64_t c = 0; c < classes; ++c)
+            INDEPENDENT
+            for (int64_t n = first; n < end; ++n) {
+                const int is_largest = input_side[c][n - first] == largest_tile[n - first];
+                const REAL relative = exp_below(input_side[c][n - first], largest_tile[n - first]);
+                if (grad_input_wanted) grad_input_side[c][n - first] = relative;
+                add_to_lane(&others_sum, n - first, is_largest ? 0 : relative);
+                add_to_lane(&ties_sum, n - first, (REAL)(is_largest ? 1 : 0));
+            }
+        int ignored_lane[SIDE];
+        int64_t safe_target_lane[SIDE];
+        REAL weight_at_safe_target_lane[SIDE], product_lane[SIDE], shifted_lane[SIDE], sum_exp_lane[SIDE], minus_ratio_lane[SIDE], product_2_lane[SIDE], product_3_lane[SIDE], product_4_lane[SIDE], log_mass_lane[SIDE], log_p_lane[SIDE];
+        INDEPENDENT
+        for (int64_t n = first; n < end; ++n) {
+            const int ignored = target[n * target_batch] == ignore_index;
+            ignored_lane[n - first] = ignored;
+            const int64_t safe_target = ignored ? 0 : target[n * target_batch];
+            safe_target_lane[n - first] = safe_target;
+            const REAL weight_at_safe_target = weight[safe_target * weight_classes];
+            weight_at_safe_target_lane[n - first] = weight_at_safe_target;
+            const REAL product = weight_at_safe_target * scale[n * scale_batch];
+            product_lane[n - first] = product;
+            const REAL input_at_safe_target = input_side[safe_target][n - first];
+            const REAL more_ties = value_of_lane(&ties_sum, n - first) - 1;
+            const REAL shifted = more_ties + value_of_lane(&others_sum, n - first);
+            shifted_lane[n - first] = shifted;
+            const REAL sum_exp = value_of_lane(&others_sum, n - first) + value_of_lane(&ties_sum, n - first);
+            sum_exp_lane[n - first] = sum_exp;
+            const REAL minus_ratio = -(input_at_safe_target == largest_tile[n - first] ? shifted : sum_exp - exp_difference(input_at_safe_target, largest_tile[n - first])) / sum_exp;
+            minus_ratio_lane[n - first] = minus_ratio;
+            const REAL product_2 = difference * weight_at_safe_target;
+            product_2_lane[n - first] = product_2;
+            const REAL product_3 = product_2 * scale[n * scale_batch];
+            product_3_lane[n - first] = product_3;
+            const REAL product_4 = ratio * scale[n * scale_batch];
+            product_4_lane[n - first] = product_4;
+            const REAL log_mass = log1p(value_of_lane(&others_sum, n - first) + more_ties);
+            log_mass_lane[n - first] = log_mass;
+            const REAL log_p = input_at_safe_target - largest_tile[n - first] - log_mass;
+            log_p_lane[n - first] = log_p;
+        }
+        lanes sum_product_sum = {{0}, {0}};
+        for (int64_t c = 0; c < classes; ++c)
+            INDEPENDENT
+            for (int64_t n = first; n < end; ++n) {
+                const int equal_2 = c == safe_target_lane[n - first];
+                const REAL relative_2 = grad_input_wanted ? grad_input_side[c][n - first] : exp_below(input_side[c][n - first], largest_tile[n - first]);
+                const REAL choice = equal_2 ? minus_ratio_lane[n - first] : relative_2 / sum_exp_lane[n - first];
+                const int is_largest_2 = input_side[c][n - first] == largest_tile[n - first];
+                const REAL as_large = sum_choice - weight[c * weight_classes];
+                const REAL log_p_2 = input_side[c][n - first] - largest_tile[n - first] - log_mass_lane[n - first];
+                if (grad_input_wanted) grad_input_side[c][n - first] = label_smoothing_is_0 ? (ignored_lane[n - first] ? 0 : product_lane[n - first] * choice) : (ignored_lane[n - first] ? 0 : -(product_3_lane[n - first] * choice + product_4_lane[n - first] * (weight[c * weight_classes] / sum_exp_lane[n - first] * (is_largest_2 ? shifted_lane[n - first] : sum_exp_lane[n - first] - relative_2) - (fabs(weight[c * weight_classes]) == max_abs_weight ? as_large + sum_choice_2 : sum_weight - weight[c * weight_classes]) / sum_exp_lane[n - first] * relative_2)));
+                add_to_lane(&sum_product_sum, n - first, weight[c * weight_classes] * log_p_2);
+            }
+        REAL total_loss_tile[SIDE], total_weight_tile[SIDE];
+        INDEPENDENT
+        for (int64_t n = first; n < end; ++n) {
+            const REAL value = ignored_lane[n - first] ? 0 : -weight_at_safe_target_lane[n - first] * log_p_lane[n - first];
+            const REAL value_2 = ignored_lane[n - first] ? 0 : product_2_lane[n - first] * log_p_lane[n - first] - ratio * value_of_lane(&sum_product_sum, n - first);
+            const REAL value_3 = label_smoothing_is_0 ? value : value_2;
+            total_loss_tile[n - first] = value_3;
+            total_weight_tile[n - first] = ignored_lane[n - first] ? 0 : weight_at_safe_target_lane[n - first];
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
+        accumulate_tile(&total_weight_sum, total_weight_tile, end - first);
+        if (grad_input_wanted) to_rows(grad_input + first * grad_input_batch, grad_input_side, grad_input_batch, classes, end - first);
+    } else
     for (int64_t n = 0; n < batch; ++n) {
         const REAL *input_row = input + n * input_batch;
         REAL *grad_input_row = grad_input + n * grad_input_batch;
         REAL largest = -INFINITY;
-        FOR_TILES(first, end, classes) {
+        if (loss_wanted || total_loss || grad_input_wanted || grad_weight_wanted) FOR_TILES(first, end, classes) {
             REAL largest_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 largest_tile[c - first] = input_row[c * input_classes];
             }
-            largest = larger_tile(largest, largest_tile, end - first);
+            largest = larger_tile(largest, input_classes == 1 ? input_row + first : largest_tile, end - first);
         }
         accumulator others_sum = {0};
         accumulator ties_sum = {0};
-        FOR_TILES(first, end, classes) {
+        if (loss_wanted || total_loss || grad_input_wanted || grad_weight_wanted) FOR_TILES(first, end, classes) {
             REAL others_tile[TILE], ties_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const int is_largest = input_row[c * input_classes] == largest;
-                const REAL relative = exp_difference(input_row[c * input_classes], largest);
+                const REAL relative = exp_below(input_row[c * input_classes], largest);
+                if (grad_input_wanted) grad_input_row[c * grad_input_classes] = relative;
                 others_tile[c - first] = is_largest ? 0 : relative;
                 ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
             }
@@ -225,12 +305,12 @@ static INLINE void NAME(value_and_grad__target_index)(const int64_t batch, const
         const REAL product_5 = log_p * scale[n * scale_batch];
         const REAL product_6 = difference * log_p * scale[n * scale_batch];
         accumulator sum_product_sum = {0};
-        FOR_TILES(first, end, classes) {
+        if (loss_wanted || total_loss || grad_input_wanted || grad_weight_wanted) FOR_TILES(first, end, classes) {
             REAL sum_product_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const int equal_2 = c == safe_target;
-                const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
+                const REAL relative_2 = grad_input_wanted ? grad_input_row[c * grad_input_classes] : exp_below(input_row[c * input_classes], largest);
                 const REAL choice = equal_2 ? minus_ratio : relative_2 / sum_exp;
                 const int is_largest_2 = input_row[c * input_classes] == largest;
                 const REAL as_large = sum_choice - weight[c * weight_classes];
@@ -264,7 +344,7 @@ static INLINE void NAME(jvp__target_index)(const int64_t batch, const losslib_ru
     const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 0 : run->steps[2][0];
     const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = run->steps[3][0], direction_input_classes = dense ? 1 : run->steps[3][1];
     const REAL *restrict direction_weight = run->data[4]; const int64_t direction_weight_classes = dense && WANTS(4) ? 1 : run->steps[4][0];
-    REAL *restrict rate = run->data[5]; const int64_t rate_batch = run->steps[5][0]; const int rate_wanted = !dense && WANTS(5);
+    REAL *restrict rate = run->data[5]; const int64_t rate_batch = run->steps[5][0]; const int rate_wanted = WANTS(5) && rate != NULL;
     accumulator *restrict total_rate = WANTS(6) ? run->data[6] : NULL;
     accumulator *restrict total_weight_rate = WANTS(7) ? run->data[7] : NULL;
     const REAL label_smoothing = (REAL)run->params[0];
@@ -284,7 +364,7 @@ static INLINE void NAME(jvp__target_index)(const int64_t batch, const losslib_ru
             for (int64_t c = first; c < end; ++c) {
                 largest_tile[c - first] = input_row[c * input_classes];
             }
-            largest = larger_tile(largest, largest_tile, end - first);
+            largest = larger_tile(largest, input_classes == 1 ? input_row + first : largest_tile, end - first);
         }
         accumulator sum_product_sum = {0};
         accumulator others_sum = {0};
@@ -293,7 +373,7 @@ static INLINE void NAME(jvp__target_index)(const int64_t batch, const losslib_ru
             REAL sum_product_tile[TILE], others_tile[TILE], ties_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
-                const REAL relative = exp_difference(input_row[c * input_classes], largest);
+                const REAL relative = exp_below(input_row[c * input_classes], largest);
                 const int is_largest = input_row[c * input_classes] == largest;
                 sum_product_tile[c - first] = relative * direction_input_row[c * direction_input_classes];
                 others_tile[c - first] = is_largest ? 0 : relative;
@@ -371,36 +451,36 @@ static INLINE void NAME(hvp__target_index)(const int64_t batch, const losslib_ru
         max_2 = larger_tile(max_2, max_2_tile, end - first);
         max_abs_weight = larger_tile(max_abs_weight, max_abs_weight_tile, end - first);
     }
+    accumulator sum_weight_sum = {0};
     accumulator sum_choice_sum = {0};
     accumulator sum_choice_2_sum = {0};
     accumulator sum_direction_weight_sum = {0};
-    accumulator sum_weight_sum = {0};
     accumulator sum_choice_3_sum = {0};
     accumulator sum_choice_4_sum = {0};
     FOR_TILES(first, end, classes) {
-        REAL sum_choice_tile[TILE], sum_choice_2_tile[TILE], sum_direction_weight_tile[TILE], sum_weight_tile[TILE], sum_choice_3_tile[TILE], sum_choice_4_tile[TILE];
+        REAL sum_weight_tile[TILE], sum_choice_tile[TILE], sum_choice_2_tile[TILE], sum_direction_weight_tile[TILE], sum_choice_3_tile[TILE], sum_choice_4_tile[TILE];
         INDEPENDENT
         for (int64_t c = first; c < end; ++c) {
             const int equal = fabs(direction_weight[c * direction_weight_classes]) == max_2;
             const int equal_2 = fabs(weight[c * weight_classes]) == max_abs_weight;
+            sum_weight_tile[c - first] = weight[c * weight_classes];
             sum_choice_tile[c - first] = equal ? direction_weight[c * direction_weight_classes] : 0;
             sum_choice_2_tile[c - first] = equal ? 0 : direction_weight[c * direction_weight_classes];
             sum_direction_weight_tile[c - first] = direction_weight[c * direction_weight_classes];
-            sum_weight_tile[c - first] = weight[c * weight_classes];
             sum_choice_3_tile[c - first] = equal_2 ? weight[c * weight_classes] : 0;
             sum_choice_4_tile[c - first] = equal_2 ? 0 : weight[c * weight_classes];
         }
+        accumulate_tile(&sum_weight_sum, weight_classes == 1 ? weight + first : sum_weight_tile, end - first);
         accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
         accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
-        accumulate_tile(&sum_direction_weight_sum, sum_direction_weight_tile, end - first);
-        accumulate_tile(&sum_weight_sum, sum_weight_tile, end - first);
+        accumulate_tile(&sum_direction_weight_sum, direction_weight_classes == 1 ? direction_weight + first : sum_direction_weight_tile, end - first);
         accumulate_tile(&sum_choice_3_sum, sum_choice_3_tile, end - first);
         accumulate_tile(&sum_choice_4_sum, sum_choice_4_tile, end - first);
     }
+    const REAL sum_weight = value_of(&sum_weight_sum);
     const REAL sum_choice = value_of(&sum_choice_sum);
     const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
     const REAL sum_direction_weight = value_of(&sum_direction_weight_sum);
-    const REAL sum_weight = value_of(&sum_weight_sum);
     const REAL sum_choice_3 = value_of(&sum_choice_3_sum);
     const REAL sum_choice_4 = value_of(&sum_choice_4_sum);
     const REAL ratio = label_smoothing / (REAL)classes;
@@ -417,73 +497,71 @@ static INLINE void NAME(hvp__target_index)(const int64_t batch, const losslib_ru
             for (int64_t c = first; c < end; ++c) {
                 largest_tile[c - first] = input_row[c * input_classes];
             }
-            largest = larger_tile(largest, largest_tile, end - first);
+            largest = larger_tile(largest, input_classes == 1 ? input_row + first : largest_tile, end - first);
         }
         accumulator others_sum = {0};
         accumulator ties_sum = {0};
-        accumulator sum_choice_5_sum = {0};
+        accumulator sum_product_sum = {0};
         FOR_TILES(first, end, classes) {
-            REAL others_tile[TILE], ties_tile[TILE], sum_choice_5_tile[TILE];
+            REAL others_tile[TILE], ties_tile[TILE], sum_product_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const int is_largest = input_row[c * input_classes] == largest;
-                const REAL relative = exp_difference(input_row[c * input_classes], largest);
+                const REAL relative = exp_below(input_row[c * input_classes], largest);
+                if (hvp_input_wanted) hvp_input_row[c * hvp_input_classes] = relative;
                 others_tile[c - first] = is_largest ? 0 : relative;
                 ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
-                sum_choice_5_tile[c - first] = is_largest ? direction_input_row[c * direction_input_classes] : 0;
+                sum_product_tile[c - first] = relative * direction_input_row[c * direction_input_classes];
             }
             accumulate_tile(&others_sum, others_tile, end - first);
             accumulate_tile(&ties_sum, ties_tile, end - first);
-            accumulate_tile(&sum_choice_5_sum, sum_choice_5_tile, end - first);
+            accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
         }
         const REAL others = value_of(&others_sum);
         const REAL ties = value_of(&ties_sum);
-        const REAL sum_choice_5 = value_of(&sum_choice_5_sum);
-        const REAL ratio_2 = sum_choice_5 / ties;
+        const REAL sum_product = value_of(&sum_product_sum);
         const REAL sum_exp = others + ties;
+        const REAL mean_under_softmax = sum_product / sum_exp;
         REAL max_abs = -INFINITY;
         FOR_TILES(first, end, classes) {
             REAL max_abs_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
-                const REAL from_peak = direction_input_row[c * direction_input_classes] - ratio_2;
-                const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
-                max_abs_tile[c - first] = fabs(from_peak / sum_exp * relative_2);
+                const REAL from_mean = direction_input_row[c * direction_input_classes] - mean_under_softmax;
+                const REAL relative_2 = exp_below(input_row[c * input_classes], largest);
+                max_abs_tile[c - first] = fabs(from_mean / sum_exp * relative_2);
             }
             max_abs = larger_tile(max_abs, max_abs_tile, end - first);
         }
-        accumulator sum_product_sum = {0};
-        accumulator sum_choice_6_sum = {0};
-        accumulator sum_choice_7_sum = {0};
         accumulator sum_product_2_sum = {0};
+        accumulator sum_choice_5_sum = {0};
+        accumulator sum_choice_6_sum = {0};
         FOR_TILES(first, end, classes) {
-            REAL sum_product_tile[TILE], sum_choice_6_tile[TILE], sum_choice_7_tile[TILE], sum_product_2_tile[TILE];
+            REAL sum_product_2_tile[TILE], sum_choice_5_tile[TILE], sum_choice_6_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
-                const REAL from_peak_2 = direction_input_row[c * direction_input_classes] - ratio_2;
-                const REAL relative_3 = exp_difference(input_row[c * input_classes], largest);
-                const REAL product_2 = from_peak_2 * relative_3;
-                const REAL product_3 = from_peak_2 / sum_exp * relative_3;
+                const REAL from_mean_2 = direction_input_row[c * direction_input_classes] - mean_under_softmax;
+                const REAL relative_3 = exp_below(input_row[c * input_classes], largest);
+                const REAL product_2 = from_mean_2 * relative_3;
+                const REAL product_3 = from_mean_2 / sum_exp * relative_3;
                 const int equal_3 = fabs(product_3) == max_abs;
-                sum_product_tile[c - first] = product_2;
-                sum_choice_6_tile[c - first] = equal_3 ? product_3 : 0;
-                sum_choice_7_tile[c - first] = equal_3 ? 0 : product_2;
-                sum_product_2_tile[c - first] = relative_3 * direction_input_row[c * direction_input_classes];
+                sum_product_2_tile[c - first] = product_2;
+                sum_choice_5_tile[c - first] = equal_3 ? product_3 : 0;
+                sum_choice_6_tile[c - first] = equal_3 ? 0 : product_2;
             }
-            accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
-            accumulate_tile(&sum_choice_6_sum, sum_choice_6_tile, end - first);
-            accumulate_tile(&sum_choice_7_sum, sum_choice_7_tile, end - first);
             accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
+            accumulate_tile(&sum_choice_5_sum, sum_choice_5_tile, end - first);
+            accumulate_tile(&sum_choice_6_sum, sum_choice_6_tile, end - first);
         }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_choice_6 = value_of(&sum_choice_6_sum);
-        const REAL sum_choice_7 = value_of(&sum_choice_7_sum);
         const REAL sum_product_2 = value_of(&sum_product_2_sum);
+        const REAL sum_choice_5 = value_of(&sum_choice_5_sum);
+        const REAL sum_choice_6 = value_of(&sum_choice_6_sum);
         const int ignored = target[n * target_batch] == ignore_index;
         const int64_t safe_target = ignored ? 0 : target[n * target_batch];
         const REAL weight_at_safe_target = weight[safe_target * weight_classes];
-        const REAL product_4 = weight_at_safe_target / sum_exp * scale[n * scale_batch];
-        const REAL ratio_3 = sum_product / sum_exp;
+        const REAL ratio_2 = weight_at_safe_target / sum_exp;
+        const REAL product_4 = ratio_2 * scale[n * scale_batch];
+        const REAL ratio_3 = sum_product_2 / sum_exp;
         const REAL direction_weight_at_safe_target = direction_weight[safe_target * direction_weight_classes];
         const REAL product_5 = scale[n * scale_batch] * direction_weight_at_safe_target;
         const REAL input_at_safe_target = input_row[safe_target * input_classes];
@@ -491,48 +569,46 @@ static INLINE void NAME(hvp__target_index)(const int64_t batch, const losslib_ru
         const REAL shifted = more_ties + others;
         const REAL minus_ratio = -(input_at_safe_target == largest ? shifted : sum_exp - exp_difference(input_at_safe_target, largest)) / sum_exp;
         const REAL product_6 = weight_at_safe_target * scale_rate[n * scale_rate_batch];
-        const REAL product_7 = label_smoothing * weight_at_safe_target;
-        const REAL product_8 = product_7 * scale[n * scale_batch];
-        const REAL ratio_4 = sum_choice_7 / sum_exp;
-        const REAL product_9 = label_smoothing * scale[n * scale_batch] * direction_weight_at_safe_target;
-        const REAL product_10 = product_7 * scale_rate[n * scale_rate_batch];
+        const REAL product_7 = label_smoothing * ratio_2 * scale[n * scale_batch];
+        const REAL product_8 = label_smoothing * scale[n * scale_batch] * direction_weight_at_safe_target;
+        const REAL product_9 = label_smoothing * weight_at_safe_target * scale_rate[n * scale_rate_batch];
         const REAL shifted_2 = (REAL)classes * others + (REAL)classes * ties;
-        const REAL product_11 = weight_at_safe_target * scale[n * scale_batch];
+        const REAL product_10 = weight_at_safe_target * scale[n * scale_batch];
+        const REAL ratio_4 = sum_choice_6 / sum_exp;
+        const REAL product_11 = product * scale[n * scale_batch];
         const REAL product_12 = ratio * scale[n * scale_batch];
-        const REAL product_13 = product * (scale[n * scale_batch] / sum_exp);
-        const REAL ratio_5 = sum_product_2 / sum_exp;
-        const REAL difference_2 = direction_input_row[safe_target * direction_input_classes] - ratio_5;
-        const REAL product_14 = difference_2 * scale[n * scale_batch];
+        const REAL difference_2 = direction_input_row[safe_target * direction_input_classes] - mean_under_softmax;
+        const REAL product_13 = difference_2 * scale[n * scale_batch];
         const REAL log_mass = log1p(others + more_ties);
         const REAL log_p = input_at_safe_target - largest - log_mass;
-        const REAL product_15 = log_p * scale_rate[n * scale_rate_batch];
-        const REAL product_16 = difference * difference_2 * scale[n * scale_batch];
-        const REAL product_17 = difference * log_p;
+        const REAL product_14 = log_p * scale_rate[n * scale_rate_batch];
+        const REAL product_15 = difference * difference_2 * scale[n * scale_batch];
+        const REAL product_16 = difference * log_p;
         INDEPENDENT
         for (int64_t c = 0; c < classes; ++c) {
-            const REAL from_peak_3 = direction_input_row[c * direction_input_classes] - ratio_2;
-            const REAL difference_3 = from_peak_3 - ratio_3;
-            const REAL relative_4 = exp_difference(input_row[c * input_classes], largest);
+            const REAL from_mean_3 = direction_input_row[c * direction_input_classes] - mean_under_softmax;
+            const REAL difference_3 = from_mean_3 - ratio_3;
+            const REAL relative_4 = hvp_input_wanted ? hvp_input_row[c * hvp_input_classes] : exp_below(input_row[c * input_classes], largest);
             const int equal_4 = c == safe_target;
             const REAL choice = equal_4 ? minus_ratio : relative_4 / sum_exp;
-            const REAL product_18 = product_5 * choice;
-            const REAL product_19 = product_6 * choice;
-            const REAL ratio_6 = from_peak_3 / sum_exp;
-            const REAL product_20 = ratio_6 * relative_4;
-            const REAL as_large = sum_choice_6 - product_20;
+            const REAL product_17 = product_5 * choice;
+            const REAL product_18 = product_6 * choice;
+            const REAL product_19 = product_7 * difference_3 * relative_4;
             const int is_largest_2 = input_row[c * input_classes] == largest;
             const REAL choice_2 = is_largest_2 ? shifted : sum_exp - relative_4;
-            const REAL difference_4 = (fabs(product_20) == max_abs ? as_large + ratio_4 : ratio_3 - product_20) / sum_exp * relative_4 - ratio_6 * (choice_2 / sum_exp) * relative_4;
-            const REAL product_21 = product_8 * difference_4;
+            const REAL ratio_5 = from_mean_3 / sum_exp;
+            const REAL product_20 = ratio_5 * relative_4;
+            const REAL as_large = sum_choice_5 - product_20;
+            const REAL difference_4 = (fabs(product_20) == max_abs ? as_large + ratio_4 : ratio_3 - product_20) / sum_exp * relative_4 - ratio_5 * (choice_2 / sum_exp) * relative_4;
+            const REAL product_21 = product_10 * difference_4;
             const REAL product_22 = product_11 * difference_4;
             const REAL as_large_2 = sum_choice - direction_weight[c * direction_weight_classes];
-            const REAL product_23 = product_13 * difference_3 * relative_4;
             const REAL as_large_3 = sum_choice_3 - weight[c * weight_classes];
             const REAL choice_3 = (REAL)(equal_4 ? 1 : 0);
             const REAL choice_4 = ignored ? 0 : scale_weight_rate[n * scale_weight_rate_batch] * choice_3;
             const REAL log_p_2 = input_row[c * input_classes] - largest - log_mass;
-            if (hvp_input_wanted) hvp_input_row[c * hvp_input_classes] = label_smoothing_is_0 ? (all ? (ignored ? 0 : product_4 * difference_3 * relative_4 + product_18 + product_19) : (ignored ? 0 : product_4 * difference_3 * relative_4)) : (all ? (ignored ? 0 : product_21 - product_9 * choice - product_10 * choice - label_smoothing * (weight[c * weight_classes] / shifted_2) * scale_rate[n * scale_rate_batch] * choice_2 - product_22 + product_18 + product_19 + product_12 * ((fabs(direction_weight[c * direction_weight_classes]) == max_2 ? as_large_2 + sum_choice_2 : sum_direction_weight - direction_weight[c * direction_weight_classes]) / sum_exp * relative_4 - direction_weight[c * direction_weight_classes] / sum_exp * choice_2) + product_23 + ratio * ((fabs(weight[c * weight_classes]) == max_abs_weight ? as_large_3 + sum_choice_4 : sum_weight - weight[c * weight_classes]) / sum_exp) * scale_rate[n * scale_rate_batch] * relative_4) : (ignored ? 0 : product_21 - product_22 + product_23));
-            if (hvp_weight_wanted) accumulate(&hvp_weight[c * hvp_weight_classes], label_smoothing_is_0 ? choice_4 + (ignored ? 0 : -(product_14 * choice_3 + product_15 * choice_3)) : choice_4 + (ignored ? 0 : product_16 * choice_3 - product_12 * (direction_input_row[c * direction_input_classes] - ratio_5) + scale_rate[n * scale_rate_batch] * (product_17 * choice_3 - ratio * log_p_2)));
+            if (hvp_input_wanted) hvp_input_row[c * hvp_input_classes] = label_smoothing_is_0 ? (all ? (ignored ? 0 : product_4 * difference_3 * relative_4 + product_17 + product_18) : (ignored ? 0 : product_4 * difference_3 * relative_4)) : (all ? (ignored ? 0 : product_17 - product_19 - product_8 * choice - product_9 * choice - label_smoothing * (weight[c * weight_classes] / shifted_2) * scale_rate[n * scale_rate_batch] * choice_2 - product_21 - product_22 + product_18 + product_12 * ((fabs(direction_weight[c * direction_weight_classes]) == max_2 ? as_large_2 + sum_choice_2 : sum_direction_weight - direction_weight[c * direction_weight_classes]) / sum_exp * relative_4 - direction_weight[c * direction_weight_classes] / sum_exp * choice_2) + ratio * ((fabs(weight[c * weight_classes]) == max_abs_weight ? as_large_3 + sum_choice_4 : sum_weight - weight[c * weight_classes]) / sum_exp) * scale_rate[n * scale_rate_batch] * relative_4) : (ignored ? 0 : -(product_19 + product_21 + product_22)));
+            if (hvp_weight_wanted) accumulate(&hvp_weight[c * hvp_weight_classes], label_smoothing_is_0 ? choice_4 + (ignored ? 0 : -(product_13 * choice_3 + product_14 * choice_3)) : choice_4 + (ignored ? 0 : product_15 * choice_3 - product_12 * from_mean_3 + scale_rate[n * scale_rate_batch] * (product_16 * choice_3 - ratio * log_p_2)));
         }
     }
 }
@@ -556,10 +632,10 @@ static INLINE void NAME(hessian_diag__target_index)(const int64_t batch, const l
         for (int64_t c = first; c < end; ++c) {
             sum_weight_tile[c - first] = weight[c * weight_classes];
         }
-        accumulate_tile(&sum_weight_sum, sum_weight_tile, end - first);
+        accumulate_tile(&sum_weight_sum, weight_classes == 1 ? weight + first : sum_weight_tile, end - first);
     }
     const REAL sum_weight = value_of(&sum_weight_sum);
-    const REAL product = label_smoothing / (REAL)classes * sum_weight;
+    const REAL product = label_smoothing * sum_weight;
     for (int64_t n = 0; n < batch; ++n) {
         const REAL *input_row = input + n * input_batch;
         REAL *hessian_input_row = hessian_input + n * hessian_input_batch;
@@ -570,7 +646,7 @@ static INLINE void NAME(hessian_diag__target_index)(const int64_t batch, const l
             for (int64_t c = first; c < end; ++c) {
                 largest_tile[c - first] = input_row[c * input_classes];
             }
-            largest = larger_tile(largest, largest_tile, end - first);
+            largest = larger_tile(largest, input_classes == 1 ? input_row + first : largest_tile, end - first);
         }
         accumulator others_sum = {0};
         accumulator ties_sum = {0};
@@ -579,7 +655,8 @@ static INLINE void NAME(hessian_diag__target_index)(const int64_t batch, const l
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const int is_largest = input_row[c * input_classes] == largest;
-                const REAL relative = exp_difference(input_row[c * input_classes], largest);
+                const REAL relative = exp_below(input_row[c * input_classes], largest);
+                if (hessian_input_wanted) hessian_input_row[c * hessian_input_classes] = relative;
                 others_tile[c - first] = is_largest ? 0 : relative;
                 ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
             }
@@ -596,15 +673,15 @@ static INLINE void NAME(hessian_diag__target_index)(const int64_t batch, const l
         const REAL product_2 = ratio * ratio_2;
         const REAL more_ties = ties - 1;
         const REAL shifted = more_ties + others;
+        const REAL ratio_3 = product * (scale[n * scale_batch] / ((REAL)classes * others + (REAL)classes * ties)) / sum_exp;
         const REAL product_3 = label_smoothing * ratio * ratio_2;
-        const REAL ratio_3 = product * ratio_2 / sum_exp;
         INDEPENDENT
         for (int64_t c = 0; c < classes; ++c) {
             const int is_largest_2 = input_row[c * input_classes] == largest;
-            const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
+            const REAL relative_2 = hessian_input_wanted ? hessian_input_row[c * hessian_input_classes] : exp_below(input_row[c * input_classes], largest);
             const REAL choice = is_largest_2 ? shifted : sum_exp - relative_2;
             const REAL product_4 = product_2 * choice * relative_2;
-            if (hessian_input_wanted) hessian_input_row[c * hessian_input_classes] = label_smoothing_is_0 ? (ignored ? 0 : product_4) : (ignored ? 0 : product_4 - product_3 * choice * relative_2 + ratio_3 * choice * relative_2);
+            if (hessian_input_wanted) hessian_input_row[c * hessian_input_classes] = label_smoothing_is_0 ? (ignored ? 0 : product_4) : (ignored ? 0 : ratio_3 * choice * relative_2 - product_3 * choice * relative_2 + product_4);
         }
     }
 }
@@ -617,7 +694,7 @@ static INLINE void NAME(value_and_grad__target_real)(const int64_t batch, const 
     const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
     const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 0 : run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0]; const int loss_wanted = !dense && WANTS(4);
+    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0]; const int loss_wanted = WANTS(4) && loss != NULL;
     accumulator *restrict total_loss = WANTS(5) ? run->data[5] : NULL;
     REAL *restrict grad_input = run->data[6]; const int64_t grad_input_batch = run->steps[6][0], grad_input_classes = dense ? 1 : run->steps[6][1]; const int grad_input_wanted = WANTS(6);
     REAL *restrict grad_target = run->data[7]; const int64_t grad_target_batch = run->steps[7][0], grad_target_classes = dense ? 1 : run->steps[7][1]; const int grad_target_wanted = WANTS(7);
@@ -627,6 +704,76 @@ static INLINE void NAME(value_and_grad__target_real)(const int64_t batch, const 
     accumulator total_loss_sum = {0};
     const REAL difference = 1 - label_smoothing;
     const REAL ratio = label_smoothing / (REAL)classes;
+    if (dense && classes > 0 && classes <= SHORT && scale_batch == 0) FOR_SIDES(first, end, batch) {
+        REAL input_side[SHORT][SIDE], target_side[SHORT][SIDE], grad_input_side[SHORT][SIDE];
+        to_columns(input_side, input + first * input_batch, input_batch, classes, end - first);
+        to_columns(target_side, target + first * target_batch, target_batch, classes, end - first);
+        REAL largest_tile[SIDE];
+        fill_lanes(largest_tile, -INFINITY);
+        REAL max_choice_tile[SIDE];
+        fill_lanes(max_choice_tile, -INFINITY);
+        for (int64_t c = 0; c < classes; ++c)
+            INDEPENDENT
+            for (int64_t n = first; n < end; ++n) {
+                const REAL smoothed = difference * target_side[c][n - first] + ratio;
+                largest_tile[n - first] = larger(largest_tile[n - first], input_side[c][n - first]);
+                max_choice_tile[n - first] = larger(max_choice_tile[n - first], label_smoothing_is_0 ? fabs(weight[c * weight_classes] * target_side[c][n - first]) : fabs(weight[c * weight_classes] * smoothed));
+            }
+        lanes others_sum = {{0}, {0}};
+        lanes ties_sum = {{0}, {0}};
+        lanes sum_choice_sum = {{0}, {0}};
+        lanes sum_choice_2_sum = {{0}, {0}};
+        lanes sum_choice_3_sum = {{0}, {0}};
+        for (int64_t c = 0; c < classes; ++c)
+            INDEPENDENT
+            for (int64_t n = first; n < end; ++n) {
+                const int is_largest = input_side[c][n - first] == largest_tile[n - first];
+                const REAL relative = exp_below(input_side[c][n - first], largest_tile[n - first]);
+                if (grad_input_wanted) grad_input_side[c][n - first] = relative;
+                const REAL smoothed_2 = difference * target_side[c][n - first] + ratio;
+                const int equal = (label_smoothing_is_0 ? fabs(weight[c * weight_classes] * target_side[c][n - first]) : fabs(weight[c * weight_classes] * smoothed_2)) == max_choice_tile[n - first];
+                const REAL choice = label_smoothing_is_0 ? weight[c * weight_classes] * target_side[c][n - first] : weight[c * weight_classes] * smoothed_2;
+                add_to_lane(&others_sum, n - first, is_largest ? 0 : relative);
+                add_to_lane(&ties_sum, n - first, (REAL)(is_largest ? 1 : 0));
+                add_to_lane(&sum_choice_sum, n - first, equal ? choice : 0);
+                add_to_lane(&sum_choice_2_sum, n - first, equal ? 0 : choice);
+                add_to_lane(&sum_choice_3_sum, n - first, choice);
+            }
+        REAL sum_exp_lane[SIDE], shifted_lane[SIDE], log_mass_lane[SIDE];
+        INDEPENDENT
+        for (int64_t n = first; n < end; ++n) {
+            const REAL sum_exp = value_of_lane(&others_sum, n - first) + value_of_lane(&ties_sum, n - first);
+            sum_exp_lane[n - first] = sum_exp;
+            const REAL more_ties = value_of_lane(&ties_sum, n - first) - 1;
+            const REAL shifted = more_ties + value_of_lane(&others_sum, n - first);
+            shifted_lane[n - first] = shifted;
+            const REAL log_mass = log1p(value_of_lane(&others_sum, n - first) + more_ties);
+            log_mass_lane[n - first] = log_mass;
+        }
+        lanes sum_choice_4_sum = {{0}, {0}};
+        for (int64_t c = 0; c < classes; ++c)
+            INDEPENDENT
+            for (int64_t n = first; n < end; ++n) {
+                const REAL ratio_2 = weight[c * weight_classes] / sum_exp_lane[n - first];
+                const int is_largest_2 = input_side[c][n - first] == largest_tile[n - first];
+                const REAL relative_2 = grad_input_wanted ? grad_input_side[c][n - first] : exp_below(input_side[c][n - first], largest_tile[n - first]);
+                const REAL choice_2 = is_largest_2 ? shifted_lane[n - first] : sum_exp_lane[n - first] - relative_2;
+                const REAL smoothed_3 = difference * target_side[c][n - first] + ratio;
+                const REAL choice_3 = label_smoothing_is_0 ? weight[c * weight_classes] * target_side[c][n - first] : weight[c * weight_classes] * smoothed_3;
+                const REAL as_large = value_of_lane(&sum_choice_sum, n - first) - choice_3;
+                const REAL log_p = input_side[c][n - first] - largest_tile[n - first] - log_mass_lane[n - first];
+                if (grad_input_wanted) grad_input_side[c][n - first] = -scale[n * scale_batch] * ((label_smoothing_is_0 ? ratio_2 * target_side[c][n - first] * choice_2 : ratio_2 * smoothed_3 * choice_2) - ((label_smoothing_is_0 ? fabs(weight[c * weight_classes] * target_side[c][n - first]) : fabs(weight[c * weight_classes] * smoothed_3)) == max_choice_tile[n - first] ? as_large + value_of_lane(&sum_choice_2_sum, n - first) : value_of_lane(&sum_choice_3_sum, n - first) - choice_3) / sum_exp_lane[n - first] * relative_2);
+                add_to_lane(&sum_choice_4_sum, n - first, label_smoothing_is_0 ? weight[c * weight_classes] * target_side[c][n - first] * log_p : weight[c * weight_classes] * smoothed_3 * log_p);
+            }
+        REAL total_loss_tile[SIDE];
+        INDEPENDENT
+        for (int64_t n = first; n < end; ++n) {
+            const REAL value = -value_of_lane(&sum_choice_4_sum, n - first);
+            total_loss_tile[n - first] = value;
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
+        if (grad_input_wanted) to_rows(grad_input + first * grad_input_batch, grad_input_side, grad_input_batch, classes, end - first);
+    } else
     for (int64_t n = 0; n < batch; ++n) {
         const REAL *input_row = input + n * input_batch;
         const REAL *target_row = target + n * target_batch;
@@ -642,7 +789,7 @@ static INLINE void NAME(value_and_grad__target_real)(const int64_t batch, const 
                 largest_tile[c - first] = input_row[c * input_classes];
                 max_choice_tile[c - first] = label_smoothing_is_0 ? fabs(weight[c * weight_classes] * target_row[c * target_classes]) : fabs(weight[c * weight_classes] * smoothed);
             }
-            largest = larger_tile(largest, largest_tile, end - first);
+            largest = larger_tile(largest, input_classes == 1 ? input_row + first : largest_tile, end - first);
             max_choice = larger_tile(max_choice, max_choice_tile, end - first);
         }
         accumulator others_sum = {0};
@@ -655,7 +802,8 @@ static INLINE void NAME(value_and_grad__target_real)(const int64_t batch, const 
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const int is_largest = input_row[c * input_classes] == largest;
-                const REAL relative = exp_difference(input_row[c * input_classes], largest);
+                const REAL relative = exp_below(input_row[c * input_classes], largest);
+                if (grad_input_wanted) grad_input_row[c * grad_input_classes] = relative;
                 const REAL smoothed_2 = difference * target_row[c * target_classes] + ratio;
                 const int equal = (label_smoothing_is_0 ? fabs(weight[c * weight_classes] * target_row[c * target_classes]) : fabs(weight[c * weight_classes] * smoothed_2)) == max_choice;
                 const REAL choice = label_smoothing_is_0 ? weight[c * weight_classes] * target_row[c * target_classes] : weight[c * weight_classes] * smoothed_2;
@@ -687,7 +835,7 @@ static INLINE void NAME(value_and_grad__target_real)(const int64_t batch, const 
             for (int64_t c = first; c < end; ++c) {
                 const REAL ratio_2 = weight[c * weight_classes] / sum_exp;
                 const int is_largest_2 = input_row[c * input_classes] == largest;
-                const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
+                const REAL relative_2 = grad_input_wanted ? grad_input_row[c * grad_input_classes] : exp_below(input_row[c * input_classes], largest);
                 const REAL choice_2 = is_largest_2 ? shifted : sum_exp - relative_2;
                 const REAL smoothed_3 = difference * target_row[c * target_classes] + ratio;
                 const REAL choice_3 = label_smoothing_is_0 ? weight[c * weight_classes] * target_row[c * target_classes] : weight[c * weight_classes] * smoothed_3;
@@ -718,7 +866,7 @@ static INLINE void NAME(jvp__target_real)(const int64_t batch, const losslib_run
     const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = run->steps[3][0], direction_input_classes = dense ? 1 : run->steps[3][1];
     const REAL *restrict direction_target = run->data[4]; const int64_t direction_target_batch = run->steps[4][0], direction_target_classes = dense && WANTS(4) ? 1 : run->steps[4][1];
     const REAL *restrict direction_weight = run->data[5]; const int64_t direction_weight_classes = dense && WANTS(5) ? 1 : run->steps[5][0];
-    REAL *restrict rate = run->data[6]; const int64_t rate_batch = run->steps[6][0]; const int rate_wanted = !dense && WANTS(6);
+    REAL *restrict rate = run->data[6]; const int64_t rate_batch = run->steps[6][0]; const int rate_wanted = WANTS(6) && rate != NULL;
     accumulator *restrict total_rate = WANTS(7) ? run->data[7] : NULL;
     const REAL label_smoothing = (REAL)run->params[0];
 
@@ -737,7 +885,7 @@ static INLINE void NAME(jvp__target_real)(const int64_t batch, const losslib_run
             for (int64_t c = first; c < end; ++c) {
                 largest_tile[c - first] = input_row[c * input_classes];
             }
-            largest = larger_tile(largest, largest_tile, end - first);
+            largest = larger_tile(largest, input_classes == 1 ? input_row + first : largest_tile, end - first);
         }
         accumulator sum_product_sum = {0};
         accumulator others_sum = {0};
@@ -746,7 +894,7 @@ static INLINE void NAME(jvp__target_real)(const int64_t batch, const losslib_run
             REAL sum_product_tile[TILE], others_tile[TILE], ties_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
-                const REAL relative = exp_difference(input_row[c * input_classes], largest);
+                const REAL relative = exp_below(input_row[c * input_classes], largest);
                 const int is_largest = input_row[c * input_classes] == largest;
                 sum_product_tile[c - first] = relative * direction_input_row[c * direction_input_classes];
                 others_tile[c - first] = is_largest ? 0 : relative;
@@ -800,8 +948,8 @@ static INLINE void NAME(hvp__target_real)(const int64_t batch, const losslib_run
     accumulator *restrict hvp_weight = run->data[9]; const int64_t hvp_weight_classes = dense ? 1 : run->steps[9][0]; const int hvp_weight_wanted = WANTS(9);
     const REAL label_smoothing = (REAL)run->params[0];
 
-    const REAL ratio = label_smoothing / (REAL)classes;
     const REAL difference = 1 - label_smoothing;
+    const REAL ratio = label_smoothing / (REAL)classes;
     for (int64_t n = 0; n < batch; ++n) {
         const REAL *input_row = input + n * input_batch;
         const REAL *target_row = target + n * target_batch;
@@ -816,94 +964,102 @@ static INLINE void NAME(hvp__target_real)(const int64_t batch, const losslib_run
             for (int64_t c = first; c < end; ++c) {
                 largest_tile[c - first] = input_row[c * input_classes];
             }
-            largest = larger_tile(largest, largest_tile, end - first);
+            largest = larger_tile(largest, input_classes == 1 ? input_row + first : largest_tile, end - first);
         }
+        REAL max_abs = -INFINITY;
+        accumulator others_sum = {0};
         accumulator ties_sum = {0};
-        accumulator sum_choice_sum = {0};
+        accumulator sum_product_sum = {0};
         FOR_TILES(first, end, classes) {
-            REAL ties_tile[TILE], sum_choice_tile[TILE];
+            REAL max_abs_tile[TILE], others_tile[TILE], ties_tile[TILE], sum_product_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const int is_largest = input_row[c * input_classes] == largest;
+                const REAL relative = exp_below(input_row[c * input_classes], largest);
+                if (hvp_input_wanted) hvp_input_row[c * hvp_input_classes] = relative;
+                max_abs_tile[c - first] = fabs(weight[c * weight_classes] * direction_target_row[c * direction_target_classes] + direction_weight[c * direction_weight_classes] * target_row[c * target_classes]);
+                others_tile[c - first] = is_largest ? 0 : relative;
                 ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
-                sum_choice_tile[c - first] = is_largest ? direction_input_row[c * direction_input_classes] : 0;
+                sum_product_tile[c - first] = relative * direction_input_row[c * direction_input_classes];
             }
+            max_abs = larger_tile(max_abs, max_abs_tile, end - first);
+            accumulate_tile(&others_sum, others_tile, end - first);
             accumulate_tile(&ties_sum, ties_tile, end - first);
-            accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
+            accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
         }
+        const REAL others = value_of(&others_sum);
         const REAL ties = value_of(&ties_sum);
-        const REAL sum_choice = value_of(&sum_choice_sum);
-        const REAL ratio_2 = sum_choice / ties;
-        accumulator sum_product_sum = {0};
-        accumulator others_sum = {0};
-        accumulator sum_product_2_sum = {0};
+        const REAL sum_product = value_of(&sum_product_sum);
+        const REAL sum_exp = others + ties;
+        const REAL mean_under_softmax = sum_product / sum_exp;
+        accumulator sum_choice_sum = {0};
+        accumulator sum_choice_2_sum = {0};
         accumulator sum_shifted_sum = {0};
-        accumulator sum_shifted_2_sum = {0};
-        accumulator sum_shifted_3_sum = {0};
+        accumulator sum_product_2_sum = {0};
         accumulator sum_product_3_sum = {0};
+        accumulator sum_product_4_sum = {0};
+        accumulator sum_shifted_2_sum = {0};
         FOR_TILES(first, end, classes) {
-            REAL sum_product_tile[TILE], others_tile[TILE], sum_product_2_tile[TILE], sum_shifted_tile[TILE], sum_shifted_2_tile[TILE], sum_shifted_3_tile[TILE], sum_product_3_tile[TILE];
+            REAL sum_choice_tile[TILE], sum_choice_2_tile[TILE], sum_shifted_tile[TILE], sum_product_2_tile[TILE], sum_product_3_tile[TILE], sum_product_4_tile[TILE], sum_shifted_2_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
-                const REAL product = weight[c * weight_classes] * target_row[c * target_classes];
-                const int is_largest_2 = input_row[c * input_classes] == largest;
-                const REAL relative = exp_difference(input_row[c * input_classes], largest);
-                const REAL from_peak = direction_input_row[c * direction_input_classes] - ratio_2;
-                const REAL product_2 = weight[c * weight_classes] * direction_target_row[c * direction_target_classes];
-                const REAL product_3 = direction_weight[c * direction_weight_classes] * target_row[c * target_classes];
-                const REAL product_4 = label_smoothing * weight[c * weight_classes];
-                sum_product_tile[c - first] = product;
-                others_tile[c - first] = is_largest_2 ? 0 : relative;
-                sum_product_2_tile[c - first] = from_peak * relative;
-                sum_shifted_tile[c - first] = product_2 + product_3;
-                sum_shifted_2_tile[c - first] = product - product_4 * target_row[c * target_classes] + ratio * weight[c * weight_classes];
-                sum_shifted_3_tile[c - first] = product_2 - product_4 * direction_target_row[c * direction_target_classes] - label_smoothing * direction_weight[c * direction_weight_classes] * target_row[c * target_classes] + product_3 + ratio * direction_weight[c * direction_weight_classes];
-                sum_product_3_tile[c - first] = relative * direction_input_row[c * direction_input_classes];
+                const REAL shifted = weight[c * weight_classes] * direction_target_row[c * direction_target_classes] + direction_weight[c * direction_weight_classes] * target_row[c * target_classes];
+                const int equal = fabs(shifted) == max_abs;
+                const REAL from_mean = direction_input_row[c * direction_input_classes] - mean_under_softmax;
+                const REAL relative_2 = exp_below(input_row[c * input_classes], largest);
+                const REAL smoothed = difference * target_row[c * target_classes] + ratio;
+                sum_choice_tile[c - first] = equal ? shifted : 0;
+                sum_choice_2_tile[c - first] = equal ? 0 : shifted;
+                sum_shifted_tile[c - first] = shifted;
+                sum_product_2_tile[c - first] = weight[c * weight_classes] * target_row[c * target_classes];
+                sum_product_3_tile[c - first] = from_mean * relative_2;
+                sum_product_4_tile[c - first] = weight[c * weight_classes] * smoothed;
+                sum_shifted_2_tile[c - first] = difference * weight[c * weight_classes] * direction_target_row[c * direction_target_classes] + direction_weight[c * direction_weight_classes] * smoothed;
             }
-            accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
-            accumulate_tile(&others_sum, others_tile, end - first);
-            accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
+            accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
+            accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
             accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
-            accumulate_tile(&sum_shifted_2_sum, sum_shifted_2_tile, end - first);
-            accumulate_tile(&sum_shifted_3_sum, sum_shifted_3_tile, end - first);
+            accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
             accumulate_tile(&sum_product_3_sum, sum_product_3_tile, end - first);
+            accumulate_tile(&sum_product_4_sum, sum_product_4_tile, end - first);
+            accumulate_tile(&sum_shifted_2_sum, sum_shifted_2_tile, end - first);
         }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL others = value_of(&others_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
+        const REAL sum_choice = value_of(&sum_choice_sum);
+        const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
         const REAL sum_shifted = value_of(&sum_shifted_sum);
-        const REAL sum_shifted_2 = value_of(&sum_shifted_2_sum);
-        const REAL sum_shifted_3 = value_of(&sum_shifted_3_sum);
+        const REAL sum_product_2 = value_of(&sum_product_2_sum);
         const REAL sum_product_3 = value_of(&sum_product_3_sum);
-        const REAL sum_exp = others + ties;
-        const REAL product_5 = sum_product / sum_exp * scale[n * scale_batch];
-        const REAL ratio_3 = sum_product_2 / sum_exp;
-        const REAL product_6 = sum_shifted / sum_exp * scale[n * scale_batch];
-        const REAL product_7 = ratio * scale[n * scale_batch];
-        const REAL product_8 = label_smoothing * scale[n * scale_batch];
-        const REAL product_9 = sum_shifted_2 / sum_exp * scale[n * scale_batch];
-        const REAL product_10 = sum_shifted_3 / sum_exp * scale[n * scale_batch];
-        const REAL ratio_4 = sum_product_3 / sum_exp;
-        const REAL log_mass = log1p(others + (ties - 1));
-        const REAL product_11 = difference * scale[n * scale_batch];
+        const REAL sum_product_4 = value_of(&sum_product_4_sum);
+        const REAL sum_shifted_2 = value_of(&sum_shifted_2_sum);
+        const REAL more_ties = ties - 1;
+        const REAL shifted_2 = more_ties + others;
+        const REAL product = sum_product_2 / sum_exp * scale[n * scale_batch];
+        const REAL ratio_2 = sum_product_3 / sum_exp;
+        const REAL product_2 = difference * scale[n * scale_batch];
+        const REAL product_3 = ratio * scale[n * scale_batch];
+        const REAL product_4 = sum_product_4 / sum_exp * scale[n * scale_batch];
+        const REAL product_5 = sum_shifted_2 / sum_exp * scale[n * scale_batch];
+        const REAL log_mass = log1p(others + more_ties);
         INDEPENDENT
         for (int64_t c = 0; c < classes; ++c) {
-            const REAL from_peak_2 = direction_input_row[c * direction_input_classes] - ratio_2;
-            const REAL difference_2 = from_peak_2 - ratio_3;
-            const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
-            const REAL product_12 = product_5 * difference_2 * relative_2;
-            const REAL product_13 = weight[c * weight_classes] * scale[n * scale_batch];
-            const REAL product_14 = product_13 * direction_target_row[c * direction_target_classes];
-            const REAL product_15 = scale[n * scale_batch] * direction_weight[c * direction_weight_classes];
-            const REAL product_16 = product_15 * target_row[c * target_classes];
-            const REAL product_17 = product_9 * difference_2 * relative_2;
-            const REAL difference_3 = direction_input_row[c * direction_input_classes] - ratio_4;
+            const REAL product_6 = weight[c * weight_classes] * direction_target_row[c * direction_target_classes];
+            const REAL product_7 = direction_weight[c * direction_weight_classes] * target_row[c * target_classes];
+            const REAL shifted_3 = product_6 + product_7;
+            const REAL as_large = sum_choice - product_6 - product_7;
+            const REAL relative_3 = hvp_input_wanted ? hvp_input_row[c * hvp_input_classes] : exp_below(input_row[c * input_classes], largest);
+            const int is_largest_2 = input_row[c * input_classes] == largest;
+            const REAL from_mean_2 = direction_input_row[c * direction_input_classes] - mean_under_softmax;
+            const REAL difference_2 = from_mean_2 - ratio_2;
+            const REAL product_8 = product * difference_2 * relative_3;
+            const REAL product_9 = product_2 * direction_weight[c * direction_weight_classes];
+            const REAL product_10 = weight[c * weight_classes] * scale[n * scale_batch];
+            const REAL product_11 = product_4 * difference_2 * relative_3;
             const REAL log_p = input_row[c * input_classes] - largest - log_mass;
-            const REAL product_18 = scale[n * scale_batch] * difference_3;
-            const REAL smoothed = difference * target_row[c * target_classes] + ratio;
-            if (hvp_input_wanted) hvp_input_row[c * hvp_input_classes] = label_smoothing_is_0 ? (all ? product_12 - product_14 - product_16 + product_6 * relative_2 : product_12) : (all ? label_smoothing * weight[c * weight_classes] * scale[n * scale_batch] * direction_target_row[c * direction_target_classes] - product_14 - product_16 - product_7 * direction_weight[c * direction_weight_classes] + product_8 * direction_weight[c * direction_weight_classes] * target_row[c * target_classes] + product_17 + product_10 * relative_2 : product_17);
-            if (hvp_target_wanted) hvp_target_row[c * hvp_target_classes] = label_smoothing_is_0 ? -(product_13 * difference_3 + product_15 * log_p) : -(difference * weight[c * weight_classes] * scale[n * scale_batch] * difference_3 + product_11 * direction_weight[c * direction_weight_classes] * log_p);
-            if (hvp_weight_wanted) accumulate(&hvp_weight[c * hvp_weight_classes], label_smoothing_is_0 ? -(product_18 * target_row[c * target_classes] + scale[n * scale_batch] * log_p * direction_target_row[c * direction_target_classes]) : -(product_11 * log_p * direction_target_row[c * direction_target_classes] + product_18 * smoothed));
+            const REAL product_12 = scale[n * scale_batch] * from_mean_2;
+            const REAL smoothed_2 = difference * target_row[c * target_classes] + ratio;
+            if (hvp_input_wanted) hvp_input_row[c * hvp_input_classes] = label_smoothing_is_0 ? (all ? scale[n * scale_batch] * ((fabs(shifted_3) == max_abs ? as_large + sum_choice_2 : sum_shifted - product_6 - product_7) / sum_exp * relative_3 - shifted_3 / sum_exp * (is_largest_2 ? shifted_2 : sum_exp - relative_3)) + product_8 : product_8) : (all ? label_smoothing * weight[c * weight_classes] * scale[n * scale_batch] * direction_target_row[c * direction_target_classes] - product_9 * target_row[c * target_classes] - product_10 * direction_target_row[c * direction_target_classes] - product_3 * direction_weight[c * direction_weight_classes] + product_11 + product_5 * relative_3 : product_11);
+            if (hvp_target_wanted) hvp_target_row[c * hvp_target_classes] = label_smoothing_is_0 ? -(product_10 * from_mean_2 + scale[n * scale_batch] * direction_weight[c * direction_weight_classes] * log_p) : -(difference * weight[c * weight_classes] * scale[n * scale_batch] * from_mean_2 + product_9 * log_p);
+            if (hvp_weight_wanted) accumulate(&hvp_weight[c * hvp_weight_classes], label_smoothing_is_0 ? -(product_12 * target_row[c * target_classes] + scale[n * scale_batch] * log_p * direction_target_row[c * direction_target_classes]) : -(product_2 * log_p * direction_target_row[c * direction_target_classes] + product_12 * smoothed_2));
         }
     }
 }
@@ -921,6 +1077,7 @@ static INLINE void NAME(hessian_diag__target_real)(const int64_t batch, const lo
     accumulator *restrict hessian_weight = run->data[6]; const int64_t hessian_weight_classes = dense ? 1 : run->steps[6][0]; const int hessian_weight_wanted = WANTS(6);
     const REAL label_smoothing = (REAL)run->params[0];
 
+    const REAL difference = 1 - label_smoothing;
     const REAL ratio = label_smoothing / (REAL)classes;
     for (int64_t n = 0; n < batch; ++n) {
         const REAL *input_row = input + n * input_batch;
@@ -934,7 +1091,7 @@ static INLINE void NAME(hessian_diag__target_real)(const int64_t batch, const lo
             for (int64_t c = first; c < end; ++c) {
                 largest_tile[c - first] = input_row[c * input_classes];
             }
-            largest = larger_tile(largest, largest_tile, end - first);
+            largest = larger_tile(largest, input_classes == 1 ? input_row + first : largest_tile, end - first);
         }
         accumulator sum_choice_sum = {0};
         accumulator others_sum = {0};
@@ -943,10 +1100,11 @@ static INLINE void NAME(hessian_diag__target_real)(const int64_t batch, const lo
             REAL sum_choice_tile[TILE], others_tile[TILE], ties_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
-                const REAL product = weight[c * weight_classes] * target_row[c * target_classes];
+                const REAL smoothed = difference * target_row[c * target_classes] + ratio;
                 const int is_largest = input_row[c * input_classes] == largest;
-                const REAL relative = exp_difference(input_row[c * input_classes], largest);
-                sum_choice_tile[c - first] = label_smoothing_is_0 ? product : product - label_smoothing * weight[c * weight_classes] * target_row[c * target_classes] + ratio * weight[c * weight_classes];
+                const REAL relative = exp_below(input_row[c * input_classes], largest);
+                if (hessian_input_wanted) hessian_input_row[c * hessian_input_classes] = relative;
+                sum_choice_tile[c - first] = label_smoothing_is_0 ? weight[c * weight_classes] * target_row[c * target_classes] : weight[c * weight_classes] * smoothed;
                 others_tile[c - first] = is_largest ? 0 : relative;
                 ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
             }
@@ -958,14 +1116,14 @@ static INLINE void NAME(hessian_diag__target_real)(const int64_t batch, const lo
         const REAL others = value_of(&others_sum);
         const REAL ties = value_of(&ties_sum);
         const REAL sum_exp = others + ties;
-        const REAL product_2 = sum_choice / sum_exp * (scale[n * scale_batch] / sum_exp);
+        const REAL product = sum_choice / sum_exp * (scale[n * scale_batch] / sum_exp);
         const REAL more_ties = ties - 1;
         const REAL shifted = more_ties + others;
         INDEPENDENT
         for (int64_t c = 0; c < classes; ++c) {
             const int is_largest_2 = input_row[c * input_classes] == largest;
-            const REAL relative_2 = exp_difference(input_row[c * input_classes], largest);
-            if (hessian_input_wanted) hessian_input_row[c * hessian_input_classes] = product_2 * (is_largest_2 ? shifted : sum_exp - relative_2) * relative_2;
+            const REAL relative_2 = hessian_input_wanted ? hessian_input_row[c * hessian_input_classes] : exp_below(input_row[c * input_classes], largest);
+            if (hessian_input_wanted) hessian_input_row[c * hessian_input_classes] = product * (is_largest_2 ? shifted : sum_exp - relative_2) * relative_2;
             if (hessian_target_wanted) hessian_target_row[c * hessian_target_classes] = 0;
             if (hessian_weight_wanted) accumulate(&hessian_weight[c * hessian_weight_classes], 0);
         }

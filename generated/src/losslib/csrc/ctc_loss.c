@@ -43,7 +43,10 @@ static int64_t value_cells(const int64_t *sizes)
     const int64_t time = sizes[0], labels = sizes[2];
     return (2 * labels + 1 + 2)
         + time * (2 * labels + 1)
-        + (time + 1) * (2 * labels + 1 + 2);
+        + time * (2 * labels + 1)
+        + (time + 1) * (2 * labels + 1 + 2)
+        + (time + 1) * (2 * labels + 1 + 2)
+        + (2 * labels + 1);
 }
 
 /* The cells of the tables of value_and_grad, for one sample. */
@@ -52,8 +55,12 @@ static int64_t value_and_grad_cells(const int64_t *sizes)
     const int64_t time = sizes[0], labels = sizes[2];
     return (2 * labels + 1 + 2)
         + time * (2 * labels + 1)
+        + time * (2 * labels + 1)
         + (time + 1) * (2 * labels + 1 + 2)
-        + (time + 1) * (2 * labels + 1 + 2);
+        + (time + 1) * (2 * labels + 1 + 2)
+        + (time + 1) * (2 * labels + 1 + 2)
+        + (2 * labels + 1)
+        + (2 * labels + 1);
 }
 
 /* The cells of the tables of jvp, for one sample. */
@@ -103,13 +110,14 @@ static const losslib_family hvp_family = {7, 4, 3,
 
 /* Each kernel: its function, which of the function's arrays, scalars and axes it has (a bit each), and what the flags are. A KERNEL
  * is compiled for dense arrays too. */
-#define KERNELS(KERNEL, STRIDED) \
-    KERNEL(value, value, 0x3f, 0x7, 0x7, ) \
-    KERNEL(value_and_grad, value_and_grad, 0xff, 0xf, 0x7, ) \
+#define KERNELS(KERNEL, STRIDED, SCALED) \
+    SCALED(value, value, 0x3f, 0x7, 0x7, ) \
+    SCALED(value_and_grad, value_and_grad, 0xff, 0xf, 0x7, ) \
     STRIDED(jvp, jvp, 0x7f, 0xf, 0x7, ) \
     STRIDED(hvp, hvp, 0x7f, 0xf, 0x7, )
 
 #include "losslib_double.h"
+#include "losslib_scaled.h"
 #include "ctc_loss.c"
 #include "losslib_wide.h"
 #include "ctc_loss.c"
@@ -123,7 +131,7 @@ static INLINE void NAME(value)(const int64_t batch, const losslib_run *run, cons
     const int64_t *restrict input_lengths = run->data[1]; const int64_t input_lengths_batch = run->steps[1][0];
     const int64_t *restrict target_lengths = run->data[2]; const int64_t target_lengths_batch = run->steps[2][0];
     const int64_t *restrict targets = run->data[3]; const int64_t targets_batch = run->steps[3][0], targets_labels = dense ? 1 : run->steps[3][1];
-    STORED *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0]; const int loss_wanted = !dense && WANTS(4);
+    STORED *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0]; const int loss_wanted = WANTS(4) && loss != NULL;
     accumulator *restrict total_loss = WANTS(5) ? run->data[5] : NULL;
     const int64_t blank = (int64_t)run->params[0];
     const int64_t zero_infinity = (int64_t)run->params[1];
@@ -145,14 +153,14 @@ static INLINE void NAME(value)(const int64_t batch, const losslib_run *run, cons
 
         /* What lies before the first cells, and what is added to. */
         fill_integers(label - 2, label_cells, -1);
-        fill_reals(alpha - alpha_frames - 2, alpha_cells, -INFINITY);
+        fill_edge(alpha - alpha_frames - 2, alpha_cells, alpha_frames, 1, 2, -INFINITY);
         alpha[-alpha_frames] = 0;
 
         /* Label. */
         const int64_t inside_2 = inside(blank, classes);
         INDEPENDENT
         for (int64_t s = 0; s < states; ++s) {
-            label[s] = s % 2 == 0 ? inside_2 : targets_row[inside(s / 2, labels) * targets_labels];
+            label[s] = inside(s % 2 == 0 ? inside_2 : targets_row[inside(s / 2, labels) * targets_labels], classes);
         }
 
         /* Alpha. */
@@ -189,6 +197,108 @@ static INLINE void NAME(value)(const int64_t batch, const losslib_run *run, cons
     if (total_loss) add(total_loss, &total_loss_sum);
 }
 
+/* The same in masses, where these have all digits. */
+static void NAME(value_logarithms)(const int64_t batch, const losslib_run *run);
+
+static INLINE void NAME(value_scaled)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted)
+{
+    const int64_t classes = run->sizes[1], labels = run->sizes[2];
+    const STORED *restrict log_probs = run->data[0]; const int64_t log_probs_batch = run->steps[0][0], log_probs_time = run->steps[0][1], log_probs_classes = dense ? 1 : run->steps[0][2];
+    const int64_t *restrict input_lengths = run->data[1]; const int64_t input_lengths_batch = run->steps[1][0];
+    const int64_t *restrict target_lengths = run->data[2]; const int64_t target_lengths_batch = run->steps[2][0];
+    const int64_t *restrict targets = run->data[3]; const int64_t targets_batch = run->steps[3][0], targets_labels = dense ? 1 : run->steps[3][1];
+    STORED *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0]; const int loss_wanted = WANTS(4) && loss != NULL;
+    accumulator *restrict total_loss = WANTS(5) ? run->data[5] : NULL;
+    const int64_t blank = (int64_t)run->params[0];
+    const int64_t zero_infinity = (int64_t)run->params[1];
+    const int64_t reduction_is_mean = (int64_t)run->params[2];
+
+    accumulator total_loss_sum = {0};
+    for (int64_t n = 0; n < batch; ++n) {
+        const STORED *log_probs_row = log_probs + n * log_probs_batch;
+        const int64_t *targets_row = targets + n * targets_batch;
+        const int64_t frames = input_lengths[n * input_lengths_batch];
+        const int64_t states = 2 * target_lengths[n * target_lengths_batch] + 1;
+        losslib_cell *room = run->scratch;
+        const int64_t label_cells = states + 2;
+        int64_t *const label = &room->integer + 2; room += label_cells;
+        const int64_t alpha_total_part_frames = states, alpha_total_part_cells = frames * states;
+        double *const alpha_total_part = &room->real; room += alpha_total_part_cells;
+        const int64_t alpha_total_power_frames = states, alpha_total_power_cells = frames * states;
+        double *const alpha_total_power = &room->real; room += alpha_total_power_cells;
+        const int64_t alpha_part_frames = states + 2, alpha_part_cells = (frames + 1) * (states + 2);
+        double *const alpha_part = &room->real + alpha_part_frames + 2; room += alpha_part_cells;
+        const int64_t alpha_power_frames = states + 2, alpha_power_cells = (frames + 1) * (states + 2);
+        double *const alpha_power = &room->real + alpha_power_frames + 2; room += alpha_power_cells;
+        const int64_t alpha_step_cells = states;
+        double *const alpha_step = &room->real; room += alpha_step_cells;
+
+        /* What lies before the first cells, and what is added to. */
+        fill_integers(label - 2, label_cells, -1);
+        fill_edge(alpha_part - alpha_part_frames - 2, alpha_part_cells, alpha_part_frames, 1, 2, 0);
+        alpha_part[-alpha_part_frames] = 1;
+        fill_edge(alpha_power - alpha_power_frames - 2, alpha_power_cells, alpha_power_frames, 1, 2, -INFINITY);
+        alpha_power[-alpha_power_frames] = 0;
+
+        /* Label. */
+        const int64_t inside_2 = inside(blank, classes);
+        INDEPENDENT
+        for (int64_t s = 0; s < states; ++s) {
+            label[s] = inside(s % 2 == 0 ? inside_2 : targets_row[inside(s / 2, labels) * targets_labels], classes);
+        }
+
+        /* Alpha. */
+        for (int64_t f = 0; f < frames; ++f) {
+            INDEPENDENT
+            for (int64_t s = 0; s < states; ++s) {
+                const REAL alpha_power_before = alpha_power[(f - 1) * alpha_power_frames + s];
+                const REAL alpha_power_before_2 = alpha_power[(f - 1) * alpha_power_frames + s - 1];
+                const int or_2 = s % 2 == 0 || label[s] == label[s - 2];
+                const REAL alpha_power_before_3 = alpha_power[(f - 1) * alpha_power_frames + s - 2];
+                const REAL choice = or_2 ? -INFINITY : alpha_power_before_3;
+                const REAL top = larger(larger(alpha_power_before, alpha_power_before_2), choice);
+                const REAL alpha_part_before = alpha_part[(f - 1) * alpha_part_frames + s - 2];
+                const REAL total = times_power(alpha_part[(f - 1) * alpha_part_frames + s], alpha_power_before - top) + times_power(alpha_part[(f - 1) * alpha_part_frames + s - 1], alpha_power_before_2 - top) + times_power(or_2 ? 0 : alpha_part_before, choice - top);
+                alpha_total_part[f * alpha_total_part_frames + s] = significand(total);
+                alpha_total_power[f * alpha_total_power_frames + s] = top + exponent_of(total);
+            }
+            INDEPENDENT
+            for (int64_t s = 0; s < states; ++s) {
+                alpha_step[s] = (REAL)log_probs_row[f * log_probs_time + label[s] * log_probs_classes];
+            }
+            INDEPENDENT
+            for (int64_t s = 0; s < states; ++s) {
+                alpha_part[f * alpha_part_frames + s] = scaled_exp(alpha_step[s]) * alpha_total_part[f * alpha_total_part_frames + s];
+                alpha_power[f * alpha_power_frames + s] = scaled_power(alpha_step[s]) + alpha_total_power[f * alpha_total_power_frames + s];
+            }
+        }
+
+        /* Whether all digits are there. */
+        const REAL alpha_power_before_6 = alpha_power[(frames - 1) * alpha_power_frames + 2 * target_lengths[n * target_lengths_batch] - 1];
+        const REAL alpha_power_before_7 = alpha_power[(frames - 1) * alpha_power_frames + 2 * target_lengths[n * target_lengths_batch]];
+        const REAL top_3 = larger(alpha_power_before_6, alpha_power_before_7);
+        const REAL total_3 = times_power(alpha_part[(frames - 1) * alpha_part_frames + 2 * target_lengths[n * target_lengths_batch] - 1], alpha_power_before_6 - top_3) + times_power(alpha_part[(frames - 1) * alpha_part_frames + 2 * target_lengths[n * target_lengths_batch]], alpha_power_before_7 - top_3);
+        const REAL logarithm_2 = scaled_log(significand(total_3), top_3 + exponent_of(total_3));
+        if (!vouched(logarithm_2, logarithm_2, sizeof(STORED))) {
+            const losslib_run one = alone(&value_family, run, n, sizeof(STORED));
+            NAME(value_logarithms)(1, &one);
+            continue;
+        }
+
+        /* The results. */
+        const REAL alpha_power_before_4 = alpha_power[(frames - 1) * alpha_power_frames + 2 * target_lengths[n * target_lengths_batch] - 1];
+        const REAL alpha_power_before_5 = alpha_power[(frames - 1) * alpha_power_frames + 2 * target_lengths[n * target_lengths_batch]];
+        const REAL top_2 = larger(alpha_power_before_4, alpha_power_before_5);
+        const REAL total_2 = times_power(alpha_part[(frames - 1) * alpha_part_frames + 2 * target_lengths[n * target_lengths_batch] - 1], alpha_power_before_4 - top_2) + times_power(alpha_part[(frames - 1) * alpha_part_frames + 2 * target_lengths[n * target_lengths_batch]], alpha_power_before_5 - top_2);
+        const REAL logarithm = scaled_log(significand(total_2), top_2 + exponent_of(total_2));
+        const REAL minus_logarithm = -logarithm;
+        const REAL choice_2 = minus_logarithm == INFINITY ? (zero_infinity == 1 ? 0 : minus_logarithm) : -logarithm / (reduction_is_mean == 1 ? larger(target_lengths[n * target_lengths_batch], 1) : 1);
+        if (loss_wanted) loss[n * loss_batch] = (STORED)(choice_2);
+        accumulate(&total_loss_sum, choice_2);
+    }
+    if (total_loss) add(total_loss, &total_loss_sum);
+}
+
 /* The loss, the totals, and the gradients times scale. */
 static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted)
 {
@@ -198,7 +308,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     const int64_t *restrict target_lengths = run->data[2]; const int64_t target_lengths_batch = run->steps[2][0];
     const int64_t *restrict targets = run->data[3]; const int64_t targets_batch = run->steps[3][0], targets_labels = dense ? 1 : run->steps[3][1];
     const STORED *restrict scale = run->data[4]; const int64_t scale_batch = run->steps[4][0];
-    STORED *restrict loss = run->data[5]; const int64_t loss_batch = run->steps[5][0]; const int loss_wanted = !dense && WANTS(5);
+    STORED *restrict loss = run->data[5]; const int64_t loss_batch = run->steps[5][0]; const int loss_wanted = WANTS(5) && loss != NULL;
     accumulator *restrict total_loss = WANTS(6) ? run->data[6] : NULL;
     STORED *restrict grad_log_probs = run->data[7]; const int64_t grad_log_probs_batch = run->steps[7][0], grad_log_probs_time = run->steps[7][1], grad_log_probs_classes = dense ? 1 : run->steps[7][2]; const int grad_log_probs_wanted = WANTS(7);
     const int64_t blank = (int64_t)run->params[0];
@@ -225,7 +335,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
 
         /* What lies before the first cells, and what is added to. */
         fill_integers(label - 2, label_cells, -1);
-        fill_reals(alpha - alpha_frames - 2, alpha_cells, -INFINITY);
+        fill_edge(alpha - alpha_frames - 2, alpha_cells, alpha_frames, 1, 2, -INFINITY);
         alpha[-alpha_frames] = 0;
         fill_reals(alpha_adjoint - alpha_adjoint_frames - 2, alpha_adjoint_cells, 0);
         if (grad_log_probs_wanted)
@@ -237,7 +347,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         const int64_t inside_2 = inside(blank, classes);
         INDEPENDENT
         for (int64_t s = 0; s < states; ++s) {
-            label[s] = s % 2 == 0 ? inside_2 : targets_row[inside(s / 2, labels) * targets_labels];
+            label[s] = inside(s % 2 == 0 ? inside_2 : targets_row[inside(s / 2, labels) * targets_labels], classes);
         }
 
         /* Alpha. */
@@ -270,17 +380,19 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         const int equal_2 = normalized == 1;
         const REAL choice_2 = reduction_is_mean == 1 ? larger(target_lengths[n * target_lengths_batch], 1) : 1;
         const REAL ratio = (REAL)scale[n * scale_batch] / choice_2;
-        for (int64_t f = 0; f < frames; ++f) {
-            INDEPENDENT
-            for (int64_t c = 0; c < classes; ++c) {
-                if (grad_log_probs_wanted) grad_log_probs_row[f * grad_log_probs_time + c * grad_log_probs_classes] += (STORED)(equal ? 0 : (equal_2 ? times_exp(ratio, (REAL)log_probs_row[f * log_probs_time + c * log_probs_classes]) : 0));
+        if (!equal && equal_2) {
+            for (int64_t f = 0; f < frames; ++f) {
+                INDEPENDENT
+                for (int64_t c = 0; c < classes; ++c) {
+                    if (grad_log_probs_wanted) grad_log_probs_row[f * grad_log_probs_time + c * grad_log_probs_classes] += (STORED)(times_exp(ratio, (REAL)log_probs_row[f * log_probs_time + c * log_probs_classes]));
+                }
             }
         }
         const int equal_3 = zero_infinity == 1;
         const REAL counted = -shifted / choice_2;
         const REAL choice_3 = equal ? (equal_3 ? 0 : nll) : counted;
-        const REAL choice_4 = alpha_before_4 == -INFINITY ? 0 : exp(smaller(alpha_before_4 - shifted, 0));
-        const REAL choice_5 = alpha_before_5 == -INFINITY ? 0 : exp(smaller(alpha_before_5 - shifted, 0));
+        const REAL choice_4 = zero_if_absent(alpha_before_4, exp(smaller(alpha_before_4 - shifted, 0)));
+        const REAL choice_5 = zero_if_absent(alpha_before_5, exp(smaller(alpha_before_5 - shifted, 0)));
         if (loss_wanted) loss[n * loss_batch] = (STORED)(choice_3);
         accumulate(&total_loss_sum, choice_3);
         alpha_adjoint[(frames - 1) * alpha_adjoint_frames + 2 * target_lengths[n * target_lengths_batch] - 1] += equal ? (equal_3 ? 0 : -choice_4 * (REAL)scale[n * scale_batch]) : -choice_4 / choice_2 * (REAL)scale[n * scale_batch];
@@ -294,17 +406,176 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             INDEPENDENT
             for (int64_t s = 0; s < states; ++s) {
                 const REAL alpha_before_6 = alpha[(f - 1) * alpha_frames + s];
-                alpha_adjoint[(f - 1) * alpha_adjoint_frames + s] += alpha_adjoint[f * alpha_adjoint_frames + s] * (alpha_before_6 == -INFINITY ? 0 : exp(smaller(alpha_before_6 - alpha_total[f * alpha_total_frames + s], 0)));
+                alpha_adjoint[(f - 1) * alpha_adjoint_frames + s] += alpha_adjoint[f * alpha_adjoint_frames + s] * zero_if_absent(alpha_before_6, exp(smaller(alpha_before_6 - alpha_total[f * alpha_total_frames + s], 0)));
             }
             INDEPENDENT
             for (int64_t s = 0; s < states; ++s) {
                 const REAL alpha_before_7 = alpha[(f - 1) * alpha_frames + s - 1];
-                alpha_adjoint[(f - 1) * alpha_adjoint_frames + s - 1] += alpha_adjoint[f * alpha_adjoint_frames + s] * (alpha_before_7 == -INFINITY ? 0 : exp(smaller(alpha_before_7 - alpha_total[f * alpha_total_frames + s], 0)));
+                alpha_adjoint[(f - 1) * alpha_adjoint_frames + s - 1] += alpha_adjoint[f * alpha_adjoint_frames + s] * zero_if_absent(alpha_before_7, exp(smaller(alpha_before_7 - alpha_total[f * alpha_total_frames + s], 0)));
             }
             INDEPENDENT
             for (int64_t s = 0; s < states; ++s) {
                 const REAL alpha_before_8 = alpha[(f - 1) * alpha_frames + s - 2];
-                alpha_adjoint[(f - 1) * alpha_adjoint_frames + s - 2] += s % 2 == 0 || label[s] == label[s - 2] ? 0 : alpha_adjoint[f * alpha_adjoint_frames + s] * (alpha_before_8 == -INFINITY ? 0 : exp(smaller(alpha_before_8 - alpha_total[f * alpha_total_frames + s], 0)));
+                alpha_adjoint[(f - 1) * alpha_adjoint_frames + s - 2] += s % 2 == 0 || label[s] == label[s - 2] ? 0 : alpha_adjoint[f * alpha_adjoint_frames + s] * zero_if_absent(alpha_before_8, exp(smaller(alpha_before_8 - alpha_total[f * alpha_total_frames + s], 0)));
+            }
+        }
+    }
+    if (total_loss) add(total_loss, &total_loss_sum);
+}
+
+/* The same in masses, where these have all digits. */
+static void NAME(value_and_grad_logarithms)(const int64_t batch, const losslib_run *run);
+
+static INLINE void NAME(value_and_grad_scaled)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted)
+{
+    const int64_t time = run->sizes[0], classes = run->sizes[1], labels = run->sizes[2];
+    const STORED *restrict log_probs = run->data[0]; const int64_t log_probs_batch = run->steps[0][0], log_probs_time = run->steps[0][1], log_probs_classes = dense ? 1 : run->steps[0][2];
+    const int64_t *restrict input_lengths = run->data[1]; const int64_t input_lengths_batch = run->steps[1][0];
+    const int64_t *restrict target_lengths = run->data[2]; const int64_t target_lengths_batch = run->steps[2][0];
+    const int64_t *restrict targets = run->data[3]; const int64_t targets_batch = run->steps[3][0], targets_labels = dense ? 1 : run->steps[3][1];
+    const STORED *restrict scale = run->data[4]; const int64_t scale_batch = run->steps[4][0];
+    STORED *restrict loss = run->data[5]; const int64_t loss_batch = run->steps[5][0]; const int loss_wanted = WANTS(5) && loss != NULL;
+    accumulator *restrict total_loss = WANTS(6) ? run->data[6] : NULL;
+    STORED *restrict grad_log_probs = run->data[7]; const int64_t grad_log_probs_batch = run->steps[7][0], grad_log_probs_time = run->steps[7][1], grad_log_probs_classes = dense ? 1 : run->steps[7][2]; const int grad_log_probs_wanted = WANTS(7);
+    const int64_t blank = (int64_t)run->params[0];
+    const int64_t zero_infinity = (int64_t)run->params[1];
+    const int64_t normalized = (int64_t)run->params[2];
+    const int64_t reduction_is_mean = (int64_t)run->params[3];
+
+    accumulator total_loss_sum = {0};
+    for (int64_t n = 0; n < batch; ++n) {
+        const STORED *log_probs_row = log_probs + n * log_probs_batch;
+        const int64_t *targets_row = targets + n * targets_batch;
+        STORED *grad_log_probs_row = grad_log_probs + n * grad_log_probs_batch;
+        const int64_t frames = input_lengths[n * input_lengths_batch];
+        const int64_t states = 2 * target_lengths[n * target_lengths_batch] + 1;
+        losslib_cell *room = run->scratch;
+        const int64_t label_cells = states + 2;
+        int64_t *const label = &room->integer + 2; room += label_cells;
+        const int64_t alpha_total_part_frames = states, alpha_total_part_cells = frames * states;
+        double *const alpha_total_part = &room->real; room += alpha_total_part_cells;
+        const int64_t alpha_total_power_frames = states, alpha_total_power_cells = frames * states;
+        double *const alpha_total_power = &room->real; room += alpha_total_power_cells;
+        const int64_t alpha_part_frames = states + 2, alpha_part_cells = (frames + 1) * (states + 2);
+        double *const alpha_part = &room->real + alpha_part_frames + 2; room += alpha_part_cells;
+        const int64_t alpha_power_frames = states + 2, alpha_power_cells = (frames + 1) * (states + 2);
+        double *const alpha_power = &room->real + alpha_power_frames + 2; room += alpha_power_cells;
+        const int64_t alpha_adjoint_frames = states + 2, alpha_adjoint_cells = (frames + 1) * (states + 2);
+        double *const alpha_adjoint = &room->real + alpha_adjoint_frames + 2; room += alpha_adjoint_cells;
+        const int64_t alpha_step_cells = states;
+        double *const alpha_step = &room->real; room += alpha_step_cells;
+        const int64_t alpha_total_ratio_cells = states;
+        double *const alpha_total_ratio = &room->real; room += alpha_total_ratio_cells;
+
+        /* What lies before the first cells, and what is added to. */
+        fill_integers(label - 2, label_cells, -1);
+        fill_edge(alpha_part - alpha_part_frames - 2, alpha_part_cells, alpha_part_frames, 1, 2, 0);
+        alpha_part[-alpha_part_frames] = 1;
+        fill_edge(alpha_power - alpha_power_frames - 2, alpha_power_cells, alpha_power_frames, 1, 2, -INFINITY);
+        alpha_power[-alpha_power_frames] = 0;
+        fill_reals(alpha_adjoint - alpha_adjoint_frames - 2, alpha_adjoint_cells, 0);
+        if (grad_log_probs_wanted)
+            for (int64_t t = 0; t < time; ++t)
+                for (int64_t c = 0; c < classes; ++c)
+                    grad_log_probs_row[t * grad_log_probs_time + c * grad_log_probs_classes] = 0;
+
+        /* Label. */
+        const int64_t inside_2 = inside(blank, classes);
+        INDEPENDENT
+        for (int64_t s = 0; s < states; ++s) {
+            label[s] = inside(s % 2 == 0 ? inside_2 : targets_row[inside(s / 2, labels) * targets_labels], classes);
+        }
+
+        /* Alpha. */
+        for (int64_t f = 0; f < frames; ++f) {
+            INDEPENDENT
+            for (int64_t s = 0; s < states; ++s) {
+                const REAL alpha_power_before = alpha_power[(f - 1) * alpha_power_frames + s];
+                const REAL alpha_power_before_2 = alpha_power[(f - 1) * alpha_power_frames + s - 1];
+                const int or_2 = s % 2 == 0 || label[s] == label[s - 2];
+                const REAL alpha_power_before_3 = alpha_power[(f - 1) * alpha_power_frames + s - 2];
+                const REAL choice = or_2 ? -INFINITY : alpha_power_before_3;
+                const REAL top = larger(larger(alpha_power_before, alpha_power_before_2), choice);
+                const REAL alpha_part_before = alpha_part[(f - 1) * alpha_part_frames + s - 2];
+                const REAL total = times_power(alpha_part[(f - 1) * alpha_part_frames + s], alpha_power_before - top) + times_power(alpha_part[(f - 1) * alpha_part_frames + s - 1], alpha_power_before_2 - top) + times_power(or_2 ? 0 : alpha_part_before, choice - top);
+                alpha_total_part[f * alpha_total_part_frames + s] = significand(total);
+                alpha_total_power[f * alpha_total_power_frames + s] = top + exponent_of(total);
+            }
+            INDEPENDENT
+            for (int64_t s = 0; s < states; ++s) {
+                alpha_step[s] = (REAL)log_probs_row[f * log_probs_time + label[s] * log_probs_classes];
+            }
+            INDEPENDENT
+            for (int64_t s = 0; s < states; ++s) {
+                alpha_part[f * alpha_part_frames + s] = scaled_exp(alpha_step[s]) * alpha_total_part[f * alpha_total_part_frames + s];
+                alpha_power[f * alpha_power_frames + s] = scaled_power(alpha_step[s]) + alpha_total_power[f * alpha_total_power_frames + s];
+            }
+        }
+
+        /* Whether all digits are there. */
+        const REAL alpha_power_before_6 = alpha_power[(frames - 1) * alpha_power_frames + 2 * target_lengths[n * target_lengths_batch] - 1];
+        const REAL alpha_power_before_7 = alpha_power[(frames - 1) * alpha_power_frames + 2 * target_lengths[n * target_lengths_batch]];
+        const REAL top_3 = larger(alpha_power_before_6, alpha_power_before_7);
+        const REAL total_3 = times_power(alpha_part[(frames - 1) * alpha_part_frames + 2 * target_lengths[n * target_lengths_batch] - 1], alpha_power_before_6 - top_3) + times_power(alpha_part[(frames - 1) * alpha_part_frames + 2 * target_lengths[n * target_lengths_batch]], alpha_power_before_7 - top_3);
+        const REAL logarithm_2 = scaled_log(significand(total_3), top_3 + exponent_of(total_3));
+        if (!vouched(logarithm_2, logarithm_2, sizeof(STORED))) {
+            const losslib_run one = alone(&value_and_grad_family, run, n, sizeof(STORED));
+            NAME(value_and_grad_logarithms)(1, &one);
+            continue;
+        }
+
+        /* The results, and what moves them. */
+        const REAL alpha_part_before_2 = alpha_part[(frames - 1) * alpha_part_frames + 2 * target_lengths[n * target_lengths_batch] - 1];
+        const REAL alpha_power_before_4 = alpha_power[(frames - 1) * alpha_power_frames + 2 * target_lengths[n * target_lengths_batch] - 1];
+        const REAL alpha_power_before_5 = alpha_power[(frames - 1) * alpha_power_frames + 2 * target_lengths[n * target_lengths_batch]];
+        const REAL top_2 = larger(alpha_power_before_4, alpha_power_before_5);
+        const REAL alpha_part_before_3 = alpha_part[(frames - 1) * alpha_part_frames + 2 * target_lengths[n * target_lengths_batch]];
+        const REAL total_2 = times_power(alpha_part_before_2, alpha_power_before_4 - top_2) + times_power(alpha_part_before_3, alpha_power_before_5 - top_2);
+        const REAL significand_total_2 = significand(total_2);
+        const REAL shifted = top_2 + exponent_of(total_2);
+        const REAL logarithm = scaled_log(significand_total_2, shifted);
+        const REAL minus_logarithm = -logarithm;
+        const int equal = minus_logarithm == INFINITY;
+        const int equal_2 = normalized == 1;
+        const REAL choice_2 = reduction_is_mean == 1 ? larger(target_lengths[n * target_lengths_batch], 1) : 1;
+        const REAL ratio = (REAL)scale[n * scale_batch] / choice_2;
+        if (!equal && equal_2) {
+            for (int64_t f = 0; f < frames; ++f) {
+                INDEPENDENT
+                for (int64_t c = 0; c < classes; ++c) {
+                    if (grad_log_probs_wanted) grad_log_probs_row[f * grad_log_probs_time + c * grad_log_probs_classes] += (STORED)(times_exp(ratio, (REAL)log_probs_row[f * log_probs_time + c * log_probs_classes]));
+                }
+            }
+        }
+        const int equal_3 = zero_infinity == 1;
+        const REAL choice_3 = equal ? (equal_3 ? 0 : minus_logarithm) : -logarithm / choice_2;
+        const REAL choice_4 = alpha_part_before_2 == 0 ? 0 : times_power(alpha_part_before_2 / significand_total_2, alpha_power_before_4 - shifted);
+        const REAL choice_5 = alpha_part_before_3 == 0 ? 0 : times_power(alpha_part_before_3 / significand_total_2, alpha_power_before_5 - shifted);
+        if (loss_wanted) loss[n * loss_batch] = (STORED)(choice_3);
+        accumulate(&total_loss_sum, choice_3);
+        alpha_adjoint[(frames - 1) * alpha_adjoint_frames + 2 * target_lengths[n * target_lengths_batch] - 1] += equal ? (equal_3 ? 0 : -choice_4 * (REAL)scale[n * scale_batch]) : -choice_4 / choice_2 * (REAL)scale[n * scale_batch];
+        alpha_adjoint[(frames - 1) * alpha_adjoint_frames + 2 * target_lengths[n * target_lengths_batch]] += equal ? (equal_3 ? 0 : -choice_5 * (REAL)scale[n * scale_batch]) : -choice_5 / choice_2 * (REAL)scale[n * scale_batch];
+
+        /* Alpha, backwards. */
+        for (int64_t f = frames - 1; f >= 0; --f) {
+            INDEPENDENT
+            for (int64_t s = 0; s < states; ++s) {
+                alpha_total_ratio[s] = alpha_total_part[f * alpha_total_part_frames + s] == 0 ? 0 : alpha_adjoint[f * alpha_adjoint_frames + s] / alpha_total_part[f * alpha_total_part_frames + s];
+            }
+            for (int64_t s = 0; s < states; ++s) {
+                if (grad_log_probs_wanted) grad_log_probs_row[f * grad_log_probs_time + label[s] * grad_log_probs_classes] += (STORED)(alpha_adjoint[f * alpha_adjoint_frames + s]);
+            }
+            INDEPENDENT
+            for (int64_t s = 0; s < states; ++s) {
+                alpha_adjoint[(f - 1) * alpha_adjoint_frames + s] += alpha_total_ratio[s] * times_power(alpha_part[(f - 1) * alpha_part_frames + s], alpha_power[(f - 1) * alpha_power_frames + s] - alpha_total_power[f * alpha_total_power_frames + s]);
+            }
+            INDEPENDENT
+            for (int64_t s = 0; s < states; ++s) {
+                alpha_adjoint[(f - 1) * alpha_adjoint_frames + s - 1] += alpha_total_ratio[s] * times_power(alpha_part[(f - 1) * alpha_part_frames + s - 1], alpha_power[(f - 1) * alpha_power_frames + s - 1] - alpha_total_power[f * alpha_total_power_frames + s]);
+            }
+            INDEPENDENT
+            for (int64_t s = 0; s < states; ++s) {
+                alpha_adjoint[(f - 1) * alpha_adjoint_frames + s - 2] += s % 2 == 0 || label[s] == label[s - 2] ? 0 : alpha_total_ratio[s] * times_power(alpha_part[(f - 1) * alpha_part_frames + s - 2], alpha_power[(f - 1) * alpha_power_frames + s - 2] - alpha_total_power[f * alpha_total_power_frames + s]);
             }
         }
     }
@@ -320,7 +591,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
     const int64_t *restrict target_lengths = run->data[2]; const int64_t target_lengths_batch = run->steps[2][0];
     const int64_t *restrict targets = run->data[3]; const int64_t targets_batch = run->steps[3][0], targets_labels = dense ? 1 : run->steps[3][1];
     const STORED *restrict direction_log_probs = run->data[4]; const int64_t direction_log_probs_batch = run->steps[4][0], direction_log_probs_time = run->steps[4][1], direction_log_probs_classes = dense ? 1 : run->steps[4][2];
-    STORED *restrict rate = run->data[5]; const int64_t rate_batch = run->steps[5][0]; const int rate_wanted = !dense && WANTS(5);
+    STORED *restrict rate = run->data[5]; const int64_t rate_batch = run->steps[5][0]; const int rate_wanted = WANTS(5) && rate != NULL;
     accumulator *restrict total_rate = WANTS(6) ? run->data[6] : NULL;
     const int64_t blank = (int64_t)run->params[0];
     const int64_t zero_infinity = (int64_t)run->params[1];
@@ -348,15 +619,15 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
 
         /* What lies before the first cells, and what is added to. */
         fill_integers(label - 2, label_cells, -1);
-        fill_reals(alpha - alpha_frames - 2, alpha_cells, -INFINITY);
+        fill_edge(alpha - alpha_frames - 2, alpha_cells, alpha_frames, 1, 2, -INFINITY);
         alpha[-alpha_frames] = 0;
-        fill_reals(alpha_rate - alpha_rate_frames - 2, alpha_rate_cells, 0);
+        fill_edge(alpha_rate - alpha_rate_frames - 2, alpha_rate_cells, alpha_rate_frames, 1, 2, 0);
 
         /* Label. */
         const int64_t inside_2 = inside(blank, classes);
         INDEPENDENT
         for (int64_t s = 0; s < states; ++s) {
-            label[s] = s % 2 == 0 ? inside_2 : targets_row[inside(s / 2, labels) * targets_labels];
+            label[s] = inside(s % 2 == 0 ? inside_2 : targets_row[inside(s / 2, labels) * targets_labels], classes);
         }
 
         /* Alpha. */
@@ -379,7 +650,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
                 const int or_2 = s % 2 == 0 || label[s] == label[s - 2];
                 const REAL alpha_rate_before = alpha_rate[(f - 1) * alpha_rate_frames + s - 2];
                 const REAL alpha_before_6 = alpha[(f - 1) * alpha_frames + s - 2];
-                alpha_total_rate[f * alpha_total_rate_frames + s] = alpha_rate[(f - 1) * alpha_rate_frames + s] * (alpha_before_4 == -INFINITY ? 0 : exp(smaller(alpha_before_4 - alpha_total[f * alpha_total_frames + s], 0))) + alpha_rate[(f - 1) * alpha_rate_frames + s - 1] * (alpha_before_5 == -INFINITY ? 0 : exp(smaller(alpha_before_5 - alpha_total[f * alpha_total_frames + s], 0))) + (or_2 ? 0 : alpha_rate_before) * (or_2 ? 0 : (alpha_before_6 == -INFINITY ? 0 : exp(smaller(alpha_before_6 - alpha_total[f * alpha_total_frames + s], 0))));
+                alpha_total_rate[f * alpha_total_rate_frames + s] = alpha_rate[(f - 1) * alpha_rate_frames + s] * zero_if_absent(alpha_before_4, exp(smaller(alpha_before_4 - alpha_total[f * alpha_total_frames + s], 0))) + alpha_rate[(f - 1) * alpha_rate_frames + s - 1] * zero_if_absent(alpha_before_5, exp(smaller(alpha_before_5 - alpha_total[f * alpha_total_frames + s], 0))) + (or_2 ? 0 : alpha_rate_before) * (or_2 ? 0 : zero_if_absent(alpha_before_6, exp(smaller(alpha_before_6 - alpha_total[f * alpha_total_frames + s], 0))));
             }
             INDEPENDENT
             for (int64_t s = 0; s < states; ++s) {
@@ -410,8 +681,8 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         const REAL base_2 = fabs(largest_2) == INFINITY ? 0 : largest_2;
         const REAL shifted = largest_2 + log1p(exp(smaller(alpha_before_7, alpha_before_8) - base_2));
         const REAL nll = -shifted;
-        const REAL product = alpha_rate[(frames - 1) * alpha_rate_frames + 2 * target_lengths[n * target_lengths_batch] - 1] * (alpha_before_7 == -INFINITY ? 0 : exp(smaller(alpha_before_7 - shifted, 0)));
-        const REAL product_2 = alpha_rate[(frames - 1) * alpha_rate_frames + 2 * target_lengths[n * target_lengths_batch]] * (alpha_before_8 == -INFINITY ? 0 : exp(smaller(alpha_before_8 - shifted, 0)));
+        const REAL product = alpha_rate[(frames - 1) * alpha_rate_frames + 2 * target_lengths[n * target_lengths_batch] - 1] * zero_if_absent(alpha_before_7, exp(smaller(alpha_before_7 - shifted, 0)));
+        const REAL product_2 = alpha_rate[(frames - 1) * alpha_rate_frames + 2 * target_lengths[n * target_lengths_batch]] * zero_if_absent(alpha_before_8, exp(smaller(alpha_before_8 - shifted, 0)));
         const REAL choice_2 = nll == INFINITY ? (zero_infinity == 1 ? 0 : -(product + product_2)) : (normalized == 1 ? sum_sum_product - product - product_2 : -(product + product_2)) / (reduction_is_mean == 1 ? larger(target_lengths[n * target_lengths_batch], 1) : 1);
         if (rate_wanted) rate[n * rate_batch] = (STORED)(choice_2);
         accumulate(&total_rate_sum, choice_2);
@@ -460,9 +731,9 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
 
         /* What lies before the first cells, and what is added to. */
         fill_integers(label - 2, label_cells, -1);
-        fill_reals(alpha - alpha_frames - 2, alpha_cells, -INFINITY);
+        fill_edge(alpha - alpha_frames - 2, alpha_cells, alpha_frames, 1, 2, -INFINITY);
         alpha[-alpha_frames] = 0;
-        fill_reals(alpha_rate - alpha_rate_frames - 2, alpha_rate_cells, 0);
+        fill_edge(alpha_rate - alpha_rate_frames - 2, alpha_rate_cells, alpha_rate_frames, 1, 2, 0);
         fill_reals(alpha_adjoint - alpha_adjoint_frames - 2, alpha_adjoint_cells, 0);
         fill_reals(alpha_adjoint_rate - alpha_adjoint_rate_frames - 2, alpha_adjoint_rate_cells, 0);
         if (hvp_log_probs_wanted)
@@ -474,7 +745,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         const int64_t inside_2 = inside(blank, classes);
         INDEPENDENT
         for (int64_t s = 0; s < states; ++s) {
-            label[s] = s % 2 == 0 ? inside_2 : targets_row[inside(s / 2, labels) * targets_labels];
+            label[s] = inside(s % 2 == 0 ? inside_2 : targets_row[inside(s / 2, labels) * targets_labels], classes);
         }
 
         /* Alpha. */
@@ -497,7 +768,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
                 const int or_2 = s % 2 == 0 || label[s] == label[s - 2];
                 const REAL alpha_rate_before = alpha_rate[(f - 1) * alpha_rate_frames + s - 2];
                 const REAL alpha_before_6 = alpha[(f - 1) * alpha_frames + s - 2];
-                alpha_total_rate[f * alpha_total_rate_frames + s] = alpha_rate[(f - 1) * alpha_rate_frames + s] * (alpha_before_4 == -INFINITY ? 0 : exp(smaller(alpha_before_4 - alpha_total[f * alpha_total_frames + s], 0))) + alpha_rate[(f - 1) * alpha_rate_frames + s - 1] * (alpha_before_5 == -INFINITY ? 0 : exp(smaller(alpha_before_5 - alpha_total[f * alpha_total_frames + s], 0))) + (or_2 ? 0 : alpha_rate_before) * (or_2 ? 0 : (alpha_before_6 == -INFINITY ? 0 : exp(smaller(alpha_before_6 - alpha_total[f * alpha_total_frames + s], 0))));
+                alpha_total_rate[f * alpha_total_rate_frames + s] = alpha_rate[(f - 1) * alpha_rate_frames + s] * zero_if_absent(alpha_before_4, exp(smaller(alpha_before_4 - alpha_total[f * alpha_total_frames + s], 0))) + alpha_rate[(f - 1) * alpha_rate_frames + s - 1] * zero_if_absent(alpha_before_5, exp(smaller(alpha_before_5 - alpha_total[f * alpha_total_frames + s], 0))) + (or_2 ? 0 : alpha_rate_before) * (or_2 ? 0 : zero_if_absent(alpha_before_6, exp(smaller(alpha_before_6 - alpha_total[f * alpha_total_frames + s], 0))));
             }
             INDEPENDENT
             for (int64_t s = 0; s < states; ++s) {
@@ -517,18 +788,20 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         const int equal_2 = normalized == 1;
         const REAL choice_2 = reduction_is_mean == 1 ? larger(target_lengths[n * target_lengths_batch], 1) : 1;
         const REAL ratio = (REAL)scale[n * scale_batch] / choice_2;
-        for (int64_t f = 0; f < frames; ++f) {
-            INDEPENDENT
-            for (int64_t c = 0; c < classes; ++c) {
-                if (hvp_log_probs_wanted) hvp_log_probs_row[f * hvp_log_probs_time + c * hvp_log_probs_classes] += (STORED)(equal ? 0 : (equal_2 ? times_exp(ratio * (REAL)direction_log_probs_row[f * direction_log_probs_time + c * direction_log_probs_classes], (REAL)log_probs_row[f * log_probs_time + c * log_probs_classes]) : 0));
+        if (!equal && equal_2) {
+            for (int64_t f = 0; f < frames; ++f) {
+                INDEPENDENT
+                for (int64_t c = 0; c < classes; ++c) {
+                    if (hvp_log_probs_wanted) hvp_log_probs_row[f * hvp_log_probs_time + c * hvp_log_probs_classes] += (STORED)(times_exp(ratio * (REAL)direction_log_probs_row[f * direction_log_probs_time + c * direction_log_probs_classes], (REAL)log_probs_row[f * log_probs_time + c * log_probs_classes]));
+                }
             }
         }
         const int equal_3 = zero_infinity == 1;
-        const REAL choice_3 = alpha_before_7 == -INFINITY ? 0 : exp(smaller(alpha_before_7 - shifted, 0));
+        const REAL choice_3 = zero_if_absent(alpha_before_7, exp(smaller(alpha_before_7 - shifted, 0)));
         const REAL alpha_rate_before_2 = alpha_rate[(frames - 1) * alpha_rate_frames + 2 * target_lengths[n * target_lengths_batch] - 1];
         const REAL product = alpha_rate_before_2 * choice_3;
         const REAL alpha_rate_before_3 = alpha_rate[(frames - 1) * alpha_rate_frames + 2 * target_lengths[n * target_lengths_batch]];
-        const REAL choice_4 = alpha_before_8 == -INFINITY ? 0 : exp(smaller(alpha_before_8 - shifted, 0));
+        const REAL choice_4 = zero_if_absent(alpha_before_8, exp(smaller(alpha_before_8 - shifted, 0)));
         const REAL product_2 = alpha_rate_before_3 * choice_4;
         const REAL difference = alpha_rate_before_2 - product - product_2;
         const REAL difference_2 = alpha_rate_before_3 - product - product_2;
@@ -545,41 +818,41 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             INDEPENDENT
             for (int64_t s = 0; s < states; ++s) {
                 const REAL alpha_before_9 = alpha[(f - 1) * alpha_frames + s];
-                alpha_adjoint[(f - 1) * alpha_adjoint_frames + s] += alpha_adjoint[f * alpha_adjoint_frames + s] * (alpha_before_9 == -INFINITY ? 0 : exp(smaller(alpha_before_9 - alpha_total[f * alpha_total_frames + s], 0)));
+                alpha_adjoint[(f - 1) * alpha_adjoint_frames + s] += alpha_adjoint[f * alpha_adjoint_frames + s] * zero_if_absent(alpha_before_9, exp(smaller(alpha_before_9 - alpha_total[f * alpha_total_frames + s], 0)));
             }
             INDEPENDENT
             for (int64_t s = 0; s < states; ++s) {
                 const REAL alpha_before_10 = alpha[(f - 1) * alpha_frames + s];
-                const REAL choice_5 = alpha_before_10 == -INFINITY ? 0 : exp(smaller(alpha_before_10 - alpha_total[f * alpha_total_frames + s], 0));
+                const REAL choice_5 = zero_if_absent(alpha_before_10, exp(smaller(alpha_before_10 - alpha_total[f * alpha_total_frames + s], 0)));
                 alpha_adjoint_rate[(f - 1) * alpha_adjoint_rate_frames + s] += (alpha_rate[(f - 1) * alpha_rate_frames + s] - alpha_total_rate[f * alpha_total_rate_frames + s]) * alpha_adjoint[f * alpha_adjoint_frames + s] * choice_5 + alpha_adjoint_rate[f * alpha_adjoint_rate_frames + s] * choice_5;
             }
             INDEPENDENT
             for (int64_t s = 0; s < states; ++s) {
                 const REAL alpha_before_11 = alpha[(f - 1) * alpha_frames + s - 1];
-                alpha_adjoint[(f - 1) * alpha_adjoint_frames + s - 1] += alpha_adjoint[f * alpha_adjoint_frames + s] * (alpha_before_11 == -INFINITY ? 0 : exp(smaller(alpha_before_11 - alpha_total[f * alpha_total_frames + s], 0)));
+                alpha_adjoint[(f - 1) * alpha_adjoint_frames + s - 1] += alpha_adjoint[f * alpha_adjoint_frames + s] * zero_if_absent(alpha_before_11, exp(smaller(alpha_before_11 - alpha_total[f * alpha_total_frames + s], 0)));
             }
             INDEPENDENT
             for (int64_t s = 0; s < states; ++s) {
                 const REAL alpha_before_12 = alpha[(f - 1) * alpha_frames + s - 1];
-                const REAL choice_6 = alpha_before_12 == -INFINITY ? 0 : exp(smaller(alpha_before_12 - alpha_total[f * alpha_total_frames + s], 0));
+                const REAL choice_6 = zero_if_absent(alpha_before_12, exp(smaller(alpha_before_12 - alpha_total[f * alpha_total_frames + s], 0)));
                 alpha_adjoint_rate[(f - 1) * alpha_adjoint_rate_frames + s - 1] += (alpha_rate[(f - 1) * alpha_rate_frames + s - 1] - alpha_total_rate[f * alpha_total_rate_frames + s]) * alpha_adjoint[f * alpha_adjoint_frames + s] * choice_6 + alpha_adjoint_rate[f * alpha_adjoint_rate_frames + s] * choice_6;
             }
             INDEPENDENT
             for (int64_t s = 0; s < states; ++s) {
                 const REAL alpha_before_13 = alpha[(f - 1) * alpha_frames + s - 2];
-                alpha_adjoint[(f - 1) * alpha_adjoint_frames + s - 2] += s % 2 == 0 || label[s] == label[s - 2] ? 0 : alpha_adjoint[f * alpha_adjoint_frames + s] * (alpha_before_13 == -INFINITY ? 0 : exp(smaller(alpha_before_13 - alpha_total[f * alpha_total_frames + s], 0)));
+                alpha_adjoint[(f - 1) * alpha_adjoint_frames + s - 2] += s % 2 == 0 || label[s] == label[s - 2] ? 0 : alpha_adjoint[f * alpha_adjoint_frames + s] * zero_if_absent(alpha_before_13, exp(smaller(alpha_before_13 - alpha_total[f * alpha_total_frames + s], 0)));
             }
             INDEPENDENT
             for (int64_t s = 0; s < states; ++s) {
                 const REAL alpha_before_14 = alpha[(f - 1) * alpha_frames + s - 2];
-                const REAL choice_7 = alpha_before_14 == -INFINITY ? 0 : exp(smaller(alpha_before_14 - alpha_total[f * alpha_total_frames + s], 0));
+                const REAL choice_7 = zero_if_absent(alpha_before_14, exp(smaller(alpha_before_14 - alpha_total[f * alpha_total_frames + s], 0)));
                 alpha_adjoint_rate[(f - 1) * alpha_adjoint_rate_frames + s - 2] += s % 2 == 0 || label[s] == label[s - 2] ? 0 : (alpha_rate[(f - 1) * alpha_rate_frames + s - 2] - alpha_total_rate[f * alpha_total_rate_frames + s]) * alpha_adjoint[f * alpha_adjoint_frames + s] * choice_7 + alpha_adjoint_rate[f * alpha_adjoint_rate_frames + s] * choice_7;
             }
         }
     }
 }
 
-KERNELS(KERNEL_FUNCTIONS, STRIDED_FUNCTION)
+KERNELS(KERNEL_FUNCTIONS, STRIDED_FUNCTION, SCALED_FUNCTIONS)
 
-const losslib_kernel NAME(losslib_ctc_loss__kernels)[] = { KERNELS(KERNEL_ROW, STRIDED_ROW) {.name = NULL} };
+const losslib_kernel NAME(losslib_ctc_loss__kernels)[] = { KERNELS(KERNEL_ROW, STRIDED_ROW, KERNEL_ROW) {.name = NULL} };
 #endif

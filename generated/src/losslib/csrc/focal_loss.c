@@ -85,7 +85,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 0 : run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
     const REAL *restrict scale_weight = run->data[4]; const int64_t scale_weight_batch = run->steps[4][0];
-    REAL *restrict loss = run->data[5]; const int64_t loss_batch = run->steps[5][0]; const int loss_wanted = !dense && WANTS(5);
+    REAL *restrict loss = run->data[5]; const int64_t loss_batch = run->steps[5][0]; const int loss_wanted = WANTS(5) && loss != NULL;
     accumulator *restrict total_loss = WANTS(6) ? run->data[6] : NULL;
     accumulator *restrict total_weight = WANTS(7) ? run->data[7] : NULL;
     REAL *restrict grad_input = run->data[8]; const int64_t grad_input_batch = run->steps[8][0], grad_input_classes = dense ? 1 : run->steps[8][1]; const int grad_input_wanted = WANTS(8);
@@ -96,13 +96,83 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     accumulator total_loss_sum = {0};
     accumulator total_weight_sum = {0};
     const int equal = gamma == 0;
+    if (dense && classes > 0 && classes <= SHORT && target_batch == 1 && scale_batch == 0) FOR_SIDES(first, end, batch) {
+        REAL input_side[SHORT][SIDE], grad_input_side[SHORT][SIDE];
+        to_columns(input_side, input + first * input_batch, input_batch, classes, end - first);
+        int ignored_lane[SIDE];
+        int64_t safe_target_lane[SIDE];
+        INDEPENDENT
+        for (int64_t n = first; n < end; ++n) {
+            const int ignored = target[n * target_batch] == ignore_index;
+            ignored_lane[n - first] = ignored;
+            const int64_t safe_target = ignored ? 0 : target[n * target_batch];
+            safe_target_lane[n - first] = safe_target;
+        }
+        REAL largest_tile[SIDE];
+        fill_lanes(largest_tile, -INFINITY);
+        if (loss_wanted || total_loss || grad_input_wanted || grad_weight_wanted) for (int64_t c = 0; c < classes; ++c)
+            INDEPENDENT
+            for (int64_t n = first; n < end; ++n) {
+                largest_tile[n - first] = larger(largest_tile[n - first], c == safe_target_lane[n - first] ? -INFINITY : input_side[c][n - first]);
+            }
+        lanes others_sum = {{0}, {0}};
+        lanes ties_sum = {{0}, {0}};
+        if (loss_wanted || total_loss || grad_input_wanted || grad_weight_wanted) for (int64_t c = 0; c < classes; ++c)
+            INDEPENDENT
+            for (int64_t n = first; n < end; ++n) {
+                const REAL choice = c == safe_target_lane[n - first] ? -INFINITY : input_side[c][n - first];
+                const int is_largest = choice == largest_tile[n - first];
+                const REAL relative = exp_difference(choice, largest_tile[n - first]);
+                if (grad_input_wanted) grad_input_side[c][n - first] = relative;
+                add_to_lane(&others_sum, n - first, is_largest ? 0 : relative);
+                add_to_lane(&ties_sum, n - first, (REAL)(is_largest ? 1 : 0));
+            }
+        REAL weight_at_safe_target_lane[SIDE], softplus_minus_odds_lane[SIDE], choice_2_lane[SIDE], product_lane[SIDE], sum_exp_lane[SIDE], product_2_lane[SIDE];
+        INDEPENDENT
+        for (int64_t n = first; n < end; ++n) {
+            const REAL weight_at_safe_target = weight[safe_target_lane[n - first] * weight_classes];
+            weight_at_safe_target_lane[n - first] = weight_at_safe_target;
+            const REAL log_mass = log1p(value_of_lane(&others_sum, n - first) + (value_of_lane(&ties_sum, n - first) - 1));
+            const REAL odds = input_side[safe_target_lane[n - first]][n - first] - largest_tile[n - first] - log_mass;
+            const REAL minus_odds = -odds;
+            const REAL softplus_minus_odds = softplus(minus_odds);
+            softplus_minus_odds_lane[n - first] = softplus_minus_odds;
+            const REAL choice_2 = equal ? 0 : -gamma * softplus(odds);
+            choice_2_lane[n - first] = choice_2;
+            const REAL product = times_sigmoid(times_exp(gamma * weight_at_safe_target * softplus_minus_odds * scale[n * scale_batch], choice_2), odds);
+            product_lane[n - first] = product;
+            const REAL sum_exp = value_of_lane(&others_sum, n - first) + value_of_lane(&ties_sum, n - first);
+            sum_exp_lane[n - first] = sum_exp;
+            const REAL product_2 = times_sigmoid(times_exp(weight_at_safe_target * scale[n * scale_batch], choice_2), minus_odds);
+            product_2_lane[n - first] = product_2;
+        }
+        for (int64_t c = 0; c < classes; ++c)
+            INDEPENDENT
+            for (int64_t n = first; n < end; ++n) {
+                const int equal_2 = c == safe_target_lane[n - first];
+                const REAL choice_3 = (REAL)(equal_2 ? 1 : 0);
+                const REAL relative_2 = grad_input_wanted ? grad_input_side[c][n - first] : exp_difference(equal_2 ? -INFINITY : input_side[c][n - first], largest_tile[n - first]);
+                const REAL difference = choice_3 - (REAL)(equal_2 ? 0 : 1) / sum_exp_lane[n - first] * relative_2;
+                if (grad_input_wanted) grad_input_side[c][n - first] = ignored_lane[n - first] ? 0 : (equal ? 0 : -product_lane[n - first] * difference) - product_2_lane[n - first] * difference;
+            }
+        REAL total_loss_tile[SIDE], total_weight_tile[SIDE];
+        INDEPENDENT
+        for (int64_t n = first; n < end; ++n) {
+            const REAL value = ignored_lane[n - first] ? 0 : times_exp(weight_at_safe_target_lane[n - first] * softplus_minus_odds_lane[n - first], choice_2_lane[n - first]);
+            total_loss_tile[n - first] = value;
+            total_weight_tile[n - first] = ignored_lane[n - first] ? 0 : weight_at_safe_target_lane[n - first];
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
+        accumulate_tile(&total_weight_sum, total_weight_tile, end - first);
+        if (grad_input_wanted) to_rows(grad_input + first * grad_input_batch, grad_input_side, grad_input_batch, classes, end - first);
+    } else
     for (int64_t n = 0; n < batch; ++n) {
         const REAL *input_row = input + n * input_batch;
         REAL *grad_input_row = grad_input + n * grad_input_batch;
         const int ignored = target[n * target_batch] == ignore_index;
         const int64_t safe_target = ignored ? 0 : target[n * target_batch];
         REAL largest = -INFINITY;
-        FOR_TILES(first, end, classes) {
+        if (loss_wanted || total_loss || grad_input_wanted || grad_weight_wanted) FOR_TILES(first, end, classes) {
             REAL largest_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
@@ -112,13 +182,14 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         }
         accumulator others_sum = {0};
         accumulator ties_sum = {0};
-        FOR_TILES(first, end, classes) {
+        if (loss_wanted || total_loss || grad_input_wanted || grad_weight_wanted) FOR_TILES(first, end, classes) {
             REAL others_tile[TILE], ties_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const REAL choice = c == safe_target ? -INFINITY : input_row[c * input_classes];
                 const int is_largest = choice == largest;
                 const REAL relative = exp_difference(choice, largest);
+                if (grad_input_wanted) grad_input_row[c * grad_input_classes] = relative;
                 others_tile[c - first] = is_largest ? 0 : relative;
                 ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
             }
@@ -132,22 +203,22 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         const REAL odds = input_row[safe_target * input_classes] - largest - log_mass;
         const REAL minus_odds = -odds;
         const REAL softplus_minus_odds = softplus(minus_odds);
-        const REAL product = weight_at_safe_target * softplus_minus_odds;
-        const REAL product_2 = product * scale[n * scale_batch];
-        const REAL sum_exp = others + ties;
         const REAL choice_2 = equal ? 0 : -gamma * softplus(odds);
-        const REAL product_3 = weight_at_safe_target * scale[n * scale_batch];
-        const REAL product_4 = softplus_minus_odds * scale[n * scale_batch];
+        const REAL product = times_sigmoid(times_exp(gamma * weight_at_safe_target * softplus_minus_odds * scale[n * scale_batch], choice_2), odds);
+        const REAL sum_exp = others + ties;
+        const REAL product_2 = times_sigmoid(times_exp(weight_at_safe_target * scale[n * scale_batch], choice_2), minus_odds);
+        const REAL product_3 = times_exp(softplus_minus_odds * scale[n * scale_batch], choice_2);
+        if (grad_input_wanted || grad_weight_wanted)
         INDEPENDENT
         for (int64_t c = 0; c < classes; ++c) {
             const int equal_2 = c == safe_target;
             const REAL choice_3 = (REAL)(equal_2 ? 1 : 0);
-            const REAL relative_2 = exp_difference(equal_2 ? -INFINITY : input_row[c * input_classes], largest);
+            const REAL relative_2 = grad_input_wanted ? grad_input_row[c * grad_input_classes] : exp_difference(equal_2 ? -INFINITY : input_row[c * input_classes], largest);
             const REAL difference = choice_3 - (REAL)(equal_2 ? 0 : 1) / sum_exp * relative_2;
-            if (grad_input_wanted) grad_input_row[c * grad_input_classes] = ignored ? 0 : times_exp(product_2 * (equal ? 0 : -times_sigmoid(gamma * difference, odds)), choice_2) - times_sigmoid(times_exp(product_3 * difference, choice_2), minus_odds);
-            if (grad_weight_wanted) accumulate(&grad_weight[c * grad_weight_classes], (ignored ? 0 : scale_weight[n * scale_weight_batch] * choice_3) + (ignored ? 0 : times_exp(product_4 * choice_3, choice_2)));
+            if (grad_input_wanted) grad_input_row[c * grad_input_classes] = ignored ? 0 : (equal ? 0 : -product * difference) - product_2 * difference;
+            if (grad_weight_wanted) accumulate(&grad_weight[c * grad_weight_classes], (ignored ? 0 : scale_weight[n * scale_weight_batch] * choice_3) + (ignored ? 0 : product_3 * choice_3));
         }
-        const REAL value = ignored ? 0 : times_exp(product, choice_2);
+        const REAL value = ignored ? 0 : times_exp(weight_at_safe_target * softplus_minus_odds, choice_2);
         if (loss_wanted) loss[n * loss_batch] = value;
         accumulate(&total_loss_sum, value);
         accumulate(&total_weight_sum, ignored ? 0 : weight_at_safe_target);
@@ -165,7 +236,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
     const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 0 : run->steps[2][0];
     const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = run->steps[3][0], direction_input_classes = dense ? 1 : run->steps[3][1];
     const REAL *restrict direction_weight = run->data[4]; const int64_t direction_weight_classes = dense && WANTS(4) ? 1 : run->steps[4][0];
-    REAL *restrict rate = run->data[5]; const int64_t rate_batch = run->steps[5][0]; const int rate_wanted = !dense && WANTS(5);
+    REAL *restrict rate = run->data[5]; const int64_t rate_batch = run->steps[5][0]; const int rate_wanted = WANTS(5) && rate != NULL;
     accumulator *restrict total_rate = WANTS(6) ? run->data[6] : NULL;
     accumulator *restrict total_weight_rate = WANTS(7) ? run->data[7] : NULL;
     const REAL gamma = (REAL)run->params[0];
@@ -220,10 +291,10 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         const REAL difference = direction_input_row[safe_target * direction_input_classes] - sum_product / sum_exp;
         const REAL weight_at_safe_target = weight[safe_target * weight_classes];
         const REAL product = times_sigmoid(times_exp(difference * weight_at_safe_target, choice_2), minus_odds);
-        const REAL product_2 = times_exp(weight_at_safe_target * (equal ? 0 : -times_sigmoid(gamma * difference, odds)) * softplus_minus_odds, choice_2);
-        const REAL choice_3 = all ? (ignored ? 0 : times_exp(softplus_minus_odds * direction_weight_at_safe_target, choice_2) - product + product_2) : (ignored ? 0 : product_2 - product);
-        if (rate_wanted) rate[n * rate_batch] = choice_3;
-        accumulate(&total_rate_sum, choice_3);
+        const REAL choice_3 = equal ? 0 : -times_sigmoid(times_exp(gamma * weight_at_safe_target * softplus_minus_odds * difference, choice_2), odds);
+        const REAL choice_4 = all ? (ignored ? 0 : times_exp(softplus_minus_odds * direction_weight_at_safe_target, choice_2) - product + choice_3) : (ignored ? 0 : choice_3 - product);
+        if (rate_wanted) rate[n * rate_batch] = choice_4;
+        accumulate(&total_rate_sum, choice_4);
         accumulate(&total_weight_rate_sum, ignored ? 0 : direction_weight_at_safe_target);
     }
     if (total_rate) add(total_rate, &total_rate_sum);
@@ -263,133 +334,89 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             }
             largest = larger_tile(largest, largest_tile, end - first);
         }
+        accumulator sum_product_sum = {0};
         accumulator others_sum = {0};
         accumulator ties_sum = {0};
-        accumulator sum_choice_sum = {0};
         FOR_TILES(first, end, classes) {
-            REAL others_tile[TILE], ties_tile[TILE], sum_choice_tile[TILE];
+            REAL sum_product_tile[TILE], others_tile[TILE], ties_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const int equal_2 = c == safe_target;
                 const REAL choice = equal_2 ? -INFINITY : input_row[c * input_classes];
-                const int is_largest = choice == largest;
                 const REAL relative = exp_difference(choice, largest);
+                if (hvp_input_wanted) hvp_input_row[c * hvp_input_classes] = relative;
+                const int is_largest = choice == largest;
+                sum_product_tile[c - first] = (equal_2 ? 0 : direction_input_row[c * direction_input_classes]) * relative;
                 others_tile[c - first] = is_largest ? 0 : relative;
                 ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
-                sum_choice_tile[c - first] = is_largest ? (equal_2 ? 0 : direction_input_row[c * direction_input_classes]) : 0;
             }
+            accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
             accumulate_tile(&others_sum, others_tile, end - first);
             accumulate_tile(&ties_sum, ties_tile, end - first);
-            accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
         }
+        const REAL sum_product = value_of(&sum_product_sum);
         const REAL others = value_of(&others_sum);
         const REAL ties = value_of(&ties_sum);
-        const REAL sum_choice = value_of(&sum_choice_sum);
-        const REAL ratio = sum_choice / ties;
         const REAL sum_exp = others + ties;
-        REAL max_abs = -INFINITY;
+        const REAL mean_under_softmax = sum_product / sum_exp;
+        accumulator sum_product_2_sum = {0};
         FOR_TILES(first, end, classes) {
-            REAL max_abs_tile[TILE];
+            REAL sum_product_2_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const int equal_3 = c == safe_target;
-                const REAL from_peak = (equal_3 ? 0 : direction_input_row[c * direction_input_classes]) - ratio;
+                const REAL from_mean = (equal_3 ? 0 : direction_input_row[c * direction_input_classes]) - mean_under_softmax;
                 const REAL relative_2 = exp_difference(equal_3 ? -INFINITY : input_row[c * input_classes], largest);
-                max_abs_tile[c - first] = fabs(from_peak / sum_exp * relative_2);
+                sum_product_2_tile[c - first] = from_mean * relative_2;
             }
-            max_abs = larger_tile(max_abs, max_abs_tile, end - first);
-        }
-        accumulator sum_product_sum = {0};
-        accumulator sum_product_2_sum = {0};
-        accumulator sum_choice_2_sum = {0};
-        accumulator sum_choice_3_sum = {0};
-        FOR_TILES(first, end, classes) {
-            REAL sum_product_tile[TILE], sum_product_2_tile[TILE], sum_choice_2_tile[TILE], sum_choice_3_tile[TILE];
-            INDEPENDENT
-            for (int64_t c = first; c < end; ++c) {
-                const int equal_4 = c == safe_target;
-                const REAL choice_2 = equal_4 ? 0 : direction_input_row[c * direction_input_classes];
-                const REAL from_peak_2 = choice_2 - ratio;
-                const REAL relative_3 = exp_difference(equal_4 ? -INFINITY : input_row[c * input_classes], largest);
-                const REAL product = from_peak_2 * relative_3;
-                const REAL product_2 = from_peak_2 / sum_exp * relative_3;
-                const int equal_5 = fabs(product_2) == max_abs;
-                sum_product_tile[c - first] = product;
-                sum_product_2_tile[c - first] = choice_2 * relative_3;
-                sum_choice_2_tile[c - first] = equal_5 ? product_2 : 0;
-                sum_choice_3_tile[c - first] = equal_5 ? 0 : product;
-            }
-            accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
             accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
-            accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
-            accumulate_tile(&sum_choice_3_sum, sum_choice_3_tile, end - first);
         }
-        const REAL sum_product = value_of(&sum_product_sum);
         const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
-        const REAL sum_choice_3 = value_of(&sum_choice_3_sum);
+        const REAL difference = direction_input_row[safe_target * direction_input_classes] - mean_under_softmax;
         const REAL weight_at_safe_target = weight[safe_target * weight_classes];
-        const REAL ratio_2 = weight_at_safe_target / sum_exp;
-        const REAL product_3 = ratio_2 * scale[n * scale_batch];
-        const REAL ratio_3 = sum_product / sum_exp;
-        const REAL more_ties = ties - 1;
-        const REAL log_mass = log1p(others + more_ties);
+        const REAL log_mass = log1p(others + (ties - 1));
         const REAL odds = input_row[safe_target * input_classes] - largest - log_mass;
-        const REAL choice_3 = equal ? 0 : -gamma * softplus(odds);
+        const REAL choice_2 = equal ? 0 : -gamma * softplus(odds);
         const REAL minus_odds = -odds;
-        const REAL direction_input_at_safe_target = direction_input_row[safe_target * direction_input_classes];
-        const REAL product_4 = product_3 * direction_input_at_safe_target;
-        const REAL product_5 = ratio_2 * sum_product_2 * scale[n * scale_batch];
+        const REAL product = times_sigmoid(times_sigmoid(times_exp(difference * weight_at_safe_target * scale[n * scale_batch], choice_2), minus_odds), odds);
         const REAL direction_weight_at_safe_target = direction_weight[safe_target * direction_weight_classes];
-        const REAL product_6 = scale[n * scale_batch] * direction_weight_at_safe_target;
-        const REAL ratio_4 = sum_product_2 / sum_exp;
-        const REAL choice_4 = equal ? 0 : times_sigmoid(gamma * (ratio_4 - direction_input_at_safe_target), odds);
-        const REAL product_7 = weight_at_safe_target * choice_4;
-        const REAL product_8 = product_7 * scale[n * scale_batch];
-        const REAL product_9 = weight_at_safe_target * scale_rate[n * scale_rate_batch];
-        const REAL product_10 = weight_at_safe_target * scale[n * scale_batch] * direction_input_at_safe_target;
-        const REAL product_11 = ratio_2 * ratio_4 * scale[n * scale_batch];
-        const REAL product_12 = scale[n * scale_batch] / sum_exp * direction_weight_at_safe_target;
-        const REAL product_13 = ratio_2 * choice_4 * scale[n * scale_batch];
-        const REAL product_14 = ratio_2 * scale_rate[n * scale_rate_batch];
+        const REAL product_2 = times_sigmoid(times_exp(scale[n * scale_batch] * direction_weight_at_safe_target, choice_2), minus_odds);
+        const REAL product_3 = gamma * weight_at_safe_target;
+        const REAL product_4 = times_sigmoid(times_sigmoid(times_exp(product_3 * difference * scale[n * scale_batch], choice_2), minus_odds), odds);
+        const REAL product_5 = times_sigmoid(times_exp(weight_at_safe_target * scale_rate[n * scale_rate_batch], choice_2), minus_odds);
+        const REAL product_6 = times_sigmoid(times_sigmoid(times_exp(gamma * difference * weight_at_safe_target * scale[n * scale_batch], choice_2), minus_odds), odds);
+        const REAL product_7 = times_sigmoid(times_exp(weight_at_safe_target / sum_exp * scale[n * scale_batch], choice_2), minus_odds);
+        const REAL ratio = sum_product_2 / sum_exp;
         const REAL softplus_minus_odds = softplus(minus_odds);
-        const REAL product_15 = softplus_minus_odds * scale[n * scale_batch] * direction_weight_at_safe_target;
-        const REAL product_16 = product_7 * softplus_minus_odds * scale[n * scale_batch];
-        const REAL product_17 = weight_at_safe_target * softplus_minus_odds;
-        const REAL product_18 = product_17 * scale[n * scale_batch];
-        const REAL ratio_5 = direction_input_at_safe_target / sum_exp;
-        const REAL ratio_6 = sum_choice_3 / sum_exp;
-        const REAL shifted = more_ties + others;
-        const REAL ratio_7 = ratio_4 / sum_exp;
-        const REAL product_19 = product_17 * scale_rate[n * scale_rate_batch];
-        const REAL difference = direction_input_at_safe_target - ratio_4;
-        const REAL product_20 = (equal ? 0 : -times_sigmoid(gamma * difference, odds)) * softplus_minus_odds * scale[n * scale_batch];
-        const REAL product_21 = difference * scale[n * scale_batch];
-        const REAL product_22 = softplus_minus_odds * scale_rate[n * scale_rate_batch];
+        const REAL product_8 = gamma * softplus_minus_odds;
+        const REAL product_9 = times_sigmoid(times_exp(product_8 * scale[n * scale_batch] * direction_weight_at_safe_target, choice_2), odds);
+        const REAL product_10 = product_3 * softplus_minus_odds;
+        const REAL product_11 = times_sigmoid(times_exp(product_10 * difference * scale[n * scale_batch], choice_2), odds);
+        const REAL product_12 = times_sigmoid(gamma, odds);
+        const REAL product_13 = times_sigmoid(times_exp(product_10 * scale[n * scale_batch], choice_2), odds);
+        const REAL product_14 = times_sigmoid(difference / sum_exp, minus_odds);
+        const REAL product_15 = times_sigmoid(difference, minus_odds);
+        const REAL product_16 = times_sigmoid(times_exp(product_10 * scale_rate[n * scale_rate_batch], choice_2), odds);
+        const REAL product_17 = times_sigmoid(times_exp(product_8 * difference * scale[n * scale_batch], choice_2), odds);
+        const REAL product_18 = times_sigmoid(times_exp(difference * scale[n * scale_batch], choice_2), minus_odds);
+        const REAL product_19 = times_exp(softplus_minus_odds * scale_rate[n * scale_rate_batch], choice_2);
         INDEPENDENT
         for (int64_t c = 0; c < classes; ++c) {
-            const int equal_6 = c == safe_target;
-            const REAL from_peak_3 = (equal_6 ? 0 : direction_input_row[c * direction_input_classes]) - ratio;
-            const REAL choice_5 = (REAL)(equal_6 ? 0 : 1);
-            const REAL choice_6 = equal_6 ? -INFINITY : input_row[c * input_classes];
-            const REAL relative_4 = exp_difference(choice_6, largest);
-            const REAL choice_7 = (REAL)(equal_6 ? 1 : 0);
-            const REAL difference_2 = times_sigmoid(times_exp(product_3 * (from_peak_3 - ratio_3) * choice_5 * relative_4, choice_3), minus_odds) - times_sigmoid(times_sigmoid(times_exp(product_4 * choice_5 * relative_4, choice_3), minus_odds), odds) - times_sigmoid(times_sigmoid(times_exp(product_5 * choice_7, choice_3), minus_odds), odds);
-            const REAL product_23 = times_sigmoid(times_exp(product_8 * choice_7, choice_3), minus_odds);
-            const REAL choice_8 = equal ? 0 : times_sigmoid(gamma * (choice_5 / sum_exp * relative_4 - choice_7), odds);
-            const REAL product_24 = times_sigmoid(times_exp(product_10 * choice_8, choice_3), minus_odds);
-            const REAL product_25 = times_sigmoid(times_sigmoid(times_exp(product_11 * choice_5 * relative_4, choice_3), minus_odds), odds);
-            const REAL product_26 = times_sigmoid(times_exp(product_13 * choice_5 * relative_4, choice_3), minus_odds);
-            const REAL product_27 = times_sigmoid(times_sigmoid(times_exp(product_10 * choice_7, choice_3), minus_odds), odds);
-            const REAL product_28 = times_sigmoid(times_exp(product_5 * choice_8, choice_3), minus_odds);
-            const REAL product_29 = times_exp(product_16 * choice_8, choice_3);
-            const REAL ratio_8 = from_peak_3 / sum_exp;
-            const REAL product_30 = ratio_8 * relative_4;
-            const REAL as_large = sum_choice_2 - product_30;
-            const int is_largest_2 = choice_6 == largest;
-            const REAL product_31 = times_exp(product_18 * (equal ? 0 : times_sigmoid(gamma * (times_sigmoid(ratio_5 * choice_5 * relative_4, minus_odds) - ((fabs(product_30) == max_abs ? as_large + ratio_6 : ratio_3 - product_30) / sum_exp * relative_4 - ratio_8 * ((is_largest_2 ? shifted : sum_exp - relative_4) / sum_exp) * relative_4) * choice_5 - times_sigmoid(ratio_7 * choice_5 * relative_4, minus_odds) - times_sigmoid(direction_input_at_safe_target * choice_7, minus_odds) + times_sigmoid(ratio_4 * choice_7, minus_odds)), odds)), choice_3);
-            if (hvp_input_wanted) hvp_input_row[c * hvp_input_classes] = all ? (ignored ? 0 : difference_2 - times_sigmoid(times_exp(product_6 * choice_7, choice_3), minus_odds) - product_23 - times_sigmoid(times_exp(product_9 * choice_7, choice_3), minus_odds) - product_24 + product_25 + times_sigmoid(times_exp(product_12 * choice_5 * relative_4, choice_3), minus_odds) + product_26 + times_sigmoid(times_exp(product_14 * choice_5 * relative_4, choice_3), minus_odds) + product_27 + product_28 + times_exp(product_15 * choice_8, choice_3) + product_29 + product_31 + times_exp(product_19 * choice_8, choice_3)) : (ignored ? 0 : difference_2 - product_23 - product_24 + product_25 + product_26 + product_27 + product_28 + product_29 + product_31);
-            if (hvp_weight_wanted) accumulate(&hvp_weight[c * hvp_weight_classes], (ignored ? 0 : scale_weight_rate[n * scale_weight_rate_batch] * choice_7) + (ignored ? 0 : times_exp(product_20 * choice_7, choice_3) - times_sigmoid(times_exp(product_21 * choice_7, choice_3), minus_odds) + times_exp(product_22 * choice_7, choice_3)));
+            const int equal_4 = c == safe_target;
+            const REAL choice_3 = (REAL)(equal_4 ? 1 : 0);
+            const REAL choice_4 = (REAL)(equal_4 ? 0 : 1);
+            const REAL relative_3 = hvp_input_wanted ? hvp_input_row[c * hvp_input_classes] : exp_difference(equal_4 ? -INFINITY : input_row[c * input_classes], largest);
+            const REAL difference_2 = choice_3 - choice_4 / sum_exp * relative_3;
+            const REAL product_20 = product * difference_2;
+            const REAL choice_5 = equal ? 0 : -product_4 * difference_2;
+            const REAL choice_6 = equal ? 0 : -product_6 * difference_2;
+            const REAL from_mean_2 = (equal_4 ? 0 : direction_input_row[c * direction_input_classes]) - mean_under_softmax;
+            const REAL difference_3 = from_mean_2 - ratio;
+            const REAL product_21 = product_7 * difference_3 * choice_4 * relative_3;
+            const REAL choice_7 = equal ? 0 : -product_11 * (equal ? 0 : -product_12 * difference_2);
+            const REAL choice_8 = equal ? 0 : product_13 * (product_14 * choice_4 * relative_3 - product_15 * choice_3 + difference_3 / sum_exp * choice_4 * relative_3);
+            if (hvp_input_wanted) hvp_input_row[c * hvp_input_classes] = all ? (ignored ? 0 : product_20 - product_2 * difference_2 - choice_5 - product_5 * difference_2 - choice_6 + product_21 + (equal ? 0 : -product_9 * difference_2) + choice_7 + choice_8 + (equal ? 0 : -product_16 * difference_2)) : (ignored ? 0 : product_20 - choice_5 - choice_6 + product_21 + choice_7 + choice_8);
+            if (hvp_weight_wanted) accumulate(&hvp_weight[c * hvp_weight_classes], (ignored ? 0 : scale_weight_rate[n * scale_weight_rate_batch] * choice_3) + (ignored ? 0 : (equal ? 0 : -product_17 * choice_3) - product_18 * choice_3 + product_19 * choice_3));
         }
     }
 }
@@ -430,6 +457,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
                 const REAL choice = c == safe_target ? -INFINITY : input_row[c * input_classes];
                 const int is_largest = choice == largest;
                 const REAL relative = exp_difference(choice, largest);
+                if (hessian_input_wanted) hessian_input_row[c * hessian_input_classes] = relative;
                 others_tile[c - first] = is_largest ? 0 : relative;
                 ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
             }
@@ -439,34 +467,35 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
         const REAL others = value_of(&others_sum);
         const REAL ties = value_of(&ties_sum);
         const REAL weight_at_safe_target = weight[safe_target * weight_classes];
-        const REAL sum_exp = others + ties;
-        const REAL ratio = weight_at_safe_target / sum_exp;
-        const REAL product = ratio * (scale[n * scale_batch] / sum_exp);
         const REAL more_ties = ties - 1;
         const REAL log_mass = log1p(others + more_ties);
         const REAL odds = input_row[safe_target * input_classes] - largest - log_mass;
         const REAL choice_2 = equal ? 0 : -gamma * softplus(odds);
         const REAL minus_odds = -odds;
-        const REAL product_2 = 2 * ratio * scale[n * scale_batch];
-        const REAL product_3 = 2 * weight_at_safe_target * scale[n * scale_batch];
-        const REAL product_4 = weight_at_safe_target * scale[n * scale_batch];
-        const REAL product_5 = weight_at_safe_target * softplus(minus_odds) * scale[n * scale_batch];
+        const REAL product = times_sigmoid(times_sigmoid(times_exp(weight_at_safe_target * scale[n * scale_batch], choice_2), minus_odds), odds);
+        const REAL sum_exp = others + ties;
+        const REAL ratio = weight_at_safe_target / sum_exp;
+        const REAL product_2 = times_sigmoid(times_sigmoid(times_exp(ratio * scale[n * scale_batch], choice_2), minus_odds), odds);
+        const REAL product_3 = gamma * weight_at_safe_target;
+        const REAL product_4 = times_sigmoid(times_sigmoid(times_exp(product_3 * scale[n * scale_batch], choice_2), minus_odds), odds);
+        const REAL product_5 = times_sigmoid(times_sigmoid(times_exp(gamma * ratio * scale[n * scale_batch], choice_2), minus_odds), odds);
+        const REAL product_6 = times_sigmoid(times_exp(product_3 * softplus(minus_odds) * scale[n * scale_batch], choice_2), odds);
         const REAL shifted = more_ties + others;
+        const REAL sigmoid_minus_odds = sigmoid(minus_odds);
+        const REAL product_7 = times_sigmoid(gamma, odds);
+        const REAL product_8 = times_sigmoid(times_exp(ratio * (scale[n * scale_batch] / sum_exp), choice_2), minus_odds);
         INDEPENDENT
         for (int64_t c = 0; c < classes; ++c) {
             const int equal_2 = c == safe_target;
-            const REAL choice_3 = (REAL)(equal_2 ? 0 : 1);
-            const REAL product_6 = product * choice_3;
-            const REAL choice_4 = equal_2 ? -INFINITY : input_row[c * input_classes];
-            const REAL relative_2 = exp_difference(choice_4, largest);
-            const REAL choice_5 = (REAL)(equal_2 ? 1 : 0);
-            const REAL ratio_2 = choice_3 / sum_exp;
-            const REAL product_7 = ratio_2 * relative_2;
-            const REAL choice_6 = equal ? 0 : times_sigmoid(gamma * (product_7 - choice_5), odds);
-            const int is_largest_2 = choice_4 == largest;
-            const REAL choice_7 = is_largest_2 ? shifted : sum_exp - relative_2;
-            const REAL difference = choice_5 - product_7;
-            if (hessian_input_wanted) hessian_input_row[c * hessian_input_classes] = ignored ? 0 : times_sigmoid(times_sigmoid(times_exp(product_6 * relative_2 * choice_3 * relative_2, choice_2), minus_odds), odds) - times_sigmoid(times_sigmoid(times_exp(product_2 * choice_5 * choice_3 * relative_2, choice_2), minus_odds), odds) - times_sigmoid(times_exp(product_3 * choice_5 * choice_6, choice_2), minus_odds) + times_sigmoid(times_exp(product_2 * choice_3 * choice_6 * relative_2, choice_2), minus_odds) + times_sigmoid(times_sigmoid(times_exp(product_4 * choice_5 * choice_5, choice_2), minus_odds), odds) + times_exp(product_5 * (equal ? 0 : times_sigmoid(gamma * (ratio_2 * (choice_7 / sum_exp) * relative_2 * choice_3 - times_sigmoid(difference * difference, minus_odds)), odds)), choice_2) + times_exp(product_5 * choice_6 * choice_6, choice_2) + times_sigmoid(times_exp(product_6 * choice_7 * relative_2 * choice_3, choice_2), minus_odds);
+            const REAL choice_3 = (REAL)(equal_2 ? 1 : 0);
+            const REAL choice_4 = (REAL)(equal_2 ? 0 : 1);
+            const REAL ratio_2 = choice_4 / sum_exp;
+            const REAL choice_5 = equal_2 ? -INFINITY : input_row[c * input_classes];
+            const REAL relative_2 = hessian_input_wanted ? hessian_input_row[c * hessian_input_classes] : exp_difference(choice_5, largest);
+            const REAL difference = choice_3 - ratio_2 * relative_2;
+            const int is_largest_2 = choice_5 == largest;
+            const REAL choice_6 = is_largest_2 ? shifted : sum_exp - relative_2;
+            if (hessian_input_wanted) hessian_input_row[c * hessian_input_classes] = ignored ? 0 : product * difference * choice_3 - product_2 * difference * choice_4 * relative_2 - (equal ? 0 : -product_4 * difference * difference) - (equal ? 0 : -product_4 * choice_3 * difference) + (equal ? 0 : -product_5 * choice_4 * relative_2 * difference) + (equal ? 0 : product_6 * (ratio_2 * (choice_6 / sum_exp) * relative_2 * choice_4 - sigmoid_minus_odds * difference * difference)) + (equal ? 0 : -product_6 * (equal ? 0 : -product_7 * difference) * difference) + product_8 * choice_4 * choice_6 * relative_2 * choice_4;
         }
     }
 }

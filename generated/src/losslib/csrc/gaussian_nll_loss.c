@@ -100,6 +100,9 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     const REAL product = (REAL)0.5 * ((REAL)1.837877066409345483560659472811235279723L);
     FOR_TILES(first, end, batch) {
         REAL total_loss_tile[TILE];
+        PREFETCH(input + end, batch - end);
+        PREFETCH(target + end, batch - end);
+        PREFETCH(var + end, batch - end);
         INDEPENDENT
         for (int64_t n = first; n < end; ++n) {
             const REAL difference = input[n * input_batch] - target[n * target_batch];

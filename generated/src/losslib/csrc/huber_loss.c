@@ -91,6 +91,8 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     const REAL product = (REAL)0.5 * delta;
     FOR_TILES(first, end, batch) {
         REAL total_loss_tile[TILE];
+        PREFETCH(input + end, batch - end);
+        PREFETCH(target + end, batch - end);
         INDEPENDENT
         for (int64_t n = first; n < end; ++n) {
             const REAL error = input[n * input_batch] - target[n * target_batch];

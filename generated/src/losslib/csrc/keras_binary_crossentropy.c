@@ -91,7 +91,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     const REAL *restrict y_pred = run->data[1]; const int64_t y_pred_batch = run->steps[1][0], y_pred_features = dense ? 1 : run->steps[1][1];
     const REAL *restrict sample_weight = run->data[2]; const int64_t sample_weight_batch = run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0]; const int loss_wanted = !dense && WANTS(4);
+    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0]; const int loss_wanted = WANTS(4) && loss != NULL;
     accumulator *restrict total_loss = WANTS(5) ? run->data[5] : NULL;
     REAL *restrict grad_y_true = run->data[6]; const int64_t grad_y_true_batch = run->steps[6][0], grad_y_true_features = dense ? 1 : run->steps[6][1]; const int grad_y_true_wanted = WANTS(6);
     REAL *restrict grad_y_pred = run->data[7]; const int64_t grad_y_pred_batch = run->steps[7][0], grad_y_pred_features = dense ? 1 : run->steps[7][1]; const int grad_y_pred_wanted = WANTS(7);
@@ -104,6 +104,44 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     const REAL product = (REAL)0.5 * label_smoothing;
     const REAL bound = 1 - epsilon;
     const REAL difference_2 = label_smoothing - 1;
+    if (dense && features > 0 && features <= SHORT && sample_weight_batch == 0 && scale_batch == 0) FOR_SIDES(first, end, batch) {
+        REAL y_true_side[SHORT][SIDE], y_pred_side[SHORT][SIDE], grad_y_pred_side[SHORT][SIDE];
+        to_columns(y_true_side, y_true + first * y_true_batch, y_true_batch, features, end - first);
+        to_columns(y_pred_side, y_pred + first * y_pred_batch, y_pred_batch, features, end - first);
+        REAL ratio_lane[SIDE], product_2_lane[SIDE];
+        INDEPENDENT
+        for (int64_t n = first; n < end; ++n) {
+            const REAL ratio = sample_weight[n * sample_weight_batch] / (REAL)features;
+            ratio_lane[n - first] = ratio;
+            const REAL product_2 = ratio * scale[n * scale_batch];
+            product_2_lane[n - first] = product_2;
+        }
+        lanes sum_choice_sum = {{0}, {0}};
+        for (int64_t f = 0; f < features; ++f)
+            INDEPENDENT
+            for (int64_t n = first; n < end; ++n) {
+                const REAL larger_2 = larger(y_pred_side[f][n - first], epsilon);
+                const REAL p = smaller(larger_2, bound);
+                const REAL log_p = log(p);
+                const REAL log1p_minus_p = log1p(-p);
+                const REAL product_3 = difference * y_true_side[f][n - first];
+                const REAL difference_3 = 1 - product_3 - product;
+                const REAL t = product_3 + product;
+                const REAL difference_4 = bound - larger_2;
+                const REAL difference_5 = y_pred_side[f][n - first] - epsilon;
+                const REAL of_probabilities = -t * log_p - difference_3 * log1p_minus_p;
+                if (grad_y_pred_wanted) grad_y_pred_side[f][n - first] = from_logits ? product_2_lane[n - first] * (times_sigmoid(difference_3, y_pred_side[f][n - first]) - times_sigmoid(t, -y_pred_side[f][n - first])) : (difference_4 < 0 ? 0 : (difference_5 < 0 ? 0 : product_2_lane[n - first] * ((y_pred_side[f][n - first] - product_3 - product) / (1 - y_pred_side[f][n - first])) / y_pred_side[f][n - first] * step(difference_5, 1)) * step(difference_4, 1));
+                add_to_lane(&sum_choice_sum, n - first, from_logits ? softplus(-fabs(-y_pred_side[f][n - first])) + (-y_pred_side[f][n - first] > 0 ? -t * y_pred_side[f][n - first] : -(product_3 - 1 + product) * y_pred_side[f][n - first]) : of_probabilities);
+            }
+        REAL total_loss_tile[SIDE];
+        INDEPENDENT
+        for (int64_t n = first; n < end; ++n) {
+            const REAL product_4 = ratio_lane[n - first] * value_of_lane(&sum_choice_sum, n - first);
+            total_loss_tile[n - first] = product_4;
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
+        if (grad_y_pred_wanted) to_rows(grad_y_pred + first * grad_y_pred_batch, grad_y_pred_side, grad_y_pred_batch, features, end - first);
+    } else
     for (int64_t n = 0; n < batch; ++n) {
         const REAL *y_true_row = y_true + n * y_true_batch;
         const REAL *y_pred_row = y_pred + n * y_pred_batch;
@@ -124,14 +162,10 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
                 const REAL difference_3 = 1 - product_3 - product;
                 const REAL t = product_3 + product;
                 const REAL difference_4 = bound - larger_2;
-                const int below = difference_4 < 0;
                 const REAL difference_5 = y_pred_row[f * y_pred_features] - epsilon;
-                const int below_2 = difference_5 < 0;
-                const REAL step_2 = step(difference_5, 1);
-                const REAL step_3 = step(difference_4, 1);
                 const REAL of_probabilities = -t * log_p - difference_3 * log1p_minus_p;
                 if (grad_y_true_wanted) grad_y_true_row[f * grad_y_true_features] = from_logits ? product_2 * (difference * softplus(-y_pred_row[f * y_pred_features]) + difference_2 * softplus(y_pred_row[f * y_pred_features])) : -product_2 * (difference * log_p + difference_2 * log1p_minus_p);
-                if (grad_y_pred_wanted) grad_y_pred_row[f * grad_y_pred_features] = from_logits ? product_2 * (times_sigmoid(difference_3, y_pred_row[f * y_pred_features]) - times_sigmoid(t, -y_pred_row[f * y_pred_features])) : product_2 * ((below ? 0 : (below_2 ? 0 : difference_3 / (1 - p) * step_2) * step_3) - (below ? 0 : (below_2 ? 0 : t / p * step_2) * step_3));
+                if (grad_y_pred_wanted) grad_y_pred_row[f * grad_y_pred_features] = from_logits ? product_2 * (times_sigmoid(difference_3, y_pred_row[f * y_pred_features]) - times_sigmoid(t, -y_pred_row[f * y_pred_features])) : (difference_4 < 0 ? 0 : (difference_5 < 0 ? 0 : product_2 * ((y_pred_row[f * y_pred_features] - product_3 - product) / (1 - y_pred_row[f * y_pred_features])) / y_pred_row[f * y_pred_features] * step(difference_5, 1)) * step(difference_4, 1));
                 sum_choice_tile[f - first] = from_logits ? softplus(-fabs(-y_pred_row[f * y_pred_features])) + (-y_pred_row[f * y_pred_features] > 0 ? -t * y_pred_row[f * y_pred_features] : -(product_3 - 1 + product) * y_pred_row[f * y_pred_features]) : of_probabilities;
             }
             accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
@@ -155,7 +189,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
     const REAL *restrict direction_sample_weight = run->data[3]; const int64_t direction_sample_weight_batch = run->steps[3][0];
     const REAL *restrict direction_y_pred = run->data[4]; const int64_t direction_y_pred_batch = run->steps[4][0], direction_y_pred_features = dense ? 1 : run->steps[4][1];
     const REAL *restrict direction_y_true = run->data[5]; const int64_t direction_y_true_batch = run->steps[5][0], direction_y_true_features = dense && WANTS(5) ? 1 : run->steps[5][1];
-    REAL *restrict rate = run->data[6]; const int64_t rate_batch = run->steps[6][0]; const int rate_wanted = !dense && WANTS(6);
+    REAL *restrict rate = run->data[6]; const int64_t rate_batch = run->steps[6][0]; const int rate_wanted = WANTS(6) && rate != NULL;
     accumulator *restrict total_rate = WANTS(7) ? run->data[7] : NULL;
     const REAL label_smoothing = (REAL)run->params[0];
     const REAL epsilon = (REAL)run->params[1];
@@ -170,6 +204,8 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         const REAL *y_pred_row = y_pred + n * y_pred_batch;
         const REAL *direction_y_pred_row = direction_y_pred + n * direction_y_pred_batch;
         const REAL *direction_y_true_row = direction_y_true + n * direction_y_true_batch;
+        const REAL ratio = sample_weight[n * sample_weight_batch] / (REAL)features;
+        const int below = fabs(ratio) < 1;
         accumulator sum_choice_sum = {0};
         accumulator sum_choice_2_sum = {0};
         accumulator sum_choice_3_sum = {0};
@@ -185,17 +221,29 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
                 const REAL difference_3 = 1 - product_2 - product;
                 const REAL log1p_minus_p = log1p(-p);
                 const REAL of_probabilities = -t * log_p - difference_3 * log1p_minus_p;
-                const REAL product_3 = (times_sigmoid(difference_3, y_pred_row[f * y_pred_features]) - times_sigmoid(t, -y_pred_row[f * y_pred_features])) * direction_y_pred_row[f * direction_y_pred_features];
-                const REAL difference_4 = bound - larger_2;
-                const int below = difference_4 < 0;
-                const REAL difference_5 = y_pred_row[f * y_pred_features] - epsilon;
+                const REAL difference_4 = times_sigmoid(difference_3, y_pred_row[f * y_pred_features]) - times_sigmoid(t, -y_pred_row[f * y_pred_features]);
+                const REAL difference_5 = bound - larger_2;
                 const int below_2 = difference_5 < 0;
-                const REAL step_2 = step(difference_5, 1);
-                const REAL step_3 = step(difference_4, 1);
-                const REAL product_4 = ((below ? 0 : (below_2 ? 0 : difference_3 / (1 - p) * step_2) * step_3) - (below ? 0 : (below_2 ? 0 : t / p * step_2) * step_3)) * direction_y_pred_row[f * direction_y_pred_features];
+                const REAL difference_6 = y_pred_row[f * y_pred_features] - epsilon;
+                const int below_3 = difference_6 < 0;
+                const REAL ratio_2 = (y_pred_row[f * y_pred_features] - product_2 - product) / (1 - y_pred_row[f * y_pred_features]);
+                const REAL step_2 = step(difference_6, 1);
+                const REAL step_3 = step(difference_5, 1);
+                const REAL abs_direction_y_pred = fabs(direction_y_pred_row[f * direction_y_pred_features]);
+                const int above = abs_direction_y_pred > fabs(difference_4);
+                const REAL smaller_factor = above ? difference_4 : direction_y_pred_row[f * direction_y_pred_features];
+                const REAL larger_factor = above ? direction_y_pred_row[f * direction_y_pred_features] : difference_4;
+                const REAL weighed = ratio * larger_factor;
+                const REAL weighed_2 = ratio * smaller_factor;
+                const REAL choice = below_2 ? 0 : (below_3 ? 0 : ratio_2 / y_pred_row[f * y_pred_features] * step_2) * step_3;
+                const int above_2 = abs_direction_y_pred > fabs(choice);
+                const REAL smaller_factor_2 = above_2 ? choice : direction_y_pred_row[f * direction_y_pred_features];
+                const REAL larger_factor_2 = above_2 ? direction_y_pred_row[f * direction_y_pred_features] : choice;
+                const REAL weighed_3 = ratio * larger_factor_2;
+                const REAL weighed_4 = ratio * smaller_factor_2;
                 sum_choice_tile[f - first] = from_logits ? softplus(-fabs(-y_pred_row[f * y_pred_features])) + (-y_pred_row[f * y_pred_features] > 0 ? -t * y_pred_row[f * y_pred_features] : -(product_2 - 1 + product) * y_pred_row[f * y_pred_features]) : of_probabilities;
-                sum_choice_2_tile[f - first] = from_logits ? (difference * softplus(-y_pred_row[f * y_pred_features]) + difference_2 * softplus(y_pred_row[f * y_pred_features])) * direction_y_true_row[f * direction_y_true_features] + product_3 : -(difference * log_p + difference_2 * log1p_minus_p) * direction_y_true_row[f * direction_y_true_features] + product_4;
-                sum_choice_3_tile[f - first] = from_logits ? product_3 : product_4;
+                sum_choice_2_tile[f - first] = from_logits ? (difference * softplus(-y_pred_row[f * y_pred_features]) + difference_2 * softplus(y_pred_row[f * y_pred_features])) * direction_y_true_row[f * direction_y_true_features] + difference_4 * direction_y_pred_row[f * direction_y_pred_features] : -(difference * log_p + difference_2 * log1p_minus_p) * direction_y_true_row[f * direction_y_true_features] + (below_2 ? 0 : (below_3 ? 0 : ratio_2 * (direction_y_pred_row[f * direction_y_pred_features] / y_pred_row[f * y_pred_features]) * step_2) * step_3);
+                sum_choice_3_tile[f - first] = from_logits ? (below ? smaller_factor * weighed : larger_factor * weighed_2) : (below ? smaller_factor_2 * weighed_3 : larger_factor_2 * weighed_4);
             }
             accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
             accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
@@ -204,10 +252,9 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         const REAL sum_choice = value_of(&sum_choice_sum);
         const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
         const REAL sum_choice_3 = value_of(&sum_choice_3_sum);
-        const REAL ratio = sample_weight[n * sample_weight_batch] / (REAL)features;
-        const REAL choice = all ? sum_choice / (REAL)features * direction_sample_weight[n * direction_sample_weight_batch] + ratio * sum_choice_2 : ratio * sum_choice_3;
-        if (rate_wanted) rate[n * rate_batch] = choice;
-        accumulate(&total_rate_sum, choice);
+        const REAL choice_2 = all ? sum_choice / (REAL)features * direction_sample_weight[n * direction_sample_weight_batch] + ratio * sum_choice_2 : sum_choice_3;
+        if (rate_wanted) rate[n * rate_batch] = choice_2;
+        accumulate(&total_rate_sum, choice_2);
     }
     if (total_rate) add(total_rate, &total_rate_sum);
 }
@@ -256,22 +303,20 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
                 const int below = difference_3 < 0;
                 const REAL difference_4 = y_pred_row[f * y_pred_features] - epsilon;
                 const int below_2 = difference_4 < 0;
-                const REAL difference_5 = 1 - p;
+                const REAL difference_5 = 1 - y_pred_row[f * y_pred_features];
                 const REAL step_2 = step(difference_4, 1);
                 const REAL step_3 = step(difference_3, 1);
-                const REAL product_5 = product_2 * ((below ? 0 : (below_2 ? 0 : difference / difference_5 * step_2) * step_3) - (below ? 0 : (below_2 ? 0 : difference_2 / p * step_2) * step_3));
+                const REAL product_5 = product_2 * ((below ? 0 : (below_2 ? 0 : difference / difference_5 * step_2) * step_3) - (below ? 0 : (below_2 ? 0 : difference_2 / y_pred_row[f * y_pred_features] * step_2) * step_3));
                 const REAL product_6 = difference_2 * y_true_row[f * y_true_features];
                 const REAL difference_6 = 1 - product_6 - product;
                 const REAL t = product_6 + product;
                 const REAL difference_7 = times_sigmoid(difference_6, y_pred_row[f * y_pred_features]) - times_sigmoid(t, -y_pred_row[f * y_pred_features]);
                 const REAL product_7 = times_sigmoid(times_sigmoid(product_2 * direction_y_pred_row[f * direction_y_pred_features], -y_pred_row[f * y_pred_features]), y_pred_row[f * y_pred_features]);
-                const REAL ratio = t / p;
-                const REAL ratio_2 = difference_6 / difference_5;
-                const REAL product_8 = product_2 * ((below ? 0 : (below ? 0 : (below_2 ? 0 : (below_2 ? 0 : ratio / p * step_2) * step_2) * step_3) * step_3) + (below ? 0 : (below ? 0 : (below_2 ? 0 : (below_2 ? 0 : ratio_2 / difference_5 * step_2) * step_2) * step_3) * step_3)) * direction_y_pred_row[f * direction_y_pred_features];
-                const REAL difference_8 = (below ? 0 : (below_2 ? 0 : ratio_2 * step_2) * step_3) - (below ? 0 : (below_2 ? 0 : ratio * step_2) * step_3);
+                const REAL product_8 = product_2 * ((below ? 0 : (below_2 ? 0 : t / y_pred_row[f * y_pred_features] / y_pred_row[f * y_pred_features] * step_2) * step_3) + (below ? 0 : (below_2 ? 0 : difference_6 / difference_5 / difference_5 * step_2) * step_3)) * direction_y_pred_row[f * direction_y_pred_features];
+                const REAL ratio = (y_pred_row[f * y_pred_features] - product_6 - product) / difference_5;
                 if (hvp_y_true_wanted) hvp_y_true_row[f * hvp_y_true_features] = from_logits ? product_4 * direction_y_pred_row[f * direction_y_pred_features] + product_3 * shifted : -product_3 * shifted_2 + product_5 * direction_y_pred_row[f * direction_y_pred_features];
-                if (hvp_y_pred_wanted) hvp_y_pred_row[f * hvp_y_pred_features] = from_logits ? (all ? product_4 * direction_y_true_row[f * direction_y_true_features] + product_3 * difference_7 + product_7 : product_7) : (all ? product_5 * direction_y_true_row[f * direction_y_true_features] + product_8 + product_3 * difference_8 : product_8);
-                sum_choice_tile[f - first] = from_logits ? shifted * direction_y_true_row[f * direction_y_true_features] + difference_7 * direction_y_pred_row[f * direction_y_pred_features] : -shifted_2 * direction_y_true_row[f * direction_y_true_features] + difference_8 * direction_y_pred_row[f * direction_y_pred_features];
+                if (hvp_y_pred_wanted) hvp_y_pred_row[f * hvp_y_pred_features] = from_logits ? (all ? product_4 * direction_y_true_row[f * direction_y_true_features] + product_3 * difference_7 + product_7 : product_7) : (all ? product_5 * direction_y_true_row[f * direction_y_true_features] + product_8 + (below ? 0 : (below_2 ? 0 : product_3 * ratio / y_pred_row[f * y_pred_features] * step_2) * step_3) : product_8);
+                sum_choice_tile[f - first] = from_logits ? shifted * direction_y_true_row[f * direction_y_true_features] + difference_7 * direction_y_pred_row[f * direction_y_pred_features] : -shifted_2 * direction_y_true_row[f * direction_y_true_features] + (below ? 0 : (below_2 ? 0 : ratio * (direction_y_pred_row[f * direction_y_pred_features] / y_pred_row[f * y_pred_features]) * step_2) * step_3);
             }
             accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
         }
@@ -305,19 +350,17 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
         const REAL product_2 = sample_weight[n * sample_weight_batch] / (REAL)features * scale[n * scale_batch];
         INDEPENDENT
         for (int64_t f = 0; f < features; ++f) {
-            const REAL larger_2 = larger(y_pred_row[f * y_pred_features], epsilon);
-            const REAL difference_2 = bound - larger_2;
+            const REAL difference_2 = bound - larger(y_pred_row[f * y_pred_features], epsilon);
             const int below = difference_2 < 0;
             const REAL difference_3 = y_pred_row[f * y_pred_features] - epsilon;
             const int below_2 = difference_3 < 0;
             const REAL product_3 = difference * y_true_row[f * y_true_features];
             const REAL t = product_3 + product;
-            const REAL p = smaller(larger_2, bound);
             const REAL step_2 = step(difference_3, 1);
             const REAL step_3 = step(difference_2, 1);
-            const REAL difference_4 = 1 - p;
+            const REAL difference_4 = 1 - y_pred_row[f * y_pred_features];
             if (hessian_y_true_wanted) hessian_y_true_row[f * hessian_y_true_features] = 0;
-            if (hessian_y_pred_wanted) hessian_y_pred_row[f * hessian_y_pred_features] = from_logits ? times_sigmoid(times_sigmoid(product_2, -y_pred_row[f * y_pred_features]), y_pred_row[f * y_pred_features]) : product_2 * ((below ? 0 : (below ? 0 : (below_2 ? 0 : (below_2 ? 0 : t / p / p * step_2) * step_2) * step_3) * step_3) + (below ? 0 : (below ? 0 : (below_2 ? 0 : (below_2 ? 0 : (1 - product_3 - product) / difference_4 / difference_4 * step_2) * step_2) * step_3) * step_3));
+            if (hessian_y_pred_wanted) hessian_y_pred_row[f * hessian_y_pred_features] = from_logits ? times_sigmoid(times_sigmoid(product_2, -y_pred_row[f * y_pred_features]), y_pred_row[f * y_pred_features]) : product_2 * ((below ? 0 : (below_2 ? 0 : t / y_pred_row[f * y_pred_features] / y_pred_row[f * y_pred_features] * step_2) * step_3) + (below ? 0 : (below_2 ? 0 : (1 - product_3 - product) / difference_4 / difference_4 * step_2) * step_3));
         }
         if (hessian_sample_weight_wanted) hessian_sample_weight[n * hessian_sample_weight_batch] = 0;
     }

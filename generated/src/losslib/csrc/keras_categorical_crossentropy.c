@@ -92,7 +92,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     const REAL *restrict y_pred = run->data[1]; const int64_t y_pred_batch = run->steps[1][0], y_pred_features = dense ? 1 : run->steps[1][1];
     const REAL *restrict sample_weight = run->data[2]; const int64_t sample_weight_batch = run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0]; const int loss_wanted = !dense && WANTS(4);
+    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0]; const int loss_wanted = WANTS(4) && loss != NULL;
     accumulator *restrict total_loss = WANTS(5) ? run->data[5] : NULL;
     REAL *restrict grad_y_true = run->data[6]; const int64_t grad_y_true_batch = run->steps[6][0], grad_y_true_features = dense ? 1 : run->steps[6][1]; const int grad_y_true_wanted = WANTS(6);
     REAL *restrict grad_y_pred = run->data[7]; const int64_t grad_y_pred_batch = run->steps[7][0], grad_y_pred_features = dense ? 1 : run->steps[7][1]; const int grad_y_pred_wanted = WANTS(7);
@@ -104,87 +104,325 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     const REAL difference = 1 - label_smoothing;
     const REAL ratio = label_smoothing / (REAL)features;
     const REAL bound = 1 - epsilon;
+    if (dense && features > 0 && features <= SHORT && sample_weight_batch == 0 && scale_batch == 0) FOR_SIDES(first, end, batch) {
+        REAL y_true_side[SHORT][SIDE], y_pred_side[SHORT][SIDE], grad_y_true_side[SHORT][SIDE], grad_y_pred_side[SHORT][SIDE];
+        to_columns(y_true_side, y_true + first * y_true_batch, y_true_batch, features, end - first);
+        to_columns(y_pred_side, y_pred + first * y_pred_batch, y_pred_batch, features, end - first);
+        lanes sum_y_pred_sum = {{0}, {0}};
+        REAL max_abs_y_pred_tile[SIDE];
+        fill_lanes(max_abs_y_pred_tile, -INFINITY);
+        for (int64_t f = 0; f < features; ++f)
+            INDEPENDENT
+            for (int64_t n = first; n < end; ++n) {
+                add_to_lane(&sum_y_pred_sum, n - first, y_pred_side[f][n - first]);
+                max_abs_y_pred_tile[n - first] = larger(max_abs_y_pred_tile[n - first], fabs(y_pred_side[f][n - first]));
+            }
+        REAL largest_tile[SIDE];
+        fill_lanes(largest_tile, -INFINITY);
+        REAL max_abs_tile[SIDE];
+        fill_lanes(max_abs_tile, -INFINITY);
+        REAL max_choice_tile[SIDE];
+        fill_lanes(max_choice_tile, -INFINITY);
+        for (int64_t f = 0; f < features; ++f)
+            INDEPENDENT
+            for (int64_t n = first; n < end; ++n) {
+                const REAL shifted = difference * y_true_side[f][n - first] + ratio;
+                const REAL share = y_pred_side[f][n - first] / value_of_lane(&sum_y_pred_sum, n - first);
+                const REAL difference_2 = bound - larger(share, epsilon);
+                const REAL difference_3 = share - epsilon;
+                largest_tile[n - first] = larger(largest_tile[n - first], y_pred_side[f][n - first]);
+                max_abs_tile[n - first] = larger(max_abs_tile[n - first], fabs(shifted));
+                max_choice_tile[n - first] = larger(max_choice_tile[n - first], fabs(y_pred_side[f][n - first]) == max_abs_y_pred_tile[n - first] ? (difference_2 < 0 ? 0 : (difference_3 < 0 ? 0 : shifted * sign(y_pred_side[f][n - first]) * step(difference_3, 1)) * step(difference_2, 1)) : -INFINITY);
+            }
+        int equal_lane[SIDE];
+        REAL binade_max_abs_y_pred_lane[SIDE], choice_lane[SIDE];
+        INDEPENDENT
+        for (int64_t n = first; n < end; ++n) {
+            const int equal = max_abs_y_pred_tile[n - first] == 0;
+            equal_lane[n - first] = equal;
+            const REAL binade_max_abs_y_pred = binade(max_abs_y_pred_tile[n - first]);
+            binade_max_abs_y_pred_lane[n - first] = binade_max_abs_y_pred;
+            const REAL choice = equal ? 1 : max_abs_y_pred_tile[n - first] / binade_max_abs_y_pred;
+            choice_lane[n - first] = choice;
+        }
+        lanes others_sum = {{0}, {0}};
+        lanes ties_sum = {{0}, {0}};
+        lanes sum_choice_sum = {{0}, {0}};
+        lanes sum_choice_2_sum = {{0}, {0}};
+        lanes sum_choice_3_sum = {{0}, {0}};
+        lanes sum_choice_4_sum = {{0}, {0}};
+        lanes sum_shifted_sum = {{0}, {0}};
+        lanes sum_choice_5_sum = {{0}, {0}};
+        lanes sum_ratio_sum = {{0}, {0}};
+        for (int64_t f = 0; f < features; ++f)
+            INDEPENDENT
+            for (int64_t n = first; n < end; ++n) {
+                const int is_largest = y_pred_side[f][n - first] == largest_tile[n - first];
+                const REAL relative = exp_below(y_pred_side[f][n - first], largest_tile[n - first]);
+                const int equal_2 = fabs(y_pred_side[f][n - first]) == max_abs_y_pred_tile[n - first];
+                const REAL shifted_2 = difference * y_true_side[f][n - first] + ratio;
+                const int equal_3 = fabs(shifted_2) == max_abs_tile[n - first];
+                const REAL share_2 = y_pred_side[f][n - first] / value_of_lane(&sum_y_pred_sum, n - first);
+                const REAL difference_4 = bound - larger(share_2, epsilon);
+                const int below = difference_4 < 0;
+                const REAL difference_5 = share_2 - epsilon;
+                const REAL choice_2 = below ? 0 : (difference_5 < 0 ? 0 : shifted_2 * step(difference_5, 1)) * step(difference_4, 1);
+                const REAL scaled = y_pred_side[f][n - first] / binade_max_abs_y_pred_lane[n - first];
+                const REAL eliminated = cross(choice_2, choice_lane[n - first], scaled, max_choice_tile[n - first]);
+                if (grad_y_pred_wanted) grad_y_pred_side[f][n - first] = eliminated;
+                const REAL left = eliminated / choice_lane[n - first];
+                add_to_lane(&others_sum, n - first, is_largest ? 0 : relative);
+                add_to_lane(&ties_sum, n - first, (REAL)(is_largest ? 1 : 0));
+                add_to_lane(&sum_choice_sum, n - first, equal_2 ? y_pred_side[f][n - first] : 0);
+                add_to_lane(&sum_choice_2_sum, n - first, equal_2 ? 0 : y_pred_side[f][n - first]);
+                add_to_lane(&sum_choice_3_sum, n - first, equal_3 ? shifted_2 : 0);
+                add_to_lane(&sum_choice_4_sum, n - first, equal_3 ? 0 : shifted_2);
+                add_to_lane(&sum_shifted_sum, n - first, shifted_2);
+                add_to_lane(&sum_choice_5_sum, n - first, below ? 0 : choice_2);
+                add_to_lane(&sum_ratio_sum, n - first, left);
+            }
+        REAL log_mass_lane[SIDE], product_2_lane[SIDE], sum_exp_lane[SIDE], shifted_3_lane[SIDE], mean_ratio_lane[SIDE], minus_mean_ratio_lane[SIDE], abs_mean_ratio_lane[SIDE], ratio_2_lane[SIDE];
+        int below_2_lane[SIDE], below_3_lane[SIDE];
+        INDEPENDENT
+        for (int64_t n = first; n < end; ++n) {
+            const REAL more_ties = value_of_lane(&ties_sum, n - first) - 1;
+            const REAL log_mass = log1p(value_of_lane(&others_sum, n - first) + more_ties);
+            log_mass_lane[n - first] = log_mass;
+            const REAL product_2 = sample_weight[n * sample_weight_batch] * scale[n * scale_batch];
+            product_2_lane[n - first] = product_2;
+            const REAL sum_exp = value_of_lane(&others_sum, n - first) + value_of_lane(&ties_sum, n - first);
+            sum_exp_lane[n - first] = sum_exp;
+            const REAL shifted_3 = more_ties + value_of_lane(&others_sum, n - first);
+            shifted_3_lane[n - first] = shifted_3;
+            const REAL mean_ratio = value_of_lane(&sum_choice_5_sum, n - first) / value_of_lane(&sum_y_pred_sum, n - first);
+            mean_ratio_lane[n - first] = mean_ratio;
+            const REAL minus_mean_ratio = -mean_ratio;
+            minus_mean_ratio_lane[n - first] = minus_mean_ratio;
+            const REAL abs_mean_ratio = fabs(mean_ratio);
+            abs_mean_ratio_lane[n - first] = abs_mean_ratio;
+            const REAL ratio_at_largest = max_choice_tile[n - first] / (equal_lane[n - first] ? 1 : max_abs_y_pred_tile[n - first]);
+            const int below_2 = 2 * fabs(ratio_at_largest - mean_ratio) < abs_mean_ratio;
+            below_2_lane[n - first] = below_2;
+            const REAL ratio_2 = value_of_lane(&sum_ratio_sum, n - first) / value_of_lane(&sum_y_pred_sum, n - first);
+            ratio_2_lane[n - first] = ratio_2;
+            const int below_3 = fabs(sample_weight[n * sample_weight_batch]) < 1;
+            below_3_lane[n - first] = below_3;
+        }
+        lanes sum_choice_6_sum = {{0}, {0}};
+        lanes sum_product_sum = {{0}, {0}};
+        for (int64_t f = 0; f < features; ++f)
+            INDEPENDENT
+            for (int64_t n = first; n < end; ++n) {
+                const REAL log_p = y_pred_side[f][n - first] - largest_tile[n - first] - log_mass_lane[n - first];
+                const REAL share_3 = y_pred_side[f][n - first] / value_of_lane(&sum_y_pred_sum, n - first);
+                const REAL larger_2 = larger(share_3, epsilon);
+                const REAL share_4 = smaller(larger_2, bound);
+                const REAL as_large = value_of_lane(&sum_choice_sum, n - first) - y_pred_side[f][n - first];
+                const REAL choice_3 = share_3 > (REAL)0.5 && share_3 == share_4 ? log1p(-(fabs(y_pred_side[f][n - first]) == max_abs_y_pred_tile[n - first] ? as_large + value_of_lane(&sum_choice_2_sum, n - first) : value_of_lane(&sum_y_pred_sum, n - first) - y_pred_side[f][n - first]) / value_of_lane(&sum_y_pred_sum, n - first)) : log(share_4);
+                const REAL product_3 = difference * y_true_side[f][n - first];
+                const REAL shifted_4 = product_3 + ratio;
+                const int is_largest_2 = y_pred_side[f][n - first] == largest_tile[n - first];
+                const REAL relative_2 = exp_below(y_pred_side[f][n - first], largest_tile[n - first]);
+                const REAL abs_shifted_4 = fabs(shifted_4);
+                const REAL as_large_2 = value_of_lane(&sum_choice_3_sum, n - first) - product_3 - ratio;
+                const REAL difference_6 = bound - larger_2;
+                const int below_4 = difference_6 < 0;
+                const REAL difference_7 = share_3 - epsilon;
+                const int below_5 = difference_7 < 0;
+                const REAL step_2 = step(difference_7, 1);
+                const REAL step_3 = step(difference_6, 1);
+                const REAL choice_4 = below_4 ? 0 : (below_5 ? 0 : shifted_4 * step_2) * step_3;
+                const REAL own_ratio = below_4 ? 0 : (below_5 ? 0 : shifted_4 / y_pred_side[f][n - first] * step_2) * step_3;
+                const REAL difference_8 = own_ratio - mean_ratio_lane[n - first];
+                const REAL scaled_2 = y_pred_side[f][n - first] / binade_max_abs_y_pred_lane[n - first];
+                const REAL eliminated_2 = grad_y_pred_wanted ? grad_y_pred_side[f][n - first] : cross(choice_4, choice_lane[n - first], scaled_2, max_choice_tile[n - first]);
+                const REAL left_2 = grad_y_true_wanted ? grad_y_true_side[f][n - first] : eliminated_2 / choice_lane[n - first];
+                const int above = abs_shifted_4 > fabs(log_p);
+                const REAL smaller_factor = above ? log_p : shifted_4;
+                const REAL larger_factor = above ? shifted_4 : log_p;
+                const REAL weighed = sample_weight[n * sample_weight_batch] * larger_factor;
+                const REAL weighed_2 = sample_weight[n * sample_weight_batch] * smaller_factor;
+                const REAL product_4 = shifted_4 * choice_3;
+                if (grad_y_pred_wanted) grad_y_pred_side[f][n - first] = from_logits ? -product_2_lane[n - first] * (shifted_4 / sum_exp_lane[n - first] * (is_largest_2 ? shifted_3_lane[n - first] : sum_exp_lane[n - first] - relative_2) - (abs_shifted_4 == max_abs_tile[n - first] ? as_large_2 + value_of_lane(&sum_choice_4_sum, n - first) : value_of_lane(&sum_shifted_sum, n - first) - product_3 - ratio) / sum_exp_lane[n - first] * relative_2) : -product_2_lane[n - first] * (choice_4 == 0 ? minus_mean_ratio_lane[n - first] : (2 * fabs(difference_8) < abs_mean_ratio_lane[n - first] && below_2_lane[n - first] ? left_2 / y_pred_side[f][n - first] - ratio_2_lane[n - first] : difference_8));
+                add_to_lane(&sum_choice_6_sum, n - first, below_3_lane[n - first] ? smaller_factor * weighed : larger_factor * weighed_2);
+                add_to_lane(&sum_product_sum, n - first, product_4);
+            }
+        REAL total_loss_tile[SIDE];
+        INDEPENDENT
+        for (int64_t n = first; n < end; ++n) {
+            const REAL value = -value_of_lane(&sum_choice_6_sum, n - first);
+            const REAL choice_5 = from_logits ? value : -sample_weight[n * sample_weight_batch] * value_of_lane(&sum_product_sum, n - first);
+            total_loss_tile[n - first] = choice_5;
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
+        if (grad_y_true_wanted) to_rows(grad_y_true + first * grad_y_true_batch, grad_y_true_side, grad_y_true_batch, features, end - first);
+        if (grad_y_pred_wanted) to_rows(grad_y_pred + first * grad_y_pred_batch, grad_y_pred_side, grad_y_pred_batch, features, end - first);
+    } else
     for (int64_t n = 0; n < batch; ++n) {
         const REAL *y_true_row = y_true + n * y_true_batch;
         const REAL *y_pred_row = y_pred + n * y_pred_batch;
         REAL *grad_y_true_row = grad_y_true + n * grad_y_true_batch;
         REAL *grad_y_pred_row = grad_y_pred + n * grad_y_pred_batch;
-        REAL largest = -INFINITY;
         accumulator sum_y_pred_sum = {0};
+        REAL max_abs_y_pred = -INFINITY;
         FOR_TILES(first, end, features) {
-            REAL largest_tile[TILE], sum_y_pred_tile[TILE];
+            REAL sum_y_pred_tile[TILE], max_abs_y_pred_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
-                largest_tile[f - first] = y_pred_row[f * y_pred_features];
                 sum_y_pred_tile[f - first] = y_pred_row[f * y_pred_features];
+                max_abs_y_pred_tile[f - first] = fabs(y_pred_row[f * y_pred_features]);
             }
-            largest = larger_tile(largest, largest_tile, end - first);
-            accumulate_tile(&sum_y_pred_sum, sum_y_pred_tile, end - first);
+            accumulate_tile(&sum_y_pred_sum, y_pred_features == 1 ? y_pred_row + first : sum_y_pred_tile, end - first);
+            max_abs_y_pred = larger_tile(max_abs_y_pred, max_abs_y_pred_tile, end - first);
         }
         const REAL sum_y_pred = value_of(&sum_y_pred_sum);
+        REAL largest = -INFINITY;
+        REAL max_abs = -INFINITY;
+        REAL max_choice = -INFINITY;
+        FOR_TILES(first, end, features) {
+            REAL largest_tile[TILE], max_abs_tile[TILE], max_choice_tile[TILE];
+            INDEPENDENT
+            for (int64_t f = first; f < end; ++f) {
+                const REAL shifted = difference * y_true_row[f * y_true_features] + ratio;
+                const REAL share = y_pred_row[f * y_pred_features] / sum_y_pred;
+                const REAL difference_2 = bound - larger(share, epsilon);
+                const REAL difference_3 = share - epsilon;
+                largest_tile[f - first] = y_pred_row[f * y_pred_features];
+                max_abs_tile[f - first] = fabs(shifted);
+                max_choice_tile[f - first] = fabs(y_pred_row[f * y_pred_features]) == max_abs_y_pred ? (difference_2 < 0 ? 0 : (difference_3 < 0 ? 0 : shifted * sign(y_pred_row[f * y_pred_features]) * step(difference_3, 1)) * step(difference_2, 1)) : -INFINITY;
+            }
+            largest = larger_tile(largest, y_pred_features == 1 ? y_pred_row + first : largest_tile, end - first);
+            max_abs = larger_tile(max_abs, max_abs_tile, end - first);
+            max_choice = larger_tile(max_choice, max_choice_tile, end - first);
+        }
+        const int equal = max_abs_y_pred == 0;
+        const REAL binade_max_abs_y_pred = binade(max_abs_y_pred);
+        const REAL choice = equal ? 1 : max_abs_y_pred / binade_max_abs_y_pred;
         accumulator others_sum = {0};
         accumulator ties_sum = {0};
-        accumulator sum_shifted_sum = {0};
         accumulator sum_choice_sum = {0};
+        accumulator sum_choice_2_sum = {0};
+        accumulator sum_choice_3_sum = {0};
+        accumulator sum_choice_4_sum = {0};
+        accumulator sum_shifted_sum = {0};
+        accumulator sum_choice_5_sum = {0};
+        accumulator sum_ratio_sum = {0};
         FOR_TILES(first, end, features) {
-            REAL others_tile[TILE], ties_tile[TILE], sum_shifted_tile[TILE], sum_choice_tile[TILE];
+            REAL others_tile[TILE], ties_tile[TILE], sum_choice_tile[TILE], sum_choice_2_tile[TILE], sum_choice_3_tile[TILE], sum_choice_4_tile[TILE], sum_shifted_tile[TILE], sum_choice_5_tile[TILE], sum_ratio_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
                 const int is_largest = y_pred_row[f * y_pred_features] == largest;
-                const REAL relative = exp_difference(y_pred_row[f * y_pred_features], largest);
-                const REAL shifted = difference * y_true_row[f * y_true_features] + ratio;
-                const REAL share = y_pred_row[f * y_pred_features] / sum_y_pred;
-                const REAL larger_2 = larger(share, epsilon);
-                const REAL difference_2 = bound - larger_2;
-                const int below = difference_2 < 0;
-                const REAL difference_3 = share - epsilon;
-                const REAL p = smaller(larger_2, bound);
+                const REAL relative = exp_below(y_pred_row[f * y_pred_features], largest);
+                const int equal_2 = fabs(y_pred_row[f * y_pred_features]) == max_abs_y_pred;
+                const REAL shifted_2 = difference * y_true_row[f * y_true_features] + ratio;
+                const int equal_3 = fabs(shifted_2) == max_abs;
+                const REAL share_2 = y_pred_row[f * y_pred_features] / sum_y_pred;
+                const REAL difference_4 = bound - larger(share_2, epsilon);
+                const int below = difference_4 < 0;
+                const REAL difference_5 = share_2 - epsilon;
+                const REAL choice_2 = below ? 0 : (difference_5 < 0 ? 0 : shifted_2 * step(difference_5, 1)) * step(difference_4, 1);
+                const REAL scaled = y_pred_row[f * y_pred_features] / binade_max_abs_y_pred;
+                const REAL eliminated = cross(choice_2, choice, scaled, max_choice);
+                if (grad_y_pred_wanted) grad_y_pred_row[f * grad_y_pred_features] = eliminated;
+                const REAL left = eliminated / choice;
+                if (grad_y_true_wanted) grad_y_true_row[f * grad_y_true_features] = left;
                 others_tile[f - first] = is_largest ? 0 : relative;
                 ties_tile[f - first] = (REAL)(is_largest ? 1 : 0);
-                sum_shifted_tile[f - first] = shifted;
-                sum_choice_tile[f - first] = below ? 0 : (below ? 0 : (difference_3 < 0 ? 0 : shifted / p * y_pred_row[f * y_pred_features] * step(difference_3, 1)) * step(difference_2, 1));
+                sum_choice_tile[f - first] = equal_2 ? y_pred_row[f * y_pred_features] : 0;
+                sum_choice_2_tile[f - first] = equal_2 ? 0 : y_pred_row[f * y_pred_features];
+                sum_choice_3_tile[f - first] = equal_3 ? shifted_2 : 0;
+                sum_choice_4_tile[f - first] = equal_3 ? 0 : shifted_2;
+                sum_shifted_tile[f - first] = shifted_2;
+                sum_choice_5_tile[f - first] = below ? 0 : choice_2;
+                sum_ratio_tile[f - first] = left;
             }
             accumulate_tile(&others_sum, others_tile, end - first);
             accumulate_tile(&ties_sum, ties_tile, end - first);
-            accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
             accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
+            accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
+            accumulate_tile(&sum_choice_3_sum, sum_choice_3_tile, end - first);
+            accumulate_tile(&sum_choice_4_sum, sum_choice_4_tile, end - first);
+            accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
+            accumulate_tile(&sum_choice_5_sum, sum_choice_5_tile, end - first);
+            accumulate_tile(&sum_ratio_sum, sum_ratio_tile, end - first);
         }
         const REAL others = value_of(&others_sum);
         const REAL ties = value_of(&ties_sum);
-        const REAL sum_shifted = value_of(&sum_shifted_sum);
         const REAL sum_choice = value_of(&sum_choice_sum);
+        const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
+        const REAL sum_choice_3 = value_of(&sum_choice_3_sum);
+        const REAL sum_choice_4 = value_of(&sum_choice_4_sum);
+        const REAL sum_shifted = value_of(&sum_shifted_sum);
+        const REAL sum_choice_5 = value_of(&sum_choice_5_sum);
+        const REAL sum_ratio = value_of(&sum_ratio_sum);
         const REAL product = difference * sample_weight[n * sample_weight_batch] * scale[n * scale_batch];
-        const REAL log_mass = log1p(others + (ties - 1));
+        const REAL more_ties = ties - 1;
+        const REAL log_mass = log1p(others + more_ties);
         const REAL product_2 = sample_weight[n * sample_weight_batch] * scale[n * scale_batch];
         const REAL sum_exp = others + ties;
-        const REAL ratio_2 = sum_shifted / sum_exp;
-        const REAL ratio_3 = sum_choice / sum_y_pred / sum_y_pred;
-        accumulator sum_choice_2_sum = {0};
+        const REAL shifted_3 = more_ties + others;
+        const REAL mean_ratio = sum_choice_5 / sum_y_pred;
+        const REAL minus_mean_ratio = -mean_ratio;
+        const REAL abs_mean_ratio = fabs(mean_ratio);
+        const REAL ratio_at_largest = max_choice / (equal ? 1 : max_abs_y_pred);
+        const int below_2 = 2 * fabs(ratio_at_largest - mean_ratio) < abs_mean_ratio;
+        const REAL ratio_2 = sum_ratio / sum_y_pred;
+        const int below_3 = fabs(sample_weight[n * sample_weight_batch]) < 1;
+        accumulator sum_choice_6_sum = {0};
+        accumulator sum_product_sum = {0};
+        accumulator sum_choice_7_sum = {0};
         FOR_TILES(first, end, features) {
-            REAL sum_choice_2_tile[TILE];
+            REAL sum_choice_6_tile[TILE], sum_product_tile[TILE], sum_choice_7_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
                 const REAL log_p = y_pred_row[f * y_pred_features] - largest - log_mass;
-                const REAL share_2 = y_pred_row[f * y_pred_features] / sum_y_pred;
-                const REAL larger_3 = larger(share_2, epsilon);
-                const REAL p_2 = smaller(larger_3, bound);
-                const REAL log_p_2 = log(p_2);
+                const REAL share_3 = y_pred_row[f * y_pred_features] / sum_y_pred;
+                const REAL larger_2 = larger(share_3, epsilon);
+                const REAL share_4 = smaller(larger_2, bound);
+                const REAL as_large = sum_choice - y_pred_row[f * y_pred_features];
+                const REAL choice_3 = share_3 > (REAL)0.5 && share_3 == share_4 ? log1p(-(fabs(y_pred_row[f * y_pred_features]) == max_abs_y_pred ? as_large + sum_choice_2 : sum_y_pred - y_pred_row[f * y_pred_features]) / sum_y_pred) : log(share_4);
                 const REAL product_3 = difference * y_true_row[f * y_true_features];
-                const REAL relative_2 = exp_difference(y_pred_row[f * y_pred_features], largest);
-                const REAL difference_4 = bound - larger_3;
-                const REAL difference_5 = share_2 - epsilon;
-                const REAL shifted_2 = product_3 + ratio;
-                if (grad_y_true_wanted) grad_y_true_row[f * grad_y_true_features] = from_logits ? -product * log_p : -product * log_p_2;
-                if (grad_y_pred_wanted) grad_y_pred_row[f * grad_y_pred_features] = from_logits ? -product_2 * (product_3 - ratio_2 * relative_2 + ratio) : -product_2 * ((difference_4 < 0 ? 0 : (difference_5 < 0 ? 0 : shifted_2 / sum_y_pred / p_2 * step(difference_5, 1)) * step(difference_4, 1)) - ratio_3);
-                sum_choice_2_tile[f - first] = from_logits ? shifted_2 * log_p : shifted_2 * log_p_2;
+                const REAL shifted_4 = product_3 + ratio;
+                const int is_largest_2 = y_pred_row[f * y_pred_features] == largest;
+                const REAL relative_2 = exp_below(y_pred_row[f * y_pred_features], largest);
+                const REAL abs_shifted_4 = fabs(shifted_4);
+                const REAL as_large_2 = sum_choice_3 - product_3 - ratio;
+                const REAL difference_6 = bound - larger_2;
+                const int below_4 = difference_6 < 0;
+                const REAL difference_7 = share_3 - epsilon;
+                const int below_5 = difference_7 < 0;
+                const REAL step_2 = step(difference_7, 1);
+                const REAL step_3 = step(difference_6, 1);
+                const REAL choice_4 = below_4 ? 0 : (below_5 ? 0 : shifted_4 * step_2) * step_3;
+                const REAL own_ratio = below_4 ? 0 : (below_5 ? 0 : shifted_4 / y_pred_row[f * y_pred_features] * step_2) * step_3;
+                const REAL difference_8 = own_ratio - mean_ratio;
+                const REAL scaled_2 = y_pred_row[f * y_pred_features] / binade_max_abs_y_pred;
+                const REAL eliminated_2 = grad_y_pred_wanted ? grad_y_pred_row[f * grad_y_pred_features] : cross(choice_4, choice, scaled_2, max_choice);
+                const REAL left_2 = grad_y_true_wanted ? grad_y_true_row[f * grad_y_true_features] : eliminated_2 / choice;
+                const int above = abs_shifted_4 > fabs(log_p);
+                const REAL smaller_factor = above ? log_p : shifted_4;
+                const REAL larger_factor = above ? shifted_4 : log_p;
+                const REAL weighed = sample_weight[n * sample_weight_batch] * larger_factor;
+                const REAL weighed_2 = sample_weight[n * sample_weight_batch] * smaller_factor;
+                const REAL product_4 = shifted_4 * choice_3;
+                if (grad_y_true_wanted) grad_y_true_row[f * grad_y_true_features] = from_logits ? -product * log_p : -product * choice_3;
+                if (grad_y_pred_wanted) grad_y_pred_row[f * grad_y_pred_features] = from_logits ? -product_2 * (shifted_4 / sum_exp * (is_largest_2 ? shifted_3 : sum_exp - relative_2) - (abs_shifted_4 == max_abs ? as_large_2 + sum_choice_4 : sum_shifted - product_3 - ratio) / sum_exp * relative_2) : -product_2 * (choice_4 == 0 ? minus_mean_ratio : (2 * fabs(difference_8) < abs_mean_ratio && below_2 ? left_2 / y_pred_row[f * y_pred_features] - ratio_2 : difference_8));
+                sum_choice_6_tile[f - first] = below_3 ? smaller_factor * weighed : larger_factor * weighed_2;
+                sum_product_tile[f - first] = product_4;
+                sum_choice_7_tile[f - first] = from_logits ? shifted_4 * log_p : product_4;
             }
-            accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
+            accumulate_tile(&sum_choice_6_sum, sum_choice_6_tile, end - first);
+            accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
+            accumulate_tile(&sum_choice_7_sum, sum_choice_7_tile, end - first);
         }
-        const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
-        const REAL value = -sample_weight[n * sample_weight_batch] * sum_choice_2;
-        if (loss_wanted) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
-        if (grad_sample_weight_wanted) grad_sample_weight[n * grad_sample_weight_batch] = -sum_choice_2 * scale[n * scale_batch];
+        const REAL sum_choice_6 = value_of(&sum_choice_6_sum);
+        const REAL sum_product = value_of(&sum_product_sum);
+        const REAL sum_choice_7 = value_of(&sum_choice_7_sum);
+        const REAL value = -sum_choice_6;
+        const REAL choice_5 = from_logits ? value : -sample_weight[n * sample_weight_batch] * sum_product;
+        if (loss_wanted) loss[n * loss_batch] = choice_5;
+        accumulate(&total_loss_sum, choice_5);
+        if (grad_sample_weight_wanted) grad_sample_weight[n * grad_sample_weight_batch] = -sum_choice_7 * scale[n * scale_batch];
     }
     if (total_loss) add(total_loss, &total_loss_sum);
 }
@@ -199,7 +437,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
     const REAL *restrict direction_sample_weight = run->data[3]; const int64_t direction_sample_weight_batch = run->steps[3][0];
     const REAL *restrict direction_y_pred = run->data[4]; const int64_t direction_y_pred_batch = run->steps[4][0], direction_y_pred_features = dense ? 1 : run->steps[4][1];
     const REAL *restrict direction_y_true = run->data[5]; const int64_t direction_y_true_batch = run->steps[5][0], direction_y_true_features = dense && WANTS(5) ? 1 : run->steps[5][1];
-    REAL *restrict rate = run->data[6]; const int64_t rate_batch = run->steps[6][0]; const int rate_wanted = !dense && WANTS(6);
+    REAL *restrict rate = run->data[6]; const int64_t rate_batch = run->steps[6][0]; const int rate_wanted = WANTS(6) && rate != NULL;
     accumulator *restrict total_rate = WANTS(7) ? run->data[7] : NULL;
     const REAL label_smoothing = (REAL)run->params[0];
     const REAL epsilon = (REAL)run->params[1];
@@ -213,83 +451,142 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         const REAL *y_pred_row = y_pred + n * y_pred_batch;
         const REAL *direction_y_pred_row = direction_y_pred + n * direction_y_pred_batch;
         const REAL *direction_y_true_row = direction_y_true + n * direction_y_true_batch;
-        REAL largest = -INFINITY;
+        REAL max_abs_y_pred = -INFINITY;
         FOR_TILES(first, end, features) {
-            REAL largest_tile[TILE];
+            REAL max_abs_y_pred_tile[TILE];
+            INDEPENDENT
+            for (int64_t f = first; f < end; ++f) {
+                max_abs_y_pred_tile[f - first] = fabs(y_pred_row[f * y_pred_features]);
+            }
+            max_abs_y_pred = larger_tile(max_abs_y_pred, max_abs_y_pred_tile, end - first);
+        }
+        REAL largest = -INFINITY;
+        REAL max_choice = -INFINITY;
+        FOR_TILES(first, end, features) {
+            REAL largest_tile[TILE], max_choice_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
                 largest_tile[f - first] = y_pred_row[f * y_pred_features];
+                max_choice_tile[f - first] = fabs(y_pred_row[f * y_pred_features]) == max_abs_y_pred ? sign(y_pred_row[f * y_pred_features]) * direction_y_pred_row[f * direction_y_pred_features] : -INFINITY;
             }
-            largest = larger_tile(largest, largest_tile, end - first);
+            largest = larger_tile(largest, y_pred_features == 1 ? y_pred_row + first : largest_tile, end - first);
+            max_choice = larger_tile(max_choice, max_choice_tile, end - first);
         }
+        const int equal = max_abs_y_pred == 0;
+        const REAL binade_max_abs_y_pred = binade(max_abs_y_pred);
+        const REAL choice = equal ? 1 : max_abs_y_pred / binade_max_abs_y_pred;
         accumulator others_sum = {0};
         accumulator ties_sum = {0};
         accumulator sum_y_pred_sum = {0};
+        accumulator sum_choice_sum = {0};
+        accumulator sum_choice_2_sum = {0};
         accumulator sum_product_sum = {0};
         accumulator sum_direction_y_pred_sum = {0};
+        accumulator sum_ratio_sum = {0};
         FOR_TILES(first, end, features) {
-            REAL others_tile[TILE], ties_tile[TILE], sum_y_pred_tile[TILE], sum_product_tile[TILE], sum_direction_y_pred_tile[TILE];
+            REAL others_tile[TILE], ties_tile[TILE], sum_y_pred_tile[TILE], sum_choice_tile[TILE], sum_choice_2_tile[TILE], sum_product_tile[TILE], sum_direction_y_pred_tile[TILE], sum_ratio_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
                 const int is_largest = y_pred_row[f * y_pred_features] == largest;
-                const REAL relative = exp_difference(y_pred_row[f * y_pred_features], largest);
+                const REAL relative = exp_below(y_pred_row[f * y_pred_features], largest);
+                const int equal_2 = fabs(y_pred_row[f * y_pred_features]) == max_abs_y_pred;
+                const REAL scaled = y_pred_row[f * y_pred_features] / binade_max_abs_y_pred;
+                const REAL eliminated = cross(direction_y_pred_row[f * direction_y_pred_features], choice, scaled, max_choice);
+                const REAL left = eliminated / choice;
                 others_tile[f - first] = is_largest ? 0 : relative;
                 ties_tile[f - first] = (REAL)(is_largest ? 1 : 0);
                 sum_y_pred_tile[f - first] = y_pred_row[f * y_pred_features];
+                sum_choice_tile[f - first] = equal_2 ? y_pred_row[f * y_pred_features] : 0;
+                sum_choice_2_tile[f - first] = equal_2 ? 0 : y_pred_row[f * y_pred_features];
                 sum_product_tile[f - first] = relative * direction_y_pred_row[f * direction_y_pred_features];
                 sum_direction_y_pred_tile[f - first] = direction_y_pred_row[f * direction_y_pred_features];
+                sum_ratio_tile[f - first] = left;
             }
             accumulate_tile(&others_sum, others_tile, end - first);
             accumulate_tile(&ties_sum, ties_tile, end - first);
-            accumulate_tile(&sum_y_pred_sum, sum_y_pred_tile, end - first);
+            accumulate_tile(&sum_y_pred_sum, y_pred_features == 1 ? y_pred_row + first : sum_y_pred_tile, end - first);
+            accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
+            accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
             accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
-            accumulate_tile(&sum_direction_y_pred_sum, sum_direction_y_pred_tile, end - first);
+            accumulate_tile(&sum_direction_y_pred_sum, direction_y_pred_features == 1 ? direction_y_pred_row + first : sum_direction_y_pred_tile, end - first);
+            accumulate_tile(&sum_ratio_sum, sum_ratio_tile, end - first);
         }
         const REAL others = value_of(&others_sum);
         const REAL ties = value_of(&ties_sum);
         const REAL sum_y_pred = value_of(&sum_y_pred_sum);
+        const REAL sum_choice = value_of(&sum_choice_sum);
+        const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
         const REAL sum_product = value_of(&sum_product_sum);
         const REAL sum_direction_y_pred = value_of(&sum_direction_y_pred_sum);
+        const REAL sum_ratio = value_of(&sum_ratio_sum);
+        const int below = fabs(direction_sample_weight[n * direction_sample_weight_batch]) < 1;
         const REAL log_mass = log1p(others + (ties - 1));
         const REAL sum_exp = others + ties;
         const REAL ratio_2 = sum_product / sum_exp;
-        const REAL ratio_3 = sum_direction_y_pred / sum_y_pred / sum_y_pred;
-        accumulator sum_choice_sum = {0};
-        accumulator sum_choice_2_sum = {0};
+        const REAL mean_ratio = sum_direction_y_pred / sum_y_pred;
+        const REAL minus_mean_ratio = -mean_ratio;
+        const REAL abs_mean_ratio = fabs(mean_ratio);
+        const REAL ratio_at_largest = max_choice / (equal ? 1 : max_abs_y_pred);
+        const int below_2 = 2 * fabs(ratio_at_largest - mean_ratio) < abs_mean_ratio;
+        const REAL ratio_3 = sum_ratio / sum_y_pred;
+        const int below_3 = fabs(sample_weight[n * sample_weight_batch]) < 1;
         accumulator sum_choice_3_sum = {0};
+        accumulator sum_product_2_sum = {0};
+        accumulator sum_choice_4_sum = {0};
+        accumulator sum_choice_5_sum = {0};
+        accumulator sum_choice_6_sum = {0};
         FOR_TILES(first, end, features) {
-            REAL sum_choice_tile[TILE], sum_choice_2_tile[TILE], sum_choice_3_tile[TILE];
+            REAL sum_choice_3_tile[TILE], sum_product_2_tile[TILE], sum_choice_4_tile[TILE], sum_choice_5_tile[TILE], sum_choice_6_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
                 const REAL shifted = difference * y_true_row[f * y_true_features] + ratio;
+                const REAL abs_2 = fabs(shifted);
                 const REAL log_p = y_pred_row[f * y_pred_features] - largest - log_mass;
-                const REAL share = y_pred_row[f * y_pred_features] / sum_y_pred;
-                const REAL larger_2 = larger(share, epsilon);
-                const REAL p = smaller(larger_2, bound);
-                const REAL log_p_2 = log(p);
-                const REAL product = (direction_y_pred_row[f * direction_y_pred_features] - ratio_2) * shifted;
-                const REAL difference_2 = bound - larger_2;
-                const int below = difference_2 < 0;
-                const REAL difference_3 = share - epsilon;
-                const int below_2 = difference_3 < 0;
-                const REAL step_2 = step(difference_3, 1);
-                const REAL step_3 = step(difference_2, 1);
-                const REAL choice = below ? 0 : (below_2 ? 0 : ratio_3 * (shifted / p) * y_pred_row[f * y_pred_features] * step_2) * step_3;
-                const REAL choice_2 = below ? 0 : (below_2 ? 0 : shifted / sum_y_pred * (direction_y_pred_row[f * direction_y_pred_features] / p) * step_2) * step_3;
-                sum_choice_tile[f - first] = from_logits ? shifted * log_p : shifted * log_p_2;
-                sum_choice_2_tile[f - first] = from_logits ? difference * log_p * direction_y_true_row[f * direction_y_true_features] + product : difference * log_p_2 * direction_y_true_row[f * direction_y_true_features] - choice + choice_2;
-                sum_choice_3_tile[f - first] = from_logits ? product : choice_2 - choice;
+                const int above = abs_2 > fabs(log_p);
+                const REAL smaller_factor = above ? log_p : shifted;
+                const REAL larger_factor = above ? shifted : log_p;
+                const REAL weighed = direction_sample_weight[n * direction_sample_weight_batch] * larger_factor;
+                const REAL weighed_2 = direction_sample_weight[n * direction_sample_weight_batch] * smaller_factor;
+                const REAL ratio_4 = y_pred_row[f * y_pred_features] / sum_y_pred;
+                const REAL larger_2 = larger(ratio_4, epsilon);
+                const REAL share = smaller(larger_2, bound);
+                const REAL as_large = sum_choice - y_pred_row[f * y_pred_features];
+                const REAL choice_2 = ratio_4 > (REAL)0.5 && ratio_4 == share ? log1p(-(fabs(y_pred_row[f * y_pred_features]) == max_abs_y_pred ? as_large + sum_choice_2 : sum_y_pred - y_pred_row[f * y_pred_features]) / sum_y_pred) : log(share);
+                const REAL difference_2 = direction_y_pred_row[f * direction_y_pred_features] - ratio_2;
+                const REAL difference_3 = bound - larger_2;
+                const int below_4 = difference_3 < 0;
+                const REAL difference_4 = ratio_4 - epsilon;
+                const REAL own_ratio = direction_y_pred_row[f * direction_y_pred_features] / y_pred_row[f * y_pred_features];
+                const REAL difference_5 = own_ratio - mean_ratio;
+                const REAL scaled_2 = y_pred_row[f * y_pred_features] / binade_max_abs_y_pred;
+                const REAL eliminated_2 = cross(direction_y_pred_row[f * direction_y_pred_features], choice, scaled_2, max_choice);
+                const REAL left_2 = eliminated_2 / choice;
+                const REAL choice_3 = below_4 ? 0 : (difference_4 < 0 ? 0 : shifted * (direction_y_pred_row[f * direction_y_pred_features] == 0 ? minus_mean_ratio : (2 * fabs(difference_5) < abs_mean_ratio && below_2 ? left_2 / y_pred_row[f * y_pred_features] - ratio_3 : difference_5)) * step(difference_4, 1)) * step(difference_3, 1);
+                const int above_2 = fabs(difference_2) > abs_2;
+                const REAL smaller_factor_2 = above_2 ? shifted : difference_2;
+                const REAL larger_factor_2 = above_2 ? difference_2 : shifted;
+                const REAL weighed_3 = sample_weight[n * sample_weight_batch] * larger_factor_2;
+                const REAL weighed_4 = sample_weight[n * sample_weight_batch] * smaller_factor_2;
+                sum_choice_3_tile[f - first] = below ? smaller_factor * weighed : larger_factor * weighed_2;
+                sum_product_2_tile[f - first] = shifted * choice_2;
+                sum_choice_4_tile[f - first] = from_logits ? difference * log_p * direction_y_true_row[f * direction_y_true_features] + difference_2 * shifted : difference * choice_2 * direction_y_true_row[f * direction_y_true_features] + choice_3;
+                sum_choice_5_tile[f - first] = below_3 ? smaller_factor_2 * weighed_3 : larger_factor_2 * weighed_4;
+                sum_choice_6_tile[f - first] = below_4 ? 0 : choice_3;
             }
-            accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
-            accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
             accumulate_tile(&sum_choice_3_sum, sum_choice_3_tile, end - first);
+            accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
+            accumulate_tile(&sum_choice_4_sum, sum_choice_4_tile, end - first);
+            accumulate_tile(&sum_choice_5_sum, sum_choice_5_tile, end - first);
+            accumulate_tile(&sum_choice_6_sum, sum_choice_6_tile, end - first);
         }
-        const REAL sum_choice = value_of(&sum_choice_sum);
-        const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
         const REAL sum_choice_3 = value_of(&sum_choice_3_sum);
-        const REAL choice_3 = all ? -(sum_choice * direction_sample_weight[n * direction_sample_weight_batch] + sample_weight[n * sample_weight_batch] * sum_choice_2) : -sample_weight[n * sample_weight_batch] * sum_choice_3;
-        if (rate_wanted) rate[n * rate_batch] = choice_3;
-        accumulate(&total_rate_sum, choice_3);
+        const REAL sum_product_2 = value_of(&sum_product_2_sum);
+        const REAL sum_choice_4 = value_of(&sum_choice_4_sum);
+        const REAL sum_choice_5 = value_of(&sum_choice_5_sum);
+        const REAL sum_choice_6 = value_of(&sum_choice_6_sum);
+        const REAL choice_4 = all ? -((from_logits ? sum_choice_3 : sum_product_2 * direction_sample_weight[n * direction_sample_weight_batch]) + sample_weight[n * sample_weight_batch] * sum_choice_4) : (from_logits ? -sum_choice_5 : -sample_weight[n * sample_weight_batch] * sum_choice_6);
+        if (rate_wanted) rate[n * rate_batch] = choice_4;
+        accumulate(&total_rate_sum, choice_4);
     }
     if (total_rate) add(total_rate, &total_rate_sum);
 }
@@ -322,165 +619,236 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         REAL *hvp_y_true_row = hvp_y_true + n * hvp_y_true_batch;
         REAL *hvp_y_pred_row = hvp_y_pred + n * hvp_y_pred_batch;
         REAL largest = -INFINITY;
+        accumulator sum_y_pred_sum = {0};
+        REAL max_abs_y_pred = -INFINITY;
         FOR_TILES(first, end, features) {
-            REAL largest_tile[TILE];
+            REAL largest_tile[TILE], sum_y_pred_tile[TILE], max_abs_y_pred_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
                 largest_tile[f - first] = y_pred_row[f * y_pred_features];
-            }
-            largest = larger_tile(largest, largest_tile, end - first);
-        }
-        accumulator ties_sum = {0};
-        accumulator sum_y_pred_sum = {0};
-        accumulator sum_direction_y_pred_sum = {0};
-        REAL max_2 = -INFINITY;
-        accumulator sum_choice_sum = {0};
-        FOR_TILES(first, end, features) {
-            REAL ties_tile[TILE], sum_y_pred_tile[TILE], sum_direction_y_pred_tile[TILE], max_2_tile[TILE], sum_choice_tile[TILE];
-            INDEPENDENT
-            for (int64_t f = first; f < end; ++f) {
-                const int is_largest = y_pred_row[f * y_pred_features] == largest;
-                ties_tile[f - first] = (REAL)(is_largest ? 1 : 0);
                 sum_y_pred_tile[f - first] = y_pred_row[f * y_pred_features];
-                sum_direction_y_pred_tile[f - first] = direction_y_pred_row[f * direction_y_pred_features];
-                max_2_tile[f - first] = fabs(direction_y_true_row[f * direction_y_true_features]);
-                sum_choice_tile[f - first] = is_largest ? direction_y_pred_row[f * direction_y_pred_features] : 0;
+                max_abs_y_pred_tile[f - first] = fabs(y_pred_row[f * y_pred_features]);
             }
-            accumulate_tile(&ties_sum, ties_tile, end - first);
-            accumulate_tile(&sum_y_pred_sum, sum_y_pred_tile, end - first);
-            accumulate_tile(&sum_direction_y_pred_sum, sum_direction_y_pred_tile, end - first);
-            max_2 = larger_tile(max_2, max_2_tile, end - first);
-            accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
+            largest = larger_tile(largest, y_pred_features == 1 ? y_pred_row + first : largest_tile, end - first);
+            accumulate_tile(&sum_y_pred_sum, y_pred_features == 1 ? y_pred_row + first : sum_y_pred_tile, end - first);
+            max_abs_y_pred = larger_tile(max_abs_y_pred, max_abs_y_pred_tile, end - first);
         }
-        const REAL ties = value_of(&ties_sum);
         const REAL sum_y_pred = value_of(&sum_y_pred_sum);
-        const REAL sum_direction_y_pred = value_of(&sum_direction_y_pred_sum);
-        const REAL sum_choice = value_of(&sum_choice_sum);
-        const REAL ratio_2 = sum_choice / ties;
-        const REAL ratio_3 = sum_direction_y_pred / sum_y_pred;
-        const REAL ratio_4 = ratio_3 / sum_y_pred;
         accumulator sum_product_sum = {0};
         accumulator others_sum = {0};
-        accumulator sum_choice_2_sum = {0};
-        accumulator sum_choice_3_sum = {0};
-        accumulator sum_direction_y_true_sum = {0};
-        accumulator sum_shifted_sum = {0};
-        accumulator sum_product_2_sum = {0};
-        accumulator sum_choice_4_sum = {0};
-        accumulator sum_choice_5_sum = {0};
+        accumulator ties_sum = {0};
+        accumulator sum_direction_y_pred_sum = {0};
+        REAL max_choice = -INFINITY;
+        REAL max_2 = -INFINITY;
+        REAL max_abs = -INFINITY;
+        REAL max_choice_2 = -INFINITY;
         FOR_TILES(first, end, features) {
-            REAL sum_product_tile[TILE], others_tile[TILE], sum_choice_2_tile[TILE], sum_choice_3_tile[TILE], sum_direction_y_true_tile[TILE], sum_shifted_tile[TILE], sum_product_2_tile[TILE], sum_choice_4_tile[TILE], sum_choice_5_tile[TILE];
+            REAL sum_product_tile[TILE], others_tile[TILE], ties_tile[TILE], sum_direction_y_pred_tile[TILE], max_choice_tile[TILE], max_2_tile[TILE], max_abs_tile[TILE], max_choice_2_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
-                const REAL relative = exp_difference(y_pred_row[f * y_pred_features], largest);
-                const int is_largest_2 = y_pred_row[f * y_pred_features] == largest;
-                const int equal = fabs(direction_y_true_row[f * direction_y_true_features]) == max_2;
-                const REAL from_peak = direction_y_pred_row[f * direction_y_pred_features] - ratio_2;
-                const REAL share = y_pred_row[f * y_pred_features] / sum_y_pred;
-                const REAL larger_2 = larger(share, epsilon);
-                const REAL difference_2 = bound - larger_2;
-                const int below = difference_2 < 0;
-                const REAL difference_3 = share - epsilon;
-                const int below_2 = difference_3 < 0;
+                const REAL relative = exp_below(y_pred_row[f * y_pred_features], largest);
+                if (hvp_y_true_wanted) hvp_y_true_row[f * hvp_y_true_features] = relative;
+                const int is_largest = y_pred_row[f * y_pred_features] == largest;
+                const int equal = fabs(y_pred_row[f * y_pred_features]) == max_abs_y_pred;
+                const REAL sign_y_pred = sign(y_pred_row[f * y_pred_features]);
                 const REAL shifted = difference * y_true_row[f * y_true_features] + ratio;
-                const REAL p = smaller(larger_2, bound);
-                const REAL ratio_5 = shifted / p;
-                const REAL step_2 = step(difference_3, 1);
-                const REAL step_3 = step(difference_2, 1);
-                const REAL ratio_6 = y_pred_row[f * y_pred_features] / p;
-                const REAL choice = below ? 0 : (below ? 0 : (below_2 ? 0 : (below_2 ? 0 : ratio_4 * ratio_6 * ratio_5 * y_pred_row[f * y_pred_features] * step_2) * step_2) * step_3) * step_3;
-                const REAL product = ((below ? 0 : (below_2 ? 0 : ratio_5 * step_2) * step_3) - (below ? 0 : (below ? 0 : (below_2 ? 0 : (below_2 ? 0 : shifted / sum_y_pred * ratio_6 / p * step_2) * step_2) * step_3) * step_3)) * direction_y_pred_row[f * direction_y_pred_features];
+                const REAL share = y_pred_row[f * y_pred_features] / sum_y_pred;
+                const REAL difference_2 = bound - larger(share, epsilon);
+                const REAL difference_3 = share - epsilon;
                 sum_product_tile[f - first] = relative * direction_y_pred_row[f * direction_y_pred_features];
-                others_tile[f - first] = is_largest_2 ? 0 : relative;
-                sum_choice_2_tile[f - first] = equal ? direction_y_true_row[f * direction_y_true_features] : 0;
-                sum_choice_3_tile[f - first] = equal ? 0 : direction_y_true_row[f * direction_y_true_features];
-                sum_direction_y_true_tile[f - first] = direction_y_true_row[f * direction_y_true_features];
-                sum_shifted_tile[f - first] = y_true_row[f * y_true_features] - label_smoothing * y_true_row[f * y_true_features] + ratio;
-                sum_product_2_tile[f - first] = from_peak * relative;
-                sum_choice_4_tile[f - first] = below ? 0 : (below ? 0 : (below_2 ? 0 : ratio_5 * y_pred_row[f * y_pred_features] * step_2) * step_3);
-                sum_choice_5_tile[f - first] = all ? (below ? 0 : (below_2 ? 0 : difference * ratio_6 * direction_y_true_row[f * direction_y_true_features] * step_2) * step_3) + choice + product : choice + product;
+                others_tile[f - first] = is_largest ? 0 : relative;
+                ties_tile[f - first] = (REAL)(is_largest ? 1 : 0);
+                sum_direction_y_pred_tile[f - first] = direction_y_pred_row[f * direction_y_pred_features];
+                max_choice_tile[f - first] = equal ? sign_y_pred * direction_y_pred_row[f * direction_y_pred_features] : -INFINITY;
+                max_2_tile[f - first] = fabs(direction_y_true_row[f * direction_y_true_features]);
+                max_abs_tile[f - first] = fabs(shifted);
+                max_choice_2_tile[f - first] = equal ? (difference_2 < 0 ? 0 : (difference_3 < 0 ? 0 : shifted * sign_y_pred * step(difference_3, 1)) * step(difference_2, 1)) : -INFINITY;
             }
             accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
             accumulate_tile(&others_sum, others_tile, end - first);
-            accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
-            accumulate_tile(&sum_choice_3_sum, sum_choice_3_tile, end - first);
-            accumulate_tile(&sum_direction_y_true_sum, sum_direction_y_true_tile, end - first);
-            accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
-            accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
-            accumulate_tile(&sum_choice_4_sum, sum_choice_4_tile, end - first);
-            accumulate_tile(&sum_choice_5_sum, sum_choice_5_tile, end - first);
+            accumulate_tile(&ties_sum, ties_tile, end - first);
+            accumulate_tile(&sum_direction_y_pred_sum, direction_y_pred_features == 1 ? direction_y_pred_row + first : sum_direction_y_pred_tile, end - first);
+            max_choice = larger_tile(max_choice, max_choice_tile, end - first);
+            max_2 = larger_tile(max_2, max_2_tile, end - first);
+            max_abs = larger_tile(max_abs, max_abs_tile, end - first);
+            max_choice_2 = larger_tile(max_choice_2, max_choice_2_tile, end - first);
         }
         const REAL sum_product = value_of(&sum_product_sum);
         const REAL others = value_of(&others_sum);
+        const REAL ties = value_of(&ties_sum);
+        const REAL sum_direction_y_pred = value_of(&sum_direction_y_pred_sum);
+        const int equal_2 = max_abs_y_pred == 0;
+        const REAL binade_max_abs_y_pred = binade(max_abs_y_pred);
+        const REAL choice = equal_2 ? 1 : max_abs_y_pred / binade_max_abs_y_pred;
+        const REAL sum_exp = others + ties;
+        const REAL mean_under_softmax = sum_product / sum_exp;
+        const int below = fabs(sample_weight[n * sample_weight_batch]) < 1;
+        const REAL product = difference * sum_y_pred;
+        accumulator sum_ratio_sum = {0};
+        accumulator sum_choice_sum = {0};
+        accumulator sum_choice_2_sum = {0};
+        accumulator sum_choice_3_sum = {0};
+        accumulator sum_choice_4_sum = {0};
+        accumulator sum_direction_y_true_sum = {0};
+        accumulator sum_shifted_sum = {0};
+        accumulator sum_product_2_sum = {0};
+        accumulator sum_choice_5_sum = {0};
+        accumulator sum_choice_6_sum = {0};
+        accumulator sum_choice_7_sum = {0};
+        accumulator sum_ratio_2_sum = {0};
+        accumulator sum_choice_8_sum = {0};
+        accumulator sum_shifted_2_sum = {0};
+        FOR_TILES(first, end, features) {
+            REAL sum_ratio_tile[TILE], sum_choice_tile[TILE], sum_choice_2_tile[TILE], sum_choice_3_tile[TILE], sum_choice_4_tile[TILE], sum_direction_y_true_tile[TILE], sum_shifted_tile[TILE], sum_product_2_tile[TILE], sum_choice_5_tile[TILE], sum_choice_6_tile[TILE], sum_choice_7_tile[TILE], sum_ratio_2_tile[TILE], sum_choice_8_tile[TILE], sum_shifted_2_tile[TILE];
+            INDEPENDENT
+            for (int64_t f = first; f < end; ++f) {
+                const REAL scaled = y_pred_row[f * y_pred_features] / binade_max_abs_y_pred;
+                const REAL eliminated = cross(direction_y_pred_row[f * direction_y_pred_features], choice, scaled, max_choice);
+                const REAL left = eliminated / choice;
+                const int equal_3 = fabs(y_pred_row[f * y_pred_features]) == max_abs_y_pred;
+                const int equal_4 = fabs(direction_y_true_row[f * direction_y_true_features]) == max_2;
+                const REAL shifted_2 = difference * y_true_row[f * y_true_features] + ratio;
+                const REAL from_mean = direction_y_pred_row[f * direction_y_pred_features] - mean_under_softmax;
+                const REAL relative_2 = exp_below(y_pred_row[f * y_pred_features], largest);
+                const REAL abs_shifted_2 = fabs(shifted_2);
+                const int equal_5 = abs_shifted_2 == max_abs;
+                const REAL share_2 = y_pred_row[f * y_pred_features] / sum_y_pred;
+                const REAL difference_4 = bound - larger(share_2, epsilon);
+                const int below_2 = difference_4 < 0;
+                const REAL difference_5 = share_2 - epsilon;
+                const int below_3 = difference_5 < 0;
+                const REAL step_2 = step(difference_5, 1);
+                const REAL step_3 = step(difference_4, 1);
+                const REAL choice_2 = below_2 ? 0 : (below_3 ? 0 : shifted_2 * step_2) * step_3;
+                const REAL eliminated_2 = cross(choice_2, choice, scaled, max_choice_2);
+                const REAL left_2 = eliminated_2 / choice;
+                if (hvp_y_pred_wanted) hvp_y_pred_row[f * hvp_y_pred_features] = left_2;
+                const REAL product_2 = step_2 * step_3;
+                const int above = abs_shifted_2 > fabs(product_2);
+                const REAL smaller_factor = above ? product_2 : shifted_2;
+                const REAL larger_factor = above ? shifted_2 : product_2;
+                const REAL weighed = sample_weight[n * sample_weight_batch] * larger_factor;
+                const REAL weighed_2 = sample_weight[n * sample_weight_batch] * smaller_factor;
+                sum_ratio_tile[f - first] = left;
+                sum_choice_tile[f - first] = equal_3 ? y_pred_row[f * y_pred_features] : 0;
+                sum_choice_2_tile[f - first] = equal_3 ? 0 : y_pred_row[f * y_pred_features];
+                sum_choice_3_tile[f - first] = equal_4 ? direction_y_true_row[f * direction_y_true_features] : 0;
+                sum_choice_4_tile[f - first] = equal_4 ? 0 : direction_y_true_row[f * direction_y_true_features];
+                sum_direction_y_true_tile[f - first] = direction_y_true_row[f * direction_y_true_features];
+                sum_shifted_tile[f - first] = shifted_2;
+                sum_product_2_tile[f - first] = from_mean * relative_2;
+                sum_choice_5_tile[f - first] = equal_5 ? shifted_2 : 0;
+                sum_choice_6_tile[f - first] = equal_5 ? 0 : shifted_2;
+                sum_choice_7_tile[f - first] = below_2 ? 0 : choice_2;
+                sum_ratio_2_tile[f - first] = left_2;
+                sum_choice_8_tile[f - first] = below ? smaller_factor * weighed : larger_factor * weighed_2;
+                sum_shifted_2_tile[f - first] = (below_2 ? 0 : (below_3 ? 0 : product * direction_y_true_row[f * direction_y_true_features] * step_2) * step_3) + (below_2 ? 0 : (below_3 ? 0 : sum_direction_y_pred * shifted_2 * step_2) * step_3);
+            }
+            accumulate_tile(&sum_ratio_sum, sum_ratio_tile, end - first);
+            accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
+            accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
+            accumulate_tile(&sum_choice_3_sum, sum_choice_3_tile, end - first);
+            accumulate_tile(&sum_choice_4_sum, sum_choice_4_tile, end - first);
+            accumulate_tile(&sum_direction_y_true_sum, direction_y_true_features == 1 ? direction_y_true_row + first : sum_direction_y_true_tile, end - first);
+            accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
+            accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
+            accumulate_tile(&sum_choice_5_sum, sum_choice_5_tile, end - first);
+            accumulate_tile(&sum_choice_6_sum, sum_choice_6_tile, end - first);
+            accumulate_tile(&sum_choice_7_sum, sum_choice_7_tile, end - first);
+            accumulate_tile(&sum_ratio_2_sum, sum_ratio_2_tile, end - first);
+            accumulate_tile(&sum_choice_8_sum, sum_choice_8_tile, end - first);
+            accumulate_tile(&sum_shifted_2_sum, sum_shifted_2_tile, end - first);
+        }
+        const REAL sum_ratio = value_of(&sum_ratio_sum);
+        const REAL sum_choice = value_of(&sum_choice_sum);
         const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
         const REAL sum_choice_3 = value_of(&sum_choice_3_sum);
+        const REAL sum_choice_4 = value_of(&sum_choice_4_sum);
         const REAL sum_direction_y_true = value_of(&sum_direction_y_true_sum);
         const REAL sum_shifted = value_of(&sum_shifted_sum);
         const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL sum_choice_4 = value_of(&sum_choice_4_sum);
         const REAL sum_choice_5 = value_of(&sum_choice_5_sum);
-        const REAL product_2 = difference * sample_weight[n * sample_weight_batch] * scale[n * scale_batch];
-        const REAL sum_exp = others + ties;
-        const REAL ratio_7 = sum_product / sum_exp;
-        const REAL product_3 = difference * direction_sample_weight[n * direction_sample_weight_batch] * scale[n * scale_batch];
+        const REAL sum_choice_6 = value_of(&sum_choice_6_sum);
+        const REAL sum_choice_7 = value_of(&sum_choice_7_sum);
+        const REAL sum_ratio_2 = value_of(&sum_ratio_2_sum);
+        const REAL sum_choice_8 = value_of(&sum_choice_8_sum);
+        const REAL sum_shifted_2 = value_of(&sum_shifted_2_sum);
+        const REAL product_3 = difference * sample_weight[n * sample_weight_batch] * scale[n * scale_batch];
+        const REAL product_4 = difference * direction_sample_weight[n * direction_sample_weight_batch] * scale[n * scale_batch];
         const REAL more_ties = ties - 1;
         const REAL log_mass = log1p(others + more_ties);
-        const REAL ratio_8 = sample_weight[n * sample_weight_batch] / sum_y_pred;
-        const REAL product_4 = difference * ratio_8;
-        const REAL product_5 = product_4 * ratio_3 * scale[n * scale_batch];
-        const REAL product_6 = product_4 * scale[n * scale_batch];
-        const REAL product_7 = label_smoothing * direction_sample_weight[n * direction_sample_weight_batch] * scale[n * scale_batch];
-        const REAL product_8 = label_smoothing * sample_weight[n * sample_weight_batch] * scale[n * scale_batch];
-        const REAL shifted_2 = more_ties + others;
+        const REAL mean_ratio = sum_direction_y_pred / sum_y_pred;
+        const REAL minus_mean_ratio = -mean_ratio;
+        const REAL abs_mean_ratio = fabs(mean_ratio);
+        const REAL choice_3 = equal_2 ? 1 : max_abs_y_pred;
+        const REAL ratio_at_largest = max_choice / choice_3;
+        const int below_4 = 2 * fabs(ratio_at_largest - mean_ratio) < abs_mean_ratio;
+        const REAL ratio_2 = sum_ratio / sum_y_pred;
+        const REAL product_5 = sample_weight[n * sample_weight_batch] * scale[n * scale_batch];
+        const REAL shifted_3 = more_ties + others;
+        const REAL product_6 = label_smoothing * sample_weight[n * sample_weight_batch] * scale[n * scale_batch];
+        const REAL product_7 = direction_sample_weight[n * direction_sample_weight_batch] / sum_exp * scale[n * scale_batch];
+        const REAL product_8 = sum_shifted / sum_exp * scale[n * scale_batch];
+        const REAL ratio_3 = sum_product_2 / sum_exp;
         const REAL product_9 = direction_sample_weight[n * direction_sample_weight_batch] * scale[n * scale_batch];
-        const REAL product_10 = sample_weight[n * sample_weight_batch] * scale[n * scale_batch];
-        const REAL product_11 = sample_weight[n * sample_weight_batch] / sum_exp * sum_shifted * scale[n * scale_batch];
-        const REAL ratio_9 = sum_product_2 / sum_exp;
-        const REAL product_12 = sum_shifted / sum_exp * direction_sample_weight[n * direction_sample_weight_batch] * scale[n * scale_batch];
-        const REAL product_13 = ratio * direction_sample_weight[n * direction_sample_weight_batch] * scale[n * scale_batch];
-        const REAL product_14 = ratio_8 * (scale[n * scale_batch] / sum_y_pred);
-        const REAL ratio_10 = sum_choice_4 / sum_y_pred;
-        const REAL ratio_11 = ratio_10 / sum_y_pred;
-        const REAL product_15 = sample_weight[n * sample_weight_batch] * sum_direction_y_pred * scale[n * scale_batch];
-        const REAL ratio_12 = 2 * ratio_10 / sum_y_pred / sum_y_pred;
-        const REAL product_16 = ratio_8 * (sum_choice_5 / sum_y_pred) * scale[n * scale_batch];
-        accumulator sum_choice_6_sum = {0};
+        const REAL mean_ratio_2 = sum_choice_7 / sum_y_pred;
+        const REAL minus_mean_ratio_2 = -mean_ratio_2;
+        const REAL abs_mean_ratio_2 = fabs(mean_ratio_2);
+        const REAL ratio_at_largest_2 = max_choice_2 / choice_3;
+        const int below_5 = 2 * fabs(ratio_at_largest_2 - mean_ratio_2) < abs_mean_ratio_2;
+        const REAL ratio_4 = sum_ratio_2 / sum_y_pred;
+        const REAL ratio_5 = sum_choice_8 / sum_y_pred;
+        const REAL product_10 = 2 * ratio_5 * mean_ratio * scale[n * scale_batch];
+        const REAL product_11 = sample_weight[n * sample_weight_batch] / sum_y_pred * (sum_shifted_2 / sum_y_pred) * scale[n * scale_batch];
+        const REAL product_12 = ratio_5 * mean_ratio * scale[n * scale_batch];
+        accumulator sum_choice_9_sum = {0};
         FOR_TILES(first, end, features) {
-            REAL sum_choice_6_tile[TILE];
+            REAL sum_choice_9_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
-                const REAL difference_4 = direction_y_pred_row[f * direction_y_pred_features] - ratio_7;
+                const REAL from_mean_2 = direction_y_pred_row[f * direction_y_pred_features] - mean_under_softmax;
                 const REAL log_p = y_pred_row[f * y_pred_features] - largest - log_mass;
-                const REAL share_2 = y_pred_row[f * y_pred_features] / sum_y_pred;
-                const REAL larger_3 = larger(share_2, epsilon);
-                const REAL difference_5 = bound - larger_3;
-                const int below_3 = difference_5 < 0;
-                const REAL difference_6 = share_2 - epsilon;
-                const int below_4 = difference_6 < 0;
-                const REAL p_2 = smaller(larger_3, bound);
-                const REAL step_4 = step(difference_6, 1);
-                const REAL step_5 = step(difference_5, 1);
-                const REAL log_p_2 = log(p_2);
-                const REAL ratio_13 = direction_y_pred_row[f * direction_y_pred_features] / p_2;
-                const REAL as_large = sum_choice_2 - direction_y_true_row[f * direction_y_true_features];
-                const REAL relative_2 = exp_difference(y_pred_row[f * y_pred_features], largest);
-                const int is_largest_3 = y_pred_row[f * y_pred_features] == largest;
-                const REAL difference_7 = (fabs(direction_y_true_row[f * direction_y_true_features]) == max_2 ? as_large + sum_choice_3 : sum_direction_y_true - direction_y_true_row[f * direction_y_true_features]) / sum_exp * relative_2 - (is_largest_3 ? shifted_2 : sum_exp - relative_2) / sum_exp * direction_y_true_row[f * direction_y_true_features];
-                const REAL from_peak_2 = direction_y_pred_row[f * direction_y_pred_features] - ratio_2;
-                const REAL product_17 = product_11 * (from_peak_2 - ratio_9) * relative_2;
-                const REAL shifted_3 = difference * y_true_row[f * y_true_features] + ratio;
-                const REAL ratio_14 = shifted_3 / p_2;
-                const REAL choice_2 = below_3 ? 0 : (below_3 ? 0 : (below_4 ? 0 : (below_4 ? 0 : product_14 * ratio_14 * ratio_13 * step_4) * step_4) * step_5) * step_5;
-                const REAL ratio_15 = shifted_3 / sum_y_pred;
-                const REAL product_18 = product_15 * ((below_3 ? 0 : (below_3 ? 0 : (below_4 ? 0 : (below_4 ? 0 : ratio_15 * share_2 / sum_y_pred / p_2 / p_2 * step_4) * step_4) * step_5) * step_5) - (below_3 ? 0 : (below_4 ? 0 : ratio_15 / sum_y_pred / p_2 * step_4) * step_5) + ratio_12);
-                if (hvp_y_true_wanted) hvp_y_true_row[f * hvp_y_true_features] = from_logits ? -(product_2 * difference_4 + product_3 * log_p) : (below_3 ? 0 : (below_4 ? 0 : product_5 * (y_pred_row[f * y_pred_features] / p_2) * step_4) * step_5) - product_3 * log_p_2 - (below_3 ? 0 : (below_4 ? 0 : product_6 * ratio_13 * step_4) * step_5);
-                if (hvp_y_pred_wanted) hvp_y_pred_row[f * hvp_y_pred_features] = from_logits ? (all ? product_7 * y_true_row[f * y_true_features] - product_8 * difference_7 - product_9 * y_true_row[f * y_true_features] + product_10 * difference_7 + product_17 + product_12 * relative_2 - product_13 : product_17) : (all ? choice_2 - (below_3 ? 0 : (below_4 ? 0 : product_6 * (direction_y_true_row[f * direction_y_true_features] / p_2) * step_4) * step_5) - product_9 * ((below_3 ? 0 : (below_4 ? 0 : ratio_15 / p_2 * step_4) * step_5) - ratio_11) - product_18 : choice_2 - product_18) + product_16;
-                sum_choice_6_tile[f - first] = from_logits ? difference * log_p * direction_y_true_row[f * direction_y_true_features] + difference_4 * shifted_3 : difference * log_p_2 * direction_y_true_row[f * direction_y_true_features] - (below_3 ? 0 : (below_4 ? 0 : ratio_4 * ratio_14 * y_pred_row[f * y_pred_features] * step_4) * step_5) + (below_3 ? 0 : (below_4 ? 0 : ratio_15 * ratio_13 * step_4) * step_5);
+                const REAL share_3 = y_pred_row[f * y_pred_features] / sum_y_pred;
+                const REAL larger_2 = larger(share_3, epsilon);
+                const REAL difference_6 = bound - larger_2;
+                const int below_6 = difference_6 < 0;
+                const REAL difference_7 = share_3 - epsilon;
+                const int below_7 = difference_7 < 0;
+                const REAL own_ratio = direction_y_pred_row[f * direction_y_pred_features] / y_pred_row[f * y_pred_features];
+                const REAL difference_8 = own_ratio - mean_ratio;
+                const REAL scaled_2 = y_pred_row[f * y_pred_features] / binade_max_abs_y_pred;
+                const REAL eliminated_3 = cross(direction_y_pred_row[f * direction_y_pred_features], choice, scaled_2, max_choice);
+                const REAL left_3 = eliminated_3 / choice;
+                const REAL choice_4 = direction_y_pred_row[f * direction_y_pred_features] == 0 ? minus_mean_ratio : (2 * fabs(difference_8) < abs_mean_ratio && below_4 ? left_3 / y_pred_row[f * y_pred_features] - ratio_2 : difference_8);
+                const REAL step_4 = step(difference_7, 1);
+                const REAL step_5 = step(difference_6, 1);
+                const REAL p = smaller(larger_2, bound);
+                const REAL as_large = sum_choice - y_pred_row[f * y_pred_features];
+                const REAL choice_5 = share_3 > (REAL)0.5 && share_3 == p ? log1p(-(fabs(y_pred_row[f * y_pred_features]) == max_abs_y_pred ? as_large + sum_choice_2 : sum_y_pred - y_pred_row[f * y_pred_features]) / sum_y_pred) : log(p);
+                const REAL as_large_2 = sum_choice_3 - direction_y_true_row[f * direction_y_true_features];
+                const REAL relative_3 = hvp_y_true_wanted ? hvp_y_true_row[f * hvp_y_true_features] : exp_below(y_pred_row[f * y_pred_features], largest);
+                const int is_largest_2 = y_pred_row[f * y_pred_features] == largest;
+                const REAL choice_6 = is_largest_2 ? shifted_3 : sum_exp - relative_3;
+                const REAL difference_9 = (fabs(direction_y_true_row[f * direction_y_true_features]) == max_2 ? as_large_2 + sum_choice_4 : sum_direction_y_true - direction_y_true_row[f * direction_y_true_features]) / sum_exp * relative_3 - choice_6 / sum_exp * direction_y_true_row[f * direction_y_true_features];
+                const REAL product_13 = difference * y_true_row[f * y_true_features];
+                const REAL shifted_4 = product_13 + ratio;
+                const REAL product_14 = product_8 * (from_mean_2 - ratio_3) * relative_3 * sample_weight[n * sample_weight_batch];
+                const REAL as_large_3 = sum_choice_5 - product_13 - ratio;
+                const REAL ratio_6 = shifted_4 / y_pred_row[f * y_pred_features];
+                const REAL choice_7 = below_6 ? 0 : (below_7 ? 0 : product_5 * ratio_6 * own_ratio * step_4) * step_5;
+                const REAL choice_8 = below_6 ? 0 : (below_7 ? 0 : shifted_4 * step_4) * step_5;
+                const REAL own_ratio_2 = below_6 ? 0 : (below_7 ? 0 : ratio_6 * step_4) * step_5;
+                const REAL difference_10 = own_ratio_2 - mean_ratio_2;
+                const REAL eliminated_4 = cross(choice_8, choice, scaled_2, max_choice_2);
+                const REAL left_4 = hvp_y_pred_wanted ? hvp_y_pred_row[f * hvp_y_pred_features] : eliminated_4 / choice;
+                if (hvp_y_true_wanted) hvp_y_true_row[f * hvp_y_true_features] = from_logits ? -(product_3 * from_mean_2 + product_4 * log_p) : -((below_6 ? 0 : (below_7 ? 0 : product_3 * choice_4 * step_4) * step_5) + product_4 * choice_5);
+                if (hvp_y_pred_wanted) hvp_y_pred_row[f * hvp_y_pred_features] = from_logits ? (all ? product_5 * difference_9 - product_6 * difference_9 - product_7 * shifted_4 * choice_6 + product_14 + product_7 * (fabs(shifted_4) == max_abs ? as_large_3 + sum_choice_6 : sum_shifted - product_13 - ratio) * relative_3 : product_14) : (all ? choice_7 - (below_6 ? 0 : (below_7 ? 0 : product_3 * (direction_y_true_row[f * direction_y_true_features] / y_pred_row[f * y_pred_features]) * step_4) * step_5) - product_9 * (choice_8 == 0 ? minus_mean_ratio_2 : (2 * fabs(difference_10) < abs_mean_ratio_2 && below_5 ? left_4 / y_pred_row[f * y_pred_features] - ratio_4 : difference_10)) - product_10 + product_11 : choice_7 - product_12);
+                sum_choice_9_tile[f - first] = from_logits ? difference * log_p * direction_y_true_row[f * direction_y_true_features] + from_mean_2 * shifted_4 : difference * choice_5 * direction_y_true_row[f * direction_y_true_features] + (below_6 ? 0 : (below_7 ? 0 : shifted_4 * choice_4 * step_4) * step_5);
             }
-            accumulate_tile(&sum_choice_6_sum, sum_choice_6_tile, end - first);
+            accumulate_tile(&sum_choice_9_sum, sum_choice_9_tile, end - first);
         }
-        const REAL sum_choice_6 = value_of(&sum_choice_6_sum);
-        if (hvp_sample_weight_wanted) hvp_sample_weight[n * hvp_sample_weight_batch] = -sum_choice_6 * scale[n * scale_batch];
+        const REAL sum_choice_9 = value_of(&sum_choice_9_sum);
+        if (hvp_sample_weight_wanted) hvp_sample_weight[n * hvp_sample_weight_batch] = -sum_choice_9 * scale[n * scale_batch];
     }
 }
 
@@ -498,9 +866,9 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
     const REAL label_smoothing = (REAL)run->params[0];
     const REAL epsilon = (REAL)run->params[1];
 
+    const REAL difference = 1 - label_smoothing;
     const REAL ratio = label_smoothing / (REAL)features;
     const REAL bound = 1 - epsilon;
-    const REAL difference = 1 - label_smoothing;
     for (int64_t n = 0; n < batch; ++n) {
         const REAL *y_true_row = y_true + n * y_true_batch;
         const REAL *y_pred_row = y_pred + n * y_pred_batch;
@@ -515,74 +883,59 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
                 largest_tile[f - first] = y_pred_row[f * y_pred_features];
                 sum_y_pred_tile[f - first] = y_pred_row[f * y_pred_features];
             }
-            largest = larger_tile(largest, largest_tile, end - first);
-            accumulate_tile(&sum_y_pred_sum, sum_y_pred_tile, end - first);
+            largest = larger_tile(largest, y_pred_features == 1 ? y_pred_row + first : largest_tile, end - first);
+            accumulate_tile(&sum_y_pred_sum, y_pred_features == 1 ? y_pred_row + first : sum_y_pred_tile, end - first);
         }
         const REAL sum_y_pred = value_of(&sum_y_pred_sum);
+        const int below = fabs(sample_weight[n * sample_weight_batch]) < 1;
+        accumulator sum_shifted_sum = {0};
         accumulator others_sum = {0};
         accumulator ties_sum = {0};
-        accumulator sum_shifted_sum = {0};
         accumulator sum_choice_sum = {0};
-        accumulator sum_choice_2_sum = {0};
         FOR_TILES(first, end, features) {
-            REAL others_tile[TILE], ties_tile[TILE], sum_shifted_tile[TILE], sum_choice_tile[TILE], sum_choice_2_tile[TILE];
+            REAL sum_shifted_tile[TILE], others_tile[TILE], ties_tile[TILE], sum_choice_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
+                const REAL shifted = difference * y_true_row[f * y_true_features] + ratio;
                 const int is_largest = y_pred_row[f * y_pred_features] == largest;
-                const REAL relative = exp_difference(y_pred_row[f * y_pred_features], largest);
+                const REAL relative = exp_below(y_pred_row[f * y_pred_features], largest);
+                if (hessian_y_true_wanted) hessian_y_true_row[f * hessian_y_true_features] = relative;
                 const REAL share = y_pred_row[f * y_pred_features] / sum_y_pred;
-                const REAL larger_2 = larger(share, epsilon);
-                const REAL difference_2 = bound - larger_2;
-                const int below = difference_2 < 0;
-                const REAL difference_3 = share - epsilon;
-                const int below_2 = difference_3 < 0;
-                const REAL p = smaller(larger_2, bound);
-                const REAL ratio_2 = (difference * y_true_row[f * y_true_features] + ratio) / p;
-                const REAL step_2 = step(difference_3, 1);
-                const REAL step_3 = step(difference_2, 1);
+                const REAL product = step(share - epsilon, 1) * step(bound - larger(share, epsilon), 1);
+                const int above = fabs(shifted) > fabs(product);
+                const REAL smaller_factor = above ? product : shifted;
+                const REAL larger_factor = above ? shifted : product;
+                const REAL weighed = sample_weight[n * sample_weight_batch] * larger_factor;
+                const REAL weighed_2 = sample_weight[n * sample_weight_batch] * smaller_factor;
+                sum_shifted_tile[f - first] = shifted;
                 others_tile[f - first] = is_largest ? 0 : relative;
                 ties_tile[f - first] = (REAL)(is_largest ? 1 : 0);
-                sum_shifted_tile[f - first] = y_true_row[f * y_true_features] - label_smoothing * y_true_row[f * y_true_features] + ratio;
-                sum_choice_tile[f - first] = below ? 0 : (below ? 0 : (below_2 ? 0 : ratio_2 * y_pred_row[f * y_pred_features] * step_2) * step_3);
-                sum_choice_2_tile[f - first] = below ? 0 : (below ? 0 : (below ? 0 : (below_2 ? 0 : (below_2 ? 0 : y_pred_row[f * y_pred_features] / p * ratio_2 * y_pred_row[f * y_pred_features] * step_2) * step_2) * step_3) * step_3);
+                sum_choice_tile[f - first] = below ? smaller_factor * weighed : larger_factor * weighed_2;
             }
+            accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
             accumulate_tile(&others_sum, others_tile, end - first);
             accumulate_tile(&ties_sum, ties_tile, end - first);
-            accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
             accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
-            accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
         }
+        const REAL sum_shifted = value_of(&sum_shifted_sum);
         const REAL others = value_of(&others_sum);
         const REAL ties = value_of(&ties_sum);
-        const REAL sum_shifted = value_of(&sum_shifted_sum);
         const REAL sum_choice = value_of(&sum_choice_sum);
-        const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
         const REAL sum_exp = others + ties;
-        const REAL product = sample_weight[n * sample_weight_batch] / sum_exp * (sum_shifted / sum_exp) * scale[n * scale_batch];
+        const REAL product_2 = sum_shifted / sum_exp * (scale[n * scale_batch] / sum_exp);
         const REAL more_ties = ties - 1;
-        const REAL shifted = more_ties + others;
-        const REAL product_2 = sample_weight[n * sample_weight_batch] / sum_y_pred * (scale[n * scale_batch] / sum_y_pred);
+        const REAL shifted_2 = more_ties + others;
         const REAL product_3 = sample_weight[n * sample_weight_batch] * scale[n * scale_batch];
-        const REAL ratio_3 = 2 * (sum_choice / sum_y_pred) / sum_y_pred / sum_y_pred;
-        const REAL ratio_4 = sum_choice_2 / sum_y_pred / sum_y_pred;
+        const REAL product_4 = sum_choice / sum_y_pred * (scale[n * scale_batch] / sum_y_pred);
         INDEPENDENT
         for (int64_t f = 0; f < features; ++f) {
             const int is_largest_2 = y_pred_row[f * y_pred_features] == largest;
-            const REAL relative_2 = exp_difference(y_pred_row[f * y_pred_features], largest);
+            const REAL relative_2 = hessian_y_true_wanted ? hessian_y_true_row[f * hessian_y_true_features] : exp_below(y_pred_row[f * y_pred_features], largest);
             const REAL share_2 = y_pred_row[f * y_pred_features] / sum_y_pred;
-            const REAL larger_3 = larger(share_2, epsilon);
-            const REAL difference_4 = bound - larger_3;
-            const int below_3 = difference_4 < 0;
-            const REAL difference_5 = share_2 - epsilon;
-            const int below_4 = difference_5 < 0;
-            const REAL shifted_2 = difference * y_true_row[f * y_true_features] + ratio;
-            const REAL p_2 = smaller(larger_3, bound);
-            const REAL ratio_5 = shifted_2 / p_2;
-            const REAL step_4 = step(difference_5, 1);
-            const REAL step_5 = step(difference_4, 1);
-            const REAL ratio_6 = shifted_2 / sum_y_pred;
+            const REAL difference_2 = bound - larger(share_2, epsilon);
+            const REAL difference_3 = share_2 - epsilon;
             if (hessian_y_true_wanted) hessian_y_true_row[f * hessian_y_true_features] = 0;
-            if (hessian_y_pred_wanted) hessian_y_pred_row[f * hessian_y_pred_features] = from_logits ? product * (is_largest_2 ? shifted : sum_exp - relative_2) * relative_2 : (below_3 ? 0 : (below_3 ? 0 : (below_4 ? 0 : (below_4 ? 0 : product_2 * ratio_5 / p_2 * step_4) * step_4) * step_5) * step_5) - product_3 * ((below_3 ? 0 : (below_3 ? 0 : (below_4 ? 0 : (below_4 ? 0 : ratio_6 * share_2 / sum_y_pred / p_2 / p_2 * step_4) * step_4) * step_5) * step_5) - (below_3 ? 0 : (below_4 ? 0 : ratio_6 / sum_y_pred / p_2 * step_4) * step_5) + ratio_3) + product_2 * ((below_3 ? 0 : (below_4 ? 0 : ratio_5 * step_4) * step_5) - (below_3 ? 0 : (below_3 ? 0 : (below_4 ? 0 : (below_4 ? 0 : ratio_6 * (y_pred_row[f * y_pred_features] / p_2) / p_2 * step_4) * step_4) * step_5) * step_5) + ratio_4);
+            if (hessian_y_pred_wanted) hessian_y_pred_row[f * hessian_y_pred_features] = from_logits ? product_2 * (is_largest_2 ? shifted_2 : sum_exp - relative_2) * relative_2 * sample_weight[n * sample_weight_batch] : (difference_2 < 0 ? 0 : (difference_3 < 0 ? 0 : product_3 * ((difference * y_true_row[f * y_true_features] + ratio) / y_pred_row[f * y_pred_features]) / y_pred_row[f * y_pred_features] * step(difference_3, 1)) * step(difference_2, 1)) - product_4;
         }
         if (hessian_sample_weight_wanted) hessian_sample_weight[n * hessian_sample_weight_batch] = 0;
     }

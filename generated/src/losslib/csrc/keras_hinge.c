@@ -79,13 +79,47 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     const REAL *restrict y_pred = run->data[1]; const int64_t y_pred_batch = run->steps[1][0], y_pred_features = dense ? 1 : run->steps[1][1];
     const REAL *restrict sample_weight = run->data[2]; const int64_t sample_weight_batch = run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0]; const int loss_wanted = !dense && WANTS(4);
+    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0]; const int loss_wanted = WANTS(4) && loss != NULL;
     accumulator *restrict total_loss = WANTS(5) ? run->data[5] : NULL;
     REAL *restrict grad_y_true = run->data[6]; const int64_t grad_y_true_batch = run->steps[6][0], grad_y_true_features = dense ? 1 : run->steps[6][1]; const int grad_y_true_wanted = WANTS(6);
     REAL *restrict grad_y_pred = run->data[7]; const int64_t grad_y_pred_batch = run->steps[7][0], grad_y_pred_features = dense ? 1 : run->steps[7][1]; const int grad_y_pred_wanted = WANTS(7);
     REAL *restrict grad_sample_weight = run->data[8]; const int64_t grad_sample_weight_batch = run->steps[8][0]; const int grad_sample_weight_wanted = WANTS(8);
 
     accumulator total_loss_sum = {0};
+    if (dense && features > 0 && features <= SHORT && sample_weight_batch == 0 && scale_batch == 0) FOR_SIDES(first, end, batch) {
+        REAL y_true_side[SHORT][SIDE], y_pred_side[SHORT][SIDE], grad_y_pred_side[SHORT][SIDE];
+        to_columns(y_true_side, y_true + first * y_true_batch, y_true_batch, features, end - first);
+        to_columns(y_pred_side, y_pred + first * y_pred_batch, y_pred_batch, features, end - first);
+        REAL ratio_lane[SIDE], product_lane[SIDE];
+        INDEPENDENT
+        for (int64_t n = first; n < end; ++n) {
+            const REAL ratio = sample_weight[n * sample_weight_batch] / (REAL)features;
+            ratio_lane[n - first] = ratio;
+            const REAL product = ratio * scale[n * scale_batch];
+            product_lane[n - first] = product;
+        }
+        lanes sum_choice_sum = {{0}, {0}};
+        for (int64_t f = 0; f < features; ++f)
+            INDEPENDENT
+            for (int64_t n = first; n < end; ++n) {
+                const int equal = y_true_side[f][n - first] == 0;
+                const REAL choice = equal ? -1 : y_true_side[f][n - first];
+                const REAL difference = 1 - y_pred_side[f][n - first] * choice;
+                const int below = difference < 0;
+                const REAL step_2 = step(difference, 1);
+                const REAL hinge = below ? 0 : difference;
+                if (grad_y_pred_wanted) grad_y_pred_side[f][n - first] = -(below ? 0 : product_lane[n - first] * choice * step_2);
+                add_to_lane(&sum_choice_sum, n - first, hinge);
+            }
+        REAL total_loss_tile[SIDE];
+        INDEPENDENT
+        for (int64_t n = first; n < end; ++n) {
+            const REAL value = ratio_lane[n - first] * value_of_lane(&sum_choice_sum, n - first);
+            total_loss_tile[n - first] = value;
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
+        if (grad_y_pred_wanted) to_rows(grad_y_pred + first * grad_y_pred_batch, grad_y_pred_side, grad_y_pred_batch, features, end - first);
+    } else
     for (int64_t n = 0; n < batch; ++n) {
         const REAL *y_true_row = y_true + n * y_true_batch;
         const REAL *y_pred_row = y_pred + n * y_pred_batch;
@@ -129,7 +163,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
     const REAL *restrict direction_sample_weight = run->data[3]; const int64_t direction_sample_weight_batch = run->steps[3][0];
     const REAL *restrict direction_y_pred = run->data[4]; const int64_t direction_y_pred_batch = run->steps[4][0], direction_y_pred_features = dense ? 1 : run->steps[4][1];
     const REAL *restrict direction_y_true = run->data[5]; const int64_t direction_y_true_batch = run->steps[5][0], direction_y_true_features = dense && WANTS(5) ? 1 : run->steps[5][1];
-    REAL *restrict rate = run->data[6]; const int64_t rate_batch = run->steps[6][0]; const int rate_wanted = !dense && WANTS(6);
+    REAL *restrict rate = run->data[6]; const int64_t rate_batch = run->steps[6][0]; const int rate_wanted = WANTS(6) && rate != NULL;
     accumulator *restrict total_rate = WANTS(7) ? run->data[7] : NULL;
 
     accumulator total_rate_sum = {0};

@@ -81,7 +81,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     const REAL *restrict y_pred = run->data[1]; const int64_t y_pred_batch = run->steps[1][0], y_pred_features = dense ? 1 : run->steps[1][1];
     const REAL *restrict sample_weight = run->data[2]; const int64_t sample_weight_batch = run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0]; const int loss_wanted = !dense && WANTS(4);
+    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0]; const int loss_wanted = WANTS(4) && loss != NULL;
     accumulator *restrict total_loss = WANTS(5) ? run->data[5] : NULL;
     REAL *restrict grad_y_true = run->data[6]; const int64_t grad_y_true_batch = run->steps[6][0], grad_y_true_features = dense ? 1 : run->steps[6][1]; const int grad_y_true_wanted = WANTS(6);
     REAL *restrict grad_y_pred = run->data[7]; const int64_t grad_y_pred_batch = run->steps[7][0], grad_y_pred_features = dense ? 1 : run->steps[7][1]; const int grad_y_pred_wanted = WANTS(7);
@@ -89,6 +89,39 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     const REAL epsilon = (REAL)run->params[0];
 
     accumulator total_loss_sum = {0};
+    if (dense && features > 0 && features <= SHORT && sample_weight_batch == 0 && scale_batch == 0) FOR_SIDES(first, end, batch) {
+        REAL y_true_side[SHORT][SIDE], y_pred_side[SHORT][SIDE], grad_y_pred_side[SHORT][SIDE];
+        to_columns(y_true_side, y_true + first * y_true_batch, y_true_batch, features, end - first);
+        to_columns(y_pred_side, y_pred + first * y_pred_batch, y_pred_batch, features, end - first);
+        REAL product_lane[SIDE];
+        INDEPENDENT
+        for (int64_t n = first; n < end; ++n) {
+            const REAL product = sample_weight[n * sample_weight_batch] * scale[n * scale_batch];
+            product_lane[n - first] = product;
+        }
+        lanes sum_choice_sum = {{0}, {0}};
+        for (int64_t f = 0; f < features; ++f)
+            INDEPENDENT
+            for (int64_t n = first; n < end; ++n) {
+                const REAL larger_2 = larger(y_true_side[f][n - first], epsilon);
+                const REAL larger_3 = larger(y_pred_side[f][n - first], epsilon);
+                const REAL p = smaller(larger_3, 1);
+                const REAL log_p = log(p);
+                const REAL difference_3 = y_pred_side[f][n - first] - epsilon;
+                const REAL difference_4 = 1 - larger_3;
+                const REAL t = smaller(larger_2, 1);
+                if (grad_y_pred_wanted) grad_y_pred_side[f][n - first] = -(difference_3 < 0 ? 0 : (difference_4 < 0 ? 0 : product_lane[n - first] * (t / y_pred_side[f][n - first]) * step(difference_4, 1)) * step(difference_3, 1));
+                add_to_lane(&sum_choice_sum, n - first, t == 0 ? -log_p * t : (p < 2 * t && t < 2 * p ? log1p((t - p) / p) : log(t) - log_p) * t);
+            }
+        REAL total_loss_tile[SIDE];
+        INDEPENDENT
+        for (int64_t n = first; n < end; ++n) {
+            const REAL product_2 = sample_weight[n * sample_weight_batch] * value_of_lane(&sum_choice_sum, n - first);
+            total_loss_tile[n - first] = product_2;
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
+        if (grad_y_pred_wanted) to_rows(grad_y_pred + first * grad_y_pred_batch, grad_y_pred_side, grad_y_pred_batch, features, end - first);
+    } else
     for (int64_t n = 0; n < batch; ++n) {
         const REAL *y_true_row = y_true + n * y_true_batch;
         const REAL *y_pred_row = y_pred + n * y_pred_batch;
@@ -105,8 +138,6 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
                 const REAL larger_2 = larger(y_true_row[f * y_true_features], epsilon);
                 const REAL difference_2 = 1 - larger_2;
                 const int below_2 = difference_2 < 0;
-                const REAL t = smaller(larger_2, 1);
-                const REAL log_t = log(t);
                 const REAL step_2 = step(difference_2, 1);
                 const REAL step_3 = step(difference, 1);
                 const REAL larger_3 = larger(y_pred_row[f * y_pred_features], epsilon);
@@ -114,9 +145,10 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
                 const REAL log_p = log(p);
                 const REAL difference_3 = y_pred_row[f * y_pred_features] - epsilon;
                 const REAL difference_4 = 1 - larger_3;
-                if (grad_y_true_wanted) grad_y_true_row[f * grad_y_true_features] = product * ((below ? 0 : (below_2 ? 0 : log_t * step_2) * step_3) - (below ? 0 : (below_2 ? 0 : log_p * step_2) * step_3) + step_2 * step_3);
-                if (grad_y_pred_wanted) grad_y_pred_row[f * grad_y_pred_features] = -(difference_3 < 0 ? 0 : (difference_4 < 0 ? 0 : product * (t / p) * step(difference_4, 1)) * step(difference_3, 1));
-                sum_choice_tile[f - first] = t == 0 ? -log_p * t : (log_t - log_p) * t;
+                const REAL t = smaller(larger_2, 1);
+                if (grad_y_true_wanted) grad_y_true_row[f * grad_y_true_features] = product * ((below ? 0 : (below_2 ? 0 : log(y_true_row[f * y_true_features]) * step_2) * step_3) - (below ? 0 : (below_2 ? 0 : log_p * step_2) * step_3) + step_2 * step_3);
+                if (grad_y_pred_wanted) grad_y_pred_row[f * grad_y_pred_features] = -(difference_3 < 0 ? 0 : (difference_4 < 0 ? 0 : product * (t / y_pred_row[f * y_pred_features]) * step(difference_4, 1)) * step(difference_3, 1));
+                sum_choice_tile[f - first] = t == 0 ? -log_p * t : (p < 2 * t && t < 2 * p ? log1p((t - p) / p) : log(t) - log_p) * t;
             }
             accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
         }
@@ -139,7 +171,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
     const REAL *restrict direction_sample_weight = run->data[3]; const int64_t direction_sample_weight_batch = run->steps[3][0];
     const REAL *restrict direction_y_pred = run->data[4]; const int64_t direction_y_pred_batch = run->steps[4][0], direction_y_pred_features = dense ? 1 : run->steps[4][1];
     const REAL *restrict direction_y_true = run->data[5]; const int64_t direction_y_true_batch = run->steps[5][0], direction_y_true_features = dense && WANTS(5) ? 1 : run->steps[5][1];
-    REAL *restrict rate = run->data[6]; const int64_t rate_batch = run->steps[6][0]; const int rate_wanted = !dense && WANTS(6);
+    REAL *restrict rate = run->data[6]; const int64_t rate_batch = run->steps[6][0]; const int rate_wanted = WANTS(6) && rate != NULL;
     accumulator *restrict total_rate = WANTS(7) ? run->data[7] : NULL;
     const REAL epsilon = (REAL)run->params[0];
 
@@ -149,6 +181,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         const REAL *y_pred_row = y_pred + n * y_pred_batch;
         const REAL *direction_y_pred_row = direction_y_pred + n * direction_y_pred_batch;
         const REAL *direction_y_true_row = direction_y_true + n * direction_y_true_batch;
+        const int below = fabs(sample_weight[n * sample_weight_batch]) < 1;
         accumulator sum_choice_sum = {0};
         accumulator sum_difference_sum = {0};
         accumulator sum_choice_2_sum = {0};
@@ -161,20 +194,28 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
                 const REAL larger_3 = larger(y_pred_row[f * y_pred_features], epsilon);
                 const REAL p = smaller(larger_3, 1);
                 const REAL log_p = log(p);
-                const REAL log_t = log(t);
                 const REAL difference = y_true_row[f * y_true_features] - epsilon;
-                const int below = difference < 0;
+                const int below_2 = difference < 0;
                 const REAL difference_2 = 1 - larger_2;
-                const int below_2 = difference_2 < 0;
+                const int below_3 = difference_2 < 0;
                 const REAL step_2 = step(difference_2, 1);
                 const REAL step_3 = step(difference, 1);
                 const REAL difference_3 = y_pred_row[f * y_pred_features] - epsilon;
-                const int below_3 = difference_3 < 0;
+                const int below_4 = difference_3 < 0;
                 const REAL difference_4 = 1 - larger_3;
-                const REAL choice = below_3 ? 0 : (difference_4 < 0 ? 0 : t / p * direction_y_pred_row[f * direction_y_pred_features] * step(difference_4, 1)) * step(difference_3, 1);
-                sum_choice_tile[f - first] = t == 0 ? -log_p * t : (log_t - log_p) * t;
-                sum_difference_tile[f - first] = ((below ? 0 : (below_2 ? 0 : log_t * step_2) * step_3) - (below ? 0 : (below_2 ? 0 : log_p * step_2) * step_3) + step_2 * step_3) * direction_y_true_row[f * direction_y_true_features] - choice;
-                sum_choice_2_tile[f - first] = below_3 ? 0 : choice;
+                const int below_5 = difference_4 < 0;
+                const REAL ratio = t / y_pred_row[f * y_pred_features];
+                const REAL step_4 = step(difference_4, 1);
+                const REAL step_5 = step(difference_3, 1);
+                const REAL choice = below_4 ? 0 : (below_5 ? 0 : ratio * step_4) * step_5;
+                const int above = fabs(direction_y_pred_row[f * direction_y_pred_features]) > fabs(choice);
+                const REAL smaller_factor = above ? choice : direction_y_pred_row[f * direction_y_pred_features];
+                const REAL larger_factor = above ? direction_y_pred_row[f * direction_y_pred_features] : choice;
+                const REAL weighed = sample_weight[n * sample_weight_batch] * larger_factor;
+                const REAL weighed_2 = sample_weight[n * sample_weight_batch] * smaller_factor;
+                sum_choice_tile[f - first] = t == 0 ? -log_p * t : (p < 2 * t && t < 2 * p ? log1p((t - p) / p) : log(t) - log_p) * t;
+                sum_difference_tile[f - first] = ((below_2 ? 0 : (below_3 ? 0 : log(y_true_row[f * y_true_features]) * step_2) * step_3) - (below_2 ? 0 : (below_3 ? 0 : log_p * step_2) * step_3) + step_2 * step_3) * direction_y_true_row[f * direction_y_true_features] - (below_4 ? 0 : (below_5 ? 0 : ratio * direction_y_pred_row[f * direction_y_pred_features] * step_4) * step_5);
+                sum_choice_2_tile[f - first] = below ? smaller_factor * weighed : larger_factor * weighed_2;
             }
             accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
             accumulate_tile(&sum_difference_sum, sum_difference_tile, end - first);
@@ -183,7 +224,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         const REAL sum_choice = value_of(&sum_choice_sum);
         const REAL sum_difference = value_of(&sum_difference_sum);
         const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
-        const REAL choice_2 = all ? sum_choice * direction_sample_weight[n * direction_sample_weight_batch] + sample_weight[n * sample_weight_batch] * sum_difference : -sample_weight[n * sample_weight_batch] * sum_choice_2;
+        const REAL choice_2 = all ? sum_choice * direction_sample_weight[n * direction_sample_weight_batch] + sample_weight[n * sample_weight_batch] * sum_difference : -sum_choice_2;
         if (rate_wanted) rate[n * rate_batch] = choice_2;
         accumulate(&total_rate_sum, choice_2);
     }
@@ -225,23 +266,23 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
                 const REAL larger_2 = larger(y_true_row[f * y_true_features], epsilon);
                 const REAL difference_2 = 1 - larger_2;
                 const int below_2 = difference_2 < 0;
-                const REAL t = smaller(larger_2, 1);
                 const REAL step_2 = step(difference_2, 1);
                 const REAL step_3 = step(difference, 1);
                 const REAL larger_3 = larger(y_pred_row[f * y_pred_features], epsilon);
                 const REAL p = smaller(larger_3, 1);
-                const REAL shifted = (below ? 0 : (below_2 ? 0 : log(t) * step_2) * step_3) - (below ? 0 : (below_2 ? 0 : log(p) * step_2) * step_3) + step_2 * step_3;
+                const REAL shifted = (below ? 0 : (below_2 ? 0 : log(y_true_row[f * y_true_features]) * step_2) * step_3) - (below ? 0 : (below_2 ? 0 : log(p) * step_2) * step_3) + step_2 * step_3;
                 const REAL difference_3 = y_pred_row[f * y_pred_features] - epsilon;
                 const int below_3 = difference_3 < 0;
                 const REAL difference_4 = 1 - larger_3;
                 const int below_4 = difference_4 < 0;
-                const REAL ratio = direction_y_pred_row[f * direction_y_pred_features] / p;
+                const REAL ratio = direction_y_pred_row[f * direction_y_pred_features] / y_pred_row[f * y_pred_features];
                 const REAL step_4 = step(difference_4, 1);
                 const REAL step_5 = step(difference_3, 1);
-                const REAL ratio_2 = t / p;
-                const REAL choice = below_3 ? 0 : (below_3 ? 0 : (below_4 ? 0 : (below_4 ? 0 : product_2 * ratio_2 * ratio * step_4) * step_4) * step_5) * step_5;
-                if (hvp_y_true_wanted) hvp_y_true_row[f * hvp_y_true_features] = product * shifted - (below ? 0 : (below_3 ? 0 : (below_2 ? 0 : (below_4 ? 0 : product_2 * ratio * step_4) * step_2) * step_5) * step_3) + (below ? 0 : (below ? 0 : (below_2 ? 0 : (below_2 ? 0 : product_2 * (direction_y_true_row[f * direction_y_true_features] / t) * step_2) * step_2) * step_3) * step_3);
-                if (hvp_y_pred_wanted) hvp_y_pred_row[f * hvp_y_pred_features] = all ? choice - (below_3 ? 0 : (below_4 ? 0 : product * ratio_2 * step_4) * step_5) - (below ? 0 : (below_3 ? 0 : (below_2 ? 0 : (below_4 ? 0 : product_2 * (direction_y_true_row[f * direction_y_true_features] / p) * step_4) * step_2) * step_5) * step_3) : choice;
+                const REAL t = smaller(larger_2, 1);
+                const REAL ratio_2 = t / y_pred_row[f * y_pred_features];
+                const REAL choice = below_3 ? 0 : (below_4 ? 0 : product_2 * ratio_2 * ratio * step_4) * step_5;
+                if (hvp_y_true_wanted) hvp_y_true_row[f * hvp_y_true_features] = product * shifted - (below ? 0 : (below_3 ? 0 : (below_2 ? 0 : (below_4 ? 0 : product_2 * ratio * step_4) * step_2) * step_5) * step_3) + (below ? 0 : (below_2 ? 0 : product_2 * (direction_y_true_row[f * direction_y_true_features] / y_true_row[f * y_true_features]) * step_2) * step_3);
+                if (hvp_y_pred_wanted) hvp_y_pred_row[f * hvp_y_pred_features] = all ? choice - (below_3 ? 0 : (below_4 ? 0 : product * ratio_2 * step_4) * step_5) - (below ? 0 : (below_3 ? 0 : (below_2 ? 0 : (below_4 ? 0 : product_2 * (direction_y_true_row[f * direction_y_true_features] / y_pred_row[f * y_pred_features]) * step_4) * step_2) * step_5) * step_3) : choice;
                 sum_difference_tile[f - first] = shifted * direction_y_true_row[f * direction_y_true_features] - (below_3 ? 0 : (below_4 ? 0 : ratio_2 * direction_y_pred_row[f * direction_y_pred_features] * step_4) * step_5);
             }
             accumulate_tile(&sum_difference_sum, sum_difference_tile, end - first);
@@ -273,23 +314,13 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
         INDEPENDENT
         for (int64_t f = 0; f < features; ++f) {
             const REAL difference = y_true_row[f * y_true_features] - epsilon;
-            const int below = difference < 0;
             const REAL larger_2 = larger(y_true_row[f * y_true_features], epsilon);
             const REAL difference_2 = 1 - larger_2;
-            const int below_2 = difference_2 < 0;
-            const REAL t = smaller(larger_2, 1);
-            const REAL step_2 = step(difference_2, 1);
-            const REAL step_3 = step(difference, 1);
             const REAL difference_3 = y_pred_row[f * y_pred_features] - epsilon;
-            const int below_3 = difference_3 < 0;
-            const REAL larger_3 = larger(y_pred_row[f * y_pred_features], epsilon);
-            const REAL difference_4 = 1 - larger_3;
-            const int below_4 = difference_4 < 0;
-            const REAL p = smaller(larger_3, 1);
-            const REAL step_4 = step(difference_4, 1);
-            const REAL step_5 = step(difference_3, 1);
-            if (hessian_y_true_wanted) hessian_y_true_row[f * hessian_y_true_features] = below ? 0 : (below ? 0 : (below_2 ? 0 : (below_2 ? 0 : product / t * step_2) * step_2) * step_3) * step_3;
-            if (hessian_y_pred_wanted) hessian_y_pred_row[f * hessian_y_pred_features] = below_3 ? 0 : (below_3 ? 0 : (below_4 ? 0 : (below_4 ? 0 : product * (t / p) / p * step_4) * step_4) * step_5) * step_5;
+            const REAL difference_4 = 1 - larger(y_pred_row[f * y_pred_features], epsilon);
+            const REAL t = smaller(larger_2, 1);
+            if (hessian_y_true_wanted) hessian_y_true_row[f * hessian_y_true_features] = difference < 0 ? 0 : (difference_2 < 0 ? 0 : product / y_true_row[f * y_true_features] * step(difference_2, 1)) * step(difference, 1);
+            if (hessian_y_pred_wanted) hessian_y_pred_row[f * hessian_y_pred_features] = difference_3 < 0 ? 0 : (difference_4 < 0 ? 0 : product * (t / y_pred_row[f * y_pred_features]) / y_pred_row[f * y_pred_features] * step(difference_4, 1)) * step(difference_3, 1);
         }
         if (hessian_sample_weight_wanted) hessian_sample_weight[n * hessian_sample_weight_batch] = 0;
     }

@@ -80,13 +80,42 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     const REAL *restrict y_pred = run->data[1]; const int64_t y_pred_batch = run->steps[1][0], y_pred_features = dense ? 1 : run->steps[1][1];
     const REAL *restrict sample_weight = run->data[2]; const int64_t sample_weight_batch = run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0]; const int loss_wanted = !dense && WANTS(4);
+    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0]; const int loss_wanted = WANTS(4) && loss != NULL;
     accumulator *restrict total_loss = WANTS(5) ? run->data[5] : NULL;
     REAL *restrict grad_y_true = run->data[6]; const int64_t grad_y_true_batch = run->steps[6][0], grad_y_true_features = dense ? 1 : run->steps[6][1]; const int grad_y_true_wanted = WANTS(6);
     REAL *restrict grad_y_pred = run->data[7]; const int64_t grad_y_pred_batch = run->steps[7][0], grad_y_pred_features = dense ? 1 : run->steps[7][1]; const int grad_y_pred_wanted = WANTS(7);
     REAL *restrict grad_sample_weight = run->data[8]; const int64_t grad_sample_weight_batch = run->steps[8][0]; const int grad_sample_weight_wanted = WANTS(8);
 
     accumulator total_loss_sum = {0};
+    if (dense && features > 0 && features <= SHORT && sample_weight_batch == 0 && scale_batch == 0) FOR_SIDES(first, end, batch) {
+        REAL y_true_side[SHORT][SIDE], y_pred_side[SHORT][SIDE], grad_y_pred_side[SHORT][SIDE];
+        to_columns(y_true_side, y_true + first * y_true_batch, y_true_batch, features, end - first);
+        to_columns(y_pred_side, y_pred + first * y_pred_batch, y_pred_batch, features, end - first);
+        REAL ratio_lane[SIDE], product_lane[SIDE];
+        INDEPENDENT
+        for (int64_t n = first; n < end; ++n) {
+            const REAL ratio = sample_weight[n * sample_weight_batch] / (REAL)features;
+            ratio_lane[n - first] = ratio;
+            const REAL product = 2 * ratio * scale[n * scale_batch];
+            product_lane[n - first] = product;
+        }
+        lanes value_sum = {{0}, {0}};
+        for (int64_t f = 0; f < features; ++f)
+            INDEPENDENT
+            for (int64_t n = first; n < end; ++n) {
+                const REAL difference = y_pred_side[f][n - first] - y_true_side[f][n - first];
+                const REAL weighed = ratio_lane[n - first] * difference;
+                if (grad_y_pred_wanted) grad_y_pred_side[f][n - first] = product_lane[n - first] * difference;
+                add_to_lane(&value_sum, n - first, difference * weighed);
+            }
+        REAL total_loss_tile[SIDE];
+        INDEPENDENT
+        for (int64_t n = first; n < end; ++n) {
+            total_loss_tile[n - first] = value_of_lane(&value_sum, n - first);
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
+        if (grad_y_pred_wanted) to_rows(grad_y_pred + first * grad_y_pred_batch, grad_y_pred_side, grad_y_pred_batch, features, end - first);
+    } else
     for (int64_t n = 0; n < batch; ++n) {
         const REAL *y_true_row = y_true + n * y_true_batch;
         const REAL *y_pred_row = y_pred + n * y_pred_batch;
@@ -94,21 +123,25 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         REAL *grad_y_pred_row = grad_y_pred + n * grad_y_pred_batch;
         const REAL ratio = sample_weight[n * sample_weight_batch] / (REAL)features;
         const REAL product = 2 * ratio * scale[n * scale_batch];
+        accumulator value_sum = {0};
         accumulator sum_product_sum = {0};
         FOR_TILES(first, end, features) {
-            REAL sum_product_tile[TILE];
+            REAL value_tile[TILE], sum_product_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
                 const REAL difference = y_pred_row[f * y_pred_features] - y_true_row[f * y_true_features];
+                const REAL weighed = ratio * difference;
                 const REAL mse = difference * difference;
                 if (grad_y_true_wanted) grad_y_true_row[f * grad_y_true_features] = product * (y_true_row[f * y_true_features] - y_pred_row[f * y_pred_features]);
                 if (grad_y_pred_wanted) grad_y_pred_row[f * grad_y_pred_features] = product * difference;
+                value_tile[f - first] = difference * weighed;
                 sum_product_tile[f - first] = mse;
             }
+            accumulate_tile(&value_sum, value_tile, end - first);
             accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
         }
+        const REAL value = value_of(&value_sum);
         const REAL sum_product = value_of(&sum_product_sum);
-        const REAL value = ratio * sum_product;
         if (loss_wanted) loss[n * loss_batch] = value;
         accumulate(&total_loss_sum, value);
         if (grad_sample_weight_wanted) grad_sample_weight[n * grad_sample_weight_batch] = sum_product / (REAL)features * scale[n * scale_batch];
@@ -126,7 +159,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
     const REAL *restrict direction_sample_weight = run->data[3]; const int64_t direction_sample_weight_batch = run->steps[3][0];
     const REAL *restrict direction_y_pred = run->data[4]; const int64_t direction_y_pred_batch = run->steps[4][0], direction_y_pred_features = dense ? 1 : run->steps[4][1];
     const REAL *restrict direction_y_true = run->data[5]; const int64_t direction_y_true_batch = run->steps[5][0], direction_y_true_features = dense && WANTS(5) ? 1 : run->steps[5][1];
-    REAL *restrict rate = run->data[6]; const int64_t rate_batch = run->steps[6][0]; const int rate_wanted = !dense && WANTS(6);
+    REAL *restrict rate = run->data[6]; const int64_t rate_batch = run->steps[6][0]; const int rate_wanted = WANTS(6) && rate != NULL;
     accumulator *restrict total_rate = WANTS(7) ? run->data[7] : NULL;
 
     accumulator total_rate_sum = {0};
@@ -135,28 +168,36 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         const REAL *y_pred_row = y_pred + n * y_pred_batch;
         const REAL *direction_y_pred_row = direction_y_pred + n * direction_y_pred_batch;
         const REAL *direction_y_true_row = direction_y_true + n * direction_y_true_batch;
+        const REAL ratio = direction_sample_weight[n * direction_sample_weight_batch] / (REAL)features;
+        const REAL ratio_2 = sample_weight[n * sample_weight_batch] / (REAL)features;
+        const int below = fabs(ratio_2) < 1;
         accumulator sum_product_sum = {0};
         accumulator sum_shifted_sum = {0};
-        accumulator sum_product_2_sum = {0};
+        accumulator sum_choice_sum = {0};
         FOR_TILES(first, end, features) {
-            REAL sum_product_tile[TILE], sum_shifted_tile[TILE], sum_product_2_tile[TILE];
+            REAL sum_product_tile[TILE], sum_shifted_tile[TILE], sum_choice_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
                 const REAL difference = y_pred_row[f * y_pred_features] - y_true_row[f * y_true_features];
-                const REAL mse = difference * difference;
-                sum_product_tile[f - first] = mse;
-                sum_shifted_tile[f - first] = 2 * (y_true_row[f * y_true_features] - y_pred_row[f * y_pred_features]) * direction_y_true_row[f * direction_y_true_features] + 2 * difference * direction_y_pred_row[f * direction_y_pred_features];
-                sum_product_2_tile[f - first] = difference * direction_y_pred_row[f * direction_y_pred_features];
+                const REAL weighed = ratio * difference;
+                const REAL product = 2 * difference;
+                const int above = fabs(direction_y_pred_row[f * direction_y_pred_features]) > fabs(product);
+                const REAL smaller_factor = above ? product : direction_y_pred_row[f * direction_y_pred_features];
+                const REAL larger_factor = above ? direction_y_pred_row[f * direction_y_pred_features] : product;
+                const REAL weighed_2 = ratio_2 * larger_factor;
+                const REAL weighed_3 = ratio_2 * smaller_factor;
+                sum_product_tile[f - first] = difference * weighed;
+                sum_shifted_tile[f - first] = 2 * (y_true_row[f * y_true_features] - y_pred_row[f * y_pred_features]) * direction_y_true_row[f * direction_y_true_features] + product * direction_y_pred_row[f * direction_y_pred_features];
+                sum_choice_tile[f - first] = below ? smaller_factor * weighed_2 : larger_factor * weighed_3;
             }
             accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
             accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
-            accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
+            accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
         }
         const REAL sum_product = value_of(&sum_product_sum);
         const REAL sum_shifted = value_of(&sum_shifted_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL ratio = sample_weight[n * sample_weight_batch] / (REAL)features;
-        const REAL choice = all ? sum_product / (REAL)features * direction_sample_weight[n * direction_sample_weight_batch] + ratio * sum_shifted : 2 * ratio * sum_product_2;
+        const REAL sum_choice = value_of(&sum_choice_sum);
+        const REAL choice = all ? sum_product + ratio_2 * sum_shifted : sum_choice;
         if (rate_wanted) rate[n * rate_batch] = choice;
         accumulate(&total_rate_sum, choice);
     }

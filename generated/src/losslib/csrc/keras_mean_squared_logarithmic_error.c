@@ -80,13 +80,46 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     const REAL *restrict y_pred = run->data[1]; const int64_t y_pred_batch = run->steps[1][0], y_pred_features = dense ? 1 : run->steps[1][1];
     const REAL *restrict sample_weight = run->data[2]; const int64_t sample_weight_batch = run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0]; const int loss_wanted = !dense && WANTS(4);
+    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0]; const int loss_wanted = WANTS(4) && loss != NULL;
     accumulator *restrict total_loss = WANTS(5) ? run->data[5] : NULL;
     REAL *restrict grad_y_true = run->data[6]; const int64_t grad_y_true_batch = run->steps[6][0], grad_y_true_features = dense ? 1 : run->steps[6][1]; const int grad_y_true_wanted = WANTS(6);
     REAL *restrict grad_y_pred = run->data[7]; const int64_t grad_y_pred_batch = run->steps[7][0], grad_y_pred_features = dense ? 1 : run->steps[7][1]; const int grad_y_pred_wanted = WANTS(7);
     REAL *restrict grad_sample_weight = run->data[8]; const int64_t grad_sample_weight_batch = run->steps[8][0]; const int grad_sample_weight_wanted = WANTS(8);
 
     accumulator total_loss_sum = {0};
+    if (dense && features > 0 && features <= SHORT && sample_weight_batch == 0 && scale_batch == 0) FOR_SIDES(first, end, batch) {
+        REAL y_true_side[SHORT][SIDE], y_pred_side[SHORT][SIDE], grad_y_pred_side[SHORT][SIDE];
+        to_columns(y_true_side, y_true + first * y_true_batch, y_true_batch, features, end - first);
+        to_columns(y_pred_side, y_pred + first * y_pred_batch, y_pred_batch, features, end - first);
+        REAL ratio_lane[SIDE], product_lane[SIDE];
+        INDEPENDENT
+        for (int64_t n = first; n < end; ++n) {
+            const REAL ratio = sample_weight[n * sample_weight_batch] / (REAL)features;
+            ratio_lane[n - first] = ratio;
+            const REAL product = 2 * ratio * scale[n * scale_batch];
+            product_lane[n - first] = product;
+        }
+        lanes sum_product_sum = {{0}, {0}};
+        for (int64_t f = 0; f < features; ++f)
+            INDEPENDENT
+            for (int64_t n = first; n < end; ++n) {
+                const REAL ahead = larger(y_pred_side[f][n - first], (REAL)1e-07);
+                const REAL larger_2 = larger(y_true_side[f][n - first], (REAL)1e-07);
+                const REAL shifted = larger_2 + 1;
+                const REAL choice = ahead < 2 * larger_2 + 1 && larger_2 < 2 * ahead + 1 ? log1p((ahead - larger_2) / shifted) : log1p(ahead) - log1p(larger_2);
+                const REAL difference_2 = y_pred_side[f][n - first] - (REAL)1e-07;
+                if (grad_y_pred_wanted) grad_y_pred_side[f][n - first] = difference_2 < 0 ? 0 : product_lane[n - first] * (choice / (ahead + 1)) * step(difference_2, 1);
+                add_to_lane(&sum_product_sum, n - first, choice * choice);
+            }
+        REAL total_loss_tile[SIDE];
+        INDEPENDENT
+        for (int64_t n = first; n < end; ++n) {
+            const REAL product_2 = ratio_lane[n - first] * value_of_lane(&sum_product_sum, n - first);
+            total_loss_tile[n - first] = product_2;
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
+        if (grad_y_pred_wanted) to_rows(grad_y_pred + first * grad_y_pred_batch, grad_y_pred_side, grad_y_pred_batch, features, end - first);
+    } else
     for (int64_t n = 0; n < batch; ++n) {
         const REAL *y_true_row = y_true + n * y_true_batch;
         const REAL *y_pred_row = y_pred + n * y_pred_batch;
@@ -100,20 +133,21 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
                 const REAL difference = y_true_row[f * y_true_features] - (REAL)1e-07;
-                const REAL larger_2 = larger(y_pred_row[f * y_pred_features], (REAL)1e-07);
-                const REAL larger_3 = larger(y_true_row[f * y_true_features], (REAL)1e-07);
-                const REAL difference_2 = log1p(larger_2) - log1p(larger_3);
-                const REAL difference_3 = y_pred_row[f * y_pred_features] - (REAL)1e-07;
-                if (grad_y_true_wanted) grad_y_true_row[f * grad_y_true_features] = -(difference < 0 ? 0 : product * (difference_2 / (larger_3 + 1)) * step(difference, 1));
-                if (grad_y_pred_wanted) grad_y_pred_row[f * grad_y_pred_features] = difference_3 < 0 ? 0 : product * (difference_2 / (larger_2 + 1)) * step(difference_3, 1);
-                sum_product_tile[f - first] = difference_2 * difference_2;
+                const REAL ahead = larger(y_pred_row[f * y_pred_features], (REAL)1e-07);
+                const REAL larger_2 = larger(y_true_row[f * y_true_features], (REAL)1e-07);
+                const REAL shifted = larger_2 + 1;
+                const REAL choice = ahead < 2 * larger_2 + 1 && larger_2 < 2 * ahead + 1 ? log1p((ahead - larger_2) / shifted) : log1p(ahead) - log1p(larger_2);
+                const REAL difference_2 = y_pred_row[f * y_pred_features] - (REAL)1e-07;
+                if (grad_y_true_wanted) grad_y_true_row[f * grad_y_true_features] = -(difference < 0 ? 0 : product * (choice / shifted) * step(difference, 1));
+                if (grad_y_pred_wanted) grad_y_pred_row[f * grad_y_pred_features] = difference_2 < 0 ? 0 : product * (choice / (ahead + 1)) * step(difference_2, 1);
+                sum_product_tile[f - first] = choice * choice;
             }
             accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
         }
         const REAL sum_product = value_of(&sum_product_sum);
-        const REAL value = ratio * sum_product;
-        if (loss_wanted) loss[n * loss_batch] = value;
-        accumulate(&total_loss_sum, value);
+        const REAL product_2 = ratio * sum_product;
+        if (loss_wanted) loss[n * loss_batch] = product_2;
+        accumulate(&total_loss_sum, product_2);
         if (grad_sample_weight_wanted) grad_sample_weight[n * grad_sample_weight_batch] = sum_product / (REAL)features * scale[n * scale_batch];
     }
     if (total_loss) add(total_loss, &total_loss_sum);
@@ -129,7 +163,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
     const REAL *restrict direction_sample_weight = run->data[3]; const int64_t direction_sample_weight_batch = run->steps[3][0];
     const REAL *restrict direction_y_pred = run->data[4]; const int64_t direction_y_pred_batch = run->steps[4][0], direction_y_pred_features = dense ? 1 : run->steps[4][1];
     const REAL *restrict direction_y_true = run->data[5]; const int64_t direction_y_true_batch = run->steps[5][0], direction_y_true_features = dense && WANTS(5) ? 1 : run->steps[5][1];
-    REAL *restrict rate = run->data[6]; const int64_t rate_batch = run->steps[6][0]; const int rate_wanted = !dense && WANTS(6);
+    REAL *restrict rate = run->data[6]; const int64_t rate_batch = run->steps[6][0]; const int rate_wanted = WANTS(6) && rate != NULL;
     accumulator *restrict total_rate = WANTS(7) ? run->data[7] : NULL;
 
     accumulator total_rate_sum = {0};
@@ -145,16 +179,17 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             REAL sum_product_tile[TILE], sum_difference_tile[TILE], sum_choice_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
-                const REAL larger_2 = larger(y_pred_row[f * y_pred_features], (REAL)1e-07);
-                const REAL larger_3 = larger(y_true_row[f * y_true_features], (REAL)1e-07);
-                const REAL difference = log1p(larger_2) - log1p(larger_3);
-                const REAL difference_2 = y_pred_row[f * y_pred_features] - (REAL)1e-07;
-                const int below = difference_2 < 0;
-                const REAL choice = below ? 0 : difference / (larger_2 + 1) * direction_y_pred_row[f * direction_y_pred_features] * step(difference_2, 1);
-                const REAL difference_3 = y_true_row[f * y_true_features] - (REAL)1e-07;
-                sum_product_tile[f - first] = difference * difference;
-                sum_difference_tile[f - first] = choice - (difference_3 < 0 ? 0 : difference / (larger_3 + 1) * direction_y_true_row[f * direction_y_true_features] * step(difference_3, 1));
-                sum_choice_tile[f - first] = below ? 0 : choice;
+                const REAL ahead = larger(y_pred_row[f * y_pred_features], (REAL)1e-07);
+                const REAL larger_2 = larger(y_true_row[f * y_true_features], (REAL)1e-07);
+                const REAL shifted = larger_2 + 1;
+                const REAL choice = ahead < 2 * larger_2 + 1 && larger_2 < 2 * ahead + 1 ? log1p((ahead - larger_2) / shifted) : log1p(ahead) - log1p(larger_2);
+                const REAL difference = y_pred_row[f * y_pred_features] - (REAL)1e-07;
+                const int below = difference < 0;
+                const REAL choice_2 = below ? 0 : choice / (ahead + 1) * direction_y_pred_row[f * direction_y_pred_features] * step(difference, 1);
+                const REAL difference_2 = y_true_row[f * y_true_features] - (REAL)1e-07;
+                sum_product_tile[f - first] = choice * choice;
+                sum_difference_tile[f - first] = choice_2 - (difference_2 < 0 ? 0 : choice / shifted * direction_y_true_row[f * direction_y_true_features] * step(difference_2, 1));
+                sum_choice_tile[f - first] = below ? 0 : choice_2;
             }
             accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
             accumulate_tile(&sum_difference_sum, sum_difference_tile, end - first);
@@ -164,9 +199,9 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         const REAL sum_difference = value_of(&sum_difference_sum);
         const REAL sum_choice = value_of(&sum_choice_sum);
         const REAL product = 2 * (sample_weight[n * sample_weight_batch] / (REAL)features);
-        const REAL choice_2 = all ? sum_product / (REAL)features * direction_sample_weight[n * direction_sample_weight_batch] + product * sum_difference : product * sum_choice;
-        if (rate_wanted) rate[n * rate_batch] = choice_2;
-        accumulate(&total_rate_sum, choice_2);
+        const REAL choice_3 = all ? sum_product / (REAL)features * direction_sample_weight[n * direction_sample_weight_batch] + product * sum_difference : product * sum_choice;
+        if (rate_wanted) rate[n * rate_batch] = choice_3;
+        accumulate(&total_rate_sum, choice_3);
     }
     if (total_rate) add(total_rate, &total_rate_sum);
 }
@@ -204,17 +239,17 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             for (int64_t f = first; f < end; ++f) {
                 const REAL difference = y_true_row[f * y_true_features] - (REAL)1e-07;
                 const int below = difference < 0;
-                const REAL larger_2 = larger(y_pred_row[f * y_pred_features], (REAL)1e-07);
-                const REAL larger_3 = larger(y_true_row[f * y_true_features], (REAL)1e-07);
-                const REAL difference_2 = log1p(larger_2) - log1p(larger_3);
-                const REAL shifted = larger_3 + 1;
-                const REAL ratio_2 = difference_2 / shifted;
+                const REAL ahead = larger(y_pred_row[f * y_pred_features], (REAL)1e-07);
+                const REAL larger_2 = larger(y_true_row[f * y_true_features], (REAL)1e-07);
+                const REAL shifted = larger_2 + 1;
+                const REAL choice = ahead < 2 * larger_2 + 1 && larger_2 < 2 * ahead + 1 ? log1p((ahead - larger_2) / shifted) : log1p(ahead) - log1p(larger_2);
+                const REAL ratio_2 = choice / shifted;
                 const REAL step_2 = step(difference, 1);
-                const REAL difference_3 = y_pred_row[f * y_pred_features] - (REAL)1e-07;
-                const int below_2 = difference_3 < 0;
-                const REAL shifted_2 = larger_2 + 1;
-                const REAL step_3 = step(difference_3, 1);
-                const REAL ratio_3 = difference_2 / shifted_2;
+                const REAL difference_2 = y_pred_row[f * y_pred_features] - (REAL)1e-07;
+                const int below_2 = difference_2 < 0;
+                const REAL shifted_2 = ahead + 1;
+                const REAL step_3 = step(difference_2, 1);
+                const REAL ratio_3 = choice / shifted_2;
                 const REAL product_4 = 2 * ((below_2 ? 0 : (below_2 ? 0 : product / shifted_2 / shifted_2 * step_3) * step_3) - (below_2 ? 0 : (below_2 ? 0 : product * ratio_3 / shifted_2 * step_3) * step_3)) * direction_y_pred_row[f * direction_y_pred_features];
                 if (hvp_y_true_wanted) hvp_y_true_row[f * hvp_y_true_features] = 2 * ((below ? 0 : (below ? 0 : product * ratio_2 / shifted * step_2) * step_2) + (below ? 0 : (below ? 0 : product / shifted / shifted * step_2) * step_2)) * direction_y_true_row[f * direction_y_true_features] - (below ? 0 : product_2 * ratio_2 * step_2) - (below ? 0 : (below_2 ? 0 : product_3 * (direction_y_pred_row[f * direction_y_pred_features] / shifted_2) / shifted * step_3) * step_2);
                 if (hvp_y_pred_wanted) hvp_y_pred_row[f * hvp_y_pred_features] = all ? product_4 - (below ? 0 : (below_2 ? 0 : product_3 * (direction_y_true_row[f * direction_y_true_features] / shifted_2) / shifted * step_3) * step_2) + (below_2 ? 0 : product_2 * ratio_3 * step_3) : product_4;
@@ -249,17 +284,17 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
         for (int64_t f = 0; f < features; ++f) {
             const REAL difference = y_true_row[f * y_true_features] - (REAL)1e-07;
             const int below = difference < 0;
-            const REAL larger_2 = larger(y_pred_row[f * y_pred_features], (REAL)1e-07);
-            const REAL larger_3 = larger(y_true_row[f * y_true_features], (REAL)1e-07);
-            const REAL difference_2 = log1p(larger_2) - log1p(larger_3);
-            const REAL shifted = larger_3 + 1;
+            const REAL ahead = larger(y_pred_row[f * y_pred_features], (REAL)1e-07);
+            const REAL larger_2 = larger(y_true_row[f * y_true_features], (REAL)1e-07);
+            const REAL shifted = larger_2 + 1;
+            const REAL choice = ahead < 2 * larger_2 + 1 && larger_2 < 2 * ahead + 1 ? log1p((ahead - larger_2) / shifted) : log1p(ahead) - log1p(larger_2);
             const REAL step_2 = step(difference, 1);
-            const REAL difference_3 = y_pred_row[f * y_pred_features] - (REAL)1e-07;
-            const int below_2 = difference_3 < 0;
-            const REAL shifted_2 = larger_2 + 1;
-            const REAL step_3 = step(difference_3, 1);
-            if (hessian_y_true_wanted) hessian_y_true_row[f * hessian_y_true_features] = 2 * ((below ? 0 : (below ? 0 : product * (difference_2 / shifted) / shifted * step_2) * step_2) + (below ? 0 : (below ? 0 : product / shifted / shifted * step_2) * step_2));
-            if (hessian_y_pred_wanted) hessian_y_pred_row[f * hessian_y_pred_features] = 2 * ((below_2 ? 0 : (below_2 ? 0 : product / shifted_2 / shifted_2 * step_3) * step_3) - (below_2 ? 0 : (below_2 ? 0 : product * (difference_2 / shifted_2) / shifted_2 * step_3) * step_3));
+            const REAL difference_2 = y_pred_row[f * y_pred_features] - (REAL)1e-07;
+            const int below_2 = difference_2 < 0;
+            const REAL shifted_2 = ahead + 1;
+            const REAL step_3 = step(difference_2, 1);
+            if (hessian_y_true_wanted) hessian_y_true_row[f * hessian_y_true_features] = 2 * ((below ? 0 : (below ? 0 : product * (choice / shifted) / shifted * step_2) * step_2) + (below ? 0 : (below ? 0 : product / shifted / shifted * step_2) * step_2));
+            if (hessian_y_pred_wanted) hessian_y_pred_row[f * hessian_y_pred_features] = 2 * ((below_2 ? 0 : (below_2 ? 0 : product / shifted_2 / shifted_2 * step_3) * step_3) - (below_2 ? 0 : (below_2 ? 0 : product * (choice / shifted_2) / shifted_2 * step_3) * step_3));
         }
         if (hessian_sample_weight_wanted) hessian_sample_weight[n * hessian_sample_weight_batch] = 0;
     }

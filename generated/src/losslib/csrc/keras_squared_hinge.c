@@ -80,13 +80,45 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     const REAL *restrict y_pred = run->data[1]; const int64_t y_pred_batch = run->steps[1][0], y_pred_features = dense ? 1 : run->steps[1][1];
     const REAL *restrict sample_weight = run->data[2]; const int64_t sample_weight_batch = run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0]; const int loss_wanted = !dense && WANTS(4);
+    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0]; const int loss_wanted = WANTS(4) && loss != NULL;
     accumulator *restrict total_loss = WANTS(5) ? run->data[5] : NULL;
     REAL *restrict grad_y_true = run->data[6]; const int64_t grad_y_true_batch = run->steps[6][0], grad_y_true_features = dense ? 1 : run->steps[6][1]; const int grad_y_true_wanted = WANTS(6);
     REAL *restrict grad_y_pred = run->data[7]; const int64_t grad_y_pred_batch = run->steps[7][0], grad_y_pred_features = dense ? 1 : run->steps[7][1]; const int grad_y_pred_wanted = WANTS(7);
     REAL *restrict grad_sample_weight = run->data[8]; const int64_t grad_sample_weight_batch = run->steps[8][0]; const int grad_sample_weight_wanted = WANTS(8);
 
     accumulator total_loss_sum = {0};
+    if (dense && features > 0 && features <= SHORT && sample_weight_batch == 0 && scale_batch == 0) FOR_SIDES(first, end, batch) {
+        REAL y_true_side[SHORT][SIDE], y_pred_side[SHORT][SIDE], grad_y_pred_side[SHORT][SIDE];
+        to_columns(y_true_side, y_true + first * y_true_batch, y_true_batch, features, end - first);
+        to_columns(y_pred_side, y_pred + first * y_pred_batch, y_pred_batch, features, end - first);
+        REAL ratio_lane[SIDE], product_lane[SIDE];
+        INDEPENDENT
+        for (int64_t n = first; n < end; ++n) {
+            const REAL ratio = sample_weight[n * sample_weight_batch] / (REAL)features;
+            ratio_lane[n - first] = ratio;
+            const REAL product = 2 * ratio * scale[n * scale_batch];
+            product_lane[n - first] = product;
+        }
+        lanes value_sum = {{0}, {0}};
+        for (int64_t f = 0; f < features; ++f)
+            INDEPENDENT
+            for (int64_t n = first; n < end; ++n) {
+                const int equal = y_true_side[f][n - first] == 0;
+                const REAL choice = equal ? -1 : y_true_side[f][n - first];
+                const REAL difference = 1 - y_pred_side[f][n - first] * choice;
+                const REAL hinge = difference < 0 ? 0 : difference;
+                const REAL weighed = ratio_lane[n - first] * hinge;
+                if (grad_y_pred_wanted) grad_y_pred_side[f][n - first] = -product_lane[n - first] * choice * hinge;
+                add_to_lane(&value_sum, n - first, weighed * hinge);
+            }
+        REAL total_loss_tile[SIDE];
+        INDEPENDENT
+        for (int64_t n = first; n < end; ++n) {
+            total_loss_tile[n - first] = value_of_lane(&value_sum, n - first);
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
+        if (grad_y_pred_wanted) to_rows(grad_y_pred + first * grad_y_pred_batch, grad_y_pred_side, grad_y_pred_batch, features, end - first);
+    } else
     for (int64_t n = 0; n < batch; ++n) {
         const REAL *y_true_row = y_true + n * y_true_batch;
         const REAL *y_pred_row = y_pred + n * y_pred_batch;
@@ -94,23 +126,27 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         REAL *grad_y_pred_row = grad_y_pred + n * grad_y_pred_batch;
         const REAL ratio = sample_weight[n * sample_weight_batch] / (REAL)features;
         const REAL product = 2 * ratio * scale[n * scale_batch];
+        accumulator value_sum = {0};
         accumulator sum_product_sum = {0};
         FOR_TILES(first, end, features) {
-            REAL sum_product_tile[TILE];
+            REAL value_tile[TILE], sum_product_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
                 const int equal = y_true_row[f * y_true_features] == 0;
                 const REAL choice = equal ? -1 : y_true_row[f * y_true_features];
                 const REAL difference = 1 - y_pred_row[f * y_pred_features] * choice;
                 const REAL hinge = difference < 0 ? 0 : difference;
+                const REAL weighed = ratio * hinge;
                 if (grad_y_true_wanted) grad_y_true_row[f * grad_y_true_features] = -product * y_pred_row[f * y_pred_features] * (REAL)(equal ? 0 : 1) * hinge;
                 if (grad_y_pred_wanted) grad_y_pred_row[f * grad_y_pred_features] = -product * choice * hinge;
+                value_tile[f - first] = weighed * hinge;
                 sum_product_tile[f - first] = hinge * hinge;
             }
+            accumulate_tile(&value_sum, value_tile, end - first);
             accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
         }
+        const REAL value = value_of(&value_sum);
         const REAL sum_product = value_of(&sum_product_sum);
-        const REAL value = ratio * sum_product;
         if (loss_wanted) loss[n * loss_batch] = value;
         accumulate(&total_loss_sum, value);
         if (grad_sample_weight_wanted) grad_sample_weight[n * grad_sample_weight_batch] = sum_product / (REAL)features * scale[n * scale_batch];
@@ -128,7 +164,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
     const REAL *restrict direction_sample_weight = run->data[3]; const int64_t direction_sample_weight_batch = run->steps[3][0];
     const REAL *restrict direction_y_pred = run->data[4]; const int64_t direction_y_pred_batch = run->steps[4][0], direction_y_pred_features = dense ? 1 : run->steps[4][1];
     const REAL *restrict direction_y_true = run->data[5]; const int64_t direction_y_true_batch = run->steps[5][0], direction_y_true_features = dense && WANTS(5) ? 1 : run->steps[5][1];
-    REAL *restrict rate = run->data[6]; const int64_t rate_batch = run->steps[6][0]; const int rate_wanted = !dense && WANTS(6);
+    REAL *restrict rate = run->data[6]; const int64_t rate_batch = run->steps[6][0]; const int rate_wanted = WANTS(6) && rate != NULL;
     accumulator *restrict total_rate = WANTS(7) ? run->data[7] : NULL;
 
     accumulator total_rate_sum = {0};
@@ -137,6 +173,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         const REAL *y_pred_row = y_pred + n * y_pred_batch;
         const REAL *direction_y_pred_row = direction_y_pred + n * direction_y_pred_batch;
         const REAL *direction_y_true_row = direction_y_true + n * direction_y_true_batch;
+        const REAL ratio = direction_sample_weight[n * direction_sample_weight_batch] / (REAL)features;
         accumulator sum_product_sum = {0};
         accumulator sum_shifted_sum = {0};
         accumulator sum_product_2_sum = {0};
@@ -148,8 +185,9 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
                 const REAL choice = equal ? -1 : y_true_row[f * y_true_features];
                 const REAL difference = 1 - y_pred_row[f * y_pred_features] * choice;
                 const REAL hinge = difference < 0 ? 0 : difference;
+                const REAL weighed = ratio * hinge;
                 const REAL product = choice * hinge * direction_y_pred_row[f * direction_y_pred_features];
-                sum_product_tile[f - first] = hinge * hinge;
+                sum_product_tile[f - first] = weighed * hinge;
                 sum_shifted_tile[f - first] = product + y_pred_row[f * y_pred_features] * (equal ? 0 : direction_y_true_row[f * direction_y_true_features]) * hinge;
                 sum_product_2_tile[f - first] = product;
             }
@@ -161,7 +199,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         const REAL sum_shifted = value_of(&sum_shifted_sum);
         const REAL sum_product_2 = value_of(&sum_product_2_sum);
         const REAL product_2 = 2 * (sample_weight[n * sample_weight_batch] / (REAL)features);
-        const REAL choice_2 = all ? sum_product / (REAL)features * direction_sample_weight[n * direction_sample_weight_batch] + -product_2 * sum_shifted : -product_2 * sum_product_2;
+        const REAL choice_2 = all ? sum_product + -product_2 * sum_shifted : -product_2 * sum_product_2;
         if (rate_wanted) rate[n * rate_batch] = choice_2;
         accumulate(&total_rate_sum, choice_2);
     }

@@ -251,8 +251,8 @@ static void collapse(const losslib_call *call, walk *w)
         if (w->family->argument[w->has[k]]->per_sample) w->steps[w->has[k]][0] = w->strides[k][w->ndim - 1];
 }
 
-/* Is this the usual call, for which the kernel has a function of its own? Its innermost loop is contiguous, it wants a reduced loss,
- * and every other output that the kernel has. */
+/* Is this the usual call, for which the kernel has a function of its own? Its innermost loop is contiguous, and it wants every output
+ * that the kernel has; but the losses of samples only where samples are rows. */
 static int is_dense(const walk *w)
 {
     for (int i = 0; i < w->count; ++i) {
@@ -260,8 +260,8 @@ static int is_dense(const walk *w)
         const losslib_argument *argument = w->family->argument[k];
         const int output = argument->role == LOSSLIB_OUTPUT;
         if (argument->role == LOSSLIB_TOTAL) continue;
+        if (argument->seldom && (w->family->axes > 0 || w->data[k] == NULL)) continue;
         if (output && (w->data[k] == NULL) != argument->seldom) return 0;
-        if (argument->seldom) continue;
         if (w->family->axes > 0 && argument->axes > 0) {
             if (w->steps[k][argument->per_sample + argument->axes - 1] != !argument->optional) return 0;
         } else if (w->family->axes == 0 && argument->per_sample) {
@@ -430,18 +430,23 @@ int losslib_compute(const losslib_kernel *kernel, losslib_call *call)
     }
     const visitor compute = kernel->dense[0] != NULL && is_dense(&w) ? run_dense : run_any;
 
+    if (chunks == 1) {                      /* a small call asks OpenMP for nothing */
+        w.scratch = scratch;
+        visit(&w, 0, w.samples, partial[0], compute, 0);
+    } else {
 #ifdef _OPENMP
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
 #endif
-    for (int c = 0; c < chunks; ++c) {
-        const int64_t begin = c * chunk, end = begin + chunk < w.samples ? begin + chunk : w.samples;
-        walk mine = w;
+        for (int c = 0; c < chunks; ++c) {
+            const int64_t begin = c * chunk, end = begin + chunk < w.samples ? begin + chunk : w.samples;
+            walk mine = w;
 #ifdef _OPENMP
-        if (cells > 0) mine.scratch = scratch + cells * omp_get_thread_num();
+            if (cells > 0) mine.scratch = scratch + cells * omp_get_thread_num();
 #else
-        mine.scratch = scratch;
+            mine.scratch = scratch;
 #endif
-        visit(&mine, begin, end, partial[c], compute, 0);
+            visit(&mine, begin, end, partial[c], compute, 0);
+        }
     }
     free(scratch);
     for (int i = 0, total = 0; i < w.count; ++i)

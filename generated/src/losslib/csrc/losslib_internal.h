@@ -42,7 +42,7 @@ typedef struct losslib_argument {
     int integer;
     int per_sample;
     int optional;
-    int seldom;               /* an output that the usual call, for a reduced loss, does not want */
+    int seldom;               /* an output that the usual call, for a reduced loss, does not want; rows may */
     int axes;
     const char *axis[LOSSLIB_AXES];
     const char *into;         /* an index: the axis whose length its values must stay below */
@@ -75,14 +75,17 @@ typedef struct losslib_family {
 #define AVX2 __attribute__((target("avx2,fma")))
 #define AVX512 __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")))
 #define FOR_LEVELS(kernel, function, arguments, ...) \
-    DENSE_FUNCTION(, kernel, function, arguments, __VA_ARGS__) \
-    DENSE_FUNCTION(AVX2, kernel##_avx2, function, arguments, __VA_ARGS__) \
-    DENSE_FUNCTION(AVX512, kernel##_avx512, function, arguments, __VA_ARGS__)
+    DENSE_FUNCTION(, kernel, 1, function, arguments, __VA_ARGS__) \
+    DENSE_FUNCTION(AVX2, kernel##_avx2, 2, function, arguments, __VA_ARGS__) \
+    DENSE_FUNCTION(AVX512, kernel##_avx512, 3, function, arguments, __VA_ARGS__)
 #define ALL_LEVELS(kernel) NAME(kernel), NAME(kernel##_avx2), NAME(kernel##_avx512)
+#define AT_LEVEL(name) \
+    (dense == 3 ? MATH(losslib_##name##_avx512) : dense == 2 ? MATH(losslib_##name##_avx2) : MATH(losslib_##name))
 #else
 #define LEVELS 1
-#define FOR_LEVELS(kernel, function, arguments, ...) DENSE_FUNCTION(, kernel, function, arguments, __VA_ARGS__)
+#define FOR_LEVELS(kernel, function, arguments, ...) DENSE_FUNCTION(, kernel, 1, function, arguments, __VA_ARGS__)
 #define ALL_LEVELS(kernel) NAME(kernel)
+#define AT_LEVEL(name) MATH(losslib_##name)
 #endif
 
 struct losslib_kernel {
@@ -95,18 +98,25 @@ struct losslib_kernel {
     void (*dense[LEVELS])(int64_t batch, const losslib_run *run);    /* the usual strides, and all that is usually wanted; or NULL */
 };
 
-/* A kernel is its family's function with what it wants known: for any strides, and, for each level, for the usual ones. */
+/* A kernel is its family's function with what it wants known: for any strides (dense is 0), and for the usual ones at each level (dense
+ * is 1, 2 or 3). */
 #define WITH(...) , __VA_ARGS__
 #define WANTS(k) (wanted >> (k) & 1)
 #define STRIDED_FUNCTION(kernel, function, arguments, params, axes, ...) \
     static void NAME(kernel##_any)(const int64_t batch, const losslib_run *run) \
     { NAME(function)(batch, run, 0, run->wanted & arguments __VA_ARGS__); }
-#define DENSE_FUNCTION(target, kernel, function, arguments, ...) \
+#define DENSE_FUNCTION(target, kernel, level, function, arguments, ...) \
     target static void NAME(kernel)(const int64_t batch, const losslib_run *run) \
-    { NAME(function)(batch, run, 1, arguments __VA_ARGS__); }
+    { NAME(function)(batch, run, level, arguments __VA_ARGS__); }
 #define KERNEL_FUNCTIONS(kernel, function, arguments, params, axes, ...) \
     STRIDED_FUNCTION(kernel, function, arguments, params, axes, __VA_ARGS__) \
     FOR_LEVELS(kernel##_dense, function, arguments, __VA_ARGS__)
+/* A kernel that computes in masses, and again in logarithms where these do not have all digits. */
+#define SCALED_FUNCTIONS(kernel, function, arguments, params, axes, ...) \
+    static void NAME(kernel##_logarithms)(const int64_t batch, const losslib_run *run) \
+    { NAME(function)(batch, run, 0, run->wanted & arguments __VA_ARGS__); } \
+    STRIDED_FUNCTION(kernel, function##_scaled, arguments, params, axes, __VA_ARGS__) \
+    FOR_LEVELS(kernel##_dense, function##_scaled, arguments, __VA_ARGS__)
 #define STRIDED_ROW(kernel, function, arguments, params, axes, flags) \
     { #kernel, sizeof(STORED), &function##_family, arguments, params, axes, NAME(kernel##_any), {NULL}},
 #define KERNEL_ROW(kernel, function, arguments, params, axes, flags) \
@@ -128,6 +138,13 @@ struct losslib_kernel {
 #define INDEPENDENT
 #endif
 
+/* Before a loop over lanes: vectors are to be made of it, not one statement for each pass. */
+#if defined __GNUC__ && !defined __clang__
+#define LANEWISE INDEPENDENT _Pragma("GCC unroll 1")
+#else
+#define LANEWISE INDEPENDENT
+#endif
+
 #ifdef __GNUC__
 #define PURE __attribute__((pure))
 #define CONST __attribute__((const))
@@ -143,10 +160,31 @@ int losslib_level(void);
 
 typedef losslib_accumulator accumulator;
 
-enum { TILE = 256 };          /* results that are kept before they are added up */
+enum { TILE = 512 };          /* results that are kept before they are added up */
 
 #define FOR_TILES(first, end, length) \
-    for (int64_t first = 0, end; end = first + TILE < length ? first + TILE : length, first < length; first = end)
+    for (int64_t first = 0, end; end = first + TILE < length ? first + TILE : length, first < length; first += TILE)
+
+/* Short rows: some samples side by side, a lane for each. */
+enum { SHORT = 64, SIDE = 64 };
+
+#define FOR_SIDES(first, end, length) \
+    for (int64_t first = 0, end; end = first + SIDE < length ? first + SIDE : length, first < length; first += SIDE)
+
+typedef struct lanes {
+    double sum[SIDE], carry[SIDE];
+} lanes;
+
+/* Ask for what the next tile reads, as far as there is a rest: caches do not foresee what lies behind the end of a page. */
+#ifdef __GNUC__
+#define PREFETCH(pointer, rest) if (dense) prefetch(pointer, ((rest) < TILE ? (rest) : TILE) * (int64_t)sizeof *(pointer))
+static inline void prefetch(const void *from, const int64_t bytes)
+{
+    for (int64_t k = 0; k < bytes; k += 64) __builtin_prefetch((const char *)from + k);
+}
+#else
+#define PREFETCH(pointer, rest)
+#endif
 
 /* Add with the rounding error kept (Knuth's TwoSum): the sum is that of twice the precision. */
 static inline void accumulate_wide(accumulator *a, const double x)
@@ -166,6 +204,13 @@ static inline int64_t inside(const int64_t i, const int64_t n)
 static inline void fill_reals(double *cells, const int64_t count, const double value)
 {
     for (int64_t k = 0; k < count; ++k) cells[k] = value;
+}
+
+/* What lies before the first rows of a table, and before the first cell of each row. */
+static inline void fill_edge(double *cells, const int64_t count, const int64_t row, const int64_t rows, const int64_t pad, const double value)
+{
+    fill_reals(cells, rows * row < count ? rows * row : count, value);
+    for (int64_t first = rows * row; first < count; first += row) fill_reals(cells + first, pad, value);
 }
 
 static inline void fill_integers(int64_t *cells, const int64_t count, const int64_t value)

@@ -72,24 +72,65 @@ static inline void MATH(accumulate)(accumulator *a, const REAL x)
 }
 
 /* The sum of a tile of numbers, and the largest of a number and a tile of numbers (NaN where one of them is NaN). They have no other
- * effect: what a kernel does not want of them is not computed. */
+ * effect: what a kernel does not want of them is not computed. A kernel for one level calls those of its level. */
 PURE accumulator MATH(losslib_sum_of_tile)(const REAL *values, int64_t count);
 PURE REAL MATH(losslib_largest_of_tile)(REAL most, const REAL *values, int64_t count);
+#if LEVELS > 1
+PURE accumulator MATH(losslib_sum_of_tile_avx2)(const REAL *values, int64_t count);
+PURE REAL MATH(losslib_largest_of_tile_avx2)(REAL most, const REAL *values, int64_t count);
+PURE accumulator MATH(losslib_sum_of_tile_avx512)(const REAL *values, int64_t count);
+PURE REAL MATH(losslib_largest_of_tile_avx512)(REAL most, const REAL *values, int64_t count);
+#endif
 
-static inline void MATH(accumulate_tile)(accumulator *a, const REAL *values, const int64_t count)
+static inline void MATH(accumulate_tile)(const int dense, accumulator *a, const REAL *values, const int64_t count)
 {
-    const accumulator sum = MATH(losslib_sum_of_tile)(values, count);
+    (void)dense;
+    const accumulator sum = AT_LEVEL(sum_of_tile)(values, count);
     add(a, &sum);
 }
 
-static inline REAL MATH(larger_tile)(const REAL most, const REAL *values, const int64_t count)
+static inline REAL MATH(larger_tile)(const int dense, const REAL most, const REAL *values, const int64_t count)
 {
-    return MATH(losslib_largest_of_tile)(most, values, count);
+    (void)dense;
+    return AT_LEVEL(largest_of_tile)(most, values, count);
 }
 
 static inline REAL MATH(value_of)(const accumulator *a)
 {
     return (REAL)total_of(a);
+}
+
+/* Samples side by side: their rows as columns, and back; the sum of a lane. */
+static inline void MATH(to_columns)(REAL (*columns)[SIDE], const REAL *rows, const int64_t stride, const int64_t length, const int64_t count)
+{
+    for (int64_t k = 0; k < count; ++k)
+        for (int64_t i = 0; i < length; ++i) columns[i][k] = rows[k * stride + i];
+}
+
+static inline void MATH(to_rows)(REAL *rows, REAL (*columns)[SIDE], const int64_t stride, const int64_t length, const int64_t count)
+{
+    for (int64_t k = 0; k < count; ++k)
+        for (int64_t i = 0; i < length; ++i) rows[k * stride + i] = columns[i][k];
+}
+
+static inline void MATH(fill_lanes)(REAL *values, const REAL value)
+{
+    for (int k = 0; k < SIDE; ++k) values[k] = value;
+}
+
+static inline void MATH(add_to_lane)(lanes *a, const int64_t k, const REAL x)
+{
+    const double sum = a->sum[k] + x;
+#if WIDE
+    const double back = sum - a->sum[k];
+    a->carry[k] += (a->sum[k] - (sum - back)) + (x - back);
+#endif
+    a->sum[k] = sum;
+}
+
+static inline REAL MATH(value_of_lane)(const lanes *a, const int64_t k)
+{
+    return (REAL)(fabs(a->sum[k]) <= DBL_MAX ? a->sum[k] + a->carry[k] : a->sum[k]);
 }
 
 /* The elementary functions where no vectors are made: calls. */
@@ -102,6 +143,7 @@ CONST REAL MATH(losslib_sigmoid)(const REAL x);
 CONST REAL MATH(losslib_softplus)(const REAL x);
 CONST REAL MATH(losslib_expm1mx)(const REAL x);
 CONST REAL MATH(losslib_exp_difference)(const REAL a, const REAL b);
+CONST REAL MATH(losslib_exp_below)(const REAL a, const REAL most);
 CONST REAL MATH(losslib_times_exp)(const REAL factor, const REAL x);
 CONST REAL MATH(losslib_times_sigmoid)(const REAL factor, const REAL x);
 
@@ -118,9 +160,14 @@ CONST REAL MATH(losslib_times_sigmoid)(const REAL factor, const REAL x);
 #define signed_power MATH(signed_power)
 #define cross MATH(cross)
 #define accumulate MATH(accumulate)
-#define accumulate_tile MATH(accumulate_tile)
-#define larger_tile MATH(larger_tile)
 #define value_of MATH(value_of)
+#define to_columns MATH(to_columns)
+#define to_rows MATH(to_rows)
+#define fill_lanes MATH(fill_lanes)
+#define add_to_lane MATH(add_to_lane)
+#define value_of_lane MATH(value_of_lane)
+#define accumulate_tile(a, values, count) MATH(accumulate_tile)(dense, a, values, count)
+#define larger_tile(most, values, count) MATH(larger_tile)(dense, most, values, count)
 /* Inside a function of a family: in line where its loops are made vectors, instead of <tgmath.h>'s. */
 #undef exp
 #define exp(x) (dense ? MATH(vector_exp)(x) : MATH(losslib_exp)(x))
@@ -140,6 +187,8 @@ CONST REAL MATH(losslib_times_sigmoid)(const REAL factor, const REAL x);
 #define expm1mx(x) (dense ? MATH(expm1mx)(x) : MATH(losslib_expm1mx)(x))
 #undef exp_difference
 #define exp_difference(a, b) (dense ? MATH(exp_difference)(a, b) : MATH(losslib_exp_difference)(a, b))
+#undef exp_below
+#define exp_below(a, most) (dense ? MATH(exp_below)(a, most) : MATH(losslib_exp_below)(a, most))
 #undef times_exp
 #define times_exp(factor, x) (dense ? MATH(times_exp)(factor, x) : MATH(losslib_times_exp)(factor, x))
 #undef times_sigmoid

@@ -6,7 +6,7 @@
 #ifndef REAL                              /* this text is compiled once for each type */
 #include "losslib_internal.h"
 
-enum { LANES = 16 };
+enum { LANES = 64, FEW = 16 };            /* for long tiles, and for what is left of them */
 
 int losslib_level(void)
 {
@@ -21,11 +21,12 @@ int losslib_level(void)
 #if LEVELS > 1
 #define EVERY_LEVEL(type, name, declared, given) \
     static type NAME(name##_plain) declared { return NAME(name) given; } \
-    AVX2 static type NAME(name##_avx2) declared { return NAME(name) given; } \
-    AVX512 static type NAME(name##_avx512) declared { return NAME(name) given; } \
+    AVX2 type NAME(losslib_##name##_avx2) declared { return NAME(name) given; } \
+    AVX512 type NAME(losslib_##name##_avx512) declared { return NAME(name) given; } \
     type NAME(losslib_##name) declared \
     { \
-        static type (*const every[LEVELS]) declared = {NAME(name##_plain), NAME(name##_avx2), NAME(name##_avx512)}; \
+        static type (*const every[LEVELS]) declared = \
+            {NAME(name##_plain), NAME(losslib_##name##_avx2), NAME(losslib_##name##_avx512)}; \
         return every[losslib_level()] given; \
     }
 #else
@@ -39,43 +40,72 @@ int losslib_level(void)
 #include "losslib_sums.c"
 #else
 
-static INLINE accumulator NAME(sum_of_tile)(const REAL *values, const int64_t count)
-{
-    accumulator a = {0};
-    int64_t n = 0;
-    if (count >= LANES) {
-        double sum[LANES] = {0};
 #if WIDE
-        double carry[LANES] = {0};
-        for (; n + LANES <= count; n += LANES)
-            for (int k = 0; k < LANES; ++k) {
-                const double x = values[n + k], next = sum[k] + x, back = next - sum[k];
-                carry[k] += (sum[k] - (next - back)) + (x - back);
-                sum[k] = next;
-            }
-        for (int k = 0; k < LANES; ++k) a.carry += carry[k];
-#else
-        for (; n + LANES <= count; n += LANES)
-            for (int k = 0; k < LANES; ++k) sum[k] += values[n + k];
-#endif
-        for (int k = 0; k < LANES; ++k) accumulate_wide(&a, sum[k]);
+/* Add some numbers to as many lanes, whose sums keep their rounding error too. */
+static INLINE void NAME(add_lanes)(double *restrict sum, double *restrict carry, const double *restrict values, const int64_t count)
+{
+    LANEWISE
+    for (int64_t k = 0; k < count; ++k) {
+        const double x = values[k], next = sum[k] + x, back = next - sum[k];
+        carry[k] += (sum[k] - (next - back)) + (x - back);
+        sum[k] = next;
     }
-    for (; n < count; ++n) accumulate(&a, values[n]);
-    return a;
 }
 
-static INLINE REAL NAME(largest_of_tile)(REAL most, const REAL *values, const int64_t count)
+/* Add the upper half of some lanes to the lower half. */
+static INLINE void NAME(fold_lanes)(double *restrict sum, double *restrict carry, const int half)
 {
+    NAME(add_lanes)(sum, carry, sum + half, half);
+    LANEWISE
+    for (int k = 0; k < half; ++k) carry[k] += carry[k + half];
+}
+
+static INLINE accumulator NAME(sum_of_tile)(const REAL *values, const int64_t count)
+{
+    double sum[LANES] = {0}, carry[LANES] = {0};
     int64_t n = 0;
     if (count >= LANES) {
-        REAL lane[LANES];
-        for (int k = 0; k < LANES; ++k) lane[k] = values[k];
-        for (n = LANES; n + LANES <= count; n += LANES)
-            for (int k = 0; k < LANES; ++k) lane[k] = larger(lane[k], values[n + k]);
-        for (int k = 0; k < LANES; ++k) most = larger(most, lane[k]);
+        for (; n + LANES <= count; n += LANES) NAME(add_lanes)(sum, carry, values + n, LANES);
+        for (int half = LANES / 2; half >= FEW; half /= 2) NAME(fold_lanes)(sum, carry, half);
     }
-    for (; n < count; ++n) most = larger(most, values[n]);
-    return most;
+    for (; n + FEW <= count; n += FEW) NAME(add_lanes)(sum, carry, values + n, FEW);
+    if (n < count) NAME(add_lanes)(sum, carry, values + n, count - n);
+    for (int half = FEW / 2; half > 0; half /= 2) NAME(fold_lanes)(sum, carry, half);
+    return (accumulator){sum[0], carry[0]};
+}
+#else
+static INLINE accumulator NAME(sum_of_tile)(const REAL *values, const int64_t count)
+{
+    double sum[FEW] = {0};
+    int64_t n = 0;
+    for (; n + FEW <= count; n += FEW)
+        for (int k = 0; k < FEW; ++k) sum[k] += values[n + k];
+    for (int k = 0; n < count; ++n, ++k) sum[k] += values[n];
+    for (int half = FEW / 2; half > 0; half /= 2)
+        for (int k = 0; k < half; ++k) sum[k] += sum[k + half];
+    return (accumulator){sum[0], 0};
+}
+#endif
+
+static INLINE void NAME(larger_lanes)(REAL *restrict most, const REAL *restrict values, const int64_t count)
+{
+    LANEWISE
+    for (int64_t k = 0; k < count; ++k) most[k] = larger(most[k], values[k]);
+}
+
+static INLINE REAL NAME(largest_of_tile)(const REAL most, const REAL *values, const int64_t count)
+{
+    REAL lane[LANES];
+    int64_t n = 0;
+    for (int k = 0; k < LANES; ++k) lane[k] = most;
+    if (count >= LANES) {
+        for (; n + LANES <= count; n += LANES) NAME(larger_lanes)(lane, values + n, LANES);
+        for (int half = LANES / 2; half >= FEW; half /= 2) NAME(larger_lanes)(lane, lane + half, half);
+    }
+    for (; n + FEW <= count; n += FEW) NAME(larger_lanes)(lane, values + n, FEW);
+    if (n < count) NAME(larger_lanes)(lane, values + n, count - n);
+    for (int half = FEW / 2; half > 0; half /= 2) NAME(larger_lanes)(lane, lane + half, half);
+    return lane[0];
 }
 
 REAL NAME(losslib_exp)(const REAL x) { return NAME(vector_exp)(x); }
@@ -87,6 +117,7 @@ REAL NAME(losslib_sigmoid)(const REAL x) { return NAME(sigmoid)(x); }
 REAL NAME(losslib_softplus)(const REAL x) { return NAME(softplus)(x); }
 REAL NAME(losslib_expm1mx)(const REAL x) { return NAME(expm1mx)(x); }
 REAL NAME(losslib_exp_difference)(const REAL a, const REAL b) { return NAME(exp_difference)(a, b); }
+REAL NAME(losslib_exp_below)(const REAL a, const REAL most) { return NAME(exp_below)(a, most); }
 REAL NAME(losslib_times_exp)(const REAL factor, const REAL x) { return NAME(times_exp)(factor, x); }
 REAL NAME(losslib_times_sigmoid)(const REAL factor, const REAL x) { return NAME(times_sigmoid)(factor, x); }
 

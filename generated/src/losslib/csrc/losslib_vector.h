@@ -35,6 +35,7 @@
 #define POWER_OF_TWO(n) MATH(real)((BITS)((n) + BIAS) << MANTISSA)
 #define TO_INTEGER ((REAL)3 * POWER_OF_TWO(MANTISSA - 1))        /* a small number added to it is rounded to an integer */
 #define ROOT_HALF (MATH(bits)((REAL)0.70710678118654752440L))
+#define VANISHES (6 * LEAST_EXP)         /* exp of this times a product of a few numbers is 0, also where that overflows before */
 #define MANY 4096                        /* makes any power that occurs positive; its quarter is an integer */
 #endif
 
@@ -74,23 +75,23 @@ static INLINE REAL MATH(scale_product)(const REAL a, const REAL b, const BITS po
     return a * POWER_OF_TWO(first) * b * POWER_OF_TWO(second) * POWER_OF_TWO(rest - second);
 }
 
-/* x = n log(2) + r + rest, with an integer n near x / log(2): r; n goes to `power`. */
-static INLINE REAL MATH(reduce)(const REAL x, BITS *power, REAL *rest)
+/* x + more = n log(2) + r + rest, with an integer n near x / log(2): r; n goes to `power`. `more` is far smaller than x, or 0. */
+static INLINE REAL MATH(reduce)(const REAL x, const REAL more, BITS *power, REAL *rest)
 {
     const REAL shifted = x * (REAL)1.44269504088896340736L + TO_INTEGER;
     const REAL n = shifted - TO_INTEGER;
-    const REAL high = x - n * LOG2_HIGH;
-    const REAL r = high - n * LOG2_LOW;
+    const REAL high = x - n * LOG2_HIGH, low = n * LOG2_LOW - more;
+    const REAL r = high - low;
     *power = MATH(bits)(shifted) - MATH(bits)(TO_INTEGER);
-    *rest = (high - r) - n * LOG2_LOW;
+    *rest = (high - r) - low;
     return r;
 }
 
-/* exp(x) / 2^power, between sqrt(1/2) and sqrt(2). x is moderate. */
-static INLINE REAL MATH(exp_part)(const REAL x, BITS *power)
+/* exp(x + more) / 2^power, between sqrt(1/2) and sqrt(2). x is moderate. */
+static INLINE REAL MATH(exp_part)(const REAL x, const REAL more, BITS *power)
 {
     REAL rest;
-    const REAL r = MATH(reduce)(x, power, &rest);
+    const REAL r = MATH(reduce)(x, more, power, &rest);
     const REAL first = 1 + r;
     return first + (((1 - first) + r) + (rest + r * r * MATH(exp_tail)(r)));
 }
@@ -98,7 +99,7 @@ static INLINE REAL MATH(exp_part)(const REAL x, BITS *power)
 static INLINE REAL MATH(vector_exp)(const REAL x)
 {
     BITS power;
-    const REAL part = MATH(exp_part)(MATH(between)(LEAST_EXP, x, MOST_EXP), &power);
+    const REAL part = MATH(exp_part)(MATH(between)(LEAST_EXP, x, MOST_EXP), 0, &power);
     return MATH(scale_twice)(part, power);
 }
 
@@ -107,7 +108,7 @@ static INLINE REAL MATH(vector_expm1)(const REAL x)
 {
     BITS power;
     REAL rest;
-    const REAL r = MATH(reduce)(MATH(between)(LEAST_EXPM1, x, MOST_EXP), &power, &rest);
+    const REAL r = MATH(reduce)(MATH(between)(LEAST_EXPM1, x, MOST_EXP), 0, &power, &rest);
     const REAL tail = rest + r * r * MATH(expm1_tail)(r);
     const REAL half = POWER_OF_TWO(power - 1);                 /* half of the result does not overflow */
     const REAL whole = half - (REAL)0.5, first = whole + half * r;
@@ -183,17 +184,29 @@ static INLINE REAL MATH(vector_tanh)(const REAL x)
     return copysign(size < (REAL)0.5 ? near : far, x);
 }
 
+/* exp(size) for size <= 0, and what it is made of: part 2^power. Written once for all that need it of one number. */
+static INLINE REAL MATH(exp_minus)(const REAL size, REAL *part, BITS *power)
+{
+    *part = MATH(exp_part)(MATH(between)(2 * LEAST_EXP, size, 0), 0, power);
+    const REAL e = *part * POWER_OF_TWO(*power + 64) * POWER_OF_TWO(-64);
+    return size < LEAST_EXP ? 0 : e;
+}
+
 /* 1 / (1 + exp(-x)), with its tail. */
 static INLINE REAL MATH(sigmoid)(const REAL x)
 {
-    const REAL e = MATH(vector_exp)(-fabs(x));
+    REAL part;
+    BITS power;
+    const REAL e = MATH(exp_minus)(-fabs(x), &part, &power);
     return MATH(over_one_plus)(x < 0 ? e : 1, e);
 }
 
 /* log(1 + exp(x)), with its tail. */
 static INLINE REAL MATH(softplus)(const REAL x)
 {
-    return (x < 0 ? 0 : x) + MATH(log1p_unit)(MATH(vector_exp)(-fabs(x)));
+    REAL part;
+    BITS power;
+    return (x < 0 ? 0 : x) + MATH(log1p_unit)(MATH(exp_minus)(-fabs(x), &part, &power));
 }
 
 /* exp(x) - 1 - x */
@@ -203,32 +216,53 @@ static INLINE REAL MATH(expm1mx)(const REAL x)
     return fabs(x) < 1 ? near : far;
 }
 
+/* What a - b, rounded to d, is more than d: 0 where that is much, because then the exponential of d is 0 or infinite, or d is not a
+ * number. */
+static INLINE REAL MATH(lost)(const REAL a, const REAL b, const REAL d)
+{
+    const REAL back = d - a, error = (a - (d - back)) - (b + back);
+    return fabs(error) < (REAL)0.001 ? error : 0;
+}
+
 /* exp(a - b), with the rounding error of the difference put back. */
 static INLINE REAL MATH(exp_difference)(const REAL a, const REAL b)
 {
-    const REAL d = a - b;
-    const REAL back = d - a;
-    const REAL error = (a - (d - back)) - (b + back);
-    const REAL e = MATH(vector_exp)(d);
-    return fabs(error) <= LARGEST && e <= LARGEST ? e + e * error : e;
+    BITS power;
+    const REAL d = a - b, part = MATH(exp_part)(MATH(between)(LEAST_EXP, d, MOST_EXP), MATH(lost)(a, b, d), &power);
+    return MATH(scale_twice)(part, power);
+}
+
+/* The same for a <= most: 2^power does not overflow, and 2^64 times it is a normal number. */
+static INLINE REAL MATH(exp_below)(const REAL a, const REAL most)
+{
+    BITS power;
+    const REAL d = a - most, part = MATH(exp_part)(MATH(between)(LEAST_EXP, d, 0), MATH(lost)(a, most, d), &power);
+    return part * POWER_OF_TWO(power + 64) * POWER_OF_TWO(-64);
+}
+
+/* A factor of what is 0 for a very small x: a number, where a product has become infinite. */
+static INLINE REAL MATH(kept_finite)(const REAL factor, const REAL x)
+{
+    const REAL kept = MATH(between)(-LARGEST, factor, LARGEST);
+    return x < VANISHES ? kept : factor;
 }
 
 /* factor exp(x), where exp(x) alone would overflow or lose digits below the smallest normal number. */
 static INLINE REAL MATH(times_exp)(const REAL factor, const REAL x)
 {
     BITS power;
-    const REAL part = MATH(exp_part)(MATH(between)(2 * LEAST_EXP, x, 2 * MOST_EXP), &power);
-    return fabs(x) <= LARGEST ? MATH(scale_product)(factor, part, power) : factor * (x < 0 ? 0 : x);
+    const REAL part = MATH(exp_part)(MATH(between)(2 * LEAST_EXP, x, 2 * MOST_EXP), 0, &power), kept = MATH(kept_finite)(factor, x);
+    return fabs(x) <= LARGEST ? MATH(scale_product)(kept, part, power) : kept * (x < 0 ? 0 : x);
 }
 
 /* factor sigmoid(x), with all digits of the tail. */
 static INLINE REAL MATH(times_sigmoid)(const REAL factor, const REAL x)
 {
+    REAL part;
     BITS power;
-    const REAL size = -fabs(x), part = MATH(exp_part)(MATH(between)(2 * LEAST_EXP, size, 0), &power);
-    const REAL e = size < LEAST_EXP ? 0 : MATH(scale_twice)(part, power);
-    const REAL share = MATH(over_one_plus)(factor, e);
-    const REAL tail = size < -LARGEST ? factor * 0 : MATH(scale_product)(share, part, power);
+    const REAL size = -fabs(x), e = MATH(exp_minus)(size, &part, &power);
+    const REAL share = MATH(over_one_plus)(factor, e), kept = MATH(kept_finite)(share, size);
+    const REAL tail = size < -LARGEST ? kept * 0 : MATH(scale_product)(kept, part, power);
     return x < 0 ? tail : share;
 }
 

@@ -88,6 +88,9 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     accumulator total_loss_sum = {0};
     FOR_TILES(first, end, batch) {
         REAL total_loss_tile[TILE];
+        PREFETCH(input1 + end, batch - end);
+        PREFETCH(input2 + end, batch - end);
+        PREFETCH(target + end, batch - end);
         INDEPENDENT
         for (int64_t n = first; n < end; ++n) {
             const REAL difference = margin - (input1[n * input1_batch] - input2[n * input2_batch]) * target[n * target_batch];

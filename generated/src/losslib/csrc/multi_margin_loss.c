@@ -86,7 +86,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     const int64_t *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0];
     const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 0 : run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0]; const int loss_wanted = !dense && WANTS(4);
+    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0]; const int loss_wanted = WANTS(4) && loss != NULL;
     accumulator *restrict total_loss = WANTS(5) ? run->data[5] : NULL;
     REAL *restrict grad_input = run->data[6]; const int64_t grad_input_batch = run->steps[6][0], grad_input_classes = dense ? 1 : run->steps[6][1]; const int grad_input_wanted = WANTS(6);
     accumulator *restrict grad_weight = run->data[7]; const int64_t grad_weight_classes = dense ? 1 : run->steps[7][0]; const int grad_weight_wanted = WANTS(7);
@@ -114,13 +114,14 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         const REAL ratio = weight[target[n * target_batch] * weight_classes] / (REAL)classes;
         const REAL product = ratio * scale[n * scale_batch];
         const REAL product_2 = sum_choice / (REAL)classes * scale[n * scale_batch];
+        if (grad_input_wanted || grad_weight_wanted)
         for (int64_t c = 0; c < classes; ++c) {
             const int equal_2 = c == target[n * target_batch];
             const int64_t choice = equal_2 ? 1 : 0;
             const REAL choice_2 = (REAL)choice;
             const REAL product_3 = (REAL)(2 * choice);
             accumulator sum_choice_2_sum = {0};
-            FOR_TILES(first, end, classes) {
+            if (grad_input_wanted) FOR_TILES(first, end, classes) {
                 REAL sum_choice_2_tile[TILE];
                 INDEPENDENT
                 for (int64_t c2 = first; c2 < end; ++c2) {
@@ -157,7 +158,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
     const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 0 : run->steps[2][0];
     const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = run->steps[3][0], direction_input_classes = dense ? 1 : run->steps[3][1];
     const REAL *restrict direction_weight = run->data[4]; const int64_t direction_weight_classes = dense && WANTS(4) ? 1 : run->steps[4][0];
-    REAL *restrict rate = run->data[5]; const int64_t rate_batch = run->steps[5][0]; const int rate_wanted = !dense && WANTS(5);
+    REAL *restrict rate = run->data[5]; const int64_t rate_batch = run->steps[5][0]; const int rate_wanted = WANTS(5) && rate != NULL;
     accumulator *restrict total_rate = WANTS(6) ? run->data[6] : NULL;
     const REAL margin = (REAL)run->params[0];
 
@@ -219,7 +220,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         const REAL direction_input_at_target = direction_input_row[target[n * target_batch] * direction_input_classes];
         accumulator sum_choice_sum = {0};
         accumulator sum_choice_2_sum = {0};
-        FOR_TILES(first, end, classes) {
+        if (hvp_weight_wanted) FOR_TILES(first, end, classes) {
             REAL sum_choice_tile[TILE], sum_choice_2_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {

@@ -62,7 +62,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
     const int64_t *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
     const REAL *restrict scale = run->data[2]; const int64_t scale_batch = run->steps[2][0];
-    REAL *restrict loss = run->data[3]; const int64_t loss_batch = run->steps[3][0]; const int loss_wanted = !dense && WANTS(3);
+    REAL *restrict loss = run->data[3]; const int64_t loss_batch = run->steps[3][0]; const int loss_wanted = WANTS(3) && loss != NULL;
     accumulator *restrict total_loss = WANTS(4) ? run->data[4] : NULL;
     REAL *restrict grad_input = run->data[5]; const int64_t grad_input_batch = run->steps[5][0], grad_input_classes = dense ? 1 : run->steps[5][1]; const int grad_input_wanted = WANTS(5);
 
@@ -113,7 +113,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
     const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
     const int64_t *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
     const REAL *restrict direction_input = run->data[2]; const int64_t direction_input_batch = run->steps[2][0], direction_input_classes = dense ? 1 : run->steps[2][1];
-    REAL *restrict rate = run->data[3]; const int64_t rate_batch = run->steps[3][0]; const int rate_wanted = !dense && WANTS(3);
+    REAL *restrict rate = run->data[3]; const int64_t rate_batch = run->steps[3][0]; const int rate_wanted = WANTS(3) && rate != NULL;
     accumulator *restrict total_rate = WANTS(4) ? run->data[4] : NULL;
 
     accumulator total_rate_sum = {0};

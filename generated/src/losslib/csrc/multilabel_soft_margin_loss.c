@@ -80,7 +80,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
     const REAL *restrict weight = run->data[2]; const int64_t weight_batch = run->steps[2][0], weight_classes = dense ? 0 : run->steps[2][1];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0]; const int loss_wanted = !dense && WANTS(4);
+    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0]; const int loss_wanted = WANTS(4) && loss != NULL;
     accumulator *restrict total_loss = WANTS(5) ? run->data[5] : NULL;
     REAL *restrict grad_input = run->data[6]; const int64_t grad_input_batch = run->steps[6][0], grad_input_classes = dense ? 1 : run->steps[6][1]; const int grad_input_wanted = WANTS(6);
     REAL *restrict grad_target = run->data[7]; const int64_t grad_target_batch = run->steps[7][0], grad_target_classes = dense ? 1 : run->steps[7][1]; const int grad_target_wanted = WANTS(7);
@@ -126,7 +126,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
     const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = run->steps[3][0], direction_input_classes = dense ? 1 : run->steps[3][1];
     const REAL *restrict direction_target = run->data[4]; const int64_t direction_target_batch = run->steps[4][0], direction_target_classes = dense && WANTS(4) ? 1 : run->steps[4][1];
     const REAL *restrict direction_weight = run->data[5]; const int64_t direction_weight_batch = run->steps[5][0], direction_weight_classes = dense && WANTS(5) ? 1 : run->steps[5][1];
-    REAL *restrict rate = run->data[6]; const int64_t rate_batch = run->steps[6][0]; const int rate_wanted = !dense && WANTS(6);
+    REAL *restrict rate = run->data[6]; const int64_t rate_batch = run->steps[6][0]; const int rate_wanted = WANTS(6) && rate != NULL;
     accumulator *restrict total_rate = WANTS(7) ? run->data[7] : NULL;
 
     accumulator total_rate_sum = {0};

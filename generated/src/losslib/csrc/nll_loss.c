@@ -82,7 +82,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 0 : run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
     const REAL *restrict scale_weight = run->data[4]; const int64_t scale_weight_batch = run->steps[4][0];
-    REAL *restrict loss = run->data[5]; const int64_t loss_batch = run->steps[5][0]; const int loss_wanted = !dense && WANTS(5);
+    REAL *restrict loss = run->data[5]; const int64_t loss_batch = run->steps[5][0]; const int loss_wanted = WANTS(5) && loss != NULL;
     accumulator *restrict total_loss = WANTS(6) ? run->data[6] : NULL;
     accumulator *restrict total_weight = WANTS(7) ? run->data[7] : NULL;
     REAL *restrict grad_input = run->data[8]; const int64_t grad_input_batch = run->steps[8][0], grad_input_classes = dense ? 1 : run->steps[8][1]; const int grad_input_wanted = WANTS(8);
@@ -91,6 +91,42 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
 
     accumulator total_loss_sum = {0};
     accumulator total_weight_sum = {0};
+    if (dense && classes > 0 && classes <= SHORT && target_batch == 1 && scale_batch == 0) FOR_SIDES(first, end, batch) {
+        REAL input_side[SHORT][SIDE], grad_input_side[SHORT][SIDE];
+        to_columns(input_side, input + first * input_batch, input_batch, classes, end - first);
+        int ignored_lane[SIDE];
+        int64_t safe_target_lane[SIDE];
+        REAL weight_at_safe_target_lane[SIDE], product_lane[SIDE], input_at_safe_target_lane[SIDE];
+        INDEPENDENT
+        for (int64_t n = first; n < end; ++n) {
+            const int ignored = target[n * target_batch] == ignore_index;
+            ignored_lane[n - first] = ignored;
+            const int64_t safe_target = ignored ? 0 : target[n * target_batch];
+            safe_target_lane[n - first] = safe_target;
+            const REAL weight_at_safe_target = weight[safe_target * weight_classes];
+            weight_at_safe_target_lane[n - first] = weight_at_safe_target;
+            const REAL product = weight_at_safe_target * scale[n * scale_batch];
+            product_lane[n - first] = product;
+            const REAL input_at_safe_target = input_side[safe_target][n - first];
+            input_at_safe_target_lane[n - first] = input_at_safe_target;
+        }
+        for (int64_t c = 0; c < classes; ++c)
+            INDEPENDENT
+            for (int64_t n = first; n < end; ++n) {
+                const REAL choice = (REAL)(c == safe_target_lane[n - first] ? 1 : 0);
+                if (grad_input_wanted) grad_input_side[c][n - first] = ignored_lane[n - first] ? 0 : -product_lane[n - first] * choice;
+            }
+        REAL total_loss_tile[SIDE], total_weight_tile[SIDE];
+        INDEPENDENT
+        for (int64_t n = first; n < end; ++n) {
+            const REAL value = ignored_lane[n - first] ? 0 : -input_at_safe_target_lane[n - first] * weight_at_safe_target_lane[n - first];
+            total_loss_tile[n - first] = value;
+            total_weight_tile[n - first] = ignored_lane[n - first] ? 0 : weight_at_safe_target_lane[n - first];
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
+        accumulate_tile(&total_weight_sum, total_weight_tile, end - first);
+        if (grad_input_wanted) to_rows(grad_input + first * grad_input_batch, grad_input_side, grad_input_batch, classes, end - first);
+    } else
     for (int64_t n = 0; n < batch; ++n) {
         const REAL *input_row = input + n * input_batch;
         REAL *grad_input_row = grad_input + n * grad_input_batch;
@@ -100,6 +136,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         const REAL product = weight_at_safe_target * scale[n * scale_batch];
         const REAL input_at_safe_target = input_row[safe_target * input_classes];
         const REAL product_2 = input_at_safe_target * scale[n * scale_batch];
+        if (grad_input_wanted || grad_weight_wanted)
         INDEPENDENT
         for (int64_t c = 0; c < classes; ++c) {
             const REAL choice = (REAL)(c == safe_target ? 1 : 0);
@@ -123,7 +160,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
     const REAL *restrict weight = run->data[2]; const int64_t weight_classes = dense ? 0 : run->steps[2][0];
     const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = run->steps[3][0], direction_input_classes = dense ? 1 : run->steps[3][1];
     const REAL *restrict direction_weight = run->data[4]; const int64_t direction_weight_classes = dense && WANTS(4) ? 1 : run->steps[4][0];
-    REAL *restrict rate = run->data[5]; const int64_t rate_batch = run->steps[5][0]; const int rate_wanted = !dense && WANTS(5);
+    REAL *restrict rate = run->data[5]; const int64_t rate_batch = run->steps[5][0]; const int rate_wanted = WANTS(5) && rate != NULL;
     accumulator *restrict total_rate = WANTS(6) ? run->data[6] : NULL;
     accumulator *restrict total_weight_rate = WANTS(7) ? run->data[7] : NULL;
     const int64_t ignore_index = (int64_t)run->params[0];

@@ -110,6 +110,8 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     const REAL product = 2 * ((REAL)3.141592653589793238462643383279502884197L);
     FOR_TILES(first, end, batch) {
         REAL total_loss_tile[TILE];
+        PREFETCH(input + end, batch - end);
+        PREFETCH(target + end, batch - end);
         INDEPENDENT
         for (int64_t n = first; n < end; ++n) {
             const REAL exp_input = exp(input[n * input_batch]);

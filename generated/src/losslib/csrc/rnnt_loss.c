@@ -39,7 +39,10 @@ static int64_t value_cells(const int64_t *sizes)
     const int64_t time = sizes[0], labels = sizes[3];
     return time * (labels + 1)
         + (time + 1) * (labels + 1)
+        + (time + 1) * (labels + 1)
         + time * (labels + 1 + 1)
+        + time * (labels + 1 + 1)
+        + (time + 1) * (labels + 1 + 1)
         + (time + 1) * (labels + 1 + 1);
 }
 
@@ -51,10 +54,14 @@ static int64_t value_and_grad_cells(const int64_t *sizes)
         + time * (labels + 1)
         + (time + 1) * (labels + 1)
         + (time + 1) * (labels + 1)
+        + (time + 1) * (labels + 1)
+        + time * (labels + 1 + 1)
         + time * (labels + 1 + 1)
         + time * (labels + 1 + 1)
         + (time + 1) * (labels + 1 + 1)
-        + (time + 1) * (labels + 1 + 1);
+        + (time + 1) * (labels + 1 + 1)
+        + (time + 1) * (labels + 1 + 1)
+        + time * (labels + 1);
 }
 
 /* The cells of the tables of jvp, for one sample. */
@@ -116,13 +123,14 @@ static const losslib_family hvp_family = {7, 1, 4,
 
 /* Each kernel: its function, which of the function's arrays, scalars and axes it has (a bit each), and what the flags are. A KERNEL
  * is compiled for dense arrays too. */
-#define KERNELS(KERNEL, STRIDED) \
-    KERNEL(value, value, 0x3f, 0x1, 0xf, ) \
-    KERNEL(value_and_grad, value_and_grad, 0xff, 0x1, 0xf, ) \
+#define KERNELS(KERNEL, STRIDED, SCALED) \
+    SCALED(value, value, 0x3f, 0x1, 0xf, ) \
+    SCALED(value_and_grad, value_and_grad, 0xff, 0x1, 0xf, ) \
     STRIDED(jvp, jvp, 0x7f, 0x1, 0xf, ) \
     STRIDED(hvp, hvp, 0x7f, 0x1, 0xf, )
 
 #include "losslib_double.h"
+#include "losslib_scaled.h"
 #include "rnnt_loss.c"
 #include "losslib_wide.h"
 #include "rnnt_loss.c"
@@ -136,7 +144,7 @@ static INLINE void NAME(value)(const int64_t batch, const losslib_run *run, cons
     const int64_t *restrict logit_lengths = run->data[1]; const int64_t logit_lengths_batch = run->steps[1][0];
     const int64_t *restrict target_lengths = run->data[2]; const int64_t target_lengths_batch = run->steps[2][0];
     const int64_t *restrict targets = run->data[3]; const int64_t targets_batch = run->steps[3][0], targets_labels = dense ? 1 : run->steps[3][1];
-    STORED *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0]; const int loss_wanted = !dense && WANTS(4);
+    STORED *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0]; const int loss_wanted = WANTS(4) && loss != NULL;
     accumulator *restrict total_loss = WANTS(5) ? run->data[5] : NULL;
     const int64_t blank = (int64_t)run->params[0];
 
@@ -157,10 +165,10 @@ static INLINE void NAME(value)(const int64_t batch, const losslib_run *run, cons
         double *const alpha = &room->real + alpha_frames + 1; room += alpha_cells;
 
         /* What lies before the first cells, and what is added to. */
-        fill_reals(stay - stay_frames, stay_cells, -INFINITY);
+        fill_edge(stay - stay_frames, stay_cells, stay_frames, 1, 0, -INFINITY);
         stay[-stay_frames] = 0;
-        fill_reals(emit - 1, emit_cells, -INFINITY);
-        fill_reals(alpha - alpha_frames - 1, alpha_cells, -INFINITY);
+        fill_edge(emit - 1, emit_cells, emit_frames, 0, 1, -INFINITY);
+        fill_edge(alpha - alpha_frames - 1, alpha_cells, alpha_frames, 1, 1, -INFINITY);
         alpha[-alpha_frames] = 0;
 
         /* Norm. */
@@ -235,6 +243,141 @@ static INLINE void NAME(value)(const int64_t batch, const losslib_run *run, cons
     if (total_loss) add(total_loss, &total_loss_sum);
 }
 
+/* The same in masses, where these have all digits. */
+static void NAME(value_logarithms)(const int64_t batch, const losslib_run *run);
+
+static INLINE void NAME(value_scaled)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted)
+{
+    const int64_t steps = run->sizes[1], classes = run->sizes[2], labels = run->sizes[3];
+    const STORED *restrict logits = run->data[0]; const int64_t logits_batch = run->steps[0][0], logits_time = run->steps[0][1], logits_steps = run->steps[0][2], logits_classes = dense ? 1 : run->steps[0][3];
+    const int64_t *restrict logit_lengths = run->data[1]; const int64_t logit_lengths_batch = run->steps[1][0];
+    const int64_t *restrict target_lengths = run->data[2]; const int64_t target_lengths_batch = run->steps[2][0];
+    const int64_t *restrict targets = run->data[3]; const int64_t targets_batch = run->steps[3][0], targets_labels = dense ? 1 : run->steps[3][1];
+    STORED *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0]; const int loss_wanted = WANTS(4) && loss != NULL;
+    accumulator *restrict total_loss = WANTS(5) ? run->data[5] : NULL;
+    const int64_t blank = (int64_t)run->params[0];
+
+    accumulator total_loss_sum = {0};
+    for (int64_t n = 0; n < batch; ++n) {
+        const STORED *logits_row = logits + n * logits_batch;
+        const int64_t *targets_row = targets + n * targets_batch;
+        const int64_t emitted = target_lengths[n * target_lengths_batch] + 1;
+        const int64_t frames = logit_lengths[n * logit_lengths_batch];
+        losslib_cell *room = run->scratch;
+        const int64_t norm_frames = emitted, norm_cells = frames * emitted;
+        double *const norm = &room->real; room += norm_cells;
+        const int64_t stay_part_frames = emitted, stay_part_cells = (frames + 1) * emitted;
+        double *const stay_part = &room->real + stay_part_frames; room += stay_part_cells;
+        const int64_t stay_power_frames = emitted, stay_power_cells = (frames + 1) * emitted;
+        double *const stay_power = &room->real + stay_power_frames; room += stay_power_cells;
+        const int64_t emit_part_frames = emitted + 1, emit_part_cells = frames * (emitted + 1);
+        double *const emit_part = &room->real + 1; room += emit_part_cells;
+        const int64_t emit_power_frames = emitted + 1, emit_power_cells = frames * (emitted + 1);
+        double *const emit_power = &room->real + 1; room += emit_power_cells;
+        const int64_t alpha_part_frames = emitted + 1, alpha_part_cells = (frames + 1) * (emitted + 1);
+        double *const alpha_part = &room->real + alpha_part_frames + 1; room += alpha_part_cells;
+        const int64_t alpha_power_frames = emitted + 1, alpha_power_cells = (frames + 1) * (emitted + 1);
+        double *const alpha_power = &room->real + alpha_power_frames + 1; room += alpha_power_cells;
+
+        /* What lies before the first cells, and what is added to. */
+        fill_edge(stay_part - stay_part_frames, stay_part_cells, stay_part_frames, 1, 0, 0);
+        stay_part[-stay_part_frames] = 1;
+        fill_edge(stay_power - stay_power_frames, stay_power_cells, stay_power_frames, 1, 0, -INFINITY);
+        stay_power[-stay_power_frames] = 0;
+        fill_edge(emit_part - 1, emit_part_cells, emit_part_frames, 0, 1, 0);
+        fill_edge(emit_power - 1, emit_power_cells, emit_power_frames, 0, 1, -INFINITY);
+        fill_edge(alpha_part - alpha_part_frames - 1, alpha_part_cells, alpha_part_frames, 1, 1, 0);
+        alpha_part[-alpha_part_frames] = 1;
+        fill_edge(alpha_power - alpha_power_frames - 1, alpha_power_cells, alpha_power_frames, 1, 1, -INFINITY);
+        alpha_power[-alpha_power_frames] = 0;
+
+        /* Norm. */
+        for (int64_t f = 0; f < frames; ++f) {
+            for (int64_t e = 0; e < emitted; ++e) {
+                const int64_t inside_2 = inside(e, steps);
+                REAL largest = -INFINITY;
+                FOR_TILES(first, end, classes) {
+                    REAL largest_tile[TILE];
+                    INDEPENDENT
+                    for (int64_t c = first; c < end; ++c) {
+                        largest_tile[c - first] = (REAL)logits_row[f * logits_time + inside_2 * logits_steps + c * logits_classes];
+                    }
+                    largest = larger_tile(largest, largest_tile, end - first);
+                }
+                accumulator others_sum = {0};
+                accumulator ties_sum = {0};
+                FOR_TILES(first, end, classes) {
+                    REAL others_tile[TILE], ties_tile[TILE];
+                    INDEPENDENT
+                    for (int64_t c = first; c < end; ++c) {
+                        const REAL logits_at_inside_2 = (REAL)logits_row[f * logits_time + inside_2 * logits_steps + c * logits_classes];
+                        const int is_largest = logits_at_inside_2 == largest;
+                        const REAL relative = exp_difference(logits_at_inside_2, largest);
+                        others_tile[c - first] = is_largest ? 0 : relative;
+                        ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
+                    }
+                    accumulate_tile(&others_sum, others_tile, end - first);
+                    accumulate_tile(&ties_sum, ties_tile, end - first);
+                }
+                const REAL others = value_of(&others_sum);
+                const REAL ties = value_of(&ties_sum);
+                const REAL log_mass = log1p(others + (ties - 1));
+                const REAL log_sum_exp = largest + log_mass;
+                norm[f * norm_frames + e] = log_sum_exp;
+            }
+        }
+
+        /* Stay. */
+        const int64_t inside_3 = inside(blank, classes);
+        for (int64_t f = 0; f < frames; ++f) {
+            INDEPENDENT
+            for (int64_t e = 0; e < emitted; ++e) {
+                const REAL difference = (REAL)logits_row[f * logits_time + inside(e, steps) * logits_steps + inside_3 * logits_classes] - norm[f * norm_frames + e];
+                stay_part[f * stay_part_frames + e] = scaled_exp(difference);
+                stay_power[f * stay_power_frames + e] = scaled_power(difference);
+            }
+        }
+
+        /* Emit. */
+        for (int64_t f = 0; f < frames; ++f) {
+            INDEPENDENT
+            for (int64_t e = 0; e < emitted; ++e) {
+                const int below = e < target_lengths[n * target_lengths_batch];
+                const REAL difference_2 = (REAL)logits_row[f * logits_time + inside(e, steps) * logits_steps + inside(targets_row[inside(e, labels) * targets_labels], classes) * logits_classes] - norm[f * norm_frames + e];
+                emit_part[f * emit_part_frames + e] = below ? scaled_exp(difference_2) : 0;
+                emit_power[f * emit_power_frames + e] = below ? scaled_power(difference_2) : -INFINITY;
+            }
+        }
+
+        /* Alpha. */
+        for (int64_t f = 0; f < frames; ++f) {
+            for (int64_t e = 0; e < emitted; ++e) {
+                const REAL shifted = alpha_power[f * alpha_power_frames + e - 1] + emit_power[f * emit_power_frames + e - 1];
+                const REAL shifted_2 = alpha_power[(f - 1) * alpha_power_frames + e] + stay_power[(f - 1) * stay_power_frames + e];
+                const REAL top = larger(shifted, shifted_2);
+                const REAL total = times_power(alpha_part[f * alpha_part_frames + e - 1] * emit_part[f * emit_part_frames + e - 1], shifted - top) + times_power(alpha_part[(f - 1) * alpha_part_frames + e] * stay_part[(f - 1) * stay_part_frames + e], shifted_2 - top);
+                alpha_part[f * alpha_part_frames + e] = significand(total);
+                alpha_power[f * alpha_power_frames + e] = top + exponent_of(total);
+            }
+        }
+
+        /* Whether all digits are there. */
+        const REAL logarithm_2 = scaled_log(alpha_part[(frames - 1) * alpha_part_frames + target_lengths[n * target_lengths_batch]] * stay_part[(frames - 1) * stay_part_frames + target_lengths[n * target_lengths_batch]], alpha_power[(frames - 1) * alpha_power_frames + target_lengths[n * target_lengths_batch]] + stay_power[(frames - 1) * stay_power_frames + target_lengths[n * target_lengths_batch]]);
+        if (!vouched(logarithm_2, logarithm_2, sizeof(STORED))) {
+            const losslib_run one = alone(&value_family, run, n, sizeof(STORED));
+            NAME(value_logarithms)(1, &one);
+            continue;
+        }
+
+        /* The results. */
+        const REAL logarithm = scaled_log(alpha_part[(frames - 1) * alpha_part_frames + target_lengths[n * target_lengths_batch]] * stay_part[(frames - 1) * stay_part_frames + target_lengths[n * target_lengths_batch]], alpha_power[(frames - 1) * alpha_power_frames + target_lengths[n * target_lengths_batch]] + stay_power[(frames - 1) * stay_power_frames + target_lengths[n * target_lengths_batch]]);
+        const REAL minus_logarithm = -logarithm;
+        if (loss_wanted) loss[n * loss_batch] = (STORED)(minus_logarithm);
+        accumulate(&total_loss_sum, minus_logarithm);
+    }
+    if (total_loss) add(total_loss, &total_loss_sum);
+}
+
 /* The loss, the totals, and the gradients times scale. */
 static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted)
 {
@@ -244,7 +387,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     const int64_t *restrict target_lengths = run->data[2]; const int64_t target_lengths_batch = run->steps[2][0];
     const int64_t *restrict targets = run->data[3]; const int64_t targets_batch = run->steps[3][0], targets_labels = dense ? 1 : run->steps[3][1];
     const STORED *restrict scale = run->data[4]; const int64_t scale_batch = run->steps[4][0];
-    STORED *restrict loss = run->data[5]; const int64_t loss_batch = run->steps[5][0]; const int loss_wanted = !dense && WANTS(5);
+    STORED *restrict loss = run->data[5]; const int64_t loss_batch = run->steps[5][0]; const int loss_wanted = WANTS(5) && loss != NULL;
     accumulator *restrict total_loss = WANTS(6) ? run->data[6] : NULL;
     STORED *restrict grad_logits = run->data[7]; const int64_t grad_logits_batch = run->steps[7][0], grad_logits_time = run->steps[7][1], grad_logits_steps = run->steps[7][2], grad_logits_classes = dense ? 1 : run->steps[7][3]; const int grad_logits_wanted = WANTS(7);
     const int64_t blank = (int64_t)run->params[0];
@@ -276,12 +419,12 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
 
         /* What lies before the first cells, and what is added to. */
         fill_reals(norm_adjoint, norm_adjoint_cells, 0);
-        fill_reals(stay - stay_frames, stay_cells, -INFINITY);
+        fill_edge(stay - stay_frames, stay_cells, stay_frames, 1, 0, -INFINITY);
         stay[-stay_frames] = 0;
         fill_reals(stay_adjoint - stay_adjoint_frames, stay_adjoint_cells, 0);
-        fill_reals(emit - 1, emit_cells, -INFINITY);
+        fill_edge(emit - 1, emit_cells, emit_frames, 0, 1, -INFINITY);
         fill_reals(emit_adjoint - 1, emit_adjoint_cells, 0);
-        fill_reals(alpha - alpha_frames - 1, alpha_cells, -INFINITY);
+        fill_edge(alpha - alpha_frames - 1, alpha_cells, alpha_frames, 1, 1, -INFINITY);
         alpha[-alpha_frames] = 0;
         fill_reals(alpha_adjoint - alpha_adjoint_frames - 1, alpha_adjoint_cells, 0);
         if (grad_logits_wanted)
@@ -365,13 +508,13 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         for (int64_t f = frames - 1; f >= 0; --f) {
             for (int64_t e = emitted - 1; e >= 0; --e) {
                 const REAL shifted_3 = alpha[f * alpha_frames + e - 1] + emit[f * emit_frames + e - 1];
-                alpha_adjoint[f * alpha_adjoint_frames + e - 1] += alpha_adjoint[f * alpha_adjoint_frames + e] * (shifted_3 == -INFINITY ? 0 : exp(smaller(shifted_3 - alpha[f * alpha_frames + e], 0)));
+                alpha_adjoint[f * alpha_adjoint_frames + e - 1] += alpha_adjoint[f * alpha_adjoint_frames + e] * zero_if_absent(shifted_3, exp(smaller(shifted_3 - alpha[f * alpha_frames + e], 0)));
                 const REAL shifted_4 = alpha[f * alpha_frames + e - 1] + emit[f * emit_frames + e - 1];
-                emit_adjoint[f * emit_adjoint_frames + e - 1] += alpha_adjoint[f * alpha_adjoint_frames + e] * (shifted_4 == -INFINITY ? 0 : exp(smaller(shifted_4 - alpha[f * alpha_frames + e], 0)));
+                emit_adjoint[f * emit_adjoint_frames + e - 1] += alpha_adjoint[f * alpha_adjoint_frames + e] * zero_if_absent(shifted_4, exp(smaller(shifted_4 - alpha[f * alpha_frames + e], 0)));
                 const REAL shifted_5 = alpha[(f - 1) * alpha_frames + e] + stay[(f - 1) * stay_frames + e];
-                alpha_adjoint[(f - 1) * alpha_adjoint_frames + e] += alpha_adjoint[f * alpha_adjoint_frames + e] * (shifted_5 == -INFINITY ? 0 : exp(smaller(shifted_5 - alpha[f * alpha_frames + e], 0)));
+                alpha_adjoint[(f - 1) * alpha_adjoint_frames + e] += alpha_adjoint[f * alpha_adjoint_frames + e] * zero_if_absent(shifted_5, exp(smaller(shifted_5 - alpha[f * alpha_frames + e], 0)));
                 const REAL shifted_6 = alpha[(f - 1) * alpha_frames + e] + stay[(f - 1) * stay_frames + e];
-                stay_adjoint[(f - 1) * stay_adjoint_frames + e] += alpha_adjoint[f * alpha_adjoint_frames + e] * (shifted_6 == -INFINITY ? 0 : exp(smaller(shifted_6 - alpha[f * alpha_frames + e], 0)));
+                stay_adjoint[(f - 1) * stay_adjoint_frames + e] += alpha_adjoint[f * alpha_adjoint_frames + e] * zero_if_absent(shifted_6, exp(smaller(shifted_6 - alpha[f * alpha_frames + e], 0)));
             }
         }
 
@@ -399,7 +542,208 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
                 INDEPENDENT
                 for (int64_t c = 0; c < classes; ++c) {
                     const REAL logits_at_inside_4 = (REAL)logits_row[f * logits_time + inside_4 * logits_steps + c * logits_classes];
-                    if (grad_logits_wanted) grad_logits_row[f * grad_logits_time + inside(e, steps) * grad_logits_steps + c * grad_logits_classes] += (STORED)(norm_adjoint[f * norm_adjoint_frames + e] * (logits_at_inside_4 == -INFINITY ? 0 : exp(smaller(logits_at_inside_4 - norm[f * norm_frames + e], 0))));
+                    if (grad_logits_wanted) grad_logits_row[f * grad_logits_time + inside(e, steps) * grad_logits_steps + c * grad_logits_classes] += (STORED)(norm_adjoint[f * norm_adjoint_frames + e] * zero_if_absent(logits_at_inside_4, exp(smaller(logits_at_inside_4 - norm[f * norm_frames + e], 0))));
+                }
+            }
+        }
+    }
+    if (total_loss) add(total_loss, &total_loss_sum);
+}
+
+/* The same in masses, where these have all digits. */
+static void NAME(value_and_grad_logarithms)(const int64_t batch, const losslib_run *run);
+
+static INLINE void NAME(value_and_grad_scaled)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted)
+{
+    const int64_t time = run->sizes[0], steps = run->sizes[1], classes = run->sizes[2], labels = run->sizes[3];
+    const STORED *restrict logits = run->data[0]; const int64_t logits_batch = run->steps[0][0], logits_time = run->steps[0][1], logits_steps = run->steps[0][2], logits_classes = dense ? 1 : run->steps[0][3];
+    const int64_t *restrict logit_lengths = run->data[1]; const int64_t logit_lengths_batch = run->steps[1][0];
+    const int64_t *restrict target_lengths = run->data[2]; const int64_t target_lengths_batch = run->steps[2][0];
+    const int64_t *restrict targets = run->data[3]; const int64_t targets_batch = run->steps[3][0], targets_labels = dense ? 1 : run->steps[3][1];
+    const STORED *restrict scale = run->data[4]; const int64_t scale_batch = run->steps[4][0];
+    STORED *restrict loss = run->data[5]; const int64_t loss_batch = run->steps[5][0]; const int loss_wanted = WANTS(5) && loss != NULL;
+    accumulator *restrict total_loss = WANTS(6) ? run->data[6] : NULL;
+    STORED *restrict grad_logits = run->data[7]; const int64_t grad_logits_batch = run->steps[7][0], grad_logits_time = run->steps[7][1], grad_logits_steps = run->steps[7][2], grad_logits_classes = dense ? 1 : run->steps[7][3]; const int grad_logits_wanted = WANTS(7);
+    const int64_t blank = (int64_t)run->params[0];
+
+    accumulator total_loss_sum = {0};
+    for (int64_t n = 0; n < batch; ++n) {
+        const STORED *logits_row = logits + n * logits_batch;
+        const int64_t *targets_row = targets + n * targets_batch;
+        STORED *grad_logits_row = grad_logits + n * grad_logits_batch;
+        const int64_t emitted = target_lengths[n * target_lengths_batch] + 1;
+        const int64_t frames = logit_lengths[n * logit_lengths_batch];
+        losslib_cell *room = run->scratch;
+        const int64_t norm_frames = emitted, norm_cells = frames * emitted;
+        double *const norm = &room->real; room += norm_cells;
+        const int64_t norm_adjoint_frames = emitted, norm_adjoint_cells = frames * emitted;
+        double *const norm_adjoint = &room->real; room += norm_adjoint_cells;
+        const int64_t stay_part_frames = emitted, stay_part_cells = (frames + 1) * emitted;
+        double *const stay_part = &room->real + stay_part_frames; room += stay_part_cells;
+        const int64_t stay_power_frames = emitted, stay_power_cells = (frames + 1) * emitted;
+        double *const stay_power = &room->real + stay_power_frames; room += stay_power_cells;
+        const int64_t stay_adjoint_frames = emitted, stay_adjoint_cells = (frames + 1) * emitted;
+        double *const stay_adjoint = &room->real + stay_adjoint_frames; room += stay_adjoint_cells;
+        const int64_t emit_part_frames = emitted + 1, emit_part_cells = frames * (emitted + 1);
+        double *const emit_part = &room->real + 1; room += emit_part_cells;
+        const int64_t emit_power_frames = emitted + 1, emit_power_cells = frames * (emitted + 1);
+        double *const emit_power = &room->real + 1; room += emit_power_cells;
+        const int64_t emit_adjoint_frames = emitted + 1, emit_adjoint_cells = frames * (emitted + 1);
+        double *const emit_adjoint = &room->real + 1; room += emit_adjoint_cells;
+        const int64_t alpha_part_frames = emitted + 1, alpha_part_cells = (frames + 1) * (emitted + 1);
+        double *const alpha_part = &room->real + alpha_part_frames + 1; room += alpha_part_cells;
+        const int64_t alpha_power_frames = emitted + 1, alpha_power_cells = (frames + 1) * (emitted + 1);
+        double *const alpha_power = &room->real + alpha_power_frames + 1; room += alpha_power_cells;
+        const int64_t alpha_adjoint_frames = emitted + 1, alpha_adjoint_cells = (frames + 1) * (emitted + 1);
+        double *const alpha_adjoint = &room->real + alpha_adjoint_frames + 1; room += alpha_adjoint_cells;
+        const int64_t alpha_ratio_frames = emitted, alpha_ratio_cells = frames * emitted;
+        double *const alpha_ratio = &room->real; room += alpha_ratio_cells;
+
+        /* What lies before the first cells, and what is added to. */
+        fill_reals(norm_adjoint, norm_adjoint_cells, 0);
+        fill_edge(stay_part - stay_part_frames, stay_part_cells, stay_part_frames, 1, 0, 0);
+        stay_part[-stay_part_frames] = 1;
+        fill_edge(stay_power - stay_power_frames, stay_power_cells, stay_power_frames, 1, 0, -INFINITY);
+        stay_power[-stay_power_frames] = 0;
+        fill_reals(stay_adjoint - stay_adjoint_frames, stay_adjoint_cells, 0);
+        fill_edge(emit_part - 1, emit_part_cells, emit_part_frames, 0, 1, 0);
+        fill_edge(emit_power - 1, emit_power_cells, emit_power_frames, 0, 1, -INFINITY);
+        fill_reals(emit_adjoint - 1, emit_adjoint_cells, 0);
+        fill_edge(alpha_part - alpha_part_frames - 1, alpha_part_cells, alpha_part_frames, 1, 1, 0);
+        alpha_part[-alpha_part_frames] = 1;
+        fill_edge(alpha_power - alpha_power_frames - 1, alpha_power_cells, alpha_power_frames, 1, 1, -INFINITY);
+        alpha_power[-alpha_power_frames] = 0;
+        fill_reals(alpha_adjoint - alpha_adjoint_frames - 1, alpha_adjoint_cells, 0);
+        if (grad_logits_wanted)
+            for (int64_t t = 0; t < time; ++t)
+                for (int64_t s = 0; s < steps; ++s)
+                    for (int64_t c = 0; c < classes; ++c)
+                        grad_logits_row[t * grad_logits_time + s * grad_logits_steps + c * grad_logits_classes] = 0;
+
+        /* Norm. */
+        for (int64_t f = 0; f < frames; ++f) {
+            for (int64_t e = 0; e < emitted; ++e) {
+                const int64_t inside_2 = inside(e, steps);
+                REAL largest = -INFINITY;
+                FOR_TILES(first, end, classes) {
+                    REAL largest_tile[TILE];
+                    INDEPENDENT
+                    for (int64_t c = first; c < end; ++c) {
+                        largest_tile[c - first] = (REAL)logits_row[f * logits_time + inside_2 * logits_steps + c * logits_classes];
+                    }
+                    largest = larger_tile(largest, largest_tile, end - first);
+                }
+                accumulator others_sum = {0};
+                accumulator ties_sum = {0};
+                FOR_TILES(first, end, classes) {
+                    REAL others_tile[TILE], ties_tile[TILE];
+                    INDEPENDENT
+                    for (int64_t c = first; c < end; ++c) {
+                        const REAL logits_at_inside_2 = (REAL)logits_row[f * logits_time + inside_2 * logits_steps + c * logits_classes];
+                        const int is_largest = logits_at_inside_2 == largest;
+                        const REAL relative = exp_difference(logits_at_inside_2, largest);
+                        others_tile[c - first] = is_largest ? 0 : relative;
+                        ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
+                    }
+                    accumulate_tile(&others_sum, others_tile, end - first);
+                    accumulate_tile(&ties_sum, ties_tile, end - first);
+                }
+                const REAL others = value_of(&others_sum);
+                const REAL ties = value_of(&ties_sum);
+                const REAL log_mass = log1p(others + (ties - 1));
+                const REAL log_sum_exp = largest + log_mass;
+                norm[f * norm_frames + e] = log_sum_exp;
+            }
+        }
+
+        /* Stay. */
+        const int64_t inside_3 = inside(blank, classes);
+        for (int64_t f = 0; f < frames; ++f) {
+            INDEPENDENT
+            for (int64_t e = 0; e < emitted; ++e) {
+                const REAL difference = (REAL)logits_row[f * logits_time + inside(e, steps) * logits_steps + inside_3 * logits_classes] - norm[f * norm_frames + e];
+                stay_part[f * stay_part_frames + e] = scaled_exp(difference);
+                stay_power[f * stay_power_frames + e] = scaled_power(difference);
+            }
+        }
+
+        /* Emit. */
+        for (int64_t f = 0; f < frames; ++f) {
+            INDEPENDENT
+            for (int64_t e = 0; e < emitted; ++e) {
+                const int below = e < target_lengths[n * target_lengths_batch];
+                const REAL difference_2 = (REAL)logits_row[f * logits_time + inside(e, steps) * logits_steps + inside(targets_row[inside(e, labels) * targets_labels], classes) * logits_classes] - norm[f * norm_frames + e];
+                emit_part[f * emit_part_frames + e] = below ? scaled_exp(difference_2) : 0;
+                emit_power[f * emit_power_frames + e] = below ? scaled_power(difference_2) : -INFINITY;
+            }
+        }
+
+        /* Alpha. */
+        for (int64_t f = 0; f < frames; ++f) {
+            for (int64_t e = 0; e < emitted; ++e) {
+                const REAL shifted = alpha_power[f * alpha_power_frames + e - 1] + emit_power[f * emit_power_frames + e - 1];
+                const REAL shifted_2 = alpha_power[(f - 1) * alpha_power_frames + e] + stay_power[(f - 1) * stay_power_frames + e];
+                const REAL top = larger(shifted, shifted_2);
+                const REAL total = times_power(alpha_part[f * alpha_part_frames + e - 1] * emit_part[f * emit_part_frames + e - 1], shifted - top) + times_power(alpha_part[(f - 1) * alpha_part_frames + e] * stay_part[(f - 1) * stay_part_frames + e], shifted_2 - top);
+                alpha_part[f * alpha_part_frames + e] = significand(total);
+                alpha_power[f * alpha_power_frames + e] = top + exponent_of(total);
+            }
+        }
+
+        /* Whether all digits are there. */
+        const REAL logarithm_2 = scaled_log(alpha_part[(frames - 1) * alpha_part_frames + target_lengths[n * target_lengths_batch]] * stay_part[(frames - 1) * stay_part_frames + target_lengths[n * target_lengths_batch]], alpha_power[(frames - 1) * alpha_power_frames + target_lengths[n * target_lengths_batch]] + stay_power[(frames - 1) * stay_power_frames + target_lengths[n * target_lengths_batch]]);
+        if (!vouched(logarithm_2, logarithm_2, sizeof(STORED))) {
+            const losslib_run one = alone(&value_and_grad_family, run, n, sizeof(STORED));
+            NAME(value_and_grad_logarithms)(1, &one);
+            continue;
+        }
+
+        /* The results, and what moves them. */
+        const REAL logarithm = scaled_log(alpha_part[(frames - 1) * alpha_part_frames + target_lengths[n * target_lengths_batch]] * stay_part[(frames - 1) * stay_part_frames + target_lengths[n * target_lengths_batch]], alpha_power[(frames - 1) * alpha_power_frames + target_lengths[n * target_lengths_batch]] + stay_power[(frames - 1) * stay_power_frames + target_lengths[n * target_lengths_batch]]);
+        const REAL minus_logarithm = -logarithm;
+        if (loss_wanted) loss[n * loss_batch] = (STORED)(minus_logarithm);
+        accumulate(&total_loss_sum, minus_logarithm);
+        alpha_adjoint[(frames - 1) * alpha_adjoint_frames + target_lengths[n * target_lengths_batch]] += -(REAL)scale[n * scale_batch];
+        stay_adjoint[(frames - 1) * stay_adjoint_frames + target_lengths[n * target_lengths_batch]] += -(REAL)scale[n * scale_batch];
+
+        /* Alpha, backwards. */
+        for (int64_t f = frames - 1; f >= 0; --f) {
+            for (int64_t e = emitted - 1; e >= 0; --e) {
+                alpha_ratio[f * alpha_ratio_frames + e] = alpha_part[f * alpha_part_frames + e] == 0 ? 0 : alpha_adjoint[f * alpha_adjoint_frames + e] / alpha_part[f * alpha_part_frames + e];
+                const REAL product = alpha_ratio[f * alpha_ratio_frames + e] * times_power(alpha_part[f * alpha_part_frames + e - 1] * emit_part[f * emit_part_frames + e - 1], alpha_power[f * alpha_power_frames + e - 1] + emit_power[f * emit_power_frames + e - 1] - alpha_power[f * alpha_power_frames + e]);
+                const REAL product_2 = alpha_ratio[f * alpha_ratio_frames + e] * times_power(alpha_part[(f - 1) * alpha_part_frames + e] * stay_part[(f - 1) * stay_part_frames + e], alpha_power[(f - 1) * alpha_power_frames + e] + stay_power[(f - 1) * stay_power_frames + e] - alpha_power[f * alpha_power_frames + e]);
+                alpha_adjoint[f * alpha_adjoint_frames + e - 1] += product;
+                emit_adjoint[f * emit_adjoint_frames + e - 1] += product;
+                alpha_adjoint[(f - 1) * alpha_adjoint_frames + e] += product_2;
+                stay_adjoint[(f - 1) * stay_adjoint_frames + e] += product_2;
+            }
+        }
+
+        /* Emit, backwards. */
+        for (int64_t f = 0; f < frames; ++f) {
+            for (int64_t e = 0; e < emitted; ++e) {
+                const int below_2 = e < target_lengths[n * target_lengths_batch];
+                norm_adjoint[f * norm_adjoint_frames + e] += below_2 ? -emit_adjoint[f * emit_adjoint_frames + e] : 0;
+                if (grad_logits_wanted) grad_logits_row[f * grad_logits_time + inside(e, steps) * grad_logits_steps + inside(targets_row[inside(e, labels) * targets_labels], classes) * grad_logits_classes] += (STORED)(below_2 ? emit_adjoint[f * emit_adjoint_frames + e] : 0);
+            }
+        }
+
+        /* Stay, backwards. */
+        for (int64_t f = 0; f < frames; ++f) {
+            for (int64_t e = 0; e < emitted; ++e) {
+                norm_adjoint[f * norm_adjoint_frames + e] += -stay_adjoint[f * stay_adjoint_frames + e];
+                if (grad_logits_wanted) grad_logits_row[f * grad_logits_time + inside(e, steps) * grad_logits_steps + inside(blank, classes) * grad_logits_classes] += (STORED)(stay_adjoint[f * stay_adjoint_frames + e]);
+            }
+        }
+
+        /* Norm, backwards. */
+        for (int64_t f = 0; f < frames; ++f) {
+            for (int64_t e = 0; e < emitted; ++e) {
+                const int64_t inside_4 = inside(e, steps);
+                INDEPENDENT
+                for (int64_t c = 0; c < classes; ++c) {
+                    const REAL logits_at_inside_4 = (REAL)logits_row[f * logits_time + inside_4 * logits_steps + c * logits_classes];
+                    if (grad_logits_wanted) grad_logits_row[f * grad_logits_time + inside(e, steps) * grad_logits_steps + c * grad_logits_classes] += (STORED)(norm_adjoint[f * norm_adjoint_frames + e] * zero_if_absent(logits_at_inside_4, exp(smaller(logits_at_inside_4 - norm[f * norm_frames + e], 0))));
                 }
             }
         }
@@ -416,7 +760,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
     const int64_t *restrict target_lengths = run->data[2]; const int64_t target_lengths_batch = run->steps[2][0];
     const int64_t *restrict targets = run->data[3]; const int64_t targets_batch = run->steps[3][0], targets_labels = dense ? 1 : run->steps[3][1];
     const STORED *restrict direction_logits = run->data[4]; const int64_t direction_logits_batch = run->steps[4][0], direction_logits_time = run->steps[4][1], direction_logits_steps = run->steps[4][2], direction_logits_classes = dense ? 1 : run->steps[4][3];
-    STORED *restrict rate = run->data[5]; const int64_t rate_batch = run->steps[5][0]; const int rate_wanted = !dense && WANTS(5);
+    STORED *restrict rate = run->data[5]; const int64_t rate_batch = run->steps[5][0]; const int rate_wanted = WANTS(5) && rate != NULL;
     accumulator *restrict total_rate = WANTS(6) ? run->data[6] : NULL;
     const int64_t blank = (int64_t)run->params[0];
 
@@ -446,14 +790,14 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         double *const alpha_rate = &room->real + alpha_rate_frames + 1; room += alpha_rate_cells;
 
         /* What lies before the first cells, and what is added to. */
-        fill_reals(stay - stay_frames, stay_cells, -INFINITY);
+        fill_edge(stay - stay_frames, stay_cells, stay_frames, 1, 0, -INFINITY);
         stay[-stay_frames] = 0;
-        fill_reals(stay_rate - stay_rate_frames, stay_rate_cells, 0);
-        fill_reals(emit - 1, emit_cells, -INFINITY);
-        fill_reals(emit_rate - 1, emit_rate_cells, 0);
-        fill_reals(alpha - alpha_frames - 1, alpha_cells, -INFINITY);
+        fill_edge(stay_rate - stay_rate_frames, stay_rate_cells, stay_rate_frames, 1, 0, 0);
+        fill_edge(emit - 1, emit_cells, emit_frames, 0, 1, -INFINITY);
+        fill_edge(emit_rate - 1, emit_rate_cells, emit_rate_frames, 0, 1, 0);
+        fill_edge(alpha - alpha_frames - 1, alpha_cells, alpha_frames, 1, 1, -INFINITY);
         alpha[-alpha_frames] = 0;
-        fill_reals(alpha_rate - alpha_rate_frames - 1, alpha_rate_cells, 0);
+        fill_edge(alpha_rate - alpha_rate_frames - 1, alpha_rate_cells, alpha_rate_frames, 1, 1, 0);
 
         /* Norm. */
         for (int64_t f = 0; f < frames; ++f) {
@@ -499,7 +843,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
                     INDEPENDENT
                     for (int64_t c = first; c < end; ++c) {
                         const REAL logits_at_inside_3 = (REAL)logits_row[f * logits_time + inside_3 * logits_steps + c * logits_classes];
-                        sum_product_tile[c - first] = (logits_at_inside_3 == -INFINITY ? 0 : exp(smaller(logits_at_inside_3 - norm[f * norm_frames + e], 0))) * (REAL)direction_logits_row[f * direction_logits_time + inside_3 * direction_logits_steps + c * direction_logits_classes];
+                        sum_product_tile[c - first] = zero_if_absent(logits_at_inside_3, exp(smaller(logits_at_inside_3 - norm[f * norm_frames + e], 0))) * (REAL)direction_logits_row[f * direction_logits_time + inside_3 * direction_logits_steps + c * direction_logits_classes];
                     }
                     accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
                 }
@@ -541,7 +885,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
                 alpha[f * alpha_frames + e] = largest_2 + log1p(exp(smaller(shifted, shifted_2) - base));
                 const REAL shifted_3 = alpha[f * alpha_frames + e - 1] + emit[f * emit_frames + e - 1];
                 const REAL shifted_4 = alpha[(f - 1) * alpha_frames + e] + stay[(f - 1) * stay_frames + e];
-                alpha_rate[f * alpha_rate_frames + e] = (alpha_rate[f * alpha_rate_frames + e - 1] + emit_rate[f * emit_rate_frames + e - 1]) * (shifted_3 == -INFINITY ? 0 : exp(smaller(shifted_3 - alpha[f * alpha_frames + e], 0))) + (alpha_rate[(f - 1) * alpha_rate_frames + e] + stay_rate[(f - 1) * stay_rate_frames + e]) * (shifted_4 == -INFINITY ? 0 : exp(smaller(shifted_4 - alpha[f * alpha_frames + e], 0)));
+                alpha_rate[f * alpha_rate_frames + e] = (alpha_rate[f * alpha_rate_frames + e - 1] + emit_rate[f * emit_rate_frames + e - 1]) * zero_if_absent(shifted_3, exp(smaller(shifted_3 - alpha[f * alpha_frames + e], 0))) + (alpha_rate[(f - 1) * alpha_rate_frames + e] + stay_rate[(f - 1) * stay_rate_frames + e]) * zero_if_absent(shifted_4, exp(smaller(shifted_4 - alpha[f * alpha_frames + e], 0)));
             }
         }
 
@@ -610,18 +954,18 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         /* What lies before the first cells, and what is added to. */
         fill_reals(norm_adjoint, norm_adjoint_cells, 0);
         fill_reals(norm_adjoint_rate, norm_adjoint_rate_cells, 0);
-        fill_reals(stay - stay_frames, stay_cells, -INFINITY);
+        fill_edge(stay - stay_frames, stay_cells, stay_frames, 1, 0, -INFINITY);
         stay[-stay_frames] = 0;
-        fill_reals(stay_rate - stay_rate_frames, stay_rate_cells, 0);
+        fill_edge(stay_rate - stay_rate_frames, stay_rate_cells, stay_rate_frames, 1, 0, 0);
         fill_reals(stay_adjoint - stay_adjoint_frames, stay_adjoint_cells, 0);
         fill_reals(stay_adjoint_rate - stay_adjoint_rate_frames, stay_adjoint_rate_cells, 0);
-        fill_reals(emit - 1, emit_cells, -INFINITY);
-        fill_reals(emit_rate - 1, emit_rate_cells, 0);
+        fill_edge(emit - 1, emit_cells, emit_frames, 0, 1, -INFINITY);
+        fill_edge(emit_rate - 1, emit_rate_cells, emit_rate_frames, 0, 1, 0);
         fill_reals(emit_adjoint - 1, emit_adjoint_cells, 0);
         fill_reals(emit_adjoint_rate - 1, emit_adjoint_rate_cells, 0);
-        fill_reals(alpha - alpha_frames - 1, alpha_cells, -INFINITY);
+        fill_edge(alpha - alpha_frames - 1, alpha_cells, alpha_frames, 1, 1, -INFINITY);
         alpha[-alpha_frames] = 0;
-        fill_reals(alpha_rate - alpha_rate_frames - 1, alpha_rate_cells, 0);
+        fill_edge(alpha_rate - alpha_rate_frames - 1, alpha_rate_cells, alpha_rate_frames, 1, 1, 0);
         fill_reals(alpha_adjoint - alpha_adjoint_frames - 1, alpha_adjoint_cells, 0);
         fill_reals(alpha_adjoint_rate - alpha_adjoint_rate_frames - 1, alpha_adjoint_rate_cells, 0);
         if (hvp_logits_wanted)
@@ -674,7 +1018,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
                     INDEPENDENT
                     for (int64_t c = first; c < end; ++c) {
                         const REAL logits_at_inside_3 = (REAL)logits_row[f * logits_time + inside_3 * logits_steps + c * logits_classes];
-                        sum_product_tile[c - first] = (logits_at_inside_3 == -INFINITY ? 0 : exp(smaller(logits_at_inside_3 - norm[f * norm_frames + e], 0))) * (REAL)direction_logits_row[f * direction_logits_time + inside_3 * direction_logits_steps + c * direction_logits_classes];
+                        sum_product_tile[c - first] = zero_if_absent(logits_at_inside_3, exp(smaller(logits_at_inside_3 - norm[f * norm_frames + e], 0))) * (REAL)direction_logits_row[f * direction_logits_time + inside_3 * direction_logits_steps + c * direction_logits_classes];
                     }
                     accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
                 }
@@ -716,7 +1060,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
                 alpha[f * alpha_frames + e] = largest_2 + log1p(exp(smaller(shifted, shifted_2) - base));
                 const REAL shifted_3 = alpha[f * alpha_frames + e - 1] + emit[f * emit_frames + e - 1];
                 const REAL shifted_4 = alpha[(f - 1) * alpha_frames + e] + stay[(f - 1) * stay_frames + e];
-                alpha_rate[f * alpha_rate_frames + e] = (alpha_rate[f * alpha_rate_frames + e - 1] + emit_rate[f * emit_rate_frames + e - 1]) * (shifted_3 == -INFINITY ? 0 : exp(smaller(shifted_3 - alpha[f * alpha_frames + e], 0))) + (alpha_rate[(f - 1) * alpha_rate_frames + e] + stay_rate[(f - 1) * stay_rate_frames + e]) * (shifted_4 == -INFINITY ? 0 : exp(smaller(shifted_4 - alpha[f * alpha_frames + e], 0)));
+                alpha_rate[f * alpha_rate_frames + e] = (alpha_rate[f * alpha_rate_frames + e - 1] + emit_rate[f * emit_rate_frames + e - 1]) * zero_if_absent(shifted_3, exp(smaller(shifted_3 - alpha[f * alpha_frames + e], 0))) + (alpha_rate[(f - 1) * alpha_rate_frames + e] + stay_rate[(f - 1) * stay_rate_frames + e]) * zero_if_absent(shifted_4, exp(smaller(shifted_4 - alpha[f * alpha_frames + e], 0)));
             }
         }
 
@@ -728,22 +1072,22 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         for (int64_t f = frames - 1; f >= 0; --f) {
             for (int64_t e = emitted - 1; e >= 0; --e) {
                 const REAL shifted_5 = alpha[f * alpha_frames + e - 1] + emit[f * emit_frames + e - 1];
-                alpha_adjoint[f * alpha_adjoint_frames + e - 1] += alpha_adjoint[f * alpha_adjoint_frames + e] * (shifted_5 == -INFINITY ? 0 : exp(smaller(shifted_5 - alpha[f * alpha_frames + e], 0)));
+                alpha_adjoint[f * alpha_adjoint_frames + e - 1] += alpha_adjoint[f * alpha_adjoint_frames + e] * zero_if_absent(shifted_5, exp(smaller(shifted_5 - alpha[f * alpha_frames + e], 0)));
                 const REAL shifted_6 = alpha[f * alpha_frames + e - 1] + emit[f * emit_frames + e - 1];
-                const REAL choice = shifted_6 == -INFINITY ? 0 : exp(smaller(shifted_6 - alpha[f * alpha_frames + e], 0));
+                const REAL choice = zero_if_absent(shifted_6, exp(smaller(shifted_6 - alpha[f * alpha_frames + e], 0)));
                 alpha_adjoint_rate[f * alpha_adjoint_rate_frames + e - 1] += (alpha_rate[f * alpha_rate_frames + e - 1] - alpha_rate[f * alpha_rate_frames + e] + emit_rate[f * emit_rate_frames + e - 1]) * alpha_adjoint[f * alpha_adjoint_frames + e] * choice + alpha_adjoint_rate[f * alpha_adjoint_rate_frames + e] * choice;
                 emit_adjoint[f * emit_adjoint_frames + e - 1] += alpha_adjoint[f * alpha_adjoint_frames + e] * choice;
                 const REAL shifted_7 = alpha[f * alpha_frames + e - 1] + emit[f * emit_frames + e - 1];
-                const REAL choice_2 = shifted_7 == -INFINITY ? 0 : exp(smaller(shifted_7 - alpha[f * alpha_frames + e], 0));
+                const REAL choice_2 = zero_if_absent(shifted_7, exp(smaller(shifted_7 - alpha[f * alpha_frames + e], 0)));
                 emit_adjoint_rate[f * emit_adjoint_rate_frames + e - 1] += (alpha_rate[f * alpha_rate_frames + e - 1] - alpha_rate[f * alpha_rate_frames + e] + emit_rate[f * emit_rate_frames + e - 1]) * alpha_adjoint[f * alpha_adjoint_frames + e] * choice_2 + alpha_adjoint_rate[f * alpha_adjoint_rate_frames + e] * choice_2;
                 const REAL shifted_8 = alpha[(f - 1) * alpha_frames + e] + stay[(f - 1) * stay_frames + e];
-                alpha_adjoint[(f - 1) * alpha_adjoint_frames + e] += alpha_adjoint[f * alpha_adjoint_frames + e] * (shifted_8 == -INFINITY ? 0 : exp(smaller(shifted_8 - alpha[f * alpha_frames + e], 0)));
+                alpha_adjoint[(f - 1) * alpha_adjoint_frames + e] += alpha_adjoint[f * alpha_adjoint_frames + e] * zero_if_absent(shifted_8, exp(smaller(shifted_8 - alpha[f * alpha_frames + e], 0)));
                 const REAL shifted_9 = alpha[(f - 1) * alpha_frames + e] + stay[(f - 1) * stay_frames + e];
-                const REAL choice_3 = shifted_9 == -INFINITY ? 0 : exp(smaller(shifted_9 - alpha[f * alpha_frames + e], 0));
+                const REAL choice_3 = zero_if_absent(shifted_9, exp(smaller(shifted_9 - alpha[f * alpha_frames + e], 0)));
                 alpha_adjoint_rate[(f - 1) * alpha_adjoint_rate_frames + e] += (alpha_rate[(f - 1) * alpha_rate_frames + e] - alpha_rate[f * alpha_rate_frames + e] + stay_rate[(f - 1) * stay_rate_frames + e]) * alpha_adjoint[f * alpha_adjoint_frames + e] * choice_3 + alpha_adjoint_rate[f * alpha_adjoint_rate_frames + e] * choice_3;
                 stay_adjoint[(f - 1) * stay_adjoint_frames + e] += alpha_adjoint[f * alpha_adjoint_frames + e] * choice_3;
                 const REAL shifted_10 = alpha[(f - 1) * alpha_frames + e] + stay[(f - 1) * stay_frames + e];
-                const REAL choice_4 = shifted_10 == -INFINITY ? 0 : exp(smaller(shifted_10 - alpha[f * alpha_frames + e], 0));
+                const REAL choice_4 = zero_if_absent(shifted_10, exp(smaller(shifted_10 - alpha[f * alpha_frames + e], 0)));
                 stay_adjoint_rate[(f - 1) * stay_adjoint_rate_frames + e] += (alpha_rate[(f - 1) * alpha_rate_frames + e] - alpha_rate[f * alpha_rate_frames + e] + stay_rate[(f - 1) * stay_rate_frames + e]) * alpha_adjoint[f * alpha_adjoint_frames + e] * choice_4 + alpha_adjoint_rate[f * alpha_adjoint_rate_frames + e] * choice_4;
             }
         }
@@ -774,7 +1118,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
                 INDEPENDENT
                 for (int64_t c = 0; c < classes; ++c) {
                     const REAL logits_at_inside_8 = (REAL)logits_row[f * logits_time + inside_8 * logits_steps + c * logits_classes];
-                    const REAL choice_5 = logits_at_inside_8 == -INFINITY ? 0 : exp(smaller(logits_at_inside_8 - norm[f * norm_frames + e], 0));
+                    const REAL choice_5 = zero_if_absent(logits_at_inside_8, exp(smaller(logits_at_inside_8 - norm[f * norm_frames + e], 0)));
                     if (hvp_logits_wanted) hvp_logits_row[f * hvp_logits_time + inside(e, steps) * hvp_logits_steps + c * hvp_logits_classes] += (STORED)(norm_adjoint[f * norm_adjoint_frames + e] * ((REAL)direction_logits_row[f * direction_logits_time + inside_8 * direction_logits_steps + c * direction_logits_classes] - norm_rate[f * norm_rate_frames + e]) * choice_5 + norm_adjoint_rate[f * norm_adjoint_rate_frames + e] * choice_5);
                 }
             }
@@ -782,7 +1126,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
     }
 }
 
-KERNELS(KERNEL_FUNCTIONS, STRIDED_FUNCTION)
+KERNELS(KERNEL_FUNCTIONS, STRIDED_FUNCTION, SCALED_FUNCTIONS)
 
-const losslib_kernel NAME(losslib_rnnt_loss__kernels)[] = { KERNELS(KERNEL_ROW, STRIDED_ROW) {.name = NULL} };
+const losslib_kernel NAME(losslib_rnnt_loss__kernels)[] = { KERNELS(KERNEL_ROW, STRIDED_ROW, KERNEL_ROW) {.name = NULL} };
 #endif

@@ -39,7 +39,11 @@ static int64_t value_cells(const int64_t *sizes)
 {
     const int64_t left = sizes[0], right = sizes[2];
     return left * right
-        + (left + 1) * (right + 1);
+        + left * right
+        + (left + 1) * (right + 1)
+        + (left + 1) * (right + 1)
+        + left * right
+        + left * right;
 }
 
 /* The cells of the tables of value_and_grad, for one sample. */
@@ -47,8 +51,13 @@ static int64_t value_and_grad_cells(const int64_t *sizes)
 {
     const int64_t left = sizes[0], right = sizes[2];
     return left * right
+        + left * right
         + (left + 1) * (right + 1)
-        + (left + 1) * (right + 1);
+        + (left + 1) * (right + 1)
+        + (left + 1) * (right + 1)
+        + left * right
+        + left * right
+        + left * right;
 }
 
 /* The cells of the tables of jvp, for one sample. */
@@ -96,13 +105,14 @@ static const losslib_family hvp_family = {9, 1, 3,
 
 /* Each kernel: its function, which of the function's arrays, scalars and axes it has (a bit each), and what the flags are. A KERNEL
  * is compiled for dense arrays too. */
-#define KERNELS(KERNEL, STRIDED) \
-    KERNEL(value, value, 0x3f, 0x1, 0x7, ) \
-    KERNEL(value_and_grad, value_and_grad, 0x1ff, 0x1, 0x7, ) \
+#define KERNELS(KERNEL, STRIDED, SCALED) \
+    SCALED(value, value, 0x3f, 0x1, 0x7, ) \
+    SCALED(value_and_grad, value_and_grad, 0x1ff, 0x1, 0x7, ) \
     STRIDED(jvp, jvp, 0xff, 0x1, 0x7, ) \
     STRIDED(hvp, hvp, 0x1ff, 0x1, 0x7, )
 
 #include "losslib_double.h"
+#include "losslib_scaled.h"
 #include "soft_dtw.c"
 #include "losslib_wide.h"
 #include "soft_dtw.c"
@@ -116,7 +126,7 @@ static INLINE void NAME(value)(const int64_t batch, const losslib_run *run, cons
     const STORED *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_right = run->steps[1][1], target_features = dense ? 1 : run->steps[1][2];
     const int64_t *restrict input_lengths = run->data[2]; const int64_t input_lengths_batch = run->steps[2][0];
     const int64_t *restrict target_lengths = run->data[3]; const int64_t target_lengths_batch = run->steps[3][0];
-    STORED *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0]; const int loss_wanted = !dense && WANTS(4);
+    STORED *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0]; const int loss_wanted = WANTS(4) && loss != NULL;
     accumulator *restrict total_loss = WANTS(5) ? run->data[5] : NULL;
     const REAL smoothing = (REAL)run->params[0];
 
@@ -133,7 +143,7 @@ static INLINE void NAME(value)(const int64_t batch, const losslib_run *run, cons
         double *const r = &room->real + r_rows + 1; room += r_cells;
 
         /* What lies before the first cells, and what is added to. */
-        fill_reals(r - r_rows - 1, r_cells, INFINITY);
+        fill_edge(r - r_rows - 1, r_cells, r_rows, 1, 1, INFINITY);
         r[-r_rows - 1] = 0;
 
         /* R. */
@@ -170,6 +180,98 @@ static INLINE void NAME(value)(const int64_t batch, const losslib_run *run, cons
     if (total_loss) add(total_loss, &total_loss_sum);
 }
 
+/* The same in masses, where these have all digits. */
+static void NAME(value_logarithms)(const int64_t batch, const losslib_run *run);
+
+static INLINE void NAME(value_scaled)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted)
+{
+    const int64_t features = run->sizes[1];
+    const STORED *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_left = run->steps[0][1], input_features = dense ? 1 : run->steps[0][2];
+    const STORED *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_right = run->steps[1][1], target_features = dense ? 1 : run->steps[1][2];
+    const int64_t *restrict input_lengths = run->data[2]; const int64_t input_lengths_batch = run->steps[2][0];
+    const int64_t *restrict target_lengths = run->data[3]; const int64_t target_lengths_batch = run->steps[3][0];
+    STORED *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0]; const int loss_wanted = WANTS(4) && loss != NULL;
+    accumulator *restrict total_loss = WANTS(5) ? run->data[5] : NULL;
+    const REAL smoothing = (REAL)run->params[0];
+
+    accumulator total_loss_sum = {0};
+    for (int64_t n = 0; n < batch; ++n) {
+        const STORED *input_row = input + n * input_batch;
+        const STORED *target_row = target + n * target_batch;
+        const int64_t columns = target_lengths[n * target_lengths_batch];
+        const int64_t rows = input_lengths[n * input_lengths_batch];
+        losslib_cell *room = run->scratch;
+        const int64_t nearest_part_rows = columns, nearest_part_cells = rows * columns;
+        double *const nearest_part = &room->real; room += nearest_part_cells;
+        const int64_t nearest_power_rows = columns, nearest_power_cells = rows * columns;
+        double *const nearest_power = &room->real; room += nearest_power_cells;
+        const int64_t r_part_rows = columns + 1, r_part_cells = (rows + 1) * (columns + 1);
+        double *const r_part = &room->real + r_part_rows + 1; room += r_part_cells;
+        const int64_t r_power_rows = columns + 1, r_power_cells = (rows + 1) * (columns + 1);
+        double *const r_power = &room->real + r_power_rows + 1; room += r_power_cells;
+        const int64_t r_step_part_rows = columns, r_step_part_cells = rows * columns;
+        double *const r_step_part = &room->real; room += r_step_part_cells;
+        const int64_t r_step_power_rows = columns, r_step_power_cells = rows * columns;
+        double *const r_step_power = &room->real; room += r_step_power_cells;
+
+        /* What lies before the first cells, and what is added to. */
+        fill_edge(r_part - r_part_rows - 1, r_part_cells, r_part_rows, 1, 1, 0);
+        r_part[-r_part_rows - 1] = 1;
+        fill_edge(r_power - r_power_rows - 1, r_power_cells, r_power_rows, 1, 1, -INFINITY);
+        r_power[-r_power_rows - 1] = 0;
+
+        /* What r adds. */
+        for (int64_t ro = 0; ro < rows; ++ro) {
+            for (int64_t c = 0; c < columns; ++c) {
+                accumulator sum_product_sum = {0};
+                FOR_TILES(first, end, features) {
+                    REAL sum_product_tile[TILE];
+                    INDEPENDENT
+                    for (int64_t f = first; f < end; ++f) {
+                        const REAL difference = (REAL)input_row[ro * input_left + f * input_features] - (REAL)target_row[c * target_right + f * target_features];
+                        sum_product_tile[f - first] = difference * difference;
+                    }
+                    accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
+                }
+                const REAL sum_product = value_of(&sum_product_sum);
+                const REAL minus_ratio = -sum_product / smoothing;
+                r_step_part[ro * r_step_part_rows + c] = scaled_exp(minus_ratio);
+                r_step_power[ro * r_step_power_rows + c] = scaled_power(minus_ratio);
+            }
+        }
+
+        /* R. */
+        for (int64_t ro = 0; ro < rows; ++ro) {
+            for (int64_t c = 0; c < columns; ++c) {
+                const REAL r_power_before = r_power[ro * r_power_rows + c - 1];
+                const REAL r_power_before_2 = r_power[(ro - 1) * r_power_rows + c];
+                const REAL r_power_before_3 = r_power[(ro - 1) * r_power_rows + c - 1];
+                const REAL top = larger(larger(r_power_before, r_power_before_2), r_power_before_3);
+                const REAL total = times_power(r_part[ro * r_part_rows + c - 1], r_power_before - top) + times_power(r_part[(ro - 1) * r_part_rows + c], r_power_before_2 - top) + times_power(r_part[(ro - 1) * r_part_rows + c - 1], r_power_before_3 - top);
+                nearest_part[ro * nearest_part_rows + c] = significand(total);
+                nearest_power[ro * nearest_power_rows + c] = top + exponent_of(total);
+                r_part[ro * r_part_rows + c] = nearest_part[ro * nearest_part_rows + c] * r_step_part[ro * r_step_part_rows + c];
+                r_power[ro * r_power_rows + c] = nearest_power[ro * nearest_power_rows + c] + r_step_power[ro * r_step_power_rows + c];
+            }
+        }
+
+        /* Whether all digits are there. */
+        const REAL logarithm_2 = scaled_log(r_part[(rows - 1) * r_part_rows + columns - 1], r_power[(rows - 1) * r_power_rows + columns - 1]);
+        if (!vouched(logarithm_2, logarithm_2, sizeof(STORED))) {
+            const losslib_run one = alone(&value_family, run, n, sizeof(STORED));
+            NAME(value_logarithms)(1, &one);
+            continue;
+        }
+
+        /* The results. */
+        const REAL logarithm = scaled_log(r_part[(rows - 1) * r_part_rows + columns - 1], r_power[(rows - 1) * r_power_rows + columns - 1]);
+        const REAL minus_product = -logarithm * smoothing;
+        if (loss_wanted) loss[n * loss_batch] = (STORED)(minus_product);
+        accumulate(&total_loss_sum, minus_product);
+    }
+    if (total_loss) add(total_loss, &total_loss_sum);
+}
+
 /* The loss, the totals, and the gradients times scale. */
 static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted)
 {
@@ -179,7 +281,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     const int64_t *restrict input_lengths = run->data[2]; const int64_t input_lengths_batch = run->steps[2][0];
     const int64_t *restrict target_lengths = run->data[3]; const int64_t target_lengths_batch = run->steps[3][0];
     const STORED *restrict scale = run->data[4]; const int64_t scale_batch = run->steps[4][0];
-    STORED *restrict loss = run->data[5]; const int64_t loss_batch = run->steps[5][0]; const int loss_wanted = !dense && WANTS(5);
+    STORED *restrict loss = run->data[5]; const int64_t loss_batch = run->steps[5][0]; const int loss_wanted = WANTS(5) && loss != NULL;
     accumulator *restrict total_loss = WANTS(6) ? run->data[6] : NULL;
     STORED *restrict grad_input = run->data[7]; const int64_t grad_input_batch = run->steps[7][0], grad_input_left = run->steps[7][1], grad_input_features = dense ? 1 : run->steps[7][2]; const int grad_input_wanted = WANTS(7);
     STORED *restrict grad_target = run->data[8]; const int64_t grad_target_batch = run->steps[8][0], grad_target_right = run->steps[8][1], grad_target_features = dense ? 1 : run->steps[8][2]; const int grad_target_wanted = WANTS(8);
@@ -202,7 +304,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         double *const r_adjoint = &room->real + r_adjoint_rows + 1; room += r_adjoint_cells;
 
         /* What lies before the first cells, and what is added to. */
-        fill_reals(r - r_rows - 1, r_cells, INFINITY);
+        fill_edge(r - r_rows - 1, r_cells, r_rows, 1, 1, INFINITY);
         r[-r_rows - 1] = 0;
         fill_reals(r_adjoint - r_adjoint_rows - 1, r_adjoint_cells, 0);
         if (grad_input_wanted)
@@ -250,11 +352,138 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         for (int64_t ro = rows - 1; ro >= 0; --ro) {
             for (int64_t c = columns - 1; c >= 0; --c) {
                 const REAL minus_ratio_4 = -r[ro * r_rows + c - 1] / smoothing;
-                r_adjoint[ro * r_adjoint_rows + c - 1] += r_adjoint[ro * r_adjoint_rows + c] * (minus_ratio_4 == -INFINITY ? 0 : exp(smaller(minus_ratio_4 - nearest[ro * nearest_rows + c], 0)));
+                r_adjoint[ro * r_adjoint_rows + c - 1] += r_adjoint[ro * r_adjoint_rows + c] * zero_if_absent(minus_ratio_4, exp(smaller(minus_ratio_4 - nearest[ro * nearest_rows + c], 0)));
                 const REAL minus_ratio_5 = -r[(ro - 1) * r_rows + c] / smoothing;
-                r_adjoint[(ro - 1) * r_adjoint_rows + c] += r_adjoint[ro * r_adjoint_rows + c] * (minus_ratio_5 == -INFINITY ? 0 : exp(smaller(minus_ratio_5 - nearest[ro * nearest_rows + c], 0)));
+                r_adjoint[(ro - 1) * r_adjoint_rows + c] += r_adjoint[ro * r_adjoint_rows + c] * zero_if_absent(minus_ratio_5, exp(smaller(minus_ratio_5 - nearest[ro * nearest_rows + c], 0)));
                 const REAL minus_ratio_6 = -r[(ro - 1) * r_rows + c - 1] / smoothing;
-                r_adjoint[(ro - 1) * r_adjoint_rows + c - 1] += r_adjoint[ro * r_adjoint_rows + c] * (minus_ratio_6 == -INFINITY ? 0 : exp(smaller(minus_ratio_6 - nearest[ro * nearest_rows + c], 0)));
+                r_adjoint[(ro - 1) * r_adjoint_rows + c - 1] += r_adjoint[ro * r_adjoint_rows + c] * zero_if_absent(minus_ratio_6, exp(smaller(minus_ratio_6 - nearest[ro * nearest_rows + c], 0)));
+                const REAL product = 2 * r_adjoint[ro * r_adjoint_rows + c];
+                INDEPENDENT
+                for (int64_t f = 0; f < features; ++f) {
+                    if (grad_input_wanted) grad_input_row[ro * grad_input_left + f * grad_input_features] += (STORED)(product * ((REAL)input_row[ro * input_left + f * input_features] - (REAL)target_row[c * target_right + f * target_features]));
+                    if (grad_target_wanted) grad_target_row[c * grad_target_right + f * grad_target_features] += (STORED)(product * ((REAL)target_row[c * target_right + f * target_features] - (REAL)input_row[ro * input_left + f * input_features]));
+                }
+            }
+        }
+    }
+    if (total_loss) add(total_loss, &total_loss_sum);
+}
+
+/* The same in masses, where these have all digits. */
+static void NAME(value_and_grad_logarithms)(const int64_t batch, const losslib_run *run);
+
+static INLINE void NAME(value_and_grad_scaled)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted)
+{
+    const int64_t left = run->sizes[0], features = run->sizes[1], right = run->sizes[2];
+    const STORED *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_left = run->steps[0][1], input_features = dense ? 1 : run->steps[0][2];
+    const STORED *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_right = run->steps[1][1], target_features = dense ? 1 : run->steps[1][2];
+    const int64_t *restrict input_lengths = run->data[2]; const int64_t input_lengths_batch = run->steps[2][0];
+    const int64_t *restrict target_lengths = run->data[3]; const int64_t target_lengths_batch = run->steps[3][0];
+    const STORED *restrict scale = run->data[4]; const int64_t scale_batch = run->steps[4][0];
+    STORED *restrict loss = run->data[5]; const int64_t loss_batch = run->steps[5][0]; const int loss_wanted = WANTS(5) && loss != NULL;
+    accumulator *restrict total_loss = WANTS(6) ? run->data[6] : NULL;
+    STORED *restrict grad_input = run->data[7]; const int64_t grad_input_batch = run->steps[7][0], grad_input_left = run->steps[7][1], grad_input_features = dense ? 1 : run->steps[7][2]; const int grad_input_wanted = WANTS(7);
+    STORED *restrict grad_target = run->data[8]; const int64_t grad_target_batch = run->steps[8][0], grad_target_right = run->steps[8][1], grad_target_features = dense ? 1 : run->steps[8][2]; const int grad_target_wanted = WANTS(8);
+    const REAL smoothing = (REAL)run->params[0];
+
+    accumulator total_loss_sum = {0};
+    for (int64_t n = 0; n < batch; ++n) {
+        const STORED *input_row = input + n * input_batch;
+        const STORED *target_row = target + n * target_batch;
+        STORED *grad_input_row = grad_input + n * grad_input_batch;
+        STORED *grad_target_row = grad_target + n * grad_target_batch;
+        const int64_t columns = target_lengths[n * target_lengths_batch];
+        const int64_t rows = input_lengths[n * input_lengths_batch];
+        losslib_cell *room = run->scratch;
+        const int64_t nearest_part_rows = columns, nearest_part_cells = rows * columns;
+        double *const nearest_part = &room->real; room += nearest_part_cells;
+        const int64_t nearest_power_rows = columns, nearest_power_cells = rows * columns;
+        double *const nearest_power = &room->real; room += nearest_power_cells;
+        const int64_t r_part_rows = columns + 1, r_part_cells = (rows + 1) * (columns + 1);
+        double *const r_part = &room->real + r_part_rows + 1; room += r_part_cells;
+        const int64_t r_power_rows = columns + 1, r_power_cells = (rows + 1) * (columns + 1);
+        double *const r_power = &room->real + r_power_rows + 1; room += r_power_cells;
+        const int64_t r_adjoint_rows = columns + 1, r_adjoint_cells = (rows + 1) * (columns + 1);
+        double *const r_adjoint = &room->real + r_adjoint_rows + 1; room += r_adjoint_cells;
+        const int64_t r_step_part_rows = columns, r_step_part_cells = rows * columns;
+        double *const r_step_part = &room->real; room += r_step_part_cells;
+        const int64_t r_step_power_rows = columns, r_step_power_cells = rows * columns;
+        double *const r_step_power = &room->real; room += r_step_power_cells;
+        const int64_t nearest_ratio_rows = columns, nearest_ratio_cells = rows * columns;
+        double *const nearest_ratio = &room->real; room += nearest_ratio_cells;
+
+        /* What lies before the first cells, and what is added to. */
+        fill_edge(r_part - r_part_rows - 1, r_part_cells, r_part_rows, 1, 1, 0);
+        r_part[-r_part_rows - 1] = 1;
+        fill_edge(r_power - r_power_rows - 1, r_power_cells, r_power_rows, 1, 1, -INFINITY);
+        r_power[-r_power_rows - 1] = 0;
+        fill_reals(r_adjoint - r_adjoint_rows - 1, r_adjoint_cells, 0);
+        if (grad_input_wanted)
+            for (int64_t l = 0; l < left; ++l)
+                for (int64_t f = 0; f < features; ++f)
+                    grad_input_row[l * grad_input_left + f * grad_input_features] = 0;
+        if (grad_target_wanted)
+            for (int64_t r = 0; r < right; ++r)
+                for (int64_t f = 0; f < features; ++f)
+                    grad_target_row[r * grad_target_right + f * grad_target_features] = 0;
+
+        /* What r adds. */
+        for (int64_t ro = 0; ro < rows; ++ro) {
+            for (int64_t c = 0; c < columns; ++c) {
+                accumulator sum_product_sum = {0};
+                FOR_TILES(first, end, features) {
+                    REAL sum_product_tile[TILE];
+                    INDEPENDENT
+                    for (int64_t f = first; f < end; ++f) {
+                        const REAL difference = (REAL)input_row[ro * input_left + f * input_features] - (REAL)target_row[c * target_right + f * target_features];
+                        sum_product_tile[f - first] = difference * difference;
+                    }
+                    accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
+                }
+                const REAL sum_product = value_of(&sum_product_sum);
+                const REAL minus_ratio = -sum_product / smoothing;
+                r_step_part[ro * r_step_part_rows + c] = scaled_exp(minus_ratio);
+                r_step_power[ro * r_step_power_rows + c] = scaled_power(minus_ratio);
+            }
+        }
+
+        /* R. */
+        for (int64_t ro = 0; ro < rows; ++ro) {
+            for (int64_t c = 0; c < columns; ++c) {
+                const REAL r_power_before = r_power[ro * r_power_rows + c - 1];
+                const REAL r_power_before_2 = r_power[(ro - 1) * r_power_rows + c];
+                const REAL r_power_before_3 = r_power[(ro - 1) * r_power_rows + c - 1];
+                const REAL top = larger(larger(r_power_before, r_power_before_2), r_power_before_3);
+                const REAL total = times_power(r_part[ro * r_part_rows + c - 1], r_power_before - top) + times_power(r_part[(ro - 1) * r_part_rows + c], r_power_before_2 - top) + times_power(r_part[(ro - 1) * r_part_rows + c - 1], r_power_before_3 - top);
+                nearest_part[ro * nearest_part_rows + c] = significand(total);
+                nearest_power[ro * nearest_power_rows + c] = top + exponent_of(total);
+                r_part[ro * r_part_rows + c] = nearest_part[ro * nearest_part_rows + c] * r_step_part[ro * r_step_part_rows + c];
+                r_power[ro * r_power_rows + c] = nearest_power[ro * nearest_power_rows + c] + r_step_power[ro * r_step_power_rows + c];
+            }
+        }
+
+        /* Whether all digits are there. */
+        const REAL logarithm_2 = scaled_log(r_part[(rows - 1) * r_part_rows + columns - 1], r_power[(rows - 1) * r_power_rows + columns - 1]);
+        if (!vouched(logarithm_2, logarithm_2, sizeof(STORED))) {
+            const losslib_run one = alone(&value_and_grad_family, run, n, sizeof(STORED));
+            NAME(value_and_grad_logarithms)(1, &one);
+            continue;
+        }
+
+        /* The results, and what moves them. */
+        const REAL logarithm = scaled_log(r_part[(rows - 1) * r_part_rows + columns - 1], r_power[(rows - 1) * r_power_rows + columns - 1]);
+        const REAL minus_product = -logarithm * smoothing;
+        if (loss_wanted) loss[n * loss_batch] = (STORED)(minus_product);
+        accumulate(&total_loss_sum, minus_product);
+        r_adjoint[(rows - 1) * r_adjoint_rows + columns - 1] += (REAL)scale[n * scale_batch];
+
+        /* R, backwards. */
+        for (int64_t ro = rows - 1; ro >= 0; --ro) {
+            for (int64_t c = columns - 1; c >= 0; --c) {
+                nearest_ratio[ro * nearest_ratio_rows + c] = nearest_part[ro * nearest_part_rows + c] == 0 ? 0 : r_adjoint[ro * r_adjoint_rows + c] / nearest_part[ro * nearest_part_rows + c];
+                r_adjoint[ro * r_adjoint_rows + c - 1] += nearest_ratio[ro * nearest_ratio_rows + c] * times_power(r_part[ro * r_part_rows + c - 1], r_power[ro * r_power_rows + c - 1] - nearest_power[ro * nearest_power_rows + c]);
+                r_adjoint[(ro - 1) * r_adjoint_rows + c] += nearest_ratio[ro * nearest_ratio_rows + c] * times_power(r_part[(ro - 1) * r_part_rows + c], r_power[(ro - 1) * r_power_rows + c] - nearest_power[ro * nearest_power_rows + c]);
+                r_adjoint[(ro - 1) * r_adjoint_rows + c - 1] += nearest_ratio[ro * nearest_ratio_rows + c] * times_power(r_part[(ro - 1) * r_part_rows + c - 1], r_power[(ro - 1) * r_power_rows + c - 1] - nearest_power[ro * nearest_power_rows + c]);
                 const REAL product = 2 * r_adjoint[ro * r_adjoint_rows + c];
                 INDEPENDENT
                 for (int64_t f = 0; f < features; ++f) {
@@ -277,7 +506,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
     const int64_t *restrict target_lengths = run->data[3]; const int64_t target_lengths_batch = run->steps[3][0];
     const STORED *restrict direction_input = run->data[4]; const int64_t direction_input_batch = run->steps[4][0], direction_input_left = run->steps[4][1], direction_input_features = dense ? 1 : run->steps[4][2];
     const STORED *restrict direction_target = run->data[5]; const int64_t direction_target_batch = run->steps[5][0], direction_target_right = run->steps[5][1], direction_target_features = dense ? 1 : run->steps[5][2];
-    STORED *restrict rate = run->data[6]; const int64_t rate_batch = run->steps[6][0]; const int rate_wanted = !dense && WANTS(6);
+    STORED *restrict rate = run->data[6]; const int64_t rate_batch = run->steps[6][0]; const int rate_wanted = WANTS(6) && rate != NULL;
     accumulator *restrict total_rate = WANTS(7) ? run->data[7] : NULL;
     const REAL smoothing = (REAL)run->params[0];
 
@@ -300,9 +529,9 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         double *const r_rate = &room->real + r_rate_rows + 1; room += r_rate_cells;
 
         /* What lies before the first cells, and what is added to. */
-        fill_reals(r - r_rows - 1, r_cells, INFINITY);
+        fill_edge(r - r_rows - 1, r_cells, r_rows, 1, 1, INFINITY);
         r[-r_rows - 1] = 0;
-        fill_reals(r_rate - r_rate_rows - 1, r_rate_cells, 0);
+        fill_edge(r_rate - r_rate_rows - 1, r_rate_cells, r_rate_rows, 1, 1, 0);
 
         /* R. */
         for (int64_t ro = 0; ro < rows; ++ro) {
@@ -318,7 +547,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
                 const REAL minus_ratio_4 = -r[ro * r_rows + c - 1] / smoothing;
                 const REAL minus_ratio_5 = -r[(ro - 1) * r_rows + c] / smoothing;
                 const REAL minus_ratio_6 = -r[(ro - 1) * r_rows + c - 1] / smoothing;
-                nearest_rate[ro * nearest_rate_rows + c] = -(r_rate[ro * r_rate_rows + c - 1] / smoothing * (minus_ratio_4 == -INFINITY ? 0 : exp(smaller(minus_ratio_4 - nearest[ro * nearest_rows + c], 0))) + r_rate[(ro - 1) * r_rate_rows + c] / smoothing * (minus_ratio_5 == -INFINITY ? 0 : exp(smaller(minus_ratio_5 - nearest[ro * nearest_rows + c], 0))) + r_rate[(ro - 1) * r_rate_rows + c - 1] / smoothing * (minus_ratio_6 == -INFINITY ? 0 : exp(smaller(minus_ratio_6 - nearest[ro * nearest_rows + c], 0))));
+                nearest_rate[ro * nearest_rate_rows + c] = -(r_rate[ro * r_rate_rows + c - 1] / smoothing * zero_if_absent(minus_ratio_4, exp(smaller(minus_ratio_4 - nearest[ro * nearest_rows + c], 0))) + r_rate[(ro - 1) * r_rate_rows + c] / smoothing * zero_if_absent(minus_ratio_5, exp(smaller(minus_ratio_5 - nearest[ro * nearest_rows + c], 0))) + r_rate[(ro - 1) * r_rate_rows + c - 1] / smoothing * zero_if_absent(minus_ratio_6, exp(smaller(minus_ratio_6 - nearest[ro * nearest_rows + c], 0))));
                 accumulator sum_product_sum = {0};
                 accumulator sum_shifted_sum = {0};
                 FOR_TILES(first, end, features) {
@@ -386,9 +615,9 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         double *const r_adjoint_rate = &room->real + r_adjoint_rate_rows + 1; room += r_adjoint_rate_cells;
 
         /* What lies before the first cells, and what is added to. */
-        fill_reals(r - r_rows - 1, r_cells, INFINITY);
+        fill_edge(r - r_rows - 1, r_cells, r_rows, 1, 1, INFINITY);
         r[-r_rows - 1] = 0;
-        fill_reals(r_rate - r_rate_rows - 1, r_rate_cells, 0);
+        fill_edge(r_rate - r_rate_rows - 1, r_rate_cells, r_rate_rows, 1, 1, 0);
         fill_reals(r_adjoint - r_adjoint_rows - 1, r_adjoint_cells, 0);
         fill_reals(r_adjoint_rate - r_adjoint_rate_rows - 1, r_adjoint_rate_cells, 0);
         if (hvp_input_wanted)
@@ -414,7 +643,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
                 const REAL minus_ratio_4 = -r[ro * r_rows + c - 1] / smoothing;
                 const REAL minus_ratio_5 = -r[(ro - 1) * r_rows + c] / smoothing;
                 const REAL minus_ratio_6 = -r[(ro - 1) * r_rows + c - 1] / smoothing;
-                nearest_rate[ro * nearest_rate_rows + c] = -(r_rate[ro * r_rate_rows + c - 1] / smoothing * (minus_ratio_4 == -INFINITY ? 0 : exp(smaller(minus_ratio_4 - nearest[ro * nearest_rows + c], 0))) + r_rate[(ro - 1) * r_rate_rows + c] / smoothing * (minus_ratio_5 == -INFINITY ? 0 : exp(smaller(minus_ratio_5 - nearest[ro * nearest_rows + c], 0))) + r_rate[(ro - 1) * r_rate_rows + c - 1] / smoothing * (minus_ratio_6 == -INFINITY ? 0 : exp(smaller(minus_ratio_6 - nearest[ro * nearest_rows + c], 0))));
+                nearest_rate[ro * nearest_rate_rows + c] = -(r_rate[ro * r_rate_rows + c - 1] / smoothing * zero_if_absent(minus_ratio_4, exp(smaller(minus_ratio_4 - nearest[ro * nearest_rows + c], 0))) + r_rate[(ro - 1) * r_rate_rows + c] / smoothing * zero_if_absent(minus_ratio_5, exp(smaller(minus_ratio_5 - nearest[ro * nearest_rows + c], 0))) + r_rate[(ro - 1) * r_rate_rows + c - 1] / smoothing * zero_if_absent(minus_ratio_6, exp(smaller(minus_ratio_6 - nearest[ro * nearest_rows + c], 0))));
                 accumulator sum_product_sum = {0};
                 accumulator sum_shifted_sum = {0};
                 FOR_TILES(first, end, features) {
@@ -442,19 +671,19 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         for (int64_t ro = rows - 1; ro >= 0; --ro) {
             for (int64_t c = columns - 1; c >= 0; --c) {
                 const REAL minus_ratio_7 = -r[ro * r_rows + c - 1] / smoothing;
-                r_adjoint[ro * r_adjoint_rows + c - 1] += r_adjoint[ro * r_adjoint_rows + c] * (minus_ratio_7 == -INFINITY ? 0 : exp(smaller(minus_ratio_7 - nearest[ro * nearest_rows + c], 0)));
+                r_adjoint[ro * r_adjoint_rows + c - 1] += r_adjoint[ro * r_adjoint_rows + c] * zero_if_absent(minus_ratio_7, exp(smaller(minus_ratio_7 - nearest[ro * nearest_rows + c], 0)));
                 const REAL minus_ratio_8 = -r[ro * r_rows + c - 1] / smoothing;
-                const REAL choice = minus_ratio_8 == -INFINITY ? 0 : exp(smaller(minus_ratio_8 - nearest[ro * nearest_rows + c], 0));
+                const REAL choice = zero_if_absent(minus_ratio_8, exp(smaller(minus_ratio_8 - nearest[ro * nearest_rows + c], 0)));
                 r_adjoint_rate[ro * r_adjoint_rate_rows + c - 1] += -(nearest_rate[ro * nearest_rate_rows + c] + r_rate[ro * r_rate_rows + c - 1] / smoothing) * r_adjoint[ro * r_adjoint_rows + c] * choice + r_adjoint_rate[ro * r_adjoint_rate_rows + c] * choice;
                 const REAL minus_ratio_9 = -r[(ro - 1) * r_rows + c] / smoothing;
-                r_adjoint[(ro - 1) * r_adjoint_rows + c] += r_adjoint[ro * r_adjoint_rows + c] * (minus_ratio_9 == -INFINITY ? 0 : exp(smaller(minus_ratio_9 - nearest[ro * nearest_rows + c], 0)));
+                r_adjoint[(ro - 1) * r_adjoint_rows + c] += r_adjoint[ro * r_adjoint_rows + c] * zero_if_absent(minus_ratio_9, exp(smaller(minus_ratio_9 - nearest[ro * nearest_rows + c], 0)));
                 const REAL minus_ratio_10 = -r[(ro - 1) * r_rows + c] / smoothing;
-                const REAL choice_2 = minus_ratio_10 == -INFINITY ? 0 : exp(smaller(minus_ratio_10 - nearest[ro * nearest_rows + c], 0));
+                const REAL choice_2 = zero_if_absent(minus_ratio_10, exp(smaller(minus_ratio_10 - nearest[ro * nearest_rows + c], 0)));
                 r_adjoint_rate[(ro - 1) * r_adjoint_rate_rows + c] += -(nearest_rate[ro * nearest_rate_rows + c] + r_rate[(ro - 1) * r_rate_rows + c] / smoothing) * r_adjoint[ro * r_adjoint_rows + c] * choice_2 + r_adjoint_rate[ro * r_adjoint_rate_rows + c] * choice_2;
                 const REAL minus_ratio_11 = -r[(ro - 1) * r_rows + c - 1] / smoothing;
-                r_adjoint[(ro - 1) * r_adjoint_rows + c - 1] += r_adjoint[ro * r_adjoint_rows + c] * (minus_ratio_11 == -INFINITY ? 0 : exp(smaller(minus_ratio_11 - nearest[ro * nearest_rows + c], 0)));
+                r_adjoint[(ro - 1) * r_adjoint_rows + c - 1] += r_adjoint[ro * r_adjoint_rows + c] * zero_if_absent(minus_ratio_11, exp(smaller(minus_ratio_11 - nearest[ro * nearest_rows + c], 0)));
                 const REAL minus_ratio_12 = -r[(ro - 1) * r_rows + c - 1] / smoothing;
-                const REAL choice_3 = minus_ratio_12 == -INFINITY ? 0 : exp(smaller(minus_ratio_12 - nearest[ro * nearest_rows + c], 0));
+                const REAL choice_3 = zero_if_absent(minus_ratio_12, exp(smaller(minus_ratio_12 - nearest[ro * nearest_rows + c], 0)));
                 r_adjoint_rate[(ro - 1) * r_adjoint_rate_rows + c - 1] += -(nearest_rate[ro * nearest_rate_rows + c] + r_rate[(ro - 1) * r_rate_rows + c - 1] / smoothing) * r_adjoint[ro * r_adjoint_rows + c] * choice_3 + r_adjoint_rate[ro * r_adjoint_rate_rows + c] * choice_3;
                 const REAL product = 2 * r_adjoint_rate[ro * r_adjoint_rate_rows + c];
                 const REAL product_2 = 2 * r_adjoint[ro * r_adjoint_rows + c];
@@ -470,7 +699,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
     }
 }
 
-KERNELS(KERNEL_FUNCTIONS, STRIDED_FUNCTION)
+KERNELS(KERNEL_FUNCTIONS, STRIDED_FUNCTION, SCALED_FUNCTIONS)
 
-const losslib_kernel NAME(losslib_soft_dtw__kernels)[] = { KERNELS(KERNEL_ROW, STRIDED_ROW) {.name = NULL} };
+const losslib_kernel NAME(losslib_soft_dtw__kernels)[] = { KERNELS(KERNEL_ROW, STRIDED_ROW, KERNEL_ROW) {.name = NULL} };
 #endif

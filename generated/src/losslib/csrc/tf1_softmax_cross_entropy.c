@@ -85,7 +85,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     const REAL *restrict logits = run->data[1]; const int64_t logits_batch = run->steps[1][0], logits_classes = dense && WANTS(1) ? 1 : run->steps[1][1];
     const REAL *restrict weights = run->data[2]; const int64_t weights_batch = run->steps[2][0];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0]; const int loss_wanted = !dense && WANTS(4);
+    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0]; const int loss_wanted = WANTS(4) && loss != NULL;
     accumulator *restrict total_loss = WANTS(5) ? run->data[5] : NULL;
     accumulator *restrict total_weight = WANTS(6) ? run->data[6] : NULL;
     REAL *restrict grad_onehot_labels = run->data[7]; const int64_t grad_onehot_labels_batch = run->steps[7][0], grad_onehot_labels_classes = dense ? 1 : run->steps[7][1]; const int grad_onehot_labels_wanted = WANTS(7);
@@ -97,61 +97,169 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     accumulator total_weight_sum = {0};
     const REAL difference = 1 - label_smoothing;
     const REAL ratio = label_smoothing / (REAL)classes;
+    if (dense && classes > 0 && classes <= SHORT && weights_batch == 0 && scale_batch == 0) FOR_SIDES(first, end, batch) {
+        REAL onehot_labels_side[SHORT][SIDE], logits_side[SHORT][SIDE], grad_onehot_labels_side[SHORT][SIDE], grad_logits_side[SHORT][SIDE];
+        to_columns(onehot_labels_side, onehot_labels + first * onehot_labels_batch, onehot_labels_batch, classes, end - first);
+        to_columns(logits_side, logits + first * logits_batch, logits_batch, classes, end - first);
+        REAL largest_tile[SIDE];
+        fill_lanes(largest_tile, -INFINITY);
+        REAL max_abs_tile[SIDE];
+        fill_lanes(max_abs_tile, -INFINITY);
+        if (loss_wanted || total_loss || grad_onehot_labels_wanted || grad_logits_wanted || grad_weights_wanted) for (int64_t c = 0; c < classes; ++c)
+            INDEPENDENT
+            for (int64_t n = first; n < end; ++n) {
+                largest_tile[n - first] = larger(largest_tile[n - first], logits_side[c][n - first]);
+                max_abs_tile[n - first] = larger(max_abs_tile[n - first], fabs(difference * onehot_labels_side[c][n - first] + ratio));
+            }
+        lanes others_sum = {{0}, {0}};
+        lanes ties_sum = {{0}, {0}};
+        lanes sum_choice_sum = {{0}, {0}};
+        lanes sum_choice_2_sum = {{0}, {0}};
+        lanes sum_shifted_sum = {{0}, {0}};
+        for (int64_t c = 0; c < classes; ++c)
+            INDEPENDENT
+            for (int64_t n = first; n < end; ++n) {
+                const int is_largest = logits_side[c][n - first] == largest_tile[n - first];
+                const REAL relative = exp_below(logits_side[c][n - first], largest_tile[n - first]);
+                const REAL shifted = difference * onehot_labels_side[c][n - first] + ratio;
+                const int equal = fabs(shifted) == max_abs_tile[n - first];
+                add_to_lane(&others_sum, n - first, is_largest ? 0 : relative);
+                add_to_lane(&ties_sum, n - first, (REAL)(is_largest ? 1 : 0));
+                add_to_lane(&sum_choice_sum, n - first, equal ? shifted : 0);
+                add_to_lane(&sum_choice_2_sum, n - first, equal ? 0 : shifted);
+                add_to_lane(&sum_shifted_sum, n - first, shifted);
+            }
+        REAL log_mass_lane[SIDE], product_2_lane[SIDE], sum_exp_lane[SIDE], shifted_2_lane[SIDE];
+        int below_lane[SIDE];
+        INDEPENDENT
+        for (int64_t n = first; n < end; ++n) {
+            const REAL more_ties = value_of_lane(&ties_sum, n - first) - 1;
+            const REAL log_mass = log1p(value_of_lane(&others_sum, n - first) + more_ties);
+            log_mass_lane[n - first] = log_mass;
+            const REAL product_2 = weights[n * weights_batch] * scale[n * scale_batch];
+            product_2_lane[n - first] = product_2;
+            const REAL sum_exp = value_of_lane(&others_sum, n - first) + value_of_lane(&ties_sum, n - first);
+            sum_exp_lane[n - first] = sum_exp;
+            const REAL shifted_2 = more_ties + value_of_lane(&others_sum, n - first);
+            shifted_2_lane[n - first] = shifted_2;
+            const int below = fabs(weights[n * weights_batch]) < 1;
+            below_lane[n - first] = below;
+        }
+        lanes sum_choice_3_sum = {{0}, {0}};
+        for (int64_t c = 0; c < classes; ++c)
+            INDEPENDENT
+            for (int64_t n = first; n < end; ++n) {
+                const REAL log_p = logits_side[c][n - first] - largest_tile[n - first] - log_mass_lane[n - first];
+                const REAL product_3 = difference * onehot_labels_side[c][n - first];
+                const REAL shifted_3 = product_3 + ratio;
+                const int is_largest_2 = logits_side[c][n - first] == largest_tile[n - first];
+                const REAL relative_2 = grad_onehot_labels_wanted ? grad_onehot_labels_side[c][n - first] : exp_below(logits_side[c][n - first], largest_tile[n - first]);
+                const REAL abs_shifted_3 = fabs(shifted_3);
+                const REAL as_large = value_of_lane(&sum_choice_sum, n - first) - product_3 - ratio;
+                const int above = abs_shifted_3 > fabs(log_p);
+                const REAL smaller_factor = above ? log_p : shifted_3;
+                const REAL larger_factor = above ? shifted_3 : log_p;
+                const REAL weighed = weights[n * weights_batch] * larger_factor;
+                const REAL weighed_2 = weights[n * weights_batch] * smaller_factor;
+                if (grad_logits_wanted) grad_logits_side[c][n - first] = -product_2_lane[n - first] * (shifted_3 / sum_exp_lane[n - first] * (is_largest_2 ? shifted_2_lane[n - first] : sum_exp_lane[n - first] - relative_2) - (abs_shifted_3 == max_abs_tile[n - first] ? as_large + value_of_lane(&sum_choice_2_sum, n - first) : value_of_lane(&sum_shifted_sum, n - first) - product_3 - ratio) / sum_exp_lane[n - first] * relative_2);
+                add_to_lane(&sum_choice_3_sum, n - first, below_lane[n - first] ? smaller_factor * weighed : larger_factor * weighed_2);
+            }
+        REAL total_loss_tile[SIDE], total_weight_tile[SIDE];
+        INDEPENDENT
+        for (int64_t n = first; n < end; ++n) {
+            const REAL value = -value_of_lane(&sum_choice_3_sum, n - first);
+            total_loss_tile[n - first] = value;
+            total_weight_tile[n - first] = weights[n * weights_batch] != 0 ? 1 : 0;
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
+        accumulate_tile(&total_weight_sum, total_weight_tile, end - first);
+        if (grad_onehot_labels_wanted) to_rows(grad_onehot_labels + first * grad_onehot_labels_batch, grad_onehot_labels_side, grad_onehot_labels_batch, classes, end - first);
+        if (grad_logits_wanted) to_rows(grad_logits + first * grad_logits_batch, grad_logits_side, grad_logits_batch, classes, end - first);
+    } else
     for (int64_t n = 0; n < batch; ++n) {
         const REAL *onehot_labels_row = onehot_labels + n * onehot_labels_batch;
         const REAL *logits_row = logits + n * logits_batch;
         REAL *grad_onehot_labels_row = grad_onehot_labels + n * grad_onehot_labels_batch;
         REAL *grad_logits_row = grad_logits + n * grad_logits_batch;
         REAL largest = -INFINITY;
-        FOR_TILES(first, end, classes) {
-            REAL largest_tile[TILE];
+        REAL max_abs = -INFINITY;
+        if (loss_wanted || total_loss || grad_onehot_labels_wanted || grad_logits_wanted || grad_weights_wanted) FOR_TILES(first, end, classes) {
+            REAL largest_tile[TILE], max_abs_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 largest_tile[c - first] = logits_row[c * logits_classes];
+                max_abs_tile[c - first] = fabs(difference * onehot_labels_row[c * onehot_labels_classes] + ratio);
             }
-            largest = larger_tile(largest, largest_tile, end - first);
+            largest = larger_tile(largest, logits_classes == 1 ? logits_row + first : largest_tile, end - first);
+            max_abs = larger_tile(max_abs, max_abs_tile, end - first);
         }
         accumulator others_sum = {0};
         accumulator ties_sum = {0};
+        accumulator sum_choice_sum = {0};
+        accumulator sum_choice_2_sum = {0};
         accumulator sum_shifted_sum = {0};
-        FOR_TILES(first, end, classes) {
-            REAL others_tile[TILE], ties_tile[TILE], sum_shifted_tile[TILE];
+        if (loss_wanted || total_loss || grad_onehot_labels_wanted || grad_logits_wanted || grad_weights_wanted) FOR_TILES(first, end, classes) {
+            REAL others_tile[TILE], ties_tile[TILE], sum_choice_tile[TILE], sum_choice_2_tile[TILE], sum_shifted_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const int is_largest = logits_row[c * logits_classes] == largest;
-                const REAL relative = exp_difference(logits_row[c * logits_classes], largest);
+                const REAL relative = exp_below(logits_row[c * logits_classes], largest);
+                if (grad_onehot_labels_wanted) grad_onehot_labels_row[c * grad_onehot_labels_classes] = relative;
+                const REAL shifted = difference * onehot_labels_row[c * onehot_labels_classes] + ratio;
+                const int equal = fabs(shifted) == max_abs;
                 others_tile[c - first] = is_largest ? 0 : relative;
                 ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
-                sum_shifted_tile[c - first] = difference * onehot_labels_row[c * onehot_labels_classes] + ratio;
+                sum_choice_tile[c - first] = equal ? shifted : 0;
+                sum_choice_2_tile[c - first] = equal ? 0 : shifted;
+                sum_shifted_tile[c - first] = shifted;
             }
             accumulate_tile(&others_sum, others_tile, end - first);
             accumulate_tile(&ties_sum, ties_tile, end - first);
+            accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
+            accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
             accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
         }
         const REAL others = value_of(&others_sum);
         const REAL ties = value_of(&ties_sum);
+        const REAL sum_choice = value_of(&sum_choice_sum);
+        const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
         const REAL sum_shifted = value_of(&sum_shifted_sum);
         const REAL product = difference * weights[n * weights_batch] * scale[n * scale_batch];
-        const REAL log_mass = log1p(others + (ties - 1));
+        const REAL more_ties = ties - 1;
+        const REAL log_mass = log1p(others + more_ties);
         const REAL product_2 = weights[n * weights_batch] * scale[n * scale_batch];
         const REAL sum_exp = others + ties;
-        const REAL ratio_2 = sum_shifted / sum_exp;
+        const REAL shifted_2 = more_ties + others;
+        const int below = fabs(weights[n * weights_batch]) < 1;
+        accumulator sum_choice_3_sum = {0};
         accumulator sum_product_sum = {0};
-        FOR_TILES(first, end, classes) {
-            REAL sum_product_tile[TILE];
+        if (loss_wanted || total_loss || grad_onehot_labels_wanted || grad_logits_wanted || grad_weights_wanted) FOR_TILES(first, end, classes) {
+            REAL sum_choice_3_tile[TILE], sum_product_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const REAL log_p = logits_row[c * logits_classes] - largest - log_mass;
                 const REAL product_3 = difference * onehot_labels_row[c * onehot_labels_classes];
-                const REAL relative_2 = exp_difference(logits_row[c * logits_classes], largest);
+                const REAL shifted_3 = product_3 + ratio;
+                const int is_largest_2 = logits_row[c * logits_classes] == largest;
+                const REAL relative_2 = grad_onehot_labels_wanted ? grad_onehot_labels_row[c * grad_onehot_labels_classes] : exp_below(logits_row[c * logits_classes], largest);
+                const REAL abs_shifted_3 = fabs(shifted_3);
+                const REAL as_large = sum_choice - product_3 - ratio;
+                const int above = abs_shifted_3 > fabs(log_p);
+                const REAL smaller_factor = above ? log_p : shifted_3;
+                const REAL larger_factor = above ? shifted_3 : log_p;
+                const REAL weighed = weights[n * weights_batch] * larger_factor;
+                const REAL weighed_2 = weights[n * weights_batch] * smaller_factor;
                 if (grad_onehot_labels_wanted) grad_onehot_labels_row[c * grad_onehot_labels_classes] = -product * log_p;
-                if (grad_logits_wanted) grad_logits_row[c * grad_logits_classes] = -product_2 * (product_3 - ratio_2 * relative_2 + ratio);
-                sum_product_tile[c - first] = (product_3 + ratio) * log_p;
+                if (grad_logits_wanted) grad_logits_row[c * grad_logits_classes] = -product_2 * (shifted_3 / sum_exp * (is_largest_2 ? shifted_2 : sum_exp - relative_2) - (abs_shifted_3 == max_abs ? as_large + sum_choice_2 : sum_shifted - product_3 - ratio) / sum_exp * relative_2);
+                sum_choice_3_tile[c - first] = below ? smaller_factor * weighed : larger_factor * weighed_2;
+                sum_product_tile[c - first] = shifted_3 * log_p;
             }
+            accumulate_tile(&sum_choice_3_sum, sum_choice_3_tile, end - first);
             accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
         }
+        const REAL sum_choice_3 = value_of(&sum_choice_3_sum);
         const REAL sum_product = value_of(&sum_product_sum);
-        const REAL value = -weights[n * weights_batch] * sum_product;
+        const REAL value = -sum_choice_3;
         if (loss_wanted) loss[n * loss_batch] = value;
         accumulate(&total_loss_sum, value);
         accumulate(&total_weight_sum, weights[n * weights_batch] != 0 ? 1 : 0);
@@ -171,7 +279,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
     const REAL *restrict direction_logits = run->data[3]; const int64_t direction_logits_batch = run->steps[3][0], direction_logits_classes = dense ? 1 : run->steps[3][1];
     const REAL *restrict direction_onehot_labels = run->data[4]; const int64_t direction_onehot_labels_batch = run->steps[4][0], direction_onehot_labels_classes = dense && WANTS(4) ? 1 : run->steps[4][1];
     const REAL *restrict direction_weights = run->data[5]; const int64_t direction_weights_batch = run->steps[5][0];
-    REAL *restrict rate = run->data[6]; const int64_t rate_batch = run->steps[6][0]; const int rate_wanted = !dense && WANTS(6);
+    REAL *restrict rate = run->data[6]; const int64_t rate_batch = run->steps[6][0]; const int rate_wanted = WANTS(6) && rate != NULL;
     accumulator *restrict total_rate = WANTS(7) ? run->data[7] : NULL;
     accumulator *restrict total_weight_rate = WANTS(8) ? run->data[8] : NULL;
     const REAL label_smoothing = (REAL)run->params[0];
@@ -192,7 +300,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             for (int64_t c = first; c < end; ++c) {
                 largest_tile[c - first] = logits_row[c * logits_classes];
             }
-            largest = larger_tile(largest, largest_tile, end - first);
+            largest = larger_tile(largest, logits_classes == 1 ? logits_row + first : largest_tile, end - first);
         }
         accumulator others_sum = {0};
         accumulator ties_sum = {0};
@@ -202,7 +310,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const int is_largest = logits_row[c * logits_classes] == largest;
-                const REAL relative = exp_difference(logits_row[c * logits_classes], largest);
+                const REAL relative = exp_below(logits_row[c * logits_classes], largest);
                 others_tile[c - first] = is_largest ? 0 : relative;
                 ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
                 sum_product_tile[c - first] = relative * direction_logits_row[c * direction_logits_classes];
@@ -214,31 +322,44 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         const REAL others = value_of(&others_sum);
         const REAL ties = value_of(&ties_sum);
         const REAL sum_product = value_of(&sum_product_sum);
+        const int below = fabs(direction_weights[n * direction_weights_batch]) < 1;
         const REAL log_mass = log1p(others + (ties - 1));
         const REAL sum_exp = others + ties;
         const REAL ratio_2 = sum_product / sum_exp;
-        accumulator sum_product_2_sum = {0};
+        const int below_2 = fabs(weights[n * weights_batch]) < 1;
+        accumulator sum_choice_sum = {0};
         accumulator sum_shifted_sum = {0};
-        accumulator sum_product_3_sum = {0};
+        accumulator sum_choice_2_sum = {0};
         FOR_TILES(first, end, classes) {
-            REAL sum_product_2_tile[TILE], sum_shifted_tile[TILE], sum_product_3_tile[TILE];
+            REAL sum_choice_tile[TILE], sum_shifted_tile[TILE], sum_choice_2_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const REAL shifted = difference * onehot_labels_row[c * onehot_labels_classes] + ratio;
+                const REAL abs_2 = fabs(shifted);
                 const REAL log_p = logits_row[c * logits_classes] - largest - log_mass;
-                const REAL product = (direction_logits_row[c * direction_logits_classes] - ratio_2) * shifted;
-                sum_product_2_tile[c - first] = shifted * log_p;
-                sum_shifted_tile[c - first] = difference * log_p * direction_onehot_labels_row[c * direction_onehot_labels_classes] + product;
-                sum_product_3_tile[c - first] = product;
+                const int above = abs_2 > fabs(log_p);
+                const REAL smaller_factor = above ? log_p : shifted;
+                const REAL larger_factor = above ? shifted : log_p;
+                const REAL weighed = direction_weights[n * direction_weights_batch] * larger_factor;
+                const REAL weighed_2 = direction_weights[n * direction_weights_batch] * smaller_factor;
+                const REAL difference_2 = direction_logits_row[c * direction_logits_classes] - ratio_2;
+                const int above_2 = fabs(difference_2) > abs_2;
+                const REAL smaller_factor_2 = above_2 ? shifted : difference_2;
+                const REAL larger_factor_2 = above_2 ? difference_2 : shifted;
+                const REAL weighed_3 = weights[n * weights_batch] * larger_factor_2;
+                const REAL weighed_4 = weights[n * weights_batch] * smaller_factor_2;
+                sum_choice_tile[c - first] = below ? smaller_factor * weighed : larger_factor * weighed_2;
+                sum_shifted_tile[c - first] = difference * log_p * direction_onehot_labels_row[c * direction_onehot_labels_classes] + difference_2 * shifted;
+                sum_choice_2_tile[c - first] = below_2 ? smaller_factor_2 * weighed_3 : larger_factor_2 * weighed_4;
             }
-            accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
+            accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
             accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
-            accumulate_tile(&sum_product_3_sum, sum_product_3_tile, end - first);
+            accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
         }
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
+        const REAL sum_choice = value_of(&sum_choice_sum);
         const REAL sum_shifted = value_of(&sum_shifted_sum);
-        const REAL sum_product_3 = value_of(&sum_product_3_sum);
-        const REAL choice = all ? -(sum_product_2 * direction_weights[n * direction_weights_batch] + weights[n * weights_batch] * sum_shifted) : -weights[n * weights_batch] * sum_product_3;
+        const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
+        const REAL choice = all ? -(sum_choice + weights[n * weights_batch] * sum_shifted) : -sum_choice_2;
         if (rate_wanted) rate[n * rate_batch] = choice;
         accumulate(&total_rate_sum, choice);
         accumulate(&total_weight_rate_sum, 0);
@@ -280,107 +401,111 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             for (int64_t c = first; c < end; ++c) {
                 largest_tile[c - first] = logits_row[c * logits_classes];
             }
-            largest = larger_tile(largest, largest_tile, end - first);
+            largest = larger_tile(largest, logits_classes == 1 ? logits_row + first : largest_tile, end - first);
         }
-        accumulator ties_sum = {0};
-        REAL max_abs = -INFINITY;
-        accumulator sum_choice_sum = {0};
-        FOR_TILES(first, end, classes) {
-            REAL ties_tile[TILE], max_abs_tile[TILE], sum_choice_tile[TILE];
-            INDEPENDENT
-            for (int64_t c = first; c < end; ++c) {
-                const int is_largest = logits_row[c * logits_classes] == largest;
-                ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
-                max_abs_tile[c - first] = fabs(direction_onehot_labels_row[c * direction_onehot_labels_classes]);
-                sum_choice_tile[c - first] = is_largest ? direction_logits_row[c * direction_logits_classes] : 0;
-            }
-            accumulate_tile(&ties_sum, ties_tile, end - first);
-            max_abs = larger_tile(max_abs, max_abs_tile, end - first);
-            accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
-        }
-        const REAL ties = value_of(&ties_sum);
-        const REAL sum_choice = value_of(&sum_choice_sum);
-        const REAL ratio_2 = sum_choice / ties;
         accumulator sum_product_sum = {0};
         accumulator others_sum = {0};
-        accumulator sum_choice_2_sum = {0};
-        accumulator sum_choice_3_sum = {0};
-        accumulator sum_2_sum = {0};
-        accumulator sum_shifted_sum = {0};
-        accumulator sum_product_2_sum = {0};
+        accumulator ties_sum = {0};
+        REAL max_abs = -INFINITY;
+        REAL max_abs_2 = -INFINITY;
         FOR_TILES(first, end, classes) {
-            REAL sum_product_tile[TILE], others_tile[TILE], sum_choice_2_tile[TILE], sum_choice_3_tile[TILE], sum_2_tile[TILE], sum_shifted_tile[TILE], sum_product_2_tile[TILE];
+            REAL sum_product_tile[TILE], others_tile[TILE], ties_tile[TILE], max_abs_tile[TILE], max_abs_2_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
-                const REAL relative = exp_difference(logits_row[c * logits_classes], largest);
-                const int is_largest_2 = logits_row[c * logits_classes] == largest;
-                const int equal = fabs(direction_onehot_labels_row[c * direction_onehot_labels_classes]) == max_abs;
-                const REAL from_peak = direction_logits_row[c * direction_logits_classes] - ratio_2;
+                const REAL relative = exp_below(logits_row[c * logits_classes], largest);
+                if (hvp_onehot_labels_wanted) hvp_onehot_labels_row[c * hvp_onehot_labels_classes] = relative;
+                const int is_largest = logits_row[c * logits_classes] == largest;
                 sum_product_tile[c - first] = relative * direction_logits_row[c * direction_logits_classes];
-                others_tile[c - first] = is_largest_2 ? 0 : relative;
-                sum_choice_2_tile[c - first] = equal ? direction_onehot_labels_row[c * direction_onehot_labels_classes] : 0;
-                sum_choice_3_tile[c - first] = equal ? 0 : direction_onehot_labels_row[c * direction_onehot_labels_classes];
-                sum_2_tile[c - first] = direction_onehot_labels_row[c * direction_onehot_labels_classes];
-                sum_shifted_tile[c - first] = onehot_labels_row[c * onehot_labels_classes] - label_smoothing * onehot_labels_row[c * onehot_labels_classes] + ratio;
-                sum_product_2_tile[c - first] = from_peak * relative;
+                others_tile[c - first] = is_largest ? 0 : relative;
+                ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
+                max_abs_tile[c - first] = fabs(direction_onehot_labels_row[c * direction_onehot_labels_classes]);
+                max_abs_2_tile[c - first] = fabs(difference * onehot_labels_row[c * onehot_labels_classes] + ratio);
             }
             accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
             accumulate_tile(&others_sum, others_tile, end - first);
-            accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
-            accumulate_tile(&sum_choice_3_sum, sum_choice_3_tile, end - first);
-            accumulate_tile(&sum_2_sum, sum_2_tile, end - first);
-            accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
-            accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
+            accumulate_tile(&ties_sum, ties_tile, end - first);
+            max_abs = larger_tile(max_abs, max_abs_tile, end - first);
+            max_abs_2 = larger_tile(max_abs_2, max_abs_2_tile, end - first);
         }
         const REAL sum_product = value_of(&sum_product_sum);
         const REAL others = value_of(&others_sum);
+        const REAL ties = value_of(&ties_sum);
+        const REAL sum_exp = others + ties;
+        const REAL mean_under_softmax = sum_product / sum_exp;
+        accumulator sum_choice_sum = {0};
+        accumulator sum_choice_2_sum = {0};
+        accumulator sum_2_sum = {0};
+        accumulator sum_shifted_sum = {0};
+        accumulator sum_product_2_sum = {0};
+        accumulator sum_choice_3_sum = {0};
+        accumulator sum_choice_4_sum = {0};
+        FOR_TILES(first, end, classes) {
+            REAL sum_choice_tile[TILE], sum_choice_2_tile[TILE], sum_2_tile[TILE], sum_shifted_tile[TILE], sum_product_2_tile[TILE], sum_choice_3_tile[TILE], sum_choice_4_tile[TILE];
+            INDEPENDENT
+            for (int64_t c = first; c < end; ++c) {
+                const int equal = fabs(direction_onehot_labels_row[c * direction_onehot_labels_classes]) == max_abs;
+                const REAL shifted = difference * onehot_labels_row[c * onehot_labels_classes] + ratio;
+                const REAL from_mean = direction_logits_row[c * direction_logits_classes] - mean_under_softmax;
+                const REAL relative_2 = exp_below(logits_row[c * logits_classes], largest);
+                const int equal_2 = fabs(shifted) == max_abs_2;
+                sum_choice_tile[c - first] = equal ? direction_onehot_labels_row[c * direction_onehot_labels_classes] : 0;
+                sum_choice_2_tile[c - first] = equal ? 0 : direction_onehot_labels_row[c * direction_onehot_labels_classes];
+                sum_2_tile[c - first] = direction_onehot_labels_row[c * direction_onehot_labels_classes];
+                sum_shifted_tile[c - first] = shifted;
+                sum_product_2_tile[c - first] = from_mean * relative_2;
+                sum_choice_3_tile[c - first] = equal_2 ? shifted : 0;
+                sum_choice_4_tile[c - first] = equal_2 ? 0 : shifted;
+            }
+            accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
+            accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
+            accumulate_tile(&sum_2_sum, direction_onehot_labels_classes == 1 ? direction_onehot_labels_row + first : sum_2_tile, end - first);
+            accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
+            accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
+            accumulate_tile(&sum_choice_3_sum, sum_choice_3_tile, end - first);
+            accumulate_tile(&sum_choice_4_sum, sum_choice_4_tile, end - first);
+        }
+        const REAL sum_choice = value_of(&sum_choice_sum);
         const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
-        const REAL sum_choice_3 = value_of(&sum_choice_3_sum);
         const REAL sum_2 = value_of(&sum_2_sum);
         const REAL sum_shifted = value_of(&sum_shifted_sum);
         const REAL sum_product_2 = value_of(&sum_product_2_sum);
+        const REAL sum_choice_3 = value_of(&sum_choice_3_sum);
+        const REAL sum_choice_4 = value_of(&sum_choice_4_sum);
         const REAL product = difference * weights[n * weights_batch];
         const REAL product_2 = product * scale[n * scale_batch];
-        const REAL sum_exp = others + ties;
-        const REAL ratio_3 = sum_product / sum_exp;
         const REAL product_3 = difference * direction_weights[n * direction_weights_batch] * scale[n * scale_batch];
         const REAL more_ties = ties - 1;
         const REAL log_mass = log1p(others + more_ties);
         const REAL product_4 = product * scale_rate[n * scale_rate_batch];
-        const REAL product_5 = label_smoothing * direction_weights[n * direction_weights_batch] * scale[n * scale_batch];
-        const REAL product_6 = label_smoothing * weights[n * weights_batch];
-        const REAL product_7 = product_6 * scale[n * scale_batch];
-        const REAL shifted = more_ties + others;
-        const REAL product_8 = direction_weights[n * direction_weights_batch] * scale[n * scale_batch];
-        const REAL product_9 = weights[n * weights_batch] * scale_rate[n * scale_rate_batch];
-        const REAL product_10 = product_6 * scale_rate[n * scale_rate_batch];
-        const REAL product_11 = weights[n * weights_batch] * scale[n * scale_batch];
-        const REAL product_12 = weights[n * weights_batch] / sum_exp * sum_shifted;
-        const REAL product_13 = product_12 * scale[n * scale_batch];
-        const REAL ratio_4 = sum_product_2 / sum_exp;
-        const REAL product_14 = sum_shifted / sum_exp * direction_weights[n * direction_weights_batch] * scale[n * scale_batch];
-        const REAL product_15 = product_12 * scale_rate[n * scale_rate_batch];
-        const REAL product_16 = ratio * direction_weights[n * direction_weights_batch] * scale[n * scale_batch];
-        const REAL product_17 = ratio * weights[n * weights_batch] * scale_rate[n * scale_rate_batch];
+        const REAL product_5 = weights[n * weights_batch] * scale[n * scale_batch];
+        const REAL shifted_2 = more_ties + others;
+        const REAL product_6 = label_smoothing * weights[n * weights_batch] * scale[n * scale_batch];
+        const REAL product_7 = direction_weights[n * direction_weights_batch] / sum_exp * scale[n * scale_batch];
+        const REAL product_8 = weights[n * weights_batch] / sum_exp * scale_rate[n * scale_rate_batch];
+        const REAL product_9 = sum_shifted / sum_exp * scale[n * scale_batch];
+        const REAL ratio_2 = sum_product_2 / sum_exp;
         accumulator sum_shifted_2_sum = {0};
         accumulator sum_product_3_sum = {0};
         FOR_TILES(first, end, classes) {
             REAL sum_shifted_2_tile[TILE], sum_product_3_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
-                const REAL difference_2 = direction_logits_row[c * direction_logits_classes] - ratio_3;
+                const REAL from_mean_2 = direction_logits_row[c * direction_logits_classes] - mean_under_softmax;
                 const REAL log_p = logits_row[c * logits_classes] - largest - log_mass;
-                const REAL as_large = sum_choice_2 - direction_onehot_labels_row[c * direction_onehot_labels_classes];
-                const REAL relative_2 = exp_difference(logits_row[c * logits_classes], largest);
-                const int is_largest_3 = logits_row[c * logits_classes] == largest;
-                const REAL difference_3 = (fabs(direction_onehot_labels_row[c * direction_onehot_labels_classes]) == max_abs ? as_large + sum_choice_3 : sum_2 - direction_onehot_labels_row[c * direction_onehot_labels_classes]) / sum_exp * relative_2 - (is_largest_3 ? shifted : sum_exp - relative_2) / sum_exp * direction_onehot_labels_row[c * direction_onehot_labels_classes];
-                const REAL from_peak_2 = direction_logits_row[c * direction_logits_classes] - ratio_2;
-                const REAL product_18 = product_13 * (from_peak_2 - ratio_4) * relative_2;
-                const REAL shifted_2 = difference * onehot_labels_row[c * onehot_labels_classes] + ratio;
-                if (hvp_onehot_labels_wanted) hvp_onehot_labels_row[c * hvp_onehot_labels_classes] = -(product_2 * difference_2 + product_3 * log_p + product_4 * log_p);
-                if (hvp_logits_wanted) hvp_logits_row[c * hvp_logits_classes] = all ? product_5 * onehot_labels_row[c * onehot_labels_classes] - product_7 * difference_3 - product_8 * onehot_labels_row[c * onehot_labels_classes] - product_9 * onehot_labels_row[c * onehot_labels_classes] + product_10 * onehot_labels_row[c * onehot_labels_classes] + product_11 * difference_3 + product_18 + product_14 * relative_2 + product_15 * relative_2 - product_16 - product_17 : product_18;
-                sum_shifted_2_tile[c - first] = difference * log_p * direction_onehot_labels_row[c * direction_onehot_labels_classes] + difference_2 * shifted_2;
-                sum_product_3_tile[c - first] = shifted_2 * log_p;
+                const REAL as_large = sum_choice - direction_onehot_labels_row[c * direction_onehot_labels_classes];
+                const REAL relative_3 = hvp_onehot_labels_wanted ? hvp_onehot_labels_row[c * hvp_onehot_labels_classes] : exp_below(logits_row[c * logits_classes], largest);
+                const int is_largest_2 = logits_row[c * logits_classes] == largest;
+                const REAL choice = is_largest_2 ? shifted_2 : sum_exp - relative_3;
+                const REAL difference_2 = (fabs(direction_onehot_labels_row[c * direction_onehot_labels_classes]) == max_abs ? as_large + sum_choice_2 : sum_2 - direction_onehot_labels_row[c * direction_onehot_labels_classes]) / sum_exp * relative_3 - choice / sum_exp * direction_onehot_labels_row[c * direction_onehot_labels_classes];
+                const REAL product_10 = difference * onehot_labels_row[c * onehot_labels_classes];
+                const REAL shifted_3 = product_10 + ratio;
+                const REAL product_11 = product_9 * (from_mean_2 - ratio_2) * relative_3 * weights[n * weights_batch];
+                const REAL as_large_2 = sum_choice_3 - product_10 - ratio;
+                const REAL choice_2 = fabs(shifted_3) == max_abs_2 ? as_large_2 + sum_choice_4 : sum_shifted - product_10 - ratio;
+                if (hvp_onehot_labels_wanted) hvp_onehot_labels_row[c * hvp_onehot_labels_classes] = -(product_2 * from_mean_2 + product_3 * log_p + product_4 * log_p);
+                if (hvp_logits_wanted) hvp_logits_row[c * hvp_logits_classes] = all ? product_5 * difference_2 - product_6 * difference_2 - product_7 * shifted_3 * choice - product_8 * shifted_3 * choice + product_11 + product_7 * choice_2 * relative_3 + product_8 * choice_2 * relative_3 : product_11;
+                sum_shifted_2_tile[c - first] = difference * log_p * direction_onehot_labels_row[c * direction_onehot_labels_classes] + from_mean_2 * shifted_3;
+                sum_product_3_tile[c - first] = shifted_3 * log_p;
             }
             accumulate_tile(&sum_shifted_2_sum, sum_shifted_2_tile, end - first);
             accumulate_tile(&sum_product_3_sum, sum_product_3_tile, end - first);
@@ -402,6 +527,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
     REAL *restrict hessian_logits = run->data[4]; const int64_t hessian_logits_batch = run->steps[4][0], hessian_logits_classes = dense ? 1 : run->steps[4][1]; const int hessian_logits_wanted = WANTS(4);
     const REAL label_smoothing = (REAL)run->params[0];
 
+    const REAL difference = 1 - label_smoothing;
     const REAL ratio = label_smoothing / (REAL)classes;
     for (int64_t n = 0; n < batch; ++n) {
         const REAL *onehot_labels_row = onehot_labels + n * onehot_labels_batch;
@@ -414,37 +540,38 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
             for (int64_t c = first; c < end; ++c) {
                 largest_tile[c - first] = logits_row[c * logits_classes];
             }
-            largest = larger_tile(largest, largest_tile, end - first);
+            largest = larger_tile(largest, logits_classes == 1 ? logits_row + first : largest_tile, end - first);
         }
+        accumulator sum_shifted_sum = {0};
         accumulator others_sum = {0};
         accumulator ties_sum = {0};
-        accumulator sum_shifted_sum = {0};
         FOR_TILES(first, end, classes) {
-            REAL others_tile[TILE], ties_tile[TILE], sum_shifted_tile[TILE];
+            REAL sum_shifted_tile[TILE], others_tile[TILE], ties_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const int is_largest = logits_row[c * logits_classes] == largest;
-                const REAL relative = exp_difference(logits_row[c * logits_classes], largest);
+                const REAL relative = exp_below(logits_row[c * logits_classes], largest);
+                if (hessian_logits_wanted) hessian_logits_row[c * hessian_logits_classes] = relative;
+                sum_shifted_tile[c - first] = difference * onehot_labels_row[c * onehot_labels_classes] + ratio;
                 others_tile[c - first] = is_largest ? 0 : relative;
                 ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
-                sum_shifted_tile[c - first] = onehot_labels_row[c * onehot_labels_classes] - label_smoothing * onehot_labels_row[c * onehot_labels_classes] + ratio;
             }
+            accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
             accumulate_tile(&others_sum, others_tile, end - first);
             accumulate_tile(&ties_sum, ties_tile, end - first);
-            accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
         }
+        const REAL sum_shifted = value_of(&sum_shifted_sum);
         const REAL others = value_of(&others_sum);
         const REAL ties = value_of(&ties_sum);
-        const REAL sum_shifted = value_of(&sum_shifted_sum);
         const REAL sum_exp = others + ties;
-        const REAL product = weights[n * weights_batch] / sum_exp * (sum_shifted / sum_exp) * scale[n * scale_batch];
+        const REAL product = sum_shifted / sum_exp * (scale[n * scale_batch] / sum_exp);
         const REAL more_ties = ties - 1;
         const REAL shifted = more_ties + others;
         INDEPENDENT
         for (int64_t c = 0; c < classes; ++c) {
             const int is_largest_2 = logits_row[c * logits_classes] == largest;
-            const REAL relative_2 = exp_difference(logits_row[c * logits_classes], largest);
-            if (hessian_logits_wanted) hessian_logits_row[c * hessian_logits_classes] = product * (is_largest_2 ? shifted : sum_exp - relative_2) * relative_2;
+            const REAL relative_2 = hessian_logits_wanted ? hessian_logits_row[c * hessian_logits_classes] : exp_below(logits_row[c * logits_classes], largest);
+            if (hessian_logits_wanted) hessian_logits_row[c * hessian_logits_classes] = product * (is_largest_2 ? shifted : sum_exp - relative_2) * relative_2 * weights[n * weights_batch];
         }
     }
 }

@@ -77,12 +77,60 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     const REAL *restrict labels = run->data[0]; const int64_t labels_batch = run->steps[0][0], labels_classes = dense ? 1 : run->steps[0][1];
     const REAL *restrict logits = run->data[1]; const int64_t logits_batch = run->steps[1][0], logits_classes = dense ? 1 : run->steps[1][1];
     const REAL *restrict scale = run->data[2]; const int64_t scale_batch = run->steps[2][0];
-    REAL *restrict loss = run->data[3]; const int64_t loss_batch = run->steps[3][0]; const int loss_wanted = !dense && WANTS(3);
+    REAL *restrict loss = run->data[3]; const int64_t loss_batch = run->steps[3][0]; const int loss_wanted = WANTS(3) && loss != NULL;
     accumulator *restrict total_loss = WANTS(4) ? run->data[4] : NULL;
     REAL *restrict grad_labels = run->data[5]; const int64_t grad_labels_batch = run->steps[5][0], grad_labels_classes = dense ? 1 : run->steps[5][1]; const int grad_labels_wanted = WANTS(5);
     REAL *restrict grad_logits = run->data[6]; const int64_t grad_logits_batch = run->steps[6][0], grad_logits_classes = dense ? 1 : run->steps[6][1]; const int grad_logits_wanted = WANTS(6);
 
     accumulator total_loss_sum = {0};
+    if (dense && classes > 0 && classes <= SHORT && scale_batch == 0) FOR_SIDES(first, end, batch) {
+        REAL labels_side[SHORT][SIDE], logits_side[SHORT][SIDE], grad_labels_side[SHORT][SIDE], grad_logits_side[SHORT][SIDE];
+        to_columns(labels_side, labels + first * labels_batch, labels_batch, classes, end - first);
+        to_columns(logits_side, logits + first * logits_batch, logits_batch, classes, end - first);
+        REAL largest_tile[SIDE];
+        fill_lanes(largest_tile, -INFINITY);
+        for (int64_t c = 0; c < classes; ++c)
+            INDEPENDENT
+            for (int64_t n = first; n < end; ++n) {
+                largest_tile[n - first] = larger(largest_tile[n - first], logits_side[c][n - first]);
+            }
+        lanes others_sum = {{0}, {0}};
+        lanes ties_sum = {{0}, {0}};
+        for (int64_t c = 0; c < classes; ++c)
+            INDEPENDENT
+            for (int64_t n = first; n < end; ++n) {
+                const int is_largest = logits_side[c][n - first] == largest_tile[n - first];
+                const REAL relative = exp_below(logits_side[c][n - first], largest_tile[n - first]);
+                add_to_lane(&others_sum, n - first, is_largest ? 0 : relative);
+                add_to_lane(&ties_sum, n - first, (REAL)(is_largest ? 1 : 0));
+            }
+        REAL log_mass_lane[SIDE], sum_exp_lane[SIDE];
+        INDEPENDENT
+        for (int64_t n = first; n < end; ++n) {
+            const REAL log_mass = log1p(value_of_lane(&others_sum, n - first) + (value_of_lane(&ties_sum, n - first) - 1));
+            log_mass_lane[n - first] = log_mass;
+            const REAL sum_exp = value_of_lane(&others_sum, n - first) + value_of_lane(&ties_sum, n - first);
+            sum_exp_lane[n - first] = sum_exp;
+        }
+        lanes sum_product_sum = {{0}, {0}};
+        for (int64_t c = 0; c < classes; ++c)
+            INDEPENDENT
+            for (int64_t n = first; n < end; ++n) {
+                const REAL relative_2 = grad_labels_wanted ? grad_labels_side[c][n - first] : exp_below(logits_side[c][n - first], largest_tile[n - first]);
+                const REAL log_p = logits_side[c][n - first] - largest_tile[n - first] - log_mass_lane[n - first];
+                if (grad_logits_wanted) grad_logits_side[c][n - first] = scale[n * scale_batch] * (relative_2 / sum_exp_lane[n - first] - labels_side[c][n - first]);
+                add_to_lane(&sum_product_sum, n - first, labels_side[c][n - first] * log_p);
+            }
+        REAL total_loss_tile[SIDE];
+        INDEPENDENT
+        for (int64_t n = first; n < end; ++n) {
+            const REAL value = -value_of_lane(&sum_product_sum, n - first);
+            total_loss_tile[n - first] = value;
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
+        if (grad_labels_wanted) to_rows(grad_labels + first * grad_labels_batch, grad_labels_side, grad_labels_batch, classes, end - first);
+        if (grad_logits_wanted) to_rows(grad_logits + first * grad_logits_batch, grad_logits_side, grad_logits_batch, classes, end - first);
+    } else
     for (int64_t n = 0; n < batch; ++n) {
         const REAL *labels_row = labels + n * labels_batch;
         const REAL *logits_row = logits + n * logits_batch;
@@ -95,7 +143,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             for (int64_t c = first; c < end; ++c) {
                 largest_tile[c - first] = logits_row[c * logits_classes];
             }
-            largest = larger_tile(largest, largest_tile, end - first);
+            largest = larger_tile(largest, logits_classes == 1 ? logits_row + first : largest_tile, end - first);
         }
         accumulator others_sum = {0};
         accumulator ties_sum = {0};
@@ -104,7 +152,8 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const int is_largest = logits_row[c * logits_classes] == largest;
-                const REAL relative = exp_difference(logits_row[c * logits_classes], largest);
+                const REAL relative = exp_below(logits_row[c * logits_classes], largest);
+                if (grad_labels_wanted) grad_labels_row[c * grad_labels_classes] = relative;
                 others_tile[c - first] = is_largest ? 0 : relative;
                 ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
             }
@@ -120,7 +169,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             REAL sum_product_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
-                const REAL relative_2 = exp_difference(logits_row[c * logits_classes], largest);
+                const REAL relative_2 = grad_labels_wanted ? grad_labels_row[c * grad_labels_classes] : exp_below(logits_row[c * logits_classes], largest);
                 const REAL log_p = logits_row[c * logits_classes] - largest - log_mass;
                 if (grad_labels_wanted) grad_labels_row[c * grad_labels_classes] = scale[n * scale_batch] * (largest - logits_row[c * logits_classes] + log_mass);
                 if (grad_logits_wanted) grad_logits_row[c * grad_logits_classes] = scale[n * scale_batch] * (relative_2 / sum_exp - labels_row[c * labels_classes]);
@@ -144,7 +193,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
     const REAL *restrict logits = run->data[1]; const int64_t logits_batch = run->steps[1][0], logits_classes = dense ? 1 : run->steps[1][1];
     const REAL *restrict direction_labels = run->data[2]; const int64_t direction_labels_batch = run->steps[2][0], direction_labels_classes = dense && WANTS(2) ? 1 : run->steps[2][1];
     const REAL *restrict direction_logits = run->data[3]; const int64_t direction_logits_batch = run->steps[3][0], direction_logits_classes = dense ? 1 : run->steps[3][1];
-    REAL *restrict rate = run->data[4]; const int64_t rate_batch = run->steps[4][0]; const int rate_wanted = !dense && WANTS(4);
+    REAL *restrict rate = run->data[4]; const int64_t rate_batch = run->steps[4][0]; const int rate_wanted = WANTS(4) && rate != NULL;
     accumulator *restrict total_rate = WANTS(5) ? run->data[5] : NULL;
 
     accumulator total_rate_sum = {0};
@@ -160,7 +209,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             for (int64_t c = first; c < end; ++c) {
                 largest_tile[c - first] = logits_row[c * logits_classes];
             }
-            largest = larger_tile(largest, largest_tile, end - first);
+            largest = larger_tile(largest, logits_classes == 1 ? logits_row + first : largest_tile, end - first);
         }
         accumulator others_sum = {0};
         accumulator ties_sum = {0};
@@ -173,7 +222,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const int is_largest = logits_row[c * logits_classes] == largest;
-                const REAL relative = exp_difference(logits_row[c * logits_classes], largest);
+                const REAL relative = exp_below(logits_row[c * logits_classes], largest);
                 const REAL product = labels_row[c * labels_classes] * direction_logits_row[c * direction_logits_classes];
                 others_tile[c - first] = is_largest ? 0 : relative;
                 ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
@@ -184,7 +233,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             }
             accumulate_tile(&others_sum, others_tile, end - first);
             accumulate_tile(&ties_sum, ties_tile, end - first);
-            accumulate_tile(&sum_direction_labels_sum, sum_direction_labels_tile, end - first);
+            accumulate_tile(&sum_direction_labels_sum, direction_labels_classes == 1 ? direction_labels_row + first : sum_direction_labels_tile, end - first);
             accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
             accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
             accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
@@ -230,49 +279,50 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             for (int64_t c = first; c < end; ++c) {
                 largest_tile[c - first] = logits_row[c * logits_classes];
             }
-            largest = larger_tile(largest, largest_tile, end - first);
+            largest = larger_tile(largest, logits_classes == 1 ? logits_row + first : largest_tile, end - first);
         }
+        accumulator others_sum = {0};
         accumulator ties_sum = {0};
-        accumulator sum_choice_sum = {0};
+        accumulator sum_product_sum = {0};
         FOR_TILES(first, end, classes) {
-            REAL ties_tile[TILE], sum_choice_tile[TILE];
+            REAL others_tile[TILE], ties_tile[TILE], sum_product_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const int is_largest = logits_row[c * logits_classes] == largest;
+                const REAL relative = exp_below(logits_row[c * logits_classes], largest);
+                if (hvp_labels_wanted) hvp_labels_row[c * hvp_labels_classes] = relative;
+                others_tile[c - first] = is_largest ? 0 : relative;
                 ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
-                sum_choice_tile[c - first] = is_largest ? direction_logits_row[c * direction_logits_classes] : 0;
-            }
-            accumulate_tile(&ties_sum, ties_tile, end - first);
-            accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
-        }
-        const REAL ties = value_of(&ties_sum);
-        const REAL sum_choice = value_of(&sum_choice_sum);
-        const REAL ratio = sum_choice / ties;
-        accumulator others_sum = {0};
-        accumulator sum_product_sum = {0};
-        FOR_TILES(first, end, classes) {
-            REAL others_tile[TILE], sum_product_tile[TILE];
-            INDEPENDENT
-            for (int64_t c = first; c < end; ++c) {
-                const int is_largest_2 = logits_row[c * logits_classes] == largest;
-                const REAL relative = exp_difference(logits_row[c * logits_classes], largest);
-                const REAL from_peak = direction_logits_row[c * direction_logits_classes] - ratio;
-                others_tile[c - first] = is_largest_2 ? 0 : relative;
-                sum_product_tile[c - first] = from_peak * relative;
+                sum_product_tile[c - first] = relative * direction_logits_row[c * direction_logits_classes];
             }
             accumulate_tile(&others_sum, others_tile, end - first);
+            accumulate_tile(&ties_sum, ties_tile, end - first);
             accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
         }
         const REAL others = value_of(&others_sum);
+        const REAL ties = value_of(&ties_sum);
         const REAL sum_product = value_of(&sum_product_sum);
         const REAL sum_exp = others + ties;
-        const REAL ratio_2 = scale[n * scale_batch] / sum_exp;
-        const REAL ratio_3 = sum_product / sum_exp;
+        const REAL mean_under_softmax = sum_product / sum_exp;
+        accumulator sum_product_2_sum = {0};
+        FOR_TILES(first, end, classes) {
+            REAL sum_product_2_tile[TILE];
+            INDEPENDENT
+            for (int64_t c = first; c < end; ++c) {
+                const REAL from_mean = direction_logits_row[c * direction_logits_classes] - mean_under_softmax;
+                const REAL relative_2 = exp_below(logits_row[c * logits_classes], largest);
+                sum_product_2_tile[c - first] = from_mean * relative_2;
+            }
+            accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
+        }
+        const REAL sum_product_2 = value_of(&sum_product_2_sum);
+        const REAL ratio = scale[n * scale_batch] / sum_exp;
+        const REAL ratio_2 = sum_product_2 / sum_exp;
         INDEPENDENT
         for (int64_t c = 0; c < classes; ++c) {
-            const REAL from_peak_2 = direction_logits_row[c * direction_logits_classes] - ratio;
-            const REAL relative_2 = exp_difference(logits_row[c * logits_classes], largest);
-            const REAL product = ratio_2 * (from_peak_2 - ratio_3) * relative_2;
+            const REAL from_mean_2 = direction_logits_row[c * direction_logits_classes] - mean_under_softmax;
+            const REAL relative_3 = hvp_labels_wanted ? hvp_labels_row[c * hvp_labels_classes] : exp_below(logits_row[c * logits_classes], largest);
+            const REAL product = ratio * (from_mean_2 - ratio_2) * relative_3;
             if (hvp_labels_wanted) hvp_labels_row[c * hvp_labels_classes] = -scale[n * scale_batch] * direction_logits_row[c * direction_logits_classes];
             if (hvp_logits_wanted) hvp_logits_row[c * hvp_logits_classes] = all ? product - scale[n * scale_batch] * direction_labels_row[c * direction_labels_classes] : product;
         }
@@ -299,7 +349,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
             for (int64_t c = first; c < end; ++c) {
                 largest_tile[c - first] = logits_row[c * logits_classes];
             }
-            largest = larger_tile(largest, largest_tile, end - first);
+            largest = larger_tile(largest, logits_classes == 1 ? logits_row + first : largest_tile, end - first);
         }
         accumulator others_sum = {0};
         accumulator ties_sum = {0};
@@ -308,7 +358,8 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const int is_largest = logits_row[c * logits_classes] == largest;
-                const REAL relative = exp_difference(logits_row[c * logits_classes], largest);
+                const REAL relative = exp_below(logits_row[c * logits_classes], largest);
+                if (hessian_labels_wanted) hessian_labels_row[c * hessian_labels_classes] = relative;
                 others_tile[c - first] = is_largest ? 0 : relative;
                 ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
             }
@@ -324,7 +375,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
         INDEPENDENT
         for (int64_t c = 0; c < classes; ++c) {
             const int is_largest_2 = logits_row[c * logits_classes] == largest;
-            const REAL relative_2 = exp_difference(logits_row[c * logits_classes], largest);
+            const REAL relative_2 = hessian_labels_wanted ? hessian_labels_row[c * hessian_labels_classes] : exp_below(logits_row[c * logits_classes], largest);
             if (hessian_labels_wanted) hessian_labels_row[c * hessian_labels_classes] = 0;
             if (hessian_logits_wanted) hessian_logits_row[c * hessian_logits_classes] = ratio * (is_largest_2 ? shifted : sum_exp - relative_2) * relative_2;
         }

@@ -63,11 +63,61 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     const REAL *restrict logits = run->data[0]; const int64_t logits_batch = run->steps[0][0], logits_classes = dense ? 1 : run->steps[0][1];
     const int64_t *restrict labels = run->data[1]; const int64_t labels_batch = run->steps[1][0];
     const REAL *restrict scale = run->data[2]; const int64_t scale_batch = run->steps[2][0];
-    REAL *restrict loss = run->data[3]; const int64_t loss_batch = run->steps[3][0]; const int loss_wanted = !dense && WANTS(3);
+    REAL *restrict loss = run->data[3]; const int64_t loss_batch = run->steps[3][0]; const int loss_wanted = WANTS(3) && loss != NULL;
     accumulator *restrict total_loss = WANTS(4) ? run->data[4] : NULL;
     REAL *restrict grad_logits = run->data[5]; const int64_t grad_logits_batch = run->steps[5][0], grad_logits_classes = dense ? 1 : run->steps[5][1]; const int grad_logits_wanted = WANTS(5);
 
     accumulator total_loss_sum = {0};
+    if (dense && classes > 0 && classes <= SHORT && labels_batch == 1 && scale_batch == 0) FOR_SIDES(first, end, batch) {
+        REAL logits_side[SHORT][SIDE], grad_logits_side[SHORT][SIDE];
+        to_columns(logits_side, logits + first * logits_batch, logits_batch, classes, end - first);
+        REAL largest_tile[SIDE];
+        fill_lanes(largest_tile, -INFINITY);
+        for (int64_t c = 0; c < classes; ++c)
+            INDEPENDENT
+            for (int64_t n = first; n < end; ++n) {
+                largest_tile[n - first] = larger(largest_tile[n - first], logits_side[c][n - first]);
+            }
+        lanes others_sum = {{0}, {0}};
+        lanes ties_sum = {{0}, {0}};
+        for (int64_t c = 0; c < classes; ++c)
+            INDEPENDENT
+            for (int64_t n = first; n < end; ++n) {
+                const int is_largest = logits_side[c][n - first] == largest_tile[n - first];
+                const REAL relative = exp_below(logits_side[c][n - first], largest_tile[n - first]);
+                if (grad_logits_wanted) grad_logits_side[c][n - first] = relative;
+                add_to_lane(&others_sum, n - first, is_largest ? 0 : relative);
+                add_to_lane(&ties_sum, n - first, (REAL)(is_largest ? 1 : 0));
+            }
+        REAL logits_at_labels_lane[SIDE], more_ties_lane[SIDE], sum_exp_lane[SIDE], minus_ratio_lane[SIDE];
+        INDEPENDENT
+        for (int64_t n = first; n < end; ++n) {
+            const REAL logits_at_labels = logits_side[labels[n * labels_batch]][n - first];
+            logits_at_labels_lane[n - first] = logits_at_labels;
+            const REAL more_ties = value_of_lane(&ties_sum, n - first) - 1;
+            more_ties_lane[n - first] = more_ties;
+            const REAL sum_exp = value_of_lane(&others_sum, n - first) + value_of_lane(&ties_sum, n - first);
+            sum_exp_lane[n - first] = sum_exp;
+            const REAL minus_ratio = -(logits_at_labels == largest_tile[n - first] ? more_ties + value_of_lane(&others_sum, n - first) : sum_exp - exp_difference(logits_at_labels, largest_tile[n - first])) / sum_exp;
+            minus_ratio_lane[n - first] = minus_ratio;
+        }
+        if (grad_logits_wanted) for (int64_t c = 0; c < classes; ++c)
+            INDEPENDENT
+            for (int64_t n = first; n < end; ++n) {
+                const REAL relative_2 = grad_logits_wanted ? grad_logits_side[c][n - first] : exp_below(logits_side[c][n - first], largest_tile[n - first]);
+                if (grad_logits_wanted) grad_logits_side[c][n - first] = scale[n * scale_batch] * (c == labels[n * labels_batch] ? minus_ratio_lane[n - first] : relative_2 / sum_exp_lane[n - first]);
+            }
+        REAL total_loss_tile[SIDE];
+        INDEPENDENT
+        for (int64_t n = first; n < end; ++n) {
+            const REAL log_mass = log1p(value_of_lane(&others_sum, n - first) + more_ties_lane[n - first]);
+            const REAL log_p = logits_at_labels_lane[n - first] - largest_tile[n - first] - log_mass;
+            const REAL value = -log_p;
+            total_loss_tile[n - first] = value;
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
+        if (grad_logits_wanted) to_rows(grad_logits + first * grad_logits_batch, grad_logits_side, grad_logits_batch, classes, end - first);
+    } else
     for (int64_t n = 0; n < batch; ++n) {
         const REAL *logits_row = logits + n * logits_batch;
         REAL *grad_logits_row = grad_logits + n * grad_logits_batch;
@@ -78,7 +128,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             for (int64_t c = first; c < end; ++c) {
                 largest_tile[c - first] = logits_row[c * logits_classes];
             }
-            largest = larger_tile(largest, largest_tile, end - first);
+            largest = larger_tile(largest, logits_classes == 1 ? logits_row + first : largest_tile, end - first);
         }
         accumulator others_sum = {0};
         accumulator ties_sum = {0};
@@ -87,7 +137,8 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const int is_largest = logits_row[c * logits_classes] == largest;
-                const REAL relative = exp_difference(logits_row[c * logits_classes], largest);
+                const REAL relative = exp_below(logits_row[c * logits_classes], largest);
+                if (grad_logits_wanted) grad_logits_row[c * grad_logits_classes] = relative;
                 others_tile[c - first] = is_largest ? 0 : relative;
                 ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
             }
@@ -100,9 +151,10 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         const REAL more_ties = ties - 1;
         const REAL sum_exp = others + ties;
         const REAL minus_ratio = -(logits_at_labels == largest ? more_ties + others : sum_exp - exp_difference(logits_at_labels, largest)) / sum_exp;
+        if (grad_logits_wanted)
         INDEPENDENT
         for (int64_t c = 0; c < classes; ++c) {
-            const REAL relative_2 = exp_difference(logits_row[c * logits_classes], largest);
+            const REAL relative_2 = grad_logits_wanted ? grad_logits_row[c * grad_logits_classes] : exp_below(logits_row[c * logits_classes], largest);
             if (grad_logits_wanted) grad_logits_row[c * grad_logits_classes] = scale[n * scale_batch] * (c == labels[n * labels_batch] ? minus_ratio : relative_2 / sum_exp);
         }
         const REAL log_mass = log1p(others + more_ties);
@@ -121,7 +173,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
     const REAL *restrict logits = run->data[0]; const int64_t logits_batch = run->steps[0][0], logits_classes = dense ? 1 : run->steps[0][1];
     const int64_t *restrict labels = run->data[1]; const int64_t labels_batch = run->steps[1][0];
     const REAL *restrict direction_logits = run->data[2]; const int64_t direction_logits_batch = run->steps[2][0], direction_logits_classes = dense ? 1 : run->steps[2][1];
-    REAL *restrict rate = run->data[3]; const int64_t rate_batch = run->steps[3][0]; const int rate_wanted = !dense && WANTS(3);
+    REAL *restrict rate = run->data[3]; const int64_t rate_batch = run->steps[3][0]; const int rate_wanted = WANTS(3) && rate != NULL;
     accumulator *restrict total_rate = WANTS(4) ? run->data[4] : NULL;
 
     accumulator total_rate_sum = {0};
@@ -135,7 +187,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             for (int64_t c = first; c < end; ++c) {
                 largest_tile[c - first] = logits_row[c * logits_classes];
             }
-            largest = larger_tile(largest, largest_tile, end - first);
+            largest = larger_tile(largest, logits_classes == 1 ? logits_row + first : largest_tile, end - first);
         }
         accumulator sum_product_sum = {0};
         accumulator others_sum = {0};
@@ -144,7 +196,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             REAL sum_product_tile[TILE], others_tile[TILE], ties_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
-                const REAL relative = exp_difference(logits_row[c * logits_classes], largest);
+                const REAL relative = exp_below(logits_row[c * logits_classes], largest);
                 const int is_largest = logits_row[c * logits_classes] == largest;
                 sum_product_tile[c - first] = relative * direction_logits_row[c * direction_logits_classes];
                 others_tile[c - first] = is_largest ? 0 : relative;
@@ -185,49 +237,50 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             for (int64_t c = first; c < end; ++c) {
                 largest_tile[c - first] = logits_row[c * logits_classes];
             }
-            largest = larger_tile(largest, largest_tile, end - first);
+            largest = larger_tile(largest, logits_classes == 1 ? logits_row + first : largest_tile, end - first);
         }
+        accumulator others_sum = {0};
         accumulator ties_sum = {0};
-        accumulator sum_choice_sum = {0};
+        accumulator sum_product_sum = {0};
         FOR_TILES(first, end, classes) {
-            REAL ties_tile[TILE], sum_choice_tile[TILE];
+            REAL others_tile[TILE], ties_tile[TILE], sum_product_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const int is_largest = logits_row[c * logits_classes] == largest;
+                const REAL relative = exp_below(logits_row[c * logits_classes], largest);
+                if (hvp_logits_wanted) hvp_logits_row[c * hvp_logits_classes] = relative;
+                others_tile[c - first] = is_largest ? 0 : relative;
                 ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
-                sum_choice_tile[c - first] = is_largest ? direction_logits_row[c * direction_logits_classes] : 0;
-            }
-            accumulate_tile(&ties_sum, ties_tile, end - first);
-            accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
-        }
-        const REAL ties = value_of(&ties_sum);
-        const REAL sum_choice = value_of(&sum_choice_sum);
-        const REAL ratio = sum_choice / ties;
-        accumulator others_sum = {0};
-        accumulator sum_product_sum = {0};
-        FOR_TILES(first, end, classes) {
-            REAL others_tile[TILE], sum_product_tile[TILE];
-            INDEPENDENT
-            for (int64_t c = first; c < end; ++c) {
-                const int is_largest_2 = logits_row[c * logits_classes] == largest;
-                const REAL relative = exp_difference(logits_row[c * logits_classes], largest);
-                const REAL from_peak = direction_logits_row[c * direction_logits_classes] - ratio;
-                others_tile[c - first] = is_largest_2 ? 0 : relative;
-                sum_product_tile[c - first] = from_peak * relative;
+                sum_product_tile[c - first] = relative * direction_logits_row[c * direction_logits_classes];
             }
             accumulate_tile(&others_sum, others_tile, end - first);
+            accumulate_tile(&ties_sum, ties_tile, end - first);
             accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
         }
         const REAL others = value_of(&others_sum);
+        const REAL ties = value_of(&ties_sum);
         const REAL sum_product = value_of(&sum_product_sum);
         const REAL sum_exp = others + ties;
-        const REAL ratio_2 = scale[n * scale_batch] / sum_exp;
-        const REAL ratio_3 = sum_product / sum_exp;
+        const REAL mean_under_softmax = sum_product / sum_exp;
+        accumulator sum_product_2_sum = {0};
+        FOR_TILES(first, end, classes) {
+            REAL sum_product_2_tile[TILE];
+            INDEPENDENT
+            for (int64_t c = first; c < end; ++c) {
+                const REAL from_mean = direction_logits_row[c * direction_logits_classes] - mean_under_softmax;
+                const REAL relative_2 = exp_below(logits_row[c * logits_classes], largest);
+                sum_product_2_tile[c - first] = from_mean * relative_2;
+            }
+            accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
+        }
+        const REAL sum_product_2 = value_of(&sum_product_2_sum);
+        const REAL ratio = scale[n * scale_batch] / sum_exp;
+        const REAL ratio_2 = sum_product_2 / sum_exp;
         INDEPENDENT
         for (int64_t c = 0; c < classes; ++c) {
-            const REAL from_peak_2 = direction_logits_row[c * direction_logits_classes] - ratio;
-            const REAL relative_2 = exp_difference(logits_row[c * logits_classes], largest);
-            if (hvp_logits_wanted) hvp_logits_row[c * hvp_logits_classes] = ratio_2 * (from_peak_2 - ratio_3) * relative_2;
+            const REAL from_mean_2 = direction_logits_row[c * direction_logits_classes] - mean_under_softmax;
+            const REAL relative_3 = hvp_logits_wanted ? hvp_logits_row[c * hvp_logits_classes] : exp_below(logits_row[c * logits_classes], largest);
+            if (hvp_logits_wanted) hvp_logits_row[c * hvp_logits_classes] = ratio * (from_mean_2 - ratio_2) * relative_3;
         }
     }
 }
@@ -250,7 +303,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
             for (int64_t c = first; c < end; ++c) {
                 largest_tile[c - first] = logits_row[c * logits_classes];
             }
-            largest = larger_tile(largest, largest_tile, end - first);
+            largest = larger_tile(largest, logits_classes == 1 ? logits_row + first : largest_tile, end - first);
         }
         accumulator others_sum = {0};
         accumulator ties_sum = {0};
@@ -259,7 +312,8 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const int is_largest = logits_row[c * logits_classes] == largest;
-                const REAL relative = exp_difference(logits_row[c * logits_classes], largest);
+                const REAL relative = exp_below(logits_row[c * logits_classes], largest);
+                if (hessian_logits_wanted) hessian_logits_row[c * hessian_logits_classes] = relative;
                 others_tile[c - first] = is_largest ? 0 : relative;
                 ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
             }
@@ -275,7 +329,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
         INDEPENDENT
         for (int64_t c = 0; c < classes; ++c) {
             const int is_largest_2 = logits_row[c * logits_classes] == largest;
-            const REAL relative_2 = exp_difference(logits_row[c * logits_classes], largest);
+            const REAL relative_2 = hessian_logits_wanted ? hessian_logits_row[c * hessian_logits_classes] : exp_below(logits_row[c * logits_classes], largest);
             if (hessian_logits_wanted) hessian_logits_row[c * hessian_logits_classes] = ratio * (is_largest_2 ? shifted : sum_exp - relative_2) * relative_2;
         }
     }

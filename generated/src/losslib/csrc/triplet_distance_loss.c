@@ -96,6 +96,8 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     accumulator total_loss_sum = {0};
     FOR_TILES(first, end, batch) {
         REAL total_loss_tile[TILE];
+        PREFETCH(to_positive + end, batch - end);
+        PREFETCH(to_negative + end, batch - end);
         INDEPENDENT
         for (int64_t n = first; n < end; ++n) {
             const REAL shifted = to_positive[n * to_positive_batch] - smaller(to_negative[n * to_negative_batch], between[n * between_batch]) + margin;

@@ -85,7 +85,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     const REAL *restrict positive = run->data[1]; const int64_t positive_batch = run->steps[1][0], positive_features = dense ? 1 : run->steps[1][1];
     const REAL *restrict negative = run->data[2]; const int64_t negative_batch = run->steps[2][0], negative_features = dense ? 1 : run->steps[2][1];
     const REAL *restrict scale = run->data[3]; const int64_t scale_batch = run->steps[3][0];
-    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0]; const int loss_wanted = !dense && WANTS(4);
+    REAL *restrict loss = run->data[4]; const int64_t loss_batch = run->steps[4][0]; const int loss_wanted = WANTS(4) && loss != NULL;
     accumulator *restrict total_loss = WANTS(5) ? run->data[5] : NULL;
     REAL *restrict grad_anchor = run->data[6]; const int64_t grad_anchor_batch = run->steps[6][0], grad_anchor_features = dense ? 1 : run->steps[6][1]; const int grad_anchor_wanted = WANTS(6);
     REAL *restrict grad_positive = run->data[7]; const int64_t grad_positive_batch = run->steps[7][0], grad_positive_features = dense ? 1 : run->steps[7][1]; const int grad_positive_wanted = WANTS(7);
@@ -93,6 +93,242 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     const REAL margin = (REAL)run->params[0];
 
     accumulator total_loss_sum = {0};
+    if (dense && features > 0 && features <= SHORT && scale_batch == 0) FOR_SIDES(first, end, batch) {
+        REAL anchor_side[SHORT][SIDE], positive_side[SHORT][SIDE], negative_side[SHORT][SIDE], grad_anchor_side[SHORT][SIDE], grad_positive_side[SHORT][SIDE], grad_negative_side[SHORT][SIDE];
+        to_columns(anchor_side, anchor + first * anchor_batch, anchor_batch, features, end - first);
+        to_columns(positive_side, positive + first * positive_batch, positive_batch, features, end - first);
+        to_columns(negative_side, negative + first * negative_batch, negative_batch, features, end - first);
+        REAL max_abs_tile[SIDE];
+        fill_lanes(max_abs_tile, -INFINITY);
+        REAL max_abs_2_tile[SIDE];
+        fill_lanes(max_abs_2_tile, -INFINITY);
+        for (int64_t f = 0; f < features; ++f)
+            INDEPENDENT
+            for (int64_t n = first; n < end; ++n) {
+                const REAL to_negative = anchor_side[f][n - first] - negative_side[f][n - first];
+                const REAL between = positive_side[f][n - first] - negative_side[f][n - first];
+                max_abs_tile[n - first] = larger(max_abs_tile[n - first], fabs(to_negative + (REAL)1 / 1000000));
+                max_abs_2_tile[n - first] = larger(max_abs_2_tile[n - first], fabs(between + (REAL)1 / 1000000));
+            }
+        REAL max_abs_3_tile[SIDE];
+        fill_lanes(max_abs_3_tile, -INFINITY);
+        REAL max_choice_tile[SIDE];
+        fill_lanes(max_choice_tile, -INFINITY);
+        REAL max_choice_2_tile[SIDE];
+        fill_lanes(max_choice_2_tile, -INFINITY);
+        for (int64_t f = 0; f < features; ++f)
+            INDEPENDENT
+            for (int64_t n = first; n < end; ++n) {
+                const REAL to_positive = anchor_side[f][n - first] - positive_side[f][n - first];
+                const REAL to_negative_2 = anchor_side[f][n - first] - negative_side[f][n - first];
+                const REAL shifted = to_negative_2 + (REAL)1 / 1000000;
+                const REAL between_2 = positive_side[f][n - first] - negative_side[f][n - first];
+                const REAL shifted_2 = between_2 + (REAL)1 / 1000000;
+                max_abs_3_tile[n - first] = larger(max_abs_3_tile[n - first], fabs(to_positive + (REAL)1 / 1000000));
+                max_choice_tile[n - first] = larger(max_choice_tile[n - first], fabs(shifted) == max_abs_tile[n - first] ? (negative_side[f][n - first] - positive_side[f][n - first]) * sign(shifted) : -INFINITY);
+                max_choice_2_tile[n - first] = larger(max_choice_2_tile[n - first], fabs(shifted_2) == max_abs_2_tile[n - first] ? -shifted_2 / shifted_2 * (to_negative_2 + (REAL)1 / 500000) * sign(shifted_2) : -INFINITY);
+            }
+        REAL binade_max_abs_3_lane[SIDE], binade_max_abs_lane[SIDE], binade_max_abs_2_lane[SIDE], choice_lane[SIDE], choice_2_lane[SIDE];
+        INDEPENDENT
+        for (int64_t n = first; n < end; ++n) {
+            const REAL binade_max_abs_3 = binade(max_abs_3_tile[n - first]);
+            binade_max_abs_3_lane[n - first] = binade_max_abs_3;
+            const REAL binade_max_abs = binade(max_abs_tile[n - first]);
+            binade_max_abs_lane[n - first] = binade_max_abs;
+            const REAL binade_max_abs_2 = binade(max_abs_2_tile[n - first]);
+            binade_max_abs_2_lane[n - first] = binade_max_abs_2;
+            const REAL choice = max_abs_tile[n - first] == 0 ? 1 : max_abs_tile[n - first] / binade_max_abs;
+            choice_lane[n - first] = choice;
+            const REAL choice_2 = max_abs_2_tile[n - first] == 0 ? 1 : max_abs_2_tile[n - first] / binade_max_abs_2;
+            choice_2_lane[n - first] = choice_2;
+        }
+        lanes sum_product_sum = {{0}, {0}};
+        lanes sum_product_2_sum = {{0}, {0}};
+        lanes sum_product_3_sum = {{0}, {0}};
+        lanes sum_product_4_sum = {{0}, {0}};
+        lanes sum_product_5_sum = {{0}, {0}};
+        for (int64_t f = 0; f < features; ++f)
+            INDEPENDENT
+            for (int64_t n = first; n < end; ++n) {
+                const REAL to_positive_2 = anchor_side[f][n - first] - positive_side[f][n - first];
+                const REAL scaled = (to_positive_2 + (REAL)1 / 1000000) / binade_max_abs_3_lane[n - first];
+                const REAL to_negative_3 = anchor_side[f][n - first] - negative_side[f][n - first];
+                const REAL scaled_2 = (to_negative_3 + (REAL)1 / 1000000) / binade_max_abs_lane[n - first];
+                const REAL between_3 = positive_side[f][n - first] - negative_side[f][n - first];
+                const REAL shifted_3 = between_3 + (REAL)1 / 1000000;
+                const REAL scaled_3 = shifted_3 / binade_max_abs_2_lane[n - first];
+                const REAL eliminated = cross(negative_side[f][n - first] - positive_side[f][n - first], choice_lane[n - first], scaled_2, max_choice_tile[n - first]);
+                if (grad_positive_wanted) grad_positive_side[f][n - first] = eliminated;
+                const REAL left = eliminated / choice_lane[n - first];
+                if (grad_anchor_wanted) grad_anchor_side[f][n - first] = left;
+                const REAL eliminated_2 = cross(-shifted_3 / shifted_3 * (to_negative_3 + (REAL)1 / 500000), choice_2_lane[n - first], scaled_3, max_choice_2_tile[n - first]);
+                const REAL left_2 = eliminated_2 / choice_2_lane[n - first];
+                add_to_lane(&sum_product_sum, n - first, scaled * scaled);
+                add_to_lane(&sum_product_2_sum, n - first, scaled_2 * scaled_2);
+                add_to_lane(&sum_product_3_sum, n - first, scaled_3 * scaled_3);
+                add_to_lane(&sum_product_4_sum, n - first, left * scaled_2);
+                add_to_lane(&sum_product_5_sum, n - first, left_2 * scaled_3);
+            }
+        REAL sqrt_sum_product_2_lane[SIDE], sqrt_sum_product_lane[SIDE], mean_length_lane[SIDE], sqrt_sum_product_3_lane[SIDE], mean_length_2_lane[SIDE], inverse_root_sum_product_lane[SIDE], inverse_root_sum_product_2_lane[SIDE], ratio_lane[SIDE], along_lane[SIDE], inverse_root_sum_product_3_lane[SIDE], along_2_lane[SIDE];
+        INDEPENDENT
+        for (int64_t n = first; n < end; ++n) {
+            const REAL sqrt_sum_product_2 = sqrt(value_of_lane(&sum_product_2_sum, n - first));
+            sqrt_sum_product_2_lane[n - first] = sqrt_sum_product_2;
+            const REAL product = (REAL)0.5 * binade_max_abs_lane[n - first] * sqrt_sum_product_2;
+            const REAL sqrt_sum_product = sqrt(value_of_lane(&sum_product_sum, n - first));
+            sqrt_sum_product_lane[n - first] = sqrt_sum_product;
+            const REAL mean_length = product + (REAL)0.5 * binade_max_abs_3_lane[n - first] * sqrt_sum_product;
+            mean_length_lane[n - first] = mean_length;
+            const REAL sqrt_sum_product_3 = sqrt(value_of_lane(&sum_product_3_sum, n - first));
+            sqrt_sum_product_3_lane[n - first] = sqrt_sum_product_3;
+            const REAL mean_length_2 = (REAL)0.5 * binade_max_abs_2_lane[n - first] * sqrt_sum_product_3 + product;
+            mean_length_2_lane[n - first] = mean_length_2;
+            const REAL inverse_root_sum_product = inverse_root(value_of_lane(&sum_product_sum, n - first));
+            inverse_root_sum_product_lane[n - first] = inverse_root_sum_product;
+            const REAL inverse_root_sum_product_2 = inverse_root(value_of_lane(&sum_product_2_sum, n - first));
+            inverse_root_sum_product_2_lane[n - first] = inverse_root_sum_product_2;
+            const REAL ratio = inverse_root_sum_product / binade_max_abs_3_lane[n - first];
+            ratio_lane[n - first] = ratio;
+            const REAL share = binade_max_abs_lane[n - first] / binade_max_abs_lane[n - first] * inverse_root_sum_product_2;
+            const REAL along = -share * value_of_lane(&sum_product_4_sum, n - first) * share;
+            along_lane[n - first] = along;
+            const REAL inverse_root_sum_product_3 = inverse_root(value_of_lane(&sum_product_3_sum, n - first));
+            inverse_root_sum_product_3_lane[n - first] = inverse_root_sum_product_3;
+            const REAL share_2 = binade_max_abs_2_lane[n - first] / binade_max_abs_2_lane[n - first] * inverse_root_sum_product_3;
+            const REAL along_2 = -share_2 * value_of_lane(&sum_product_5_sum, n - first) * share_2;
+            along_2_lane[n - first] = along_2;
+        }
+        lanes sum_product_6_sum = {{0}, {0}};
+        lanes sum_product_7_sum = {{0}, {0}};
+        lanes cosine_sum = {{0}, {0}};
+        lanes sum_product_8_sum = {{0}, {0}};
+        lanes sum_product_9_sum = {{0}, {0}};
+        lanes cosine_2_sum = {{0}, {0}};
+        lanes sum_product_10_sum = {{0}, {0}};
+        for (int64_t f = 0; f < features; ++f)
+            INDEPENDENT
+            for (int64_t n = first; n < end; ++n) {
+                const REAL difference = negative_side[f][n - first] - positive_side[f][n - first];
+                const REAL to_negative_4 = anchor_side[f][n - first] - negative_side[f][n - first];
+                const REAL product_2 = (REAL)0.5 * to_negative_4;
+                const REAL to_positive_3 = anchor_side[f][n - first] - positive_side[f][n - first];
+                const REAL middle = (product_2 + (REAL)0.5 * to_positive_3 + (REAL)1 / 1000000) / mean_length_lane[n - first];
+                const REAL between_4 = positive_side[f][n - first] - negative_side[f][n - first];
+                const REAL middle_2 = ((REAL)0.5 * between_4 + product_2 + (REAL)1 / 1000000) / mean_length_2_lane[n - first];
+                const REAL scaled_4 = (to_positive_3 + (REAL)1 / 1000000) / binade_max_abs_3_lane[n - first];
+                const REAL unit_x = inverse_root_sum_product_lane[n - first] * scaled_4;
+                const REAL scaled_5 = (to_negative_4 + (REAL)1 / 1000000) / binade_max_abs_lane[n - first];
+                const REAL unit_y = inverse_root_sum_product_2_lane[n - first] * scaled_5;
+                const REAL eliminated_3 = cross(difference, choice_lane[n - first], scaled_5, max_choice_tile[n - first]);
+                const REAL left_3 = eliminated_3 / choice_lane[n - first];
+                const REAL across = ratio_lane[n - first] * (along_lane[n - first] * scaled_5 + left_3);
+                const REAL scaled_6 = (between_4 + (REAL)1 / 1000000) / binade_max_abs_2_lane[n - first];
+                const REAL unit_y_2 = -inverse_root_sum_product_3_lane[n - first] * scaled_6;
+                const REAL scaled_7 = -scaled_6;
+                const REAL eliminated_4 = cross(to_negative_4 + (REAL)1 / 500000, choice_2_lane[n - first], scaled_7, max_choice_2_tile[n - first]);
+                const REAL left_4 = eliminated_4 / choice_2_lane[n - first];
+                const REAL across_2 = ratio_lane[n - first] * (along_2_lane[n - first] * scaled_7 + left_4);
+                if (grad_negative_wanted) grad_negative_side[f][n - first] = across_2;
+                add_to_lane(&sum_product_6_sum, n - first, difference * middle);
+                add_to_lane(&sum_product_7_sum, n - first, (positive_side[f][n - first] - anchor_side[f][n - first]) * middle_2);
+                add_to_lane(&cosine_sum, n - first, unit_x * unit_y);
+                add_to_lane(&sum_product_8_sum, n - first, across * across);
+                add_to_lane(&sum_product_9_sum, n - first, to_positive_3 * middle_2);
+                add_to_lane(&cosine_2_sum, n - first, unit_x * unit_y_2);
+                add_to_lane(&sum_product_10_sum, n - first, across_2 * across_2);
+            }
+        REAL shifted_4_lane[SIDE], product_3_lane[SIDE], step_2_lane[SIDE], step_3_lane[SIDE], ratio_2_lane[SIDE], step_4_lane[SIDE], shifted_5_lane[SIDE], step_5_lane[SIDE], step_6_lane[SIDE], ratio_3_lane[SIDE], step_7_lane[SIDE], product_4_lane[SIDE], product_5_lane[SIDE], product_6_lane[SIDE];
+        int below_lane[SIDE], below_2_lane[SIDE], below_3_lane[SIDE], above_lane[SIDE], below_4_lane[SIDE], below_5_lane[SIDE], below_6_lane[SIDE], above_2_lane[SIDE];
+        INDEPENDENT
+        for (int64_t n = first; n < end; ++n) {
+            const REAL shifted_4 = binade_max_abs_3_lane[n - first] * sqrt_sum_product_lane[n - first] - smaller(binade_max_abs_lane[n - first] * sqrt_sum_product_2_lane[n - first], binade_max_abs_2_lane[n - first] * sqrt_sum_product_3_lane[n - first]) + margin;
+            shifted_4_lane[n - first] = shifted_4;
+            const int below = shifted_4 < 0;
+            below_lane[n - first] = below;
+            const int equal = mean_length_2_lane[n - first] == 0;
+            const REAL longer_by = equal ? 0 : value_of_lane(&sum_product_7_sum, n - first);
+            const REAL minus_longer_by = -longer_by;
+            const int below_2 = minus_longer_by < 0;
+            below_2_lane[n - first] = below_2;
+            const REAL product_3 = inverse_root_sum_product_lane[n - first] * scale[n * scale_batch];
+            product_3_lane[n - first] = product_3;
+            const REAL step_2 = step(minus_longer_by, (REAL)0.5);
+            step_2_lane[n - first] = step_2;
+            const REAL step_3 = step(shifted_4, 1);
+            step_3_lane[n - first] = step_3;
+            const int below_3 = longer_by < 0;
+            below_3_lane[n - first] = below_3;
+            const int above = value_of_lane(&cosine_sum, n - first) > (REAL)0.5;
+            above_lane[n - first] = above;
+            const REAL ratio_2 = value_of_lane(&sum_product_8_sum, n - first) / (value_of_lane(&cosine_sum, n - first) + 1);
+            ratio_2_lane[n - first] = ratio_2;
+            const REAL step_4 = step(longer_by, (REAL)0.5);
+            step_4_lane[n - first] = step_4;
+            const REAL longer_by_2 = mean_length_lane[n - first] == 0 ? 0 : value_of_lane(&sum_product_6_sum, n - first);
+            const REAL shifted_5 = longer_by_2 + margin;
+            shifted_5_lane[n - first] = shifted_5;
+            const int below_4 = shifted_5 < 0;
+            below_4_lane[n - first] = below_4;
+            const REAL step_5 = step(shifted_5, 1);
+            step_5_lane[n - first] = step_5;
+            const REAL longer_by_3 = equal ? 0 : value_of_lane(&sum_product_9_sum, n - first);
+            const REAL minus_longer_by_3 = -longer_by_3;
+            const int below_5 = minus_longer_by_3 < 0;
+            below_5_lane[n - first] = below_5;
+            const REAL step_6 = step(minus_longer_by_3, (REAL)0.5);
+            step_6_lane[n - first] = step_6;
+            const int below_6 = longer_by_3 < 0;
+            below_6_lane[n - first] = below_6;
+            const int above_2 = value_of_lane(&cosine_2_sum, n - first) > (REAL)0.5;
+            above_2_lane[n - first] = above_2;
+            const REAL ratio_3 = value_of_lane(&sum_product_10_sum, n - first) / (value_of_lane(&cosine_2_sum, n - first) + 1);
+            ratio_3_lane[n - first] = ratio_3;
+            const REAL step_7 = step(longer_by_3, (REAL)0.5);
+            step_7_lane[n - first] = step_7;
+            const REAL product_4 = (REAL)0.5 * ratio_lane[n - first] * scale[n * scale_batch];
+            product_4_lane[n - first] = product_4;
+            const REAL product_5 = (REAL)0.5 * (inverse_root_sum_product_3_lane[n - first] / binade_max_abs_2_lane[n - first]) * scale[n * scale_batch];
+            product_5_lane[n - first] = product_5;
+            const REAL product_6 = (REAL)0.5 * (inverse_root_sum_product_2_lane[n - first] / binade_max_abs_lane[n - first]) * scale[n * scale_batch];
+            product_6_lane[n - first] = product_6;
+        }
+        if (grad_anchor_wanted || grad_positive_wanted || grad_negative_wanted) for (int64_t f = 0; f < features; ++f)
+            INDEPENDENT
+            for (int64_t n = first; n < end; ++n) {
+                const REAL to_positive_4 = anchor_side[f][n - first] - positive_side[f][n - first];
+                const REAL scaled_8 = (to_positive_4 + (REAL)1 / 1000000) / binade_max_abs_3_lane[n - first];
+                const REAL to_negative_5 = anchor_side[f][n - first] - negative_side[f][n - first];
+                const REAL scaled_9 = (to_negative_5 + (REAL)1 / 1000000) / binade_max_abs_lane[n - first];
+                const REAL eliminated_5 = grad_positive_wanted ? grad_positive_side[f][n - first] : cross(negative_side[f][n - first] - positive_side[f][n - first], choice_lane[n - first], scaled_9, max_choice_tile[n - first]);
+                const REAL left_5 = grad_anchor_wanted ? grad_anchor_side[f][n - first] : eliminated_5 / choice_lane[n - first];
+                const REAL across_3 = ratio_lane[n - first] * (along_lane[n - first] * scaled_9 + left_5);
+                const REAL unit_y_3 = inverse_root_sum_product_2_lane[n - first] * scaled_9;
+                const REAL unit_x_2 = inverse_root_sum_product_lane[n - first] * scaled_8;
+                const REAL product_7 = scale[n * scale_batch] * (above_lane[n - first] ? across_3 - ratio_2_lane[n - first] * unit_y_3 : unit_x_2 - unit_y_3);
+                const REAL between_5 = positive_side[f][n - first] - negative_side[f][n - first];
+                const REAL scaled_10 = (between_5 + (REAL)1 / 1000000) / binade_max_abs_2_lane[n - first];
+                const REAL scaled_11 = -scaled_10;
+                const REAL eliminated_6 = cross(to_negative_5 + (REAL)1 / 500000, choice_2_lane[n - first], scaled_11, max_choice_2_tile[n - first]);
+                const REAL left_6 = eliminated_6 / choice_2_lane[n - first];
+                const REAL across_4 = grad_negative_wanted ? grad_negative_side[f][n - first] : ratio_lane[n - first] * (along_2_lane[n - first] * scaled_11 + left_6);
+                const REAL unit_y_4 = -inverse_root_sum_product_3_lane[n - first] * scaled_10;
+                const REAL product_8 = product_6_lane[n - first] * (2 * to_negative_5 + (REAL)1 / 500000);
+                if (grad_anchor_wanted) grad_anchor_side[f][n - first] = swap ? (below_lane[n - first] ? 0 : (below_2_lane[n - first] ? 0 : product_3_lane[n - first] * scaled_8 * step_2_lane[n - first]) * step_3_lane[n - first]) + (below_3_lane[n - first] ? 0 : (below_lane[n - first] ? 0 : product_7 * step_3_lane[n - first]) * step_4_lane[n - first]) : (below_4_lane[n - first] ? 0 : product_7 * step_5_lane[n - first]);
+                if (grad_positive_wanted) grad_positive_side[f][n - first] = swap ? -((below_lane[n - first] ? 0 : (below_5_lane[n - first] ? 0 : product_3_lane[n - first] * scaled_8 * step_6_lane[n - first]) * step_3_lane[n - first]) + (below_6_lane[n - first] ? 0 : (below_lane[n - first] ? 0 : scale[n * scale_batch] * (above_2_lane[n - first] ? across_4 - ratio_3_lane[n - first] * unit_y_4 : unit_x_2 - unit_y_4) * step_3_lane[n - first]) * step_7_lane[n - first])) : -(below_4_lane[n - first] ? 0 : product_4_lane[n - first] * (2 * to_positive_4 + (REAL)1 / 500000) * step_5_lane[n - first]);
+                if (grad_negative_wanted) grad_negative_side[f][n - first] = swap ? -(-(below_6_lane[n - first] ? 0 : (below_lane[n - first] ? 0 : product_5_lane[n - first] * (2 * between_5 + (REAL)1 / 500000) * step_3_lane[n - first]) * step_7_lane[n - first]) + -(below_3_lane[n - first] ? 0 : (below_lane[n - first] ? 0 : product_8 * step_3_lane[n - first]) * step_4_lane[n - first])) : (below_4_lane[n - first] ? 0 : product_8 * step_5_lane[n - first]);
+            }
+        REAL total_loss_tile[SIDE];
+        INDEPENDENT
+        for (int64_t n = first; n < end; ++n) {
+            const REAL value = below_lane[n - first] ? 0 : shifted_4_lane[n - first];
+            const REAL choice_3 = swap ? value : (below_4_lane[n - first] ? 0 : shifted_5_lane[n - first]);
+            total_loss_tile[n - first] = choice_3;
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
+        if (grad_anchor_wanted) to_rows(grad_anchor + first * grad_anchor_batch, grad_anchor_side, grad_anchor_batch, features, end - first);
+        if (grad_positive_wanted) to_rows(grad_positive + first * grad_positive_batch, grad_positive_side, grad_positive_batch, features, end - first);
+        if (grad_negative_wanted) to_rows(grad_negative + first * grad_negative_batch, grad_negative_side, grad_negative_batch, features, end - first);
+    } else
     for (int64_t n = 0; n < batch; ++n) {
         const REAL *anchor_row = anchor + n * anchor_batch;
         const REAL *positive_row = positive + n * positive_batch;
@@ -101,86 +337,106 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         REAL *grad_positive_row = grad_positive + n * grad_positive_batch;
         REAL *grad_negative_row = grad_negative + n * grad_negative_batch;
         REAL max_abs = -INFINITY;
+        REAL max_abs_2 = -INFINITY;
         FOR_TILES(first, end, features) {
-            REAL max_abs_tile[TILE];
+            REAL max_abs_tile[TILE], max_abs_2_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
                 const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
+                const REAL between = positive_row[f * positive_features] - negative_row[f * negative_features];
                 max_abs_tile[f - first] = fabs(to_negative + (REAL)1 / 1000000);
+                max_abs_2_tile[f - first] = fabs(between + (REAL)1 / 1000000);
             }
             max_abs = larger_tile(max_abs, max_abs_tile, end - first);
+            max_abs_2 = larger_tile(max_abs_2, max_abs_2_tile, end - first);
         }
-        REAL max_abs_2 = -INFINITY;
         REAL max_abs_3 = -INFINITY;
         REAL max_choice = -INFINITY;
+        REAL max_choice_2 = -INFINITY;
         FOR_TILES(first, end, features) {
-            REAL max_abs_2_tile[TILE], max_abs_3_tile[TILE], max_choice_tile[TILE];
+            REAL max_abs_3_tile[TILE], max_choice_tile[TILE], max_choice_2_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
                 const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-                const REAL between = positive_row[f * positive_features] - negative_row[f * negative_features];
                 const REAL to_negative_2 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
                 const REAL shifted = to_negative_2 + (REAL)1 / 1000000;
-                max_abs_2_tile[f - first] = fabs(to_positive + (REAL)1 / 1000000);
-                max_abs_3_tile[f - first] = fabs(between + (REAL)1 / 1000000);
+                const REAL between_2 = positive_row[f * positive_features] - negative_row[f * negative_features];
+                const REAL shifted_2 = between_2 + (REAL)1 / 1000000;
+                max_abs_3_tile[f - first] = fabs(to_positive + (REAL)1 / 1000000);
                 max_choice_tile[f - first] = fabs(shifted) == max_abs ? (negative_row[f * negative_features] - positive_row[f * positive_features]) * sign(shifted) : -INFINITY;
+                max_choice_2_tile[f - first] = fabs(shifted_2) == max_abs_2 ? -shifted_2 / shifted_2 * (to_negative_2 + (REAL)1 / 500000) * sign(shifted_2) : -INFINITY;
             }
-            max_abs_2 = larger_tile(max_abs_2, max_abs_2_tile, end - first);
             max_abs_3 = larger_tile(max_abs_3, max_abs_3_tile, end - first);
             max_choice = larger_tile(max_choice, max_choice_tile, end - first);
+            max_choice_2 = larger_tile(max_choice_2, max_choice_2_tile, end - first);
         }
-        const REAL binade_max_abs_2 = binade(max_abs_2);
-        const REAL binade_max_abs = binade(max_abs);
         const REAL binade_max_abs_3 = binade(max_abs_3);
+        const REAL binade_max_abs = binade(max_abs);
+        const REAL binade_max_abs_2 = binade(max_abs_2);
         const REAL choice = max_abs == 0 ? 1 : max_abs / binade_max_abs;
+        const REAL choice_2 = max_abs_2 == 0 ? 1 : max_abs_2 / binade_max_abs_2;
         accumulator sum_product_sum = {0};
         accumulator sum_product_2_sum = {0};
         accumulator sum_product_3_sum = {0};
         accumulator sum_product_4_sum = {0};
+        accumulator sum_product_5_sum = {0};
         FOR_TILES(first, end, features) {
-            REAL sum_product_tile[TILE], sum_product_2_tile[TILE], sum_product_3_tile[TILE], sum_product_4_tile[TILE];
+            REAL sum_product_tile[TILE], sum_product_2_tile[TILE], sum_product_3_tile[TILE], sum_product_4_tile[TILE], sum_product_5_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
                 const REAL to_positive_2 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-                const REAL scaled = (to_positive_2 + (REAL)1 / 1000000) / binade_max_abs_2;
+                const REAL scaled = (to_positive_2 + (REAL)1 / 1000000) / binade_max_abs_3;
                 const REAL to_negative_3 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
                 const REAL scaled_2 = (to_negative_3 + (REAL)1 / 1000000) / binade_max_abs;
-                const REAL between_2 = positive_row[f * positive_features] - negative_row[f * negative_features];
-                const REAL scaled_3 = (between_2 + (REAL)1 / 1000000) / binade_max_abs_3;
+                const REAL between_3 = positive_row[f * positive_features] - negative_row[f * negative_features];
+                const REAL shifted_3 = between_3 + (REAL)1 / 1000000;
+                const REAL scaled_3 = shifted_3 / binade_max_abs_2;
                 const REAL eliminated = cross(negative_row[f * negative_features] - positive_row[f * positive_features], choice, scaled_2, max_choice);
+                if (grad_positive_wanted) grad_positive_row[f * grad_positive_features] = eliminated;
                 const REAL left = eliminated / choice;
+                if (grad_anchor_wanted) grad_anchor_row[f * grad_anchor_features] = left;
+                const REAL eliminated_2 = cross(-shifted_3 / shifted_3 * (to_negative_3 + (REAL)1 / 500000), choice_2, scaled_3, max_choice_2);
+                const REAL left_2 = eliminated_2 / choice_2;
                 sum_product_tile[f - first] = scaled * scaled;
                 sum_product_2_tile[f - first] = scaled_2 * scaled_2;
                 sum_product_3_tile[f - first] = scaled_3 * scaled_3;
                 sum_product_4_tile[f - first] = left * scaled_2;
+                sum_product_5_tile[f - first] = left_2 * scaled_3;
             }
             accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
             accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
             accumulate_tile(&sum_product_3_sum, sum_product_3_tile, end - first);
             accumulate_tile(&sum_product_4_sum, sum_product_4_tile, end - first);
+            accumulate_tile(&sum_product_5_sum, sum_product_5_tile, end - first);
         }
         const REAL sum_product = value_of(&sum_product_sum);
         const REAL sum_product_2 = value_of(&sum_product_2_sum);
         const REAL sum_product_3 = value_of(&sum_product_3_sum);
         const REAL sum_product_4 = value_of(&sum_product_4_sum);
+        const REAL sum_product_5 = value_of(&sum_product_5_sum);
         const REAL sqrt_sum_product_2 = sqrt(sum_product_2);
         const REAL product = (REAL)0.5 * binade_max_abs * sqrt_sum_product_2;
         const REAL sqrt_sum_product = sqrt(sum_product);
-        const REAL mean_length = product + (REAL)0.5 * binade_max_abs_2 * sqrt_sum_product;
+        const REAL mean_length = product + (REAL)0.5 * binade_max_abs_3 * sqrt_sum_product;
         const REAL sqrt_sum_product_3 = sqrt(sum_product_3);
-        const REAL mean_length_2 = (REAL)0.5 * binade_max_abs_3 * sqrt_sum_product_3 + product;
+        const REAL mean_length_2 = (REAL)0.5 * binade_max_abs_2 * sqrt_sum_product_3 + product;
         const REAL inverse_root_sum_product = inverse_root(sum_product);
         const REAL inverse_root_sum_product_2 = inverse_root(sum_product_2);
-        const REAL ratio = inverse_root_sum_product / binade_max_abs_2;
+        const REAL ratio = inverse_root_sum_product / binade_max_abs_3;
         const REAL share = binade_max_abs / binade_max_abs * inverse_root_sum_product_2;
         const REAL along = -share * sum_product_4 * share;
-        accumulator sum_product_5_sum = {0};
+        const REAL inverse_root_sum_product_3 = inverse_root(sum_product_3);
+        const REAL share_2 = binade_max_abs_2 / binade_max_abs_2 * inverse_root_sum_product_3;
+        const REAL along_2 = -share_2 * sum_product_5 * share_2;
         accumulator sum_product_6_sum = {0};
-        accumulator cosine_sum = {0};
         accumulator sum_product_7_sum = {0};
+        accumulator cosine_sum = {0};
         accumulator sum_product_8_sum = {0};
+        accumulator sum_product_9_sum = {0};
+        accumulator cosine_2_sum = {0};
+        accumulator sum_product_10_sum = {0};
         FOR_TILES(first, end, features) {
-            REAL sum_product_5_tile[TILE], sum_product_6_tile[TILE], cosine_tile[TILE], sum_product_7_tile[TILE], sum_product_8_tile[TILE];
+            REAL sum_product_6_tile[TILE], sum_product_7_tile[TILE], cosine_tile[TILE], sum_product_8_tile[TILE], sum_product_9_tile[TILE], cosine_2_tile[TILE], sum_product_10_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
                 const REAL difference = negative_row[f * negative_features] - positive_row[f * positive_features];
@@ -188,76 +444,102 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
                 const REAL product_2 = (REAL)0.5 * to_negative_4;
                 const REAL to_positive_3 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
                 const REAL middle = (product_2 + (REAL)0.5 * to_positive_3 + (REAL)1 / 1000000) / mean_length;
-                const REAL between_3 = positive_row[f * positive_features] - negative_row[f * negative_features];
-                const REAL middle_2 = ((REAL)0.5 * between_3 + product_2 + (REAL)1 / 1000000) / mean_length_2;
-                const REAL scaled_4 = (to_positive_3 + (REAL)1 / 1000000) / binade_max_abs_2;
+                const REAL between_4 = positive_row[f * positive_features] - negative_row[f * negative_features];
+                const REAL middle_2 = ((REAL)0.5 * between_4 + product_2 + (REAL)1 / 1000000) / mean_length_2;
+                const REAL scaled_4 = (to_positive_3 + (REAL)1 / 1000000) / binade_max_abs_3;
                 const REAL unit_x = inverse_root_sum_product * scaled_4;
                 const REAL scaled_5 = (to_negative_4 + (REAL)1 / 1000000) / binade_max_abs;
                 const REAL unit_y = inverse_root_sum_product_2 * scaled_5;
-                const REAL eliminated_2 = cross(difference, choice, scaled_5, max_choice);
-                const REAL left_2 = eliminated_2 / choice;
-                const REAL across = ratio * (along * scaled_5 + left_2);
-                sum_product_5_tile[f - first] = difference * middle;
-                sum_product_6_tile[f - first] = (positive_row[f * positive_features] - anchor_row[f * anchor_features]) * middle_2;
+                const REAL eliminated_3 = cross(difference, choice, scaled_5, max_choice);
+                const REAL left_3 = eliminated_3 / choice;
+                const REAL across = ratio * (along * scaled_5 + left_3);
+                const REAL scaled_6 = (between_4 + (REAL)1 / 1000000) / binade_max_abs_2;
+                const REAL unit_y_2 = -inverse_root_sum_product_3 * scaled_6;
+                const REAL scaled_7 = -scaled_6;
+                const REAL eliminated_4 = cross(to_negative_4 + (REAL)1 / 500000, choice_2, scaled_7, max_choice_2);
+                const REAL left_4 = eliminated_4 / choice_2;
+                const REAL across_2 = ratio * (along_2 * scaled_7 + left_4);
+                if (grad_negative_wanted) grad_negative_row[f * grad_negative_features] = across_2;
+                sum_product_6_tile[f - first] = difference * middle;
+                sum_product_7_tile[f - first] = (positive_row[f * positive_features] - anchor_row[f * anchor_features]) * middle_2;
                 cosine_tile[f - first] = unit_x * unit_y;
-                sum_product_7_tile[f - first] = across * across;
-                sum_product_8_tile[f - first] = to_positive_3 * middle_2;
+                sum_product_8_tile[f - first] = across * across;
+                sum_product_9_tile[f - first] = to_positive_3 * middle_2;
+                cosine_2_tile[f - first] = unit_x * unit_y_2;
+                sum_product_10_tile[f - first] = across_2 * across_2;
             }
-            accumulate_tile(&sum_product_5_sum, sum_product_5_tile, end - first);
             accumulate_tile(&sum_product_6_sum, sum_product_6_tile, end - first);
-            accumulate_tile(&cosine_sum, cosine_tile, end - first);
             accumulate_tile(&sum_product_7_sum, sum_product_7_tile, end - first);
+            accumulate_tile(&cosine_sum, cosine_tile, end - first);
             accumulate_tile(&sum_product_8_sum, sum_product_8_tile, end - first);
+            accumulate_tile(&sum_product_9_sum, sum_product_9_tile, end - first);
+            accumulate_tile(&cosine_2_sum, cosine_2_tile, end - first);
+            accumulate_tile(&sum_product_10_sum, sum_product_10_tile, end - first);
         }
-        const REAL sum_product_5 = value_of(&sum_product_5_sum);
         const REAL sum_product_6 = value_of(&sum_product_6_sum);
-        const REAL cosine = value_of(&cosine_sum);
         const REAL sum_product_7 = value_of(&sum_product_7_sum);
+        const REAL cosine = value_of(&cosine_sum);
         const REAL sum_product_8 = value_of(&sum_product_8_sum);
-        const REAL shifted_2 = binade_max_abs_2 * sqrt_sum_product - smaller(binade_max_abs * sqrt_sum_product_2, binade_max_abs_3 * sqrt_sum_product_3) + margin;
-        const int below = shifted_2 < 0;
-        const REAL product_3 = (REAL)0.5 * ratio * scale[n * scale_batch];
-        const REAL step_2 = step(shifted_2, 1);
+        const REAL sum_product_9 = value_of(&sum_product_9_sum);
+        const REAL cosine_2 = value_of(&cosine_2_sum);
+        const REAL sum_product_10 = value_of(&sum_product_10_sum);
+        const REAL shifted_4 = binade_max_abs_3 * sqrt_sum_product - smaller(binade_max_abs * sqrt_sum_product_2, binade_max_abs_2 * sqrt_sum_product_3) + margin;
+        const int below = shifted_4 < 0;
         const int equal = mean_length_2 == 0;
-        const REAL longer_by = equal ? 0 : sum_product_6;
-        const int below_2 = longer_by < 0;
-        const REAL product_4 = (REAL)0.5 * (inverse_root_sum_product_2 / binade_max_abs) * scale[n * scale_batch];
-        const REAL step_3 = step(longer_by, (REAL)0.5);
-        const REAL longer_by_2 = mean_length == 0 ? 0 : sum_product_5;
-        const REAL shifted_3 = longer_by_2 + margin;
-        const int below_3 = shifted_3 < 0;
+        const REAL longer_by = equal ? 0 : sum_product_7;
+        const REAL minus_longer_by = -longer_by;
+        const int below_2 = minus_longer_by < 0;
+        const REAL product_3 = inverse_root_sum_product * scale[n * scale_batch];
+        const REAL step_2 = step(minus_longer_by, (REAL)0.5);
+        const REAL step_3 = step(shifted_4, 1);
+        const int below_3 = longer_by < 0;
         const int above = cosine > (REAL)0.5;
-        const REAL ratio_2 = sum_product_7 / (cosine + 1);
-        const REAL step_4 = step(shifted_3, 1);
-        const REAL longer_by_3 = equal ? 0 : sum_product_8;
-        const int below_4 = longer_by_3 < 0;
-        const REAL product_5 = (REAL)0.5 * (inverse_root(sum_product_3) / binade_max_abs_3) * scale[n * scale_batch];
-        const REAL step_5 = step(longer_by_3, (REAL)0.5);
+        const REAL ratio_2 = sum_product_8 / (cosine + 1);
+        const REAL step_4 = step(longer_by, (REAL)0.5);
+        const REAL longer_by_2 = mean_length == 0 ? 0 : sum_product_6;
+        const REAL shifted_5 = longer_by_2 + margin;
+        const int below_4 = shifted_5 < 0;
+        const REAL step_5 = step(shifted_5, 1);
+        const REAL longer_by_3 = equal ? 0 : sum_product_9;
+        const REAL minus_longer_by_3 = -longer_by_3;
+        const int below_5 = minus_longer_by_3 < 0;
+        const REAL step_6 = step(minus_longer_by_3, (REAL)0.5);
+        const int below_6 = longer_by_3 < 0;
+        const int above_2 = cosine_2 > (REAL)0.5;
+        const REAL ratio_3 = sum_product_10 / (cosine_2 + 1);
+        const REAL step_7 = step(longer_by_3, (REAL)0.5);
+        const REAL product_4 = (REAL)0.5 * ratio * scale[n * scale_batch];
+        const REAL product_5 = (REAL)0.5 * (inverse_root_sum_product_3 / binade_max_abs_2) * scale[n * scale_batch];
+        const REAL product_6 = (REAL)0.5 * (inverse_root_sum_product_2 / binade_max_abs) * scale[n * scale_batch];
+        if (grad_anchor_wanted || grad_positive_wanted || grad_negative_wanted)
         INDEPENDENT
         for (int64_t f = 0; f < features; ++f) {
             const REAL to_positive_4 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL product_6 = product_3 * (2 * to_positive_4 + (REAL)1 / 500000);
-            const REAL choice_2 = below ? 0 : product_6 * step_2;
+            const REAL scaled_8 = (to_positive_4 + (REAL)1 / 1000000) / binade_max_abs_3;
             const REAL to_negative_5 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL product_7 = product_4 * (2 * to_negative_5 + (REAL)1 / 500000);
-            const REAL choice_3 = below_2 ? 0 : (below ? 0 : product_7 * step_2) * step_3;
-            const REAL scaled_6 = (to_negative_5 + (REAL)1 / 1000000) / binade_max_abs;
-            const REAL eliminated_3 = cross(negative_row[f * negative_features] - positive_row[f * positive_features], choice, scaled_6, max_choice);
-            const REAL left_3 = eliminated_3 / choice;
-            const REAL across_2 = ratio * (along * scaled_6 + left_3);
-            const REAL unit_y_2 = inverse_root_sum_product_2 * scaled_6;
-            const REAL scaled_7 = (to_positive_4 + (REAL)1 / 1000000) / binade_max_abs_2;
-            const REAL unit_x_2 = inverse_root_sum_product * scaled_7;
-            const REAL between_4 = positive_row[f * positive_features] - negative_row[f * negative_features];
-            const REAL choice_4 = below_4 ? 0 : (below ? 0 : product_5 * (2 * between_4 + (REAL)1 / 500000) * step_2) * step_5;
-            if (grad_anchor_wanted) grad_anchor_row[f * grad_anchor_features] = swap ? choice_2 - choice_3 : (below_3 ? 0 : scale[n * scale_batch] * (above ? across_2 - ratio_2 * unit_y_2 : unit_x_2 - unit_y_2) * step_4);
-            if (grad_positive_wanted) grad_positive_row[f * grad_positive_features] = swap ? -choice_2 - choice_4 : -(below_3 ? 0 : product_6 * step_4);
-            if (grad_negative_wanted) grad_negative_row[f * grad_negative_features] = swap ? -(-choice_4 + -choice_3) : (below_3 ? 0 : product_7 * step_4);
+            const REAL scaled_9 = (to_negative_5 + (REAL)1 / 1000000) / binade_max_abs;
+            const REAL eliminated_5 = grad_positive_wanted ? grad_positive_row[f * grad_positive_features] : cross(negative_row[f * negative_features] - positive_row[f * positive_features], choice, scaled_9, max_choice);
+            const REAL left_5 = grad_anchor_wanted ? grad_anchor_row[f * grad_anchor_features] : eliminated_5 / choice;
+            const REAL across_3 = ratio * (along * scaled_9 + left_5);
+            const REAL unit_y_3 = inverse_root_sum_product_2 * scaled_9;
+            const REAL unit_x_2 = inverse_root_sum_product * scaled_8;
+            const REAL product_7 = scale[n * scale_batch] * (above ? across_3 - ratio_2 * unit_y_3 : unit_x_2 - unit_y_3);
+            const REAL between_5 = positive_row[f * positive_features] - negative_row[f * negative_features];
+            const REAL scaled_10 = (between_5 + (REAL)1 / 1000000) / binade_max_abs_2;
+            const REAL scaled_11 = -scaled_10;
+            const REAL eliminated_6 = cross(to_negative_5 + (REAL)1 / 500000, choice_2, scaled_11, max_choice_2);
+            const REAL left_6 = eliminated_6 / choice_2;
+            const REAL across_4 = grad_negative_wanted ? grad_negative_row[f * grad_negative_features] : ratio * (along_2 * scaled_11 + left_6);
+            const REAL unit_y_4 = -inverse_root_sum_product_3 * scaled_10;
+            const REAL product_8 = product_6 * (2 * to_negative_5 + (REAL)1 / 500000);
+            if (grad_anchor_wanted) grad_anchor_row[f * grad_anchor_features] = swap ? (below ? 0 : (below_2 ? 0 : product_3 * scaled_8 * step_2) * step_3) + (below_3 ? 0 : (below ? 0 : product_7 * step_3) * step_4) : (below_4 ? 0 : product_7 * step_5);
+            if (grad_positive_wanted) grad_positive_row[f * grad_positive_features] = swap ? -((below ? 0 : (below_5 ? 0 : product_3 * scaled_8 * step_6) * step_3) + (below_6 ? 0 : (below ? 0 : scale[n * scale_batch] * (above_2 ? across_4 - ratio_3 * unit_y_4 : unit_x_2 - unit_y_4) * step_3) * step_7)) : -(below_4 ? 0 : product_4 * (2 * to_positive_4 + (REAL)1 / 500000) * step_5);
+            if (grad_negative_wanted) grad_negative_row[f * grad_negative_features] = swap ? -(-(below_6 ? 0 : (below ? 0 : product_5 * (2 * between_5 + (REAL)1 / 500000) * step_3) * step_7) + -(below_3 ? 0 : (below ? 0 : product_8 * step_3) * step_4)) : (below_4 ? 0 : product_8 * step_5);
         }
-        const REAL value = below ? 0 : shifted_2;
-        const REAL choice_5 = swap ? value : (below_3 ? 0 : shifted_3);
-        if (loss_wanted) loss[n * loss_batch] = choice_5;
-        accumulate(&total_loss_sum, choice_5);
+        const REAL value = below ? 0 : shifted_4;
+        const REAL choice_3 = swap ? value : (below_4 ? 0 : shifted_5);
+        if (loss_wanted) loss[n * loss_batch] = choice_3;
+        accumulate(&total_loss_sum, choice_3);
     }
     if (total_loss) add(total_loss, &total_loss_sum);
 }
@@ -272,7 +554,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
     const REAL *restrict direction_anchor = run->data[3]; const int64_t direction_anchor_batch = run->steps[3][0], direction_anchor_features = dense ? 1 : run->steps[3][1];
     const REAL *restrict direction_negative = run->data[4]; const int64_t direction_negative_batch = run->steps[4][0], direction_negative_features = dense ? 1 : run->steps[4][1];
     const REAL *restrict direction_positive = run->data[5]; const int64_t direction_positive_batch = run->steps[5][0], direction_positive_features = dense ? 1 : run->steps[5][1];
-    REAL *restrict rate = run->data[6]; const int64_t rate_batch = run->steps[6][0]; const int rate_wanted = !dense && WANTS(6);
+    REAL *restrict rate = run->data[6]; const int64_t rate_batch = run->steps[6][0]; const int rate_wanted = WANTS(6) && rate != NULL;
     accumulator *restrict total_rate = WANTS(7) ? run->data[7] : NULL;
     const REAL margin = (REAL)run->params[0];
 
@@ -417,166 +699,253 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         REAL *hvp_positive_row = hvp_positive + n * hvp_positive_batch;
         REAL *hvp_negative_row = hvp_negative + n * hvp_negative_batch;
         REAL max_abs = -INFINITY;
-        REAL max_abs_2 = -INFINITY;
-        REAL max_abs_3 = -INFINITY;
         FOR_TILES(first, end, features) {
-            REAL max_abs_tile[TILE], max_abs_2_tile[TILE], max_abs_3_tile[TILE];
+            REAL max_abs_tile[TILE];
+            INDEPENDENT
+            for (int64_t f = first; f < end; ++f) {
+                const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
+                max_abs_tile[f - first] = fabs(to_negative + (REAL)1 / 1000000);
+            }
+            max_abs = larger_tile(max_abs, max_abs_tile, end - first);
+        }
+        REAL max_abs_2 = -INFINITY;
+        REAL max_choice = -INFINITY;
+        FOR_TILES(first, end, features) {
+            REAL max_abs_2_tile[TILE], max_choice_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
                 const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-                const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-                const REAL between = positive_row[f * positive_features] - negative_row[f * negative_features];
-                max_abs_tile[f - first] = fabs(to_positive + (REAL)1 / 1000000);
-                max_abs_2_tile[f - first] = fabs(to_negative + (REAL)1 / 1000000);
-                max_abs_3_tile[f - first] = fabs(between + (REAL)1 / 1000000);
+                const REAL to_negative_2 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
+                const REAL shifted = to_negative_2 + (REAL)1 / 1000000;
+                max_abs_2_tile[f - first] = fabs(to_positive + (REAL)1 / 1000000);
+                max_choice_tile[f - first] = fabs(shifted) == max_abs ? (negative_row[f * negative_features] - positive_row[f * positive_features]) * sign(shifted) : -INFINITY;
             }
-            max_abs = larger_tile(max_abs, max_abs_tile, end - first);
             max_abs_2 = larger_tile(max_abs_2, max_abs_2_tile, end - first);
-            max_abs_3 = larger_tile(max_abs_3, max_abs_3_tile, end - first);
+            max_choice = larger_tile(max_choice, max_choice_tile, end - first);
         }
-        const REAL binade_max_abs = binade(max_abs);
         const REAL binade_max_abs_2 = binade(max_abs_2);
-        const REAL binade_max_abs_3 = binade(max_abs_3);
+        const REAL binade_max_abs = binade(max_abs);
+        const REAL choice = max_abs == 0 ? 1 : max_abs / binade_max_abs;
         accumulator sum_product_sum = {0};
         accumulator sum_product_2_sum = {0};
+        REAL max_abs_3 = -INFINITY;
         accumulator sum_product_3_sum = {0};
-        REAL max_choice = -INFINITY;
-        REAL max_choice_2 = -INFINITY;
-        REAL max_choice_3 = -INFINITY;
         FOR_TILES(first, end, features) {
-            REAL sum_product_tile[TILE], sum_product_2_tile[TILE], sum_product_3_tile[TILE], max_choice_tile[TILE], max_choice_2_tile[TILE], max_choice_3_tile[TILE];
+            REAL sum_product_tile[TILE], sum_product_2_tile[TILE], max_abs_3_tile[TILE], sum_product_3_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
                 const REAL to_positive_2 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-                const REAL shifted = to_positive_2 + (REAL)1 / 1000000;
-                const REAL scaled = shifted / binade_max_abs;
-                const REAL to_negative_2 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-                const REAL shifted_2 = to_negative_2 + (REAL)1 / 1000000;
-                const REAL scaled_2 = shifted_2 / binade_max_abs_2;
-                const REAL between_2 = positive_row[f * positive_features] - negative_row[f * negative_features];
-                const REAL shifted_3 = between_2 + (REAL)1 / 1000000;
-                const REAL scaled_3 = shifted_3 / binade_max_abs_3;
+                const REAL scaled = (to_positive_2 + (REAL)1 / 1000000) / binade_max_abs_2;
+                const REAL to_negative_3 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
+                const REAL scaled_2 = (to_negative_3 + (REAL)1 / 1000000) / binade_max_abs;
+                const REAL between = positive_row[f * positive_features] - negative_row[f * negative_features];
+                const REAL eliminated = cross(negative_row[f * negative_features] - positive_row[f * positive_features], choice, scaled_2, max_choice);
+                if (hvp_positive_wanted) hvp_positive_row[f * hvp_positive_features] = eliminated;
+                const REAL left = eliminated / choice;
+                if (hvp_anchor_wanted) hvp_anchor_row[f * hvp_anchor_features] = left;
                 sum_product_tile[f - first] = scaled * scaled;
                 sum_product_2_tile[f - first] = scaled_2 * scaled_2;
-                sum_product_3_tile[f - first] = scaled_3 * scaled_3;
-                max_choice_tile[f - first] = fabs(shifted) == max_abs ? (direction_anchor_row[f * direction_anchor_features] - direction_positive_row[f * direction_positive_features]) * sign(shifted) : -INFINITY;
-                max_choice_2_tile[f - first] = fabs(shifted_2) == max_abs_2 ? (direction_anchor_row[f * direction_anchor_features] - direction_negative_row[f * direction_negative_features]) * sign(shifted_2) : -INFINITY;
-                max_choice_3_tile[f - first] = fabs(shifted_3) == max_abs_3 ? (direction_positive_row[f * direction_positive_features] - direction_negative_row[f * direction_negative_features]) * sign(shifted_3) : -INFINITY;
+                max_abs_3_tile[f - first] = fabs(between + (REAL)1 / 1000000);
+                sum_product_3_tile[f - first] = left * scaled_2;
             }
             accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
             accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
+            max_abs_3 = larger_tile(max_abs_3, max_abs_3_tile, end - first);
             accumulate_tile(&sum_product_3_sum, sum_product_3_tile, end - first);
-            max_choice = larger_tile(max_choice, max_choice_tile, end - first);
-            max_choice_2 = larger_tile(max_choice_2, max_choice_2_tile, end - first);
-            max_choice_3 = larger_tile(max_choice_3, max_choice_3_tile, end - first);
         }
         const REAL sum_product = value_of(&sum_product_sum);
         const REAL sum_product_2 = value_of(&sum_product_2_sum);
         const REAL sum_product_3 = value_of(&sum_product_3_sum);
-        const REAL choice = max_abs == 0 ? 1 : max_abs / binade_max_abs;
-        const REAL sqrt_sum_product_3 = sqrt(sum_product_3);
-        const REAL sqrt_sum_product_2 = sqrt(sum_product_2);
-        const REAL product = (REAL)0.5 * binade_max_abs_2 * sqrt_sum_product_2;
-        const REAL mean_length = (REAL)0.5 * binade_max_abs_3 * sqrt_sum_product_3 + product;
-        const REAL choice_2 = max_abs_2 == 0 ? 1 : max_abs_2 / binade_max_abs_2;
-        const REAL sqrt_sum_product = sqrt(sum_product);
-        const REAL mean_length_2 = product + (REAL)0.5 * binade_max_abs * sqrt_sum_product;
-        const REAL choice_3 = max_abs_3 == 0 ? 1 : max_abs_3 / binade_max_abs_3;
+        const REAL binade_max_abs_3 = binade(max_abs_3);
+        const REAL inverse_root_sum_product = inverse_root(sum_product);
+        const REAL inverse_root_sum_product_2 = inverse_root(sum_product_2);
+        const REAL ratio = inverse_root_sum_product / binade_max_abs_2;
+        const REAL share = binade_max_abs / binade_max_abs * inverse_root_sum_product_2;
+        const REAL along = -share * sum_product_3 * share;
         accumulator sum_product_4_sum = {0};
+        REAL max_choice_2 = -INFINITY;
+        REAL max_choice_3 = -INFINITY;
+        accumulator cosine_sum = {0};
+        REAL max_choice_4 = -INFINITY;
         accumulator sum_product_5_sum = {0};
+        REAL max_choice_5 = -INFINITY;
+        FOR_TILES(first, end, features) {
+            REAL sum_product_4_tile[TILE], max_choice_2_tile[TILE], max_choice_3_tile[TILE], cosine_tile[TILE], max_choice_4_tile[TILE], sum_product_5_tile[TILE], max_choice_5_tile[TILE];
+            INDEPENDENT
+            for (int64_t f = first; f < end; ++f) {
+                const REAL between_2 = positive_row[f * positive_features] - negative_row[f * negative_features];
+                const REAL shifted_2 = between_2 + (REAL)1 / 1000000;
+                const REAL scaled_3 = shifted_2 / binade_max_abs_3;
+                const REAL to_positive_3 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
+                const REAL shifted_3 = to_positive_3 + (REAL)1 / 1000000;
+                const int equal = fabs(shifted_3) == max_abs_2;
+                const REAL to_negative_4 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
+                const REAL shifted_4 = to_negative_4 + (REAL)1 / 1000000;
+                const REAL scaled_4 = shifted_3 / binade_max_abs_2;
+                const REAL unit_x = inverse_root_sum_product * scaled_4;
+                const REAL scaled_5 = shifted_4 / binade_max_abs;
+                const REAL unit_y = inverse_root_sum_product_2 * scaled_5;
+                const REAL eliminated_2 = cross(negative_row[f * negative_features] - positive_row[f * positive_features], choice, scaled_5, max_choice);
+                const REAL left_2 = eliminated_2 / choice;
+                const REAL across = ratio * (along * scaled_5 + left_2);
+                sum_product_4_tile[f - first] = scaled_3 * scaled_3;
+                max_choice_2_tile[f - first] = equal ? (direction_anchor_row[f * direction_anchor_features] - direction_positive_row[f * direction_positive_features]) * sign(shifted_3) : -INFINITY;
+                max_choice_3_tile[f - first] = fabs(shifted_4) == max_abs ? (direction_anchor_row[f * direction_anchor_features] - direction_negative_row[f * direction_negative_features]) * sign(shifted_4) : -INFINITY;
+                cosine_tile[f - first] = unit_x * unit_y;
+                max_choice_4_tile[f - first] = equal ? (direction_negative_row[f * direction_negative_features] - direction_positive_row[f * direction_positive_features]) * sign(shifted_3) : -INFINITY;
+                sum_product_5_tile[f - first] = across * across;
+                max_choice_5_tile[f - first] = fabs(shifted_2) == max_abs_3 ? (direction_positive_row[f * direction_positive_features] - direction_negative_row[f * direction_negative_features]) * sign(shifted_2) : -INFINITY;
+            }
+            accumulate_tile(&sum_product_4_sum, sum_product_4_tile, end - first);
+            max_choice_2 = larger_tile(max_choice_2, max_choice_2_tile, end - first);
+            max_choice_3 = larger_tile(max_choice_3, max_choice_3_tile, end - first);
+            accumulate_tile(&cosine_sum, cosine_tile, end - first);
+            max_choice_4 = larger_tile(max_choice_4, max_choice_4_tile, end - first);
+            accumulate_tile(&sum_product_5_sum, sum_product_5_tile, end - first);
+            max_choice_5 = larger_tile(max_choice_5, max_choice_5_tile, end - first);
+        }
+        const REAL sum_product_4 = value_of(&sum_product_4_sum);
+        const REAL cosine = value_of(&cosine_sum);
+        const REAL sum_product_5 = value_of(&sum_product_5_sum);
+        const REAL choice_2 = max_abs_2 == 0 ? 1 : max_abs_2 / binade_max_abs_2;
+        const REAL sqrt_sum_product_4 = sqrt(sum_product_4);
+        const REAL sqrt_sum_product_2 = sqrt(sum_product_2);
+        const REAL product = (REAL)0.5 * binade_max_abs * sqrt_sum_product_2;
+        const REAL mean_length = (REAL)0.5 * binade_max_abs_3 * sqrt_sum_product_4 + product;
+        const REAL sqrt_sum_product = sqrt(sum_product);
+        const REAL mean_length_2 = product + (REAL)0.5 * binade_max_abs_2 * sqrt_sum_product;
+        const REAL ratio_2 = sum_product_5 / (cosine + 1);
+        const REAL choice_3 = max_abs_3 == 0 ? 1 : max_abs_3 / binade_max_abs_3;
         accumulator sum_product_6_sum = {0};
         accumulator sum_product_7_sum = {0};
         accumulator sum_product_8_sum = {0};
         accumulator sum_product_9_sum = {0};
+        accumulator sum_product_10_sum = {0};
+        accumulator sum_product_11_sum = {0};
+        accumulator sum_product_12_sum = {0};
+        accumulator sum_product_13_sum = {0};
+        accumulator sum_product_14_sum = {0};
+        accumulator sum_product_15_sum = {0};
         FOR_TILES(first, end, features) {
-            REAL sum_product_4_tile[TILE], sum_product_5_tile[TILE], sum_product_6_tile[TILE], sum_product_7_tile[TILE], sum_product_8_tile[TILE], sum_product_9_tile[TILE];
+            REAL sum_product_6_tile[TILE], sum_product_7_tile[TILE], sum_product_8_tile[TILE], sum_product_9_tile[TILE], sum_product_10_tile[TILE], sum_product_11_tile[TILE], sum_product_12_tile[TILE], sum_product_13_tile[TILE], sum_product_14_tile[TILE], sum_product_15_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
-                const REAL to_positive_3 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-                const REAL scaled_4 = (to_positive_3 + (REAL)1 / 1000000) / binade_max_abs;
-                const REAL eliminated = cross(direction_anchor_row[f * direction_anchor_features] - direction_positive_row[f * direction_positive_features], choice, scaled_4, max_choice);
-                const REAL left = eliminated / choice;
+                const REAL to_positive_4 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
+                const REAL scaled_6 = (to_positive_4 + (REAL)1 / 1000000) / binade_max_abs_2;
+                const REAL eliminated_3 = cross(direction_anchor_row[f * direction_anchor_features] - direction_positive_row[f * direction_positive_features], choice_2, scaled_6, max_choice_2);
+                const REAL left_3 = eliminated_3 / choice_2;
+                if (hvp_negative_wanted) hvp_negative_row[f * hvp_negative_features] = left_3;
                 const REAL between_3 = positive_row[f * positive_features] - negative_row[f * negative_features];
-                const REAL to_negative_3 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-                const REAL product_2 = (REAL)0.5 * to_negative_3;
+                const REAL to_negative_5 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
+                const REAL product_2 = (REAL)0.5 * to_negative_5;
                 const REAL middle = ((REAL)0.5 * between_3 + product_2 + (REAL)1 / 1000000) / mean_length;
-                const REAL scaled_5 = (to_negative_3 + (REAL)1 / 1000000) / binade_max_abs_2;
-                const REAL eliminated_2 = cross(direction_anchor_row[f * direction_anchor_features] - direction_negative_row[f * direction_negative_features], choice_2, scaled_5, max_choice_2);
-                const REAL left_2 = eliminated_2 / choice_2;
-                const REAL middle_2 = (product_2 + (REAL)0.5 * to_positive_3 + (REAL)1 / 1000000) / mean_length_2;
-                const REAL scaled_6 = (between_3 + (REAL)1 / 1000000) / binade_max_abs_3;
-                const REAL eliminated_3 = cross(direction_positive_row[f * direction_positive_features] - direction_negative_row[f * direction_negative_features], choice_3, scaled_6, max_choice_3);
-                const REAL left_3 = eliminated_3 / choice_3;
-                sum_product_4_tile[f - first] = left * scaled_4;
-                sum_product_5_tile[f - first] = (positive_row[f * positive_features] - anchor_row[f * anchor_features]) * middle;
-                sum_product_6_tile[f - first] = left_2 * scaled_5;
-                sum_product_7_tile[f - first] = (negative_row[f * negative_features] - positive_row[f * positive_features]) * middle_2;
-                sum_product_8_tile[f - first] = to_positive_3 * middle;
-                sum_product_9_tile[f - first] = left_3 * scaled_6;
+                const REAL difference = direction_anchor_row[f * direction_anchor_features] - direction_negative_row[f * direction_negative_features];
+                const REAL scaled_7 = (to_negative_5 + (REAL)1 / 1000000) / binade_max_abs;
+                const REAL eliminated_4 = cross(difference, choice, scaled_7, max_choice_3);
+                const REAL left_4 = eliminated_4 / choice;
+                const REAL difference_2 = negative_row[f * negative_features] - positive_row[f * positive_features];
+                const REAL middle_2 = (product_2 + (REAL)0.5 * to_positive_4 + (REAL)1 / 1000000) / mean_length_2;
+                const REAL eliminated_5 = cross(direction_negative_row[f * direction_negative_features] - direction_positive_row[f * direction_positive_features], choice_2, scaled_6, max_choice_4);
+                const REAL left_5 = eliminated_5 / choice_2;
+                const REAL unit_y_2 = inverse_root_sum_product_2 * scaled_7;
+                const REAL eliminated_6 = cross(difference_2, choice, scaled_7, max_choice);
+                const REAL left_6 = eliminated_6 / choice;
+                const REAL across_2 = ratio * (along * scaled_7 + left_6);
+                const REAL turn = across_2 - ratio_2 * unit_y_2;
+                const REAL apart_in_units = ratio * difference_2;
+                const REAL scaled_8 = (between_3 + (REAL)1 / 1000000) / binade_max_abs_3;
+                const REAL eliminated_7 = cross(direction_positive_row[f * direction_positive_features] - direction_negative_row[f * direction_negative_features], choice_3, scaled_8, max_choice_5);
+                const REAL left_7 = eliminated_7 / choice_3;
+                sum_product_6_tile[f - first] = left_3 * scaled_6;
+                sum_product_7_tile[f - first] = (positive_row[f * positive_features] - anchor_row[f * anchor_features]) * middle;
+                sum_product_8_tile[f - first] = left_4 * scaled_7;
+                sum_product_9_tile[f - first] = difference_2 * middle_2;
+                sum_product_10_tile[f - first] = left_5 * scaled_6;
+                sum_product_11_tile[f - first] = difference * unit_y_2;
+                sum_product_12_tile[f - first] = difference * turn;
+                sum_product_13_tile[f - first] = apart_in_units * middle_2;
+                sum_product_14_tile[f - first] = to_positive_4 * middle;
+                sum_product_15_tile[f - first] = left_7 * scaled_8;
             }
-            accumulate_tile(&sum_product_4_sum, sum_product_4_tile, end - first);
-            accumulate_tile(&sum_product_5_sum, sum_product_5_tile, end - first);
             accumulate_tile(&sum_product_6_sum, sum_product_6_tile, end - first);
             accumulate_tile(&sum_product_7_sum, sum_product_7_tile, end - first);
             accumulate_tile(&sum_product_8_sum, sum_product_8_tile, end - first);
             accumulate_tile(&sum_product_9_sum, sum_product_9_tile, end - first);
+            accumulate_tile(&sum_product_10_sum, sum_product_10_tile, end - first);
+            accumulate_tile(&sum_product_11_sum, sum_product_11_tile, end - first);
+            accumulate_tile(&sum_product_12_sum, sum_product_12_tile, end - first);
+            accumulate_tile(&sum_product_13_sum, sum_product_13_tile, end - first);
+            accumulate_tile(&sum_product_14_sum, sum_product_14_tile, end - first);
+            accumulate_tile(&sum_product_15_sum, sum_product_15_tile, end - first);
         }
-        const REAL sum_product_4 = value_of(&sum_product_4_sum);
-        const REAL sum_product_5 = value_of(&sum_product_5_sum);
         const REAL sum_product_6 = value_of(&sum_product_6_sum);
         const REAL sum_product_7 = value_of(&sum_product_7_sum);
         const REAL sum_product_8 = value_of(&sum_product_8_sum);
         const REAL sum_product_9 = value_of(&sum_product_9_sum);
-        const REAL shifted_4 = binade_max_abs * sqrt_sum_product - smaller(binade_max_abs_2 * sqrt_sum_product_2, binade_max_abs_3 * sqrt_sum_product_3) + margin;
-        const int below = shifted_4 < 0;
-        const REAL inverse_root_sum_product = inverse_root(sum_product);
-        const REAL product_3 = inverse_root_sum_product / binade_max_abs * scale[n * scale_batch];
-        const REAL share = binade_max_abs / binade_max_abs * inverse_root_sum_product;
-        const REAL along = -share * sum_product_4 * share;
-        const REAL step_2 = step(shifted_4, 1);
-        const int equal = mean_length == 0;
-        const REAL longer_by = equal ? 0 : sum_product_5;
-        const int below_2 = longer_by < 0;
-        const REAL inverse_root_sum_product_2 = inverse_root(sum_product_2);
-        const REAL product_4 = inverse_root_sum_product_2 / binade_max_abs_2 * scale[n * scale_batch];
-        const REAL share_2 = binade_max_abs_2 / binade_max_abs_2 * inverse_root_sum_product_2;
+        const REAL sum_product_10 = value_of(&sum_product_10_sum);
+        const REAL sum_product_11 = value_of(&sum_product_11_sum);
+        const REAL sum_product_12 = value_of(&sum_product_12_sum);
+        const REAL sum_product_13 = value_of(&sum_product_13_sum);
+        const REAL sum_product_14 = value_of(&sum_product_14_sum);
+        const REAL sum_product_15 = value_of(&sum_product_15_sum);
+        const REAL shifted_5 = binade_max_abs_2 * sqrt_sum_product - smaller(binade_max_abs * sqrt_sum_product_2, binade_max_abs_3 * sqrt_sum_product_4) + margin;
+        const int below = shifted_5 < 0;
+        const REAL product_3 = ratio * scale[n * scale_batch];
+        const REAL share_2 = binade_max_abs_2 / binade_max_abs_2 * inverse_root_sum_product;
         const REAL along_2 = -share_2 * sum_product_6 * share_2;
+        const REAL step_2 = step(shifted_5, 1);
+        const int equal_2 = mean_length == 0;
+        const REAL longer_by = equal_2 ? 0 : sum_product_7;
+        const int below_2 = longer_by < 0;
+        const REAL ratio_3 = inverse_root_sum_product_2 / binade_max_abs;
+        const REAL product_4 = ratio_3 * scale[n * scale_batch];
+        const REAL along_3 = -share * sum_product_8 * share;
         const REAL step_3 = step(longer_by, (REAL)0.5);
-        const REAL longer_by_2 = mean_length_2 == 0 ? 0 : sum_product_7;
-        const REAL shifted_5 = longer_by_2 + margin;
-        const int below_3 = shifted_5 < 0;
-        const REAL step_4 = step(shifted_5, 1);
-        const REAL longer_by_3 = equal ? 0 : sum_product_8;
+        const REAL longer_by_2 = mean_length_2 == 0 ? 0 : sum_product_9;
+        const REAL shifted_6 = longer_by_2 + margin;
+        const int below_3 = shifted_6 < 0;
+        const int above = cosine > (REAL)0.984375;
+        const REAL along_4 = -share_2 * sum_product_10 * share_2;
+        const REAL product_5 = sum_product_13 / binade_max_abs * inverse_root_sum_product_2;
+        const REAL step_4 = step(shifted_6, 1);
+        const REAL longer_by_3 = equal_2 ? 0 : sum_product_14;
         const int below_4 = longer_by_3 < 0;
-        const REAL inverse_root_sum_product_3 = inverse_root(sum_product_3);
-        const REAL product_5 = inverse_root_sum_product_3 / binade_max_abs_3 * scale[n * scale_batch];
-        const REAL share_3 = binade_max_abs_3 / binade_max_abs_3 * inverse_root_sum_product_3;
-        const REAL along_3 = -share_3 * sum_product_9 * share_3;
+        const REAL inverse_root_sum_product_4 = inverse_root(sum_product_4);
+        const REAL product_6 = inverse_root_sum_product_4 / binade_max_abs_3 * scale[n * scale_batch];
+        const REAL share_3 = binade_max_abs_3 / binade_max_abs_3 * inverse_root_sum_product_4;
+        const REAL along_5 = -share_3 * sum_product_15 * share_3;
         const REAL step_5 = step(longer_by_3, (REAL)0.5);
         INDEPENDENT
         for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive_4 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL scaled_7 = (to_positive_4 + (REAL)1 / 1000000) / binade_max_abs;
-            const REAL eliminated_4 = cross(direction_anchor_row[f * direction_anchor_features] - direction_positive_row[f * direction_positive_features], choice, scaled_7, max_choice);
-            const REAL left_4 = eliminated_4 / choice;
-            const REAL product_6 = product_3 * (along * scaled_7 + left_4);
-            const REAL choice_4 = below ? 0 : product_6 * step_2;
-            const REAL to_negative_4 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL scaled_8 = (to_negative_4 + (REAL)1 / 1000000) / binade_max_abs_2;
-            const REAL eliminated_5 = cross(direction_anchor_row[f * direction_anchor_features] - direction_negative_row[f * direction_negative_features], choice_2, scaled_8, max_choice_2);
-            const REAL left_5 = eliminated_5 / choice_2;
-            const REAL product_7 = product_4 * (along_2 * scaled_8 + left_5);
-            const REAL choice_5 = below_2 ? 0 : (below ? 0 : product_7 * step_2) * step_3;
-            const REAL choice_6 = below_3 ? 0 : product_6 * step_4;
-            const REAL choice_7 = below_3 ? 0 : product_7 * step_4;
+            const REAL to_positive_5 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
+            const REAL scaled_9 = (to_positive_5 + (REAL)1 / 1000000) / binade_max_abs_2;
+            const REAL eliminated_8 = cross(direction_anchor_row[f * direction_anchor_features] - direction_positive_row[f * direction_positive_features], choice_2, scaled_9, max_choice_2);
+            const REAL left_8 = hvp_negative_wanted ? hvp_negative_row[f * hvp_negative_features] : eliminated_8 / choice_2;
+            const REAL choice_4 = below ? 0 : product_3 * (along_2 * scaled_9 + left_8) * step_2;
+            const REAL to_negative_6 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
+            const REAL scaled_10 = (to_negative_6 + (REAL)1 / 1000000) / binade_max_abs;
+            const REAL eliminated_9 = cross(direction_anchor_row[f * direction_anchor_features] - direction_negative_row[f * direction_negative_features], choice, scaled_10, max_choice_3);
+            const REAL left_9 = eliminated_9 / choice;
+            const REAL shifted_7 = along_3 * scaled_10 + left_9;
+            const REAL choice_5 = below_2 ? 0 : (below ? 0 : product_4 * shifted_7 * step_2) * step_3;
+            const REAL eliminated_10 = cross(direction_negative_row[f * direction_negative_features] - direction_positive_row[f * direction_positive_features], choice_2, scaled_9, max_choice_4);
+            const REAL left_10 = eliminated_10 / choice_2;
+            const REAL eliminated_11 = hvp_positive_wanted ? hvp_positive_row[f * hvp_positive_features] : cross(negative_row[f * negative_features] - positive_row[f * positive_features], choice, scaled_10, max_choice);
+            const REAL left_11 = hvp_anchor_wanted ? hvp_anchor_row[f * hvp_anchor_features] : eliminated_11 / choice;
+            const REAL across_3 = ratio * (along * scaled_10 + left_11);
+            const REAL unit_y_3 = inverse_root_sum_product_2 * scaled_10;
+            const REAL turn_2 = across_3 - ratio_2 * unit_y_3;
+            const REAL unit_x_2 = inverse_root_sum_product * scaled_9;
+            const REAL first_part = ratio * (along_2 * scaled_9 + left_8);
+            const REAL second_part = ratio_3 * shifted_7;
             const REAL between_4 = positive_row[f * positive_features] - negative_row[f * negative_features];
-            const REAL scaled_9 = (between_4 + (REAL)1 / 1000000) / binade_max_abs_3;
-            const REAL eliminated_6 = cross(direction_positive_row[f * direction_positive_features] - direction_negative_row[f * direction_negative_features], choice_3, scaled_9, max_choice_3);
-            const REAL left_6 = eliminated_6 / choice_3;
-            const REAL choice_8 = below_4 ? 0 : (below ? 0 : product_5 * (along_3 * scaled_9 + left_6) * step_2) * step_5;
-            if (hvp_anchor_wanted) hvp_anchor_row[f * hvp_anchor_features] = swap ? choice_4 - choice_5 : choice_6 - choice_7;
-            if (hvp_positive_wanted) hvp_positive_row[f * hvp_positive_features] = swap ? -(choice_8 + choice_4) : -choice_6;
-            if (hvp_negative_wanted) hvp_negative_row[f * hvp_negative_features] = swap ? choice_8 + choice_5 : choice_7;
+            const REAL scaled_11 = (between_4 + (REAL)1 / 1000000) / binade_max_abs_3;
+            const REAL eliminated_12 = cross(direction_positive_row[f * direction_positive_features] - direction_negative_row[f * direction_negative_features], choice_3, scaled_11, max_choice_5);
+            const REAL left_12 = eliminated_12 / choice_3;
+            const REAL choice_6 = below_4 ? 0 : (below ? 0 : product_6 * (along_5 * scaled_11 + left_12) * step_2) * step_5;
+            if (hvp_anchor_wanted) hvp_anchor_row[f * hvp_anchor_features] = swap ? choice_4 - choice_5 : (below_3 ? 0 : scale[n * scale_batch] * (above ? ratio * (along_4 * scaled_9 + left_10) - ratio * (sum_product_11 * turn_2 + sum_product_12 * unit_x_2) - product_5 * shifted_7 : first_part - second_part) * step_4);
+            if (hvp_positive_wanted) hvp_positive_row[f * hvp_positive_features] = swap ? -(choice_6 + choice_4) : -(below_3 ? 0 : product_3 * (along_2 * scaled_9 + left_8) * step_4);
+            if (hvp_negative_wanted) hvp_negative_row[f * hvp_negative_features] = swap ? choice_6 + choice_5 : (below_3 ? 0 : product_4 * shifted_7 * step_4);
         }
     }
 }

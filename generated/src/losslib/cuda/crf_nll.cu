@@ -2,9 +2,11 @@
  *
  * Negative log-likelihood of a linear-chain conditional random field (Lafferty, McCallum and Pereira, 2001).
  *
- *     alpha[t, j] = emissions[t, j] + (0 if t == 0 else logsumexp_k(alpha[t - 1, k] + transitions[k, j]))
+ *     alpha[t, j] = emissions[t, j] + (0 if t == 0 else logsumexp_k2(transitions[k2, j] + ahead))
  *         0 before the first cell
- *     loss = 0 if lengths == 0 else logsumexp_k(alpha[lengths - 1, k]) - sum_t(emissions[t, target[t]] + (0 if t == 0 else transitions[target[t - 1], target[t]]))
+ *     top[t] = max_k(alpha[t, k])
+ *     ahead = alpha[lengths - 1, k2] - max_k(alpha[lengths - 1, k])
+ *     loss = 0 if lengths == 0 else logsumexp_k2(ahead) + sum_t(-emissions[t, target[t]] + top[t] - (0 if t == 0 else transitions[target[t - 1], target[t]]))
  *
  * Arrays: emissions [batch, time, tags], transitions [tags, tags], lengths [batch], target [batch, time].
  * A kernel computes a batch of samples; outputs that are NULL are not wanted. losslib_device.cuh says what kernels are made of.
@@ -13,7 +15,7 @@
 
 namespace {
 
-/* The loss of each sample, and the totals. 34 operations. */
+/* The loss of each sample, and the totals. 41 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) value(const __grid_constant__ launch<6> run)
 {
@@ -38,6 +40,8 @@ __global__ void __launch_bounds__(THREADS, 1) value(const __grid_constant__ laun
         double *const alpha_total = room; room += alpha_total_cells;
         const int64_t alpha_positions = tags, alpha_cells = (positions + 1) * tags;
         double *const alpha = room + alpha_positions; room += alpha_cells;
+        const int64_t top_cells = positions;
+        double *const top = room; room += top_cells;
 
         /* What lies before the first cells, and what is added to. */
         fill<double>(alpha - alpha_positions, alpha_cells, 0, team);
@@ -45,15 +49,22 @@ __global__ void __launch_bounds__(THREADS, 1) value(const __grid_constant__ laun
         /* Alpha. */
         team.meet();
         for (int64_t p = 0; p < positions; ++p) {
+            real max_alpha_before_here = -INFINITY;
+            for (int64_t ta = team.lane; ta < tags; ta += team.size) {
+                max_alpha_before_here = larger<real>(max_alpha_before_here, alpha[(p - 1) * alpha_positions + ta]);
+            }
+            const real max_alpha_before = team.largest(max_alpha_before_here);
             for (int64_t ta = team.lane; ta < tags; ta += team.size) {
                 real largest = -INFINITY;
                 for (int64_t ta2 = 0; ta2 < tags; ++ta2) {
-                    largest = larger<real>(largest, alpha[(p - 1) * alpha_positions + ta2] + transitions(ta2, ta));
+                    const real ahead = alpha[(p - 1) * alpha_positions + ta2] - max_alpha_before;
+                    largest = larger<real>(largest, transitions(ta2, ta) + ahead);
                 }
                 accumulator<real> others_sum;
                 accumulator<real> ties_sum;
                 for (int64_t ta2 = 0; ta2 < tags; ++ta2) {
-                    const real shifted = alpha[(p - 1) * alpha_positions + ta2] + transitions(ta2, ta);
+                    const real ahead_2 = alpha[(p - 1) * alpha_positions + ta2] - max_alpha_before;
+                    const real shifted = transitions(ta2, ta) + ahead_2;
                     const bool is_largest = shifted == largest;
                     const real relative = exp_difference<real>(shifted, largest);
                     others_sum.add(is_largest ? 0 : relative);
@@ -72,30 +83,45 @@ __global__ void __launch_bounds__(THREADS, 1) value(const __grid_constant__ laun
             team.meet();
         }
 
+        /* Top. */
+        for (int64_t p = team.lane; p < positions; p += team.size) {
+            real max_alpha = -INFINITY;
+            for (int64_t ta = 0; ta < tags; ++ta) {
+                max_alpha = larger<real>(max_alpha, alpha[p * alpha_positions + ta]);
+            }
+            top[p] = max_alpha;
+        }
+
         /* The results. */
+        accumulator<real> sum_difference_sum;
+        for (int64_t p = team.lane; p < positions; p += team.size) {
+            sum_difference_sum.add(top[p] - emissions(p, inside(target(p), tags)) - (p == 0 ? 0 : transitions(inside(target(inside(p - 1, time)), tags), inside(target(p), tags))));
+        }
+        const real sum_difference = team.total(sum_difference_sum);
+        real max_alpha_before_2_here = -INFINITY;
+        for (int64_t ta = team.lane; ta < tags; ta += team.size) {
+            max_alpha_before_2_here = larger<real>(max_alpha_before_2_here, alpha[(positions - 1) * alpha_positions + ta]);
+        }
+        const real max_alpha_before_2 = team.largest(max_alpha_before_2_here);
         real largest_2_here = -INFINITY;
         for (int64_t ta = team.lane; ta < tags; ta += team.size) {
-            largest_2_here = larger<real>(largest_2_here, alpha[(positions - 1) * alpha_positions + ta]);
+            const real ahead_3 = alpha[(positions - 1) * alpha_positions + ta] - max_alpha_before_2;
+            largest_2_here = larger<real>(largest_2_here, ahead_3);
         }
         const real largest_2 = team.largest(largest_2_here);
-        accumulator<real> sum_shifted_sum;
-        for (int64_t p = team.lane; p < positions; p += team.size) {
-            sum_shifted_sum.add(emissions(p, inside(target(p), tags)) + (p == 0 ? 0 : transitions(inside(target(inside(p - 1, time)), tags), inside(target(p), tags))));
-        }
-        const real sum_shifted = team.total(sum_shifted_sum);
         accumulator<real> others_2_sum;
         accumulator<real> ties_2_sum;
         for (int64_t ta = team.lane; ta < tags; ta += team.size) {
-            const real alpha_before = alpha[(positions - 1) * alpha_positions + ta];
-            const bool is_largest_2 = alpha_before == largest_2;
-            const real relative_2 = exp_difference<real>(alpha_before, largest_2);
+            const real ahead_4 = alpha[(positions - 1) * alpha_positions + ta] - max_alpha_before_2;
+            const bool is_largest_2 = ahead_4 == largest_2;
+            const real relative_2 = exp_difference<real>(ahead_4, largest_2);
             others_2_sum.add(is_largest_2 ? 0 : relative_2);
             ties_2_sum.add((real)(is_largest_2 ? 1 : 0));
         }
         const real others_2 = team.total(others_2_sum);
         const real ties_2 = team.total(ties_2_sum);
         const real log_mass_2 = log1p(others_2 + (ties_2 - 1));
-        const real choice = positions == 0 ? 0 : largest_2 - sum_shifted + log_mass_2;
+        const real choice = positions == 0 ? 0 : sum_difference + largest_2 + log_mass_2;
         if (team.leads) loss.put(choice);
         if (team.leads) total_loss_sum.add(choice);
         team.meet();
@@ -103,7 +129,7 @@ __global__ void __launch_bounds__(THREADS, 1) value(const __grid_constant__ laun
     close_total(run, 5, 0, total_loss_sum);
 }
 
-/* The loss, the totals, and the gradients times scale. 68 operations. */
+/* The loss, the totals, and the gradients times scale. 80 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) value_and_grad(const __grid_constant__ launch<9> run)
 {
@@ -133,6 +159,8 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad(const __grid_consta
         double *const alpha = room + alpha_positions; room += alpha_cells;
         const int64_t alpha_adjoint_positions = tags, alpha_adjoint_cells = (positions + 1) * tags;
         double *const alpha_adjoint = room + alpha_adjoint_positions; room += alpha_adjoint_cells;
+        const int64_t top_cells = positions;
+        double *const top = room; room += top_cells;
         const summed_row<Storage> grad_emissions(run, 7, here.of[7], room, time, tags, 1, 1);
 
         /* What lies before the first cells, and what is added to. */
@@ -143,15 +171,22 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad(const __grid_consta
         /* Alpha. */
         team.meet();
         for (int64_t p = 0; p < positions; ++p) {
+            real max_alpha_before_here = -INFINITY;
+            for (int64_t ta = team.lane; ta < tags; ta += team.size) {
+                max_alpha_before_here = larger<real>(max_alpha_before_here, alpha[(p - 1) * alpha_positions + ta]);
+            }
+            const real max_alpha_before = team.largest(max_alpha_before_here);
             for (int64_t ta = team.lane; ta < tags; ta += team.size) {
                 real largest = -INFINITY;
                 for (int64_t ta2 = 0; ta2 < tags; ++ta2) {
-                    largest = larger<real>(largest, alpha[(p - 1) * alpha_positions + ta2] + transitions(ta2, ta));
+                    const real ahead = alpha[(p - 1) * alpha_positions + ta2] - max_alpha_before;
+                    largest = larger<real>(largest, transitions(ta2, ta) + ahead);
                 }
                 accumulator<real> others_sum;
                 accumulator<real> ties_sum;
                 for (int64_t ta2 = 0; ta2 < tags; ++ta2) {
-                    const real shifted = alpha[(p - 1) * alpha_positions + ta2] + transitions(ta2, ta);
+                    const real ahead_2 = alpha[(p - 1) * alpha_positions + ta2] - max_alpha_before;
+                    const real shifted = transitions(ta2, ta) + ahead_2;
                     const bool is_largest = shifted == largest;
                     const real relative = exp_difference<real>(shifted, largest);
                     others_sum.add(is_largest ? 0 : relative);
@@ -170,31 +205,46 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad(const __grid_consta
             team.meet();
         }
 
+        /* Top. */
+        for (int64_t p = team.lane; p < positions; p += team.size) {
+            real max_alpha = -INFINITY;
+            for (int64_t ta = 0; ta < tags; ++ta) {
+                max_alpha = larger<real>(max_alpha, alpha[p * alpha_positions + ta]);
+            }
+            top[p] = max_alpha;
+        }
+
         /* The results, and what moves them. */
         const bool equal_2 = positions == 0;
         const real choice = equal_2 ? 0 : -scale;
-        accumulator<real> sum_shifted_sum;
+        accumulator<real> sum_difference_sum;
         for (int64_t p = team.lane; p < positions; p += team.size) {
             const bool equal_3 = p == 0;
             if (!equal_2) grad_emissions.add(choice, p, inside(target(p), tags));
-            sum_shifted_sum.add(emissions(p, inside(target(p), tags)) + (equal_3 ? 0 : transitions(inside(target(inside(p - 1, time)), tags), inside(target(p), tags))));
+            sum_difference_sum.add(top[p] - emissions(p, inside(target(p), tags)) - (equal_3 ? 0 : transitions(inside(target(inside(p - 1, time)), tags), inside(target(p), tags))));
         }
-        const real sum_shifted = team.total(sum_shifted_sum);
+        const real sum_difference = team.total(sum_difference_sum);
         if (grad_transitions.wanted) for (int64_t p = 0; p < positions; ++p) {
             const bool equal_3 = p == 0;
             if (team.owns((inside(target(inside(p - 1, time)), tags)) * tags + inside(target(p), tags)) && !equal_2 && !equal_3) grad_transitions.add(-scale, inside(target(inside(p - 1, time)), tags), inside(target(p), tags));
         }
+        real max_alpha_before_2_here = -INFINITY;
+        for (int64_t ta = team.lane; ta < tags; ta += team.size) {
+            max_alpha_before_2_here = larger<real>(max_alpha_before_2_here, alpha[(positions - 1) * alpha_positions + ta]);
+        }
+        const real max_alpha_before_2 = team.largest(max_alpha_before_2_here);
         real largest_2_here = -INFINITY;
         for (int64_t ta = team.lane; ta < tags; ta += team.size) {
-            largest_2_here = larger<real>(largest_2_here, alpha[(positions - 1) * alpha_positions + ta]);
+            const real ahead_3 = alpha[(positions - 1) * alpha_positions + ta] - max_alpha_before_2;
+            largest_2_here = larger<real>(largest_2_here, ahead_3);
         }
         const real largest_2 = team.largest(largest_2_here);
         accumulator<real> others_2_sum;
         accumulator<real> ties_2_sum;
         for (int64_t ta = team.lane; ta < tags; ta += team.size) {
-            const real alpha_before = alpha[(positions - 1) * alpha_positions + ta];
-            const bool is_largest_2 = alpha_before == largest_2;
-            const real relative_2 = exp_difference<real>(alpha_before, largest_2);
+            const real ahead_4 = alpha[(positions - 1) * alpha_positions + ta] - max_alpha_before_2;
+            const bool is_largest_2 = ahead_4 == largest_2;
+            const real relative_2 = exp_difference<real>(ahead_4, largest_2);
             others_2_sum.add(is_largest_2 ? 0 : relative_2);
             ties_2_sum.add((real)(is_largest_2 ? 1 : 0));
         }
@@ -203,36 +253,45 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad(const __grid_consta
         const real log_mass_2 = log1p(others_2 + (ties_2 - 1));
         const real log_sum_exp_2 = largest_2 + log_mass_2;
         for (int64_t ta = team.lane; ta < tags; ta += team.size) {
-            const real alpha_before_2 = alpha[(positions - 1) * alpha_positions + ta];
-            alpha_adjoint[(positions - 1) * alpha_adjoint_positions + ta] += equal_2 ? 0 : (alpha_before_2 == -INFINITY ? 0 : exp(smaller<real>(alpha_before_2 - log_sum_exp_2, 0))) * scale;
+            const real ahead_5 = alpha[(positions - 1) * alpha_positions + ta] - max_alpha_before_2;
+            alpha_adjoint[(positions - 1) * alpha_adjoint_positions + ta] += equal_2 ? 0 : (ahead_5 == -INFINITY ? 0 : exp(smaller<real>(ahead_5 - log_sum_exp_2, 0))) * scale;
         }
-        const real choice_2 = equal_2 ? 0 : largest_2 - sum_shifted + log_mass_2;
+        const real choice_2 = equal_2 ? 0 : sum_difference + largest_2 + log_mass_2;
         if (team.leads) loss.put(choice_2);
         if (team.leads) total_loss_sum.add(choice_2);
 
         /* Alpha, backwards. */
         team.meet();
         for (int64_t p = positions - 1; p >= 0; --p) {
-            if (grad_emissions.wanted) for (int64_t ta = team.lane; ta < tags; ta += team.size) {
+            real max_alpha_before_3_here = -INFINITY;
+            for (int64_t ta = team.lane; ta < tags; ta += team.size) {
+                max_alpha_before_3_here = larger<real>(max_alpha_before_3_here, alpha[(p - 1) * alpha_positions + ta]);
+            }
+            const real max_alpha_before_3 = team.largest(max_alpha_before_3_here);
+            const bool equal_4 = p == 0;
+            if (grad_transitions.wanted || grad_emissions.wanted) for (int64_t ta = team.lane; ta < tags; ta += team.size) {
+                for (int64_t ta2 = 0; ta2 < tags; ++ta2) {
+                    const real ahead_6 = alpha[(p - 1) * alpha_positions + ta2] - max_alpha_before_3;
+                    const real shifted_2 = transitions(ta2, ta) + ahead_6;
+                    if (!equal_4) grad_transitions.add(alpha_adjoint[p * alpha_adjoint_positions + ta] * (shifted_2 == -INFINITY ? 0 : exp(smaller<real>(shifted_2 - alpha_total[p * alpha_total_positions + ta], 0))), ta2, ta);
+                }
                 grad_emissions.add(alpha_adjoint[p * alpha_adjoint_positions + ta], p, ta);
             }
-            const bool equal_4 = p == 0;
+            real max_alpha_before_4_here = -INFINITY;
+            for (int64_t ta = team.lane; ta < tags; ta += team.size) {
+                max_alpha_before_4_here = larger<real>(max_alpha_before_4_here, alpha[(p - 1) * alpha_positions + ta]);
+            }
+            const real max_alpha_before_4 = team.largest(max_alpha_before_4_here);
+            const bool equal_5 = p == 0;
             for (int64_t ta2 = team.lane; ta2 < tags; ta2 += team.size) {
-                const real alpha_before_3 = alpha[(p - 1) * alpha_positions + ta2];
+                const real ahead_7 = alpha[(p - 1) * alpha_positions + ta2] - max_alpha_before_4;
                 accumulator<real> sum_choice_sum;
                 for (int64_t ta = 0; ta < tags; ++ta) {
-                    const real shifted_2 = alpha_before_3 + transitions(ta2, ta);
-                    sum_choice_sum.add(equal_4 ? 0 : alpha_adjoint[p * alpha_adjoint_positions + ta] * (shifted_2 == -INFINITY ? 0 : exp(smaller<real>(shifted_2 - alpha_total[p * alpha_total_positions + ta], 0))));
+                    const real shifted_3 = transitions(ta2, ta) + ahead_7;
+                    sum_choice_sum.add(equal_5 ? 0 : alpha_adjoint[p * alpha_adjoint_positions + ta] * (shifted_3 == -INFINITY ? 0 : exp(smaller<real>(shifted_3 - alpha_total[p * alpha_total_positions + ta], 0))));
                 }
                 const real sum_choice = sum_choice_sum.value();
                 alpha_adjoint[(p - 1) * alpha_adjoint_positions + ta2] += sum_choice;
-            }
-            const bool equal_5 = p == 0;
-            if (grad_transitions.wanted) for (int64_t ta = team.lane; ta < tags; ta += team.size) {
-                for (int64_t ta2 = 0; ta2 < tags; ++ta2) {
-                    const real shifted_3 = alpha[(p - 1) * alpha_positions + ta2] + transitions(ta2, ta);
-                    if (!equal_5) grad_transitions.add(alpha_adjoint[p * alpha_adjoint_positions + ta] * (shifted_3 == -INFINITY ? 0 : exp(smaller<real>(shifted_3 - alpha_total[p * alpha_total_positions + ta], 0))), ta2, ta);
-                }
             }
             team.meet();
         }
@@ -244,7 +303,7 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad(const __grid_consta
     close_total(run, 6, 0, total_loss_sum);
 }
 
-/* The derivative along the directions. 47 operations. */
+/* The derivative along the directions. 56 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) jvp(const __grid_constant__ launch<8> run)
 {
@@ -283,15 +342,22 @@ __global__ void __launch_bounds__(THREADS, 1) jvp(const __grid_constant__ launch
         /* Alpha. */
         team.meet();
         for (int64_t p = 0; p < positions; ++p) {
+            real max_alpha_before_here = -INFINITY;
+            for (int64_t ta = team.lane; ta < tags; ta += team.size) {
+                max_alpha_before_here = larger<real>(max_alpha_before_here, alpha[(p - 1) * alpha_positions + ta]);
+            }
+            const real max_alpha_before = team.largest(max_alpha_before_here);
             for (int64_t ta = team.lane; ta < tags; ta += team.size) {
                 real largest = -INFINITY;
                 for (int64_t ta2 = 0; ta2 < tags; ++ta2) {
-                    largest = larger<real>(largest, alpha[(p - 1) * alpha_positions + ta2] + transitions(ta2, ta));
+                    const real ahead = alpha[(p - 1) * alpha_positions + ta2] - max_alpha_before;
+                    largest = larger<real>(largest, transitions(ta2, ta) + ahead);
                 }
                 accumulator<real> others_sum;
                 accumulator<real> ties_sum;
                 for (int64_t ta2 = 0; ta2 < tags; ++ta2) {
-                    const real shifted = alpha[(p - 1) * alpha_positions + ta2] + transitions(ta2, ta);
+                    const real ahead_2 = alpha[(p - 1) * alpha_positions + ta2] - max_alpha_before;
+                    const real shifted = transitions(ta2, ta) + ahead_2;
                     const bool is_largest = shifted == largest;
                     const real relative = exp_difference<real>(shifted, largest);
                     others_sum.add(is_largest ? 0 : relative);
@@ -303,10 +369,16 @@ __global__ void __launch_bounds__(THREADS, 1) jvp(const __grid_constant__ launch
                 const real log_sum_exp = largest + log_mass;
                 alpha_total[p * alpha_total_positions + ta] = log_sum_exp;
             }
+            real max_alpha_before_2_here = -INFINITY;
+            for (int64_t ta = team.lane; ta < tags; ta += team.size) {
+                max_alpha_before_2_here = larger<real>(max_alpha_before_2_here, alpha[(p - 1) * alpha_positions + ta]);
+            }
+            const real max_alpha_before_2 = team.largest(max_alpha_before_2_here);
             for (int64_t ta = team.lane; ta < tags; ta += team.size) {
                 accumulator<real> sum_shifted_sum;
                 for (int64_t ta2 = 0; ta2 < tags; ++ta2) {
-                    const real shifted_2 = alpha[(p - 1) * alpha_positions + ta2] + transitions(ta2, ta);
+                    const real ahead_3 = alpha[(p - 1) * alpha_positions + ta2] - max_alpha_before_2;
+                    const real shifted_2 = transitions(ta2, ta) + ahead_3;
                     const real choice = shifted_2 == -INFINITY ? 0 : exp(smaller<real>(shifted_2 - alpha_total[p * alpha_total_positions + ta], 0));
                     sum_shifted_sum.add(alpha_rate[(p - 1) * alpha_rate_positions + ta2] * choice + direction_transitions(ta2, ta) * choice);
                 }
@@ -322,23 +394,29 @@ __global__ void __launch_bounds__(THREADS, 1) jvp(const __grid_constant__ launch
         }
 
         /* The results. */
-        real largest_2_here = -INFINITY;
-        for (int64_t ta = team.lane; ta < tags; ta += team.size) {
-            largest_2_here = larger<real>(largest_2_here, alpha[(positions - 1) * alpha_positions + ta]);
-        }
-        const real largest_2 = team.largest(largest_2_here);
         accumulator<real> sum_shifted_2_sum;
         for (int64_t p = team.lane; p < positions; p += team.size) {
             sum_shifted_2_sum.add(direction_emissions(p, inside(target(p), tags)) + (p == 0 ? 0 : direction_transitions(inside(target(inside(p - 1, time)), tags), inside(target(p), tags))));
         }
         const real sum_shifted_2 = team.total(sum_shifted_2_sum);
+        real max_alpha_before_3_here = -INFINITY;
+        for (int64_t ta = team.lane; ta < tags; ta += team.size) {
+            max_alpha_before_3_here = larger<real>(max_alpha_before_3_here, alpha[(positions - 1) * alpha_positions + ta]);
+        }
+        const real max_alpha_before_3 = team.largest(max_alpha_before_3_here);
+        real largest_2_here = -INFINITY;
+        for (int64_t ta = team.lane; ta < tags; ta += team.size) {
+            const real ahead_4 = alpha[(positions - 1) * alpha_positions + ta] - max_alpha_before_3;
+            largest_2_here = larger<real>(largest_2_here, ahead_4);
+        }
+        const real largest_2 = team.largest(largest_2_here);
         accumulator<real> sum_product_sum;
         accumulator<real> others_2_sum;
         accumulator<real> ties_2_sum;
         for (int64_t ta = team.lane; ta < tags; ta += team.size) {
-            const real alpha_before = alpha[(positions - 1) * alpha_positions + ta];
-            const real relative_2 = exp_difference<real>(alpha_before, largest_2);
-            const bool is_largest_2 = alpha_before == largest_2;
+            const real ahead_5 = alpha[(positions - 1) * alpha_positions + ta] - max_alpha_before_3;
+            const real relative_2 = exp_difference<real>(ahead_5, largest_2);
+            const bool is_largest_2 = ahead_5 == largest_2;
             sum_product_sum.add(alpha_rate[(positions - 1) * alpha_rate_positions + ta] * relative_2);
             others_2_sum.add(is_largest_2 ? 0 : relative_2);
             ties_2_sum.add((real)(is_largest_2 ? 1 : 0));
@@ -347,7 +425,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp(const __grid_constant__ launch
         const real others_2 = team.total(others_2_sum);
         const real ties_2 = team.total(ties_2_sum);
         const real sum_exp = others_2 + ties_2;
-        const real choice_2 = positions == 0 ? 0 : sum_product / sum_exp - sum_shifted_2;
+        const real choice_2 = positions == 0 ? 0 : -sum_shifted_2 + sum_product / sum_exp;
         if (team.leads) rate.put(choice_2);
         if (team.leads) total_rate_sum.add(choice_2);
         team.meet();
@@ -355,7 +433,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp(const __grid_constant__ launch
     close_total(run, 7, 0, total_rate_sum);
 }
 
-/* The hessian times the directions, times scale. 98 operations. */
+/* The hessian times the directions, times scale. 113 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) hvp(const __grid_constant__ launch<8> run)
 {
@@ -400,15 +478,22 @@ __global__ void __launch_bounds__(THREADS, 1) hvp(const __grid_constant__ launch
         /* Alpha. */
         team.meet();
         for (int64_t p = 0; p < positions; ++p) {
+            real max_alpha_before_here = -INFINITY;
+            for (int64_t ta = team.lane; ta < tags; ta += team.size) {
+                max_alpha_before_here = larger<real>(max_alpha_before_here, alpha[(p - 1) * alpha_positions + ta]);
+            }
+            const real max_alpha_before = team.largest(max_alpha_before_here);
             for (int64_t ta = team.lane; ta < tags; ta += team.size) {
                 real largest = -INFINITY;
                 for (int64_t ta2 = 0; ta2 < tags; ++ta2) {
-                    largest = larger<real>(largest, alpha[(p - 1) * alpha_positions + ta2] + transitions(ta2, ta));
+                    const real ahead = alpha[(p - 1) * alpha_positions + ta2] - max_alpha_before;
+                    largest = larger<real>(largest, transitions(ta2, ta) + ahead);
                 }
                 accumulator<real> others_sum;
                 accumulator<real> ties_sum;
                 for (int64_t ta2 = 0; ta2 < tags; ++ta2) {
-                    const real shifted = alpha[(p - 1) * alpha_positions + ta2] + transitions(ta2, ta);
+                    const real ahead_2 = alpha[(p - 1) * alpha_positions + ta2] - max_alpha_before;
+                    const real shifted = transitions(ta2, ta) + ahead_2;
                     const bool is_largest = shifted == largest;
                     const real relative = exp_difference<real>(shifted, largest);
                     others_sum.add(is_largest ? 0 : relative);
@@ -420,10 +505,16 @@ __global__ void __launch_bounds__(THREADS, 1) hvp(const __grid_constant__ launch
                 const real log_sum_exp = largest + log_mass;
                 alpha_total[p * alpha_total_positions + ta] = log_sum_exp;
             }
+            real max_alpha_before_2_here = -INFINITY;
+            for (int64_t ta = team.lane; ta < tags; ta += team.size) {
+                max_alpha_before_2_here = larger<real>(max_alpha_before_2_here, alpha[(p - 1) * alpha_positions + ta]);
+            }
+            const real max_alpha_before_2 = team.largest(max_alpha_before_2_here);
             for (int64_t ta = team.lane; ta < tags; ta += team.size) {
                 accumulator<real> sum_shifted_sum;
                 for (int64_t ta2 = 0; ta2 < tags; ++ta2) {
-                    const real shifted_2 = alpha[(p - 1) * alpha_positions + ta2] + transitions(ta2, ta);
+                    const real ahead_3 = alpha[(p - 1) * alpha_positions + ta2] - max_alpha_before_2;
+                    const real shifted_2 = transitions(ta2, ta) + ahead_3;
                     const real choice = shifted_2 == -INFINITY ? 0 : exp(smaller<real>(shifted_2 - alpha_total[p * alpha_total_positions + ta], 0));
                     sum_shifted_sum.add(alpha_rate[(p - 1) * alpha_rate_positions + ta2] * choice + direction_transitions(ta2, ta) * choice);
                 }
@@ -439,18 +530,24 @@ __global__ void __launch_bounds__(THREADS, 1) hvp(const __grid_constant__ launch
         }
 
         /* The loss. */
+        real max_alpha_before_3_here = -INFINITY;
+        for (int64_t ta = team.lane; ta < tags; ta += team.size) {
+            max_alpha_before_3_here = larger<real>(max_alpha_before_3_here, alpha[(positions - 1) * alpha_positions + ta]);
+        }
+        const real max_alpha_before_3 = team.largest(max_alpha_before_3_here);
         real largest_2_here = -INFINITY;
         for (int64_t ta = team.lane; ta < tags; ta += team.size) {
-            largest_2_here = larger<real>(largest_2_here, alpha[(positions - 1) * alpha_positions + ta]);
+            const real ahead_4 = alpha[(positions - 1) * alpha_positions + ta] - max_alpha_before_3;
+            largest_2_here = larger<real>(largest_2_here, ahead_4);
         }
         const real largest_2 = team.largest(largest_2_here);
         accumulator<real> others_2_sum;
         accumulator<real> ties_2_sum;
         accumulator<real> sum_product_sum;
         for (int64_t ta = team.lane; ta < tags; ta += team.size) {
-            const real alpha_before = alpha[(positions - 1) * alpha_positions + ta];
-            const bool is_largest_2 = alpha_before == largest_2;
-            const real relative_2 = exp_difference<real>(alpha_before, largest_2);
+            const real ahead_5 = alpha[(positions - 1) * alpha_positions + ta] - max_alpha_before_3;
+            const bool is_largest_2 = ahead_5 == largest_2;
+            const real relative_2 = exp_difference<real>(ahead_5, largest_2);
             others_2_sum.add(is_largest_2 ? 0 : relative_2);
             ties_2_sum.add((real)(is_largest_2 ? 1 : 0));
             sum_product_sum.add(alpha_rate[(positions - 1) * alpha_rate_positions + ta] * relative_2);
@@ -464,8 +561,8 @@ __global__ void __launch_bounds__(THREADS, 1) hvp(const __grid_constant__ launch
         const real sum_exp = others_2 + ties_2;
         const real ratio = sum_product / sum_exp;
         for (int64_t ta = team.lane; ta < tags; ta += team.size) {
-            const real alpha_before_2 = alpha[(positions - 1) * alpha_positions + ta];
-            const real choice_2 = alpha_before_2 == -INFINITY ? 0 : exp(smaller<real>(alpha_before_2 - log_sum_exp_2, 0));
+            const real ahead_6 = alpha[(positions - 1) * alpha_positions + ta] - max_alpha_before_3;
+            const real choice_2 = ahead_6 == -INFINITY ? 0 : exp(smaller<real>(ahead_6 - log_sum_exp_2, 0));
             alpha_adjoint[(positions - 1) * alpha_adjoint_positions + ta] += equal_2 ? 0 : choice_2 * scale;
             alpha_adjoint_rate[(positions - 1) * alpha_adjoint_rate_positions + ta] += equal_2 ? 0 : (alpha_rate[(positions - 1) * alpha_rate_positions + ta] - ratio) * choice_2 * scale;
         }
@@ -473,40 +570,54 @@ __global__ void __launch_bounds__(THREADS, 1) hvp(const __grid_constant__ launch
         /* Alpha, backwards. */
         team.meet();
         for (int64_t p = positions - 1; p >= 0; --p) {
-            if (hvp_emissions.wanted) for (int64_t ta = team.lane; ta < tags; ta += team.size) {
+            real max_alpha_before_4_here = -INFINITY;
+            for (int64_t ta = team.lane; ta < tags; ta += team.size) {
+                max_alpha_before_4_here = larger<real>(max_alpha_before_4_here, alpha[(p - 1) * alpha_positions + ta]);
+            }
+            const real max_alpha_before_4 = team.largest(max_alpha_before_4_here);
+            const bool equal_3 = p == 0;
+            if (hvp_transitions.wanted || hvp_emissions.wanted) for (int64_t ta = team.lane; ta < tags; ta += team.size) {
+                for (int64_t ta2 = 0; ta2 < tags; ++ta2) {
+                    const real ahead_7 = alpha[(p - 1) * alpha_positions + ta2] - max_alpha_before_4;
+                    const real shifted_3 = transitions(ta2, ta) + ahead_7;
+                    const real choice_3 = shifted_3 == -INFINITY ? 0 : exp(smaller<real>(shifted_3 - alpha_total[p * alpha_total_positions + ta], 0));
+                    if (!equal_3) hvp_transitions.add(alpha_adjoint[p * alpha_adjoint_positions + ta] * (alpha_rate[(p - 1) * alpha_rate_positions + ta2] - alpha_total_rate[p * alpha_total_rate_positions + ta] + direction_transitions(ta2, ta)) * choice_3 + alpha_adjoint_rate[p * alpha_adjoint_rate_positions + ta] * choice_3, ta2, ta);
+                }
                 hvp_emissions.add(alpha_adjoint_rate[p * alpha_adjoint_rate_positions + ta], p, ta);
             }
-            const bool equal_3 = p == 0;
+            real max_alpha_before_5_here = -INFINITY;
+            for (int64_t ta = team.lane; ta < tags; ta += team.size) {
+                max_alpha_before_5_here = larger<real>(max_alpha_before_5_here, alpha[(p - 1) * alpha_positions + ta]);
+            }
+            const real max_alpha_before_5 = team.largest(max_alpha_before_5_here);
+            const bool equal_4 = p == 0;
             for (int64_t ta2 = team.lane; ta2 < tags; ta2 += team.size) {
-                const real alpha_before_3 = alpha[(p - 1) * alpha_positions + ta2];
+                const real ahead_8 = alpha[(p - 1) * alpha_positions + ta2] - max_alpha_before_5;
                 accumulator<real> sum_choice_sum;
                 for (int64_t ta = 0; ta < tags; ++ta) {
-                    const real shifted_3 = alpha_before_3 + transitions(ta2, ta);
-                    sum_choice_sum.add(equal_3 ? 0 : alpha_adjoint[p * alpha_adjoint_positions + ta] * (shifted_3 == -INFINITY ? 0 : exp(smaller<real>(shifted_3 - alpha_total[p * alpha_total_positions + ta], 0))));
+                    const real shifted_4 = transitions(ta2, ta) + ahead_8;
+                    sum_choice_sum.add(equal_4 ? 0 : alpha_adjoint[p * alpha_adjoint_positions + ta] * (shifted_4 == -INFINITY ? 0 : exp(smaller<real>(shifted_4 - alpha_total[p * alpha_total_positions + ta], 0))));
                 }
                 const real sum_choice = sum_choice_sum.value();
                 alpha_adjoint[(p - 1) * alpha_adjoint_positions + ta2] += sum_choice;
             }
-            const bool equal_4 = p == 0;
+            real max_alpha_before_6_here = -INFINITY;
+            for (int64_t ta = team.lane; ta < tags; ta += team.size) {
+                max_alpha_before_6_here = larger<real>(max_alpha_before_6_here, alpha[(p - 1) * alpha_positions + ta]);
+            }
+            const real max_alpha_before_6 = team.largest(max_alpha_before_6_here);
+            const bool equal_5 = p == 0;
             for (int64_t ta2 = team.lane; ta2 < tags; ta2 += team.size) {
                 const real alpha_rate_before = alpha_rate[(p - 1) * alpha_rate_positions + ta2];
-                const real alpha_before_4 = alpha[(p - 1) * alpha_positions + ta2];
+                const real ahead_9 = alpha[(p - 1) * alpha_positions + ta2] - max_alpha_before_6;
                 accumulator<real> sum_choice_2_sum;
                 for (int64_t ta = 0; ta < tags; ++ta) {
-                    const real shifted_4 = alpha_before_4 + transitions(ta2, ta);
-                    const real choice_3 = shifted_4 == -INFINITY ? 0 : exp(smaller<real>(shifted_4 - alpha_total[p * alpha_total_positions + ta], 0));
-                    sum_choice_2_sum.add(equal_4 ? 0 : alpha_adjoint[p * alpha_adjoint_positions + ta] * (alpha_rate_before - alpha_total_rate[p * alpha_total_rate_positions + ta] + direction_transitions(ta2, ta)) * choice_3 + alpha_adjoint_rate[p * alpha_adjoint_rate_positions + ta] * choice_3);
+                    const real shifted_5 = transitions(ta2, ta) + ahead_9;
+                    const real choice_4 = shifted_5 == -INFINITY ? 0 : exp(smaller<real>(shifted_5 - alpha_total[p * alpha_total_positions + ta], 0));
+                    sum_choice_2_sum.add(equal_5 ? 0 : alpha_adjoint[p * alpha_adjoint_positions + ta] * (alpha_rate_before - alpha_total_rate[p * alpha_total_rate_positions + ta] + direction_transitions(ta2, ta)) * choice_4 + alpha_adjoint_rate[p * alpha_adjoint_rate_positions + ta] * choice_4);
                 }
                 const real sum_choice_2 = sum_choice_2_sum.value();
                 alpha_adjoint_rate[(p - 1) * alpha_adjoint_rate_positions + ta2] += sum_choice_2;
-            }
-            const bool equal_5 = p == 0;
-            if (hvp_transitions.wanted) for (int64_t ta = team.lane; ta < tags; ta += team.size) {
-                for (int64_t ta2 = 0; ta2 < tags; ++ta2) {
-                    const real shifted_5 = alpha[(p - 1) * alpha_positions + ta2] + transitions(ta2, ta);
-                    const real choice_4 = shifted_5 == -INFINITY ? 0 : exp(smaller<real>(shifted_5 - alpha_total[p * alpha_total_positions + ta], 0));
-                    if (!equal_5) hvp_transitions.add(alpha_adjoint[p * alpha_adjoint_positions + ta] * (alpha_rate[(p - 1) * alpha_rate_positions + ta2] - alpha_total_rate[p * alpha_total_rate_positions + ta] + direction_transitions(ta2, ta)) * choice_4 + alpha_adjoint_rate[p * alpha_adjoint_rate_positions + ta] * choice_4, ta2, ta);
-                }
             }
             team.meet();
         }
@@ -539,7 +650,8 @@ int64_t value_cells(const int64_t *sizes)
 {
     const int64_t time = sizes[0], tags = sizes[1];
     return time * tags
-        + (time + 1) * tags;
+        + (time + 1) * tags
+        + time;
 }
 
 int64_t value_lanes(const int64_t *sizes)
@@ -559,7 +671,8 @@ int64_t value_and_grad_cells(const int64_t *sizes)
     const int64_t time = sizes[0], tags = sizes[1];
     return time * tags
         + (time + 1) * tags
-        + (time + 1) * tags;
+        + (time + 1) * tags
+        + time;
 }
 
 int64_t value_and_grad_lanes(const int64_t *sizes)

@@ -170,36 +170,36 @@ __global__ void __launch_bounds__(THREADS, 1) hvp__target_index__label_smoothing
             largest_here = larger<real>(largest_here, input(c));
         }
         const real largest = team.largest(largest_here);
-        accumulator<real> ties_sum;
-        accumulator<real> sum_choice_sum;
-        for (int64_t c = team.lane; c < classes; c += team.size) {
-            const bool is_largest = input(c) == largest;
-            ties_sum.add((real)(is_largest ? 1 : 0));
-            sum_choice_sum.add(is_largest ? direction_input(c) : 0);
-        }
-        const real ties = team.total(ties_sum);
-        const real sum_choice = team.total(sum_choice_sum);
-        const real ratio = sum_choice / ties;
         accumulator<real> others_sum;
+        accumulator<real> ties_sum;
         accumulator<real> sum_product_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
-            const bool is_largest_2 = input(c) == largest;
+            const bool is_largest = input(c) == largest;
             const real relative = exp_difference<real>(input(c), largest);
-            const real from_peak = direction_input(c) - ratio;
-            others_sum.add(is_largest_2 ? 0 : relative);
-            sum_product_sum.add(from_peak * relative);
+            others_sum.add(is_largest ? 0 : relative);
+            ties_sum.add((real)(is_largest ? 1 : 0));
+            sum_product_sum.add(relative * direction_input(c));
         }
         const real others = team.total(others_sum);
+        const real ties = team.total(ties_sum);
         const real sum_product = team.total(sum_product_sum);
+        const real sum_exp = others + ties;
+        const real mean_under_softmax = sum_product / sum_exp;
+        accumulator<real> sum_product_2_sum;
+        for (int64_t c = team.lane; c < classes; c += team.size) {
+            const real from_mean = direction_input(c) - mean_under_softmax;
+            const real relative_2 = exp_difference<real>(input(c), largest);
+            sum_product_2_sum.add(from_mean * relative_2);
+        }
+        const real sum_product_2 = team.total(sum_product_2_sum);
         const bool ignored = target == ignore_index;
         const int64_t safe_target = ignored ? 0 : target;
-        const real sum_exp = others + ties;
         const real product = weight(safe_target) / sum_exp * scale;
-        const real ratio_2 = sum_product / sum_exp;
+        const real ratio = sum_product_2 / sum_exp;
         if (hvp_input.wanted) for (int64_t c = team.lane; c < classes; c += team.size) {
-            const real from_peak_2 = direction_input(c) - ratio;
-            const real relative_2 = exp_difference<real>(input(c), largest);
-            hvp_input.put(ignored ? 0 : product * (from_peak_2 - ratio_2) * relative_2, c);
+            const real from_mean_2 = direction_input(c) - mean_under_softmax;
+            const real relative_3 = exp_difference<real>(input(c), largest);
+            hvp_input.put(ignored ? 0 : product * (from_mean_2 - ratio) * relative_3, c);
         }
     }
 }
@@ -257,7 +257,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all__target_index__label_smoot
     close_total(run, 7, 1, total_weight_rate_sum);
 }
 
-/* The hessian times the directions, times scale, where label_smoothing is 0. 56 operations. */
+/* The hessian times the directions, times scale, where label_smoothing is 0. 54 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) hvp_all__target_index__label_smoothing_0(const __grid_constant__ launch<10> run)
 {
@@ -284,52 +284,49 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all__target_index__label_smoot
             largest_here = larger<real>(largest_here, input(c));
         }
         const real largest = team.largest(largest_here);
+        accumulator<real> others_sum;
         accumulator<real> ties_sum;
-        accumulator<real> sum_choice_sum;
+        accumulator<real> sum_product_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
             const bool is_largest = input(c) == largest;
-            ties_sum.add((real)(is_largest ? 1 : 0));
-            sum_choice_sum.add(is_largest ? direction_input(c) : 0);
-        }
-        const real ties = team.total(ties_sum);
-        const real sum_choice = team.total(sum_choice_sum);
-        const real ratio = sum_choice / ties;
-        accumulator<real> others_sum;
-        accumulator<real> sum_product_sum;
-        accumulator<real> sum_product_2_sum;
-        for (int64_t c = team.lane; c < classes; c += team.size) {
-            const bool is_largest_2 = input(c) == largest;
             const real relative = exp_difference<real>(input(c), largest);
-            const real from_peak = direction_input(c) - ratio;
-            others_sum.add(is_largest_2 ? 0 : relative);
-            sum_product_sum.add(from_peak * relative);
-            sum_product_2_sum.add(relative * direction_input(c));
+            others_sum.add(is_largest ? 0 : relative);
+            ties_sum.add((real)(is_largest ? 1 : 0));
+            sum_product_sum.add(relative * direction_input(c));
         }
         const real others = team.total(others_sum);
+        const real ties = team.total(ties_sum);
         const real sum_product = team.total(sum_product_sum);
+        const real sum_exp = others + ties;
+        const real mean_under_softmax = sum_product / sum_exp;
+        accumulator<real> sum_product_2_sum;
+        for (int64_t c = team.lane; c < classes; c += team.size) {
+            const real from_mean = direction_input(c) - mean_under_softmax;
+            const real relative_2 = exp_difference<real>(input(c), largest);
+            sum_product_2_sum.add(from_mean * relative_2);
+        }
         const real sum_product_2 = team.total(sum_product_2_sum);
         const bool ignored = target == ignore_index;
         const int64_t safe_target = ignored ? 0 : target;
         const real weight_at_safe_target = weight(safe_target);
-        const real sum_exp = others + ties;
         const real product = weight_at_safe_target / sum_exp * scale;
-        const real ratio_2 = sum_product / sum_exp;
+        const real ratio = sum_product_2 / sum_exp;
         const real product_2 = scale * direction_weight(safe_target);
         const real input_at_safe_target = input(safe_target);
         const real more_ties = ties - 1;
         const real minus_ratio = -(input_at_safe_target == largest ? more_ties + others : sum_exp - exp_difference<real>(input_at_safe_target, largest)) / sum_exp;
         const real product_3 = weight_at_safe_target * scale_rate;
-        const real product_4 = (direction_input(safe_target) - sum_product_2 / sum_exp) * scale;
+        const real product_4 = (direction_input(safe_target) - mean_under_softmax) * scale;
         const real log_mass = log1p(others + more_ties);
         const real log_p = input_at_safe_target - largest - log_mass;
         const real product_5 = log_p * scale_rate;
         if (hvp_input.wanted || hvp_weight.wanted) for (int64_t c = team.lane; c < classes; c += team.size) {
-            const real from_peak_2 = direction_input(c) - ratio;
-            const real relative_2 = exp_difference<real>(input(c), largest);
+            const real from_mean_2 = direction_input(c) - mean_under_softmax;
+            const real relative_3 = exp_difference<real>(input(c), largest);
             const bool equal = c == safe_target;
-            const real choice = equal ? minus_ratio : relative_2 / sum_exp;
+            const real choice = equal ? minus_ratio : relative_3 / sum_exp;
             const real choice_2 = (real)(equal ? 1 : 0);
-            hvp_input.put(ignored ? 0 : product * (from_peak_2 - ratio_2) * relative_2 + product_2 * choice + product_3 * choice, c);
+            hvp_input.put(ignored ? 0 : product * (from_mean_2 - ratio) * relative_3 + product_2 * choice + product_3 * choice, c);
             hvp_weight.add((ignored ? 0 : scale_weight_rate * choice_2) + (ignored ? 0 : -(product_4 * choice_2 + product_5 * choice_2)), c);
         }
     }
@@ -505,7 +502,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp__target_index__label_smoothing
     close_total(run, 5, 0, total_rate_sum);
 }
 
-/* The hessian times the directions, times scale, where label_smoothing is none of the special values. 61 operations. */
+/* The hessian times the directions, times scale, where label_smoothing is none of the special values. 62 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) hvp__target_index__label_smoothing_general(const __grid_constant__ launch<6> run)
 {
@@ -535,63 +532,63 @@ __global__ void __launch_bounds__(THREADS, 1) hvp__target_index__label_smoothing
             largest_here = larger<real>(largest_here, input(c));
         }
         const real largest = team.largest(largest_here);
-        accumulator<real> sum_choice_sum;
-        accumulator<real> ties_sum;
         accumulator<real> others_sum;
+        accumulator<real> ties_sum;
+        accumulator<real> sum_product_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
             const bool is_largest = input(c) == largest;
             const real relative = exp_difference<real>(input(c), largest);
-            sum_choice_sum.add(is_largest ? direction_input(c) : 0);
-            ties_sum.add((real)(is_largest ? 1 : 0));
             others_sum.add(is_largest ? 0 : relative);
+            ties_sum.add((real)(is_largest ? 1 : 0));
+            sum_product_sum.add(relative * direction_input(c));
         }
-        const real sum_choice = team.total(sum_choice_sum);
-        const real ties = team.total(ties_sum);
         const real others = team.total(others_sum);
-        const real ratio = sum_choice / ties;
+        const real ties = team.total(ties_sum);
+        const real sum_product = team.total(sum_product_sum);
         const real sum_exp = others + ties;
+        const real mean_under_softmax = sum_product / sum_exp;
         real max_abs_here = -INFINITY;
         for (int64_t c = team.lane; c < classes; c += team.size) {
-            const real from_peak = direction_input(c) - ratio;
+            const real from_mean = direction_input(c) - mean_under_softmax;
             const real relative_2 = exp_difference<real>(input(c), largest);
-            max_abs_here = larger<real>(max_abs_here, fabs(from_peak / sum_exp * relative_2));
+            max_abs_here = larger<real>(max_abs_here, fabs(from_mean / sum_exp * relative_2));
         }
         const real max_abs = team.largest(max_abs_here);
+        accumulator<real> sum_product_2_sum;
+        accumulator<real> sum_choice_sum;
         accumulator<real> sum_choice_2_sum;
-        accumulator<real> sum_choice_3_sum;
-        accumulator<real> sum_product_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
-            const real from_peak_2 = direction_input(c) - ratio;
+            const real from_mean_2 = direction_input(c) - mean_under_softmax;
             const real relative_3 = exp_difference<real>(input(c), largest);
-            const real product_2 = from_peak_2 / sum_exp * relative_3;
-            const bool equal = fabs(product_2) == max_abs;
-            const real product_3 = from_peak_2 * relative_3;
-            sum_choice_2_sum.add(equal ? product_2 : 0);
-            sum_choice_3_sum.add(equal ? 0 : product_3);
-            sum_product_sum.add(product_3);
+            const real product_2 = from_mean_2 * relative_3;
+            const real product_3 = from_mean_2 / sum_exp * relative_3;
+            const bool equal = fabs(product_3) == max_abs;
+            sum_product_2_sum.add(product_2);
+            sum_choice_sum.add(equal ? product_3 : 0);
+            sum_choice_2_sum.add(equal ? 0 : product_2);
         }
+        const real sum_product_2 = team.total(sum_product_2_sum);
+        const real sum_choice = team.total(sum_choice_sum);
         const real sum_choice_2 = team.total(sum_choice_2_sum);
-        const real sum_choice_3 = team.total(sum_choice_3_sum);
-        const real sum_product = team.total(sum_product_sum);
         const bool ignored = target == ignore_index;
         const int64_t safe_target = ignored ? 0 : target;
         const real weight_at_safe_target = weight(safe_target);
-        const real product_4 = label_smoothing * weight_at_safe_target * scale;
-        const real ratio_2 = sum_choice_3 / sum_exp;
-        const real ratio_3 = sum_product / sum_exp;
+        const real product_4 = label_smoothing * (weight_at_safe_target / sum_exp) * scale;
+        const real ratio = sum_product_2 / sum_exp;
+        const real product_5 = weight_at_safe_target * scale;
+        const real ratio_2 = sum_choice_2 / sum_exp;
         const real more_ties = ties - 1;
         const real shifted = more_ties + others;
-        const real product_5 = weight_at_safe_target * scale;
-        const real product_6 = product * (scale / sum_exp);
+        const real product_6 = product * scale;
         if (hvp_input.wanted) for (int64_t c = team.lane; c < classes; c += team.size) {
-            const real from_peak_3 = direction_input(c) - ratio;
-            const real ratio_4 = from_peak_3 / sum_exp;
+            const real from_mean_3 = direction_input(c) - mean_under_softmax;
             const real relative_4 = exp_difference<real>(input(c), largest);
-            const real product_7 = ratio_4 * relative_4;
-            const real as_large = sum_choice_2 - product_7;
+            const real ratio_3 = from_mean_3 / sum_exp;
+            const real product_7 = ratio_3 * relative_4;
+            const real as_large = sum_choice - product_7;
             const bool is_largest_2 = input(c) == largest;
-            const real difference = (fabs(product_7) == max_abs ? as_large + ratio_2 : ratio_3 - product_7) / sum_exp * relative_4 - ratio_4 * ((is_largest_2 ? shifted : sum_exp - relative_4) / sum_exp) * relative_4;
-            hvp_input.put(ignored ? 0 : product_4 * difference - product_5 * difference + product_6 * (from_peak_3 - ratio_3) * relative_4, c);
+            const real difference = (fabs(product_7) == max_abs ? as_large + ratio_2 : ratio - product_7) / sum_exp * relative_4 - ratio_3 * ((is_largest_2 ? shifted : sum_exp - relative_4) / sum_exp) * relative_4;
+            hvp_input.put(ignored ? 0 : -(product_4 * (from_mean_3 - ratio) * relative_4 + product_5 * difference + product_6 * difference), c);
         }
     }
 }
@@ -659,7 +656,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all__target_index__label_smoot
     close_total(run, 7, 1, total_weight_rate_sum);
 }
 
-/* The hessian times the directions, times scale, where label_smoothing is none of the special values. 153 operations. */
+/* The hessian times the directions, times scale, where label_smoothing is none of the special values. 151 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) hvp_all__target_index__label_smoothing_general(const __grid_constant__ launch<10> run)
 {
@@ -680,26 +677,26 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all__target_index__label_smoot
     }
     const real max_2 = team.largest(max_2_here);
     const real max_abs_weight = team.largest(max_abs_weight_here);
+    accumulator<real> sum_weight_sum;
     accumulator<real> sum_choice_sum;
     accumulator<real> sum_choice_2_sum;
     accumulator<real> sum_direction_weight_sum;
-    accumulator<real> sum_weight_sum;
     accumulator<real> sum_choice_3_sum;
     accumulator<real> sum_choice_4_sum;
     for (int64_t c = team.lane; c < classes; c += team.size) {
         const bool equal = fabs(direction_weight(c)) == max_2;
         const bool equal_2 = fabs(weight(c)) == max_abs_weight;
+        sum_weight_sum.add(weight(c));
         sum_choice_sum.add(equal ? direction_weight(c) : 0);
         sum_choice_2_sum.add(equal ? 0 : direction_weight(c));
         sum_direction_weight_sum.add(direction_weight(c));
-        sum_weight_sum.add(weight(c));
         sum_choice_3_sum.add(equal_2 ? weight(c) : 0);
         sum_choice_4_sum.add(equal_2 ? 0 : weight(c));
     }
+    const real sum_weight = team.total(sum_weight_sum);
     const real sum_choice = team.total(sum_choice_sum);
     const real sum_choice_2 = team.total(sum_choice_2_sum);
     const real sum_direction_weight = team.total(sum_direction_weight_sum);
-    const real sum_weight = team.total(sum_weight_sum);
     const real sum_choice_3 = team.total(sum_choice_3_sum);
     const real sum_choice_4 = team.total(sum_choice_4_sum);
     const real ratio = label_smoothing / (real)classes;
@@ -720,89 +717,84 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all__target_index__label_smoot
             largest_here = larger<real>(largest_here, input(c));
         }
         const real largest = team.largest(largest_here);
-        accumulator<real> sum_choice_5_sum;
         accumulator<real> ties_sum;
         accumulator<real> others_sum;
+        accumulator<real> sum_product_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
             const bool is_largest = input(c) == largest;
             const real relative = exp_difference<real>(input(c), largest);
-            sum_choice_5_sum.add(is_largest ? direction_input(c) : 0);
             ties_sum.add((real)(is_largest ? 1 : 0));
             others_sum.add(is_largest ? 0 : relative);
+            sum_product_sum.add(relative * direction_input(c));
         }
-        const real sum_choice_5 = team.total(sum_choice_5_sum);
         const real ties = team.total(ties_sum);
         const real others = team.total(others_sum);
-        const real ratio_2 = sum_choice_5 / ties;
+        const real sum_product = team.total(sum_product_sum);
         const real sum_exp = others + ties;
+        const real mean_under_softmax = sum_product / sum_exp;
         real max_abs_here = -INFINITY;
         for (int64_t c = team.lane; c < classes; c += team.size) {
-            const real from_peak = direction_input(c) - ratio_2;
+            const real from_mean = direction_input(c) - mean_under_softmax;
             const real relative_2 = exp_difference<real>(input(c), largest);
-            max_abs_here = larger<real>(max_abs_here, fabs(from_peak / sum_exp * relative_2));
+            max_abs_here = larger<real>(max_abs_here, fabs(from_mean / sum_exp * relative_2));
         }
         const real max_abs = team.largest(max_abs_here);
-        accumulator<real> sum_choice_6_sum;
-        accumulator<real> sum_choice_7_sum;
-        accumulator<real> sum_product_sum;
         accumulator<real> sum_product_2_sum;
+        accumulator<real> sum_choice_5_sum;
+        accumulator<real> sum_choice_6_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
-            const real from_peak_2 = direction_input(c) - ratio_2;
+            const real from_mean_2 = direction_input(c) - mean_under_softmax;
             const real relative_3 = exp_difference<real>(input(c), largest);
-            const real product_2 = from_peak_2 / sum_exp * relative_3;
-            const bool equal_3 = fabs(product_2) == max_abs;
-            const real product_3 = from_peak_2 * relative_3;
-            sum_choice_6_sum.add(equal_3 ? product_2 : 0);
-            sum_choice_7_sum.add(equal_3 ? 0 : product_3);
-            sum_product_sum.add(product_3);
-            sum_product_2_sum.add(relative_3 * direction_input(c));
+            const real product_2 = from_mean_2 * relative_3;
+            const real product_3 = from_mean_2 / sum_exp * relative_3;
+            const bool equal_3 = fabs(product_3) == max_abs;
+            sum_product_2_sum.add(product_2);
+            sum_choice_5_sum.add(equal_3 ? product_3 : 0);
+            sum_choice_6_sum.add(equal_3 ? 0 : product_2);
         }
-        const real sum_choice_6 = team.total(sum_choice_6_sum);
-        const real sum_choice_7 = team.total(sum_choice_7_sum);
-        const real sum_product = team.total(sum_product_sum);
         const real sum_product_2 = team.total(sum_product_2_sum);
+        const real sum_choice_5 = team.total(sum_choice_5_sum);
+        const real sum_choice_6 = team.total(sum_choice_6_sum);
         const bool ignored = target == ignore_index;
         const int64_t safe_target = ignored ? 0 : target;
-        const real weight_at_safe_target = weight(safe_target);
-        const real product_4 = label_smoothing * weight_at_safe_target;
-        const real product_5 = product_4 * scale;
-        const real ratio_3 = sum_choice_7 / sum_exp;
-        const real ratio_4 = sum_product / sum_exp;
+        const real direction_weight_at_safe_target = direction_weight(safe_target);
+        const real product_4 = scale * direction_weight_at_safe_target;
+        const real input_at_safe_target = input(safe_target);
         const real more_ties = ties - 1;
         const real shifted = more_ties + others;
-        const real direction_weight_at_safe_target = direction_weight(safe_target);
-        const real product_6 = label_smoothing * scale * direction_weight_at_safe_target;
-        const real input_at_safe_target = input(safe_target);
         const real minus_ratio = -(input_at_safe_target == largest ? shifted : sum_exp - exp_difference<real>(input_at_safe_target, largest)) / sum_exp;
-        const real product_7 = product_4 * scale_rate;
+        const real weight_at_safe_target = weight(safe_target);
+        const real product_5 = label_smoothing * (weight_at_safe_target / sum_exp) * scale;
+        const real ratio_2 = sum_product_2 / sum_exp;
+        const real product_6 = label_smoothing * scale * direction_weight_at_safe_target;
+        const real product_7 = label_smoothing * weight_at_safe_target * scale_rate;
         const real shifted_2 = (real)classes * others + (real)classes * ties;
         const real product_8 = weight_at_safe_target * scale;
-        const real product_9 = scale * direction_weight_at_safe_target;
+        const real ratio_3 = sum_choice_6 / sum_exp;
+        const real product_9 = product * scale;
         const real product_10 = weight_at_safe_target * scale_rate;
         const real product_11 = ratio * scale;
-        const real product_12 = product * (scale / sum_exp);
-        const real ratio_5 = sum_product_2 / sum_exp;
-        const real product_13 = difference * (direction_input(safe_target) - ratio_5) * scale;
+        const real product_12 = difference * (direction_input(safe_target) - mean_under_softmax) * scale;
         const real log_mass = log1p(others + more_ties);
         const real log_p = input_at_safe_target - largest - log_mass;
-        const real product_14 = difference * log_p;
+        const real product_13 = difference * log_p;
         if (hvp_input.wanted || hvp_weight.wanted) for (int64_t c = team.lane; c < classes; c += team.size) {
-            const real from_peak_3 = direction_input(c) - ratio_2;
-            const real ratio_6 = from_peak_3 / sum_exp;
-            const real relative_4 = exp_difference<real>(input(c), largest);
-            const real product_15 = ratio_6 * relative_4;
-            const real as_large = sum_choice_6 - product_15;
-            const bool is_largest_2 = input(c) == largest;
-            const real choice = is_largest_2 ? shifted : sum_exp - relative_4;
-            const real difference_2 = (fabs(product_15) == max_abs ? as_large + ratio_3 : ratio_4 - product_15) / sum_exp * relative_4 - ratio_6 * (choice / sum_exp) * relative_4;
             const bool equal_4 = c == safe_target;
-            const real choice_2 = equal_4 ? minus_ratio : relative_4 / sum_exp;
+            const real relative_4 = exp_difference<real>(input(c), largest);
+            const real choice = equal_4 ? minus_ratio : relative_4 / sum_exp;
+            const real from_mean_3 = direction_input(c) - mean_under_softmax;
+            const bool is_largest_2 = input(c) == largest;
+            const real choice_2 = is_largest_2 ? shifted : sum_exp - relative_4;
+            const real ratio_4 = from_mean_3 / sum_exp;
+            const real product_14 = ratio_4 * relative_4;
+            const real as_large = sum_choice_5 - product_14;
+            const real difference_2 = (fabs(product_14) == max_abs ? as_large + ratio_3 : ratio_2 - product_14) / sum_exp * relative_4 - ratio_4 * (choice_2 / sum_exp) * relative_4;
             const real as_large_2 = sum_choice - direction_weight(c);
             const real as_large_3 = sum_choice_3 - weight(c);
             const real choice_3 = (real)(equal_4 ? 1 : 0);
             const real log_p_2 = input(c) - largest - log_mass;
-            hvp_input.put(ignored ? 0 : product_5 * difference_2 - product_6 * choice_2 - product_7 * choice_2 - label_smoothing * (weight(c) / shifted_2) * scale_rate * choice - product_8 * difference_2 + product_9 * choice_2 + product_10 * choice_2 + product_11 * ((fabs(direction_weight(c)) == max_2 ? as_large_2 + sum_choice_2 : sum_direction_weight - direction_weight(c)) / sum_exp * relative_4 - direction_weight(c) / sum_exp * choice) + product_12 * (from_peak_3 - ratio_4) * relative_4 + ratio * ((fabs(weight(c)) == max_abs_weight ? as_large_3 + sum_choice_4 : sum_weight - weight(c)) / sum_exp) * scale_rate * relative_4, c);
-            hvp_weight.add((ignored ? 0 : scale_weight_rate * choice_3) + (ignored ? 0 : product_13 * choice_3 - product_11 * (direction_input(c) - ratio_5) + scale_rate * (product_14 * choice_3 - ratio * log_p_2)), c);
+            hvp_input.put(ignored ? 0 : product_4 * choice - product_5 * (from_mean_3 - ratio_2) * relative_4 - product_6 * choice - product_7 * choice - label_smoothing * (weight(c) / shifted_2) * scale_rate * choice_2 - product_8 * difference_2 - product_9 * difference_2 + product_10 * choice + product_11 * ((fabs(direction_weight(c)) == max_2 ? as_large_2 + sum_choice_2 : sum_direction_weight - direction_weight(c)) / sum_exp * relative_4 - direction_weight(c) / sum_exp * choice_2) + ratio * ((fabs(weight(c)) == max_abs_weight ? as_large_3 + sum_choice_4 : sum_weight - weight(c)) / sum_exp) * scale_rate * relative_4, c);
+            hvp_weight.add((ignored ? 0 : scale_weight_rate * choice_3) + (ignored ? 0 : product_12 * choice_3 - product_11 * from_mean_3 + scale_rate * (product_13 * choice_3 - ratio * log_p_2)), c);
         }
     }
 }
@@ -951,37 +943,37 @@ __global__ void __launch_bounds__(THREADS, 1) hvp__target_real__label_smoothing_
             largest_here = larger<real>(largest_here, input(c));
         }
         const real largest = team.largest(largest_here);
+        accumulator<real> others_sum;
         accumulator<real> ties_sum;
-        accumulator<real> sum_choice_sum;
+        accumulator<real> sum_product_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
             const bool is_largest = input(c) == largest;
-            ties_sum.add((real)(is_largest ? 1 : 0));
-            sum_choice_sum.add(is_largest ? direction_input(c) : 0);
-        }
-        const real ties = team.total(ties_sum);
-        const real sum_choice = team.total(sum_choice_sum);
-        const real ratio = sum_choice / ties;
-        accumulator<real> sum_product_sum;
-        accumulator<real> others_sum;
-        accumulator<real> sum_product_2_sum;
-        for (int64_t c = team.lane; c < classes; c += team.size) {
-            const bool is_largest_2 = input(c) == largest;
             const real relative = exp_difference<real>(input(c), largest);
-            const real from_peak = direction_input(c) - ratio;
-            sum_product_sum.add(weight(c) * target(c));
-            others_sum.add(is_largest_2 ? 0 : relative);
-            sum_product_2_sum.add(from_peak * relative);
+            others_sum.add(is_largest ? 0 : relative);
+            ties_sum.add((real)(is_largest ? 1 : 0));
+            sum_product_sum.add(relative * direction_input(c));
         }
-        const real sum_product = team.total(sum_product_sum);
         const real others = team.total(others_sum);
-        const real sum_product_2 = team.total(sum_product_2_sum);
+        const real ties = team.total(ties_sum);
+        const real sum_product = team.total(sum_product_sum);
         const real sum_exp = others + ties;
-        const real product = sum_product / sum_exp * scale;
-        const real ratio_2 = sum_product_2 / sum_exp;
-        if (hvp_input.wanted) for (int64_t c = team.lane; c < classes; c += team.size) {
-            const real from_peak_2 = direction_input(c) - ratio;
+        const real mean_under_softmax = sum_product / sum_exp;
+        accumulator<real> sum_product_2_sum;
+        accumulator<real> sum_product_3_sum;
+        for (int64_t c = team.lane; c < classes; c += team.size) {
+            const real from_mean = direction_input(c) - mean_under_softmax;
             const real relative_2 = exp_difference<real>(input(c), largest);
-            hvp_input.put(product * (from_peak_2 - ratio_2) * relative_2, c);
+            sum_product_2_sum.add(weight(c) * target(c));
+            sum_product_3_sum.add(from_mean * relative_2);
+        }
+        const real sum_product_2 = team.total(sum_product_2_sum);
+        const real sum_product_3 = team.total(sum_product_3_sum);
+        const real product = sum_product_2 / sum_exp * scale;
+        const real ratio = sum_product_3 / sum_exp;
+        if (hvp_input.wanted) for (int64_t c = team.lane; c < classes; c += team.size) {
+            const real from_mean_2 = direction_input(c) - mean_under_softmax;
+            const real relative_3 = exp_difference<real>(input(c), largest);
+            hvp_input.put(product * (from_mean_2 - ratio) * relative_3, c);
         }
     }
 }
@@ -1039,7 +1031,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all__target_real__label_smooth
     close_total(run, 7, 0, total_rate_sum);
 }
 
-/* The hessian times the directions, times scale, where label_smoothing is 0. 50 operations. */
+/* The hessian times the directions, times scale, where label_smoothing is 0. 69 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) hvp_all__target_real__label_smoothing_0(const __grid_constant__ launch<10> run)
 {
@@ -1065,52 +1057,62 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all__target_real__label_smooth
             largest_here = larger<real>(largest_here, input(c));
         }
         const real largest = team.largest(largest_here);
+        real max_abs_here = -INFINITY;
+        accumulator<real> others_sum;
         accumulator<real> ties_sum;
-        accumulator<real> sum_choice_sum;
+        accumulator<real> sum_product_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
             const bool is_largest = input(c) == largest;
+            const real relative = exp_difference<real>(input(c), largest);
+            max_abs_here = larger<real>(max_abs_here, fabs(weight(c) * direction_target(c) + direction_weight(c) * target(c)));
+            others_sum.add(is_largest ? 0 : relative);
             ties_sum.add((real)(is_largest ? 1 : 0));
-            sum_choice_sum.add(is_largest ? direction_input(c) : 0);
+            sum_product_sum.add(relative * direction_input(c));
         }
+        const real max_abs = team.largest(max_abs_here);
+        const real others = team.total(others_sum);
         const real ties = team.total(ties_sum);
-        const real sum_choice = team.total(sum_choice_sum);
-        const real ratio = sum_choice / ties;
-        accumulator<real> sum_product_sum;
-        accumulator<real> others_sum;
-        accumulator<real> sum_product_2_sum;
+        const real sum_product = team.total(sum_product_sum);
+        const real sum_exp = others + ties;
+        const real mean_under_softmax = sum_product / sum_exp;
+        accumulator<real> sum_choice_sum;
+        accumulator<real> sum_choice_2_sum;
         accumulator<real> sum_shifted_sum;
+        accumulator<real> sum_product_2_sum;
         accumulator<real> sum_product_3_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
-            const bool is_largest_2 = input(c) == largest;
-            const real relative = exp_difference<real>(input(c), largest);
-            const real from_peak = direction_input(c) - ratio;
-            sum_product_sum.add(weight(c) * target(c));
-            others_sum.add(is_largest_2 ? 0 : relative);
-            sum_product_2_sum.add(from_peak * relative);
-            sum_shifted_sum.add(weight(c) * direction_target(c) + direction_weight(c) * target(c));
-            sum_product_3_sum.add(relative * direction_input(c));
-        }
-        const real sum_product = team.total(sum_product_sum);
-        const real others = team.total(others_sum);
-        const real sum_product_2 = team.total(sum_product_2_sum);
-        const real sum_shifted = team.total(sum_shifted_sum);
-        const real sum_product_3 = team.total(sum_product_3_sum);
-        const real sum_exp = others + ties;
-        const real product = sum_product / sum_exp * scale;
-        const real ratio_2 = sum_product_2 / sum_exp;
-        const real product_2 = sum_shifted / sum_exp * scale;
-        const real ratio_3 = sum_product_3 / sum_exp;
-        const real log_mass = log1p(others + (ties - 1));
-        if (hvp_input.wanted || hvp_target.wanted || hvp_weight.wanted) for (int64_t c = team.lane; c < classes; c += team.size) {
-            const real from_peak_2 = direction_input(c) - ratio;
+            const real shifted = weight(c) * direction_target(c) + direction_weight(c) * target(c);
+            const bool equal = fabs(shifted) == max_abs;
+            const real from_mean = direction_input(c) - mean_under_softmax;
             const real relative_2 = exp_difference<real>(input(c), largest);
-            const real product_3 = weight(c) * scale;
-            const real product_4 = scale * direction_weight(c);
-            const real difference = direction_input(c) - ratio_3;
+            sum_choice_sum.add(equal ? shifted : 0);
+            sum_choice_2_sum.add(equal ? 0 : shifted);
+            sum_shifted_sum.add(shifted);
+            sum_product_2_sum.add(weight(c) * target(c));
+            sum_product_3_sum.add(from_mean * relative_2);
+        }
+        const real sum_choice = team.total(sum_choice_sum);
+        const real sum_choice_2 = team.total(sum_choice_2_sum);
+        const real sum_shifted = team.total(sum_shifted_sum);
+        const real sum_product_2 = team.total(sum_product_2_sum);
+        const real sum_product_3 = team.total(sum_product_3_sum);
+        const real more_ties = ties - 1;
+        const real shifted_2 = more_ties + others;
+        const real product = sum_product_2 / sum_exp * scale;
+        const real ratio = sum_product_3 / sum_exp;
+        const real log_mass = log1p(others + more_ties);
+        if (hvp_input.wanted || hvp_target.wanted || hvp_weight.wanted) for (int64_t c = team.lane; c < classes; c += team.size) {
+            const real product_2 = weight(c) * direction_target(c);
+            const real product_3 = direction_weight(c) * target(c);
+            const real shifted_3 = product_2 + product_3;
+            const real as_large = sum_choice - product_2 - product_3;
+            const real relative_3 = exp_difference<real>(input(c), largest);
+            const bool is_largest_2 = input(c) == largest;
+            const real from_mean_2 = direction_input(c) - mean_under_softmax;
             const real log_p = input(c) - largest - log_mass;
-            hvp_input.put(product * (from_peak_2 - ratio_2) * relative_2 - product_3 * direction_target(c) - product_4 * target(c) + product_2 * relative_2, c);
-            hvp_target.put(-(product_3 * difference + product_4 * log_p), c);
-            hvp_weight.add(-(scale * difference * target(c) + scale * log_p * direction_target(c)), c);
+            hvp_input.put(scale * ((fabs(shifted_3) == max_abs ? as_large + sum_choice_2 : sum_shifted - product_2 - product_3) / sum_exp * relative_3 - shifted_3 / sum_exp * (is_largest_2 ? shifted_2 : sum_exp - relative_3)) + product * (from_mean_2 - ratio) * relative_3, c);
+            hvp_target.put(-(weight(c) * scale * from_mean_2 + scale * direction_weight(c) * log_p), c);
+            hvp_weight.add(-(scale * from_mean_2 * target(c) + scale * log_p * direction_target(c)), c);
         }
     }
 }
@@ -1246,7 +1248,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp__target_real__label_smoothing_
     close_total(run, 5, 0, total_rate_sum);
 }
 
-/* The hessian times the directions, times scale, where label_smoothing is none of the special values. 25 operations. */
+/* The hessian times the directions, times scale, where label_smoothing is none of the special values. 23 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) hvp__target_real__label_smoothing_general(const __grid_constant__ launch<6> run)
 {
@@ -1256,6 +1258,7 @@ __global__ void __launch_bounds__(THREADS, 1) hvp__target_real__label_smoothing_
     team_of_threads team(run.about.team);
     const optional_row<Storage> weight(run, 2, 0, (real)1.0);
 
+    const real difference = 1 - label_smoothing;
     const real ratio = label_smoothing / (real)classes;
     for (int64_t n = team.first; n < run.about.samples; n += team.count) {
         const sample_place<6> here(run, n);
@@ -1270,37 +1273,38 @@ __global__ void __launch_bounds__(THREADS, 1) hvp__target_real__label_smoothing_
             largest_here = larger<real>(largest_here, input(c));
         }
         const real largest = team.largest(largest_here);
-        accumulator<real> ties_sum;
-        accumulator<real> sum_choice_sum;
-        for (int64_t c = team.lane; c < classes; c += team.size) {
-            const bool is_largest = input(c) == largest;
-            ties_sum.add((real)(is_largest ? 1 : 0));
-            sum_choice_sum.add(is_largest ? direction_input(c) : 0);
-        }
-        const real ties = team.total(ties_sum);
-        const real sum_choice = team.total(sum_choice_sum);
-        const real ratio_2 = sum_choice / ties;
-        accumulator<real> sum_shifted_sum;
         accumulator<real> others_sum;
+        accumulator<real> ties_sum;
         accumulator<real> sum_product_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
-            const bool is_largest_2 = input(c) == largest;
+            const bool is_largest = input(c) == largest;
             const real relative = exp_difference<real>(input(c), largest);
-            const real from_peak = direction_input(c) - ratio_2;
-            sum_shifted_sum.add(weight(c) * target(c) - label_smoothing * weight(c) * target(c) + ratio * weight(c));
-            others_sum.add(is_largest_2 ? 0 : relative);
-            sum_product_sum.add(from_peak * relative);
+            others_sum.add(is_largest ? 0 : relative);
+            ties_sum.add((real)(is_largest ? 1 : 0));
+            sum_product_sum.add(relative * direction_input(c));
         }
-        const real sum_shifted = team.total(sum_shifted_sum);
         const real others = team.total(others_sum);
+        const real ties = team.total(ties_sum);
         const real sum_product = team.total(sum_product_sum);
         const real sum_exp = others + ties;
-        const real product = sum_shifted / sum_exp * scale;
-        const real ratio_3 = sum_product / sum_exp;
-        if (hvp_input.wanted) for (int64_t c = team.lane; c < classes; c += team.size) {
-            const real from_peak_2 = direction_input(c) - ratio_2;
+        const real mean_under_softmax = sum_product / sum_exp;
+        accumulator<real> sum_product_2_sum;
+        accumulator<real> sum_product_3_sum;
+        for (int64_t c = team.lane; c < classes; c += team.size) {
+            const real smoothed = difference * target(c) + ratio;
+            const real from_mean = direction_input(c) - mean_under_softmax;
             const real relative_2 = exp_difference<real>(input(c), largest);
-            hvp_input.put(product * (from_peak_2 - ratio_3) * relative_2, c);
+            sum_product_2_sum.add(weight(c) * smoothed);
+            sum_product_3_sum.add(from_mean * relative_2);
+        }
+        const real sum_product_2 = team.total(sum_product_2_sum);
+        const real sum_product_3 = team.total(sum_product_3_sum);
+        const real product = sum_product_2 / sum_exp * scale;
+        const real ratio_2 = sum_product_3 / sum_exp;
+        if (hvp_input.wanted) for (int64_t c = team.lane; c < classes; c += team.size) {
+            const real from_mean_2 = direction_input(c) - mean_under_softmax;
+            const real relative_3 = exp_difference<real>(input(c), largest);
+            hvp_input.put(product * (from_mean_2 - ratio_2) * relative_3, c);
         }
     }
 }
@@ -1362,7 +1366,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all__target_real__label_smooth
     close_total(run, 7, 0, total_rate_sum);
 }
 
-/* The hessian times the directions, times scale, where label_smoothing is none of the special values. 81 operations. */
+/* The hessian times the directions, times scale, where label_smoothing is none of the special values. 64 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) hvp_all__target_real__label_smoothing_general(const __grid_constant__ launch<10> run)
 {
@@ -1374,8 +1378,8 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all__target_real__label_smooth
     const optional_row<Storage> direction_weight(run, 6, 0, (real)0.0);
     const shared_cells<real> hvp_weight(run, 9, 0, team, classes, 1, 1, 1);
 
-    const real ratio = label_smoothing / (real)classes;
     const real difference = 1 - label_smoothing;
+    const real ratio = label_smoothing / (real)classes;
     for (int64_t n = team.first; n < run.about.samples; n += team.count) {
         const sample_place<10> here(run, n);
         const input_row<Storage> input(run, 0, here.of[0]);
@@ -1391,55 +1395,50 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all__target_real__label_smooth
             largest_here = larger<real>(largest_here, input(c));
         }
         const real largest = team.largest(largest_here);
+        accumulator<real> others_sum;
         accumulator<real> ties_sum;
-        accumulator<real> sum_choice_sum;
+        accumulator<real> sum_product_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
             const bool is_largest = input(c) == largest;
-            ties_sum.add((real)(is_largest ? 1 : 0));
-            sum_choice_sum.add(is_largest ? direction_input(c) : 0);
-        }
-        const real ties = team.total(ties_sum);
-        const real sum_choice = team.total(sum_choice_sum);
-        const real ratio_2 = sum_choice / ties;
-        accumulator<real> sum_shifted_sum;
-        accumulator<real> others_sum;
-        accumulator<real> sum_product_sum;
-        accumulator<real> sum_shifted_2_sum;
-        accumulator<real> sum_product_2_sum;
-        for (int64_t c = team.lane; c < classes; c += team.size) {
-            const real product = label_smoothing * weight(c);
-            const bool is_largest_2 = input(c) == largest;
             const real relative = exp_difference<real>(input(c), largest);
-            const real from_peak = direction_input(c) - ratio_2;
-            sum_shifted_sum.add(weight(c) * target(c) - product * target(c) + ratio * weight(c));
-            others_sum.add(is_largest_2 ? 0 : relative);
-            sum_product_sum.add(from_peak * relative);
-            sum_shifted_2_sum.add(weight(c) * direction_target(c) - product * direction_target(c) - label_smoothing * direction_weight(c) * target(c) + direction_weight(c) * target(c) + ratio * direction_weight(c));
-            sum_product_2_sum.add(relative * direction_input(c));
+            others_sum.add(is_largest ? 0 : relative);
+            ties_sum.add((real)(is_largest ? 1 : 0));
+            sum_product_sum.add(relative * direction_input(c));
         }
-        const real sum_shifted = team.total(sum_shifted_sum);
         const real others = team.total(others_sum);
+        const real ties = team.total(ties_sum);
         const real sum_product = team.total(sum_product_sum);
-        const real sum_shifted_2 = team.total(sum_shifted_2_sum);
-        const real sum_product_2 = team.total(sum_product_2_sum);
-        const real product_2 = ratio * scale;
-        const real product_3 = label_smoothing * scale;
         const real sum_exp = others + ties;
+        const real mean_under_softmax = sum_product / sum_exp;
+        accumulator<real> sum_product_2_sum;
+        accumulator<real> sum_product_3_sum;
+        accumulator<real> sum_shifted_sum;
+        for (int64_t c = team.lane; c < classes; c += team.size) {
+            const real smoothed = difference * target(c) + ratio;
+            const real from_mean = direction_input(c) - mean_under_softmax;
+            const real relative_2 = exp_difference<real>(input(c), largest);
+            sum_product_2_sum.add(weight(c) * smoothed);
+            sum_product_3_sum.add(from_mean * relative_2);
+            sum_shifted_sum.add(difference * weight(c) * direction_target(c) + direction_weight(c) * smoothed);
+        }
+        const real sum_product_2 = team.total(sum_product_2_sum);
+        const real sum_product_3 = team.total(sum_product_3_sum);
+        const real sum_shifted = team.total(sum_shifted_sum);
+        const real product = difference * scale;
+        const real product_2 = ratio * scale;
+        const real product_3 = sum_product_2 / sum_exp * scale;
+        const real ratio_2 = sum_product_3 / sum_exp;
         const real product_4 = sum_shifted / sum_exp * scale;
-        const real ratio_3 = sum_product / sum_exp;
-        const real product_5 = sum_shifted_2 / sum_exp * scale;
-        const real ratio_4 = sum_product_2 / sum_exp;
-        const real product_6 = difference * scale;
         const real log_mass = log1p(others + (ties - 1));
         if (hvp_input.wanted || hvp_target.wanted || hvp_weight.wanted) for (int64_t c = team.lane; c < classes; c += team.size) {
-            const real from_peak_2 = direction_input(c) - ratio_2;
-            const real relative_2 = exp_difference<real>(input(c), largest);
-            const real difference_2 = direction_input(c) - ratio_4;
+            const real product_5 = product * direction_weight(c);
+            const real from_mean_2 = direction_input(c) - mean_under_softmax;
+            const real relative_3 = exp_difference<real>(input(c), largest);
             const real log_p = input(c) - largest - log_mass;
-            const real smoothed = difference * target(c) + ratio;
-            hvp_input.put(label_smoothing * weight(c) * scale * direction_target(c) - weight(c) * scale * direction_target(c) - scale * direction_weight(c) * target(c) - product_2 * direction_weight(c) + product_3 * direction_weight(c) * target(c) + product_4 * (from_peak_2 - ratio_3) * relative_2 + product_5 * relative_2, c);
-            hvp_target.put(-(difference * weight(c) * scale * difference_2 + product_6 * direction_weight(c) * log_p), c);
-            hvp_weight.add(-(product_6 * log_p * direction_target(c) + scale * difference_2 * smoothed), c);
+            const real smoothed_2 = difference * target(c) + ratio;
+            hvp_input.put(label_smoothing * weight(c) * scale * direction_target(c) - product_5 * target(c) - weight(c) * scale * direction_target(c) - product_2 * direction_weight(c) + product_3 * (from_mean_2 - ratio_2) * relative_3 + product_4 * relative_3, c);
+            hvp_target.put(-(difference * weight(c) * scale * from_mean_2 + product_5 * log_p), c);
+            hvp_weight.add(-(product * log_p * direction_target(c) + scale * from_mean_2 * smoothed_2), c);
         }
     }
 }

@@ -17,7 +17,7 @@
 
 namespace {
 
-/* The loss of each sample, and the totals. 56 operations. */
+/* The loss of each sample, and the totals. 57 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) value(const __grid_constant__ launch<6> run)
 {
@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(THREADS, 1) value(const __grid_constant__ laun
         /* Label. */
         const int64_t inside_2 = inside(blank, classes);
         for (int64_t s = team.lane; s < states; s += team.size) {
-            label[s] = s % 2 == 0 ? inside_2 : inside(targets(inside(s / 2, labels)), classes);
+            label[s] = inside(s % 2 == 0 ? inside_2 : inside(targets(inside(s / 2, labels)), classes), classes);
         }
 
         /* Alpha. */
@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(THREADS, 1) value(const __grid_constant__ laun
     close_total(run, 5, 0, total_loss_sum);
 }
 
-/* The loss, the totals, and the gradients times scale. 114 operations. */
+/* The loss, the totals, and the gradients times scale. 115 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) value_and_grad(const __grid_constant__ launch<8> run)
 {
@@ -146,7 +146,7 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad(const __grid_consta
         /* Label. */
         const int64_t inside_2 = inside(blank, classes);
         for (int64_t s = team.lane; s < states; s += team.size) {
-            label[s] = s % 2 == 0 ? inside_2 : inside(targets(inside(s / 2, labels)), classes);
+            label[s] = inside(s % 2 == 0 ? inside_2 : inside(targets(inside(s / 2, labels)), classes), classes);
         }
 
         /* Alpha. */
@@ -224,7 +224,7 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad(const __grid_consta
     close_total(run, 6, 0, total_loss_sum);
 }
 
-/* The derivative along the directions. 119 operations. */
+/* The derivative along the directions. 120 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) jvp(const __grid_constant__ launch<7> run)
 {
@@ -273,7 +273,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp(const __grid_constant__ launch
         /* Label. */
         const int64_t inside_2 = inside(blank, classes);
         for (int64_t s = team.lane; s < states; s += team.size) {
-            label[s] = s % 2 == 0 ? inside_2 : inside(targets(inside(s / 2, labels)), classes);
+            label[s] = inside(s % 2 == 0 ? inside_2 : inside(targets(inside(s / 2, labels)), classes), classes);
         }
 
         /* Alpha. */
@@ -331,7 +331,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp(const __grid_constant__ launch
     close_total(run, 6, 0, total_rate_sum);
 }
 
-/* The hessian times the directions, times scale. 224 operations. */
+/* The hessian times the directions, times scale. 225 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) hvp(const __grid_constant__ launch<7> run)
 {
@@ -387,7 +387,7 @@ __global__ void __launch_bounds__(THREADS, 1) hvp(const __grid_constant__ launch
         /* Label. */
         const int64_t inside_2 = inside(blank, classes);
         for (int64_t s = team.lane; s < states; s += team.size) {
-            label[s] = s % 2 == 0 ? inside_2 : inside(targets(inside(s / 2, labels)), classes);
+            label[s] = inside(s % 2 == 0 ? inside_2 : inside(targets(inside(s / 2, labels)), classes), classes);
         }
 
         /* Alpha. */

@@ -14,7 +14,7 @@
 
 namespace {
 
-/* The loss, the totals, and the gradients times scale. 55 operations. */
+/* The loss, the totals, and the gradients times scale. 56 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all(const __grid_constant__ launch<10> run)
 {
@@ -61,21 +61,20 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all(const __grid_co
         const real odds = input(safe_target) - largest - log_mass;
         const real minus_odds = -odds;
         const real softplus_minus_odds = softplus<real>(minus_odds);
-        const real product = weight_at_safe_target * softplus_minus_odds;
-        const real product_2 = product * scale;
-        const real sum_exp = others + ties;
         const real choice_2 = equal ? 0 : -gamma * softplus<real>(odds);
-        const real product_3 = weight_at_safe_target * scale;
-        const real product_4 = softplus_minus_odds * scale;
+        const real product = times_sigmoid<real>(times_exp<real>(gamma * weight_at_safe_target * softplus_minus_odds * scale, choice_2), odds);
+        const real sum_exp = others + ties;
+        const real product_2 = times_sigmoid<real>(times_exp<real>(weight_at_safe_target * scale, choice_2), minus_odds);
+        const real product_3 = times_exp<real>(softplus_minus_odds * scale, choice_2);
         if (grad_input.wanted || grad_weight.wanted) for (int64_t c = team.lane; c < classes; c += team.size) {
             const bool equal_2 = c == safe_target;
             const real choice_3 = (real)(equal_2 ? 1 : 0);
             const real relative_2 = exp_difference<real>(equal_2 ? -INFINITY : input(c), largest);
             const real difference = choice_3 - (real)(equal_2 ? 0 : 1) / sum_exp * relative_2;
-            grad_input.put(ignored ? 0 : times_exp<real>(product_2 * (equal ? 0 : -times_sigmoid<real>(gamma * difference, odds)), choice_2) - times_sigmoid<real>(times_exp<real>(product_3 * difference, choice_2), minus_odds), c);
-            grad_weight.add((ignored ? 0 : scale_weight * choice_3) + (ignored ? 0 : times_exp<real>(product_4 * choice_3, choice_2)), c);
+            grad_input.put(ignored ? 0 : (equal ? 0 : -product * difference) - product_2 * difference, c);
+            grad_weight.add((ignored ? 0 : scale_weight * choice_3) + (ignored ? 0 : product_3 * choice_3), c);
         }
-        const real value = ignored ? 0 : times_exp<real>(product, choice_2);
+        const real value = ignored ? 0 : times_exp<real>(weight_at_safe_target * softplus_minus_odds, choice_2);
         if (team.leads) loss.put(value);
         if (team.leads) total_loss_sum.add(value);
         if (team.leads) total_weight_sum.add(ignored ? 0 : weight_at_safe_target);
@@ -133,36 +132,36 @@ __global__ void __launch_bounds__(THREADS, 1) jvp(const __grid_constant__ launch
             largest_here = larger<real>(largest_here, c == safe_target ? -INFINITY : input(c));
         }
         const real largest = team.largest(largest_here);
-        accumulator<real> sum_product_sum;
         accumulator<real> others_sum;
         accumulator<real> ties_sum;
+        accumulator<real> sum_product_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
             const bool equal_2 = c == safe_target;
             const real choice = equal_2 ? -INFINITY : input(c);
-            const real relative = exp_difference<real>(choice, largest);
             const bool is_largest = choice == largest;
-            sum_product_sum.add((equal_2 ? 0 : direction_input(c)) * relative);
+            const real relative = exp_difference<real>(choice, largest);
             others_sum.add(is_largest ? 0 : relative);
             ties_sum.add((real)(is_largest ? 1 : 0));
+            sum_product_sum.add((equal_2 ? 0 : direction_input(c)) * relative);
         }
-        const real sum_product = team.total(sum_product_sum);
         const real others = team.total(others_sum);
         const real ties = team.total(ties_sum);
+        const real sum_product = team.total(sum_product_sum);
         const real weight_at_safe_target = weight(safe_target);
-        const real sum_exp = others + ties;
-        const real difference = direction_input(safe_target) - sum_product / sum_exp;
         const real log_mass = log1p(others + (ties - 1));
         const real odds = input(safe_target) - largest - log_mass;
         const real minus_odds = -odds;
+        const real sum_exp = others + ties;
+        const real difference = direction_input(safe_target) - sum_product / sum_exp;
         const real choice_2 = equal ? 0 : -gamma * softplus<real>(odds);
-        const real choice_3 = ignored ? 0 : times_exp<real>(weight_at_safe_target * (equal ? 0 : -times_sigmoid<real>(gamma * difference, odds)) * softplus<real>(minus_odds), choice_2) - times_sigmoid<real>(times_exp<real>(difference * weight_at_safe_target, choice_2), minus_odds);
+        const real choice_3 = ignored ? 0 : (equal ? 0 : -times_sigmoid<real>(times_exp<real>(gamma * weight_at_safe_target * softplus<real>(minus_odds) * difference, choice_2), odds)) - times_sigmoid<real>(times_exp<real>(difference * weight_at_safe_target, choice_2), minus_odds);
         if (team.leads) rate.put(choice_3);
         if (team.leads) total_rate_sum.add(choice_3);
     }
     close_total(run, 5, 0, total_rate_sum);
 }
 
-/* The hessian times the directions, times scale. 174 operations. */
+/* The hessian times the directions, times scale. 110 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) hvp(const __grid_constant__ launch<6> run)
 {
@@ -189,91 +188,58 @@ __global__ void __launch_bounds__(THREADS, 1) hvp(const __grid_constant__ launch
             largest_here = larger<real>(largest_here, c == safe_target ? -INFINITY : input(c));
         }
         const real largest = team.largest(largest_here);
+        accumulator<real> sum_product_sum;
         accumulator<real> others_sum;
         accumulator<real> ties_sum;
-        accumulator<real> sum_choice_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
             const bool equal_2 = c == safe_target;
             const real choice = equal_2 ? -INFINITY : input(c);
-            const bool is_largest = choice == largest;
             const real relative = exp_difference<real>(choice, largest);
+            const bool is_largest = choice == largest;
+            sum_product_sum.add((equal_2 ? 0 : direction_input(c)) * relative);
             others_sum.add(is_largest ? 0 : relative);
             ties_sum.add((real)(is_largest ? 1 : 0));
-            sum_choice_sum.add(is_largest ? (equal_2 ? 0 : direction_input(c)) : 0);
-        }
-        const real others = team.total(others_sum);
-        const real ties = team.total(ties_sum);
-        const real sum_choice = team.total(sum_choice_sum);
-        const real ratio = sum_choice / ties;
-        const real sum_exp = others + ties;
-        real max_abs_here = -INFINITY;
-        for (int64_t c = team.lane; c < classes; c += team.size) {
-            const bool equal_3 = c == safe_target;
-            const real from_peak = (equal_3 ? 0 : direction_input(c)) - ratio;
-            const real relative_2 = exp_difference<real>(equal_3 ? -INFINITY : input(c), largest);
-            max_abs_here = larger<real>(max_abs_here, fabs(from_peak / sum_exp * relative_2));
-        }
-        const real max_abs = team.largest(max_abs_here);
-        accumulator<real> sum_product_sum;
-        accumulator<real> sum_product_2_sum;
-        accumulator<real> sum_choice_2_sum;
-        accumulator<real> sum_choice_3_sum;
-        for (int64_t c = team.lane; c < classes; c += team.size) {
-            const bool equal_4 = c == safe_target;
-            const real choice_2 = equal_4 ? 0 : direction_input(c);
-            const real from_peak_2 = choice_2 - ratio;
-            const real relative_3 = exp_difference<real>(equal_4 ? -INFINITY : input(c), largest);
-            const real product = from_peak_2 * relative_3;
-            const real product_2 = from_peak_2 / sum_exp * relative_3;
-            const bool equal_5 = fabs(product_2) == max_abs;
-            sum_product_sum.add(product);
-            sum_product_2_sum.add(choice_2 * relative_3);
-            sum_choice_2_sum.add(equal_5 ? product_2 : 0);
-            sum_choice_3_sum.add(equal_5 ? 0 : product);
         }
         const real sum_product = team.total(sum_product_sum);
+        const real others = team.total(others_sum);
+        const real ties = team.total(ties_sum);
+        const real sum_exp = others + ties;
+        const real mean_under_softmax = sum_product / sum_exp;
+        accumulator<real> sum_product_2_sum;
+        for (int64_t c = team.lane; c < classes; c += team.size) {
+            const bool equal_3 = c == safe_target;
+            const real from_mean = (equal_3 ? 0 : direction_input(c)) - mean_under_softmax;
+            const real relative_2 = exp_difference<real>(equal_3 ? -INFINITY : input(c), largest);
+            sum_product_2_sum.add(from_mean * relative_2);
+        }
         const real sum_product_2 = team.total(sum_product_2_sum);
-        const real sum_choice_2 = team.total(sum_choice_2_sum);
-        const real sum_choice_3 = team.total(sum_choice_3_sum);
+        const real difference = direction_input(safe_target) - mean_under_softmax;
         const real weight_at_safe_target = weight(safe_target);
-        const real ratio_2 = weight_at_safe_target / sum_exp;
-        const real product_3 = ratio_2 * scale;
-        const real ratio_3 = sum_product / sum_exp;
-        const real more_ties = ties - 1;
-        const real log_mass = log1p(others + more_ties);
+        const real log_mass = log1p(others + (ties - 1));
         const real odds = input(safe_target) - largest - log_mass;
-        const real choice_3 = equal ? 0 : -gamma * softplus<real>(odds);
+        const real choice_2 = equal ? 0 : -gamma * softplus<real>(odds);
         const real minus_odds = -odds;
-        const real direction_input_at_safe_target = direction_input(safe_target);
-        const real product_4 = product_3 * direction_input_at_safe_target;
-        const real product_5 = ratio_2 * sum_product_2 * scale;
-        const real ratio_4 = sum_product_2 / sum_exp;
-        const real choice_4 = equal ? 0 : times_sigmoid<real>(gamma * (ratio_4 - direction_input_at_safe_target), odds);
-        const real product_6 = weight_at_safe_target * choice_4;
-        const real product_7 = product_6 * scale;
-        const real product_8 = weight_at_safe_target * scale * direction_input_at_safe_target;
-        const real product_9 = ratio_2 * ratio_4 * scale;
-        const real product_10 = ratio_2 * choice_4 * scale;
-        const real softplus_minus_odds = softplus<real>(minus_odds);
-        const real product_11 = product_6 * softplus_minus_odds * scale;
-        const real product_12 = weight_at_safe_target * softplus_minus_odds * scale;
-        const real ratio_5 = direction_input_at_safe_target / sum_exp;
-        const real ratio_6 = sum_choice_3 / sum_exp;
-        const real shifted = more_ties + others;
-        const real ratio_7 = ratio_4 / sum_exp;
+        const real product = times_sigmoid<real>(times_sigmoid<real>(times_exp<real>(difference * weight_at_safe_target * scale, choice_2), minus_odds), odds);
+        const real product_2 = gamma * weight_at_safe_target;
+        const real product_3 = times_sigmoid<real>(times_sigmoid<real>(times_exp<real>(product_2 * difference * scale, choice_2), minus_odds), odds);
+        const real product_4 = times_sigmoid<real>(times_sigmoid<real>(times_exp<real>(gamma * difference * weight_at_safe_target * scale, choice_2), minus_odds), odds);
+        const real product_5 = times_sigmoid<real>(times_exp<real>(weight_at_safe_target / sum_exp * scale, choice_2), minus_odds);
+        const real ratio = sum_product_2 / sum_exp;
+        const real product_6 = product_2 * softplus<real>(minus_odds);
+        const real product_7 = times_sigmoid<real>(times_exp<real>(product_6 * difference * scale, choice_2), odds);
+        const real product_8 = times_sigmoid<real>(gamma, odds);
+        const real product_9 = times_sigmoid<real>(times_exp<real>(product_6 * scale, choice_2), odds);
+        const real product_10 = times_sigmoid<real>(difference / sum_exp, minus_odds);
+        const real product_11 = times_sigmoid<real>(difference, minus_odds);
         if (hvp_input.wanted) for (int64_t c = team.lane; c < classes; c += team.size) {
-            const bool equal_6 = c == safe_target;
-            const real from_peak_3 = (equal_6 ? 0 : direction_input(c)) - ratio;
-            const real choice_5 = (real)(equal_6 ? 0 : 1);
-            const real choice_6 = equal_6 ? -INFINITY : input(c);
-            const real relative_4 = exp_difference<real>(choice_6, largest);
-            const real choice_7 = (real)(equal_6 ? 1 : 0);
-            const real choice_8 = equal ? 0 : times_sigmoid<real>(gamma * (choice_5 / sum_exp * relative_4 - choice_7), odds);
-            const real ratio_8 = from_peak_3 / sum_exp;
-            const real product_13 = ratio_8 * relative_4;
-            const real as_large = sum_choice_2 - product_13;
-            const bool is_largest_2 = choice_6 == largest;
-            hvp_input.put(ignored ? 0 : times_sigmoid<real>(times_exp<real>(product_3 * (from_peak_3 - ratio_3) * choice_5 * relative_4, choice_3), minus_odds) - times_sigmoid<real>(times_sigmoid<real>(times_exp<real>(product_4 * choice_5 * relative_4, choice_3), minus_odds), odds) - times_sigmoid<real>(times_sigmoid<real>(times_exp<real>(product_5 * choice_7, choice_3), minus_odds), odds) - times_sigmoid<real>(times_exp<real>(product_7 * choice_7, choice_3), minus_odds) - times_sigmoid<real>(times_exp<real>(product_8 * choice_8, choice_3), minus_odds) + times_sigmoid<real>(times_sigmoid<real>(times_exp<real>(product_9 * choice_5 * relative_4, choice_3), minus_odds), odds) + times_sigmoid<real>(times_exp<real>(product_10 * choice_5 * relative_4, choice_3), minus_odds) + times_sigmoid<real>(times_sigmoid<real>(times_exp<real>(product_8 * choice_7, choice_3), minus_odds), odds) + times_sigmoid<real>(times_exp<real>(product_5 * choice_8, choice_3), minus_odds) + times_exp<real>(product_11 * choice_8, choice_3) + times_exp<real>(product_12 * (equal ? 0 : times_sigmoid<real>(gamma * (times_sigmoid<real>(ratio_5 * choice_5 * relative_4, minus_odds) - ((fabs(product_13) == max_abs ? as_large + ratio_6 : ratio_3 - product_13) / sum_exp * relative_4 - ratio_8 * ((is_largest_2 ? shifted : sum_exp - relative_4) / sum_exp) * relative_4) * choice_5 - times_sigmoid<real>(ratio_7 * choice_5 * relative_4, minus_odds) - times_sigmoid<real>(direction_input_at_safe_target * choice_7, minus_odds) + times_sigmoid<real>(ratio_4 * choice_7, minus_odds)), odds)), choice_3), c);
+            const bool equal_4 = c == safe_target;
+            const real choice_3 = (real)(equal_4 ? 1 : 0);
+            const real choice_4 = (real)(equal_4 ? 0 : 1);
+            const real relative_3 = exp_difference<real>(equal_4 ? -INFINITY : input(c), largest);
+            const real difference_2 = choice_3 - choice_4 / sum_exp * relative_3;
+            const real from_mean_2 = (equal_4 ? 0 : direction_input(c)) - mean_under_softmax;
+            const real difference_3 = from_mean_2 - ratio;
+            hvp_input.put(ignored ? 0 : product * difference_2 - (equal ? 0 : -product_3 * difference_2) - (equal ? 0 : -product_4 * difference_2) + product_5 * difference_3 * choice_4 * relative_3 + (equal ? 0 : -product_7 * (equal ? 0 : -product_8 * difference_2)) + (equal ? 0 : product_9 * (product_10 * choice_4 * relative_3 - product_11 * choice_3 + difference_3 / sum_exp * choice_4 * relative_3)), c);
         }
     }
 }
@@ -331,7 +297,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all(const __grid_constant__ la
         const real sum_exp = others + ties;
         const real difference = direction_input(safe_target) - sum_product / sum_exp;
         const real weight_at_safe_target = weight(safe_target);
-        const real choice_3 = ignored ? 0 : times_exp<real>(softplus_minus_odds * direction_weight_at_safe_target, choice_2) - times_sigmoid<real>(times_exp<real>(difference * weight_at_safe_target, choice_2), minus_odds) + times_exp<real>(weight_at_safe_target * (equal ? 0 : -times_sigmoid<real>(gamma * difference, odds)) * softplus_minus_odds, choice_2);
+        const real choice_3 = ignored ? 0 : times_exp<real>(softplus_minus_odds * direction_weight_at_safe_target, choice_2) - times_sigmoid<real>(times_exp<real>(difference * weight_at_safe_target, choice_2), minus_odds) + (equal ? 0 : -times_sigmoid<real>(times_exp<real>(gamma * weight_at_safe_target * softplus_minus_odds * difference, choice_2), odds));
         if (team.leads) rate.put(choice_3);
         if (team.leads) total_rate_sum.add(choice_3);
         if (team.leads) total_weight_rate_sum.add(ignored ? 0 : direction_weight_at_safe_target);
@@ -340,7 +306,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all(const __grid_constant__ la
     close_total(run, 7, 1, total_weight_rate_sum);
 }
 
-/* The hessian times the directions, times scale. 228 operations. */
+/* The hessian times the directions, times scale. 156 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) hvp_all(const __grid_constant__ launch<10> run)
 {
@@ -371,104 +337,69 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all(const __grid_constant__ la
             largest_here = larger<real>(largest_here, c == safe_target ? -INFINITY : input(c));
         }
         const real largest = team.largest(largest_here);
+        accumulator<real> sum_product_sum;
         accumulator<real> others_sum;
         accumulator<real> ties_sum;
-        accumulator<real> sum_choice_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
             const bool equal_2 = c == safe_target;
             const real choice = equal_2 ? -INFINITY : input(c);
-            const bool is_largest = choice == largest;
             const real relative = exp_difference<real>(choice, largest);
+            const bool is_largest = choice == largest;
+            sum_product_sum.add((equal_2 ? 0 : direction_input(c)) * relative);
             others_sum.add(is_largest ? 0 : relative);
             ties_sum.add((real)(is_largest ? 1 : 0));
-            sum_choice_sum.add(is_largest ? (equal_2 ? 0 : direction_input(c)) : 0);
-        }
-        const real others = team.total(others_sum);
-        const real ties = team.total(ties_sum);
-        const real sum_choice = team.total(sum_choice_sum);
-        const real ratio = sum_choice / ties;
-        const real sum_exp = others + ties;
-        real max_abs_here = -INFINITY;
-        for (int64_t c = team.lane; c < classes; c += team.size) {
-            const bool equal_3 = c == safe_target;
-            const real from_peak = (equal_3 ? 0 : direction_input(c)) - ratio;
-            const real relative_2 = exp_difference<real>(equal_3 ? -INFINITY : input(c), largest);
-            max_abs_here = larger<real>(max_abs_here, fabs(from_peak / sum_exp * relative_2));
-        }
-        const real max_abs = team.largest(max_abs_here);
-        accumulator<real> sum_product_sum;
-        accumulator<real> sum_product_2_sum;
-        accumulator<real> sum_choice_2_sum;
-        accumulator<real> sum_choice_3_sum;
-        for (int64_t c = team.lane; c < classes; c += team.size) {
-            const bool equal_4 = c == safe_target;
-            const real choice_2 = equal_4 ? 0 : direction_input(c);
-            const real from_peak_2 = choice_2 - ratio;
-            const real relative_3 = exp_difference<real>(equal_4 ? -INFINITY : input(c), largest);
-            const real product = from_peak_2 * relative_3;
-            const real product_2 = from_peak_2 / sum_exp * relative_3;
-            const bool equal_5 = fabs(product_2) == max_abs;
-            sum_product_sum.add(product);
-            sum_product_2_sum.add(choice_2 * relative_3);
-            sum_choice_2_sum.add(equal_5 ? product_2 : 0);
-            sum_choice_3_sum.add(equal_5 ? 0 : product);
         }
         const real sum_product = team.total(sum_product_sum);
+        const real others = team.total(others_sum);
+        const real ties = team.total(ties_sum);
+        const real sum_exp = others + ties;
+        const real mean_under_softmax = sum_product / sum_exp;
+        accumulator<real> sum_product_2_sum;
+        for (int64_t c = team.lane; c < classes; c += team.size) {
+            const bool equal_3 = c == safe_target;
+            const real from_mean = (equal_3 ? 0 : direction_input(c)) - mean_under_softmax;
+            const real relative_2 = exp_difference<real>(equal_3 ? -INFINITY : input(c), largest);
+            sum_product_2_sum.add(from_mean * relative_2);
+        }
         const real sum_product_2 = team.total(sum_product_2_sum);
-        const real sum_choice_2 = team.total(sum_choice_2_sum);
-        const real sum_choice_3 = team.total(sum_choice_3_sum);
+        const real difference = direction_input(safe_target) - mean_under_softmax;
         const real weight_at_safe_target = weight(safe_target);
-        const real ratio_2 = weight_at_safe_target / sum_exp;
-        const real product_3 = ratio_2 * scale;
-        const real ratio_3 = sum_product / sum_exp;
-        const real more_ties = ties - 1;
-        const real log_mass = log1p(others + more_ties);
+        const real log_mass = log1p(others + (ties - 1));
         const real odds = input(safe_target) - largest - log_mass;
-        const real choice_3 = equal ? 0 : -gamma * softplus<real>(odds);
+        const real choice_2 = equal ? 0 : -gamma * softplus<real>(odds);
         const real minus_odds = -odds;
-        const real direction_input_at_safe_target = direction_input(safe_target);
-        const real product_4 = product_3 * direction_input_at_safe_target;
-        const real product_5 = ratio_2 * sum_product_2 * scale;
+        const real product = times_sigmoid<real>(times_sigmoid<real>(times_exp<real>(difference * weight_at_safe_target * scale, choice_2), minus_odds), odds);
         const real direction_weight_at_safe_target = direction_weight(safe_target);
-        const real product_6 = scale * direction_weight_at_safe_target;
-        const real ratio_4 = sum_product_2 / sum_exp;
-        const real choice_4 = equal ? 0 : times_sigmoid<real>(gamma * (ratio_4 - direction_input_at_safe_target), odds);
-        const real product_7 = weight_at_safe_target * choice_4;
-        const real product_8 = product_7 * scale;
-        const real product_9 = weight_at_safe_target * scale_rate;
-        const real product_10 = weight_at_safe_target * scale * direction_input_at_safe_target;
-        const real product_11 = ratio_2 * ratio_4 * scale;
-        const real product_12 = scale / sum_exp * direction_weight_at_safe_target;
-        const real product_13 = ratio_2 * choice_4 * scale;
-        const real product_14 = ratio_2 * scale_rate;
+        const real product_2 = times_sigmoid<real>(times_exp<real>(scale * direction_weight_at_safe_target, choice_2), minus_odds);
+        const real product_3 = gamma * weight_at_safe_target;
+        const real product_4 = times_sigmoid<real>(times_sigmoid<real>(times_exp<real>(product_3 * difference * scale, choice_2), minus_odds), odds);
+        const real product_5 = times_sigmoid<real>(times_exp<real>(weight_at_safe_target * scale_rate, choice_2), minus_odds);
+        const real product_6 = times_sigmoid<real>(times_sigmoid<real>(times_exp<real>(gamma * difference * weight_at_safe_target * scale, choice_2), minus_odds), odds);
+        const real product_7 = times_sigmoid<real>(times_exp<real>(weight_at_safe_target / sum_exp * scale, choice_2), minus_odds);
+        const real ratio = sum_product_2 / sum_exp;
         const real softplus_minus_odds = softplus<real>(minus_odds);
-        const real product_15 = softplus_minus_odds * scale * direction_weight_at_safe_target;
-        const real product_16 = product_7 * softplus_minus_odds * scale;
-        const real product_17 = weight_at_safe_target * softplus_minus_odds;
-        const real product_18 = product_17 * scale;
-        const real ratio_5 = direction_input_at_safe_target / sum_exp;
-        const real ratio_6 = sum_choice_3 / sum_exp;
-        const real shifted = more_ties + others;
-        const real ratio_7 = ratio_4 / sum_exp;
-        const real product_19 = product_17 * scale_rate;
-        const real difference = direction_input_at_safe_target - ratio_4;
-        const real product_20 = (equal ? 0 : -times_sigmoid<real>(gamma * difference, odds)) * softplus_minus_odds * scale;
-        const real product_21 = difference * scale;
-        const real product_22 = softplus_minus_odds * scale_rate;
+        const real product_8 = gamma * softplus_minus_odds;
+        const real product_9 = times_sigmoid<real>(times_exp<real>(product_8 * scale * direction_weight_at_safe_target, choice_2), odds);
+        const real product_10 = product_3 * softplus_minus_odds;
+        const real product_11 = times_sigmoid<real>(times_exp<real>(product_10 * difference * scale, choice_2), odds);
+        const real product_12 = times_sigmoid<real>(gamma, odds);
+        const real product_13 = times_sigmoid<real>(times_exp<real>(product_10 * scale, choice_2), odds);
+        const real product_14 = times_sigmoid<real>(difference / sum_exp, minus_odds);
+        const real product_15 = times_sigmoid<real>(difference, minus_odds);
+        const real product_16 = times_sigmoid<real>(times_exp<real>(product_10 * scale_rate, choice_2), odds);
+        const real product_17 = times_sigmoid<real>(times_exp<real>(product_8 * difference * scale, choice_2), odds);
+        const real product_18 = times_sigmoid<real>(times_exp<real>(difference * scale, choice_2), minus_odds);
+        const real product_19 = times_exp<real>(softplus_minus_odds * scale_rate, choice_2);
         if (hvp_input.wanted || hvp_weight.wanted) for (int64_t c = team.lane; c < classes; c += team.size) {
-            const bool equal_6 = c == safe_target;
-            const real from_peak_3 = (equal_6 ? 0 : direction_input(c)) - ratio;
-            const real choice_5 = (real)(equal_6 ? 0 : 1);
-            const real choice_6 = equal_6 ? -INFINITY : input(c);
-            const real relative_4 = exp_difference<real>(choice_6, largest);
-            const real choice_7 = (real)(equal_6 ? 1 : 0);
-            const real choice_8 = equal ? 0 : times_sigmoid<real>(gamma * (choice_5 / sum_exp * relative_4 - choice_7), odds);
-            const real ratio_8 = from_peak_3 / sum_exp;
-            const real product_23 = ratio_8 * relative_4;
-            const real as_large = sum_choice_2 - product_23;
-            const bool is_largest_2 = choice_6 == largest;
-            hvp_input.put(ignored ? 0 : times_sigmoid<real>(times_exp<real>(product_3 * (from_peak_3 - ratio_3) * choice_5 * relative_4, choice_3), minus_odds) - times_sigmoid<real>(times_sigmoid<real>(times_exp<real>(product_4 * choice_5 * relative_4, choice_3), minus_odds), odds) - times_sigmoid<real>(times_sigmoid<real>(times_exp<real>(product_5 * choice_7, choice_3), minus_odds), odds) - times_sigmoid<real>(times_exp<real>(product_6 * choice_7, choice_3), minus_odds) - times_sigmoid<real>(times_exp<real>(product_8 * choice_7, choice_3), minus_odds) - times_sigmoid<real>(times_exp<real>(product_9 * choice_7, choice_3), minus_odds) - times_sigmoid<real>(times_exp<real>(product_10 * choice_8, choice_3), minus_odds) + times_sigmoid<real>(times_sigmoid<real>(times_exp<real>(product_11 * choice_5 * relative_4, choice_3), minus_odds), odds) + times_sigmoid<real>(times_exp<real>(product_12 * choice_5 * relative_4, choice_3), minus_odds) + times_sigmoid<real>(times_exp<real>(product_13 * choice_5 * relative_4, choice_3), minus_odds) + times_sigmoid<real>(times_exp<real>(product_14 * choice_5 * relative_4, choice_3), minus_odds) + times_sigmoid<real>(times_sigmoid<real>(times_exp<real>(product_10 * choice_7, choice_3), minus_odds), odds) + times_sigmoid<real>(times_exp<real>(product_5 * choice_8, choice_3), minus_odds) + times_exp<real>(product_15 * choice_8, choice_3) + times_exp<real>(product_16 * choice_8, choice_3) + times_exp<real>(product_18 * (equal ? 0 : times_sigmoid<real>(gamma * (times_sigmoid<real>(ratio_5 * choice_5 * relative_4, minus_odds) - ((fabs(product_23) == max_abs ? as_large + ratio_6 : ratio_3 - product_23) / sum_exp * relative_4 - ratio_8 * ((is_largest_2 ? shifted : sum_exp - relative_4) / sum_exp) * relative_4) * choice_5 - times_sigmoid<real>(ratio_7 * choice_5 * relative_4, minus_odds) - times_sigmoid<real>(direction_input_at_safe_target * choice_7, minus_odds) + times_sigmoid<real>(ratio_4 * choice_7, minus_odds)), odds)), choice_3) + times_exp<real>(product_19 * choice_8, choice_3), c);
-            hvp_weight.add((ignored ? 0 : scale_weight_rate * choice_7) + (ignored ? 0 : times_exp<real>(product_20 * choice_7, choice_3) - times_sigmoid<real>(times_exp<real>(product_21 * choice_7, choice_3), minus_odds) + times_exp<real>(product_22 * choice_7, choice_3)), c);
+            const bool equal_4 = c == safe_target;
+            const real choice_3 = (real)(equal_4 ? 1 : 0);
+            const real choice_4 = (real)(equal_4 ? 0 : 1);
+            const real relative_3 = exp_difference<real>(equal_4 ? -INFINITY : input(c), largest);
+            const real difference_2 = choice_3 - choice_4 / sum_exp * relative_3;
+            const real from_mean_2 = (equal_4 ? 0 : direction_input(c)) - mean_under_softmax;
+            const real difference_3 = from_mean_2 - ratio;
+            hvp_input.put(ignored ? 0 : product * difference_2 - product_2 * difference_2 - (equal ? 0 : -product_4 * difference_2) - product_5 * difference_2 - (equal ? 0 : -product_6 * difference_2) + product_7 * difference_3 * choice_4 * relative_3 + (equal ? 0 : -product_9 * difference_2) + (equal ? 0 : -product_11 * (equal ? 0 : -product_12 * difference_2)) + (equal ? 0 : product_13 * (product_14 * choice_4 * relative_3 - product_15 * choice_3 + difference_3 / sum_exp * choice_4 * relative_3)) + (equal ? 0 : -product_16 * difference_2), c);
+            hvp_weight.add((ignored ? 0 : scale_weight_rate * choice_3) + (ignored ? 0 : (equal ? 0 : -product_17 * choice_3) - product_18 * choice_3 + product_19 * choice_3), c);
         }
     }
 }

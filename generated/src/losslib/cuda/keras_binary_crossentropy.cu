@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all__from_logits_ye
     close_total(run, 5, 0, total_loss_sum);
 }
 
-/* The derivative along the directions, where from_logits is True. 13 operations. */
+/* The derivative along the directions, where from_logits is True. 23 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) jvp__from_logits_yes(const __grid_constant__ launch<6> run)
 {
@@ -74,16 +74,23 @@ __global__ void __launch_bounds__(THREADS, 1) jvp__from_logits_yes(const __grid_
         const optional_row<Storage> direction_y_pred(run, 3, here.of[3], (real)0.0);
         const output_row<Storage> rate(run, 4, here.of[4]);
 
-        accumulator<real> sum_product_sum;
+        const real ratio = sample_weight / (real)features;
+        const bool below = fabs(ratio) < 1;
+        accumulator<real> sum_choice_sum;
         for (int64_t f = team.lane; f < features; f += team.size) {
             const real product_2 = difference * y_true(f);
             const real t = product_2 + product;
-            sum_product_sum.add((times_sigmoid<real>(1 - product_2 - product, y_pred(f)) - times_sigmoid<real>(t, -y_pred(f))) * direction_y_pred(f));
+            const real difference_2 = times_sigmoid<real>(1 - product_2 - product, y_pred(f)) - times_sigmoid<real>(t, -y_pred(f));
+            const bool above = fabs(direction_y_pred(f)) > fabs(difference_2);
+            const real smaller_factor = above ? difference_2 : direction_y_pred(f);
+            const real larger_factor = above ? direction_y_pred(f) : difference_2;
+            const real weighed = ratio * larger_factor;
+            const real weighed_2 = ratio * smaller_factor;
+            sum_choice_sum.add(below ? smaller_factor * weighed : larger_factor * weighed_2);
         }
-        const real sum_product = team.total(sum_product_sum);
-        const real product_3 = sample_weight / (real)features * sum_product;
-        if (team.leads) rate.put(product_3);
-        if (team.leads) total_rate_sum.add(product_3);
+        const real sum_choice = team.total(sum_choice_sum);
+        if (team.leads) rate.put(sum_choice);
+        if (team.leads) total_rate_sum.add(sum_choice);
     }
     close_total(run, 5, 0, total_rate_sum);
 }
@@ -194,7 +201,7 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all__from_logits_yes(const __g
     }
 }
 
-/* The loss, the totals, and the gradients times scale, where from_logits is False. 46 operations. */
+/* The loss, the totals, and the gradients times scale, where from_logits is False. 43 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all__from_logits_no(const __grid_constant__ launch<9> run)
 {
@@ -229,17 +236,12 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all__from_logits_no
             const real log_p = log(p);
             const real log1p_minus_p = log1p(-p);
             const real difference_3 = bound - larger_2;
-            const bool below = difference_3 < 0;
             const real difference_4 = y_pred(f) - epsilon;
-            const bool below_2 = difference_4 < 0;
             const real product_3 = difference * y_true(f);
-            const real difference_5 = 1 - product_3 - product;
-            const real step_2 = step<real>(difference_4, 1);
-            const real step_3 = step<real>(difference_3, 1);
             const real t = product_3 + product;
-            const real of_probabilities = -t * log_p - difference_5 * log1p_minus_p;
+            const real of_probabilities = -t * log_p - (1 - product_3 - product) * log1p_minus_p;
             grad_y_true.put(-product_2 * (difference * log_p + difference_2 * log1p_minus_p), f);
-            grad_y_pred.put(product_2 * ((below ? 0 : (below_2 ? 0 : difference_5 / (1 - p) * step_2) * step_3) - (below ? 0 : (below_2 ? 0 : t / p * step_2) * step_3)), f);
+            grad_y_pred.put(difference_3 < 0 ? 0 : (difference_4 < 0 ? 0 : product_2 * ((y_pred(f) - product_3 - product) / (1 - y_pred(f))) / y_pred(f) * step<real>(difference_4, 1)) * step<real>(difference_3, 1), f);
             sum_difference_sum.add(of_probabilities);
         }
         const real sum_difference = team.total(sum_difference_sum);
@@ -251,7 +253,7 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all__from_logits_no
     close_total(run, 5, 0, total_loss_sum);
 }
 
-/* The derivative along the directions, where from_logits is False. 30 operations. */
+/* The derivative along the directions, where from_logits is False. 33 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) jvp__from_logits_no(const __grid_constant__ launch<6> run)
 {
@@ -273,29 +275,28 @@ __global__ void __launch_bounds__(THREADS, 1) jvp__from_logits_no(const __grid_c
         const optional_row<Storage> direction_y_pred(run, 3, here.of[3], (real)0.0);
         const output_row<Storage> rate(run, 4, here.of[4]);
 
-        accumulator<real> sum_product_sum;
+        const real ratio = sample_weight / (real)features;
+        const bool below = fabs(ratio) < 1;
+        accumulator<real> sum_choice_sum;
         for (int64_t f = team.lane; f < features; f += team.size) {
-            const real larger_2 = larger<real>(y_pred(f), epsilon);
-            const real difference_2 = bound - larger_2;
-            const bool below = difference_2 < 0;
+            const real difference_2 = bound - larger<real>(y_pred(f), epsilon);
             const real difference_3 = y_pred(f) - epsilon;
-            const bool below_2 = difference_3 < 0;
-            const real product_2 = difference * y_true(f);
-            const real p = smaller<real>(larger_2, bound);
-            const real step_2 = step<real>(difference_3, 1);
-            const real step_3 = step<real>(difference_2, 1);
-            const real t = product_2 + product;
-            sum_product_sum.add(((below ? 0 : (below_2 ? 0 : (1 - product_2 - product) / (1 - p) * step_2) * step_3) - (below ? 0 : (below_2 ? 0 : t / p * step_2) * step_3)) * direction_y_pred(f));
+            const real choice = difference_2 < 0 ? 0 : (difference_3 < 0 ? 0 : (y_pred(f) - difference * y_true(f) - product) / (1 - y_pred(f)) / y_pred(f) * step<real>(difference_3, 1)) * step<real>(difference_2, 1);
+            const bool above = fabs(direction_y_pred(f)) > fabs(choice);
+            const real smaller_factor = above ? choice : direction_y_pred(f);
+            const real larger_factor = above ? direction_y_pred(f) : choice;
+            const real weighed = ratio * larger_factor;
+            const real weighed_2 = ratio * smaller_factor;
+            sum_choice_sum.add(below ? smaller_factor * weighed : larger_factor * weighed_2);
         }
-        const real sum_product = team.total(sum_product_sum);
-        const real product_3 = sample_weight / (real)features * sum_product;
-        if (team.leads) rate.put(product_3);
-        if (team.leads) total_rate_sum.add(product_3);
+        const real sum_choice = team.total(sum_choice_sum);
+        if (team.leads) rate.put(sum_choice);
+        if (team.leads) total_rate_sum.add(sum_choice);
     }
     close_total(run, 5, 0, total_rate_sum);
 }
 
-/* The hessian times the directions, times scale, where from_logits is False. 41 operations. */
+/* The hessian times the directions, times scale, where from_logits is False. 32 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) hvp__from_logits_no(const __grid_constant__ launch<6> run)
 {
@@ -319,23 +320,21 @@ __global__ void __launch_bounds__(THREADS, 1) hvp__from_logits_no(const __grid_c
 
         const real product_2 = sample_weight / (real)features * scale;
         if (hvp_y_pred.wanted) for (int64_t f = team.lane; f < features; f += team.size) {
-            const real larger_2 = larger<real>(y_pred(f), epsilon);
-            const real difference_2 = bound - larger_2;
+            const real difference_2 = bound - larger<real>(y_pred(f), epsilon);
             const bool below = difference_2 < 0;
             const real difference_3 = y_pred(f) - epsilon;
             const bool below_2 = difference_3 < 0;
             const real product_3 = difference * y_true(f);
             const real t = product_3 + product;
-            const real p = smaller<real>(larger_2, bound);
             const real step_2 = step<real>(difference_3, 1);
             const real step_3 = step<real>(difference_2, 1);
-            const real difference_4 = 1 - p;
-            hvp_y_pred.put(product_2 * ((below ? 0 : (below ? 0 : (below_2 ? 0 : (below_2 ? 0 : t / p / p * step_2) * step_2) * step_3) * step_3) + (below ? 0 : (below ? 0 : (below_2 ? 0 : (below_2 ? 0 : (1 - product_3 - product) / difference_4 / difference_4 * step_2) * step_2) * step_3) * step_3)) * direction_y_pred(f), f);
+            const real difference_4 = 1 - y_pred(f);
+            hvp_y_pred.put(product_2 * ((below ? 0 : (below_2 ? 0 : t / y_pred(f) / y_pred(f) * step_2) * step_3) + (below ? 0 : (below_2 ? 0 : (1 - product_3 - product) / difference_4 / difference_4 * step_2) * step_3)) * direction_y_pred(f), f);
         }
     }
 }
 
-/* The derivative along the directions, where from_logits is False. 47 operations. */
+/* The derivative along the directions, where from_logits is False. 44 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) jvp_all__from_logits_no(const __grid_constant__ launch<8> run)
 {
@@ -368,17 +367,12 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all__from_logits_no(const __gr
             const real larger_2 = larger<real>(y_pred(f), epsilon);
             const real p = smaller<real>(larger_2, bound);
             const real log_p = log(p);
-            const real difference_3 = 1 - product_2 - product;
             const real log1p_minus_p = log1p(-p);
-            const real of_probabilities = -t * log_p - difference_3 * log1p_minus_p;
-            const real difference_4 = bound - larger_2;
-            const bool below = difference_4 < 0;
-            const real difference_5 = y_pred(f) - epsilon;
-            const bool below_2 = difference_5 < 0;
-            const real step_2 = step<real>(difference_5, 1);
-            const real step_3 = step<real>(difference_4, 1);
+            const real of_probabilities = -t * log_p - (1 - product_2 - product) * log1p_minus_p;
+            const real difference_3 = bound - larger_2;
+            const real difference_4 = y_pred(f) - epsilon;
             sum_difference_sum.add(of_probabilities);
-            sum_shifted_sum.add(-(difference * log_p + difference_2 * log1p_minus_p) * direction_y_true(f) + ((below ? 0 : (below_2 ? 0 : difference_3 / (1 - p) * step_2) * step_3) - (below ? 0 : (below_2 ? 0 : t / p * step_2) * step_3)) * direction_y_pred(f));
+            sum_shifted_sum.add(-(difference * log_p + difference_2 * log1p_minus_p) * direction_y_true(f) + (difference_3 < 0 ? 0 : (difference_4 < 0 ? 0 : (y_pred(f) - product_2 - product) / (1 - y_pred(f)) * (direction_y_pred(f) / y_pred(f)) * step<real>(difference_4, 1)) * step<real>(difference_3, 1)));
         }
         const real sum_difference = team.total(sum_difference_sum);
         const real sum_shifted = team.total(sum_shifted_sum);
@@ -389,7 +383,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all__from_logits_no(const __gr
     close_total(run, 7, 0, total_rate_sum);
 }
 
-/* The hessian times the directions, times scale, where from_logits is False. 85 operations. */
+/* The hessian times the directions, times scale, where from_logits is False. 81 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) hvp_all__from_logits_no(const __grid_constant__ launch<10> run)
 {
@@ -427,18 +421,16 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all__from_logits_no(const __gr
             const bool below = difference_3 < 0;
             const real difference_4 = y_pred(f) - epsilon;
             const bool below_2 = difference_4 < 0;
-            const real difference_5 = 1 - p;
+            const real difference_5 = 1 - y_pred(f);
             const real step_2 = step<real>(difference_4, 1);
             const real step_3 = step<real>(difference_3, 1);
-            const real product_4 = product_3 * ((below ? 0 : (below_2 ? 0 : difference_2 / difference_5 * step_2) * step_3) - (below ? 0 : (below_2 ? 0 : difference / p * step_2) * step_3));
+            const real product_4 = product_3 * ((below ? 0 : (below_2 ? 0 : difference_2 / difference_5 * step_2) * step_3) - (below ? 0 : (below_2 ? 0 : difference / y_pred(f) * step_2) * step_3));
             const real product_5 = difference * y_true(f);
             const real t = product_5 + product;
-            const real ratio = t / p;
-            const real ratio_2 = (1 - product_5 - product) / difference_5;
-            const real difference_6 = (below ? 0 : (below_2 ? 0 : ratio_2 * step_2) * step_3) - (below ? 0 : (below_2 ? 0 : ratio * step_2) * step_3);
+            const real ratio = (y_pred(f) - product_5 - product) / difference_5;
             hvp_y_true.put(-product_2 * shifted + product_4 * direction_y_pred(f), f);
-            hvp_y_pred.put(product_4 * direction_y_true(f) + product_3 * ((below ? 0 : (below ? 0 : (below_2 ? 0 : (below_2 ? 0 : ratio / p * step_2) * step_2) * step_3) * step_3) + (below ? 0 : (below ? 0 : (below_2 ? 0 : (below_2 ? 0 : ratio_2 / difference_5 * step_2) * step_2) * step_3) * step_3)) * direction_y_pred(f) + product_2 * difference_6, f);
-            sum_shifted_sum.add(-shifted * direction_y_true(f) + difference_6 * direction_y_pred(f));
+            hvp_y_pred.put(product_4 * direction_y_true(f) + product_3 * ((below ? 0 : (below_2 ? 0 : t / y_pred(f) / y_pred(f) * step_2) * step_3) + (below ? 0 : (below_2 ? 0 : (1 - product_5 - product) / difference_5 / difference_5 * step_2) * step_3)) * direction_y_pred(f) + (below ? 0 : (below_2 ? 0 : product_2 * ratio / y_pred(f) * step_2) * step_3), f);
+            sum_shifted_sum.add(-shifted * direction_y_true(f) + (below ? 0 : (below_2 ? 0 : ratio * (direction_y_pred(f) / y_pred(f)) * step_2) * step_3));
         }
         const real sum_shifted = team.total(sum_shifted_sum);
         if (team.leads) hvp_sample_weight.put(sum_shifted / (real)features * scale);

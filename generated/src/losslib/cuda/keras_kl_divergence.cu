@@ -11,7 +11,7 @@
 
 namespace {
 
-/* The loss, the totals, and the gradients times scale. 46 operations. */
+/* The loss, the totals, and the gradients times scale. 56 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all(const __grid_constant__ launch<9> run)
 {
@@ -40,8 +40,6 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all(const __grid_co
             const real larger_2 = larger<real>(y_true(f), epsilon);
             const real difference_2 = 1 - larger_2;
             const bool below_2 = difference_2 < 0;
-            const real t = smaller<real>(larger_2, 1);
-            const real log_t = log(t);
             const real step_2 = step<real>(difference_2, 1);
             const real step_3 = step<real>(difference, 1);
             const real larger_3 = larger<real>(y_pred(f), epsilon);
@@ -49,9 +47,10 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all(const __grid_co
             const real log_p = log(p);
             const real difference_3 = y_pred(f) - epsilon;
             const real difference_4 = 1 - larger_3;
-            grad_y_true.put(product * ((below ? 0 : (below_2 ? 0 : log_t * step_2) * step_3) - (below ? 0 : (below_2 ? 0 : log_p * step_2) * step_3) + step_2 * step_3), f);
-            grad_y_pred.put(-(difference_3 < 0 ? 0 : (difference_4 < 0 ? 0 : product * (t / p) * step<real>(difference_4, 1)) * step<real>(difference_3, 1)), f);
-            sum_choice_sum.add(t == 0 ? -log_p * t : (log_t - log_p) * t);
+            const real t = smaller<real>(larger_2, 1);
+            grad_y_true.put(product * ((below ? 0 : (below_2 ? 0 : log(y_true(f)) * step_2) * step_3) - (below ? 0 : (below_2 ? 0 : log_p * step_2) * step_3) + step_2 * step_3), f);
+            grad_y_pred.put(-(difference_3 < 0 ? 0 : (difference_4 < 0 ? 0 : product * (t / y_pred(f)) * step<real>(difference_4, 1)) * step<real>(difference_3, 1)), f);
+            sum_choice_sum.add(t == 0 ? -log_p * t : (p < 2 * t && t < 2 * p ? log1p((t - p) / p) : log(t) - log_p) * t);
         }
         const real sum_choice = team.total(sum_choice_sum);
         const real product_2 = sample_weight * sum_choice;
@@ -62,7 +61,7 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all(const __grid_co
     close_total(run, 5, 0, total_loss_sum);
 }
 
-/* The derivative along the directions. 19 operations. */
+/* The derivative along the directions. 27 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) jvp(const __grid_constant__ launch<6> run)
 {
@@ -80,25 +79,29 @@ __global__ void __launch_bounds__(THREADS, 1) jvp(const __grid_constant__ launch
         const optional_row<Storage> direction_y_pred(run, 3, here.of[3], (real)0.0);
         const output_row<Storage> rate(run, 4, here.of[4]);
 
+        const bool below = fabs(sample_weight) < 1;
         accumulator<real> sum_choice_sum;
         for (int64_t f = team.lane; f < features; f += team.size) {
             const real difference = y_pred(f) - epsilon;
-            const bool below = difference < 0;
-            const real larger_2 = larger<real>(y_pred(f), epsilon);
-            const real difference_2 = 1 - larger_2;
+            const real difference_2 = 1 - larger<real>(y_pred(f), epsilon);
             const real t = smaller<real>(larger<real>(y_true(f), epsilon), 1);
-            const real p = smaller<real>(larger_2, 1);
-            sum_choice_sum.add(below ? 0 : (below ? 0 : (difference_2 < 0 ? 0 : t / p * direction_y_pred(f) * step<real>(difference_2, 1)) * step<real>(difference, 1)));
+            const real choice = difference < 0 ? 0 : (difference_2 < 0 ? 0 : t / y_pred(f) * step<real>(difference_2, 1)) * step<real>(difference, 1);
+            const bool above = fabs(direction_y_pred(f)) > fabs(choice);
+            const real smaller_factor = above ? choice : direction_y_pred(f);
+            const real larger_factor = above ? direction_y_pred(f) : choice;
+            const real weighed = sample_weight * larger_factor;
+            const real weighed_2 = sample_weight * smaller_factor;
+            sum_choice_sum.add(below ? smaller_factor * weighed : larger_factor * weighed_2);
         }
         const real sum_choice = team.total(sum_choice_sum);
-        const real minus_product = -sample_weight * sum_choice;
-        if (team.leads) rate.put(minus_product);
-        if (team.leads) total_rate_sum.add(minus_product);
+        const real minus_sum_choice = -sum_choice;
+        if (team.leads) rate.put(minus_sum_choice);
+        if (team.leads) total_rate_sum.add(minus_sum_choice);
     }
     close_total(run, 5, 0, total_rate_sum);
 }
 
-/* The hessian times the directions, times scale. 23 operations. */
+/* The hessian times the directions, times scale. 18 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) hvp(const __grid_constant__ launch<6> run)
 {
@@ -119,20 +122,14 @@ __global__ void __launch_bounds__(THREADS, 1) hvp(const __grid_constant__ launch
         const real product = sample_weight * scale;
         if (hvp_y_pred.wanted) for (int64_t f = team.lane; f < features; f += team.size) {
             const real difference = y_pred(f) - epsilon;
-            const bool below = difference < 0;
-            const real larger_2 = larger<real>(y_pred(f), epsilon);
-            const real difference_2 = 1 - larger_2;
-            const bool below_2 = difference_2 < 0;
+            const real difference_2 = 1 - larger<real>(y_pred(f), epsilon);
             const real t = smaller<real>(larger<real>(y_true(f), epsilon), 1);
-            const real p = smaller<real>(larger_2, 1);
-            const real step_2 = step<real>(difference_2, 1);
-            const real step_3 = step<real>(difference, 1);
-            hvp_y_pred.put(below ? 0 : (below ? 0 : (below_2 ? 0 : (below_2 ? 0 : product * (t / p) * (direction_y_pred(f) / p) * step_2) * step_2) * step_3) * step_3, f);
+            hvp_y_pred.put(difference < 0 ? 0 : (difference_2 < 0 ? 0 : product * (t / y_pred(f)) * (direction_y_pred(f) / y_pred(f)) * step<real>(difference_2, 1)) * step<real>(difference, 1), f);
         }
     }
 }
 
-/* The derivative along the directions. 46 operations. */
+/* The derivative along the directions. 56 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) jvp_all(const __grid_constant__ launch<8> run)
 {
@@ -160,7 +157,6 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all(const __grid_constant__ la
             const real larger_3 = larger<real>(y_pred(f), epsilon);
             const real p = smaller<real>(larger_3, 1);
             const real log_p = log(p);
-            const real log_t = log(t);
             const real difference = y_true(f) - epsilon;
             const bool below = difference < 0;
             const real difference_2 = 1 - larger_2;
@@ -169,8 +165,8 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all(const __grid_constant__ la
             const real step_3 = step<real>(difference, 1);
             const real difference_3 = y_pred(f) - epsilon;
             const real difference_4 = 1 - larger_3;
-            sum_choice_sum.add(t == 0 ? -log_p * t : (log_t - log_p) * t);
-            sum_difference_sum.add(((below ? 0 : (below_2 ? 0 : log_t * step_2) * step_3) - (below ? 0 : (below_2 ? 0 : log_p * step_2) * step_3) + step_2 * step_3) * direction_y_true(f) - (difference_3 < 0 ? 0 : (difference_4 < 0 ? 0 : t / p * direction_y_pred(f) * step<real>(difference_4, 1)) * step<real>(difference_3, 1)));
+            sum_choice_sum.add(t == 0 ? -log_p * t : (p < 2 * t && t < 2 * p ? log1p((t - p) / p) : log(t) - log_p) * t);
+            sum_difference_sum.add(((below ? 0 : (below_2 ? 0 : log(y_true(f)) * step_2) * step_3) - (below ? 0 : (below_2 ? 0 : log_p * step_2) * step_3) + step_2 * step_3) * direction_y_true(f) - (difference_3 < 0 ? 0 : (difference_4 < 0 ? 0 : t / y_pred(f) * direction_y_pred(f) * step<real>(difference_4, 1)) * step<real>(difference_3, 1)));
         }
         const real sum_choice = team.total(sum_choice_sum);
         const real sum_difference = team.total(sum_difference_sum);
@@ -181,7 +177,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all(const __grid_constant__ la
     close_total(run, 7, 0, total_rate_sum);
 }
 
-/* The hessian times the directions, times scale. 90 operations. */
+/* The hessian times the directions, times scale. 82 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) hvp_all(const __grid_constant__ launch<10> run)
 {
@@ -212,22 +208,22 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all(const __grid_constant__ la
             const real larger_2 = larger<real>(y_true(f), epsilon);
             const real difference_2 = 1 - larger_2;
             const bool below_2 = difference_2 < 0;
-            const real t = smaller<real>(larger_2, 1);
             const real step_2 = step<real>(difference_2, 1);
             const real step_3 = step<real>(difference, 1);
             const real larger_3 = larger<real>(y_pred(f), epsilon);
             const real p = smaller<real>(larger_3, 1);
-            const real shifted = (below ? 0 : (below_2 ? 0 : log(t) * step_2) * step_3) - (below ? 0 : (below_2 ? 0 : log(p) * step_2) * step_3) + step_2 * step_3;
+            const real shifted = (below ? 0 : (below_2 ? 0 : log(y_true(f)) * step_2) * step_3) - (below ? 0 : (below_2 ? 0 : log(p) * step_2) * step_3) + step_2 * step_3;
             const real difference_3 = y_pred(f) - epsilon;
             const bool below_3 = difference_3 < 0;
             const real difference_4 = 1 - larger_3;
             const bool below_4 = difference_4 < 0;
-            const real ratio = direction_y_pred(f) / p;
+            const real ratio = direction_y_pred(f) / y_pred(f);
             const real step_4 = step<real>(difference_4, 1);
             const real step_5 = step<real>(difference_3, 1);
-            const real ratio_2 = t / p;
-            hvp_y_true.put(product * shifted - (below ? 0 : (below_3 ? 0 : (below_2 ? 0 : (below_4 ? 0 : product_2 * ratio * step_4) * step_2) * step_5) * step_3) + (below ? 0 : (below ? 0 : (below_2 ? 0 : (below_2 ? 0 : product_2 * (direction_y_true(f) / t) * step_2) * step_2) * step_3) * step_3), f);
-            hvp_y_pred.put((below_3 ? 0 : (below_3 ? 0 : (below_4 ? 0 : (below_4 ? 0 : product_2 * ratio_2 * ratio * step_4) * step_4) * step_5) * step_5) - (below_3 ? 0 : (below_4 ? 0 : product * ratio_2 * step_4) * step_5) - (below ? 0 : (below_3 ? 0 : (below_2 ? 0 : (below_4 ? 0 : product_2 * (direction_y_true(f) / p) * step_4) * step_2) * step_5) * step_3), f);
+            const real t = smaller<real>(larger_2, 1);
+            const real ratio_2 = t / y_pred(f);
+            hvp_y_true.put(product * shifted - (below ? 0 : (below_3 ? 0 : (below_2 ? 0 : (below_4 ? 0 : product_2 * ratio * step_4) * step_2) * step_5) * step_3) + (below ? 0 : (below_2 ? 0 : product_2 * (direction_y_true(f) / y_true(f)) * step_2) * step_3), f);
+            hvp_y_pred.put((below_3 ? 0 : (below_4 ? 0 : product_2 * ratio_2 * ratio * step_4) * step_5) - (below_3 ? 0 : (below_4 ? 0 : product * ratio_2 * step_4) * step_5) - (below ? 0 : (below_3 ? 0 : (below_2 ? 0 : (below_4 ? 0 : product_2 * (direction_y_true(f) / y_pred(f)) * step_4) * step_2) * step_5) * step_3), f);
             sum_difference_sum.add(shifted * direction_y_true(f) - (below_3 ? 0 : (below_4 ? 0 : ratio_2 * direction_y_pred(f) * step_4) * step_5));
         }
         const real sum_difference = team.total(sum_difference_sum);

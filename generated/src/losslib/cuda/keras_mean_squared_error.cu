@@ -11,7 +11,7 @@
 
 namespace {
 
-/* The loss, the totals, and the gradients times scale. 11 operations. */
+/* The loss, the totals, and the gradients times scale. 12 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all(const __grid_constant__ launch<9> run)
 {
@@ -33,16 +33,19 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all(const __grid_co
 
         const real ratio = sample_weight / (real)features;
         const real product = 2 * ratio * scale;
+        accumulator<real> value_sum;
         accumulator<real> sum_product_sum;
         for (int64_t f = team.lane; f < features; f += team.size) {
             const real difference = y_pred(f) - y_true(f);
+            const real weighed = ratio * difference;
             const real mse = difference * difference;
             grad_y_true.put(product * (y_true(f) - y_pred(f)), f);
             grad_y_pred.put(product * difference, f);
+            value_sum.add(difference * weighed);
             sum_product_sum.add(mse);
         }
+        const real value = team.total(value_sum);
         const real sum_product = team.total(sum_product_sum);
-        const real value = ratio * sum_product;
         if (team.leads) loss.put(value);
         if (team.leads) total_loss_sum.add(value);
         if (team.leads) grad_sample_weight.put(sum_product / (real)features * scale);
@@ -50,7 +53,7 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all(const __grid_co
     close_total(run, 5, 0, total_loss_sum);
 }
 
-/* The derivative along the directions. 5 operations. */
+/* The derivative along the directions. 15 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) jvp(const __grid_constant__ launch<6> run)
 {
@@ -67,14 +70,21 @@ __global__ void __launch_bounds__(THREADS, 1) jvp(const __grid_constant__ launch
         const optional_row<Storage> direction_y_pred(run, 3, here.of[3], (real)0.0);
         const output_row<Storage> rate(run, 4, here.of[4]);
 
-        accumulator<real> sum_product_sum;
+        const real ratio = sample_weight / (real)features;
+        const bool below = fabs(ratio) < 1;
+        accumulator<real> sum_choice_sum;
         for (int64_t f = team.lane; f < features; f += team.size) {
-            sum_product_sum.add((y_pred(f) - y_true(f)) * direction_y_pred(f));
+            const real product = 2 * (y_pred(f) - y_true(f));
+            const bool above = fabs(direction_y_pred(f)) > fabs(product);
+            const real smaller_factor = above ? product : direction_y_pred(f);
+            const real larger_factor = above ? direction_y_pred(f) : product;
+            const real weighed = ratio * larger_factor;
+            const real weighed_2 = ratio * smaller_factor;
+            sum_choice_sum.add(below ? smaller_factor * weighed : larger_factor * weighed_2);
         }
-        const real sum_product = team.total(sum_product_sum);
-        const real product = 2 * (sample_weight / (real)features) * sum_product;
-        if (team.leads) rate.put(product);
-        if (team.leads) total_rate_sum.add(product);
+        const real sum_choice = team.total(sum_choice_sum);
+        if (team.leads) rate.put(sum_choice);
+        if (team.leads) total_rate_sum.add(sum_choice);
     }
     close_total(run, 5, 0, total_rate_sum);
 }
@@ -120,17 +130,18 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all(const __grid_constant__ la
         const optional_row<Storage> direction_y_true(run, 5, here.of[5], (real)0.0);
         const output_row<Storage> rate(run, 6, here.of[6]);
 
+        const real ratio = direction_sample_weight / (real)features;
         accumulator<real> sum_product_sum;
         accumulator<real> sum_shifted_sum;
         for (int64_t f = team.lane; f < features; f += team.size) {
             const real difference = y_pred(f) - y_true(f);
-            const real mse = difference * difference;
-            sum_product_sum.add(mse);
+            const real weighed = ratio * difference;
+            sum_product_sum.add(difference * weighed);
             sum_shifted_sum.add(2 * (y_true(f) - y_pred(f)) * direction_y_true(f) + 2 * difference * direction_y_pred(f));
         }
         const real sum_product = team.total(sum_product_sum);
         const real sum_shifted = team.total(sum_shifted_sum);
-        const real shifted = sum_product / (real)features * direction_sample_weight + sample_weight / (real)features * sum_shifted;
+        const real shifted = sum_product + sample_weight / (real)features * sum_shifted;
         if (team.leads) rate.put(shifted);
         if (team.leads) total_rate_sum.add(shifted);
     }

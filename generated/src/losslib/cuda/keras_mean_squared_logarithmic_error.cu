@@ -11,7 +11,7 @@
 
 namespace {
 
-/* The loss, the totals, and the gradients times scale. 29 operations. */
+/* The loss, the totals, and the gradients times scale. 40 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all(const __grid_constant__ launch<9> run)
 {
@@ -36,24 +36,25 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all(const __grid_co
         accumulator<real> sum_product_sum;
         for (int64_t f = team.lane; f < features; f += team.size) {
             const real difference = y_true(f) - (real)1e-07;
-            const real larger_2 = larger<real>(y_pred(f), (real)1e-07);
-            const real larger_3 = larger<real>(y_true(f), (real)1e-07);
-            const real difference_2 = log1p(larger_2) - log1p(larger_3);
-            const real difference_3 = y_pred(f) - (real)1e-07;
-            grad_y_true.put(-(difference < 0 ? 0 : product * (difference_2 / (larger_3 + 1)) * step<real>(difference, 1)), f);
-            grad_y_pred.put(difference_3 < 0 ? 0 : product * (difference_2 / (larger_2 + 1)) * step<real>(difference_3, 1), f);
-            sum_product_sum.add(difference_2 * difference_2);
+            const real ahead = larger<real>(y_pred(f), (real)1e-07);
+            const real larger_2 = larger<real>(y_true(f), (real)1e-07);
+            const real shifted = larger_2 + 1;
+            const real choice = ahead < 2 * larger_2 + 1 && larger_2 < 2 * ahead + 1 ? log1p((ahead - larger_2) / shifted) : log1p(ahead) - log1p(larger_2);
+            const real difference_2 = y_pred(f) - (real)1e-07;
+            grad_y_true.put(-(difference < 0 ? 0 : product * (choice / shifted) * step<real>(difference, 1)), f);
+            grad_y_pred.put(difference_2 < 0 ? 0 : product * (choice / (ahead + 1)) * step<real>(difference_2, 1), f);
+            sum_product_sum.add(choice * choice);
         }
         const real sum_product = team.total(sum_product_sum);
-        const real value = ratio * sum_product;
-        if (team.leads) loss.put(value);
-        if (team.leads) total_loss_sum.add(value);
+        const real product_2 = ratio * sum_product;
+        if (team.leads) loss.put(product_2);
+        if (team.leads) total_loss_sum.add(product_2);
         if (team.leads) grad_sample_weight.put(sum_product / (real)features * scale);
     }
     close_total(run, 5, 0, total_loss_sum);
 }
 
-/* The derivative along the directions. 17 operations. */
+/* The derivative along the directions. 29 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) jvp(const __grid_constant__ launch<6> run)
 {
@@ -74,8 +75,9 @@ __global__ void __launch_bounds__(THREADS, 1) jvp(const __grid_constant__ launch
         for (int64_t f = team.lane; f < features; f += team.size) {
             const real difference = y_pred(f) - (real)1e-07;
             const bool below = difference < 0;
-            const real larger_2 = larger<real>(y_pred(f), (real)1e-07);
-            sum_choice_sum.add(below ? 0 : (below ? 0 : (log1p(larger_2) - log1p(larger<real>(y_true(f), (real)1e-07))) / (larger_2 + 1) * direction_y_pred(f) * step<real>(difference, 1)));
+            const real ahead = larger<real>(y_pred(f), (real)1e-07);
+            const real larger_2 = larger<real>(y_true(f), (real)1e-07);
+            sum_choice_sum.add(below ? 0 : (below ? 0 : (ahead < 2 * larger_2 + 1 && larger_2 < 2 * ahead + 1 ? log1p((ahead - larger_2) / (larger_2 + 1)) : log1p(ahead) - log1p(larger_2)) / (ahead + 1) * direction_y_pred(f) * step<real>(difference, 1)));
         }
         const real sum_choice = team.total(sum_choice_sum);
         const real product = 2 * (sample_weight / (real)features) * sum_choice;
@@ -85,7 +87,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp(const __grid_constant__ launch
     close_total(run, 5, 0, total_rate_sum);
 }
 
-/* The hessian times the directions, times scale. 27 operations. */
+/* The hessian times the directions, times scale. 39 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) hvp(const __grid_constant__ launch<6> run)
 {
@@ -106,15 +108,16 @@ __global__ void __launch_bounds__(THREADS, 1) hvp(const __grid_constant__ launch
         if (hvp_y_pred.wanted) for (int64_t f = team.lane; f < features; f += team.size) {
             const real difference = y_pred(f) - (real)1e-07;
             const bool below = difference < 0;
-            const real larger_2 = larger<real>(y_pred(f), (real)1e-07);
-            const real shifted = larger_2 + 1;
+            const real ahead = larger<real>(y_pred(f), (real)1e-07);
+            const real shifted = ahead + 1;
             const real step_2 = step<real>(difference, 1);
-            hvp_y_pred.put(2 * ((below ? 0 : (below ? 0 : product / shifted / shifted * step_2) * step_2) - (below ? 0 : (below ? 0 : product * ((log1p(larger_2) - log1p(larger<real>(y_true(f), (real)1e-07))) / shifted) / shifted * step_2) * step_2)) * direction_y_pred(f), f);
+            const real larger_2 = larger<real>(y_true(f), (real)1e-07);
+            hvp_y_pred.put(2 * ((below ? 0 : (below ? 0 : product / shifted / shifted * step_2) * step_2) - (below ? 0 : (below ? 0 : product * ((ahead < 2 * larger_2 + 1 && larger_2 < 2 * ahead + 1 ? log1p((ahead - larger_2) / (larger_2 + 1)) : log1p(ahead) - log1p(larger_2)) / shifted) / shifted * step_2) * step_2)) * direction_y_pred(f), f);
         }
     }
 }
 
-/* The derivative along the directions. 29 operations. */
+/* The derivative along the directions. 40 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) jvp_all(const __grid_constant__ launch<8> run)
 {
@@ -136,24 +139,25 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all(const __grid_constant__ la
         accumulator<real> sum_product_sum;
         accumulator<real> sum_difference_sum;
         for (int64_t f = team.lane; f < features; f += team.size) {
-            const real larger_2 = larger<real>(y_pred(f), (real)1e-07);
-            const real larger_3 = larger<real>(y_true(f), (real)1e-07);
-            const real difference = log1p(larger_2) - log1p(larger_3);
-            const real difference_2 = y_pred(f) - (real)1e-07;
-            const real difference_3 = y_true(f) - (real)1e-07;
-            sum_product_sum.add(difference * difference);
-            sum_difference_sum.add((difference_2 < 0 ? 0 : difference / (larger_2 + 1) * direction_y_pred(f) * step<real>(difference_2, 1)) - (difference_3 < 0 ? 0 : difference / (larger_3 + 1) * direction_y_true(f) * step<real>(difference_3, 1)));
+            const real ahead = larger<real>(y_pred(f), (real)1e-07);
+            const real larger_2 = larger<real>(y_true(f), (real)1e-07);
+            const real shifted = larger_2 + 1;
+            const real choice = ahead < 2 * larger_2 + 1 && larger_2 < 2 * ahead + 1 ? log1p((ahead - larger_2) / shifted) : log1p(ahead) - log1p(larger_2);
+            const real difference = y_pred(f) - (real)1e-07;
+            const real difference_2 = y_true(f) - (real)1e-07;
+            sum_product_sum.add(choice * choice);
+            sum_difference_sum.add((difference < 0 ? 0 : choice / (ahead + 1) * direction_y_pred(f) * step<real>(difference, 1)) - (difference_2 < 0 ? 0 : choice / shifted * direction_y_true(f) * step<real>(difference_2, 1)));
         }
         const real sum_product = team.total(sum_product_sum);
         const real sum_difference = team.total(sum_difference_sum);
-        const real shifted = sum_product / (real)features * direction_sample_weight + 2 * (sample_weight / (real)features) * sum_difference;
-        if (team.leads) rate.put(shifted);
-        if (team.leads) total_rate_sum.add(shifted);
+        const real shifted_2 = sum_product / (real)features * direction_sample_weight + 2 * (sample_weight / (real)features) * sum_difference;
+        if (team.leads) rate.put(shifted_2);
+        if (team.leads) total_rate_sum.add(shifted_2);
     }
     close_total(run, 7, 0, total_rate_sum);
 }
 
-/* The hessian times the directions, times scale. 86 operations. */
+/* The hessian times the directions, times scale. 97 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) hvp_all(const __grid_constant__ launch<10> run)
 {
@@ -182,17 +186,17 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all(const __grid_constant__ la
         for (int64_t f = team.lane; f < features; f += team.size) {
             const real difference = y_true(f) - (real)1e-07;
             const bool below = difference < 0;
-            const real larger_2 = larger<real>(y_pred(f), (real)1e-07);
-            const real larger_3 = larger<real>(y_true(f), (real)1e-07);
-            const real difference_2 = log1p(larger_2) - log1p(larger_3);
-            const real shifted = larger_3 + 1;
-            const real ratio_2 = difference_2 / shifted;
+            const real ahead = larger<real>(y_pred(f), (real)1e-07);
+            const real larger_2 = larger<real>(y_true(f), (real)1e-07);
+            const real shifted = larger_2 + 1;
+            const real choice = ahead < 2 * larger_2 + 1 && larger_2 < 2 * ahead + 1 ? log1p((ahead - larger_2) / shifted) : log1p(ahead) - log1p(larger_2);
+            const real ratio_2 = choice / shifted;
             const real step_2 = step<real>(difference, 1);
-            const real difference_3 = y_pred(f) - (real)1e-07;
-            const bool below_2 = difference_3 < 0;
-            const real shifted_2 = larger_2 + 1;
-            const real step_3 = step<real>(difference_3, 1);
-            const real ratio_3 = difference_2 / shifted_2;
+            const real difference_2 = y_pred(f) - (real)1e-07;
+            const bool below_2 = difference_2 < 0;
+            const real shifted_2 = ahead + 1;
+            const real step_3 = step<real>(difference_2, 1);
+            const real ratio_3 = choice / shifted_2;
             hvp_y_true.put(2 * ((below ? 0 : (below ? 0 : product * ratio_2 / shifted * step_2) * step_2) + (below ? 0 : (below ? 0 : product / shifted / shifted * step_2) * step_2)) * direction_y_true(f) - (below ? 0 : product_2 * ratio_2 * step_2) - (below ? 0 : (below_2 ? 0 : product_3 * (direction_y_pred(f) / shifted_2) / shifted * step_3) * step_2), f);
             hvp_y_pred.put(2 * ((below_2 ? 0 : (below_2 ? 0 : product / shifted_2 / shifted_2 * step_3) * step_3) - (below_2 ? 0 : (below_2 ? 0 : product * ratio_3 / shifted_2 * step_3) * step_3)) * direction_y_pred(f) - (below ? 0 : (below_2 ? 0 : product_3 * (direction_y_true(f) / shifted_2) / shifted * step_3) * step_2) + (below_2 ? 0 : product_2 * ratio_3 * step_3), f);
             sum_difference_sum.add((below_2 ? 0 : ratio_3 * direction_y_pred(f) * step_3) - (below ? 0 : ratio_2 * direction_y_true(f) * step_2));

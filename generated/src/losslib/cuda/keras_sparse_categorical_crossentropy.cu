@@ -155,40 +155,40 @@ __global__ void __launch_bounds__(THREADS, 1) hvp__from_logits_yes(const __grid_
             largest_here = larger<real>(largest_here, y_pred(c));
         }
         const real largest = team.largest(largest_here);
-        accumulator<real> ties_sum;
-        accumulator<real> sum_choice_sum;
-        for (int64_t c = team.lane; c < classes; c += team.size) {
-            const bool is_largest = y_pred(c) == largest;
-            ties_sum.add((real)(is_largest ? 1 : 0));
-            sum_choice_sum.add(is_largest ? direction_y_pred(c) : 0);
-        }
-        const real ties = team.total(ties_sum);
-        const real sum_choice = team.total(sum_choice_sum);
-        const real ratio = sum_choice / ties;
         accumulator<real> others_sum;
+        accumulator<real> ties_sum;
         accumulator<real> sum_product_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
-            const bool is_largest_2 = y_pred(c) == largest;
+            const bool is_largest = y_pred(c) == largest;
             const real relative = exp_difference<real>(y_pred(c), largest);
-            const real from_peak = direction_y_pred(c) - ratio;
-            others_sum.add(is_largest_2 ? 0 : relative);
-            sum_product_sum.add(from_peak * relative);
+            others_sum.add(is_largest ? 0 : relative);
+            ties_sum.add((real)(is_largest ? 1 : 0));
+            sum_product_sum.add(relative * direction_y_pred(c));
         }
         const real others = team.total(others_sum);
+        const real ties = team.total(ties_sum);
         const real sum_product = team.total(sum_product_sum);
-        const bool ignored = y_true == ignore_class;
         const real sum_exp = others + ties;
-        const real ratio_2 = scale / sum_exp;
-        const real ratio_3 = sum_product / sum_exp;
-        if (hvp_y_pred.wanted) for (int64_t c = team.lane; c < classes; c += team.size) {
-            const real from_peak_2 = direction_y_pred(c) - ratio;
+        const real mean_under_softmax = sum_product / sum_exp;
+        accumulator<real> sum_product_2_sum;
+        for (int64_t c = team.lane; c < classes; c += team.size) {
+            const real from_mean = direction_y_pred(c) - mean_under_softmax;
             const real relative_2 = exp_difference<real>(y_pred(c), largest);
-            hvp_y_pred.put(ignored ? 0 : ratio_2 * (from_peak_2 - ratio_3) * relative_2, c);
+            sum_product_2_sum.add(from_mean * relative_2);
+        }
+        const real sum_product_2 = team.total(sum_product_2_sum);
+        const bool ignored = y_true == ignore_class;
+        const real ratio = scale / sum_exp;
+        const real ratio_2 = sum_product_2 / sum_exp;
+        if (hvp_y_pred.wanted) for (int64_t c = team.lane; c < classes; c += team.size) {
+            const real from_mean_2 = direction_y_pred(c) - mean_under_softmax;
+            const real relative_3 = exp_difference<real>(y_pred(c), largest);
+            hvp_y_pred.put(ignored ? 0 : ratio * (from_mean_2 - ratio_2) * relative_3, c);
         }
     }
 }
 
-/* The loss, the totals, and the gradients times scale, where from_logits is False. 43 operations. */
+/* The loss, the totals, and the gradients times scale, where from_logits is False. 45 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) value_and_grad__from_logits_no(const __grid_constant__ launch<7> run)
 {
@@ -220,13 +220,12 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad__from_logits_no(con
         const real larger_2 = larger<real>(y_pred_at_safe_y_true, epsilon);
         const real smaller_2 = smaller<real>(larger_2, bound);
         const real ratio = others / smaller_2;
-        const real shifted = ratio + 1;
-        const real ratio_2 = scale / shifted / smaller_2;
+        const real ratio_2 = scale / (ratio + 1) / smaller_2;
         const real difference = bound - larger_2;
         const bool below = difference < 0;
         const real difference_2 = y_pred_at_safe_y_true - epsilon;
         const bool below_2 = difference_2 < 0;
-        const real ratio_3 = others / shifted * (scale / smaller_2) / smaller_2;
+        const real ratio_3 = others / (others / y_pred_at_safe_y_true + 1) * (scale / y_pred_at_safe_y_true) / y_pred_at_safe_y_true;
         const real step_2 = step<real>(difference_2, 1);
         const real step_3 = step<real>(difference, 1);
         if (grad_y_pred.wanted) for (int64_t c = team.lane; c < classes; c += team.size) {
@@ -262,7 +261,7 @@ __global__ void __launch_bounds__(THREADS, 1) weight__from_logits_no(const __gri
     close_total(run, 1, 0, total_weight_sum);
 }
 
-/* The derivative along the directions, where from_logits is False. 40 operations. */
+/* The derivative along the directions, where from_logits is False. 42 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) jvp__from_logits_no(const __grid_constant__ launch<5> run)
 {
@@ -298,17 +297,16 @@ __global__ void __launch_bounds__(THREADS, 1) jvp__from_logits_no(const __grid_c
         const real y_pred_at_safe_y_true = y_pred(safe_y_true);
         const real larger_3 = larger<real>(y_pred_at_safe_y_true, epsilon);
         const real smaller_2 = smaller<real>(larger_3, bound);
-        const real shifted = others / smaller_2 + 1;
         const real difference_3 = bound - larger_3;
         const real difference_4 = y_pred_at_safe_y_true - epsilon;
-        const real choice = ignored ? 0 : sum_choice / shifted / smaller_2 - (difference_3 < 0 ? 0 : (difference_4 < 0 ? 0 : others / shifted * (direction_y_pred(safe_y_true) / smaller_2) / smaller_2 * step<real>(difference_4, 1)) * step<real>(difference_3, 1));
+        const real choice = ignored ? 0 : sum_choice / (others / smaller_2 + 1) / smaller_2 - (difference_3 < 0 ? 0 : (difference_4 < 0 ? 0 : others / (others / y_pred_at_safe_y_true + 1) * (direction_y_pred(safe_y_true) / y_pred_at_safe_y_true) / y_pred_at_safe_y_true * step<real>(difference_4, 1)) * step<real>(difference_3, 1));
         if (team.leads) rate.put(choice);
         if (team.leads) total_rate_sum.add(choice);
     }
     close_total(run, 4, 0, total_rate_sum);
 }
 
-/* The hessian times the directions, times scale, where from_logits is False. 105 operations. */
+/* The hessian times the directions, times scale, where from_logits is False. 85 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) hvp__from_logits_no(const __grid_constant__ launch<5> run)
 {
@@ -347,25 +345,23 @@ __global__ void __launch_bounds__(THREADS, 1) hvp__from_logits_no(const __grid_c
         const bool below = difference_3 < 0;
         const real difference_4 = y_pred_at_safe_y_true - epsilon;
         const bool below_2 = difference_4 < 0;
-        const real smaller_2 = smaller<real>(larger_3, bound);
-        const real ratio = others / smaller_2;
-        const real shifted = ratio + 1;
-        const real ratio_2 = others / shifted;
-        const real ratio_3 = scale / shifted;
-        const real product = ratio_2 * ratio_3;
-        const real ratio_4 = product / smaller_2 / smaller_2 / smaller_2;
+        const real shifted = others / y_pred_at_safe_y_true + 1;
+        const real ratio = scale / shifted;
+        const real ratio_2 = ratio / shifted / y_pred_at_safe_y_true / y_pred_at_safe_y_true;
         const real step_2 = step<real>(difference_4, 1);
         const real step_3 = step<real>(difference_3, 1);
-        const real ratio_5 = ratio_3 / smaller_2 / smaller_2;
-        const real ratio_6 = ratio_3 / shifted / smaller_2 / smaller_2;
+        const real smaller_2 = smaller<real>(larger_3, bound);
+        const real shifted_2 = others / smaller_2 + 1;
+        const real ratio_3 = scale / shifted_2 / shifted_2 / smaller_2 / smaller_2;
         const real direction_y_pred_at_safe_y_true = direction_y_pred(safe_y_true);
-        const real ratio_7 = 2 * ratio_2 * (scale / smaller_2) / smaller_2 / smaller_2;
-        const real ratio_8 = product * ratio / smaller_2 / smaller_2 / smaller_2;
+        const real ratio_4 = others / shifted;
+        const real ratio_5 = ratio_4 * (scale / y_pred_at_safe_y_true) / y_pred_at_safe_y_true / y_pred_at_safe_y_true;
+        const real ratio_6 = ratio_4 * ratio / y_pred_at_safe_y_true / y_pred_at_safe_y_true / y_pred_at_safe_y_true;
         if (hvp_y_pred.wanted) for (int64_t c = team.lane; c < classes; c += team.size) {
             const bool equal_2 = c == safe_y_true;
             const real choice = (real)(equal_2 ? 1 : 0);
             const real choice_2 = equal_2 ? 0 : step<real>(y_pred(c) - epsilon, 1) * step<real>(bound - larger<real>(y_pred(c), epsilon), 1);
-            hvp_y_pred.put(ignored ? 0 : sum_choice * ((below ? 0 : (below_2 ? 0 : ratio_4 * choice * step_2) * step_3) - (below ? 0 : (below_2 ? 0 : ratio_5 * choice * step_2) * step_3) - ratio_6 * choice_2) + direction_y_pred_at_safe_y_true * ((below ? 0 : (below ? 0 : (below_2 ? 0 : (below_2 ? 0 : ratio_7 * choice * step_2) * step_2) * step_3) * step_3) - (below ? 0 : (below_2 ? 0 : ratio_5 * choice_2 * step_2) * step_3) - (below ? 0 : (below ? 0 : (below_2 ? 0 : (below_2 ? 0 : ratio_8 * choice * step_2) * step_2) * step_3) * step_3) + (below ? 0 : (below_2 ? 0 : ratio_4 * choice_2 * step_2) * step_3)), c);
+            hvp_y_pred.put(ignored ? 0 : -sum_choice * ((below ? 0 : (below_2 ? 0 : ratio_2 * choice * step_2) * step_3) + ratio_3 * choice_2) + direction_y_pred_at_safe_y_true * ((below ? 0 : (below_2 ? 0 : ratio_5 * choice * step_2) * step_3) - (below ? 0 : (below_2 ? 0 : ratio_2 * choice_2 * step_2) * step_3) + (below ? 0 : (below_2 ? 0 : ratio_6 * choice * step_2) * step_3)), c);
         }
     }
 }

@@ -11,7 +11,7 @@
 
 namespace {
 
-/* The loss, the totals, and the gradients times scale. 21 operations. */
+/* The loss, the totals, and the gradients times scale. 22 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all(const __grid_constant__ launch<9> run)
 {
@@ -33,18 +33,21 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all(const __grid_co
 
         const real ratio = sample_weight / (real)features;
         const real product = 2 * ratio * scale;
+        accumulator<real> value_sum;
         accumulator<real> sum_product_sum;
         for (int64_t f = team.lane; f < features; f += team.size) {
             const bool equal = y_true(f) == 0;
             const real choice = equal ? -1 : y_true(f);
             const real difference = 1 - y_pred(f) * choice;
             const real hinge = difference < 0 ? 0 : difference;
+            const real weighed = ratio * hinge;
             grad_y_true.put(-product * y_pred(f) * (real)(equal ? 0 : 1) * hinge, f);
             grad_y_pred.put(-product * choice * hinge, f);
+            value_sum.add(weighed * hinge);
             sum_product_sum.add(hinge * hinge);
         }
+        const real value = team.total(value_sum);
         const real sum_product = team.total(sum_product_sum);
-        const real value = ratio * sum_product;
         if (team.leads) loss.put(value);
         if (team.leads) total_loss_sum.add(value);
         if (team.leads) grad_sample_weight.put(sum_product / (real)features * scale);
@@ -131,6 +134,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all(const __grid_constant__ la
         const optional_row<Storage> direction_y_true(run, 5, here.of[5], (real)0.0);
         const output_row<Storage> rate(run, 6, here.of[6]);
 
+        const real ratio = direction_sample_weight / (real)features;
         accumulator<real> sum_product_sum;
         accumulator<real> sum_shifted_sum;
         for (int64_t f = team.lane; f < features; f += team.size) {
@@ -138,12 +142,13 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all(const __grid_constant__ la
             const real choice = equal ? -1 : y_true(f);
             const real difference = 1 - y_pred(f) * choice;
             const real hinge = difference < 0 ? 0 : difference;
-            sum_product_sum.add(hinge * hinge);
+            const real weighed = ratio * hinge;
+            sum_product_sum.add(weighed * hinge);
             sum_shifted_sum.add(choice * hinge * direction_y_pred(f) + y_pred(f) * (equal ? 0 : direction_y_true(f)) * hinge);
         }
         const real sum_product = team.total(sum_product_sum);
         const real sum_shifted = team.total(sum_shifted_sum);
-        const real shifted = sum_product / (real)features * direction_sample_weight + -2 * (sample_weight / (real)features) * sum_shifted;
+        const real shifted = sum_product + -2 * (sample_weight / (real)features) * sum_shifted;
         if (team.leads) rate.put(shifted);
         if (team.leads) total_rate_sum.add(shifted);
     }

@@ -99,14 +99,16 @@ template <class real> DEVICE real exp_difference(const real a, const real b)
     return isfinite(error) ? e + e * error : e;
 }
 
-/* factor exp(x), where exp(x) alone would overflow or lose digits below the smallest normal number. */
+/* factor exp(x), where exp(x) alone would overflow or lose digits below the smallest normal number. Far down a product that has become
+ * infinite counts as a number: 0 times it is 0. */
 template <class real> DEVICE real times_exp(const real factor, const real x)
 {
     const real e = exp(x);
     const real smallest = sizeof(real) == 4 ? (real)FLT_MIN : (real)DBL_MIN;
     if (e >= smallest && isfinite(e)) return factor * e;
     const real half = exp(x / 2);
-    return factor * half * half;
+    const real vanishes = sizeof(real) == 4 ? (real)-524 : (real)-4250;
+    return x < vanishes && isinf(factor) ? copysign((real)0, factor) : factor * half * half;
 }
 
 /* factor sigmoid(x), with all digits of the tail. */

@@ -13,7 +13,7 @@
 
 namespace {
 
-/* The loss, the totals, and the gradients times scale. 35 operations. */
+/* The loss, the totals, and the gradients times scale. 65 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all(const __grid_constant__ launch<10> run)
 {
@@ -38,39 +38,64 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all(const __grid_co
         const output_row<Storage> grad_weights(run, 9, here.of[9]);
 
         real largest_here = -INFINITY;
+        real max_abs_here = -INFINITY;
         for (int64_t c = team.lane; c < classes; c += team.size) {
             largest_here = larger<real>(largest_here, logits(c));
+            max_abs_here = larger<real>(max_abs_here, fabs(difference * onehot_labels(c) + ratio));
         }
         const real largest = team.largest(largest_here);
+        const real max_abs = team.largest(max_abs_here);
         accumulator<real> others_sum;
         accumulator<real> ties_sum;
+        accumulator<real> sum_choice_sum;
+        accumulator<real> sum_choice_2_sum;
         accumulator<real> sum_shifted_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
             const bool is_largest = logits(c) == largest;
             const real relative = exp_difference<real>(logits(c), largest);
+            const real shifted = difference * onehot_labels(c) + ratio;
+            const bool equal = fabs(shifted) == max_abs;
             others_sum.add(is_largest ? 0 : relative);
             ties_sum.add((real)(is_largest ? 1 : 0));
-            sum_shifted_sum.add(difference * onehot_labels(c) + ratio);
+            sum_choice_sum.add(equal ? shifted : 0);
+            sum_choice_2_sum.add(equal ? 0 : shifted);
+            sum_shifted_sum.add(shifted);
         }
         const real others = team.total(others_sum);
         const real ties = team.total(ties_sum);
+        const real sum_choice = team.total(sum_choice_sum);
+        const real sum_choice_2 = team.total(sum_choice_2_sum);
         const real sum_shifted = team.total(sum_shifted_sum);
         const real product = difference * weights * scale;
-        const real log_mass = log1p(others + (ties - 1));
+        const real more_ties = ties - 1;
+        const real log_mass = log1p(others + more_ties);
         const real product_2 = weights * scale;
         const real sum_exp = others + ties;
-        const real ratio_2 = sum_shifted / sum_exp;
+        const real shifted_2 = more_ties + others;
+        const bool below = fabs(weights) < 1;
+        accumulator<real> sum_choice_3_sum;
         accumulator<real> sum_product_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
             const real log_p = logits(c) - largest - log_mass;
             const real product_3 = difference * onehot_labels(c);
+            const real shifted_3 = product_3 + ratio;
+            const bool is_largest_2 = logits(c) == largest;
             const real relative_2 = exp_difference<real>(logits(c), largest);
+            const real abs_shifted_3 = fabs(shifted_3);
+            const real as_large = sum_choice - product_3 - ratio;
+            const bool above = abs_shifted_3 > fabs(log_p);
+            const real smaller_factor = above ? log_p : shifted_3;
+            const real larger_factor = above ? shifted_3 : log_p;
+            const real weighed = weights * larger_factor;
+            const real weighed_2 = weights * smaller_factor;
             grad_onehot_labels.put(-product * log_p, c);
-            grad_logits.put(-product_2 * (product_3 - ratio_2 * relative_2 + ratio), c);
-            sum_product_sum.add((product_3 + ratio) * log_p);
+            grad_logits.put(-product_2 * (shifted_3 / sum_exp * (is_largest_2 ? shifted_2 : sum_exp - relative_2) - (abs_shifted_3 == max_abs ? as_large + sum_choice_2 : sum_shifted - product_3 - ratio) / sum_exp * relative_2), c);
+            sum_choice_3_sum.add(below ? smaller_factor * weighed : larger_factor * weighed_2);
+            sum_product_sum.add(shifted_3 * log_p);
         }
+        const real sum_choice_3 = team.total(sum_choice_3_sum);
         const real sum_product = team.total(sum_product_sum);
-        const real value = -weights * sum_product;
+        const real value = -sum_choice_3;
         if (team.leads) loss.put(value);
         if (team.leads) total_loss_sum.add(value);
         if (team.leads) total_weight_sum.add(weights != 0 ? 1 : 0);
@@ -101,7 +126,7 @@ __global__ void __launch_bounds__(THREADS, 1) weight(const __grid_constant__ lau
     close_total(run, 1, 0, total_weight_sum);
 }
 
-/* The derivative along the directions. 15 operations. */
+/* The derivative along the directions. 25 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) jvp(const __grid_constant__ launch<6> run)
 {
@@ -139,16 +164,24 @@ __global__ void __launch_bounds__(THREADS, 1) jvp(const __grid_constant__ launch
         const real sum_product = team.total(sum_product_sum);
         const real others = team.total(others_sum);
         const real ties = team.total(ties_sum);
+        const bool below = fabs(weights) < 1;
         const real sum_exp = others + ties;
         const real ratio_2 = sum_product / sum_exp;
-        accumulator<real> sum_product_2_sum;
+        accumulator<real> sum_choice_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
-            sum_product_2_sum.add((direction_logits(c) - ratio_2) * (difference * onehot_labels(c) + ratio));
+            const real difference_2 = direction_logits(c) - ratio_2;
+            const real shifted = difference * onehot_labels(c) + ratio;
+            const bool above = fabs(difference_2) > fabs(shifted);
+            const real smaller_factor = above ? shifted : difference_2;
+            const real larger_factor = above ? difference_2 : shifted;
+            const real weighed = weights * larger_factor;
+            const real weighed_2 = weights * smaller_factor;
+            sum_choice_sum.add(below ? smaller_factor * weighed : larger_factor * weighed_2);
         }
-        const real sum_product_2 = team.total(sum_product_2_sum);
-        const real minus_product = -weights * sum_product_2;
-        if (team.leads) rate.put(minus_product);
-        if (team.leads) total_rate_sum.add(minus_product);
+        const real sum_choice = team.total(sum_choice_sum);
+        const real minus_sum_choice = -sum_choice;
+        if (team.leads) rate.put(minus_sum_choice);
+        if (team.leads) total_rate_sum.add(minus_sum_choice);
     }
     close_total(run, 5, 0, total_rate_sum);
 }
@@ -162,6 +195,7 @@ __global__ void __launch_bounds__(THREADS, 1) hvp(const __grid_constant__ launch
     const real label_smoothing = (real)run.about.params[0];
     team_of_threads team(run.about.team);
 
+    const real difference = 1 - label_smoothing;
     const real ratio = label_smoothing / (real)classes;
     for (int64_t n = team.first; n < run.about.samples; n += team.count) {
         const sample_place<6> here(run, n);
@@ -177,42 +211,42 @@ __global__ void __launch_bounds__(THREADS, 1) hvp(const __grid_constant__ launch
             largest_here = larger<real>(largest_here, logits(c));
         }
         const real largest = team.largest(largest_here);
-        accumulator<real> ties_sum;
-        accumulator<real> sum_choice_sum;
-        for (int64_t c = team.lane; c < classes; c += team.size) {
-            const bool is_largest = logits(c) == largest;
-            ties_sum.add((real)(is_largest ? 1 : 0));
-            sum_choice_sum.add(is_largest ? direction_logits(c) : 0);
-        }
-        const real ties = team.total(ties_sum);
-        const real sum_choice = team.total(sum_choice_sum);
-        const real ratio_2 = sum_choice / ties;
         accumulator<real> others_sum;
-        accumulator<real> sum_shifted_sum;
+        accumulator<real> ties_sum;
         accumulator<real> sum_product_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
-            const bool is_largest_2 = logits(c) == largest;
+            const bool is_largest = logits(c) == largest;
             const real relative = exp_difference<real>(logits(c), largest);
-            const real from_peak = direction_logits(c) - ratio_2;
-            others_sum.add(is_largest_2 ? 0 : relative);
-            sum_shifted_sum.add(onehot_labels(c) - label_smoothing * onehot_labels(c) + ratio);
-            sum_product_sum.add(from_peak * relative);
+            others_sum.add(is_largest ? 0 : relative);
+            ties_sum.add((real)(is_largest ? 1 : 0));
+            sum_product_sum.add(relative * direction_logits(c));
         }
         const real others = team.total(others_sum);
-        const real sum_shifted = team.total(sum_shifted_sum);
+        const real ties = team.total(ties_sum);
         const real sum_product = team.total(sum_product_sum);
         const real sum_exp = others + ties;
-        const real product = weights / sum_exp * sum_shifted * scale;
-        const real ratio_3 = sum_product / sum_exp;
-        if (hvp_logits.wanted) for (int64_t c = team.lane; c < classes; c += team.size) {
-            const real from_peak_2 = direction_logits(c) - ratio_2;
+        const real mean_under_softmax = sum_product / sum_exp;
+        accumulator<real> sum_shifted_sum;
+        accumulator<real> sum_product_2_sum;
+        for (int64_t c = team.lane; c < classes; c += team.size) {
+            const real from_mean = direction_logits(c) - mean_under_softmax;
             const real relative_2 = exp_difference<real>(logits(c), largest);
-            hvp_logits.put(product * (from_peak_2 - ratio_3) * relative_2, c);
+            sum_shifted_sum.add(difference * onehot_labels(c) + ratio);
+            sum_product_2_sum.add(from_mean * relative_2);
+        }
+        const real sum_shifted = team.total(sum_shifted_sum);
+        const real sum_product_2 = team.total(sum_product_2_sum);
+        const real product = sum_shifted / sum_exp * scale;
+        const real ratio_2 = sum_product_2 / sum_exp;
+        if (hvp_logits.wanted) for (int64_t c = team.lane; c < classes; c += team.size) {
+            const real from_mean_2 = direction_logits(c) - mean_under_softmax;
+            const real relative_3 = exp_difference<real>(logits(c), largest);
+            hvp_logits.put(product * (from_mean_2 - ratio_2) * relative_3 * weights, c);
         }
     }
 }
 
-/* The derivative along the directions. 26 operations. */
+/* The derivative along the directions. 36 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) jvp_all(const __grid_constant__ launch<9> run)
 {
@@ -253,20 +287,26 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all(const __grid_constant__ la
         const real others = team.total(others_sum);
         const real ties = team.total(ties_sum);
         const real sum_product = team.total(sum_product_sum);
+        const bool below = fabs(direction_weights) < 1;
         const real log_mass = log1p(others + (ties - 1));
         const real sum_exp = others + ties;
         const real ratio_2 = sum_product / sum_exp;
-        accumulator<real> sum_product_2_sum;
+        accumulator<real> sum_choice_sum;
         accumulator<real> sum_shifted_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
             const real shifted = difference * onehot_labels(c) + ratio;
             const real log_p = logits(c) - largest - log_mass;
-            sum_product_2_sum.add(shifted * log_p);
+            const bool above = fabs(shifted) > fabs(log_p);
+            const real smaller_factor = above ? log_p : shifted;
+            const real larger_factor = above ? shifted : log_p;
+            const real weighed = direction_weights * larger_factor;
+            const real weighed_2 = direction_weights * smaller_factor;
+            sum_choice_sum.add(below ? smaller_factor * weighed : larger_factor * weighed_2);
             sum_shifted_sum.add(difference * log_p * direction_onehot_labels(c) + (direction_logits(c) - ratio_2) * shifted);
         }
-        const real sum_product_2 = team.total(sum_product_2_sum);
+        const real sum_choice = team.total(sum_choice_sum);
         const real sum_shifted = team.total(sum_shifted_sum);
-        const real minus_shifted = -(sum_product_2 * direction_weights + weights * sum_shifted);
+        const real minus_shifted = -(sum_choice + weights * sum_shifted);
         if (team.leads) rate.put(minus_shifted);
         if (team.leads) total_rate_sum.add(minus_shifted);
         if (team.leads) total_weight_rate_sum.add(0);
@@ -305,84 +345,86 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all(const __grid_constant__ la
             largest_here = larger<real>(largest_here, logits(c));
         }
         const real largest = team.largest(largest_here);
-        accumulator<real> ties_sum;
-        real max_abs_here = -INFINITY;
-        accumulator<real> sum_choice_sum;
-        for (int64_t c = team.lane; c < classes; c += team.size) {
-            const bool is_largest = logits(c) == largest;
-            ties_sum.add((real)(is_largest ? 1 : 0));
-            max_abs_here = larger<real>(max_abs_here, fabs(direction_onehot_labels(c)));
-            sum_choice_sum.add(is_largest ? direction_logits(c) : 0);
-        }
-        const real ties = team.total(ties_sum);
-        const real max_abs = team.largest(max_abs_here);
-        const real sum_choice = team.total(sum_choice_sum);
-        const real ratio_2 = sum_choice / ties;
         accumulator<real> sum_product_sum;
         accumulator<real> others_sum;
-        accumulator<real> sum_choice_2_sum;
-        accumulator<real> sum_choice_3_sum;
-        accumulator<real> sum_2_sum;
-        accumulator<real> sum_shifted_sum;
-        accumulator<real> sum_product_2_sum;
+        accumulator<real> ties_sum;
+        real max_abs_here = -INFINITY;
+        real max_abs_2_here = -INFINITY;
         for (int64_t c = team.lane; c < classes; c += team.size) {
             const real relative = exp_difference<real>(logits(c), largest);
-            const bool is_largest_2 = logits(c) == largest;
-            const bool equal = fabs(direction_onehot_labels(c)) == max_abs;
-            const real from_peak = direction_logits(c) - ratio_2;
+            const bool is_largest = logits(c) == largest;
             sum_product_sum.add(relative * direction_logits(c));
-            others_sum.add(is_largest_2 ? 0 : relative);
-            sum_choice_2_sum.add(equal ? direction_onehot_labels(c) : 0);
-            sum_choice_3_sum.add(equal ? 0 : direction_onehot_labels(c));
-            sum_2_sum.add(direction_onehot_labels(c));
-            sum_shifted_sum.add(onehot_labels(c) - label_smoothing * onehot_labels(c) + ratio);
-            sum_product_2_sum.add(from_peak * relative);
+            others_sum.add(is_largest ? 0 : relative);
+            ties_sum.add((real)(is_largest ? 1 : 0));
+            max_abs_here = larger<real>(max_abs_here, fabs(direction_onehot_labels(c)));
+            max_abs_2_here = larger<real>(max_abs_2_here, fabs(difference * onehot_labels(c) + ratio));
         }
         const real sum_product = team.total(sum_product_sum);
         const real others = team.total(others_sum);
+        const real ties = team.total(ties_sum);
+        const real max_abs = team.largest(max_abs_here);
+        const real max_abs_2 = team.largest(max_abs_2_here);
+        const real sum_exp = others + ties;
+        const real mean_under_softmax = sum_product / sum_exp;
+        accumulator<real> sum_choice_sum;
+        accumulator<real> sum_choice_2_sum;
+        accumulator<real> sum_2_sum;
+        accumulator<real> sum_shifted_sum;
+        accumulator<real> sum_product_2_sum;
+        accumulator<real> sum_choice_3_sum;
+        accumulator<real> sum_choice_4_sum;
+        for (int64_t c = team.lane; c < classes; c += team.size) {
+            const bool equal = fabs(direction_onehot_labels(c)) == max_abs;
+            const real shifted = difference * onehot_labels(c) + ratio;
+            const real from_mean = direction_logits(c) - mean_under_softmax;
+            const real relative_2 = exp_difference<real>(logits(c), largest);
+            const bool equal_2 = fabs(shifted) == max_abs_2;
+            sum_choice_sum.add(equal ? direction_onehot_labels(c) : 0);
+            sum_choice_2_sum.add(equal ? 0 : direction_onehot_labels(c));
+            sum_2_sum.add(direction_onehot_labels(c));
+            sum_shifted_sum.add(shifted);
+            sum_product_2_sum.add(from_mean * relative_2);
+            sum_choice_3_sum.add(equal_2 ? shifted : 0);
+            sum_choice_4_sum.add(equal_2 ? 0 : shifted);
+        }
+        const real sum_choice = team.total(sum_choice_sum);
         const real sum_choice_2 = team.total(sum_choice_2_sum);
-        const real sum_choice_3 = team.total(sum_choice_3_sum);
         const real sum_2 = team.total(sum_2_sum);
         const real sum_shifted = team.total(sum_shifted_sum);
         const real sum_product_2 = team.total(sum_product_2_sum);
+        const real sum_choice_3 = team.total(sum_choice_3_sum);
+        const real sum_choice_4 = team.total(sum_choice_4_sum);
         const real product = difference * weights;
         const real product_2 = product * scale;
-        const real sum_exp = others + ties;
-        const real ratio_3 = sum_product / sum_exp;
         const real product_3 = difference * direction_weights * scale;
         const real more_ties = ties - 1;
         const real log_mass = log1p(others + more_ties);
         const real product_4 = product * scale_rate;
-        const real product_5 = label_smoothing * direction_weights * scale;
-        const real product_6 = label_smoothing * weights;
-        const real product_7 = product_6 * scale;
-        const real shifted = more_ties + others;
-        const real product_8 = direction_weights * scale;
-        const real product_9 = weights * scale_rate;
-        const real product_10 = product_6 * scale_rate;
-        const real product_11 = weights * scale;
-        const real product_12 = weights / sum_exp * sum_shifted;
-        const real product_13 = product_12 * scale;
-        const real ratio_4 = sum_product_2 / sum_exp;
-        const real product_14 = sum_shifted / sum_exp * direction_weights * scale;
-        const real product_15 = product_12 * scale_rate;
-        const real product_16 = ratio * direction_weights * scale;
-        const real product_17 = ratio * weights * scale_rate;
+        const real product_5 = weights * scale;
+        const real shifted_2 = more_ties + others;
+        const real product_6 = label_smoothing * weights * scale;
+        const real product_7 = direction_weights / sum_exp * scale;
+        const real product_8 = weights / sum_exp * scale_rate;
+        const real product_9 = sum_shifted / sum_exp * scale;
+        const real ratio_2 = sum_product_2 / sum_exp;
         accumulator<real> sum_shifted_2_sum;
         accumulator<real> sum_product_3_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
-            const real difference_2 = direction_logits(c) - ratio_3;
+            const real from_mean_2 = direction_logits(c) - mean_under_softmax;
             const real log_p = logits(c) - largest - log_mass;
-            const real as_large = sum_choice_2 - direction_onehot_labels(c);
-            const real relative_2 = exp_difference<real>(logits(c), largest);
-            const bool is_largest_3 = logits(c) == largest;
-            const real difference_3 = (fabs(direction_onehot_labels(c)) == max_abs ? as_large + sum_choice_3 : sum_2 - direction_onehot_labels(c)) / sum_exp * relative_2 - (is_largest_3 ? shifted : sum_exp - relative_2) / sum_exp * direction_onehot_labels(c);
-            const real from_peak_2 = direction_logits(c) - ratio_2;
-            const real shifted_2 = difference * onehot_labels(c) + ratio;
-            hvp_onehot_labels.put(-(product_2 * difference_2 + product_3 * log_p + product_4 * log_p), c);
-            hvp_logits.put(product_5 * onehot_labels(c) - product_7 * difference_3 - product_8 * onehot_labels(c) - product_9 * onehot_labels(c) + product_10 * onehot_labels(c) + product_11 * difference_3 + product_13 * (from_peak_2 - ratio_4) * relative_2 + product_14 * relative_2 + product_15 * relative_2 - product_16 - product_17, c);
-            sum_shifted_2_sum.add(difference * log_p * direction_onehot_labels(c) + difference_2 * shifted_2);
-            sum_product_3_sum.add(shifted_2 * log_p);
+            const real as_large = sum_choice - direction_onehot_labels(c);
+            const real relative_3 = exp_difference<real>(logits(c), largest);
+            const bool is_largest_2 = logits(c) == largest;
+            const real choice = is_largest_2 ? shifted_2 : sum_exp - relative_3;
+            const real difference_2 = (fabs(direction_onehot_labels(c)) == max_abs ? as_large + sum_choice_2 : sum_2 - direction_onehot_labels(c)) / sum_exp * relative_3 - choice / sum_exp * direction_onehot_labels(c);
+            const real product_10 = difference * onehot_labels(c);
+            const real shifted_3 = product_10 + ratio;
+            const real as_large_2 = sum_choice_3 - product_10 - ratio;
+            const real choice_2 = fabs(shifted_3) == max_abs_2 ? as_large_2 + sum_choice_4 : sum_shifted - product_10 - ratio;
+            hvp_onehot_labels.put(-(product_2 * from_mean_2 + product_3 * log_p + product_4 * log_p), c);
+            hvp_logits.put(product_5 * difference_2 - product_6 * difference_2 - product_7 * shifted_3 * choice - product_8 * shifted_3 * choice + product_9 * (from_mean_2 - ratio_2) * relative_3 * weights + product_7 * choice_2 * relative_3 + product_8 * choice_2 * relative_3, c);
+            sum_shifted_2_sum.add(difference * log_p * direction_onehot_labels(c) + from_mean_2 * shifted_3);
+            sum_product_3_sum.add(shifted_3 * log_p);
         }
         const real sum_shifted_2 = team.total(sum_shifted_2_sum);
         const real sum_product_3 = team.total(sum_product_3_sum);

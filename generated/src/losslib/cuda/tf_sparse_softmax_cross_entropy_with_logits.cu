@@ -123,34 +123,34 @@ __global__ void __launch_bounds__(THREADS, 1) hvp(const __grid_constant__ launch
             largest_here = larger<real>(largest_here, logits(c));
         }
         const real largest = team.largest(largest_here);
-        accumulator<real> ties_sum;
-        accumulator<real> sum_choice_sum;
-        for (int64_t c = team.lane; c < classes; c += team.size) {
-            const bool is_largest = logits(c) == largest;
-            ties_sum.add((real)(is_largest ? 1 : 0));
-            sum_choice_sum.add(is_largest ? direction_logits(c) : 0);
-        }
-        const real ties = team.total(ties_sum);
-        const real sum_choice = team.total(sum_choice_sum);
-        const real ratio = sum_choice / ties;
         accumulator<real> others_sum;
+        accumulator<real> ties_sum;
         accumulator<real> sum_product_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
-            const bool is_largest_2 = logits(c) == largest;
+            const bool is_largest = logits(c) == largest;
             const real relative = exp_difference<real>(logits(c), largest);
-            const real from_peak = direction_logits(c) - ratio;
-            others_sum.add(is_largest_2 ? 0 : relative);
-            sum_product_sum.add(from_peak * relative);
+            others_sum.add(is_largest ? 0 : relative);
+            ties_sum.add((real)(is_largest ? 1 : 0));
+            sum_product_sum.add(relative * direction_logits(c));
         }
         const real others = team.total(others_sum);
+        const real ties = team.total(ties_sum);
         const real sum_product = team.total(sum_product_sum);
         const real sum_exp = others + ties;
-        const real ratio_2 = scale / sum_exp;
-        const real ratio_3 = sum_product / sum_exp;
-        if (hvp_logits.wanted) for (int64_t c = team.lane; c < classes; c += team.size) {
-            const real from_peak_2 = direction_logits(c) - ratio;
+        const real mean_under_softmax = sum_product / sum_exp;
+        accumulator<real> sum_product_2_sum;
+        for (int64_t c = team.lane; c < classes; c += team.size) {
+            const real from_mean = direction_logits(c) - mean_under_softmax;
             const real relative_2 = exp_difference<real>(logits(c), largest);
-            hvp_logits.put(ratio_2 * (from_peak_2 - ratio_3) * relative_2, c);
+            sum_product_2_sum.add(from_mean * relative_2);
+        }
+        const real sum_product_2 = team.total(sum_product_2_sum);
+        const real ratio = scale / sum_exp;
+        const real ratio_2 = sum_product_2 / sum_exp;
+        if (hvp_logits.wanted) for (int64_t c = team.lane; c < classes; c += team.size) {
+            const real from_mean_2 = direction_logits(c) - mean_under_softmax;
+            const real relative_3 = exp_difference<real>(logits(c), largest);
+            hvp_logits.put(ratio * (from_mean_2 - ratio_2) * relative_3, c);
         }
     }
 }

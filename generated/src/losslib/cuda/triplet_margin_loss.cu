@@ -461,7 +461,7 @@ __global__ void __launch_bounds__(THREADS, 1) hvp__p_1__swap_no(const __grid_con
     }
 }
 
-/* The loss, the totals, and the gradients times scale, where p is 2 and swap is True. 93 operations. */
+/* The loss, the totals, and the gradients times scale, where p is 2 and swap is True. 223 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) value_and_grad__p_2__swap_yes(const __grid_constant__ launch<9> run)
 {
@@ -472,6 +472,7 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad__p_2__swap_yes(cons
     team_of_threads team(run.about.team);
 
     accumulator<real> total_loss_sum;
+    const real product = 2 * eps;
     for (int64_t n = team.first; n < run.about.samples; n += team.count) {
         const sample_place<9> here(run, n);
         const input_row<Storage> anchor(run, 0, here.of[0]);
@@ -493,75 +494,151 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad__p_2__swap_yes(cons
         }
         const real max_abs = team.largest(max_abs_here);
         const real max_abs_2 = team.largest(max_abs_2_here);
-        const real binade_max_abs = binade<real>(max_abs);
-        const real binade_max_abs_2 = binade<real>(max_abs_2);
         real max_abs_3_here = -INFINITY;
-        accumulator<real> sum_product_sum;
-        accumulator<real> sum_product_2_sum;
+        real max_choice_here = -INFINITY;
+        real max_choice_2_here = -INFINITY;
         for (int64_t f = team.lane; f < features; f += team.size) {
             const real to_positive = anchor(f) - positive(f);
             const real to_negative_2 = anchor(f) - negative(f);
-            const real scaled = (to_negative_2 + eps) / binade_max_abs;
+            const real shifted = to_negative_2 + eps;
             const real between_2 = positive(f) - negative(f);
-            const real scaled_2 = (between_2 + eps) / binade_max_abs_2;
+            const real shifted_2 = between_2 + eps;
             max_abs_3_here = larger<real>(max_abs_3_here, fabs(to_positive + eps));
-            sum_product_sum.add(scaled * scaled);
-            sum_product_2_sum.add(scaled_2 * scaled_2);
+            max_choice_here = larger<real>(max_choice_here, fabs(shifted) == max_abs ? (negative(f) - positive(f)) * sign<real>(shifted) : -INFINITY);
+            max_choice_2_here = larger<real>(max_choice_2_here, fabs(shifted_2) == max_abs_2 ? -shifted_2 / shifted_2 * (to_negative_2 + product) * sign<real>(shifted_2) : -INFINITY);
         }
         const real max_abs_3 = team.largest(max_abs_3_here);
-        const real sum_product = team.total(sum_product_sum);
-        const real sum_product_2 = team.total(sum_product_2_sum);
+        const real max_choice = team.largest(max_choice_here);
+        const real max_choice_2 = team.largest(max_choice_2_here);
         const real binade_max_abs_3 = binade<real>(max_abs_3);
-        const real sqrt_sum_product_2 = sqrt(sum_product_2);
-        const real sqrt_sum_product = sqrt(sum_product);
-        const real mean_length = (real)0.5 * binade_max_abs_2 * sqrt_sum_product_2 + (real)0.5 * binade_max_abs * sqrt_sum_product;
+        const real binade_max_abs = binade<real>(max_abs);
+        const real binade_max_abs_2 = binade<real>(max_abs_2);
+        const real choice = max_abs == 0 ? 1 : max_abs / binade_max_abs;
+        const real choice_2 = max_abs_2 == 0 ? 1 : max_abs_2 / binade_max_abs_2;
+        accumulator<real> sum_product_sum;
+        accumulator<real> sum_product_2_sum;
         accumulator<real> sum_product_3_sum;
         accumulator<real> sum_product_4_sum;
         accumulator<real> sum_product_5_sum;
         for (int64_t f = team.lane; f < features; f += team.size) {
             const real to_positive_2 = anchor(f) - positive(f);
-            const real scaled_3 = (to_positive_2 + eps) / binade_max_abs_3;
-            const real between_3 = positive(f) - negative(f);
+            const real scaled = (to_positive_2 + eps) / binade_max_abs_3;
             const real to_negative_3 = anchor(f) - negative(f);
-            const real middle = ((real)0.5 * between_3 + (real)0.5 * to_negative_3 + eps) / mean_length;
+            const real scaled_2 = (to_negative_3 + eps) / binade_max_abs;
+            const real between_3 = positive(f) - negative(f);
+            const real shifted_3 = between_3 + eps;
+            const real scaled_3 = shifted_3 / binade_max_abs_2;
+            const real eliminated = cross<real>(negative(f) - positive(f), choice, scaled_2, max_choice);
+            const real left = eliminated / choice;
+            const real eliminated_2 = cross<real>(-shifted_3 / shifted_3 * (to_negative_3 + product), choice_2, scaled_3, max_choice_2);
+            const real left_2 = eliminated_2 / choice_2;
+            sum_product_sum.add(scaled * scaled);
+            sum_product_2_sum.add(scaled_2 * scaled_2);
             sum_product_3_sum.add(scaled_3 * scaled_3);
-            sum_product_4_sum.add((positive(f) - anchor(f)) * middle);
-            sum_product_5_sum.add(to_positive_2 * middle);
+            sum_product_4_sum.add(left * scaled_2);
+            sum_product_5_sum.add(left_2 * scaled_3);
         }
+        const real sum_product = team.total(sum_product_sum);
+        const real sum_product_2 = team.total(sum_product_2_sum);
         const real sum_product_3 = team.total(sum_product_3_sum);
         const real sum_product_4 = team.total(sum_product_4_sum);
         const real sum_product_5 = team.total(sum_product_5_sum);
-        const real near = binade_max_abs_3 * sqrt(sum_product_3);
-        const real far = binade_max_abs * sqrt_sum_product;
-        const real across = binade_max_abs_2 * sqrt_sum_product_2;
-        const real shifted = near - smaller<real>(far, across) + margin;
-        const bool below = shifted < 0;
-        const real product = inverse_root<real>(sum_product_3) * scale;
-        const real step_2 = step<real>(shifted, 1);
-        const bool equal = mean_length == 0;
-        const real longer_by = equal ? 0 : sum_product_4;
-        const bool below_2 = longer_by < 0;
-        const real product_2 = inverse_root<real>(sum_product) * scale;
-        const real step_3 = step<real>(longer_by, (real)0.5);
-        const real longer_by_2 = equal ? 0 : sum_product_5;
-        const bool below_3 = longer_by_2 < 0;
-        const real product_3 = inverse_root<real>(sum_product_2) * scale;
-        const real step_4 = step<real>(longer_by_2, (real)0.5);
-        if (grad_anchor.wanted || grad_positive.wanted || grad_negative.wanted) for (int64_t f = team.lane; f < features; f += team.size) {
+        const real sqrt_sum_product_3 = sqrt(sum_product_3);
+        const real sqrt_sum_product_2 = sqrt(sum_product_2);
+        const real mean_length = (real)0.5 * binade_max_abs_2 * sqrt_sum_product_3 + (real)0.5 * binade_max_abs * sqrt_sum_product_2;
+        const real inverse_root_sum_product = inverse_root<real>(sum_product);
+        const real inverse_root_sum_product_2 = inverse_root<real>(sum_product_2);
+        const real ratio = inverse_root_sum_product / binade_max_abs_3;
+        const real share = binade_max_abs / binade_max_abs * inverse_root_sum_product_2;
+        const real along = -share * sum_product_4 * share;
+        const real inverse_root_sum_product_3 = inverse_root<real>(sum_product_3);
+        const real share_2 = binade_max_abs_2 / binade_max_abs_2 * inverse_root_sum_product_3;
+        const real along_2 = -share_2 * sum_product_5 * share_2;
+        accumulator<real> sum_product_6_sum;
+        accumulator<real> cosine_sum;
+        accumulator<real> sum_product_7_sum;
+        accumulator<real> sum_product_8_sum;
+        accumulator<real> cosine_2_sum;
+        accumulator<real> sum_product_9_sum;
+        for (int64_t f = team.lane; f < features; f += team.size) {
+            const real between_4 = positive(f) - negative(f);
+            const real to_negative_4 = anchor(f) - negative(f);
+            const real middle = ((real)0.5 * between_4 + (real)0.5 * to_negative_4 + eps) / mean_length;
             const real to_positive_3 = anchor(f) - positive(f);
             const real scaled_4 = (to_positive_3 + eps) / binade_max_abs_3;
-            const real choice = below ? 0 : product * scaled_4 * step_2;
-            const real to_negative_4 = anchor(f) - negative(f);
+            const real unit_x = inverse_root_sum_product * scaled_4;
             const real scaled_5 = (to_negative_4 + eps) / binade_max_abs;
-            const real choice_2 = below_2 ? 0 : (below ? 0 : product_2 * scaled_5 * step_2) * step_3;
-            const real between_4 = positive(f) - negative(f);
+            const real unit_y = inverse_root_sum_product_2 * scaled_5;
+            const real eliminated_3 = cross<real>(negative(f) - positive(f), choice, scaled_5, max_choice);
+            const real left_3 = eliminated_3 / choice;
+            const real across = ratio * (along * scaled_5 + left_3);
             const real scaled_6 = (between_4 + eps) / binade_max_abs_2;
-            const real choice_3 = below_3 ? 0 : (below ? 0 : product_3 * scaled_6 * step_2) * step_4;
-            grad_anchor.put(choice - choice_2, f);
-            grad_positive.put(-choice - choice_3, f);
-            grad_negative.put(-(-choice_3 + -choice_2), f);
+            const real unit_y_2 = -inverse_root_sum_product_3 * scaled_6;
+            const real scaled_7 = -scaled_6;
+            const real eliminated_4 = cross<real>(to_negative_4 + product, choice_2, scaled_7, max_choice_2);
+            const real left_4 = eliminated_4 / choice_2;
+            const real across_2 = ratio * (along_2 * scaled_7 + left_4);
+            sum_product_6_sum.add((positive(f) - anchor(f)) * middle);
+            cosine_sum.add(unit_x * unit_y);
+            sum_product_7_sum.add(across * across);
+            sum_product_8_sum.add(to_positive_3 * middle);
+            cosine_2_sum.add(unit_x * unit_y_2);
+            sum_product_9_sum.add(across_2 * across_2);
         }
-        const real value = below ? 0 : shifted;
+        const real sum_product_6 = team.total(sum_product_6_sum);
+        const real cosine = team.total(cosine_sum);
+        const real sum_product_7 = team.total(sum_product_7_sum);
+        const real sum_product_8 = team.total(sum_product_8_sum);
+        const real cosine_2 = team.total(cosine_2_sum);
+        const real sum_product_9 = team.total(sum_product_9_sum);
+        const real near = binade_max_abs_3 * sqrt(sum_product);
+        const real far = binade_max_abs * sqrt_sum_product_2;
+        const real across_3 = binade_max_abs_2 * sqrt_sum_product_3;
+        const real shifted_4 = near - smaller<real>(far, across_3) + margin;
+        const bool below = shifted_4 < 0;
+        const bool equal = mean_length == 0;
+        const real longer_by = equal ? 0 : sum_product_6;
+        const real minus_longer_by = -longer_by;
+        const bool below_2 = minus_longer_by < 0;
+        const real product_2 = inverse_root_sum_product * scale;
+        const real step_2 = step<real>(minus_longer_by, (real)0.5);
+        const real step_3 = step<real>(shifted_4, 1);
+        const bool below_3 = longer_by < 0;
+        const bool above = cosine > (real)0.5;
+        const real ratio_2 = sum_product_7 / (cosine + 1);
+        const real step_4 = step<real>(longer_by, (real)0.5);
+        const real longer_by_2 = equal ? 0 : sum_product_8;
+        const real minus_longer_by_2 = -longer_by_2;
+        const bool below_4 = minus_longer_by_2 < 0;
+        const real step_5 = step<real>(minus_longer_by_2, (real)0.5);
+        const bool below_5 = longer_by_2 < 0;
+        const bool above_2 = cosine_2 > (real)0.5;
+        const real ratio_3 = sum_product_9 / (cosine_2 + 1);
+        const real step_6 = step<real>(longer_by_2, (real)0.5);
+        const real product_3 = inverse_root_sum_product_3 * scale;
+        const real product_4 = inverse_root_sum_product_2 * scale;
+        if (grad_anchor.wanted || grad_positive.wanted || grad_negative.wanted) for (int64_t f = team.lane; f < features; f += team.size) {
+            const real to_positive_4 = anchor(f) - positive(f);
+            const real scaled_8 = (to_positive_4 + eps) / binade_max_abs_3;
+            const real to_negative_5 = anchor(f) - negative(f);
+            const real scaled_9 = (to_negative_5 + eps) / binade_max_abs;
+            const real eliminated_5 = cross<real>(negative(f) - positive(f), choice, scaled_9, max_choice);
+            const real left_5 = eliminated_5 / choice;
+            const real across_4 = ratio * (along * scaled_9 + left_5);
+            const real unit_y_3 = inverse_root_sum_product_2 * scaled_9;
+            const real unit_x_2 = inverse_root_sum_product * scaled_8;
+            const real between_5 = positive(f) - negative(f);
+            const real scaled_10 = (between_5 + eps) / binade_max_abs_2;
+            const real scaled_11 = -scaled_10;
+            const real eliminated_6 = cross<real>(to_negative_5 + product, choice_2, scaled_11, max_choice_2);
+            const real left_6 = eliminated_6 / choice_2;
+            const real across_5 = ratio * (along_2 * scaled_11 + left_6);
+            const real unit_y_4 = -inverse_root_sum_product_3 * scaled_10;
+            grad_anchor.put((below ? 0 : (below_2 ? 0 : product_2 * scaled_8 * step_2) * step_3) + (below_3 ? 0 : (below ? 0 : scale * (above ? across_4 - ratio_2 * unit_y_3 : unit_x_2 - unit_y_3) * step_3) * step_4), f);
+            grad_positive.put(-((below ? 0 : (below_4 ? 0 : product_2 * scaled_8 * step_5) * step_3) + (below_5 ? 0 : (below ? 0 : scale * (above_2 ? across_5 - ratio_3 * unit_y_4 : unit_x_2 - unit_y_4) * step_3) * step_6)), f);
+            grad_negative.put(-(-(below_5 ? 0 : (below ? 0 : product_3 * scaled_10 * step_3) * step_6) + -(below_3 ? 0 : (below ? 0 : product_4 * scaled_9 * step_3) * step_4)), f);
+        }
+        const real value = below ? 0 : shifted_4;
         if (team.leads) loss.put(value);
         if (team.leads) total_loss_sum.add(value);
     }
@@ -1002,7 +1079,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp__p_2__swap_no(const __grid_con
     close_total(run, 7, 0, total_rate_sum);
 }
 
-/* The hessian times the directions, times scale, where p is 2 and swap is False. 107 operations. */
+/* The hessian times the directions, times scale, where p is 2 and swap is False. 197 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) hvp__p_2__swap_no(const __grid_constant__ launch<10> run)
 {
@@ -1026,86 +1103,157 @@ __global__ void __launch_bounds__(THREADS, 1) hvp__p_2__swap_no(const __grid_con
         const output_row<Storage> hvp_negative(run, 9, here.of[9]);
 
         real max_abs_here = -INFINITY;
-        real max_abs_2_here = -INFINITY;
         for (int64_t f = team.lane; f < features; f += team.size) {
             const real to_negative = anchor(f) - negative(f);
-            const real to_positive = anchor(f) - positive(f);
             max_abs_here = larger<real>(max_abs_here, fabs(to_negative + eps));
-            max_abs_2_here = larger<real>(max_abs_2_here, fabs(to_positive + eps));
         }
         const real max_abs = team.largest(max_abs_here);
-        const real max_abs_2 = team.largest(max_abs_2_here);
-        const real binade_max_abs = binade<real>(max_abs);
-        const real binade_max_abs_2 = binade<real>(max_abs_2);
-        accumulator<real> sum_product_sum;
-        accumulator<real> sum_product_2_sum;
+        real max_abs_2_here = -INFINITY;
         real max_choice_here = -INFINITY;
-        real max_choice_2_here = -INFINITY;
         for (int64_t f = team.lane; f < features; f += team.size) {
+            const real to_positive = anchor(f) - positive(f);
             const real to_negative_2 = anchor(f) - negative(f);
             const real shifted = to_negative_2 + eps;
-            const real scaled = shifted / binade_max_abs;
+            max_abs_2_here = larger<real>(max_abs_2_here, fabs(to_positive + eps));
+            max_choice_here = larger<real>(max_choice_here, fabs(shifted) == max_abs ? (negative(f) - positive(f)) * sign<real>(shifted) : -INFINITY);
+        }
+        const real max_abs_2 = team.largest(max_abs_2_here);
+        const real max_choice = team.largest(max_choice_here);
+        const real binade_max_abs = binade<real>(max_abs);
+        const real binade_max_abs_2 = binade<real>(max_abs_2);
+        const real choice = max_abs == 0 ? 1 : max_abs / binade_max_abs;
+        accumulator<real> sum_product_sum;
+        accumulator<real> sum_product_2_sum;
+        accumulator<real> sum_product_3_sum;
+        for (int64_t f = team.lane; f < features; f += team.size) {
+            const real to_negative_3 = anchor(f) - negative(f);
+            const real scaled = (to_negative_3 + eps) / binade_max_abs;
             const real to_positive_2 = anchor(f) - positive(f);
-            const real shifted_2 = to_positive_2 + eps;
-            const real scaled_2 = shifted_2 / binade_max_abs_2;
+            const real scaled_2 = (to_positive_2 + eps) / binade_max_abs_2;
+            const real eliminated = cross<real>(negative(f) - positive(f), choice, scaled, max_choice);
+            const real left = eliminated / choice;
             sum_product_sum.add(scaled * scaled);
             sum_product_2_sum.add(scaled_2 * scaled_2);
-            max_choice_here = larger<real>(max_choice_here, fabs(shifted_2) == max_abs_2 ? (direction_anchor(f) - direction_positive(f)) * sign<real>(shifted_2) : -INFINITY);
-            max_choice_2_here = larger<real>(max_choice_2_here, fabs(shifted) == max_abs ? (direction_anchor(f) - direction_negative(f)) * sign<real>(shifted) : -INFINITY);
+            sum_product_3_sum.add(left * scaled);
         }
         const real sum_product = team.total(sum_product_sum);
         const real sum_product_2 = team.total(sum_product_2_sum);
-        const real max_choice = team.largest(max_choice_here);
-        const real max_choice_2 = team.largest(max_choice_2_here);
-        const real mean_length = (real)0.5 * binade_max_abs * sqrt(sum_product) + (real)0.5 * binade_max_abs_2 * sqrt(sum_product_2);
-        const real choice = max_abs_2 == 0 ? 1 : max_abs_2 / binade_max_abs_2;
-        const real choice_2 = max_abs == 0 ? 1 : max_abs / binade_max_abs;
-        accumulator<real> sum_product_3_sum;
-        accumulator<real> sum_product_4_sum;
-        accumulator<real> sum_product_5_sum;
-        for (int64_t f = team.lane; f < features; f += team.size) {
-            const real to_negative_3 = anchor(f) - negative(f);
-            const real to_positive_3 = anchor(f) - positive(f);
-            const real middle = ((real)0.5 * to_negative_3 + (real)0.5 * to_positive_3 + eps) / mean_length;
-            const real scaled_3 = (to_positive_3 + eps) / binade_max_abs_2;
-            const real eliminated = cross<real>(direction_anchor(f) - direction_positive(f), choice, scaled_3, max_choice);
-            const real left = eliminated / choice;
-            const real scaled_4 = (to_negative_3 + eps) / binade_max_abs;
-            const real eliminated_2 = cross<real>(direction_anchor(f) - direction_negative(f), choice_2, scaled_4, max_choice_2);
-            const real left_2 = eliminated_2 / choice_2;
-            sum_product_3_sum.add((negative(f) - positive(f)) * middle);
-            sum_product_4_sum.add(left * scaled_3);
-            sum_product_5_sum.add(left_2 * scaled_4);
-        }
         const real sum_product_3 = team.total(sum_product_3_sum);
-        const real sum_product_4 = team.total(sum_product_4_sum);
-        const real sum_product_5 = team.total(sum_product_5_sum);
-        const real longer_by = mean_length == 0 ? 0 : sum_product_3;
-        const real shifted_3 = longer_by + margin;
-        const bool below = shifted_3 < 0;
         const real inverse_root_sum_product_2 = inverse_root<real>(sum_product_2);
-        const real product = inverse_root_sum_product_2 / binade_max_abs_2 * scale;
-        const real share = binade_max_abs_2 / binade_max_abs_2 * inverse_root_sum_product_2;
-        const real along = -share * sum_product_4 * share;
-        const real step_2 = step<real>(shifted_3, 1);
         const real inverse_root_sum_product = inverse_root<real>(sum_product);
-        const real product_2 = inverse_root_sum_product / binade_max_abs * scale;
-        const real share_2 = binade_max_abs / binade_max_abs * inverse_root_sum_product;
-        const real along_2 = -share_2 * sum_product_5 * share_2;
-        if (hvp_anchor.wanted || hvp_positive.wanted || hvp_negative.wanted) for (int64_t f = team.lane; f < features; f += team.size) {
-            const real to_positive_4 = anchor(f) - positive(f);
-            const real scaled_5 = (to_positive_4 + eps) / binade_max_abs_2;
-            const real eliminated_3 = cross<real>(direction_anchor(f) - direction_positive(f), choice, scaled_5, max_choice);
-            const real left_3 = eliminated_3 / choice;
-            const real choice_3 = below ? 0 : product * (along * scaled_5 + left_3) * step_2;
+        const real ratio = inverse_root_sum_product_2 / binade_max_abs_2;
+        const real share = binade_max_abs / binade_max_abs * inverse_root_sum_product;
+        const real along = -share * sum_product_3 * share;
+        accumulator<real> cosine_sum;
+        real max_choice_2_here = -INFINITY;
+        accumulator<real> sum_product_4_sum;
+        real max_choice_3_here = -INFINITY;
+        real max_choice_4_here = -INFINITY;
+        for (int64_t f = team.lane; f < features; f += team.size) {
+            const real to_positive_3 = anchor(f) - positive(f);
+            const real shifted_2 = to_positive_3 + eps;
+            const real scaled_3 = shifted_2 / binade_max_abs_2;
+            const real unit_x = inverse_root_sum_product_2 * scaled_3;
             const real to_negative_4 = anchor(f) - negative(f);
-            const real scaled_6 = (to_negative_4 + eps) / binade_max_abs;
-            const real eliminated_4 = cross<real>(direction_anchor(f) - direction_negative(f), choice_2, scaled_6, max_choice_2);
-            const real left_4 = eliminated_4 / choice_2;
-            const real choice_4 = below ? 0 : product_2 * (along_2 * scaled_6 + left_4) * step_2;
-            hvp_anchor.put(choice_3 - choice_4, f);
-            hvp_positive.put(-choice_3, f);
-            hvp_negative.put(choice_4, f);
+            const real shifted_3 = to_negative_4 + eps;
+            const real scaled_4 = shifted_3 / binade_max_abs;
+            const real unit_y = inverse_root_sum_product * scaled_4;
+            const bool equal = fabs(shifted_2) == max_abs_2;
+            const real eliminated_2 = cross<real>(negative(f) - positive(f), choice, scaled_4, max_choice);
+            const real left_2 = eliminated_2 / choice;
+            const real across = ratio * (along * scaled_4 + left_2);
+            cosine_sum.add(unit_x * unit_y);
+            max_choice_2_here = larger<real>(max_choice_2_here, equal ? (direction_negative(f) - direction_positive(f)) * sign<real>(shifted_2) : -INFINITY);
+            sum_product_4_sum.add(across * across);
+            max_choice_3_here = larger<real>(max_choice_3_here, fabs(shifted_3) == max_abs ? (direction_anchor(f) - direction_negative(f)) * sign<real>(shifted_3) : -INFINITY);
+            max_choice_4_here = larger<real>(max_choice_4_here, equal ? (direction_anchor(f) - direction_positive(f)) * sign<real>(shifted_2) : -INFINITY);
+        }
+        const real cosine = team.total(cosine_sum);
+        const real max_choice_2 = team.largest(max_choice_2_here);
+        const real sum_product_4 = team.total(sum_product_4_sum);
+        const real max_choice_3 = team.largest(max_choice_3_here);
+        const real max_choice_4 = team.largest(max_choice_4_here);
+        const real mean_length = (real)0.5 * binade_max_abs * sqrt(sum_product) + (real)0.5 * binade_max_abs_2 * sqrt(sum_product_2);
+        const real choice_2 = max_abs_2 == 0 ? 1 : max_abs_2 / binade_max_abs_2;
+        const real ratio_2 = sum_product_4 / (cosine + 1);
+        accumulator<real> sum_product_5_sum;
+        accumulator<real> sum_product_6_sum;
+        accumulator<real> sum_product_7_sum;
+        accumulator<real> sum_product_8_sum;
+        accumulator<real> sum_product_9_sum;
+        accumulator<real> sum_product_10_sum;
+        accumulator<real> sum_product_11_sum;
+        for (int64_t f = team.lane; f < features; f += team.size) {
+            const real difference = negative(f) - positive(f);
+            const real to_negative_5 = anchor(f) - negative(f);
+            const real to_positive_4 = anchor(f) - positive(f);
+            const real middle = ((real)0.5 * to_negative_5 + (real)0.5 * to_positive_4 + eps) / mean_length;
+            const real scaled_5 = (to_positive_4 + eps) / binade_max_abs_2;
+            const real eliminated_3 = cross<real>(direction_negative(f) - direction_positive(f), choice_2, scaled_5, max_choice_2);
+            const real left_3 = eliminated_3 / choice_2;
+            const real difference_2 = direction_anchor(f) - direction_negative(f);
+            const real scaled_6 = (to_negative_5 + eps) / binade_max_abs;
+            const real unit_y_2 = inverse_root_sum_product * scaled_6;
+            const real eliminated_4 = cross<real>(difference, choice, scaled_6, max_choice);
+            const real left_4 = eliminated_4 / choice;
+            const real across_2 = ratio * (along * scaled_6 + left_4);
+            const real turn = across_2 - ratio_2 * unit_y_2;
+            const real apart_in_units = ratio * difference;
+            const real eliminated_5 = cross<real>(difference_2, choice, scaled_6, max_choice_3);
+            const real left_5 = eliminated_5 / choice;
+            const real eliminated_6 = cross<real>(direction_anchor(f) - direction_positive(f), choice_2, scaled_5, max_choice_4);
+            const real left_6 = eliminated_6 / choice_2;
+            sum_product_5_sum.add(difference * middle);
+            sum_product_6_sum.add(left_3 * scaled_5);
+            sum_product_7_sum.add(difference_2 * unit_y_2);
+            sum_product_8_sum.add(difference_2 * turn);
+            sum_product_9_sum.add(apart_in_units * middle);
+            sum_product_10_sum.add(left_5 * scaled_6);
+            sum_product_11_sum.add(left_6 * scaled_5);
+        }
+        const real sum_product_5 = team.total(sum_product_5_sum);
+        const real sum_product_6 = team.total(sum_product_6_sum);
+        const real sum_product_7 = team.total(sum_product_7_sum);
+        const real sum_product_8 = team.total(sum_product_8_sum);
+        const real sum_product_9 = team.total(sum_product_9_sum);
+        const real sum_product_10 = team.total(sum_product_10_sum);
+        const real sum_product_11 = team.total(sum_product_11_sum);
+        const real longer_by = mean_length == 0 ? 0 : sum_product_5;
+        const real shifted_4 = longer_by + margin;
+        const bool below = shifted_4 < 0;
+        const bool above = cosine > (real)0.984375;
+        const real share_2 = binade_max_abs_2 / binade_max_abs_2 * inverse_root_sum_product_2;
+        const real along_2 = -share_2 * sum_product_6 * share_2;
+        const real product = sum_product_9 / binade_max_abs * inverse_root_sum_product;
+        const real along_3 = -share * sum_product_10 * share;
+        const real along_4 = -share_2 * sum_product_11 * share_2;
+        const real ratio_3 = inverse_root_sum_product / binade_max_abs;
+        const real step_2 = step<real>(shifted_4, 1);
+        const real product_2 = ratio * scale;
+        const real product_3 = ratio_3 * scale;
+        if (hvp_anchor.wanted || hvp_positive.wanted || hvp_negative.wanted) for (int64_t f = team.lane; f < features; f += team.size) {
+            const real to_positive_5 = anchor(f) - positive(f);
+            const real scaled_7 = (to_positive_5 + eps) / binade_max_abs_2;
+            const real eliminated_7 = cross<real>(direction_negative(f) - direction_positive(f), choice_2, scaled_7, max_choice_2);
+            const real left_7 = eliminated_7 / choice_2;
+            const real to_negative_6 = anchor(f) - negative(f);
+            const real scaled_8 = (to_negative_6 + eps) / binade_max_abs;
+            const real eliminated_8 = cross<real>(negative(f) - positive(f), choice, scaled_8, max_choice);
+            const real left_8 = eliminated_8 / choice;
+            const real across_3 = ratio * (along * scaled_8 + left_8);
+            const real unit_y_3 = inverse_root_sum_product * scaled_8;
+            const real turn_2 = across_3 - ratio_2 * unit_y_3;
+            const real unit_x_2 = inverse_root_sum_product_2 * scaled_7;
+            const real eliminated_9 = cross<real>(direction_anchor(f) - direction_negative(f), choice, scaled_8, max_choice_3);
+            const real left_9 = eliminated_9 / choice;
+            const real shifted_5 = along_3 * scaled_8 + left_9;
+            const real eliminated_10 = cross<real>(direction_anchor(f) - direction_positive(f), choice_2, scaled_7, max_choice_4);
+            const real left_10 = eliminated_10 / choice_2;
+            const real first_part = ratio * (along_4 * scaled_7 + left_10);
+            const real second_part = ratio_3 * shifted_5;
+            hvp_anchor.put(below ? 0 : scale * (above ? ratio * (along_2 * scaled_7 + left_7) - ratio * (sum_product_7 * turn_2 + sum_product_8 * unit_x_2) - product * shifted_5 : first_part - second_part) * step_2, f);
+            hvp_positive.put(-(below ? 0 : product_2 * (along_4 * scaled_7 + left_10) * step_2), f);
+            hvp_negative.put(below ? 0 : product_3 * shifted_5 * step_2, f);
         }
     }
 }
@@ -1496,7 +1644,7 @@ __global__ void __launch_bounds__(THREADS, 1) hvp__p_inf__swap_no(const __grid_c
     }
 }
 
-/* The loss, the totals, and the gradients times scale, where p is none of the special values and swap is True. 147 operations. */
+/* The loss, the totals, and the gradients times scale, where p is none of the special values and swap is True. 376 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) value_and_grad__p_general__swap_yes(const __grid_constant__ launch<9> run)
 {
@@ -1511,6 +1659,7 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad__p_general__swap_ye
     const real ratio = 1 / p;
     const real difference = ratio - 1;
     const real difference_2 = p - 1;
+    const real product = 2 * eps;
     for (int64_t n = team.first; n < run.about.samples; n += team.count) {
         const sample_place<9> here(run, n);
         const input_row<Storage> anchor(run, 0, here.of[0]);
@@ -1522,96 +1671,214 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad__p_general__swap_ye
         const output_row<Storage> grad_positive(run, 7, here.of[7]);
         const output_row<Storage> grad_negative(run, 8, here.of[8]);
 
+        real largest_here = -INFINITY;
+        real largest_2_here = -INFINITY;
+        for (int64_t f = team.lane; f < features; f += team.size) {
+            const real to_negative = anchor(f) - negative(f);
+            const real second = to_negative + eps;
+            const real apart = negative(f) - positive(f);
+            const real second_2 = apart - eps;
+            largest_here = larger<real>(largest_here, fabs(second));
+            largest_2_here = larger<real>(largest_2_here, fabs(second_2));
+        }
+        const real largest = team.largest(largest_here);
+        const real largest_2 = team.largest(largest_2_here);
+        real largest_of_first_here = -INFINITY;
         real max_abs_here = -INFINITY;
-        real max_abs_2_here = -INFINITY;
-        real max_abs_3_here = -INFINITY;
+        real first_there_here = -INFINITY;
+        real max_choice_here = -INFINITY;
+        real first_there_2_here = -INFINITY;
+        real max_choice_2_here = -INFINITY;
         for (int64_t f = team.lane; f < features; f += team.size) {
             const real to_positive = anchor(f) - positive(f);
-            const real to_negative = anchor(f) - negative(f);
+            const real first_2 = to_positive + eps;
             const real between = positive(f) - negative(f);
-            max_abs_here = larger<real>(max_abs_here, fabs(to_positive + eps));
-            max_abs_2_here = larger<real>(max_abs_2_here, fabs(to_negative + eps));
-            max_abs_3_here = larger<real>(max_abs_3_here, fabs(between + eps));
+            const real to_negative_2 = anchor(f) - negative(f);
+            const real second_3 = to_negative_2 + eps;
+            const bool equal = fabs(second_3) == largest;
+            const real apart_2 = negative(f) - positive(f);
+            const real second_4 = apart_2 - eps;
+            const bool equal_2 = fabs(second_4) == largest_2;
+            const real apart_3 = to_negative_2 + product;
+            largest_of_first_here = larger<real>(largest_of_first_here, fabs(first_2));
+            max_abs_here = larger<real>(max_abs_here, fabs(between + eps));
+            first_there_here = larger<real>(first_there_here, equal ? sign<real>(second_3) * first_2 : -INFINITY);
+            max_choice_here = larger<real>(max_choice_here, equal ? sign<real>(second_3) * apart_2 : -INFINITY);
+            first_there_2_here = larger<real>(first_there_2_here, equal_2 ? sign<real>(second_4) * first_2 : -INFINITY);
+            max_choice_2_here = larger<real>(max_choice_2_here, equal_2 ? sign<real>(second_4) * apart_3 : -INFINITY);
         }
+        const real largest_of_first = team.largest(largest_of_first_here);
         const real max_abs = team.largest(max_abs_here);
-        const real max_abs_2 = team.largest(max_abs_2_here);
-        const real max_abs_3 = team.largest(max_abs_3_here);
+        const real first_there = team.largest(first_there_here);
+        const real max_choice = team.largest(max_choice_here);
+        const real first_there_2 = team.largest(first_there_2_here);
+        const real max_choice_2 = team.largest(max_choice_2_here);
+        const real binade_largest_of_first = binade<real>(largest_of_first);
+        const real scale_of_second = binade<real>(largest);
         const real binade_max_abs = binade<real>(max_abs);
-        const real binade_max_abs_2 = binade<real>(max_abs_2);
-        const real binade_max_abs_3 = binade<real>(max_abs_3);
+        const bool and_2 = largest > 0 && 2 * first_there > largest_of_first;
+        const real first_or_1 = and_2 ? first_there : 1;
+        const real choice = and_2 ? largest : 1;
+        const real choice_2 = largest == 0 ? 1 : largest / scale_of_second;
+        const bool and_3 = largest_2 > 0 && 2 * first_there_2 > largest_of_first;
+        const real first_or_1_2 = and_3 ? first_there_2 : 1;
+        const real choice_3 = and_3 ? largest_2 : 1;
+        const real scale_of_second_2 = binade<real>(largest_2);
+        const real choice_4 = largest_2 == 0 ? 1 : largest_2 / scale_of_second_2;
         accumulator<real> sum_abs_power_sum;
         accumulator<real> sum_abs_power_2_sum;
         accumulator<real> sum_abs_power_3_sum;
         accumulator<real> sum_choice_sum;
         accumulator<real> sum_choice_2_sum;
+        accumulator<real> sum_abs_power_4_sum;
+        accumulator<real> sum_choice_3_sum;
+        accumulator<real> sum_choice_4_sum;
+        accumulator<real> sum_abs_power_5_sum;
         for (int64_t f = team.lane; f < features; f += team.size) {
             const real to_positive_2 = anchor(f) - positive(f);
-            const real scaled = (to_positive_2 + eps) / binade_max_abs;
-            const real to_negative_2 = anchor(f) - negative(f);
-            const real shifted = to_negative_2 + eps;
-            const real scaled_2 = shifted / binade_max_abs_2;
+            const real first_3 = to_positive_2 + eps;
+            const real scaled = first_3 / binade_largest_of_first;
+            const real to_negative_3 = anchor(f) - negative(f);
+            const real second_5 = to_negative_3 + eps;
+            const real scaled_2 = second_5 / scale_of_second;
             const real abs_power_2 = abs_power<real>(scaled_2, p);
             const real between_2 = positive(f) - negative(f);
-            const real shifted_2 = between_2 + eps;
-            const real scaled_3 = shifted_2 / binade_max_abs_3;
+            const real shifted = between_2 + eps;
+            const real scaled_3 = shifted / binade_max_abs;
             const real abs_power_3 = abs_power<real>(scaled_3, p);
-            const real sign_shifted_2 = sign<real>(shifted_2);
             const real sign_2 = sign<real>(shifted);
-            const real product = (positive(f) - anchor(f)) * sign_shifted_2;
-            const real abs_shifted_2 = fabs(shifted_2);
+            const real sign_second_5 = sign<real>(second_5);
+            const real product_2 = (positive(f) - anchor(f)) * sign_2;
             const real abs_2 = fabs(shifted);
-            const real abs_3 = fabs(product);
-            const real larger_2 = larger<real>(larger<real>(abs_shifted_2, abs_2), abs_3);
-            const real scaled_4 = larger_2 / binade_max_abs_2;
-            const real scaled_5 = shifted_2 / binade_max_abs_2;
-            const real product_2 = to_positive_2 * sign_2;
+            const real abs_second_5 = fabs(second_5);
             const real abs_product_2 = fabs(product_2);
-            const real larger_3 = larger<real>(larger<real>(abs_2, abs_shifted_2), abs_product_2);
-            const real scaled_6 = larger_3 / binade_max_abs_3;
-            const real scaled_7 = shifted / binade_max_abs_3;
+            const real larger_2 = larger<real>(larger<real>(abs_2, abs_second_5), abs_product_2);
+            const real scaled_4 = larger_2 / scale_of_second;
+            const real scaled_5 = shifted / scale_of_second;
+            const real ratio_2 = first_3 / first_or_1;
+            const real ratio_of_second = second_5 / choice;
+            const bool above = sign<real>(ratio_2) * sign<real>(ratio_of_second) > 0;
+            const real abs_ratio_2 = fabs(ratio_2);
+            const real abs_ratio_of_second = fabs(ratio_of_second);
+            const bool and_4 = (above && abs_ratio_2 < 2 * abs_ratio_of_second) && abs_ratio_of_second < 2 * abs_ratio_2;
+            const real apart_4 = negative(f) - positive(f);
+            const real eliminated = cross<real>(apart_4, choice_2, scaled_2, max_choice);
+            const real left = eliminated / choice_2;
+            const real ratios_apart = left / first_or_1;
+            const real log_ratio = and_4 ? log1p(ratios_apart / (and_4 ? ratio_of_second : 1)) : log(above ? ratio_2 / ratio_of_second : 1);
+            const real larger_ratio = larger<real>(abs_ratio_2, abs_ratio_of_second);
+            const real abs_power_4 = abs_power<real>(ratio_of_second, p);
+            const real product_3 = to_positive_2 * sign_second_5;
+            const real abs_product_3 = fabs(product_3);
+            const real larger_3 = larger<real>(larger<real>(abs_second_5, abs_2), abs_product_3);
+            const real scaled_6 = larger_3 / binade_max_abs;
+            const real scaled_7 = second_5 / binade_max_abs;
+            const real ratio_3 = first_3 / first_or_1_2;
+            const real second_6 = apart_4 - eps;
+            const real ratio_of_second_2 = second_6 / choice_3;
+            const bool above_2 = sign<real>(ratio_3) * sign<real>(ratio_of_second_2) > 0;
+            const real abs_ratio_3 = fabs(ratio_3);
+            const real abs_ratio_of_second_2 = fabs(ratio_of_second_2);
+            const bool and_5 = (above_2 && abs_ratio_3 < 2 * abs_ratio_of_second_2) && abs_ratio_of_second_2 < 2 * abs_ratio_3;
+            const real apart_5 = to_negative_3 + product;
+            const real eliminated_2 = cross<real>(apart_5, choice_4, second_6 / scale_of_second_2, max_choice_2);
+            const real left_2 = eliminated_2 / choice_4;
+            const real ratios_apart_2 = left_2 / first_or_1_2;
+            const real log_ratio_2 = and_5 ? log1p(ratios_apart_2 / (and_5 ? ratio_of_second_2 : 1)) : log(above_2 ? ratio_3 / ratio_of_second_2 : 1);
+            const real larger_ratio_2 = larger<real>(abs_ratio_3, abs_ratio_of_second_2);
+            const real abs_power_5 = abs_power<real>(ratio_of_second_2, p);
             sum_abs_power_sum.add(abs_power<real>(scaled, p));
             sum_abs_power_2_sum.add(abs_power_2);
             sum_abs_power_3_sum.add(abs_power_3);
-            sum_choice_sum.add(sign_shifted_2 == sign_2 ? -sign<real>(product) * abs_power<real>(scaled_4, p) * expm1(p * log1p(-abs_3 / (larger_2 == 0 ? 1 : larger_2))) : abs_power<real>(scaled_5, p) - abs_power_2);
-            sum_choice_2_sum.add(sign_2 == sign_shifted_2 ? -sign<real>(product_2) * abs_power<real>(scaled_6, p) * expm1(p * log1p(-abs_product_2 / (larger_3 == 0 ? 1 : larger_3))) : abs_power<real>(scaled_7, p) - abs_power_3);
+            sum_choice_sum.add(sign_2 == sign_second_5 ? -sign<real>(product_2) * abs_power<real>(scaled_4, p) * expm1(p * log1p(-abs_product_2 / (larger_2 == 0 ? 1 : larger_2))) : abs_power<real>(scaled_5, p) - abs_power_2);
+            sum_choice_2_sum.add(above ? -sign<real>(log_ratio) * abs_power<real>(larger_ratio, p) * expm1(-p * fabs(log_ratio)) : abs_power<real>(ratio_2, p) - abs_power_4);
+            sum_abs_power_4_sum.add(abs_power_4);
+            sum_choice_3_sum.add(sign_second_5 == sign_2 ? -sign<real>(product_3) * abs_power<real>(scaled_6, p) * expm1(p * log1p(-abs_product_3 / (larger_3 == 0 ? 1 : larger_3))) : abs_power<real>(scaled_7, p) - abs_power_3);
+            sum_choice_4_sum.add(above_2 ? -sign<real>(log_ratio_2) * abs_power<real>(larger_ratio_2, p) * expm1(-p * fabs(log_ratio_2)) : abs_power<real>(ratio_3, p) - abs_power_5);
+            sum_abs_power_5_sum.add(abs_power_5);
         }
         const real sum_abs_power = team.total(sum_abs_power_sum);
         const real sum_abs_power_2 = team.total(sum_abs_power_2_sum);
         const real sum_abs_power_3 = team.total(sum_abs_power_3_sum);
         const real sum_choice = team.total(sum_choice_sum);
         const real sum_choice_2 = team.total(sum_choice_2_sum);
-        const real near = abs_power<real>(sum_abs_power, ratio) * binade_max_abs;
-        const real far = abs_power<real>(sum_abs_power_2, ratio) * binade_max_abs_2;
-        const real across = abs_power<real>(sum_abs_power_3, ratio) * binade_max_abs_3;
-        const real shifted_3 = near - smaller<real>(far, across) + margin;
-        const bool below = shifted_3 < 0;
-        const real product_3 = signed_power<real>(sum_abs_power, difference) * scale;
-        const real step_2 = step<real>(shifted_3, 1);
+        const real sum_abs_power_4 = team.total(sum_abs_power_4_sum);
+        const real sum_choice_3 = team.total(sum_choice_3_sum);
+        const real sum_choice_4 = team.total(sum_choice_4_sum);
+        const real sum_abs_power_5 = team.total(sum_abs_power_5_sum);
+        const real near = abs_power<real>(sum_abs_power, ratio) * binade_largest_of_first;
+        const real far = abs_power<real>(sum_abs_power_2, ratio) * scale_of_second;
+        const real across = abs_power<real>(sum_abs_power_3, ratio) * binade_max_abs;
+        const real shifted_2 = near - smaller<real>(far, across) + margin;
+        const bool below = shifted_2 < 0;
         const bool below_2 = across < 2 * far;
         const bool below_3 = far < 2 * across;
         const real longer_by = below_2 && below_3 ? far * expm1(log1p(sum_choice / sum_abs_power_2) / p) : across - far;
-        const bool below_4 = longer_by < 0;
-        const real product_4 = signed_power<real>(sum_abs_power_2, difference) * scale;
-        const real step_3 = step<real>(longer_by, (real)0.5);
-        const real longer_by_2 = below_3 && below_2 ? across * expm1(log1p(sum_choice_2 / sum_abs_power_3) / p) : far - across;
-        const bool below_5 = longer_by_2 < 0;
-        const real product_5 = signed_power<real>(sum_abs_power_3, difference) * scale;
-        const real step_4 = step<real>(longer_by_2, (real)0.5);
+        const real minus_longer_by = -longer_by;
+        const bool below_4 = minus_longer_by < 0;
+        const real signed_power_2 = signed_power<real>(sum_abs_power, difference);
+        const real product_4 = signed_power_2 * scale;
+        const real step_2 = step<real>(minus_longer_by, (real)0.5);
+        const real step_3 = step<real>(shifted_2, 1);
+        const bool below_5 = longer_by < 0;
+        const real shift = log1p(sum_choice_2 / sum_abs_power_4) / p;
+        const real signed_power_3 = signed_power<real>(sum_abs_power_2, difference);
+        const real step_4 = step<real>(longer_by, (real)0.5);
+        const real longer_by_2 = below_3 && below_2 ? across * expm1(log1p(sum_choice_3 / sum_abs_power_3) / p) : far - across;
+        const real minus_longer_by_2 = -longer_by_2;
+        const bool below_6 = minus_longer_by_2 < 0;
+        const real step_5 = step<real>(minus_longer_by_2, (real)0.5);
+        const bool below_7 = longer_by_2 < 0;
+        const real shift_2 = log1p(sum_choice_4 / sum_abs_power_5) / p;
+        const real signed_power_4 = signed_power<real>(sum_abs_power_3, difference);
+        const real step_6 = step<real>(longer_by_2, (real)0.5);
+        const real product_5 = signed_power_4 * scale;
+        const real product_6 = signed_power_3 * scale;
         if (grad_anchor.wanted || grad_positive.wanted || grad_negative.wanted) for (int64_t f = team.lane; f < features; f += team.size) {
             const real to_positive_3 = anchor(f) - positive(f);
-            const real scaled_8 = (to_positive_3 + eps) / binade_max_abs;
-            const real choice = below ? 0 : product_3 * signed_power<real>(scaled_8, difference_2) * step_2;
-            const real to_negative_3 = anchor(f) - negative(f);
-            const real scaled_9 = (to_negative_3 + eps) / binade_max_abs_2;
-            const real choice_2 = below_4 ? 0 : (below ? 0 : product_4 * signed_power<real>(scaled_9, difference_2) * step_2) * step_3;
+            const real first_4 = to_positive_3 + eps;
+            const real scaled_8 = first_4 / binade_largest_of_first;
+            const real signed_power_5 = signed_power<real>(scaled_8, difference_2);
+            const real ratio_4 = first_4 / first_or_1;
+            const real to_negative_4 = anchor(f) - negative(f);
+            const real second_7 = to_negative_4 + eps;
+            const real ratio_of_second_3 = second_7 / choice;
+            const bool above_3 = sign<real>(ratio_4) * sign<real>(ratio_of_second_3) > 0;
+            const real abs_ratio_4 = fabs(ratio_4);
+            const real abs_ratio_of_second_3 = fabs(ratio_of_second_3);
+            const bool and_6 = (above_3 && abs_ratio_4 < 2 * abs_ratio_of_second_3) && abs_ratio_of_second_3 < 2 * abs_ratio_4;
+            const real apart_6 = negative(f) - positive(f);
+            const real scaled_9 = second_7 / scale_of_second;
+            const real eliminated_3 = cross<real>(apart_6, choice_2, scaled_9, max_choice);
+            const real left_3 = eliminated_3 / choice_2;
+            const real ratios_apart_3 = left_3 / first_or_1;
+            const real log_ratio_3 = and_6 ? log1p(ratios_apart_3 / (and_6 ? ratio_of_second_3 : 1)) : log(above_3 ? ratio_4 / ratio_of_second_3 : 1);
+            const real turn = difference_2 * (log_ratio_3 - shift);
+            const real signed_power_6 = signed_power<real>(scaled_9, difference_2);
+            const real unit_y = signed_power_3 * signed_power_6;
+            const real unit_x = signed_power_2 * signed_power_5;
+            const real ratio_5 = first_4 / first_or_1_2;
+            const real second_8 = apart_6 - eps;
+            const real ratio_of_second_4 = second_8 / choice_3;
+            const bool above_4 = sign<real>(ratio_5) * sign<real>(ratio_of_second_4) > 0;
+            const real abs_ratio_5 = fabs(ratio_5);
+            const real abs_ratio_of_second_4 = fabs(ratio_of_second_4);
+            const bool and_7 = (above_4 && abs_ratio_5 < 2 * abs_ratio_of_second_4) && abs_ratio_of_second_4 < 2 * abs_ratio_5;
+            const real apart_7 = to_negative_4 + product;
+            const real eliminated_4 = cross<real>(apart_7, choice_4, second_8 / scale_of_second_2, max_choice_2);
+            const real left_4 = eliminated_4 / choice_4;
+            const real ratios_apart_4 = left_4 / first_or_1_2;
+            const real log_ratio_4 = and_7 ? log1p(ratios_apart_4 / (and_7 ? ratio_of_second_4 : 1)) : log(above_4 ? ratio_5 / ratio_of_second_4 : 1);
+            const real turn_2 = difference_2 * (log_ratio_4 - shift_2);
             const real between_3 = positive(f) - negative(f);
-            const real scaled_10 = (between_3 + eps) / binade_max_abs_3;
-            const real choice_3 = below_5 ? 0 : (below ? 0 : product_5 * signed_power<real>(scaled_10, difference_2) * step_2) * step_4;
-            grad_anchor.put(choice - choice_2, f);
-            grad_positive.put(-(choice_3 + choice), f);
-            grad_negative.put(choice_3 + choice_2, f);
+            const real scaled_10 = (between_3 + eps) / binade_max_abs;
+            const real signed_power_7 = signed_power<real>(scaled_10, difference_2);
+            const real unit_y_2 = -signed_power_4 * signed_power_7;
+            grad_anchor.put((below ? 0 : (below_4 ? 0 : product_4 * signed_power_5 * step_2) * step_3) + (below_5 ? 0 : (below ? 0 : scale * ((and_2 && above_3) && fabs(turn) < (real)7 / 10 ? unit_y * expm1(turn) : unit_x - unit_y) * step_3) * step_4), f);
+            grad_positive.put(-((below ? 0 : (below_6 ? 0 : product_4 * signed_power_5 * step_5) * step_3) + (below_7 ? 0 : (below ? 0 : scale * ((and_3 && above_4) && fabs(turn_2) < (real)7 / 10 ? unit_y_2 * expm1(turn_2) : unit_x - unit_y_2) * step_3) * step_6)), f);
+            grad_negative.put((below_7 ? 0 : (below ? 0 : product_5 * signed_power_7 * step_3) * step_6) + (below_5 ? 0 : (below ? 0 : product_6 * signed_power_6 * step_3) * step_4), f);
         }
-        const real value = below ? 0 : shifted_3;
+        const real value = below ? 0 : shifted_2;
         if (team.leads) loss.put(value);
         if (team.leads) total_loss_sum.add(value);
     }
@@ -1917,7 +2184,7 @@ __global__ void __launch_bounds__(THREADS, 1) hvp__p_general__swap_yes(const __g
     }
 }
 
-/* The loss, the totals, and the gradients times scale, where p is none of the special values and swap is False. 86 operations. */
+/* The loss, the totals, and the gradients times scale, where p is none of the special values and swap is False. 186 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) value_and_grad__p_general__swap_no(const __grid_constant__ launch<9> run)
 {
@@ -1930,8 +2197,8 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad__p_general__swap_no
 
     accumulator<real> total_loss_sum;
     const real ratio = 1 / p;
-    const real difference = ratio - 1;
-    const real difference_2 = p - 1;
+    const real difference = p - 1;
+    const real difference_2 = ratio - 1;
     for (int64_t n = team.first; n < run.about.samples; n += team.count) {
         const sample_place<9> here(run, n);
         const input_row<Storage> anchor(run, 0, here.of[0]);
@@ -1943,62 +2210,118 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad__p_general__swap_no
         const output_row<Storage> grad_positive(run, 7, here.of[7]);
         const output_row<Storage> grad_negative(run, 8, here.of[8]);
 
-        real max_abs_here = -INFINITY;
-        real max_abs_2_here = -INFINITY;
+        real largest_here = -INFINITY;
+        for (int64_t f = team.lane; f < features; f += team.size) {
+            const real to_negative = anchor(f) - negative(f);
+            const real second = to_negative + eps;
+            largest_here = larger<real>(largest_here, fabs(second));
+        }
+        const real largest = team.largest(largest_here);
+        real largest_of_first_here = -INFINITY;
+        real first_there_here = -INFINITY;
+        real max_choice_here = -INFINITY;
         for (int64_t f = team.lane; f < features; f += team.size) {
             const real to_positive = anchor(f) - positive(f);
-            const real to_negative = anchor(f) - negative(f);
-            max_abs_here = larger<real>(max_abs_here, fabs(to_positive + eps));
-            max_abs_2_here = larger<real>(max_abs_2_here, fabs(to_negative + eps));
+            const real first_2 = to_positive + eps;
+            const real to_negative_2 = anchor(f) - negative(f);
+            const real second_2 = to_negative_2 + eps;
+            const bool equal = fabs(second_2) == largest;
+            const real apart = negative(f) - positive(f);
+            largest_of_first_here = larger<real>(largest_of_first_here, fabs(first_2));
+            first_there_here = larger<real>(first_there_here, equal ? sign<real>(second_2) * first_2 : -INFINITY);
+            max_choice_here = larger<real>(max_choice_here, equal ? sign<real>(second_2) * apart : -INFINITY);
         }
-        const real max_abs = team.largest(max_abs_here);
-        const real max_abs_2 = team.largest(max_abs_2_here);
-        const real binade_max_abs = binade<real>(max_abs);
-        const real binade_max_abs_2 = binade<real>(max_abs_2);
+        const real largest_of_first = team.largest(largest_of_first_here);
+        const real first_there = team.largest(first_there_here);
+        const real max_choice = team.largest(max_choice_here);
+        const real binade_largest_of_first = binade<real>(largest_of_first);
+        const real scale_of_second = binade<real>(largest);
+        const bool and_2 = largest > 0 && 2 * first_there > largest_of_first;
+        const real first_or_1 = and_2 ? first_there : 1;
+        const real choice = and_2 ? largest : 1;
+        const real choice_2 = largest == 0 ? 1 : largest / scale_of_second;
         accumulator<real> sum_abs_power_sum;
         accumulator<real> sum_abs_power_2_sum;
         accumulator<real> sum_choice_sum;
+        accumulator<real> sum_choice_2_sum;
+        accumulator<real> sum_abs_power_3_sum;
         for (int64_t f = team.lane; f < features; f += team.size) {
             const real to_positive_2 = anchor(f) - positive(f);
-            const real shifted = to_positive_2 + eps;
-            const real scaled = shifted / binade_max_abs;
-            const real to_negative_2 = anchor(f) - negative(f);
-            const real shifted_2 = to_negative_2 + eps;
-            const real scaled_2 = shifted_2 / binade_max_abs_2;
+            const real first_3 = to_positive_2 + eps;
+            const real scaled = first_3 / binade_largest_of_first;
+            const real to_negative_3 = anchor(f) - negative(f);
+            const real second_3 = to_negative_3 + eps;
+            const real scaled_2 = second_3 / scale_of_second;
             const real abs_power_2 = abs_power<real>(scaled_2, p);
-            const real sign_2 = sign<real>(shifted);
-            const real product = (negative(f) - positive(f)) * sign_2;
+            const real sign_first_3 = sign<real>(first_3);
+            const real apart_2 = negative(f) - positive(f);
+            const real product = apart_2 * sign_first_3;
             const real abs_2 = fabs(product);
-            const real larger_2 = larger<real>(larger<real>(fabs(shifted), fabs(shifted_2)), abs_2);
-            const real scaled_3 = larger_2 / binade_max_abs_2;
-            const real scaled_4 = shifted / binade_max_abs_2;
+            const real larger_2 = larger<real>(larger<real>(fabs(first_3), fabs(second_3)), abs_2);
+            const real scaled_3 = larger_2 / scale_of_second;
+            const real scaled_4 = first_3 / scale_of_second;
+            const real ratio_2 = first_3 / first_or_1;
+            const real ratio_of_second = second_3 / choice;
+            const bool above = sign<real>(ratio_2) * sign<real>(ratio_of_second) > 0;
+            const real abs_ratio_2 = fabs(ratio_2);
+            const real abs_ratio_of_second = fabs(ratio_of_second);
+            const bool and_3 = (above && abs_ratio_2 < 2 * abs_ratio_of_second) && abs_ratio_of_second < 2 * abs_ratio_2;
+            const real eliminated = cross<real>(apart_2, choice_2, scaled_2, max_choice);
+            const real left = eliminated / choice_2;
+            const real ratios_apart = left / first_or_1;
+            const real log_ratio = and_3 ? log1p(ratios_apart / (and_3 ? ratio_of_second : 1)) : log(above ? ratio_2 / ratio_of_second : 1);
+            const real larger_ratio = larger<real>(abs_ratio_2, abs_ratio_of_second);
+            const real abs_power_3 = abs_power<real>(ratio_of_second, p);
             sum_abs_power_sum.add(abs_power<real>(scaled, p));
             sum_abs_power_2_sum.add(abs_power_2);
-            sum_choice_sum.add(sign_2 == sign<real>(shifted_2) ? -sign<real>(product) * abs_power<real>(scaled_3, p) * expm1(p * log1p(-abs_2 / (larger_2 == 0 ? 1 : larger_2))) : abs_power<real>(scaled_4, p) - abs_power_2);
+            sum_choice_sum.add(sign_first_3 == sign<real>(second_3) ? -sign<real>(product) * abs_power<real>(scaled_3, p) * expm1(p * log1p(-abs_2 / (larger_2 == 0 ? 1 : larger_2))) : abs_power<real>(scaled_4, p) - abs_power_2);
+            sum_choice_2_sum.add(above ? -sign<real>(log_ratio) * abs_power<real>(larger_ratio, p) * expm1(-p * fabs(log_ratio)) : abs_power<real>(ratio_2, p) - abs_power_3);
+            sum_abs_power_3_sum.add(abs_power_3);
         }
         const real sum_abs_power = team.total(sum_abs_power_sum);
         const real sum_abs_power_2 = team.total(sum_abs_power_2_sum);
         const real sum_choice = team.total(sum_choice_sum);
-        const real near = abs_power<real>(sum_abs_power, ratio) * binade_max_abs;
-        const real far = abs_power<real>(sum_abs_power_2, ratio) * binade_max_abs_2;
+        const real sum_choice_2 = team.total(sum_choice_2_sum);
+        const real sum_abs_power_3 = team.total(sum_abs_power_3_sum);
+        const real near = abs_power<real>(sum_abs_power, ratio) * binade_largest_of_first;
+        const real far = abs_power<real>(sum_abs_power_2, ratio) * scale_of_second;
         const real longer_by = near < 2 * far && far < 2 * near ? far * expm1(log1p(sum_choice / sum_abs_power_2) / p) : near - far;
-        const real shifted_3 = longer_by + margin;
-        const bool below = shifted_3 < 0;
-        const real product_2 = signed_power<real>(sum_abs_power, difference) * scale;
-        const real step_2 = step<real>(shifted_3, 1);
-        const real product_3 = signed_power<real>(sum_abs_power_2, difference) * scale;
+        const real shifted = longer_by + margin;
+        const bool below = shifted < 0;
+        const real shift = log1p(sum_choice_2 / sum_abs_power_3) / p;
+        const real signed_power_2 = signed_power<real>(sum_abs_power_2, difference_2);
+        const real signed_power_3 = signed_power<real>(sum_abs_power, difference_2);
+        const real step_2 = step<real>(shifted, 1);
+        const real product_2 = signed_power_3 * scale;
+        const real product_3 = signed_power_2 * scale;
         if (grad_anchor.wanted || grad_positive.wanted || grad_negative.wanted) for (int64_t f = team.lane; f < features; f += team.size) {
             const real to_positive_3 = anchor(f) - positive(f);
-            const real scaled_5 = (to_positive_3 + eps) / binade_max_abs;
-            const real choice = below ? 0 : product_2 * signed_power<real>(scaled_5, difference_2) * step_2;
-            const real to_negative_3 = anchor(f) - negative(f);
-            const real scaled_6 = (to_negative_3 + eps) / binade_max_abs_2;
-            const real choice_2 = below ? 0 : product_3 * signed_power<real>(scaled_6, difference_2) * step_2;
-            grad_anchor.put(choice - choice_2, f);
-            grad_positive.put(-choice, f);
-            grad_negative.put(choice_2, f);
+            const real first_4 = to_positive_3 + eps;
+            const real ratio_3 = first_4 / first_or_1;
+            const real to_negative_4 = anchor(f) - negative(f);
+            const real second_4 = to_negative_4 + eps;
+            const real ratio_of_second_2 = second_4 / choice;
+            const bool above_2 = sign<real>(ratio_3) * sign<real>(ratio_of_second_2) > 0;
+            const real abs_ratio_3 = fabs(ratio_3);
+            const real abs_ratio_of_second_2 = fabs(ratio_of_second_2);
+            const bool and_4 = (above_2 && abs_ratio_3 < 2 * abs_ratio_of_second_2) && abs_ratio_of_second_2 < 2 * abs_ratio_3;
+            const real apart_3 = negative(f) - positive(f);
+            const real scaled_5 = second_4 / scale_of_second;
+            const real eliminated_2 = cross<real>(apart_3, choice_2, scaled_5, max_choice);
+            const real left_2 = eliminated_2 / choice_2;
+            const real ratios_apart_2 = left_2 / first_or_1;
+            const real log_ratio_2 = and_4 ? log1p(ratios_apart_2 / (and_4 ? ratio_of_second_2 : 1)) : log(above_2 ? ratio_3 / ratio_of_second_2 : 1);
+            const real turn = difference * (log_ratio_2 - shift);
+            const real signed_power_4 = signed_power<real>(scaled_5, difference);
+            const real unit_y = signed_power_2 * signed_power_4;
+            const real scaled_6 = first_4 / binade_largest_of_first;
+            const real signed_power_5 = signed_power<real>(scaled_6, difference);
+            const real unit_x = signed_power_3 * signed_power_5;
+            grad_anchor.put(below ? 0 : scale * ((and_2 && above_2) && fabs(turn) < (real)7 / 10 ? unit_y * expm1(turn) : unit_x - unit_y) * step_2, f);
+            grad_positive.put(-(below ? 0 : product_2 * signed_power_5 * step_2), f);
+            grad_negative.put(below ? 0 : product_3 * signed_power_4 * step_2, f);
         }
-        const real choice_3 = below ? 0 : shifted_3;
+        const real choice_3 = below ? 0 : shifted;
         if (team.leads) loss.put(choice_3);
         if (team.leads) total_loss_sum.add(choice_3);
     }

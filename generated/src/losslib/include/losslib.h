@@ -45,7 +45,7 @@ typedef enum losslib_role { LOSSLIB_INPUT, LOSSLIB_SCALE, LOSSLIB_DIRECTION, LOS
 typedef enum losslib_reduction { LOSSLIB_NONE, LOSSLIB_MEAN, LOSSLIB_SUM, LOSSLIB_BATCHMEAN } losslib_reduction;
 
 /* The arrays of one computation, in the order of the kernel's arguments. Strides are in elements.
- * Totals, and outputs that all samples share, point to accumulators; those are added to. */
+ * Totals, and outputs that all samples share, point to accumulators; those are added to. Outputs overlap nothing else. */
 typedef struct losslib_call {
     int ndim;                                                    /* of the batch */
     int64_t shape[LOSSLIB_DIMS];

@@ -49,13 +49,16 @@ class CrfNllFunction(LossFunction):
     """Negative log-likelihood of a linear-chain conditional random field (Lafferty, McCallum and Pereira, 2001).
 
     The score of a sequence of tags is the sum of its emissions and transitions; alpha[t, j] is the log-sum-exp of the scores of all
-    ways to tag the positions up to t that end in the tag j.
+    ways to tag the positions up to t that end in the tag j, less the largest such numbers of all earlier positions: so no digits are lost
+    to what all ways have in common. These largest numbers, top[t], are added again at the end; as constants, since they cancel.
 
     Formula of one sample:
 
-        alpha[t, j] = emissions[t, j] + (0 if t == 0 else logsumexp_k(alpha[t - 1, k] + transitions[k, j]))
+        alpha[t, j] = emissions[t, j] + (0 if t == 0 else logsumexp_k2(transitions[k2, j] + ahead))
             0 before the first cell
-        loss = 0 if lengths == 0 else logsumexp_k(alpha[lengths - 1, k]) - sum_t(emissions[t, target[t]] + (0 if t == 0 else transitions[target[t - 1], target[t]]))
+        top[t] = max_k(alpha[t, k])
+        ahead = alpha[lengths - 1, k2] - max_k(alpha[lengths - 1, k])
+        loss = 0 if lengths == 0 else logsumexp_k2(ahead) + sum_t(-emissions[t, target[t]] + top[t] - (0 if t == 0 else transitions[target[t - 1], target[t]]))
 
     Args:
         emissions: [batch, time, tags].

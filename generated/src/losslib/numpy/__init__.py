@@ -12,6 +12,7 @@ from ._backend import NumPyBackend
 _backend = NumPyBackend()
 
 if TYPE_CHECKING:
+    from ..compositions.adaptive_log_softmax_with_loss import AdaptiveLogSoftmaxWithLossFunction
     from ..losses.binary_cross_entropy import BCELossFunction
     from ..losses.binary_cross_entropy_with_logits import BCEWithLogitsLossFunction
     from ..losses.cosine_embedding_loss import CosineEmbeddingLossFunction
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from ..losses.triplet_margin_loss import TripletMarginLossFunction
     from ..losses.triplet_margin_with_distance_loss import TripletMarginWithDistanceLossFunction
 
+    adaptive_log_softmax_with_loss: AdaptiveLogSoftmaxWithLossFunction
     binary_cross_entropy: BCELossFunction
     binary_cross_entropy_with_logits: BCEWithLogitsLossFunction
     cosine_embedding_loss: CosineEmbeddingLossFunction
@@ -160,14 +162,18 @@ _CLASSES = {
     "triplet_margin_loss": "TripletMarginLossFunction",
     "triplet_margin_with_distance_loss": "TripletMarginWithDistanceLossFunction",
 }
-__all__ = ["binary_cross_entropy", "binary_cross_entropy_with_logits", "cosine_embedding_loss", "crf_nll", "cross_entropy", "ctc_loss", "focal_loss", "gaussian_nll_loss", "hinge_embedding_loss", "huber_loss", "keras_binary_crossentropy", "keras_categorical_crossentropy", "keras_hinge", "keras_huber", "keras_kl_divergence", "keras_mean_absolute_error", "keras_mean_squared_error", "keras_mean_squared_logarithmic_error", "keras_poisson", "keras_sparse_categorical_crossentropy", "keras_squared_hinge", "kl_div", "l1_loss", "margin_ranking_loss", "mse_loss", "multi_margin_loss", "multilabel_margin_loss", "multilabel_soft_margin_loss", "nll_loss", "poisson_nll_loss", "rnnt_loss", "sigmoid_focal_loss", "smooth_l1_loss", "soft_dtw", "soft_margin_loss", "tf1_absolute_difference", "tf1_hinge_loss", "tf1_huber_loss", "tf1_mean_squared_error", "tf1_sigmoid_cross_entropy", "tf1_softmax_cross_entropy", "tf_sigmoid_cross_entropy_with_logits", "tf_softmax_cross_entropy_with_logits", "tf_sparse_softmax_cross_entropy_with_logits", "tf_weighted_cross_entropy_with_logits", "triplet_distance_loss", "triplet_margin_loss", "triplet_margin_with_distance_loss", "LossError"]
+_COMPOSED = {
+    "adaptive_log_softmax_with_loss": "AdaptiveLogSoftmaxWithLossFunction",
+}
+__all__ = ["adaptive_log_softmax_with_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits", "cosine_embedding_loss", "crf_nll", "cross_entropy", "ctc_loss", "focal_loss", "gaussian_nll_loss", "hinge_embedding_loss", "huber_loss", "keras_binary_crossentropy", "keras_categorical_crossentropy", "keras_hinge", "keras_huber", "keras_kl_divergence", "keras_mean_absolute_error", "keras_mean_squared_error", "keras_mean_squared_logarithmic_error", "keras_poisson", "keras_sparse_categorical_crossentropy", "keras_squared_hinge", "kl_div", "l1_loss", "margin_ranking_loss", "mse_loss", "multi_margin_loss", "multilabel_margin_loss", "multilabel_soft_margin_loss", "nll_loss", "poisson_nll_loss", "rnnt_loss", "sigmoid_focal_loss", "smooth_l1_loss", "soft_dtw", "soft_margin_loss", "tf1_absolute_difference", "tf1_hinge_loss", "tf1_huber_loss", "tf1_mean_squared_error", "tf1_sigmoid_cross_entropy", "tf1_softmax_cross_entropy", "tf_sigmoid_cross_entropy_with_logits", "tf_softmax_cross_entropy_with_logits", "tf_sparse_softmax_cross_entropy_with_logits", "tf_weighted_cross_entropy_with_logits", "triplet_distance_loss", "triplet_margin_loss", "triplet_margin_with_distance_loss", "LossError"]
 
 
 def __getattr__(name: str) -> Any:
     """A loss, made when first asked for."""
-    if name not in _CLASSES:
-        raise AttributeError(f"{__name__} has no loss {name!r}; it has {', '.join(_CLASSES)}")
-    loss = getattr(import_module(f"losslib.losses.{name}"), _CLASSES[name])(_backend)
+    classes, folder = (_COMPOSED, "compositions") if name in _COMPOSED else (_CLASSES, "losses")
+    if name not in classes:
+        raise AttributeError(f"{__name__} has no loss {name!r}; it has {', '.join([*_CLASSES, *_COMPOSED])}")
+    loss = getattr(import_module(f"losslib.{folder}.{name}"), classes[name])(_backend)
     globals()[name] = loss
     return loss
 

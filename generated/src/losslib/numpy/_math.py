@@ -83,14 +83,21 @@ def times_exp(factor: Array, x: Array) -> Array:
     e = np.exp(x)
     kind = np.finfo(e.dtype)
     half = np.exp(x / 2)
-    return np.where((e >= kind.tiny) & (e <= kind.max), factor * e, factor * half * half)
+    return np.where((e >= kind.tiny) & (e <= kind.max), factor * e, kept_finite(factor, x) * half * half)
 
 
 def times_sigmoid(factor: Array, x: Array) -> Array:
     """factor sigmoid(x), with all digits of the tail."""
     e = np.exp(-np.abs(x))
     half = np.exp(-np.abs(x) / 2)
-    return np.where((x < 0) & (e < np.finfo(e.dtype).tiny), factor * half * half, factor * (np.where(x < 0, e, 1) / (1 + e)))
+    return np.where((x < 0) & (e < np.finfo(e.dtype).tiny), kept_finite(factor, x) * half * half,
+                    factor * (np.where(x < 0, e, 1) / (1 + e)))
+
+
+def kept_finite(factor: Array, x: Array) -> Array:
+    """A factor of exp(x) or sigmoid(x): a number, where a product has become infinite and is multiplied by 0, whatever it was."""
+    kind = np.finfo(np.result_type(x))
+    return np.where(x < 6 * np.log(kind.tiny), np.clip(factor, -kind.max, kind.max), factor)
 
 
 def cross(a: Array, b: Array, c: Array, d: Array) -> Array:

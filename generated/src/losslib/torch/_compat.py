@@ -10,6 +10,7 @@ from torch.autograd import forward_ad
 
 transforms_active = torch._C._are_functorch_transforms_active       # inside torch.func.grad, vmap, ...?
 autocast_active = torch._C._is_any_autocast_enabled                 # inside torch.autocast, for any device?
+dynamo_compiling = torch.compiler.is_dynamo_compiling               # inside torch.compile, which knows it when it traces?
 any_override = torch.overrides.has_torch_function                   # does an argument override what functions do?
 
 

@@ -3,10 +3,16 @@
 
 from __future__ import annotations
 
+import ctypes
 from functools import cache
+from importlib.machinery import ExtensionFileLoader
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
 import torch
+
+from ._build import stamp
 
 HERE = Path(__file__).parent
 CUDA = HERE.parent / "cuda" / "_cuda.so"
@@ -20,10 +26,32 @@ def cuda_missing() -> str:
     return "" if CUDA.exists() else f"the CUDA kernels are not compiled (there is no {CUDA}): run `losscomp build --cuda`, which needs nvcc"
 
 
+def binaries() -> list[Path]:
+    """The compiled operators."""
+    return sorted(HERE.glob("_operators*.so"))
+
+
+def quick(backward: Any) -> Any:
+    """The compiled module that makes the usual call past Python, if it was made for this very torch and Python; else None."""
+    path = HERE / f"_quick.{stamp(torch.__version__, torch.version.git_version)}.so"
+    if not path.exists():
+        return None
+    try:
+        calls = ctypes.CDLL(str(binaries()[0])).losslib_direct_calls
+        spec = spec_from_file_location("losslib.torch._quick", path, loader=ExtensionFileLoader("losslib.torch._quick", str(path)))
+        assert spec is not None and spec.loader is not None
+        module = module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except (AttributeError, ImportError, OSError):                       # other operators than it was made for: Python does all of it
+        return None
+    module.connect(ctypes.cast(calls, ctypes.c_void_p).value, backward)
+    return module
+
+
 @cache
 def load() -> None:
     """Register the operators of the library with PyTorch. Raises ImportError."""
-    found = sorted(HERE.glob("_operators*.so"))
+    found = binaries()
     if not found:
         raise ImportError("the torch operators of losslib are not compiled: run `losscomp build`, or install the package with pip, "
                           "which compiles them.", name="losslib.torch")

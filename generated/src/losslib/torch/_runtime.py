@@ -23,8 +23,8 @@ from ..errors import ArgumentError, DomainError, LossError, ReductionError, Shap
 from ..runtime import check_foreign, check_others, check_parameter, check_reduction, choose_variant, gradients_type
 from ..spec import Form, Input, Spec
 from ..state import check_state
-from ._compat import any_override, autocast_active, direct, dual_level, transforms_active
-from ._load import cuda_missing
+from ._compat import any_override, autocast_active, direct, dual_level, dynamo_compiling, transforms_active
+from ._load import cuda_missing, quick
 from ._state import State
 
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2, "batchmean": 3}
@@ -51,6 +51,8 @@ class TorchLoss:
         self._public, self._public_grad = getattr(operators, name).default, getattr(operators, f"{name}_grad").default
         self._raw, self._raw_grad = getattr(operators, f"_{name}").default, getattr(operators, f"_{name}_grad").default
         self._fused, self._products = getattr(operators, f"_{name}_fused").default, getattr(operators, f"_{name}_hvp").default
+        self._marks = tuple(next((i.until for form in spec.forms for i in form.inputs if i.name == name), None) for name in spec.inputs)
+        self._quick, self._remember = QUICK.serve(self, name, self._words) if QUICK else (nothing, nothing)
         register(self)
 
     def __repr__(self) -> str:
@@ -77,6 +79,8 @@ class TorchLoss:
 
     def _call(self, tensors: Tensors, scalars: Scalars, reduction: str) -> Tensor:
         """The loss, on whatever path fits."""
+        if not dynamo_compiling() and (found := self._quick(tensors, scalars, reduction)) is not None:
+            return found  # type: ignore[no-any-return]
         if torch.compiler.is_compiling() or transforms_active() or dual_level() or autocast_active():
             return self._traced(tensors, scalars, reduction)
         try:
@@ -91,7 +95,10 @@ class TorchLoss:
             code, arranged, scalars, kind = arrange(self.spec, tensors, scalars, reduction)
             if not has_kernels(arranged):
                 return self._traced(tensors, scalars, reduction)
-            if kind is not None or any(a is not b for a, b in zip(arranged, tensors, strict=True)):
+            changed = [i for i, (a, b) in enumerate(zip(arranged, tensors, strict=True)) if a is not b]
+            if kind is None and all(self._marks[i] is not None and arranged[i].shape == tensors[i].shape for i in changed):
+                self._remember(tensors, scalars, reduction, per_sample(self.spec, tensors), self._marks)
+            if kind is not None or changed:
                 return self._settled(tensors, arranged, scalars, code, kind)
             if len(self._known) >= 256:
                 self._known.clear()
@@ -515,30 +522,41 @@ class Value(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:  # type: ignore[override]
-        loss, code, scalars, wrt, now = ctx.call
-        count, saved = loss._count, ctx.saved_tensors
-        results: list[Any] = [None] * count
-        if code and now and not torch.is_grad_enabled():                 # the usual case
-            for place, grad in zip(bits_of(wrt), saved[count:], strict=True):
-                results[place] = grad * upstream
-            return (None, None, None, None, *results)
-        tensors, kept = saved[:count], saved[count:]
-        if torch.is_grad_enabled():
-            grads = gradient(loss, code, scalars, wrt, upstream, tensors)
-            for k, grad in zip(bits_of(wrt), grads, strict=True):
-                results[k] = grad
-        else:
-            for k, grad in zip(bits_of(now), kept, strict=True):
-                extra = grad.ndim - upstream.ndim
-                results[k] = grad * (upstream[(...,) + (None,) * extra] if extra else upstream)
-            rest = wrt & ~now
-            if rest:
-                for k, grad in zip(bits_of(rest), loss._raw_grad(upstream, *tensors, code, *scalars, rest), strict=True):
-                    results[k] = grad
-        return (None, None, None, None, *results)
+        return None, None, None, None, *backward(*ctx.call, upstream, ctx.saved_tensors)
 
 
 apply_value = direct(Value)
+
+
+def backward(loss: TorchLoss, code: int, scalars: Scalars, wrt: int, now: int, upstream: Tensor, saved: Tensors) -> list[Any]:
+    """What goes back to each input: by those in `wrt`, of which the gradients of those in `now` are saved, behind the inputs."""
+    count = loss._count
+    results: list[Any] = [None] * count
+    if code and now and not torch.is_grad_enabled():                     # the usual case
+        for place, grad in zip(bits_of(wrt), saved[count:], strict=True):
+            results[place] = grad * upstream
+        return results
+    tensors, kept = saved[:count], saved[count:]
+    if torch.is_grad_enabled():
+        grads = gradient(loss, code, scalars, wrt, upstream, tensors)
+        for k, grad in zip(bits_of(wrt), grads, strict=True):
+            results[k] = grad
+    else:
+        for k, grad in zip(bits_of(now), kept, strict=True):
+            extra = grad.ndim - upstream.ndim
+            results[k] = grad * (upstream[(...,) + (None,) * extra] if extra else upstream)
+        rest = wrt & ~now
+        if rest:
+            for k, grad in zip(bits_of(rest), loss._raw_grad(upstream, *tensors, code, *scalars, rest), strict=True):
+                results[k] = grad
+    return results
+
+
+def nothing(*_: Any) -> None:
+    """What stands where nothing was compiled for this torch: every call is Python's."""
+
+
+QUICK = quick(backward)
 
 
 class Gradient(torch.autograd.Function):

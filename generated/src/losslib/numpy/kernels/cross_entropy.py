@@ -116,19 +116,19 @@ def hvp__target_index__label_smoothing_0(input, target, weight, scale, direction
     scale = scale[:, None]
     largest = stable.max_over(input, 1)
     is_largest = input == largest
-    ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
-    sum_choice = stable.sum_over(np.where(is_largest, direction_input, 0), 1)
-    ratio = sum_choice / ties
     relative = stable.exp_difference(input, largest)
-    from_peak = direction_input - ratio
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
-    sum_product = stable.sum_over(from_peak * relative, 1)
+    ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
+    sum_product = stable.sum_over(relative * direction_input, 1)
+    sum_exp = others + ties
+    mean_under_softmax = sum_product / sum_exp
+    from_mean = direction_input - mean_under_softmax
+    sum_product_2 = stable.sum_over(from_mean * relative, 1)
     ignored = target == ignore_index
     safe_target = np.where(ignored, 0, target)
-    sum_exp = others + ties
     product = weight[safe_target] / sum_exp * scale
-    ratio_2 = sum_product / sum_exp
-    hvp_input = stable.result(np.where(ignored, 0, product * (from_peak - ratio_2) * relative), (batch, classes), (0, 1))
+    ratio = sum_product_2 / sum_exp
+    hvp_input = stable.result(np.where(ignored, 0, product * (from_mean - ratio) * relative), (batch, classes), (0, 1))
     return hvp_input
 
 
@@ -229,33 +229,32 @@ def hvp_all__target_index__label_smoothing_0(input, target, weight, scale, scale
     scale_weight_rate = scale_weight_rate[:, None]
     largest = stable.max_over(input, 1)
     is_largest = input == largest
-    ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
-    sum_choice = stable.sum_over(np.where(is_largest, direction_input, 0), 1)
-    ratio = sum_choice / ties
     relative = stable.exp_difference(input, largest)
-    from_peak = direction_input - ratio
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
-    sum_product = stable.sum_over(from_peak * relative, 1)
-    sum_product_2 = stable.sum_over(relative * direction_input, 1)
+    ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
+    sum_product = stable.sum_over(relative * direction_input, 1)
+    sum_exp = others + ties
+    mean_under_softmax = sum_product / sum_exp
+    from_mean = direction_input - mean_under_softmax
+    sum_product_2 = stable.sum_over(from_mean * relative, 1)
     ignored = target == ignore_index
     safe_target = np.where(ignored, 0, target)
     weight_at_safe_target = weight[safe_target]
-    sum_exp = others + ties
     product = weight_at_safe_target / sum_exp * scale
-    ratio_2 = sum_product / sum_exp
+    ratio = sum_product_2 / sum_exp
     product_2 = scale * direction_weight[safe_target]
     input_at_safe_target = input[n, safe_target]
     more_ties = ties - 1
     minus_ratio = -np.where(input_at_safe_target == largest, more_ties + others, sum_exp - stable.exp_difference(input_at_safe_target, largest)) / sum_exp
     product_3 = weight_at_safe_target * scale_rate
-    product_4 = (direction_input[n, safe_target] - sum_product_2 / sum_exp) * scale
+    product_4 = (direction_input[n, safe_target] - mean_under_softmax) * scale
     log_mass = np.log1p(others + more_ties)
     log_p = input_at_safe_target - largest - log_mass
     product_5 = log_p * scale_rate
     equal = c == safe_target
     choice = np.where(equal, minus_ratio, relative / sum_exp)
     choice_2 = real(np.where(equal, 1, 0))
-    hvp_input = stable.result(np.where(ignored, 0, product * (from_peak - ratio_2) * relative + product_2 * choice + product_3 * choice), (batch, classes), (0, 1))
+    hvp_input = stable.result(np.where(ignored, 0, product * (from_mean - ratio) * relative + product_2 * choice + product_3 * choice), (batch, classes), (0, 1))
     hvp_weight = stable.total(np.where(ignored, 0, scale_weight_rate * choice_2) + np.where(ignored, 0, -(product_4 * choice_2 + product_5 * choice_2)), batch, (classes,), (1,))
     return hvp_input, hvp_weight
 
@@ -384,33 +383,33 @@ def hvp__target_index__label_smoothing_general(input, target, weight, scale, dir
     largest = stable.max_over(input, 1)
     is_largest = input == largest
     relative = stable.exp_difference(input, largest)
-    sum_choice = stable.sum_over(np.where(is_largest, direction_input, 0), 1)
-    ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
-    ratio = sum_choice / ties
+    ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
+    sum_product = stable.sum_over(relative * direction_input, 1)
     sum_exp = others + ties
-    from_peak = direction_input - ratio
-    ratio_2 = from_peak / sum_exp
-    product_2 = ratio_2 * relative
+    mean_under_softmax = sum_product / sum_exp
+    from_mean = direction_input - mean_under_softmax
+    ratio = from_mean / sum_exp
+    product_2 = ratio * relative
     max_abs = stable.max_over(np.abs(product_2), 1)
+    product_3 = from_mean * relative
     equal = np.abs(product_2) == max_abs
-    product_3 = from_peak * relative
-    sum_choice_2 = stable.sum_over(np.where(equal, product_2, 0), 1)
-    sum_choice_3 = stable.sum_over(np.where(equal, 0, product_3), 1)
-    sum_product = stable.sum_over(product_3, 1)
+    sum_product_2 = stable.sum_over(product_3, 1)
+    sum_choice = stable.sum_over(np.where(equal, product_2, 0), 1)
+    sum_choice_2 = stable.sum_over(np.where(equal, 0, product_3), 1)
     ignored = target == ignore_index
     safe_target = np.where(ignored, 0, target)
     weight_at_safe_target = weight[safe_target]
-    product_4 = label_smoothing * weight_at_safe_target * scale
-    ratio_3 = sum_choice_3 / sum_exp
-    ratio_4 = sum_product / sum_exp
+    product_4 = label_smoothing * (weight_at_safe_target / sum_exp) * scale
+    ratio_2 = sum_product_2 / sum_exp
+    product_5 = weight_at_safe_target * scale
+    ratio_3 = sum_choice_2 / sum_exp
     more_ties = ties - 1
     shifted = more_ties + others
-    product_5 = weight_at_safe_target * scale
-    product_6 = product * (scale / sum_exp)
-    as_large = sum_choice_2 - product_2
-    difference = np.where(equal, as_large + ratio_3, ratio_4 - product_2) / sum_exp * relative - ratio_2 * (np.where(is_largest, shifted, sum_exp - relative) / sum_exp) * relative
-    hvp_input = stable.result(np.where(ignored, 0, product_4 * difference - product_5 * difference + product_6 * (from_peak - ratio_4) * relative), (batch, classes), (0, 1))
+    product_6 = product * scale
+    as_large = sum_choice - product_2
+    difference = np.where(equal, as_large + ratio_3, ratio_2 - product_2) / sum_exp * relative - ratio * (np.where(is_largest, shifted, sum_exp - relative) / sum_exp) * relative
+    hvp_input = stable.result(np.where(ignored, 0, -(product_4 * (from_mean - ratio_2) * relative + product_5 * difference + product_6 * difference)), (batch, classes), (0, 1))
     return hvp_input
 
 
@@ -423,24 +422,24 @@ def hessian_diag__target_index__label_smoothing_general(input, target, weight, s
     target = target[:, None]
     scale = scale[:, None]
     sum_weight = stable.sum_over(weight__c, 1)
-    product = label_smoothing / real(classes) * sum_weight
+    product = label_smoothing * sum_weight
     largest = stable.max_over(input, 1)
     is_largest = input == largest
     relative = stable.exp_difference(input, largest)
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
     ignored = target == ignore_index
-    safe_target = np.where(ignored, 0, target)
     sum_exp = others + ties
-    ratio = weight[safe_target] / sum_exp
-    ratio_2 = scale / sum_exp
-    product_2 = ratio * ratio_2
+    ratio = product * (scale / (real(classes) * others + real(classes) * ties)) / sum_exp
     more_ties = ties - 1
     shifted = more_ties + others
-    product_3 = label_smoothing * ratio * ratio_2
-    ratio_3 = product * ratio_2 / sum_exp
+    safe_target = np.where(ignored, 0, target)
+    ratio_2 = weight[safe_target] / sum_exp
+    ratio_3 = scale / sum_exp
+    product_2 = label_smoothing * ratio_2 * ratio_3
+    product_3 = ratio_2 * ratio_3
     choice = np.where(is_largest, shifted, sum_exp - relative)
-    hessian_input = stable.result(np.where(ignored, 0, product_2 * choice * relative - product_3 * choice * relative + ratio_3 * choice * relative), (batch, classes), (0, 1))
+    hessian_input = stable.result(np.where(ignored, 0, ratio * choice * relative - product_2 * choice * relative + product_3 * choice * relative), (batch, classes), (0, 1))
     return hessian_input
 
 
@@ -545,10 +544,10 @@ def hvp_all__target_index__label_smoothing_general(input, target, weight, scale,
     max_abs_weight = stable.max_over(np.abs(weight__c), 1)
     equal = np.abs(direction_weight__c) == max_2
     equal_2 = np.abs(weight__c) == max_abs_weight
+    sum_weight = stable.sum_over(weight__c, 1)
     sum_choice = stable.sum_over(np.where(equal, direction_weight__c, 0), 1)
     sum_choice_2 = stable.sum_over(np.where(equal, 0, direction_weight__c), 1)
     sum_direction_weight = stable.sum_over(direction_weight__c, 1)
-    sum_weight = stable.sum_over(weight__c, 1)
     sum_choice_3 = stable.sum_over(np.where(equal_2, weight__c, 0), 1)
     sum_choice_4 = stable.sum_over(np.where(equal_2, 0, weight__c), 1)
     ratio = label_smoothing / real(classes)
@@ -557,57 +556,54 @@ def hvp_all__target_index__label_smoothing_general(input, target, weight, scale,
     largest = stable.max_over(input, 1)
     is_largest = input == largest
     relative = stable.exp_difference(input, largest)
-    sum_choice_5 = stable.sum_over(np.where(is_largest, direction_input, 0), 1)
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
-    ratio_2 = sum_choice_5 / ties
+    sum_product = stable.sum_over(relative * direction_input, 1)
     sum_exp = others + ties
-    from_peak = direction_input - ratio_2
-    ratio_3 = from_peak / sum_exp
-    product_2 = ratio_3 * relative
+    mean_under_softmax = sum_product / sum_exp
+    from_mean = direction_input - mean_under_softmax
+    ratio_2 = from_mean / sum_exp
+    product_2 = ratio_2 * relative
     max_abs = stable.max_over(np.abs(product_2), 1)
+    product_3 = from_mean * relative
     equal_3 = np.abs(product_2) == max_abs
-    product_3 = from_peak * relative
-    sum_choice_6 = stable.sum_over(np.where(equal_3, product_2, 0), 1)
-    sum_choice_7 = stable.sum_over(np.where(equal_3, 0, product_3), 1)
-    sum_product = stable.sum_over(product_3, 1)
-    sum_product_2 = stable.sum_over(relative * direction_input, 1)
+    sum_product_2 = stable.sum_over(product_3, 1)
+    sum_choice_5 = stable.sum_over(np.where(equal_3, product_2, 0), 1)
+    sum_choice_6 = stable.sum_over(np.where(equal_3, 0, product_3), 1)
     ignored = target == ignore_index
     safe_target = np.where(ignored, 0, target)
-    weight_at_safe_target = weight[safe_target]
-    product_4 = label_smoothing * weight_at_safe_target
-    product_5 = product_4 * scale
-    ratio_4 = sum_choice_7 / sum_exp
-    ratio_5 = sum_product / sum_exp
+    direction_weight_at_safe_target = direction_weight[safe_target]
+    product_4 = scale * direction_weight_at_safe_target
+    input_at_safe_target = input[n, safe_target]
     more_ties = ties - 1
     shifted = more_ties + others
-    direction_weight_at_safe_target = direction_weight[safe_target]
-    product_6 = label_smoothing * scale * direction_weight_at_safe_target
-    input_at_safe_target = input[n, safe_target]
     minus_ratio = -np.where(input_at_safe_target == largest, shifted, sum_exp - stable.exp_difference(input_at_safe_target, largest)) / sum_exp
-    product_7 = product_4 * scale_rate
+    weight_at_safe_target = weight[safe_target]
+    product_5 = label_smoothing * (weight_at_safe_target / sum_exp) * scale
+    ratio_3 = sum_product_2 / sum_exp
+    product_6 = label_smoothing * scale * direction_weight_at_safe_target
+    product_7 = label_smoothing * weight_at_safe_target * scale_rate
     shifted_2 = real(classes) * others + real(classes) * ties
     product_8 = weight_at_safe_target * scale
-    product_9 = scale * direction_weight_at_safe_target
+    ratio_4 = sum_choice_6 / sum_exp
+    product_9 = product * scale
     product_10 = weight_at_safe_target * scale_rate
     product_11 = ratio * scale
-    product_12 = product * (scale / sum_exp)
-    ratio_6 = sum_product_2 / sum_exp
-    product_13 = difference * (direction_input[n, safe_target] - ratio_6) * scale
+    product_12 = difference * (direction_input[n, safe_target] - mean_under_softmax) * scale
     log_mass = np.log1p(others + more_ties)
     log_p = input_at_safe_target - largest - log_mass
-    product_14 = difference * log_p
-    as_large = sum_choice_6 - product_2
-    choice = np.where(is_largest, shifted, sum_exp - relative)
-    difference_2 = np.where(equal_3, as_large + ratio_4, ratio_5 - product_2) / sum_exp * relative - ratio_3 * (choice / sum_exp) * relative
+    product_13 = difference * log_p
     equal_4 = c == safe_target
-    choice_2 = np.where(equal_4, minus_ratio, relative / sum_exp)
+    choice = np.where(equal_4, minus_ratio, relative / sum_exp)
+    choice_2 = np.where(is_largest, shifted, sum_exp - relative)
+    as_large = sum_choice_5 - product_2
+    difference_2 = np.where(equal_3, as_large + ratio_4, ratio_3 - product_2) / sum_exp * relative - ratio_2 * (choice_2 / sum_exp) * relative
     as_large_2 = sum_choice - direction_weight__c
     as_large_3 = sum_choice_3 - weight__c
     choice_3 = real(np.where(equal_4, 1, 0))
     log_p_2 = input - largest - log_mass
-    hvp_input = stable.result(np.where(ignored, 0, product_5 * difference_2 - product_6 * choice_2 - product_7 * choice_2 - label_smoothing * (weight__c / shifted_2) * scale_rate * choice - product_8 * difference_2 + product_9 * choice_2 + product_10 * choice_2 + product_11 * (np.where(equal, as_large_2 + sum_choice_2, sum_direction_weight - direction_weight__c) / sum_exp * relative - direction_weight__c / sum_exp * choice) + product_12 * (from_peak - ratio_5) * relative + ratio * (np.where(equal_2, as_large_3 + sum_choice_4, sum_weight - weight__c) / sum_exp) * scale_rate * relative), (batch, classes), (0, 1))
-    hvp_weight = stable.total(np.where(ignored, 0, scale_weight_rate * choice_3) + np.where(ignored, 0, product_13 * choice_3 - product_11 * (direction_input - ratio_6) + scale_rate * (product_14 * choice_3 - ratio * log_p_2)), batch, (classes,), (1,))
+    hvp_input = stable.result(np.where(ignored, 0, product_4 * choice - product_5 * (from_mean - ratio_3) * relative - product_6 * choice - product_7 * choice - label_smoothing * (weight__c / shifted_2) * scale_rate * choice_2 - product_8 * difference_2 - product_9 * difference_2 + product_10 * choice + product_11 * (np.where(equal, as_large_2 + sum_choice_2, sum_direction_weight - direction_weight__c) / sum_exp * relative - direction_weight__c / sum_exp * choice_2) + ratio * (np.where(equal_2, as_large_3 + sum_choice_4, sum_weight - weight__c) / sum_exp) * scale_rate * relative), (batch, classes), (0, 1))
+    hvp_weight = stable.total(np.where(ignored, 0, scale_weight_rate * choice_3) + np.where(ignored, 0, product_12 * choice_3 - product_11 * from_mean + scale_rate * (product_13 * choice_3 - ratio * log_p_2)), batch, (classes,), (1,))
     return hvp_input, hvp_weight
 
 
@@ -691,18 +687,18 @@ def hvp__target_real__label_smoothing_0(input, target, weight, scale, direction_
     scale = scale[:, None]
     largest = stable.max_over(input, 1)
     is_largest = input == largest
-    ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
-    sum_choice = stable.sum_over(np.where(is_largest, direction_input, 0), 1)
-    ratio = sum_choice / ties
     relative = stable.exp_difference(input, largest)
-    from_peak = direction_input - ratio
-    sum_product = stable.sum_over(weight * target, 1)
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
-    sum_product_2 = stable.sum_over(from_peak * relative, 1)
+    ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
+    sum_product = stable.sum_over(relative * direction_input, 1)
     sum_exp = others + ties
-    product = sum_product / sum_exp * scale
-    ratio_2 = sum_product_2 / sum_exp
-    hvp_input = stable.result(product * (from_peak - ratio_2) * relative, (batch, classes), (0, 1))
+    mean_under_softmax = sum_product / sum_exp
+    from_mean = direction_input - mean_under_softmax
+    sum_product_2 = stable.sum_over(weight * target, 1)
+    sum_product_3 = stable.sum_over(from_mean * relative, 1)
+    product = sum_product_2 / sum_exp * scale
+    ratio = sum_product_3 / sum_exp
+    hvp_input = stable.result(product * (from_mean - ratio) * relative, (batch, classes), (0, 1))
     return hvp_input
 
 
@@ -793,30 +789,34 @@ def hvp_all__target_real__label_smoothing_0(input, target, weight, scale, direct
     direction_weight = direction_weight[None]
     scale = scale[:, None]
     largest = stable.max_over(input, 1)
+    product = weight * direction_target
+    product_2 = direction_weight * target
+    shifted = product + product_2
     is_largest = input == largest
-    ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
-    sum_choice = stable.sum_over(np.where(is_largest, direction_input, 0), 1)
-    ratio = sum_choice / ties
     relative = stable.exp_difference(input, largest)
-    from_peak = direction_input - ratio
-    sum_product = stable.sum_over(weight * target, 1)
+    max_abs = stable.max_over(np.abs(shifted), 1)
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
-    sum_product_2 = stable.sum_over(from_peak * relative, 1)
-    sum_shifted = stable.sum_over(weight * direction_target + direction_weight * target, 1)
-    sum_product_3 = stable.sum_over(relative * direction_input, 1)
+    ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
+    sum_product = stable.sum_over(relative * direction_input, 1)
     sum_exp = others + ties
-    product = sum_product / sum_exp * scale
-    ratio_2 = sum_product_2 / sum_exp
-    product_2 = sum_shifted / sum_exp * scale
-    ratio_3 = sum_product_3 / sum_exp
-    log_mass = np.log1p(others + (ties - 1))
-    product_3 = weight * scale
-    product_4 = scale * direction_weight
-    difference = direction_input - ratio_3
+    mean_under_softmax = sum_product / sum_exp
+    equal = np.abs(shifted) == max_abs
+    from_mean = direction_input - mean_under_softmax
+    sum_choice = stable.sum_over(np.where(equal, shifted, 0), 1)
+    sum_choice_2 = stable.sum_over(np.where(equal, 0, shifted), 1)
+    sum_shifted = stable.sum_over(shifted, 1)
+    sum_product_2 = stable.sum_over(weight * target, 1)
+    sum_product_3 = stable.sum_over(from_mean * relative, 1)
+    more_ties = ties - 1
+    shifted_2 = more_ties + others
+    product_3 = sum_product_2 / sum_exp * scale
+    ratio = sum_product_3 / sum_exp
+    log_mass = np.log1p(others + more_ties)
+    as_large = sum_choice - product - product_2
     log_p = input - largest - log_mass
-    hvp_input = stable.result(product * (from_peak - ratio_2) * relative - product_3 * direction_target - product_4 * target + product_2 * relative, (batch, classes), (0, 1))
-    hvp_target = stable.result(-(product_3 * difference + product_4 * log_p), (batch, classes), (0, 1))
-    hvp_weight = stable.total(-(scale * difference * target + scale * log_p * direction_target), batch, (classes,), (1,))
+    hvp_input = stable.result(scale * (np.where(equal, as_large + sum_choice_2, sum_shifted - product - product_2) / sum_exp * relative - shifted / sum_exp * np.where(is_largest, shifted_2, sum_exp - relative)) + product_3 * (from_mean - ratio) * relative, (batch, classes), (0, 1))
+    hvp_target = stable.result(-(weight * scale * from_mean + scale * direction_weight * log_p), (batch, classes), (0, 1))
+    hvp_weight = stable.total(-(scale * from_mean * target + scale * log_p * direction_target), batch, (classes,), (1,))
     return hvp_input, hvp_target, hvp_weight
 
 
@@ -931,21 +931,23 @@ def hvp__target_real__label_smoothing_general(input, target, weight, scale, dire
     real = input.dtype.type
     weight = weight[None]
     scale = scale[:, None]
+    difference = 1 - label_smoothing
     ratio = label_smoothing / real(classes)
     largest = stable.max_over(input, 1)
     is_largest = input == largest
-    ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
-    sum_choice = stable.sum_over(np.where(is_largest, direction_input, 0), 1)
-    ratio_2 = sum_choice / ties
     relative = stable.exp_difference(input, largest)
-    from_peak = direction_input - ratio_2
-    sum_shifted = stable.sum_over(weight * target - label_smoothing * weight * target + ratio * weight, 1)
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
-    sum_product = stable.sum_over(from_peak * relative, 1)
+    ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
+    sum_product = stable.sum_over(relative * direction_input, 1)
     sum_exp = others + ties
-    product = sum_shifted / sum_exp * scale
-    ratio_3 = sum_product / sum_exp
-    hvp_input = stable.result(product * (from_peak - ratio_3) * relative, (batch, classes), (0, 1))
+    mean_under_softmax = sum_product / sum_exp
+    smoothed = difference * target + ratio
+    from_mean = direction_input - mean_under_softmax
+    sum_product_2 = stable.sum_over(weight * smoothed, 1)
+    sum_product_3 = stable.sum_over(from_mean * relative, 1)
+    product = sum_product_2 / sum_exp * scale
+    ratio_2 = sum_product_3 / sum_exp
+    hvp_input = stable.result(product * (from_mean - ratio_2) * relative, (batch, classes), (0, 1))
     return hvp_input
 
 
@@ -956,15 +958,17 @@ def hessian_diag__target_real__label_smoothing_general(input, target, weight, sc
     real = input.dtype.type
     weight = weight[None]
     scale = scale[:, None]
+    difference = 1 - label_smoothing
     ratio = label_smoothing / real(classes)
     largest = stable.max_over(input, 1)
+    smoothed = difference * target + ratio
     is_largest = input == largest
     relative = stable.exp_difference(input, largest)
-    sum_shifted = stable.sum_over(weight * target - label_smoothing * weight * target + ratio * weight, 1)
+    sum_product = stable.sum_over(weight * smoothed, 1)
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
     sum_exp = others + ties
-    product = sum_shifted / sum_exp * (scale / sum_exp)
+    product = sum_product / sum_exp * (scale / sum_exp)
     more_ties = ties - 1
     shifted = more_ties + others
     hessian_input = stable.result(product * np.where(is_largest, shifted, sum_exp - relative) * relative, (batch, classes), (0, 1))
@@ -1043,36 +1047,33 @@ def hvp_all__target_real__label_smoothing_general(input, target, weight, scale, 
     weight = weight[None]
     direction_weight = direction_weight[None]
     scale = scale[:, None]
-    ratio = label_smoothing / real(classes)
     difference = 1 - label_smoothing
+    ratio = label_smoothing / real(classes)
     largest = stable.max_over(input, 1)
     is_largest = input == largest
-    ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
-    sum_choice = stable.sum_over(np.where(is_largest, direction_input, 0), 1)
-    ratio_2 = sum_choice / ties
-    product = label_smoothing * weight
     relative = stable.exp_difference(input, largest)
-    from_peak = direction_input - ratio_2
-    sum_shifted = stable.sum_over(weight * target - product * target + ratio * weight, 1)
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
-    sum_product = stable.sum_over(from_peak * relative, 1)
-    sum_shifted_2 = stable.sum_over(weight * direction_target - product * direction_target - label_smoothing * direction_weight * target + direction_weight * target + ratio * direction_weight, 1)
-    sum_product_2 = stable.sum_over(relative * direction_input, 1)
-    product_2 = ratio * scale
-    product_3 = label_smoothing * scale
+    ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
+    sum_product = stable.sum_over(relative * direction_input, 1)
     sum_exp = others + ties
-    product_4 = sum_shifted / sum_exp * scale
-    ratio_3 = sum_product / sum_exp
-    product_5 = sum_shifted_2 / sum_exp * scale
-    ratio_4 = sum_product_2 / sum_exp
-    product_6 = difference * scale
-    log_mass = np.log1p(others + (ties - 1))
-    difference_2 = direction_input - ratio_4
-    log_p = input - largest - log_mass
+    mean_under_softmax = sum_product / sum_exp
     smoothed = difference * target + ratio
-    hvp_input = stable.result(product * scale * direction_target - weight * scale * direction_target - scale * direction_weight * target - product_2 * direction_weight + product_3 * direction_weight * target + product_4 * (from_peak - ratio_3) * relative + product_5 * relative, (batch, classes), (0, 1))
-    hvp_target = stable.result(-(difference * weight * scale * difference_2 + product_6 * direction_weight * log_p), (batch, classes), (0, 1))
-    hvp_weight = stable.total(-(product_6 * log_p * direction_target + scale * difference_2 * smoothed), batch, (classes,), (1,))
+    from_mean = direction_input - mean_under_softmax
+    product = difference * weight
+    sum_product_2 = stable.sum_over(weight * smoothed, 1)
+    sum_product_3 = stable.sum_over(from_mean * relative, 1)
+    sum_shifted = stable.sum_over(product * direction_target + direction_weight * smoothed, 1)
+    product_2 = difference * scale
+    product_3 = ratio * scale
+    product_4 = sum_product_2 / sum_exp * scale
+    ratio_2 = sum_product_3 / sum_exp
+    product_5 = sum_shifted / sum_exp * scale
+    log_mass = np.log1p(others + (ties - 1))
+    product_6 = product_2 * direction_weight
+    log_p = input - largest - log_mass
+    hvp_input = stable.result(label_smoothing * weight * scale * direction_target - product_6 * target - weight * scale * direction_target - product_3 * direction_weight + product_4 * (from_mean - ratio_2) * relative + product_5 * relative, (batch, classes), (0, 1))
+    hvp_target = stable.result(-(product * scale * from_mean + product_6 * log_p), (batch, classes), (0, 1))
+    hvp_weight = stable.total(-(product_2 * log_p * direction_target + scale * from_mean * smoothed), batch, (classes,), (1,))
     return hvp_input, hvp_target, hvp_weight
 
 
@@ -1083,15 +1084,17 @@ def hessian_diag_all__target_real__label_smoothing_general(input, target, weight
     real = input.dtype.type
     weight = weight[None]
     scale = scale[:, None]
+    difference = 1 - label_smoothing
     ratio = label_smoothing / real(classes)
     largest = stable.max_over(input, 1)
+    smoothed = difference * target + ratio
     is_largest = input == largest
     relative = stable.exp_difference(input, largest)
-    sum_shifted = stable.sum_over(weight * target - label_smoothing * weight * target + ratio * weight, 1)
+    sum_product = stable.sum_over(weight * smoothed, 1)
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
     sum_exp = others + ties
-    product = sum_shifted / sum_exp * (scale / sum_exp)
+    product = sum_product / sum_exp * (scale / sum_exp)
     more_ties = ties - 1
     shifted = more_ties + others
     hessian_input = stable.result(product * np.where(is_largest, shifted, sum_exp - relative) * relative, (batch, classes), (0, 1))

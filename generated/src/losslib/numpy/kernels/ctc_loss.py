@@ -43,7 +43,7 @@ def value(log_probs, input_lengths, target_lengths, targets, blank, zero_infinit
         # Label.
         inside_2 = stable.inside(blank, classes)
         s = np.arange(states)
-        label[s] = np.where((s % 2) == 0, inside_2, stable.at(targets, n, stable.inside(s // 2, labels)))
+        label[s] = stable.inside(np.where((s % 2) == 0, inside_2, stable.at(targets, n, stable.inside(s // 2, labels))), classes)
 
         # Alpha.
         for f in range(frames):
@@ -95,7 +95,7 @@ def value_and_grad(log_probs, input_lengths, target_lengths, targets, scale, bla
         # Label.
         inside_2 = stable.inside(blank, classes)
         s = np.arange(states).reshape(1, 1, -1)
-        label[s] = np.where((s % 2) == 0, inside_2, stable.at(targets, n, stable.inside(s // 2, labels)))
+        label[s] = stable.inside(np.where((s % 2) == 0, inside_2, stable.at(targets, n, stable.inside(s // 2, labels))), classes)
 
         # Alpha.
         for f in range(frames):
@@ -169,7 +169,7 @@ def jvp(log_probs, input_lengths, target_lengths, targets, direction_log_probs, 
         # Label.
         inside_2 = stable.inside(blank, classes)
         s = np.arange(states).reshape(1, 1, -1)
-        label[s] = np.where((s % 2) == 0, inside_2, stable.at(targets, n, stable.inside(s // 2, labels)))
+        label[s] = stable.inside(np.where((s % 2) == 0, inside_2, stable.at(targets, n, stable.inside(s // 2, labels))), classes)
 
         # Alpha.
         for f in range(frames):
@@ -235,7 +235,7 @@ def hvp(log_probs, input_lengths, target_lengths, targets, scale, direction_log_
         # Label.
         inside_2 = stable.inside(blank, classes)
         s = np.arange(states).reshape(1, 1, -1)
-        label[s] = np.where((s % 2) == 0, inside_2, stable.at(targets, n, stable.inside(s // 2, labels)))
+        label[s] = stable.inside(np.where((s % 2) == 0, inside_2, stable.at(targets, n, stable.inside(s // 2, labels))), classes)
 
         # Alpha.
         for f in range(frames):

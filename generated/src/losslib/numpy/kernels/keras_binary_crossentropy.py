@@ -64,12 +64,19 @@ def jvp__from_logits_yes(y_true, y_pred, sample_weight, direction_y_pred, label_
     sample_weight = sample_weight[:, None]
     difference = 1 - label_smoothing
     product = 0.5 * label_smoothing
+    ratio = sample_weight / real(features)
+    below = np.abs(ratio) < 1
     product_2 = difference * y_true
     t = product_2 + product
-    sum_product = stable.sum_over((stable.times_sigmoid(1 - product_2 - product, y_pred) - stable.times_sigmoid(t, -y_pred)) * direction_y_pred, 1)
-    product_3 = sample_weight / real(features) * sum_product
-    rate = stable.result(product_3, (batch,), (0,))
-    total_rate = stable.total(product_3, batch, (), ())
+    difference_2 = stable.times_sigmoid(1 - product_2 - product, y_pred) - stable.times_sigmoid(t, -y_pred)
+    above = np.abs(direction_y_pred) > np.abs(difference_2)
+    smaller_factor = np.where(above, difference_2, direction_y_pred)
+    larger_factor = np.where(above, direction_y_pred, difference_2)
+    weighed = ratio * larger_factor
+    weighed_2 = ratio * smaller_factor
+    sum_choice = stable.sum_over(np.where(below, smaller_factor * weighed, larger_factor * weighed_2), 1)
+    rate = stable.result(sum_choice, (batch,), (0,))
+    total_rate = stable.total(sum_choice, batch, (), ())
     return rate, total_rate
 
 
@@ -214,17 +221,12 @@ def value_and_grad__from_logits_no(y_true, y_pred, sample_weight, scale, label_s
     product_2 = ratio * scale
     larger_2 = np.maximum(y_pred, epsilon)
     difference_2 = bound - larger_2
-    below = difference_2 < 0
     difference_3 = y_pred - epsilon
-    below_2 = difference_3 < 0
     product_3 = difference * y_true
-    difference_4 = 1 - product_3 - product
-    p = np.minimum(larger_2, bound)
-    step_2 = stable.step(difference_3, 1)
-    step_3 = stable.step(difference_2, 1)
     t = product_3 + product
-    of_probabilities = -t * np.log(p) - difference_4 * np.log1p(-p)
-    grad_y_pred = stable.result(product_2 * (np.where(below, 0, np.where(below_2, 0, difference_4 / (1 - p) * step_2) * step_3) - np.where(below, 0, np.where(below_2, 0, t / p * step_2) * step_3)), (batch, features), (0, 1))
+    p = np.minimum(larger_2, bound)
+    of_probabilities = -t * np.log(p) - (1 - product_3 - product) * np.log1p(-p)
+    grad_y_pred = stable.result(np.where(difference_2 < 0, 0, np.where(difference_3 < 0, 0, product_2 * ((y_pred - product_3 - product) / (1 - y_pred)) / y_pred * stable.step(difference_3, 1)) * stable.step(difference_2, 1)), (batch, features), (0, 1))
     sum_difference = stable.sum_over(of_probabilities, 1)
     value = ratio * sum_difference
     loss = stable.result(value, (batch,), (0,))
@@ -241,20 +243,19 @@ def jvp__from_logits_no(y_true, y_pred, sample_weight, direction_y_pred, label_s
     bound = 1 - epsilon
     difference = 1 - label_smoothing
     product = 0.5 * label_smoothing
-    larger_2 = np.maximum(y_pred, epsilon)
-    difference_2 = bound - larger_2
-    below = difference_2 < 0
+    ratio = sample_weight / real(features)
+    below = np.abs(ratio) < 1
+    difference_2 = bound - np.maximum(y_pred, epsilon)
     difference_3 = y_pred - epsilon
-    below_2 = difference_3 < 0
-    product_2 = difference * y_true
-    p = np.minimum(larger_2, bound)
-    step_2 = stable.step(difference_3, 1)
-    step_3 = stable.step(difference_2, 1)
-    t = product_2 + product
-    sum_product = stable.sum_over((np.where(below, 0, np.where(below_2, 0, (1 - product_2 - product) / (1 - p) * step_2) * step_3) - np.where(below, 0, np.where(below_2, 0, t / p * step_2) * step_3)) * direction_y_pred, 1)
-    product_3 = sample_weight / real(features) * sum_product
-    rate = stable.result(product_3, (batch,), (0,))
-    total_rate = stable.total(product_3, batch, (), ())
+    choice = np.where(difference_2 < 0, 0, np.where(difference_3 < 0, 0, (y_pred - difference * y_true - product) / (1 - y_pred) / y_pred * stable.step(difference_3, 1)) * stable.step(difference_2, 1))
+    above = np.abs(direction_y_pred) > np.abs(choice)
+    smaller_factor = np.where(above, choice, direction_y_pred)
+    larger_factor = np.where(above, direction_y_pred, choice)
+    weighed = ratio * larger_factor
+    weighed_2 = ratio * smaller_factor
+    sum_choice = stable.sum_over(np.where(below, smaller_factor * weighed, larger_factor * weighed_2), 1)
+    rate = stable.result(sum_choice, (batch,), (0,))
+    total_rate = stable.total(sum_choice, batch, (), ())
     return rate, total_rate
 
 
@@ -269,18 +270,16 @@ def hvp__from_logits_no(y_true, y_pred, sample_weight, scale, direction_y_pred, 
     difference = 1 - label_smoothing
     product = 0.5 * label_smoothing
     product_2 = sample_weight / real(features) * scale
-    larger_2 = np.maximum(y_pred, epsilon)
-    difference_2 = bound - larger_2
+    difference_2 = bound - np.maximum(y_pred, epsilon)
     below = difference_2 < 0
     difference_3 = y_pred - epsilon
     below_2 = difference_3 < 0
     product_3 = difference * y_true
     t = product_3 + product
-    p = np.minimum(larger_2, bound)
     step_2 = stable.step(difference_3, 1)
     step_3 = stable.step(difference_2, 1)
-    difference_4 = 1 - p
-    hvp_y_pred = stable.result(product_2 * (np.where(below, 0, np.where(below, 0, np.where(below_2, 0, np.where(below_2, 0, t / p / p * step_2) * step_2) * step_3) * step_3) + np.where(below, 0, np.where(below, 0, np.where(below_2, 0, np.where(below_2, 0, (1 - product_3 - product) / difference_4 / difference_4 * step_2) * step_2) * step_3) * step_3)) * direction_y_pred, (batch, features), (0, 1))
+    difference_4 = 1 - y_pred
+    hvp_y_pred = stable.result(product_2 * (np.where(below, 0, np.where(below_2, 0, t / y_pred / y_pred * step_2) * step_3) + np.where(below, 0, np.where(below_2, 0, (1 - product_3 - product) / difference_4 / difference_4 * step_2) * step_3)) * direction_y_pred, (batch, features), (0, 1))
     return hvp_y_pred
 
 
@@ -295,18 +294,16 @@ def hessian_diag__from_logits_no(y_true, y_pred, sample_weight, scale, label_smo
     difference = 1 - label_smoothing
     product = 0.5 * label_smoothing
     product_2 = sample_weight / real(features) * scale
-    larger_2 = np.maximum(y_pred, epsilon)
-    difference_2 = bound - larger_2
+    difference_2 = bound - np.maximum(y_pred, epsilon)
     below = difference_2 < 0
     difference_3 = y_pred - epsilon
     below_2 = difference_3 < 0
     product_3 = difference * y_true
     t = product_3 + product
-    p = np.minimum(larger_2, bound)
     step_2 = stable.step(difference_3, 1)
     step_3 = stable.step(difference_2, 1)
-    difference_4 = 1 - p
-    hessian_y_pred = stable.result(product_2 * (np.where(below, 0, np.where(below, 0, np.where(below_2, 0, np.where(below_2, 0, t / p / p * step_2) * step_2) * step_3) * step_3) + np.where(below, 0, np.where(below, 0, np.where(below_2, 0, np.where(below_2, 0, (1 - product_3 - product) / difference_4 / difference_4 * step_2) * step_2) * step_3) * step_3)), (batch, features), (0, 1))
+    difference_4 = 1 - y_pred
+    hessian_y_pred = stable.result(product_2 * (np.where(below, 0, np.where(below_2, 0, t / y_pred / y_pred * step_2) * step_3) + np.where(below, 0, np.where(below_2, 0, (1 - product_3 - product) / difference_4 / difference_4 * step_2) * step_3)), (batch, features), (0, 1))
     return hessian_y_pred
 
 
@@ -328,17 +325,12 @@ def value_and_grad_all__from_logits_no(y_true, y_pred, sample_weight, scale, lab
     log_p = np.log(p)
     log1p_minus_p = np.log1p(-p)
     difference_3 = bound - larger_2
-    below = difference_3 < 0
     difference_4 = y_pred - epsilon
-    below_2 = difference_4 < 0
     product_3 = difference * y_true
-    difference_5 = 1 - product_3 - product
-    step_2 = stable.step(difference_4, 1)
-    step_3 = stable.step(difference_3, 1)
     t = product_3 + product
-    of_probabilities = -t * log_p - difference_5 * log1p_minus_p
+    of_probabilities = -t * log_p - (1 - product_3 - product) * log1p_minus_p
     grad_y_true = stable.result(-product_2 * (difference * log_p + difference_2 * log1p_minus_p), (batch, features), (0, 1))
-    grad_y_pred = stable.result(product_2 * (np.where(below, 0, np.where(below_2, 0, difference_5 / (1 - p) * step_2) * step_3) - np.where(below, 0, np.where(below_2, 0, t / p * step_2) * step_3)), (batch, features), (0, 1))
+    grad_y_pred = stable.result(np.where(difference_3 < 0, 0, np.where(difference_4 < 0, 0, product_2 * ((y_pred - product_3 - product) / (1 - y_pred)) / y_pred * stable.step(difference_4, 1)) * stable.step(difference_3, 1)), (batch, features), (0, 1))
     sum_difference = stable.sum_over(of_probabilities, 1)
     value = ratio * sum_difference
     loss = stable.result(value, (batch,), (0,))
@@ -363,17 +355,12 @@ def jvp_all__from_logits_no(y_true, y_pred, sample_weight, direction_sample_weig
     larger_2 = np.maximum(y_pred, epsilon)
     p = np.minimum(larger_2, bound)
     log_p = np.log(p)
-    difference_3 = 1 - product_2 - product
     log1p_minus_p = np.log1p(-p)
-    of_probabilities = -t * log_p - difference_3 * log1p_minus_p
-    difference_4 = bound - larger_2
-    below = difference_4 < 0
-    difference_5 = y_pred - epsilon
-    below_2 = difference_5 < 0
-    step_2 = stable.step(difference_5, 1)
-    step_3 = stable.step(difference_4, 1)
+    of_probabilities = -t * log_p - (1 - product_2 - product) * log1p_minus_p
+    difference_3 = bound - larger_2
+    difference_4 = y_pred - epsilon
     sum_difference = stable.sum_over(of_probabilities, 1)
-    sum_shifted = stable.sum_over(-(difference * log_p + difference_2 * log1p_minus_p) * direction_y_true + (np.where(below, 0, np.where(below_2, 0, difference_3 / (1 - p) * step_2) * step_3) - np.where(below, 0, np.where(below_2, 0, t / p * step_2) * step_3)) * direction_y_pred, 1)
+    sum_shifted = stable.sum_over(-(difference * log_p + difference_2 * log1p_minus_p) * direction_y_true + np.where(difference_3 < 0, 0, np.where(difference_4 < 0, 0, (y_pred - product_2 - product) / (1 - y_pred) * (direction_y_pred / y_pred) * stable.step(difference_4, 1)) * stable.step(difference_3, 1)), 1)
     shifted = sum_difference / real(features) * direction_sample_weight + sample_weight / real(features) * sum_shifted
     rate = stable.result(shifted, (batch,), (0,))
     total_rate = stable.total(shifted, batch, (), ())
@@ -401,18 +388,16 @@ def hvp_all__from_logits_no(y_true, y_pred, sample_weight, scale, direction_samp
     below = difference_3 < 0
     difference_4 = y_pred - epsilon
     below_2 = difference_4 < 0
-    difference_5 = 1 - p
+    difference_5 = 1 - y_pred
     step_2 = stable.step(difference_4, 1)
     step_3 = stable.step(difference_3, 1)
-    product_4 = product_3 * (np.where(below, 0, np.where(below_2, 0, difference_2 / difference_5 * step_2) * step_3) - np.where(below, 0, np.where(below_2, 0, difference / p * step_2) * step_3))
+    product_4 = product_3 * (np.where(below, 0, np.where(below_2, 0, difference_2 / difference_5 * step_2) * step_3) - np.where(below, 0, np.where(below_2, 0, difference / y_pred * step_2) * step_3))
     product_5 = difference * y_true
     t = product_5 + product
-    ratio = t / p
-    ratio_2 = (1 - product_5 - product) / difference_5
-    difference_6 = np.where(below, 0, np.where(below_2, 0, ratio_2 * step_2) * step_3) - np.where(below, 0, np.where(below_2, 0, ratio * step_2) * step_3)
+    ratio = (y_pred - product_5 - product) / difference_5
     hvp_y_true = stable.result(-product_2 * shifted + product_4 * direction_y_pred, (batch, features), (0, 1))
-    hvp_y_pred = stable.result(product_4 * direction_y_true + product_3 * (np.where(below, 0, np.where(below, 0, np.where(below_2, 0, np.where(below_2, 0, ratio / p * step_2) * step_2) * step_3) * step_3) + np.where(below, 0, np.where(below, 0, np.where(below_2, 0, np.where(below_2, 0, ratio_2 / difference_5 * step_2) * step_2) * step_3) * step_3)) * direction_y_pred + product_2 * difference_6, (batch, features), (0, 1))
-    sum_shifted = stable.sum_over(-shifted * direction_y_true + difference_6 * direction_y_pred, 1)
+    hvp_y_pred = stable.result(product_4 * direction_y_true + product_3 * (np.where(below, 0, np.where(below_2, 0, t / y_pred / y_pred * step_2) * step_3) + np.where(below, 0, np.where(below_2, 0, (1 - product_5 - product) / difference_5 / difference_5 * step_2) * step_3)) * direction_y_pred + np.where(below, 0, np.where(below_2, 0, product_2 * ratio / y_pred * step_2) * step_3), (batch, features), (0, 1))
+    sum_shifted = stable.sum_over(-shifted * direction_y_true + np.where(below, 0, np.where(below_2, 0, ratio * (direction_y_pred / y_pred) * step_2) * step_3), 1)
     hvp_sample_weight = stable.result(sum_shifted / real(features) * scale, (batch,), (0,))
     return hvp_y_true, hvp_y_pred, hvp_sample_weight
 
@@ -428,18 +413,16 @@ def hessian_diag_all__from_logits_no(y_true, y_pred, sample_weight, scale, label
     difference = 1 - label_smoothing
     product = 0.5 * label_smoothing
     product_2 = sample_weight / real(features) * scale
-    larger_2 = np.maximum(y_pred, epsilon)
-    difference_2 = bound - larger_2
+    difference_2 = bound - np.maximum(y_pred, epsilon)
     below = difference_2 < 0
     difference_3 = y_pred - epsilon
     below_2 = difference_3 < 0
     product_3 = difference * y_true
     t = product_3 + product
-    p = np.minimum(larger_2, bound)
     step_2 = stable.step(difference_3, 1)
     step_3 = stable.step(difference_2, 1)
-    difference_4 = 1 - p
+    difference_4 = 1 - y_pred
     hessian_y_true = stable.result(0, (batch, features), (0, 1))
-    hessian_y_pred = stable.result(product_2 * (np.where(below, 0, np.where(below, 0, np.where(below_2, 0, np.where(below_2, 0, t / p / p * step_2) * step_2) * step_3) * step_3) + np.where(below, 0, np.where(below, 0, np.where(below_2, 0, np.where(below_2, 0, (1 - product_3 - product) / difference_4 / difference_4 * step_2) * step_2) * step_3) * step_3)), (batch, features), (0, 1))
+    hessian_y_pred = stable.result(product_2 * (np.where(below, 0, np.where(below_2, 0, t / y_pred / y_pred * step_2) * step_3) + np.where(below, 0, np.where(below_2, 0, (1 - product_3 - product) / difference_4 / difference_4 * step_2) * step_3)), (batch, features), (0, 1))
     hessian_sample_weight = stable.result(0, (batch,), (0,))
     return hessian_y_true, hessian_y_pred, hessian_sample_weight

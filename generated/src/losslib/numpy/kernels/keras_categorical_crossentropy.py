@@ -32,10 +32,17 @@ def value__from_logits_yes(y_true, y_pred, sample_weight, label_smoothing):  # t
     relative = stable.exp_difference(y_pred, largest)
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
+    below = np.abs(sample_weight) < 1
     log_mass = np.log1p(others + (ties - 1))
+    shifted = difference * y_true + ratio
     log_p = y_pred - largest - log_mass
-    sum_product = stable.sum_over((difference * y_true + ratio) * log_p, 1)
-    value = -sample_weight * sum_product
+    above = np.abs(shifted) > np.abs(log_p)
+    smaller_factor = np.where(above, log_p, shifted)
+    larger_factor = np.where(above, shifted, log_p)
+    weighed = sample_weight * larger_factor
+    weighed_2 = sample_weight * smaller_factor
+    sum_choice = stable.sum_over(np.where(below, smaller_factor * weighed, larger_factor * weighed_2), 1)
+    value = -sum_choice
     loss = stable.result(value, (batch,), (0,))
     total_loss = stable.total(value, batch, (), ())
     return loss, total_loss
@@ -50,21 +57,35 @@ def value_and_grad__from_logits_yes(y_true, y_pred, sample_weight, scale, label_
     scale = scale[:, None]
     difference = 1 - label_smoothing
     ratio = label_smoothing / real(features)
+    product = difference * y_true
+    shifted = product + ratio
+    abs_2 = np.abs(shifted)
     largest = stable.max_over(y_pred, 1)
+    max_abs = stable.max_over(abs_2, 1)
     is_largest = y_pred == largest
     relative = stable.exp_difference(y_pred, largest)
-    product = difference * y_true
+    equal = abs_2 == max_abs
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
-    sum_shifted = stable.sum_over(product + ratio, 1)
+    sum_choice = stable.sum_over(np.where(equal, shifted, 0), 1)
+    sum_choice_2 = stable.sum_over(np.where(equal, 0, shifted), 1)
+    sum_shifted = stable.sum_over(shifted, 1)
     product_2 = sample_weight * scale
     sum_exp = others + ties
-    ratio_2 = sum_shifted / sum_exp
-    log_mass = np.log1p(others + (ties - 1))
+    more_ties = ties - 1
+    shifted_2 = more_ties + others
+    below = np.abs(sample_weight) < 1
+    log_mass = np.log1p(others + more_ties)
+    as_large = sum_choice - product - ratio
     log_p = y_pred - largest - log_mass
-    grad_y_pred = stable.result(-product_2 * (product - ratio_2 * relative + ratio), (batch, features), (0, 1))
-    sum_product = stable.sum_over((product + ratio) * log_p, 1)
-    value = -sample_weight * sum_product
+    above = abs_2 > np.abs(log_p)
+    smaller_factor = np.where(above, log_p, shifted)
+    larger_factor = np.where(above, shifted, log_p)
+    weighed = sample_weight * larger_factor
+    weighed_2 = sample_weight * smaller_factor
+    grad_y_pred = stable.result(-product_2 * (shifted / sum_exp * np.where(is_largest, shifted_2, sum_exp - relative) - np.where(equal, as_large + sum_choice_2, sum_shifted - product - ratio) / sum_exp * relative), (batch, features), (0, 1))
+    sum_choice_3 = stable.sum_over(np.where(below, smaller_factor * weighed, larger_factor * weighed_2), 1)
+    value = -sum_choice_3
     loss = stable.result(value, (batch,), (0,))
     total_loss = stable.total(value, batch, (), ())
     return loss, total_loss, grad_y_pred
@@ -84,12 +105,20 @@ def jvp__from_logits_yes(y_true, y_pred, sample_weight, direction_y_pred, label_
     sum_product = stable.sum_over(relative * direction_y_pred, 1)
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
+    below = np.abs(sample_weight) < 1
     sum_exp = others + ties
     ratio_2 = sum_product / sum_exp
-    sum_product_2 = stable.sum_over((direction_y_pred - ratio_2) * (difference * y_true + ratio), 1)
-    minus_product = -sample_weight * sum_product_2
-    rate = stable.result(minus_product, (batch,), (0,))
-    total_rate = stable.total(minus_product, batch, (), ())
+    difference_2 = direction_y_pred - ratio_2
+    shifted = difference * y_true + ratio
+    above = np.abs(difference_2) > np.abs(shifted)
+    smaller_factor = np.where(above, shifted, difference_2)
+    larger_factor = np.where(above, difference_2, shifted)
+    weighed = sample_weight * larger_factor
+    weighed_2 = sample_weight * smaller_factor
+    sum_choice = stable.sum_over(np.where(below, smaller_factor * weighed, larger_factor * weighed_2), 1)
+    minus_sum_choice = -sum_choice
+    rate = stable.result(minus_sum_choice, (batch,), (0,))
+    total_rate = stable.total(minus_sum_choice, batch, (), ())
     return rate, total_rate
 
 
@@ -98,23 +127,24 @@ def hvp__from_logits_yes(y_true, y_pred, sample_weight, scale, direction_y_pred,
     batch = y_true.shape[0]
     features = y_true.shape[1]
     real = y_true.dtype.type
-    sample_weight = sample_weight[:, None]
     scale = scale[:, None]
+    sample_weight = sample_weight[:, None]
+    difference = 1 - label_smoothing
     ratio = label_smoothing / real(features)
     largest = stable.max_over(y_pred, 1)
     is_largest = y_pred == largest
-    ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
-    sum_choice = stable.sum_over(np.where(is_largest, direction_y_pred, 0), 1)
-    ratio_2 = sum_choice / ties
     relative = stable.exp_difference(y_pred, largest)
-    from_peak = direction_y_pred - ratio_2
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
-    sum_shifted = stable.sum_over(y_true - label_smoothing * y_true + ratio, 1)
-    sum_product = stable.sum_over(from_peak * relative, 1)
+    ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
+    sum_product = stable.sum_over(relative * direction_y_pred, 1)
     sum_exp = others + ties
-    product = sample_weight / sum_exp * sum_shifted * scale
-    ratio_3 = sum_product / sum_exp
-    hvp_y_pred = stable.result(product * (from_peak - ratio_3) * relative, (batch, features), (0, 1))
+    mean_under_softmax = sum_product / sum_exp
+    from_mean = direction_y_pred - mean_under_softmax
+    sum_shifted = stable.sum_over(difference * y_true + ratio, 1)
+    sum_product_2 = stable.sum_over(from_mean * relative, 1)
+    product = sum_shifted / sum_exp * scale
+    ratio_2 = sum_product_2 / sum_exp
+    hvp_y_pred = stable.result(product * (from_mean - ratio_2) * relative * sample_weight, (batch, features), (0, 1))
     return hvp_y_pred
 
 
@@ -123,20 +153,21 @@ def hessian_diag__from_logits_yes(y_true, y_pred, sample_weight, scale, label_sm
     batch = y_true.shape[0]
     features = y_true.shape[1]
     real = y_true.dtype.type
-    sample_weight = sample_weight[:, None]
     scale = scale[:, None]
+    sample_weight = sample_weight[:, None]
+    difference = 1 - label_smoothing
     ratio = label_smoothing / real(features)
     largest = stable.max_over(y_pred, 1)
     is_largest = y_pred == largest
     relative = stable.exp_difference(y_pred, largest)
+    sum_shifted = stable.sum_over(difference * y_true + ratio, 1)
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
-    sum_shifted = stable.sum_over(y_true - label_smoothing * y_true + ratio, 1)
     sum_exp = others + ties
-    product = sample_weight / sum_exp * (sum_shifted / sum_exp) * scale
+    product = sum_shifted / sum_exp * (scale / sum_exp)
     more_ties = ties - 1
     shifted = more_ties + others
-    hessian_y_pred = stable.result(product * np.where(is_largest, shifted, sum_exp - relative) * relative, (batch, features), (0, 1))
+    hessian_y_pred = stable.result(product * np.where(is_largest, shifted, sum_exp - relative) * relative * sample_weight, (batch, features), (0, 1))
     return hessian_y_pred
 
 
@@ -149,23 +180,38 @@ def value_and_grad_all__from_logits_yes(y_true, y_pred, sample_weight, scale, la
     scale = scale[:, None]
     difference = 1 - label_smoothing
     ratio = label_smoothing / real(features)
+    product = difference * y_true
+    shifted = product + ratio
+    abs_2 = np.abs(shifted)
     largest = stable.max_over(y_pred, 1)
+    max_abs = stable.max_over(abs_2, 1)
     is_largest = y_pred == largest
     relative = stable.exp_difference(y_pred, largest)
-    product = difference * y_true
+    equal = abs_2 == max_abs
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
-    sum_shifted = stable.sum_over(product + ratio, 1)
+    sum_choice = stable.sum_over(np.where(equal, shifted, 0), 1)
+    sum_choice_2 = stable.sum_over(np.where(equal, 0, shifted), 1)
+    sum_shifted = stable.sum_over(shifted, 1)
     product_2 = difference * sample_weight * scale
-    log_mass = np.log1p(others + (ties - 1))
+    more_ties = ties - 1
+    log_mass = np.log1p(others + more_ties)
     product_3 = sample_weight * scale
     sum_exp = others + ties
-    ratio_2 = sum_shifted / sum_exp
+    shifted_2 = more_ties + others
+    below = np.abs(sample_weight) < 1
     log_p = y_pred - largest - log_mass
+    as_large = sum_choice - product - ratio
+    above = abs_2 > np.abs(log_p)
+    smaller_factor = np.where(above, log_p, shifted)
+    larger_factor = np.where(above, shifted, log_p)
+    weighed = sample_weight * larger_factor
+    weighed_2 = sample_weight * smaller_factor
     grad_y_true = stable.result(-product_2 * log_p, (batch, features), (0, 1))
-    grad_y_pred = stable.result(-product_3 * (product - ratio_2 * relative + ratio), (batch, features), (0, 1))
-    sum_product = stable.sum_over((product + ratio) * log_p, 1)
-    value = -sample_weight * sum_product
+    grad_y_pred = stable.result(-product_3 * (shifted / sum_exp * np.where(is_largest, shifted_2, sum_exp - relative) - np.where(equal, as_large + sum_choice_2, sum_shifted - product - ratio) / sum_exp * relative), (batch, features), (0, 1))
+    sum_choice_3 = stable.sum_over(np.where(below, smaller_factor * weighed, larger_factor * weighed_2), 1)
+    sum_product = stable.sum_over(shifted * log_p, 1)
+    value = -sum_choice_3
     loss = stable.result(value, (batch,), (0,))
     total_loss = stable.total(value, batch, (), ())
     grad_sample_weight = stable.result(-sum_product * scale, (batch,), (0,))
@@ -187,14 +233,20 @@ def jvp_all__from_logits_yes(y_true, y_pred, sample_weight, direction_sample_wei
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
     sum_product = stable.sum_over(relative * direction_y_pred, 1)
+    below = np.abs(direction_sample_weight) < 1
     log_mass = np.log1p(others + (ties - 1))
     sum_exp = others + ties
     ratio_2 = sum_product / sum_exp
     shifted = difference * y_true + ratio
     log_p = y_pred - largest - log_mass
-    sum_product_2 = stable.sum_over(shifted * log_p, 1)
+    above = np.abs(shifted) > np.abs(log_p)
+    smaller_factor = np.where(above, log_p, shifted)
+    larger_factor = np.where(above, shifted, log_p)
+    weighed = direction_sample_weight * larger_factor
+    weighed_2 = direction_sample_weight * smaller_factor
+    sum_choice = stable.sum_over(np.where(below, smaller_factor * weighed, larger_factor * weighed_2), 1)
     sum_shifted = stable.sum_over(difference * log_p * direction_y_true + (direction_y_pred - ratio_2) * shifted, 1)
-    minus_shifted = -(sum_product_2 * direction_sample_weight + sample_weight * sum_shifted)
+    minus_shifted = -(sum_choice + sample_weight * sum_shifted)
     rate = stable.result(minus_shifted, (batch,), (0,))
     total_rate = stable.total(minus_shifted, batch, (), ())
     return rate, total_rate
@@ -211,43 +263,45 @@ def hvp_all__from_logits_yes(y_true, y_pred, sample_weight, scale, direction_sam
     difference = 1 - label_smoothing
     ratio = label_smoothing / real(features)
     largest = stable.max_over(y_pred, 1)
-    is_largest = y_pred == largest
-    ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
-    max_2 = stable.max_over(np.abs(direction_y_true), 1)
-    sum_choice = stable.sum_over(np.where(is_largest, direction_y_pred, 0), 1)
-    ratio_2 = sum_choice / ties
     relative = stable.exp_difference(y_pred, largest)
-    equal = np.abs(direction_y_true) == max_2
-    from_peak = direction_y_pred - ratio_2
+    is_largest = y_pred == largest
+    product = difference * y_true
+    shifted = product + ratio
     sum_product = stable.sum_over(relative * direction_y_pred, 1)
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
-    sum_choice_2 = stable.sum_over(np.where(equal, direction_y_true, 0), 1)
-    sum_choice_3 = stable.sum_over(np.where(equal, 0, direction_y_true), 1)
-    sum_direction_y_true = stable.sum_over(direction_y_true, 1)
-    sum_shifted = stable.sum_over(y_true - label_smoothing * y_true + ratio, 1)
-    sum_product_2 = stable.sum_over(from_peak * relative, 1)
-    product = difference * sample_weight * scale
+    ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
+    max_2 = stable.max_over(np.abs(direction_y_true), 1)
+    max_abs = stable.max_over(np.abs(shifted), 1)
     sum_exp = others + ties
-    ratio_3 = sum_product / sum_exp
-    product_2 = difference * direction_sample_weight * scale
+    mean_under_softmax = sum_product / sum_exp
+    equal = np.abs(direction_y_true) == max_2
+    from_mean = direction_y_pred - mean_under_softmax
+    equal_2 = np.abs(shifted) == max_abs
+    sum_choice = stable.sum_over(np.where(equal, direction_y_true, 0), 1)
+    sum_choice_2 = stable.sum_over(np.where(equal, 0, direction_y_true), 1)
+    sum_direction_y_true = stable.sum_over(direction_y_true, 1)
+    sum_shifted = stable.sum_over(shifted, 1)
+    sum_product_2 = stable.sum_over(from_mean * relative, 1)
+    sum_choice_3 = stable.sum_over(np.where(equal_2, shifted, 0), 1)
+    sum_choice_4 = stable.sum_over(np.where(equal_2, 0, shifted), 1)
+    product_2 = difference * sample_weight * scale
+    product_3 = difference * direction_sample_weight * scale
     more_ties = ties - 1
     log_mass = np.log1p(others + more_ties)
-    product_3 = label_smoothing * direction_sample_weight * scale
-    product_4 = label_smoothing * sample_weight * scale
-    shifted = more_ties + others
-    product_5 = direction_sample_weight * scale
-    product_6 = sample_weight * scale
-    product_7 = sample_weight / sum_exp * sum_shifted * scale
-    ratio_4 = sum_product_2 / sum_exp
-    product_8 = sum_shifted / sum_exp * direction_sample_weight * scale
-    product_9 = ratio * direction_sample_weight * scale
-    difference_2 = direction_y_pred - ratio_3
+    product_4 = sample_weight * scale
+    shifted_2 = more_ties + others
+    product_5 = label_smoothing * sample_weight * scale
+    product_6 = direction_sample_weight / sum_exp * scale
+    product_7 = sum_shifted / sum_exp * scale
+    ratio_2 = sum_product_2 / sum_exp
     log_p = y_pred - largest - log_mass
-    as_large = sum_choice_2 - direction_y_true
-    difference_3 = np.where(equal, as_large + sum_choice_3, sum_direction_y_true - direction_y_true) / sum_exp * relative - np.where(is_largest, shifted, sum_exp - relative) / sum_exp * direction_y_true
-    hvp_y_true = stable.result(-(product * difference_2 + product_2 * log_p), (batch, features), (0, 1))
-    hvp_y_pred = stable.result(product_3 * y_true - product_4 * difference_3 - product_5 * y_true + product_6 * difference_3 + product_7 * (from_peak - ratio_4) * relative + product_8 * relative - product_9, (batch, features), (0, 1))
-    sum_shifted_2 = stable.sum_over(difference * log_p * direction_y_true + difference_2 * (difference * y_true + ratio), 1)
+    as_large = sum_choice - direction_y_true
+    choice = np.where(is_largest, shifted_2, sum_exp - relative)
+    difference_2 = np.where(equal, as_large + sum_choice_2, sum_direction_y_true - direction_y_true) / sum_exp * relative - choice / sum_exp * direction_y_true
+    as_large_2 = sum_choice_3 - product - ratio
+    hvp_y_true = stable.result(-(product_2 * from_mean + product_3 * log_p), (batch, features), (0, 1))
+    hvp_y_pred = stable.result(product_4 * difference_2 - product_5 * difference_2 - product_6 * shifted * choice + product_7 * (from_mean - ratio_2) * relative * sample_weight + product_6 * np.where(equal_2, as_large_2 + sum_choice_4, sum_shifted - product - ratio) * relative, (batch, features), (0, 1))
+    sum_shifted_2 = stable.sum_over(difference * log_p * direction_y_true + from_mean * shifted, 1)
     hvp_sample_weight = stable.result(-sum_shifted_2 * scale, (batch,), (0,))
     return hvp_y_true, hvp_y_pred, hvp_sample_weight
 
@@ -257,21 +311,22 @@ def hessian_diag_all__from_logits_yes(y_true, y_pred, sample_weight, scale, labe
     batch = y_true.shape[0]
     features = y_true.shape[1]
     real = y_true.dtype.type
-    sample_weight = sample_weight[:, None]
     scale = scale[:, None]
+    sample_weight = sample_weight[:, None]
+    difference = 1 - label_smoothing
     ratio = label_smoothing / real(features)
     largest = stable.max_over(y_pred, 1)
     is_largest = y_pred == largest
     relative = stable.exp_difference(y_pred, largest)
+    sum_shifted = stable.sum_over(difference * y_true + ratio, 1)
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
-    sum_shifted = stable.sum_over(y_true - label_smoothing * y_true + ratio, 1)
     sum_exp = others + ties
-    product = sample_weight / sum_exp * (sum_shifted / sum_exp) * scale
+    product = sum_shifted / sum_exp * (scale / sum_exp)
     more_ties = ties - 1
     shifted = more_ties + others
     hessian_y_true = stable.result(0, (batch, features), (0, 1))
-    hessian_y_pred = stable.result(product * np.where(is_largest, shifted, sum_exp - relative) * relative, (batch, features), (0, 1))
+    hessian_y_pred = stable.result(product * np.where(is_largest, shifted, sum_exp - relative) * relative * sample_weight, (batch, features), (0, 1))
     hessian_sample_weight = stable.result(0, (batch,), (0,))
     return hessian_y_true, hessian_y_pred, hessian_sample_weight
 
@@ -285,13 +340,18 @@ def value__from_logits_no(y_true, y_pred, sample_weight, label_smoothing, epsilo
     difference = 1 - label_smoothing
     ratio = label_smoothing / real(features)
     bound = 1 - epsilon
+    max_abs_y_pred = stable.max_over(np.abs(y_pred), 1)
+    equal = np.abs(y_pred) == max_abs_y_pred
     sum_y_pred = stable.sum_over(y_pred, 1)
-    share = y_pred / sum_y_pred
-    p = np.minimum(np.maximum(share, epsilon), bound)
-    sum_product = stable.sum_over((difference * y_true + ratio) * np.log(p), 1)
-    value = -sample_weight * sum_product
-    loss = stable.result(value, (batch,), (0,))
-    total_loss = stable.total(value, batch, (), ())
+    sum_choice = stable.sum_over(np.where(equal, y_pred, 0), 1)
+    sum_choice_2 = stable.sum_over(np.where(equal, 0, y_pred), 1)
+    ratio_2 = y_pred / sum_y_pred
+    share = np.minimum(np.maximum(ratio_2, epsilon), bound)
+    as_large = sum_choice - y_pred
+    sum_product = stable.sum_over((difference * y_true + ratio) * np.where((ratio_2 > 0.5) & (ratio_2 == share), np.log1p(-np.where(equal, as_large + sum_choice_2, sum_y_pred - y_pred) / sum_y_pred), np.log(share)), 1)
+    minus_product = -sample_weight * sum_product
+    loss = stable.result(minus_product, (batch,), (0,))
+    total_loss = stable.total(minus_product, batch, (), ())
     return loss, total_loss
 
 
@@ -306,6 +366,8 @@ def value_and_grad__from_logits_no(y_true, y_pred, sample_weight, scale, label_s
     ratio = label_smoothing / real(features)
     bound = 1 - epsilon
     sum_y_pred = stable.sum_over(y_pred, 1)
+    max_abs_y_pred = stable.max_over(np.abs(y_pred), 1)
+    equal = np.abs(y_pred) == max_abs_y_pred
     share = y_pred / sum_y_pred
     larger_2 = np.maximum(share, epsilon)
     difference_2 = bound - larger_2
@@ -313,17 +375,36 @@ def value_and_grad__from_logits_no(y_true, y_pred, sample_weight, scale, label_s
     difference_3 = share - epsilon
     below_2 = difference_3 < 0
     shifted = difference * y_true + ratio
-    p = np.minimum(larger_2, bound)
     step_2 = stable.step(difference_3, 1)
     step_3 = stable.step(difference_2, 1)
-    sum_choice = stable.sum_over(np.where(below, 0, np.where(below, 0, np.where(below_2, 0, shifted / p * y_pred * step_2) * step_3)), 1)
+    max_choice = stable.max_over(np.where(equal, np.where(below, 0, np.where(below_2, 0, shifted * np.sign(y_pred) * step_2) * step_3), -np.inf), 1)
+    equal_2 = max_abs_y_pred == 0
+    binade_max_abs_y_pred = stable.binade(max_abs_y_pred)
+    choice = np.where(equal_2, 1, max_abs_y_pred / binade_max_abs_y_pred)
+    choice_2 = np.where(below, 0, np.where(below_2, 0, shifted * step_2) * step_3)
+    scaled = y_pred / binade_max_abs_y_pred
+    eliminated = stable.cross(choice_2, choice, scaled, max_choice)
+    left = eliminated / choice
+    sum_choice = stable.sum_over(np.where(equal, y_pred, 0), 1)
+    sum_choice_2 = stable.sum_over(np.where(equal, 0, y_pred), 1)
+    sum_choice_3 = stable.sum_over(np.where(below, 0, choice_2), 1)
+    sum_ratio = stable.sum_over(left, 1)
     product = sample_weight * scale
-    ratio_2 = sum_choice / sum_y_pred / sum_y_pred
-    grad_y_pred = stable.result(-product * (np.where(below, 0, np.where(below_2, 0, shifted / sum_y_pred / p * step_2) * step_3) - ratio_2), (batch, features), (0, 1))
-    sum_product = stable.sum_over(shifted * np.log(p), 1)
-    value = -sample_weight * sum_product
-    loss = stable.result(value, (batch,), (0,))
-    total_loss = stable.total(value, batch, (), ())
+    mean_ratio = sum_choice_3 / sum_y_pred
+    minus_mean_ratio = -mean_ratio
+    abs_mean_ratio = np.abs(mean_ratio)
+    ratio_at_largest = max_choice / np.where(equal_2, 1, max_abs_y_pred)
+    below_3 = 2 * np.abs(ratio_at_largest - mean_ratio) < abs_mean_ratio
+    ratio_2 = sum_ratio / sum_y_pred
+    own_ratio = np.where(below, 0, np.where(below_2, 0, shifted / y_pred * step_2) * step_3)
+    difference_4 = own_ratio - mean_ratio
+    share_2 = np.minimum(larger_2, bound)
+    as_large = sum_choice - y_pred
+    grad_y_pred = stable.result(-product * np.where(choice_2 == 0, minus_mean_ratio, np.where((2 * np.abs(difference_4) < abs_mean_ratio) & (below_3), left / y_pred - ratio_2, difference_4)), (batch, features), (0, 1))
+    sum_product = stable.sum_over(shifted * np.where((share > 0.5) & (share == share_2), np.log1p(-np.where(equal, as_large + sum_choice_2, sum_y_pred - y_pred) / sum_y_pred), np.log(share_2)), 1)
+    minus_product = -sample_weight * sum_product
+    loss = stable.result(minus_product, (batch,), (0,))
+    total_loss = stable.total(minus_product, batch, (), ())
     return loss, total_loss, grad_y_pred
 
 
@@ -336,21 +417,31 @@ def jvp__from_logits_no(y_true, y_pred, sample_weight, direction_y_pred, label_s
     bound = 1 - epsilon
     difference = 1 - label_smoothing
     ratio = label_smoothing / real(features)
+    max_abs_y_pred = stable.max_over(np.abs(y_pred), 1)
+    max_choice = stable.max_over(np.where(np.abs(y_pred) == max_abs_y_pred, np.sign(y_pred) * direction_y_pred, -np.inf), 1)
+    equal = max_abs_y_pred == 0
+    binade_max_abs_y_pred = stable.binade(max_abs_y_pred)
+    choice = np.where(equal, 1, max_abs_y_pred / binade_max_abs_y_pred)
+    scaled = y_pred / binade_max_abs_y_pred
+    eliminated = stable.cross(direction_y_pred, choice, scaled, max_choice)
+    left = eliminated / choice
     sum_y_pred = stable.sum_over(y_pred, 1)
     sum_direction_y_pred = stable.sum_over(direction_y_pred, 1)
-    ratio_2 = sum_direction_y_pred / sum_y_pred / sum_y_pred
-    share = y_pred / sum_y_pred
-    larger_2 = np.maximum(share, epsilon)
-    difference_2 = bound - larger_2
-    below = difference_2 < 0
-    difference_3 = share - epsilon
-    below_2 = difference_3 < 0
-    shifted = difference * y_true + ratio
-    p = np.minimum(larger_2, bound)
-    step_2 = stable.step(difference_3, 1)
-    step_3 = stable.step(difference_2, 1)
-    sum_difference = stable.sum_over(np.where(below, 0, np.where(below_2, 0, shifted / sum_y_pred * (direction_y_pred / p) * step_2) * step_3) - np.where(below, 0, np.where(below_2, 0, ratio_2 * (shifted / p) * y_pred * step_2) * step_3), 1)
-    minus_product = -sample_weight * sum_difference
+    sum_ratio = stable.sum_over(left, 1)
+    mean_ratio = sum_direction_y_pred / sum_y_pred
+    minus_mean_ratio = -mean_ratio
+    abs_mean_ratio = np.abs(mean_ratio)
+    ratio_at_largest = max_choice / np.where(equal, 1, max_abs_y_pred)
+    below = 2 * np.abs(ratio_at_largest - mean_ratio) < abs_mean_ratio
+    ratio_2 = sum_ratio / sum_y_pred
+    ratio_3 = y_pred / sum_y_pred
+    difference_2 = bound - np.maximum(ratio_3, epsilon)
+    below_2 = difference_2 < 0
+    difference_3 = ratio_3 - epsilon
+    own_ratio = direction_y_pred / y_pred
+    difference_4 = own_ratio - mean_ratio
+    sum_choice = stable.sum_over(np.where(below_2, 0, np.where(below_2, 0, np.where(difference_3 < 0, 0, (difference * y_true + ratio) * np.where(direction_y_pred == 0, minus_mean_ratio, np.where((2 * np.abs(difference_4) < abs_mean_ratio) & (below), left / y_pred - ratio_2, difference_4)) * stable.step(difference_3, 1)) * stable.step(difference_2, 1))), 1)
+    minus_product = -sample_weight * sum_choice
     rate = stable.result(minus_product, (batch,), (0,))
     total_rate = stable.total(minus_product, batch, (), ())
     return rate, total_rate
@@ -367,29 +458,24 @@ def hvp__from_logits_no(y_true, y_pred, sample_weight, scale, direction_y_pred, 
     difference = 1 - label_smoothing
     ratio = label_smoothing / real(features)
     sum_y_pred = stable.sum_over(y_pred, 1)
-    sum_direction_y_pred = stable.sum_over(direction_y_pred, 1)
-    ratio_2 = sum_direction_y_pred / sum_y_pred / sum_y_pred
-    share = y_pred / sum_y_pred
-    larger_2 = np.maximum(share, epsilon)
-    difference_2 = bound - larger_2
-    below = difference_2 < 0
-    difference_3 = share - epsilon
-    below_2 = difference_3 < 0
+    below = np.abs(sample_weight) < 1
     shifted = difference * y_true + ratio
-    p = np.minimum(larger_2, bound)
-    ratio_3 = shifted / p
-    step_2 = stable.step(difference_3, 1)
-    step_3 = stable.step(difference_2, 1)
-    ratio_4 = y_pred / p
-    ratio_5 = shifted / sum_y_pred
-    sum_choice = stable.sum_over(np.where(below, 0, np.where(below, 0, np.where(below_2, 0, ratio_3 * y_pred * step_2) * step_3)), 1)
-    sum_shifted = stable.sum_over(np.where(below, 0, np.where(below, 0, np.where(below_2, 0, np.where(below_2, 0, ratio_2 * ratio_4 * ratio_3 * y_pred * step_2) * step_2) * step_3) * step_3) + (np.where(below, 0, np.where(below_2, 0, ratio_3 * step_2) * step_3) - np.where(below, 0, np.where(below, 0, np.where(below_2, 0, np.where(below_2, 0, ratio_5 * ratio_4 / p * step_2) * step_2) * step_3) * step_3)) * direction_y_pred, 1)
-    ratio_6 = sample_weight / sum_y_pred
-    product = ratio_6 * (scale / sum_y_pred)
-    product_2 = sample_weight * sum_direction_y_pred * scale
-    ratio_7 = 2 * (sum_choice / sum_y_pred) / sum_y_pred / sum_y_pred
-    product_3 = ratio_6 * (sum_shifted / sum_y_pred) * scale
-    hvp_y_pred = stable.result(np.where(below, 0, np.where(below, 0, np.where(below_2, 0, np.where(below_2, 0, product * ratio_3 * (direction_y_pred / p) * step_2) * step_2) * step_3) * step_3) - product_2 * (np.where(below, 0, np.where(below, 0, np.where(below_2, 0, np.where(below_2, 0, ratio_5 * share / sum_y_pred / p / p * step_2) * step_2) * step_3) * step_3) - np.where(below, 0, np.where(below_2, 0, ratio_5 / sum_y_pred / p * step_2) * step_3) + ratio_7) + product_3, (batch, features), (0, 1))
+    share = y_pred / sum_y_pred
+    difference_2 = share - epsilon
+    step_2 = stable.step(difference_2, 1)
+    difference_3 = bound - np.maximum(share, epsilon)
+    step_3 = stable.step(difference_3, 1)
+    product = step_2 * step_3
+    above = np.abs(shifted) > np.abs(product)
+    smaller_factor = np.where(above, product, shifted)
+    larger_factor = np.where(above, shifted, product)
+    weighed = sample_weight * larger_factor
+    weighed_2 = sample_weight * smaller_factor
+    sum_choice = stable.sum_over(np.where(below, smaller_factor * weighed, larger_factor * weighed_2), 1)
+    sum_direction_y_pred = stable.sum_over(direction_y_pred, 1)
+    product_2 = sample_weight * scale
+    product_3 = sum_choice / sum_y_pred * (sum_direction_y_pred / sum_y_pred) * scale
+    hvp_y_pred = stable.result(np.where(difference_3 < 0, 0, np.where(difference_2 < 0, 0, product_2 * (shifted / y_pred) * (direction_y_pred / y_pred) * step_2) * step_3) - product_3, (batch, features), (0, 1))
     return hvp_y_pred
 
 
@@ -404,26 +490,23 @@ def hessian_diag__from_logits_no(y_true, y_pred, sample_weight, scale, label_smo
     difference = 1 - label_smoothing
     ratio = label_smoothing / real(features)
     sum_y_pred = stable.sum_over(y_pred, 1)
-    share = y_pred / sum_y_pred
-    larger_2 = np.maximum(share, epsilon)
-    difference_2 = bound - larger_2
-    below = difference_2 < 0
-    difference_3 = share - epsilon
-    below_2 = difference_3 < 0
+    below = np.abs(sample_weight) < 1
     shifted = difference * y_true + ratio
-    p = np.minimum(larger_2, bound)
-    ratio_2 = shifted / p
-    step_2 = stable.step(difference_3, 1)
-    step_3 = stable.step(difference_2, 1)
-    ratio_3 = y_pred / p
-    sum_choice = stable.sum_over(np.where(below, 0, np.where(below, 0, np.where(below_2, 0, ratio_2 * y_pred * step_2) * step_3)), 1)
-    sum_choice_2 = stable.sum_over(np.where(below, 0, np.where(below, 0, np.where(below, 0, np.where(below_2, 0, np.where(below_2, 0, ratio_3 * ratio_2 * y_pred * step_2) * step_2) * step_3) * step_3)), 1)
-    product = sample_weight / sum_y_pred * (scale / sum_y_pred)
+    share = y_pred / sum_y_pred
+    difference_2 = share - epsilon
+    step_2 = stable.step(difference_2, 1)
+    difference_3 = bound - np.maximum(share, epsilon)
+    step_3 = stable.step(difference_3, 1)
+    product = step_2 * step_3
+    above = np.abs(shifted) > np.abs(product)
+    smaller_factor = np.where(above, product, shifted)
+    larger_factor = np.where(above, shifted, product)
+    weighed = sample_weight * larger_factor
+    weighed_2 = sample_weight * smaller_factor
+    sum_choice = stable.sum_over(np.where(below, smaller_factor * weighed, larger_factor * weighed_2), 1)
     product_2 = sample_weight * scale
-    ratio_4 = 2 * (sum_choice / sum_y_pred) / sum_y_pred / sum_y_pred
-    ratio_5 = sum_choice_2 / sum_y_pred / sum_y_pred
-    ratio_6 = shifted / sum_y_pred
-    hessian_y_pred = stable.result(np.where(below, 0, np.where(below, 0, np.where(below_2, 0, np.where(below_2, 0, product * ratio_2 / p * step_2) * step_2) * step_3) * step_3) - product_2 * (np.where(below, 0, np.where(below, 0, np.where(below_2, 0, np.where(below_2, 0, ratio_6 * share / sum_y_pred / p / p * step_2) * step_2) * step_3) * step_3) - np.where(below, 0, np.where(below_2, 0, ratio_6 / sum_y_pred / p * step_2) * step_3) + ratio_4) + product * (np.where(below, 0, np.where(below_2, 0, ratio_2 * step_2) * step_3) - np.where(below, 0, np.where(below, 0, np.where(below_2, 0, np.where(below_2, 0, ratio_6 * ratio_3 / p * step_2) * step_2) * step_3) * step_3) + ratio_5), (batch, features), (0, 1))
+    product_3 = sum_choice / sum_y_pred * (scale / sum_y_pred)
+    hessian_y_pred = stable.result(np.where(difference_3 < 0, 0, np.where(difference_2 < 0, 0, product_2 * (shifted / y_pred) / y_pred * step_2) * step_3) - product_3, (batch, features), (0, 1))
     return hessian_y_pred
 
 
@@ -438,6 +521,8 @@ def value_and_grad_all__from_logits_no(y_true, y_pred, sample_weight, scale, lab
     ratio = label_smoothing / real(features)
     bound = 1 - epsilon
     sum_y_pred = stable.sum_over(y_pred, 1)
+    max_abs_y_pred = stable.max_over(np.abs(y_pred), 1)
+    equal = np.abs(y_pred) == max_abs_y_pred
     share = y_pred / sum_y_pred
     larger_2 = np.maximum(share, epsilon)
     difference_2 = bound - larger_2
@@ -445,20 +530,39 @@ def value_and_grad_all__from_logits_no(y_true, y_pred, sample_weight, scale, lab
     difference_3 = share - epsilon
     below_2 = difference_3 < 0
     shifted = difference * y_true + ratio
-    p = np.minimum(larger_2, bound)
     step_2 = stable.step(difference_3, 1)
     step_3 = stable.step(difference_2, 1)
-    sum_choice = stable.sum_over(np.where(below, 0, np.where(below, 0, np.where(below_2, 0, shifted / p * y_pred * step_2) * step_3)), 1)
+    max_choice = stable.max_over(np.where(equal, np.where(below, 0, np.where(below_2, 0, shifted * np.sign(y_pred) * step_2) * step_3), -np.inf), 1)
+    equal_2 = max_abs_y_pred == 0
+    binade_max_abs_y_pred = stable.binade(max_abs_y_pred)
+    choice = np.where(equal_2, 1, max_abs_y_pred / binade_max_abs_y_pred)
+    choice_2 = np.where(below, 0, np.where(below_2, 0, shifted * step_2) * step_3)
+    scaled = y_pred / binade_max_abs_y_pred
+    eliminated = stable.cross(choice_2, choice, scaled, max_choice)
+    left = eliminated / choice
+    sum_choice = stable.sum_over(np.where(equal, y_pred, 0), 1)
+    sum_choice_2 = stable.sum_over(np.where(equal, 0, y_pred), 1)
+    sum_choice_3 = stable.sum_over(np.where(below, 0, choice_2), 1)
+    sum_ratio = stable.sum_over(left, 1)
     product = difference * sample_weight * scale
     product_2 = sample_weight * scale
-    ratio_2 = sum_choice / sum_y_pred / sum_y_pred
-    log_p = np.log(p)
-    grad_y_true = stable.result(-product * log_p, (batch, features), (0, 1))
-    grad_y_pred = stable.result(-product_2 * (np.where(below, 0, np.where(below_2, 0, shifted / sum_y_pred / p * step_2) * step_3) - ratio_2), (batch, features), (0, 1))
-    sum_product = stable.sum_over(shifted * log_p, 1)
-    value = -sample_weight * sum_product
-    loss = stable.result(value, (batch,), (0,))
-    total_loss = stable.total(value, batch, (), ())
+    mean_ratio = sum_choice_3 / sum_y_pred
+    minus_mean_ratio = -mean_ratio
+    abs_mean_ratio = np.abs(mean_ratio)
+    ratio_at_largest = max_choice / np.where(equal_2, 1, max_abs_y_pred)
+    below_3 = 2 * np.abs(ratio_at_largest - mean_ratio) < abs_mean_ratio
+    ratio_2 = sum_ratio / sum_y_pred
+    share_2 = np.minimum(larger_2, bound)
+    as_large = sum_choice - y_pred
+    choice_3 = np.where((share > 0.5) & (share == share_2), np.log1p(-np.where(equal, as_large + sum_choice_2, sum_y_pred - y_pred) / sum_y_pred), np.log(share_2))
+    own_ratio = np.where(below, 0, np.where(below_2, 0, shifted / y_pred * step_2) * step_3)
+    difference_4 = own_ratio - mean_ratio
+    grad_y_true = stable.result(-product * choice_3, (batch, features), (0, 1))
+    grad_y_pred = stable.result(-product_2 * np.where(choice_2 == 0, minus_mean_ratio, np.where((2 * np.abs(difference_4) < abs_mean_ratio) & (below_3), left / y_pred - ratio_2, difference_4)), (batch, features), (0, 1))
+    sum_product = stable.sum_over(shifted * choice_3, 1)
+    minus_product = -sample_weight * sum_product
+    loss = stable.result(minus_product, (batch,), (0,))
+    total_loss = stable.total(minus_product, batch, (), ())
     grad_sample_weight = stable.result(-sum_product * scale, (batch,), (0,))
     return loss, total_loss, grad_y_true, grad_y_pred, grad_sample_weight
 
@@ -473,22 +577,38 @@ def jvp_all__from_logits_no(y_true, y_pred, sample_weight, direction_sample_weig
     difference = 1 - label_smoothing
     ratio = label_smoothing / real(features)
     bound = 1 - epsilon
+    max_abs_y_pred = stable.max_over(np.abs(y_pred), 1)
+    equal = np.abs(y_pred) == max_abs_y_pred
+    max_choice = stable.max_over(np.where(equal, np.sign(y_pred) * direction_y_pred, -np.inf), 1)
+    equal_2 = max_abs_y_pred == 0
+    binade_max_abs_y_pred = stable.binade(max_abs_y_pred)
+    choice = np.where(equal_2, 1, max_abs_y_pred / binade_max_abs_y_pred)
+    scaled = y_pred / binade_max_abs_y_pred
+    eliminated = stable.cross(direction_y_pred, choice, scaled, max_choice)
+    left = eliminated / choice
     sum_y_pred = stable.sum_over(y_pred, 1)
+    sum_choice = stable.sum_over(np.where(equal, y_pred, 0), 1)
+    sum_choice_2 = stable.sum_over(np.where(equal, 0, y_pred), 1)
     sum_direction_y_pred = stable.sum_over(direction_y_pred, 1)
-    ratio_2 = sum_direction_y_pred / sum_y_pred / sum_y_pred
+    sum_ratio = stable.sum_over(left, 1)
+    mean_ratio = sum_direction_y_pred / sum_y_pred
+    minus_mean_ratio = -mean_ratio
+    abs_mean_ratio = np.abs(mean_ratio)
+    ratio_at_largest = max_choice / np.where(equal_2, 1, max_abs_y_pred)
+    below = 2 * np.abs(ratio_at_largest - mean_ratio) < abs_mean_ratio
+    ratio_2 = sum_ratio / sum_y_pred
     shifted = difference * y_true + ratio
-    share = y_pred / sum_y_pred
-    larger_2 = np.maximum(share, epsilon)
-    p = np.minimum(larger_2, bound)
-    log_p = np.log(p)
+    ratio_3 = y_pred / sum_y_pred
+    larger_2 = np.maximum(ratio_3, epsilon)
+    share = np.minimum(larger_2, bound)
+    as_large = sum_choice - y_pred
+    choice_2 = np.where((ratio_3 > 0.5) & (ratio_3 == share), np.log1p(-np.where(equal, as_large + sum_choice_2, sum_y_pred - y_pred) / sum_y_pred), np.log(share))
     difference_2 = bound - larger_2
-    below = difference_2 < 0
-    difference_3 = share - epsilon
-    below_2 = difference_3 < 0
-    step_2 = stable.step(difference_3, 1)
-    step_3 = stable.step(difference_2, 1)
-    sum_product = stable.sum_over(shifted * log_p, 1)
-    sum_shifted = stable.sum_over(difference * log_p * direction_y_true - np.where(below, 0, np.where(below_2, 0, ratio_2 * (shifted / p) * y_pred * step_2) * step_3) + np.where(below, 0, np.where(below_2, 0, shifted / sum_y_pred * (direction_y_pred / p) * step_2) * step_3), 1)
+    difference_3 = ratio_3 - epsilon
+    own_ratio = direction_y_pred / y_pred
+    difference_4 = own_ratio - mean_ratio
+    sum_product = stable.sum_over(shifted * choice_2, 1)
+    sum_shifted = stable.sum_over(difference * choice_2 * direction_y_true + np.where(difference_2 < 0, 0, np.where(difference_3 < 0, 0, shifted * np.where(direction_y_pred == 0, minus_mean_ratio, np.where((2 * np.abs(difference_4) < abs_mean_ratio) & (below), left / y_pred - ratio_2, difference_4)) * stable.step(difference_3, 1)) * stable.step(difference_2, 1)), 1)
     minus_shifted = -(sum_product * direction_sample_weight + sample_weight * sum_shifted)
     rate = stable.result(minus_shifted, (batch,), (0,))
     total_rate = stable.total(minus_shifted, batch, (), ())
@@ -507,9 +627,9 @@ def hvp_all__from_logits_no(y_true, y_pred, sample_weight, scale, direction_samp
     difference = 1 - label_smoothing
     ratio = label_smoothing / real(features)
     sum_y_pred = stable.sum_over(y_pred, 1)
-    sum_direction_y_pred = stable.sum_over(direction_y_pred, 1)
-    ratio_2 = sum_direction_y_pred / sum_y_pred
-    ratio_3 = ratio_2 / sum_y_pred
+    max_abs_y_pred = stable.max_over(np.abs(y_pred), 1)
+    equal = np.abs(y_pred) == max_abs_y_pred
+    sign_y_pred = np.sign(y_pred)
     share = y_pred / sum_y_pred
     larger_2 = np.maximum(share, epsilon)
     difference_2 = bound - larger_2
@@ -517,31 +637,66 @@ def hvp_all__from_logits_no(y_true, y_pred, sample_weight, scale, direction_samp
     difference_3 = share - epsilon
     below_2 = difference_3 < 0
     shifted = difference * y_true + ratio
-    p = np.minimum(larger_2, bound)
-    ratio_4 = shifted / p
     step_2 = stable.step(difference_3, 1)
     step_3 = stable.step(difference_2, 1)
-    ratio_5 = y_pred / p
-    ratio_6 = shifted / sum_y_pred
-    sum_choice = stable.sum_over(np.where(below, 0, np.where(below, 0, np.where(below_2, 0, ratio_4 * y_pred * step_2) * step_3)), 1)
-    sum_shifted = stable.sum_over(np.where(below, 0, np.where(below_2, 0, difference * ratio_5 * direction_y_true * step_2) * step_3) + np.where(below, 0, np.where(below, 0, np.where(below_2, 0, np.where(below_2, 0, ratio_3 * ratio_5 * ratio_4 * y_pred * step_2) * step_2) * step_3) * step_3) + (np.where(below, 0, np.where(below_2, 0, ratio_4 * step_2) * step_3) - np.where(below, 0, np.where(below, 0, np.where(below_2, 0, np.where(below_2, 0, ratio_6 * ratio_5 / p * step_2) * step_2) * step_3) * step_3)) * direction_y_pred, 1)
-    ratio_7 = sample_weight / sum_y_pred
-    product = difference * ratio_7
-    product_2 = product * ratio_2 * scale
-    product_3 = difference * direction_sample_weight * scale
-    product_4 = product * scale
-    product_5 = ratio_7 * (scale / sum_y_pred)
+    sum_direction_y_pred = stable.sum_over(direction_y_pred, 1)
+    max_choice = stable.max_over(np.where(equal, sign_y_pred * direction_y_pred, -np.inf), 1)
+    max_choice_2 = stable.max_over(np.where(equal, np.where(below, 0, np.where(below_2, 0, shifted * sign_y_pred * step_2) * step_3), -np.inf), 1)
+    equal_2 = max_abs_y_pred == 0
+    binade_max_abs_y_pred = stable.binade(max_abs_y_pred)
+    choice = np.where(equal_2, 1, max_abs_y_pred / binade_max_abs_y_pred)
+    below_3 = np.abs(sample_weight) < 1
+    product = difference * sum_y_pred
+    scaled = y_pred / binade_max_abs_y_pred
+    eliminated = stable.cross(direction_y_pred, choice, scaled, max_choice)
+    left = eliminated / choice
+    choice_2 = np.where(below, 0, np.where(below_2, 0, shifted * step_2) * step_3)
+    eliminated_2 = stable.cross(choice_2, choice, scaled, max_choice_2)
+    left_2 = eliminated_2 / choice
+    product_2 = step_2 * step_3
+    above = np.abs(shifted) > np.abs(product_2)
+    smaller_factor = np.where(above, product_2, shifted)
+    larger_factor = np.where(above, shifted, product_2)
+    weighed = sample_weight * larger_factor
+    weighed_2 = sample_weight * smaller_factor
+    sum_ratio = stable.sum_over(left, 1)
+    sum_choice = stable.sum_over(np.where(equal, y_pred, 0), 1)
+    sum_choice_2 = stable.sum_over(np.where(equal, 0, y_pred), 1)
+    sum_choice_3 = stable.sum_over(np.where(below, 0, choice_2), 1)
+    sum_ratio_2 = stable.sum_over(left_2, 1)
+    sum_choice_4 = stable.sum_over(np.where(below_3, smaller_factor * weighed, larger_factor * weighed_2), 1)
+    sum_shifted = stable.sum_over(np.where(below, 0, np.where(below_2, 0, product * direction_y_true * step_2) * step_3) + np.where(below, 0, np.where(below_2, 0, sum_direction_y_pred * shifted * step_2) * step_3), 1)
+    product_3 = difference * sample_weight * scale
+    mean_ratio = sum_direction_y_pred / sum_y_pred
+    minus_mean_ratio = -mean_ratio
+    abs_mean_ratio = np.abs(mean_ratio)
+    choice_3 = np.where(equal_2, 1, max_abs_y_pred)
+    ratio_at_largest = max_choice / choice_3
+    below_4 = 2 * np.abs(ratio_at_largest - mean_ratio) < abs_mean_ratio
+    ratio_2 = sum_ratio / sum_y_pred
+    product_4 = difference * direction_sample_weight * scale
+    product_5 = sample_weight * scale
     product_6 = direction_sample_weight * scale
-    ratio_8 = sum_choice / sum_y_pred
-    ratio_9 = ratio_8 / sum_y_pred
-    product_7 = sample_weight * sum_direction_y_pred * scale
-    ratio_10 = 2 * ratio_8 / sum_y_pred / sum_y_pred
-    product_8 = ratio_7 * (sum_shifted / sum_y_pred) * scale
-    log_p = np.log(p)
-    ratio_11 = direction_y_pred / p
-    hvp_y_true = stable.result(np.where(below, 0, np.where(below_2, 0, product_2 * ratio_5 * step_2) * step_3) - product_3 * log_p - np.where(below, 0, np.where(below_2, 0, product_4 * ratio_11 * step_2) * step_3), (batch, features), (0, 1))
-    hvp_y_pred = stable.result(np.where(below, 0, np.where(below, 0, np.where(below_2, 0, np.where(below_2, 0, product_5 * ratio_4 * ratio_11 * step_2) * step_2) * step_3) * step_3) - np.where(below, 0, np.where(below_2, 0, product_4 * (direction_y_true / p) * step_2) * step_3) - product_6 * (np.where(below, 0, np.where(below_2, 0, ratio_6 / p * step_2) * step_3) - ratio_9) - product_7 * (np.where(below, 0, np.where(below, 0, np.where(below_2, 0, np.where(below_2, 0, ratio_6 * share / sum_y_pred / p / p * step_2) * step_2) * step_3) * step_3) - np.where(below, 0, np.where(below_2, 0, ratio_6 / sum_y_pred / p * step_2) * step_3) + ratio_10) + product_8, (batch, features), (0, 1))
-    sum_shifted_2 = stable.sum_over(difference * log_p * direction_y_true - np.where(below, 0, np.where(below_2, 0, ratio_3 * ratio_4 * y_pred * step_2) * step_3) + np.where(below, 0, np.where(below_2, 0, ratio_6 * ratio_11 * step_2) * step_3), 1)
+    mean_ratio_2 = sum_choice_3 / sum_y_pred
+    minus_mean_ratio_2 = -mean_ratio_2
+    abs_mean_ratio_2 = np.abs(mean_ratio_2)
+    ratio_at_largest_2 = max_choice_2 / choice_3
+    below_5 = 2 * np.abs(ratio_at_largest_2 - mean_ratio_2) < abs_mean_ratio_2
+    ratio_3 = sum_ratio_2 / sum_y_pred
+    product_7 = 2 * (sum_choice_4 / sum_y_pred) * mean_ratio * scale
+    product_8 = sample_weight / sum_y_pred * (sum_shifted / sum_y_pred) * scale
+    own_ratio = direction_y_pred / y_pred
+    difference_4 = own_ratio - mean_ratio
+    choice_4 = np.where(direction_y_pred == 0, minus_mean_ratio, np.where((2 * np.abs(difference_4) < abs_mean_ratio) & (below_4), left / y_pred - ratio_2, difference_4))
+    p = np.minimum(larger_2, bound)
+    as_large = sum_choice - y_pred
+    choice_5 = np.where((share > 0.5) & (share == p), np.log1p(-np.where(equal, as_large + sum_choice_2, sum_y_pred - y_pred) / sum_y_pred), np.log(p))
+    ratio_4 = shifted / y_pred
+    own_ratio_2 = np.where(below, 0, np.where(below_2, 0, ratio_4 * step_2) * step_3)
+    difference_5 = own_ratio_2 - mean_ratio_2
+    hvp_y_true = stable.result(-(np.where(below, 0, np.where(below_2, 0, product_3 * choice_4 * step_2) * step_3) + product_4 * choice_5), (batch, features), (0, 1))
+    hvp_y_pred = stable.result(np.where(below, 0, np.where(below_2, 0, product_5 * ratio_4 * own_ratio * step_2) * step_3) - np.where(below, 0, np.where(below_2, 0, product_3 * (direction_y_true / y_pred) * step_2) * step_3) - product_6 * np.where(choice_2 == 0, minus_mean_ratio_2, np.where((2 * np.abs(difference_5) < abs_mean_ratio_2) & (below_5), left_2 / y_pred - ratio_3, difference_5)) - product_7 + product_8, (batch, features), (0, 1))
+    sum_shifted_2 = stable.sum_over(difference * choice_5 * direction_y_true + np.where(below, 0, np.where(below_2, 0, shifted * choice_4 * step_2) * step_3), 1)
     hvp_sample_weight = stable.result(-sum_shifted_2 * scale, (batch,), (0,))
     return hvp_y_true, hvp_y_pred, hvp_sample_weight
 
@@ -557,26 +712,23 @@ def hessian_diag_all__from_logits_no(y_true, y_pred, sample_weight, scale, label
     difference = 1 - label_smoothing
     ratio = label_smoothing / real(features)
     sum_y_pred = stable.sum_over(y_pred, 1)
-    share = y_pred / sum_y_pred
-    larger_2 = np.maximum(share, epsilon)
-    difference_2 = bound - larger_2
-    below = difference_2 < 0
-    difference_3 = share - epsilon
-    below_2 = difference_3 < 0
+    below = np.abs(sample_weight) < 1
     shifted = difference * y_true + ratio
-    p = np.minimum(larger_2, bound)
-    ratio_2 = shifted / p
-    step_2 = stable.step(difference_3, 1)
-    step_3 = stable.step(difference_2, 1)
-    ratio_3 = y_pred / p
-    sum_choice = stable.sum_over(np.where(below, 0, np.where(below, 0, np.where(below_2, 0, ratio_2 * y_pred * step_2) * step_3)), 1)
-    sum_choice_2 = stable.sum_over(np.where(below, 0, np.where(below, 0, np.where(below, 0, np.where(below_2, 0, np.where(below_2, 0, ratio_3 * ratio_2 * y_pred * step_2) * step_2) * step_3) * step_3)), 1)
-    product = sample_weight / sum_y_pred * (scale / sum_y_pred)
+    share = y_pred / sum_y_pred
+    difference_2 = share - epsilon
+    step_2 = stable.step(difference_2, 1)
+    difference_3 = bound - np.maximum(share, epsilon)
+    step_3 = stable.step(difference_3, 1)
+    product = step_2 * step_3
+    above = np.abs(shifted) > np.abs(product)
+    smaller_factor = np.where(above, product, shifted)
+    larger_factor = np.where(above, shifted, product)
+    weighed = sample_weight * larger_factor
+    weighed_2 = sample_weight * smaller_factor
+    sum_choice = stable.sum_over(np.where(below, smaller_factor * weighed, larger_factor * weighed_2), 1)
     product_2 = sample_weight * scale
-    ratio_4 = 2 * (sum_choice / sum_y_pred) / sum_y_pred / sum_y_pred
-    ratio_5 = sum_choice_2 / sum_y_pred / sum_y_pred
-    ratio_6 = shifted / sum_y_pred
+    product_3 = sum_choice / sum_y_pred * (scale / sum_y_pred)
     hessian_y_true = stable.result(0, (batch, features), (0, 1))
-    hessian_y_pred = stable.result(np.where(below, 0, np.where(below, 0, np.where(below_2, 0, np.where(below_2, 0, product * ratio_2 / p * step_2) * step_2) * step_3) * step_3) - product_2 * (np.where(below, 0, np.where(below, 0, np.where(below_2, 0, np.where(below_2, 0, ratio_6 * share / sum_y_pred / p / p * step_2) * step_2) * step_3) * step_3) - np.where(below, 0, np.where(below_2, 0, ratio_6 / sum_y_pred / p * step_2) * step_3) + ratio_4) + product * (np.where(below, 0, np.where(below_2, 0, ratio_2 * step_2) * step_3) - np.where(below, 0, np.where(below, 0, np.where(below_2, 0, np.where(below_2, 0, ratio_6 * ratio_3 / p * step_2) * step_2) * step_3) * step_3) + ratio_5), (batch, features), (0, 1))
+    hessian_y_pred = stable.result(np.where(difference_3 < 0, 0, np.where(difference_2 < 0, 0, product_2 * (shifted / y_pred) / y_pred * step_2) * step_3) - product_3, (batch, features), (0, 1))
     hessian_sample_weight = stable.result(0, (batch,), (0,))
     return hessian_y_true, hessian_y_pred, hessian_sample_weight

@@ -25,7 +25,7 @@ def value(y_true, y_pred, sample_weight, epsilon):  # type: ignore[no-untyped-de
     t = np.minimum(np.maximum(y_true, epsilon), 1)
     p = np.minimum(np.maximum(y_pred, epsilon), 1)
     log_p = np.log(p)
-    sum_choice = stable.sum_over(np.where(t == 0, -log_p * t, (np.log(t) - log_p) * t), 1)
+    sum_choice = stable.sum_over(np.where(t == 0, -log_p * t, np.where((p < 2 * t) & (t < 2 * p), np.log1p((t - p) / p), np.log(t) - log_p) * t), 1)
     product = sample_weight * sum_choice
     loss = stable.result(product, (batch,), (0,))
     total_loss = stable.total(product, batch, (), ())
@@ -45,8 +45,8 @@ def value_and_grad(y_true, y_pred, sample_weight, scale, epsilon):  # type: igno
     t = np.minimum(np.maximum(y_true, epsilon), 1)
     p = np.minimum(larger_2, 1)
     log_p = np.log(p)
-    grad_y_pred = stable.result(-np.where(difference < 0, 0, np.where(difference_2 < 0, 0, product * (t / p) * stable.step(difference_2, 1)) * stable.step(difference, 1)), (batch, features), (0, 1))
-    sum_choice = stable.sum_over(np.where(t == 0, -log_p * t, (np.log(t) - log_p) * t), 1)
+    grad_y_pred = stable.result(-np.where(difference < 0, 0, np.where(difference_2 < 0, 0, product * (t / y_pred) * stable.step(difference_2, 1)) * stable.step(difference, 1)), (batch, features), (0, 1))
+    sum_choice = stable.sum_over(np.where(t == 0, -log_p * t, np.where((p < 2 * t) & (t < 2 * p), np.log1p((t - p) / p), np.log(t) - log_p) * t), 1)
     product_2 = sample_weight * sum_choice
     loss = stable.result(product_2, (batch,), (0,))
     total_loss = stable.total(product_2, batch, (), ())
@@ -57,16 +57,20 @@ def jvp(y_true, y_pred, sample_weight, direction_y_pred, epsilon):  # type: igno
     """The derivative along the directions."""
     batch = y_true.shape[0]
     sample_weight = sample_weight[:, None]
+    below = np.abs(sample_weight) < 1
     difference = y_pred - epsilon
-    below = difference < 0
-    larger_2 = np.maximum(y_pred, epsilon)
-    difference_2 = 1 - larger_2
+    difference_2 = 1 - np.maximum(y_pred, epsilon)
     t = np.minimum(np.maximum(y_true, epsilon), 1)
-    p = np.minimum(larger_2, 1)
-    sum_choice = stable.sum_over(np.where(below, 0, np.where(below, 0, np.where(difference_2 < 0, 0, t / p * direction_y_pred * stable.step(difference_2, 1)) * stable.step(difference, 1))), 1)
-    minus_product = -sample_weight * sum_choice
-    rate = stable.result(minus_product, (batch,), (0,))
-    total_rate = stable.total(minus_product, batch, (), ())
+    choice = np.where(difference < 0, 0, np.where(difference_2 < 0, 0, t / y_pred * stable.step(difference_2, 1)) * stable.step(difference, 1))
+    above = np.abs(direction_y_pred) > np.abs(choice)
+    smaller_factor = np.where(above, choice, direction_y_pred)
+    larger_factor = np.where(above, direction_y_pred, choice)
+    weighed = sample_weight * larger_factor
+    weighed_2 = sample_weight * smaller_factor
+    sum_choice = stable.sum_over(np.where(below, smaller_factor * weighed, larger_factor * weighed_2), 1)
+    minus_sum_choice = -sum_choice
+    rate = stable.result(minus_sum_choice, (batch,), (0,))
+    total_rate = stable.total(minus_sum_choice, batch, (), ())
     return rate, total_rate
 
 
@@ -78,15 +82,9 @@ def hvp(y_true, y_pred, sample_weight, scale, direction_y_pred, epsilon):  # typ
     scale = scale[:, None]
     product = sample_weight * scale
     difference = y_pred - epsilon
-    below = difference < 0
-    larger_2 = np.maximum(y_pred, epsilon)
-    difference_2 = 1 - larger_2
-    below_2 = difference_2 < 0
+    difference_2 = 1 - np.maximum(y_pred, epsilon)
     t = np.minimum(np.maximum(y_true, epsilon), 1)
-    p = np.minimum(larger_2, 1)
-    step_2 = stable.step(difference_2, 1)
-    step_3 = stable.step(difference, 1)
-    hvp_y_pred = stable.result(np.where(below, 0, np.where(below, 0, np.where(below_2, 0, np.where(below_2, 0, product * (t / p) * (direction_y_pred / p) * step_2) * step_2) * step_3) * step_3), (batch, features), (0, 1))
+    hvp_y_pred = stable.result(np.where(difference < 0, 0, np.where(difference_2 < 0, 0, product * (t / y_pred) * (direction_y_pred / y_pred) * stable.step(difference_2, 1)) * stable.step(difference, 1)), (batch, features), (0, 1))
     return hvp_y_pred
 
 
@@ -98,15 +96,9 @@ def hessian_diag(y_true, y_pred, sample_weight, scale, epsilon):  # type: ignore
     scale = scale[:, None]
     product = sample_weight * scale
     difference = y_pred - epsilon
-    below = difference < 0
-    larger_2 = np.maximum(y_pred, epsilon)
-    difference_2 = 1 - larger_2
-    below_2 = difference_2 < 0
+    difference_2 = 1 - np.maximum(y_pred, epsilon)
     t = np.minimum(np.maximum(y_true, epsilon), 1)
-    p = np.minimum(larger_2, 1)
-    step_2 = stable.step(difference_2, 1)
-    step_3 = stable.step(difference, 1)
-    hessian_y_pred = stable.result(np.where(below, 0, np.where(below, 0, np.where(below_2, 0, np.where(below_2, 0, product * (t / p) / p * step_2) * step_2) * step_3) * step_3), (batch, features), (0, 1))
+    hessian_y_pred = stable.result(np.where(difference < 0, 0, np.where(difference_2 < 0, 0, product * (t / y_pred) / y_pred * stable.step(difference_2, 1)) * stable.step(difference, 1)), (batch, features), (0, 1))
     return hessian_y_pred
 
 
@@ -122,8 +114,6 @@ def value_and_grad_all(y_true, y_pred, sample_weight, scale, epsilon):  # type: 
     larger_2 = np.maximum(y_true, epsilon)
     difference_2 = 1 - larger_2
     below_2 = difference_2 < 0
-    t = np.minimum(larger_2, 1)
-    log_t = np.log(t)
     step_2 = stable.step(difference_2, 1)
     step_3 = stable.step(difference, 1)
     larger_3 = np.maximum(y_pred, epsilon)
@@ -131,9 +121,10 @@ def value_and_grad_all(y_true, y_pred, sample_weight, scale, epsilon):  # type: 
     log_p = np.log(p)
     difference_3 = y_pred - epsilon
     difference_4 = 1 - larger_3
-    grad_y_true = stable.result(product * (np.where(below, 0, np.where(below_2, 0, log_t * step_2) * step_3) - np.where(below, 0, np.where(below_2, 0, log_p * step_2) * step_3) + step_2 * step_3), (batch, features), (0, 1))
-    grad_y_pred = stable.result(-np.where(difference_3 < 0, 0, np.where(difference_4 < 0, 0, product * (t / p) * stable.step(difference_4, 1)) * stable.step(difference_3, 1)), (batch, features), (0, 1))
-    sum_choice = stable.sum_over(np.where(t == 0, -log_p * t, (log_t - log_p) * t), 1)
+    t = np.minimum(larger_2, 1)
+    grad_y_true = stable.result(product * (np.where(below, 0, np.where(below_2, 0, np.log(y_true) * step_2) * step_3) - np.where(below, 0, np.where(below_2, 0, log_p * step_2) * step_3) + step_2 * step_3), (batch, features), (0, 1))
+    grad_y_pred = stable.result(-np.where(difference_3 < 0, 0, np.where(difference_4 < 0, 0, product * (t / y_pred) * stable.step(difference_4, 1)) * stable.step(difference_3, 1)), (batch, features), (0, 1))
+    sum_choice = stable.sum_over(np.where(t == 0, -log_p * t, np.where((p < 2 * t) & (t < 2 * p), np.log1p((t - p) / p), np.log(t) - log_p) * t), 1)
     product_2 = sample_weight * sum_choice
     loss = stable.result(product_2, (batch,), (0,))
     total_loss = stable.total(product_2, batch, (), ())
@@ -151,7 +142,6 @@ def jvp_all(y_true, y_pred, sample_weight, direction_sample_weight, direction_y_
     larger_3 = np.maximum(y_pred, epsilon)
     p = np.minimum(larger_3, 1)
     log_p = np.log(p)
-    log_t = np.log(t)
     difference = y_true - epsilon
     below = difference < 0
     difference_2 = 1 - larger_2
@@ -160,8 +150,8 @@ def jvp_all(y_true, y_pred, sample_weight, direction_sample_weight, direction_y_
     step_3 = stable.step(difference, 1)
     difference_3 = y_pred - epsilon
     difference_4 = 1 - larger_3
-    sum_choice = stable.sum_over(np.where(t == 0, -log_p * t, (log_t - log_p) * t), 1)
-    sum_difference = stable.sum_over((np.where(below, 0, np.where(below_2, 0, log_t * step_2) * step_3) - np.where(below, 0, np.where(below_2, 0, log_p * step_2) * step_3) + step_2 * step_3) * direction_y_true - np.where(difference_3 < 0, 0, np.where(difference_4 < 0, 0, t / p * direction_y_pred * stable.step(difference_4, 1)) * stable.step(difference_3, 1)), 1)
+    sum_choice = stable.sum_over(np.where(t == 0, -log_p * t, np.where((p < 2 * t) & (t < 2 * p), np.log1p((t - p) / p), np.log(t) - log_p) * t), 1)
+    sum_difference = stable.sum_over((np.where(below, 0, np.where(below_2, 0, np.log(y_true) * step_2) * step_3) - np.where(below, 0, np.where(below_2, 0, log_p * step_2) * step_3) + step_2 * step_3) * direction_y_true - np.where(difference_3 < 0, 0, np.where(difference_4 < 0, 0, t / y_pred * direction_y_pred * stable.step(difference_4, 1)) * stable.step(difference_3, 1)), 1)
     shifted = sum_choice * direction_sample_weight + sample_weight * sum_difference
     rate = stable.result(shifted, (batch,), (0,))
     total_rate = stable.total(shifted, batch, (), ())
@@ -182,22 +172,22 @@ def hvp_all(y_true, y_pred, sample_weight, scale, direction_sample_weight, direc
     larger_2 = np.maximum(y_true, epsilon)
     difference_2 = 1 - larger_2
     below_2 = difference_2 < 0
-    t = np.minimum(larger_2, 1)
     step_2 = stable.step(difference_2, 1)
     step_3 = stable.step(difference, 1)
     larger_3 = np.maximum(y_pred, epsilon)
     p = np.minimum(larger_3, 1)
-    shifted = np.where(below, 0, np.where(below_2, 0, np.log(t) * step_2) * step_3) - np.where(below, 0, np.where(below_2, 0, np.log(p) * step_2) * step_3) + step_2 * step_3
+    shifted = np.where(below, 0, np.where(below_2, 0, np.log(y_true) * step_2) * step_3) - np.where(below, 0, np.where(below_2, 0, np.log(p) * step_2) * step_3) + step_2 * step_3
     difference_3 = y_pred - epsilon
     below_3 = difference_3 < 0
     difference_4 = 1 - larger_3
     below_4 = difference_4 < 0
-    ratio = direction_y_pred / p
+    ratio = direction_y_pred / y_pred
     step_4 = stable.step(difference_4, 1)
     step_5 = stable.step(difference_3, 1)
-    ratio_2 = t / p
-    hvp_y_true = stable.result(product * shifted - np.where(below, 0, np.where(below_3, 0, np.where(below_2, 0, np.where(below_4, 0, product_2 * ratio * step_4) * step_2) * step_5) * step_3) + np.where(below, 0, np.where(below, 0, np.where(below_2, 0, np.where(below_2, 0, product_2 * (direction_y_true / t) * step_2) * step_2) * step_3) * step_3), (batch, features), (0, 1))
-    hvp_y_pred = stable.result(np.where(below_3, 0, np.where(below_3, 0, np.where(below_4, 0, np.where(below_4, 0, product_2 * ratio_2 * ratio * step_4) * step_4) * step_5) * step_5) - np.where(below_3, 0, np.where(below_4, 0, product * ratio_2 * step_4) * step_5) - np.where(below, 0, np.where(below_3, 0, np.where(below_2, 0, np.where(below_4, 0, product_2 * (direction_y_true / p) * step_4) * step_2) * step_5) * step_3), (batch, features), (0, 1))
+    t = np.minimum(larger_2, 1)
+    ratio_2 = t / y_pred
+    hvp_y_true = stable.result(product * shifted - np.where(below, 0, np.where(below_3, 0, np.where(below_2, 0, np.where(below_4, 0, product_2 * ratio * step_4) * step_2) * step_5) * step_3) + np.where(below, 0, np.where(below_2, 0, product_2 * (direction_y_true / y_true) * step_2) * step_3), (batch, features), (0, 1))
+    hvp_y_pred = stable.result(np.where(below_3, 0, np.where(below_4, 0, product_2 * ratio_2 * ratio * step_4) * step_5) - np.where(below_3, 0, np.where(below_4, 0, product * ratio_2 * step_4) * step_5) - np.where(below, 0, np.where(below_3, 0, np.where(below_2, 0, np.where(below_4, 0, product_2 * (direction_y_true / y_pred) * step_4) * step_2) * step_5) * step_3), (batch, features), (0, 1))
     sum_difference = stable.sum_over(shifted * direction_y_true - np.where(below_3, 0, np.where(below_4, 0, ratio_2 * direction_y_pred * step_4) * step_5), 1)
     hvp_sample_weight = stable.result(sum_difference * scale, (batch,), (0,))
     return hvp_y_true, hvp_y_pred, hvp_sample_weight
@@ -211,22 +201,12 @@ def hessian_diag_all(y_true, y_pred, sample_weight, scale, epsilon):  # type: ig
     scale = scale[:, None]
     product = sample_weight * scale
     difference = y_true - epsilon
-    below = difference < 0
     larger_2 = np.maximum(y_true, epsilon)
     difference_2 = 1 - larger_2
-    below_2 = difference_2 < 0
-    t = np.minimum(larger_2, 1)
-    step_2 = stable.step(difference_2, 1)
-    step_3 = stable.step(difference, 1)
     difference_3 = y_pred - epsilon
-    below_3 = difference_3 < 0
-    larger_3 = np.maximum(y_pred, epsilon)
-    difference_4 = 1 - larger_3
-    below_4 = difference_4 < 0
-    p = np.minimum(larger_3, 1)
-    step_4 = stable.step(difference_4, 1)
-    step_5 = stable.step(difference_3, 1)
-    hessian_y_true = stable.result(np.where(below, 0, np.where(below, 0, np.where(below_2, 0, np.where(below_2, 0, product / t * step_2) * step_2) * step_3) * step_3), (batch, features), (0, 1))
-    hessian_y_pred = stable.result(np.where(below_3, 0, np.where(below_3, 0, np.where(below_4, 0, np.where(below_4, 0, product * (t / p) / p * step_4) * step_4) * step_5) * step_5), (batch, features), (0, 1))
+    difference_4 = 1 - np.maximum(y_pred, epsilon)
+    t = np.minimum(larger_2, 1)
+    hessian_y_true = stable.result(np.where(difference < 0, 0, np.where(difference_2 < 0, 0, product / y_true * stable.step(difference_2, 1)) * stable.step(difference, 1)), (batch, features), (0, 1))
+    hessian_y_pred = stable.result(np.where(difference_3 < 0, 0, np.where(difference_4 < 0, 0, product * (t / y_pred) / y_pred * stable.step(difference_4, 1)) * stable.step(difference_3, 1)), (batch, features), (0, 1))
     hessian_sample_weight = stable.result(0, (batch,), (0,))
     return hessian_y_true, hessian_y_pred, hessian_sample_weight

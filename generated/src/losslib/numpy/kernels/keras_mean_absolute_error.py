@@ -57,10 +57,17 @@ def jvp(y_true, y_pred, sample_weight, direction_y_pred):  # type: ignore[no-unt
     features = y_true.shape[1]
     real = y_true.dtype.type
     sample_weight = sample_weight[:, None]
-    sum_product = stable.sum_over(np.sign(y_pred - y_true) * direction_y_pred, 1)
-    product = sample_weight / real(features) * sum_product
-    rate = stable.result(product, (batch,), (0,))
-    total_rate = stable.total(product, batch, (), ())
+    ratio = sample_weight / real(features)
+    below = np.abs(ratio) < 1
+    sign_2 = np.sign(y_pred - y_true)
+    above = np.abs(direction_y_pred) > np.abs(sign_2)
+    smaller_factor = np.where(above, sign_2, direction_y_pred)
+    larger_factor = np.where(above, direction_y_pred, sign_2)
+    weighed = ratio * larger_factor
+    weighed_2 = ratio * smaller_factor
+    sum_choice = stable.sum_over(np.where(below, smaller_factor * weighed, larger_factor * weighed_2), 1)
+    rate = stable.result(sum_choice, (batch,), (0,))
+    total_rate = stable.total(sum_choice, batch, (), ())
     return rate, total_rate
 
 

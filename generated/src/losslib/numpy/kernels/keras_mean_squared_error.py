@@ -24,10 +24,10 @@ def value(y_true, y_pred, sample_weight):  # type: ignore[no-untyped-def]
     features = y_true.shape[1]
     real = y_true.dtype.type
     sample_weight = sample_weight[:, None]
+    ratio = sample_weight / real(features)
     difference = y_pred - y_true
-    mse = difference * difference
-    sum_product = stable.sum_over(mse, 1)
-    value = sample_weight / real(features) * sum_product
+    weighed = ratio * difference
+    value = stable.sum_over(difference * weighed, 1)
     loss = stable.result(value, (batch,), (0,))
     total_loss = stable.total(value, batch, (), ())
     return loss, total_loss
@@ -43,10 +43,9 @@ def value_and_grad(y_true, y_pred, sample_weight, scale):  # type: ignore[no-unt
     ratio = sample_weight / real(features)
     product = 2 * ratio * scale
     difference = y_pred - y_true
-    mse = difference * difference
+    weighed = ratio * difference
     grad_y_pred = stable.result(product * difference, (batch, features), (0, 1))
-    sum_product = stable.sum_over(mse, 1)
-    value = ratio * sum_product
+    value = stable.sum_over(difference * weighed, 1)
     loss = stable.result(value, (batch,), (0,))
     total_loss = stable.total(value, batch, (), ())
     return loss, total_loss, grad_y_pred
@@ -58,10 +57,17 @@ def jvp(y_true, y_pred, sample_weight, direction_y_pred):  # type: ignore[no-unt
     features = y_true.shape[1]
     real = y_true.dtype.type
     sample_weight = sample_weight[:, None]
-    sum_product = stable.sum_over((y_pred - y_true) * direction_y_pred, 1)
-    product = 2 * (sample_weight / real(features)) * sum_product
-    rate = stable.result(product, (batch,), (0,))
-    total_rate = stable.total(product, batch, (), ())
+    ratio = sample_weight / real(features)
+    below = np.abs(ratio) < 1
+    product = 2 * (y_pred - y_true)
+    above = np.abs(direction_y_pred) > np.abs(product)
+    smaller_factor = np.where(above, product, direction_y_pred)
+    larger_factor = np.where(above, direction_y_pred, product)
+    weighed = ratio * larger_factor
+    weighed_2 = ratio * smaller_factor
+    sum_choice = stable.sum_over(np.where(below, smaller_factor * weighed, larger_factor * weighed_2), 1)
+    rate = stable.result(sum_choice, (batch,), (0,))
+    total_rate = stable.total(sum_choice, batch, (), ())
     return rate, total_rate
 
 
@@ -99,11 +105,12 @@ def value_and_grad_all(y_true, y_pred, sample_weight, scale):  # type: ignore[no
     ratio = sample_weight / real(features)
     product = 2 * ratio * scale
     difference = y_pred - y_true
+    weighed = ratio * difference
     mse = difference * difference
     grad_y_true = stable.result(product * (y_true - y_pred), (batch, features), (0, 1))
     grad_y_pred = stable.result(product * difference, (batch, features), (0, 1))
+    value = stable.sum_over(difference * weighed, 1)
     sum_product = stable.sum_over(mse, 1)
-    value = ratio * sum_product
     loss = stable.result(value, (batch,), (0,))
     total_loss = stable.total(value, batch, (), ())
     grad_sample_weight = stable.result(sum_product / real(features) * scale, (batch,), (0,))
@@ -117,11 +124,12 @@ def jvp_all(y_true, y_pred, sample_weight, direction_sample_weight, direction_y_
     real = y_true.dtype.type
     direction_sample_weight = direction_sample_weight[:, None]
     sample_weight = sample_weight[:, None]
+    ratio = direction_sample_weight / real(features)
     difference = y_pred - y_true
-    mse = difference * difference
-    sum_product = stable.sum_over(mse, 1)
+    weighed = ratio * difference
+    sum_product = stable.sum_over(difference * weighed, 1)
     sum_shifted = stable.sum_over(2 * (y_true - y_pred) * direction_y_true + 2 * difference * direction_y_pred, 1)
-    shifted = sum_product / real(features) * direction_sample_weight + sample_weight / real(features) * sum_shifted
+    shifted = sum_product + sample_weight / real(features) * sum_shifted
     rate = stable.result(shifted, (batch,), (0,))
     total_rate = stable.total(shifted, batch, (), ())
     return rate, total_rate

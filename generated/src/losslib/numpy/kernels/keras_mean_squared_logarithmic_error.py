@@ -24,11 +24,13 @@ def value(y_true, y_pred, sample_weight):  # type: ignore[no-untyped-def]
     features = y_true.shape[1]
     real = y_true.dtype.type
     sample_weight = sample_weight[:, None]
-    difference = np.log1p(np.maximum(y_pred, 1e-07)) - np.log1p(np.maximum(y_true, 1e-07))
-    sum_product = stable.sum_over(difference * difference, 1)
-    value = sample_weight / real(features) * sum_product
-    loss = stable.result(value, (batch,), (0,))
-    total_loss = stable.total(value, batch, (), ())
+    ahead = np.maximum(y_pred, 1e-07)
+    larger_2 = np.maximum(y_true, 1e-07)
+    choice = np.where((ahead < 2 * larger_2 + 1) & (larger_2 < 2 * ahead + 1), np.log1p((ahead - larger_2) / (larger_2 + 1)), np.log1p(ahead) - np.log1p(larger_2))
+    sum_product = stable.sum_over(choice * choice, 1)
+    product = sample_weight / real(features) * sum_product
+    loss = stable.result(product, (batch,), (0,))
+    total_loss = stable.total(product, batch, (), ())
     return loss, total_loss
 
 
@@ -42,13 +44,14 @@ def value_and_grad(y_true, y_pred, sample_weight, scale):  # type: ignore[no-unt
     ratio = sample_weight / real(features)
     product = 2 * ratio * scale
     difference = y_pred - 1e-07
-    larger_2 = np.maximum(y_pred, 1e-07)
-    difference_2 = np.log1p(larger_2) - np.log1p(np.maximum(y_true, 1e-07))
-    grad_y_pred = stable.result(np.where(difference < 0, 0, product * (difference_2 / (larger_2 + 1)) * stable.step(difference, 1)), (batch, features), (0, 1))
-    sum_product = stable.sum_over(difference_2 * difference_2, 1)
-    value = ratio * sum_product
-    loss = stable.result(value, (batch,), (0,))
-    total_loss = stable.total(value, batch, (), ())
+    ahead = np.maximum(y_pred, 1e-07)
+    larger_2 = np.maximum(y_true, 1e-07)
+    choice = np.where((ahead < 2 * larger_2 + 1) & (larger_2 < 2 * ahead + 1), np.log1p((ahead - larger_2) / (larger_2 + 1)), np.log1p(ahead) - np.log1p(larger_2))
+    grad_y_pred = stable.result(np.where(difference < 0, 0, product * (choice / (ahead + 1)) * stable.step(difference, 1)), (batch, features), (0, 1))
+    sum_product = stable.sum_over(choice * choice, 1)
+    product_2 = ratio * sum_product
+    loss = stable.result(product_2, (batch,), (0,))
+    total_loss = stable.total(product_2, batch, (), ())
     return loss, total_loss, grad_y_pred
 
 
@@ -60,8 +63,9 @@ def jvp(y_true, y_pred, sample_weight, direction_y_pred):  # type: ignore[no-unt
     sample_weight = sample_weight[:, None]
     difference = y_pred - 1e-07
     below = difference < 0
-    larger_2 = np.maximum(y_pred, 1e-07)
-    sum_choice = stable.sum_over(np.where(below, 0, np.where(below, 0, (np.log1p(larger_2) - np.log1p(np.maximum(y_true, 1e-07))) / (larger_2 + 1) * direction_y_pred * stable.step(difference, 1))), 1)
+    ahead = np.maximum(y_pred, 1e-07)
+    larger_2 = np.maximum(y_true, 1e-07)
+    sum_choice = stable.sum_over(np.where(below, 0, np.where(below, 0, np.where((ahead < 2 * larger_2 + 1) & (larger_2 < 2 * ahead + 1), np.log1p((ahead - larger_2) / (larger_2 + 1)), np.log1p(ahead) - np.log1p(larger_2)) / (ahead + 1) * direction_y_pred * stable.step(difference, 1))), 1)
     product = 2 * (sample_weight / real(features)) * sum_choice
     rate = stable.result(product, (batch,), (0,))
     total_rate = stable.total(product, batch, (), ())
@@ -78,10 +82,11 @@ def hvp(y_true, y_pred, sample_weight, scale, direction_y_pred):  # type: ignore
     product = sample_weight / real(features) * scale
     difference = y_pred - 1e-07
     below = difference < 0
-    larger_2 = np.maximum(y_pred, 1e-07)
-    shifted = larger_2 + 1
+    ahead = np.maximum(y_pred, 1e-07)
+    shifted = ahead + 1
     step_2 = stable.step(difference, 1)
-    hvp_y_pred = stable.result(2 * (np.where(below, 0, np.where(below, 0, product / shifted / shifted * step_2) * step_2) - np.where(below, 0, np.where(below, 0, product * ((np.log1p(larger_2) - np.log1p(np.maximum(y_true, 1e-07))) / shifted) / shifted * step_2) * step_2)) * direction_y_pred, (batch, features), (0, 1))
+    larger_2 = np.maximum(y_true, 1e-07)
+    hvp_y_pred = stable.result(2 * (np.where(below, 0, np.where(below, 0, product / shifted / shifted * step_2) * step_2) - np.where(below, 0, np.where(below, 0, product * (np.where((ahead < 2 * larger_2 + 1) & (larger_2 < 2 * ahead + 1), np.log1p((ahead - larger_2) / (larger_2 + 1)), np.log1p(ahead) - np.log1p(larger_2)) / shifted) / shifted * step_2) * step_2)) * direction_y_pred, (batch, features), (0, 1))
     return hvp_y_pred
 
 
@@ -95,10 +100,11 @@ def hessian_diag(y_true, y_pred, sample_weight, scale):  # type: ignore[no-untyp
     product = sample_weight / real(features) * scale
     difference = y_pred - 1e-07
     below = difference < 0
-    larger_2 = np.maximum(y_pred, 1e-07)
-    shifted = larger_2 + 1
+    ahead = np.maximum(y_pred, 1e-07)
+    shifted = ahead + 1
     step_2 = stable.step(difference, 1)
-    hessian_y_pred = stable.result(2 * (np.where(below, 0, np.where(below, 0, product / shifted / shifted * step_2) * step_2) - np.where(below, 0, np.where(below, 0, product * ((np.log1p(larger_2) - np.log1p(np.maximum(y_true, 1e-07))) / shifted) / shifted * step_2) * step_2)), (batch, features), (0, 1))
+    larger_2 = np.maximum(y_true, 1e-07)
+    hessian_y_pred = stable.result(2 * (np.where(below, 0, np.where(below, 0, product / shifted / shifted * step_2) * step_2) - np.where(below, 0, np.where(below, 0, product * (np.where((ahead < 2 * larger_2 + 1) & (larger_2 < 2 * ahead + 1), np.log1p((ahead - larger_2) / (larger_2 + 1)), np.log1p(ahead) - np.log1p(larger_2)) / shifted) / shifted * step_2) * step_2)), (batch, features), (0, 1))
     return hessian_y_pred
 
 
@@ -112,16 +118,17 @@ def value_and_grad_all(y_true, y_pred, sample_weight, scale):  # type: ignore[no
     ratio = sample_weight / real(features)
     product = 2 * ratio * scale
     difference = y_true - 1e-07
-    larger_2 = np.maximum(y_pred, 1e-07)
-    larger_3 = np.maximum(y_true, 1e-07)
-    difference_2 = np.log1p(larger_2) - np.log1p(larger_3)
-    difference_3 = y_pred - 1e-07
-    grad_y_true = stable.result(-np.where(difference < 0, 0, product * (difference_2 / (larger_3 + 1)) * stable.step(difference, 1)), (batch, features), (0, 1))
-    grad_y_pred = stable.result(np.where(difference_3 < 0, 0, product * (difference_2 / (larger_2 + 1)) * stable.step(difference_3, 1)), (batch, features), (0, 1))
-    sum_product = stable.sum_over(difference_2 * difference_2, 1)
-    value = ratio * sum_product
-    loss = stable.result(value, (batch,), (0,))
-    total_loss = stable.total(value, batch, (), ())
+    ahead = np.maximum(y_pred, 1e-07)
+    larger_2 = np.maximum(y_true, 1e-07)
+    shifted = larger_2 + 1
+    choice = np.where((ahead < 2 * larger_2 + 1) & (larger_2 < 2 * ahead + 1), np.log1p((ahead - larger_2) / shifted), np.log1p(ahead) - np.log1p(larger_2))
+    difference_2 = y_pred - 1e-07
+    grad_y_true = stable.result(-np.where(difference < 0, 0, product * (choice / shifted) * stable.step(difference, 1)), (batch, features), (0, 1))
+    grad_y_pred = stable.result(np.where(difference_2 < 0, 0, product * (choice / (ahead + 1)) * stable.step(difference_2, 1)), (batch, features), (0, 1))
+    sum_product = stable.sum_over(choice * choice, 1)
+    product_2 = ratio * sum_product
+    loss = stable.result(product_2, (batch,), (0,))
+    total_loss = stable.total(product_2, batch, (), ())
     grad_sample_weight = stable.result(sum_product / real(features) * scale, (batch,), (0,))
     return loss, total_loss, grad_y_true, grad_y_pred, grad_sample_weight
 
@@ -133,16 +140,17 @@ def jvp_all(y_true, y_pred, sample_weight, direction_sample_weight, direction_y_
     real = y_true.dtype.type
     direction_sample_weight = direction_sample_weight[:, None]
     sample_weight = sample_weight[:, None]
-    larger_2 = np.maximum(y_pred, 1e-07)
-    larger_3 = np.maximum(y_true, 1e-07)
-    difference = np.log1p(larger_2) - np.log1p(larger_3)
-    difference_2 = y_pred - 1e-07
-    difference_3 = y_true - 1e-07
-    sum_product = stable.sum_over(difference * difference, 1)
-    sum_difference = stable.sum_over(np.where(difference_2 < 0, 0, difference / (larger_2 + 1) * direction_y_pred * stable.step(difference_2, 1)) - np.where(difference_3 < 0, 0, difference / (larger_3 + 1) * direction_y_true * stable.step(difference_3, 1)), 1)
-    shifted = sum_product / real(features) * direction_sample_weight + 2 * (sample_weight / real(features)) * sum_difference
-    rate = stable.result(shifted, (batch,), (0,))
-    total_rate = stable.total(shifted, batch, (), ())
+    ahead = np.maximum(y_pred, 1e-07)
+    larger_2 = np.maximum(y_true, 1e-07)
+    shifted = larger_2 + 1
+    choice = np.where((ahead < 2 * larger_2 + 1) & (larger_2 < 2 * ahead + 1), np.log1p((ahead - larger_2) / shifted), np.log1p(ahead) - np.log1p(larger_2))
+    difference = y_pred - 1e-07
+    difference_2 = y_true - 1e-07
+    sum_product = stable.sum_over(choice * choice, 1)
+    sum_difference = stable.sum_over(np.where(difference < 0, 0, choice / (ahead + 1) * direction_y_pred * stable.step(difference, 1)) - np.where(difference_2 < 0, 0, choice / shifted * direction_y_true * stable.step(difference_2, 1)), 1)
+    shifted_2 = sum_product / real(features) * direction_sample_weight + 2 * (sample_weight / real(features)) * sum_difference
+    rate = stable.result(shifted_2, (batch,), (0,))
+    total_rate = stable.total(shifted_2, batch, (), ())
     return rate, total_rate
 
 
@@ -160,17 +168,17 @@ def hvp_all(y_true, y_pred, sample_weight, scale, direction_sample_weight, direc
     product_3 = 2 * ratio * scale
     difference = y_true - 1e-07
     below = difference < 0
-    larger_2 = np.maximum(y_pred, 1e-07)
-    larger_3 = np.maximum(y_true, 1e-07)
-    difference_2 = np.log1p(larger_2) - np.log1p(larger_3)
-    shifted = larger_3 + 1
-    ratio_2 = difference_2 / shifted
+    ahead = np.maximum(y_pred, 1e-07)
+    larger_2 = np.maximum(y_true, 1e-07)
+    shifted = larger_2 + 1
+    choice = np.where((ahead < 2 * larger_2 + 1) & (larger_2 < 2 * ahead + 1), np.log1p((ahead - larger_2) / shifted), np.log1p(ahead) - np.log1p(larger_2))
+    ratio_2 = choice / shifted
     step_2 = stable.step(difference, 1)
-    difference_3 = y_pred - 1e-07
-    below_2 = difference_3 < 0
-    shifted_2 = larger_2 + 1
-    step_3 = stable.step(difference_3, 1)
-    ratio_3 = difference_2 / shifted_2
+    difference_2 = y_pred - 1e-07
+    below_2 = difference_2 < 0
+    shifted_2 = ahead + 1
+    step_3 = stable.step(difference_2, 1)
+    ratio_3 = choice / shifted_2
     hvp_y_true = stable.result(2 * (np.where(below, 0, np.where(below, 0, product * ratio_2 / shifted * step_2) * step_2) + np.where(below, 0, np.where(below, 0, product / shifted / shifted * step_2) * step_2)) * direction_y_true - np.where(below, 0, product_2 * ratio_2 * step_2) - np.where(below, 0, np.where(below_2, 0, product_3 * (direction_y_pred / shifted_2) / shifted * step_3) * step_2), (batch, features), (0, 1))
     hvp_y_pred = stable.result(2 * (np.where(below_2, 0, np.where(below_2, 0, product / shifted_2 / shifted_2 * step_3) * step_3) - np.where(below_2, 0, np.where(below_2, 0, product * ratio_3 / shifted_2 * step_3) * step_3)) * direction_y_pred - np.where(below, 0, np.where(below_2, 0, product_3 * (direction_y_true / shifted_2) / shifted * step_3) * step_2) + np.where(below_2, 0, product_2 * ratio_3 * step_3), (batch, features), (0, 1))
     sum_difference = stable.sum_over(np.where(below_2, 0, ratio_3 * direction_y_pred * step_3) - np.where(below, 0, ratio_2 * direction_y_true * step_2), 1)
@@ -188,16 +196,16 @@ def hessian_diag_all(y_true, y_pred, sample_weight, scale):  # type: ignore[no-u
     product = sample_weight / real(features) * scale
     difference = y_true - 1e-07
     below = difference < 0
-    larger_2 = np.maximum(y_pred, 1e-07)
-    larger_3 = np.maximum(y_true, 1e-07)
-    difference_2 = np.log1p(larger_2) - np.log1p(larger_3)
-    shifted = larger_3 + 1
+    ahead = np.maximum(y_pred, 1e-07)
+    larger_2 = np.maximum(y_true, 1e-07)
+    shifted = larger_2 + 1
+    choice = np.where((ahead < 2 * larger_2 + 1) & (larger_2 < 2 * ahead + 1), np.log1p((ahead - larger_2) / shifted), np.log1p(ahead) - np.log1p(larger_2))
     step_2 = stable.step(difference, 1)
-    difference_3 = y_pred - 1e-07
-    below_2 = difference_3 < 0
-    shifted_2 = larger_2 + 1
-    step_3 = stable.step(difference_3, 1)
-    hessian_y_true = stable.result(2 * (np.where(below, 0, np.where(below, 0, product * (difference_2 / shifted) / shifted * step_2) * step_2) + np.where(below, 0, np.where(below, 0, product / shifted / shifted * step_2) * step_2)), (batch, features), (0, 1))
-    hessian_y_pred = stable.result(2 * (np.where(below_2, 0, np.where(below_2, 0, product / shifted_2 / shifted_2 * step_3) * step_3) - np.where(below_2, 0, np.where(below_2, 0, product * (difference_2 / shifted_2) / shifted_2 * step_3) * step_3)), (batch, features), (0, 1))
+    difference_2 = y_pred - 1e-07
+    below_2 = difference_2 < 0
+    shifted_2 = ahead + 1
+    step_3 = stable.step(difference_2, 1)
+    hessian_y_true = stable.result(2 * (np.where(below, 0, np.where(below, 0, product * (choice / shifted) / shifted * step_2) * step_2) + np.where(below, 0, np.where(below, 0, product / shifted / shifted * step_2) * step_2)), (batch, features), (0, 1))
+    hessian_y_pred = stable.result(2 * (np.where(below_2, 0, np.where(below_2, 0, product / shifted_2 / shifted_2 * step_3) * step_3) - np.where(below_2, 0, np.where(below_2, 0, product * (choice / shifted_2) / shifted_2 * step_3) * step_3)), (batch, features), (0, 1))
     hessian_sample_weight = stable.result(0, (batch,), (0,))
     return hessian_y_true, hessian_y_pred, hessian_sample_weight

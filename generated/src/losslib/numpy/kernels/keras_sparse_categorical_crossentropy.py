@@ -110,18 +110,18 @@ def hvp__from_logits_yes(y_true, y_pred, scale, direction_y_pred, ignore_class):
     scale = scale[:, None]
     largest = stable.max_over(y_pred, 1)
     is_largest = y_pred == largest
-    ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
-    sum_choice = stable.sum_over(np.where(is_largest, direction_y_pred, 0), 1)
-    ratio = sum_choice / ties
     relative = stable.exp_difference(y_pred, largest)
-    from_peak = direction_y_pred - ratio
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
-    sum_product = stable.sum_over(from_peak * relative, 1)
-    ignored = y_true == ignore_class
+    ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
+    sum_product = stable.sum_over(relative * direction_y_pred, 1)
     sum_exp = others + ties
-    ratio_2 = scale / sum_exp
-    ratio_3 = sum_product / sum_exp
-    hvp_y_pred = stable.result(np.where(ignored, 0, ratio_2 * (from_peak - ratio_3) * relative), (batch, classes), (0, 1))
+    mean_under_softmax = sum_product / sum_exp
+    from_mean = direction_y_pred - mean_under_softmax
+    sum_product_2 = stable.sum_over(from_mean * relative, 1)
+    ignored = y_true == ignore_class
+    ratio = scale / sum_exp
+    ratio_2 = sum_product_2 / sum_exp
+    hvp_y_pred = stable.result(np.where(ignored, 0, ratio * (from_mean - ratio_2) * relative), (batch, classes), (0, 1))
     return hvp_y_pred
 
 
@@ -191,13 +191,12 @@ def value_and_grad__from_logits_no(y_true, y_pred, scale, epsilon, ignore_class)
     larger_3 = np.maximum(y_pred_at_safe_y_true, epsilon)
     smaller_2 = np.minimum(larger_3, bound)
     ratio = others / smaller_2
-    shifted = ratio + 1
-    ratio_2 = scale / shifted / smaller_2
+    ratio_2 = scale / (ratio + 1) / smaller_2
     difference = bound - larger_3
     below = difference < 0
     difference_2 = y_pred_at_safe_y_true - epsilon
     below_2 = difference_2 < 0
-    ratio_3 = others / shifted * (scale / smaller_2) / smaller_2
+    ratio_3 = others / (others / y_pred_at_safe_y_true + 1) * (scale / y_pred_at_safe_y_true) / y_pred_at_safe_y_true
     step_2 = stable.step(difference_2, 1)
     step_3 = stable.step(difference, 1)
     grad_y_pred = stable.result(np.where(ignored, 0, ratio_2 * np.where(equal, 0, stable.step(y_pred - epsilon, 1) * stable.step(bound - larger_2, 1)) - np.where(below, 0, np.where(below_2, 0, ratio_3 * real(np.where(equal, 1, 0)) * step_2) * step_3)), (batch, classes), (0, 1))
@@ -227,10 +226,9 @@ def jvp__from_logits_no(y_true, y_pred, direction_y_pred, epsilon, ignore_class)
     y_pred_at_safe_y_true = y_pred[n, safe_y_true]
     larger_3 = np.maximum(y_pred_at_safe_y_true, epsilon)
     smaller_2 = np.minimum(larger_3, bound)
-    shifted = others / smaller_2 + 1
     difference_3 = bound - larger_3
     difference_4 = y_pred_at_safe_y_true - epsilon
-    choice = np.where(ignored, 0, sum_choice / shifted / smaller_2 - np.where(difference_3 < 0, 0, np.where(difference_4 < 0, 0, others / shifted * (direction_y_pred[n, safe_y_true] / smaller_2) / smaller_2 * stable.step(difference_4, 1)) * stable.step(difference_3, 1)))
+    choice = np.where(ignored, 0, sum_choice / (others / smaller_2 + 1) / smaller_2 - np.where(difference_3 < 0, 0, np.where(difference_4 < 0, 0, others / (others / y_pred_at_safe_y_true + 1) * (direction_y_pred[n, safe_y_true] / y_pred_at_safe_y_true) / y_pred_at_safe_y_true * stable.step(difference_4, 1)) * stable.step(difference_3, 1)))
     rate = stable.result(choice, (batch,), (0,))
     total_rate = stable.total(choice, batch, (), ())
     return rate, total_rate
@@ -262,23 +260,21 @@ def hvp__from_logits_no(y_true, y_pred, scale, direction_y_pred, epsilon, ignore
     below = difference_3 < 0
     difference_4 = y_pred_at_safe_y_true - epsilon
     below_2 = difference_4 < 0
-    smaller_2 = np.minimum(larger_3, bound)
-    ratio = others / smaller_2
-    shifted = ratio + 1
-    ratio_2 = others / shifted
-    ratio_3 = scale / shifted
-    product = ratio_2 * ratio_3
-    ratio_4 = product / smaller_2 / smaller_2 / smaller_2
+    shifted = others / y_pred_at_safe_y_true + 1
+    ratio = scale / shifted
+    ratio_2 = ratio / shifted / y_pred_at_safe_y_true / y_pred_at_safe_y_true
     step_4 = stable.step(difference_4, 1)
     step_5 = stable.step(difference_3, 1)
-    ratio_5 = ratio_3 / smaller_2 / smaller_2
-    ratio_6 = ratio_3 / shifted / smaller_2 / smaller_2
+    smaller_2 = np.minimum(larger_3, bound)
+    shifted_2 = others / smaller_2 + 1
+    ratio_3 = scale / shifted_2 / shifted_2 / smaller_2 / smaller_2
     direction_y_pred_at_safe_y_true = direction_y_pred[n, safe_y_true]
-    ratio_7 = 2 * ratio_2 * (scale / smaller_2) / smaller_2 / smaller_2
-    ratio_8 = product * ratio / smaller_2 / smaller_2 / smaller_2
+    ratio_4 = others / shifted
+    ratio_5 = ratio_4 * (scale / y_pred_at_safe_y_true) / y_pred_at_safe_y_true / y_pred_at_safe_y_true
+    ratio_6 = ratio_4 * ratio / y_pred_at_safe_y_true / y_pred_at_safe_y_true / y_pred_at_safe_y_true
     choice = real(np.where(equal, 1, 0))
     choice_2 = np.where(equal, 0, step_2 * step_3)
-    hvp_y_pred = stable.result(np.where(ignored, 0, sum_choice * (np.where(below, 0, np.where(below_2, 0, ratio_4 * choice * step_4) * step_5) - np.where(below, 0, np.where(below_2, 0, ratio_5 * choice * step_4) * step_5) - ratio_6 * choice_2) + direction_y_pred_at_safe_y_true * (np.where(below, 0, np.where(below, 0, np.where(below_2, 0, np.where(below_2, 0, ratio_7 * choice * step_4) * step_4) * step_5) * step_5) - np.where(below, 0, np.where(below_2, 0, ratio_5 * choice_2 * step_4) * step_5) - np.where(below, 0, np.where(below, 0, np.where(below_2, 0, np.where(below_2, 0, ratio_8 * choice * step_4) * step_4) * step_5) * step_5) + np.where(below, 0, np.where(below_2, 0, ratio_4 * choice_2 * step_4) * step_5))), (batch, classes), (0, 1))
+    hvp_y_pred = stable.result(np.where(ignored, 0, -sum_choice * (np.where(below, 0, np.where(below_2, 0, ratio_2 * choice * step_4) * step_5) + ratio_3 * choice_2) + direction_y_pred_at_safe_y_true * (np.where(below, 0, np.where(below_2, 0, ratio_5 * choice * step_4) * step_5) - np.where(below, 0, np.where(below_2, 0, ratio_2 * choice_2 * step_4) * step_5) + np.where(below, 0, np.where(below_2, 0, ratio_6 * choice * step_4) * step_5))), (batch, classes), (0, 1))
     return hvp_y_pred
 
 
@@ -303,20 +299,18 @@ def hessian_diag__from_logits_no(y_true, y_pred, scale, epsilon, ignore_class): 
     below = difference < 0
     difference_2 = y_pred_at_safe_y_true - epsilon
     below_2 = difference_2 < 0
-    smaller_2 = np.minimum(larger_3, bound)
-    ratio = others / smaller_2
-    shifted = ratio + 1
-    ratio_2 = others / shifted
-    ratio_3 = scale / shifted
-    product = ratio_2 * ratio_3
-    ratio_4 = product / smaller_2 / smaller_2 / smaller_2
+    shifted = others / y_pred_at_safe_y_true + 1
+    ratio = scale / shifted
+    ratio_2 = ratio / shifted / y_pred_at_safe_y_true / y_pred_at_safe_y_true
     step_2 = stable.step(difference_2, 1)
     step_3 = stable.step(difference, 1)
-    ratio_5 = ratio_3 / smaller_2 / smaller_2
-    ratio_6 = ratio_3 / shifted / smaller_2 / smaller_2
-    ratio_7 = 2 * ratio_2 * (scale / smaller_2) / smaller_2 / smaller_2
-    ratio_8 = product * ratio / smaller_2 / smaller_2 / smaller_2
+    smaller_2 = np.minimum(larger_3, bound)
+    shifted_2 = others / smaller_2 + 1
+    ratio_3 = scale / shifted_2 / shifted_2 / smaller_2 / smaller_2
+    ratio_4 = others / shifted
+    ratio_5 = ratio_4 * (scale / y_pred_at_safe_y_true) / y_pred_at_safe_y_true / y_pred_at_safe_y_true
+    ratio_6 = ratio_4 * ratio / y_pred_at_safe_y_true / y_pred_at_safe_y_true / y_pred_at_safe_y_true
     choice = real(np.where(equal, 1, 0))
     choice_2 = np.where(equal, 0, stable.step(y_pred - epsilon, 1) * stable.step(bound - larger_2, 1))
-    hessian_y_pred = stable.result(np.where(ignored, 0, (np.where(below, 0, np.where(below_2, 0, ratio_4 * choice * step_2) * step_3) - np.where(below, 0, np.where(below_2, 0, ratio_5 * choice * step_2) * step_3) - ratio_6 * choice_2) * choice_2 + (np.where(below, 0, np.where(below, 0, np.where(below_2, 0, np.where(below_2, 0, ratio_7 * choice * step_2) * step_2) * step_3) * step_3) - np.where(below, 0, np.where(below_2, 0, ratio_5 * choice_2 * step_2) * step_3) - np.where(below, 0, np.where(below, 0, np.where(below_2, 0, np.where(below_2, 0, ratio_8 * choice * step_2) * step_2) * step_3) * step_3) + np.where(below, 0, np.where(below_2, 0, ratio_4 * choice_2 * step_2) * step_3)) * choice), (batch, classes), (0, 1))
+    hessian_y_pred = stable.result(np.where(ignored, 0, -(np.where(below, 0, np.where(below_2, 0, ratio_2 * choice * step_2) * step_3) + ratio_3 * choice_2) * choice_2 + (np.where(below, 0, np.where(below_2, 0, ratio_5 * choice * step_2) * step_3) - np.where(below, 0, np.where(below_2, 0, ratio_2 * choice_2 * step_2) * step_3) + np.where(below, 0, np.where(below_2, 0, ratio_6 * choice * step_2) * step_3)) * choice), (batch, classes), (0, 1))
     return hessian_y_pred

@@ -24,10 +24,11 @@ def value(y_true, y_pred, sample_weight):  # type: ignore[no-untyped-def]
     features = y_true.shape[1]
     real = y_true.dtype.type
     sample_weight = sample_weight[:, None]
+    ratio = sample_weight / real(features)
     difference = 1 - y_pred * np.where(y_true == 0, -1, y_true)
     hinge = np.where(difference < 0, 0, difference)
-    sum_product = stable.sum_over(hinge * hinge, 1)
-    value = sample_weight / real(features) * sum_product
+    weighed = ratio * hinge
+    value = stable.sum_over(weighed * hinge, 1)
     loss = stable.result(value, (batch,), (0,))
     total_loss = stable.total(value, batch, (), ())
     return loss, total_loss
@@ -45,9 +46,9 @@ def value_and_grad(y_true, y_pred, sample_weight, scale):  # type: ignore[no-unt
     choice = np.where(y_true == 0, -1, y_true)
     difference = 1 - y_pred * choice
     hinge = np.where(difference < 0, 0, difference)
+    weighed = ratio * hinge
     grad_y_pred = stable.result(-product * choice * hinge, (batch, features), (0, 1))
-    sum_product = stable.sum_over(hinge * hinge, 1)
-    value = ratio * sum_product
+    value = stable.sum_over(weighed * hinge, 1)
     loss = stable.result(value, (batch,), (0,))
     total_loss = stable.total(value, batch, (), ())
     return loss, total_loss, grad_y_pred
@@ -114,10 +115,11 @@ def value_and_grad_all(y_true, y_pred, sample_weight, scale):  # type: ignore[no
     choice = np.where(equal, -1, y_true)
     difference = 1 - y_pred * choice
     hinge = np.where(difference < 0, 0, difference)
+    weighed = ratio * hinge
     grad_y_true = stable.result(-product * y_pred * real(np.where(equal, 0, 1)) * hinge, (batch, features), (0, 1))
     grad_y_pred = stable.result(-product * choice * hinge, (batch, features), (0, 1))
+    value = stable.sum_over(weighed * hinge, 1)
     sum_product = stable.sum_over(hinge * hinge, 1)
-    value = ratio * sum_product
     loss = stable.result(value, (batch,), (0,))
     total_loss = stable.total(value, batch, (), ())
     grad_sample_weight = stable.result(sum_product / real(features) * scale, (batch,), (0,))
@@ -131,13 +133,15 @@ def jvp_all(y_true, y_pred, sample_weight, direction_sample_weight, direction_y_
     real = y_true.dtype.type
     direction_sample_weight = direction_sample_weight[:, None]
     sample_weight = sample_weight[:, None]
+    ratio = direction_sample_weight / real(features)
     equal = y_true == 0
     choice = np.where(equal, -1, y_true)
     difference = 1 - y_pred * choice
     hinge = np.where(difference < 0, 0, difference)
-    sum_product = stable.sum_over(hinge * hinge, 1)
+    weighed = ratio * hinge
+    sum_product = stable.sum_over(weighed * hinge, 1)
     sum_shifted = stable.sum_over(choice * hinge * direction_y_pred + y_pred * np.where(equal, 0, direction_y_true) * hinge, 1)
-    shifted = sum_product / real(features) * direction_sample_weight + -2 * (sample_weight / real(features)) * sum_shifted
+    shifted = sum_product + -2 * (sample_weight / real(features)) * sum_shifted
     rate = stable.result(shifted, (batch,), (0,))
     total_rate = stable.total(shifted, batch, (), ())
     return rate, total_rate

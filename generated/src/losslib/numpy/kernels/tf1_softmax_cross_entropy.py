@@ -33,10 +33,17 @@ def value(onehot_labels, logits, weights, label_smoothing):  # type: ignore[no-u
     relative = stable.exp_difference(logits, largest)
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
+    below = np.abs(weights) < 1
     log_mass = np.log1p(others + (ties - 1))
+    shifted = difference * onehot_labels + ratio
     log_p = logits - largest - log_mass
-    sum_product = stable.sum_over((difference * onehot_labels + ratio) * log_p, 1)
-    value = -weights * sum_product
+    above = np.abs(shifted) > np.abs(log_p)
+    smaller_factor = np.where(above, log_p, shifted)
+    larger_factor = np.where(above, shifted, log_p)
+    weighed = weights * larger_factor
+    weighed_2 = weights * smaller_factor
+    sum_choice = stable.sum_over(np.where(below, smaller_factor * weighed, larger_factor * weighed_2), 1)
+    value = -sum_choice
     loss = stable.result(value, (batch,), (0,))
     total_loss = stable.total(value, batch, (), ())
     total_weight = stable.total(np.where(weights != 0, 1, 0), batch, (), ())
@@ -59,21 +66,35 @@ def value_and_grad(onehot_labels, logits, weights, scale, label_smoothing):  # t
     scale = scale[:, None]
     difference = 1 - label_smoothing
     ratio = label_smoothing / real(classes)
+    product = difference * onehot_labels
+    shifted = product + ratio
+    abs_2 = np.abs(shifted)
     largest = stable.max_over(logits, 1)
+    max_abs = stable.max_over(abs_2, 1)
     is_largest = logits == largest
     relative = stable.exp_difference(logits, largest)
-    product = difference * onehot_labels
+    equal = abs_2 == max_abs
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
-    sum_shifted = stable.sum_over(product + ratio, 1)
+    sum_choice = stable.sum_over(np.where(equal, shifted, 0), 1)
+    sum_choice_2 = stable.sum_over(np.where(equal, 0, shifted), 1)
+    sum_shifted = stable.sum_over(shifted, 1)
     product_2 = weights * scale
     sum_exp = others + ties
-    ratio_2 = sum_shifted / sum_exp
-    log_mass = np.log1p(others + (ties - 1))
+    more_ties = ties - 1
+    shifted_2 = more_ties + others
+    below = np.abs(weights) < 1
+    log_mass = np.log1p(others + more_ties)
+    as_large = sum_choice - product - ratio
     log_p = logits - largest - log_mass
-    grad_logits = stable.result(-product_2 * (product - ratio_2 * relative + ratio), (batch, classes), (0, 1))
-    sum_product = stable.sum_over((product + ratio) * log_p, 1)
-    value = -weights * sum_product
+    above = abs_2 > np.abs(log_p)
+    smaller_factor = np.where(above, log_p, shifted)
+    larger_factor = np.where(above, shifted, log_p)
+    weighed = weights * larger_factor
+    weighed_2 = weights * smaller_factor
+    grad_logits = stable.result(-product_2 * (shifted / sum_exp * np.where(is_largest, shifted_2, sum_exp - relative) - np.where(equal, as_large + sum_choice_2, sum_shifted - product - ratio) / sum_exp * relative), (batch, classes), (0, 1))
+    sum_choice_3 = stable.sum_over(np.where(below, smaller_factor * weighed, larger_factor * weighed_2), 1)
+    value = -sum_choice_3
     loss = stable.result(value, (batch,), (0,))
     total_loss = stable.total(value, batch, (), ())
     total_weight = stable.total(np.where(weights != 0, 1, 0), batch, (), ())
@@ -94,12 +115,20 @@ def jvp(onehot_labels, logits, weights, direction_logits, label_smoothing):  # t
     sum_product = stable.sum_over(relative * direction_logits, 1)
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
+    below = np.abs(weights) < 1
     sum_exp = others + ties
     ratio_2 = sum_product / sum_exp
-    sum_product_2 = stable.sum_over((direction_logits - ratio_2) * (difference * onehot_labels + ratio), 1)
-    minus_product = -weights * sum_product_2
-    rate = stable.result(minus_product, (batch,), (0,))
-    total_rate = stable.total(minus_product, batch, (), ())
+    difference_2 = direction_logits - ratio_2
+    shifted = difference * onehot_labels + ratio
+    above = np.abs(difference_2) > np.abs(shifted)
+    smaller_factor = np.where(above, shifted, difference_2)
+    larger_factor = np.where(above, difference_2, shifted)
+    weighed = weights * larger_factor
+    weighed_2 = weights * smaller_factor
+    sum_choice = stable.sum_over(np.where(below, smaller_factor * weighed, larger_factor * weighed_2), 1)
+    minus_sum_choice = -sum_choice
+    rate = stable.result(minus_sum_choice, (batch,), (0,))
+    total_rate = stable.total(minus_sum_choice, batch, (), ())
     return rate, total_rate
 
 
@@ -108,23 +137,24 @@ def hvp(onehot_labels, logits, weights, scale, direction_logits, label_smoothing
     batch = onehot_labels.shape[0]
     classes = onehot_labels.shape[1]
     real = onehot_labels.dtype.type
-    weights = weights[:, None]
     scale = scale[:, None]
+    weights = weights[:, None]
+    difference = 1 - label_smoothing
     ratio = label_smoothing / real(classes)
     largest = stable.max_over(logits, 1)
     is_largest = logits == largest
-    ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
-    sum_choice = stable.sum_over(np.where(is_largest, direction_logits, 0), 1)
-    ratio_2 = sum_choice / ties
     relative = stable.exp_difference(logits, largest)
-    from_peak = direction_logits - ratio_2
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
-    sum_shifted = stable.sum_over(onehot_labels - label_smoothing * onehot_labels + ratio, 1)
-    sum_product = stable.sum_over(from_peak * relative, 1)
+    ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
+    sum_product = stable.sum_over(relative * direction_logits, 1)
     sum_exp = others + ties
-    product = weights / sum_exp * sum_shifted * scale
-    ratio_3 = sum_product / sum_exp
-    hvp_logits = stable.result(product * (from_peak - ratio_3) * relative, (batch, classes), (0, 1))
+    mean_under_softmax = sum_product / sum_exp
+    from_mean = direction_logits - mean_under_softmax
+    sum_shifted = stable.sum_over(difference * onehot_labels + ratio, 1)
+    sum_product_2 = stable.sum_over(from_mean * relative, 1)
+    product = sum_shifted / sum_exp * scale
+    ratio_2 = sum_product_2 / sum_exp
+    hvp_logits = stable.result(product * (from_mean - ratio_2) * relative * weights, (batch, classes), (0, 1))
     return hvp_logits
 
 
@@ -133,20 +163,21 @@ def hessian_diag(onehot_labels, logits, weights, scale, label_smoothing):  # typ
     batch = onehot_labels.shape[0]
     classes = onehot_labels.shape[1]
     real = onehot_labels.dtype.type
-    weights = weights[:, None]
     scale = scale[:, None]
+    weights = weights[:, None]
+    difference = 1 - label_smoothing
     ratio = label_smoothing / real(classes)
     largest = stable.max_over(logits, 1)
     is_largest = logits == largest
     relative = stable.exp_difference(logits, largest)
+    sum_shifted = stable.sum_over(difference * onehot_labels + ratio, 1)
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
-    sum_shifted = stable.sum_over(onehot_labels - label_smoothing * onehot_labels + ratio, 1)
     sum_exp = others + ties
-    product = weights / sum_exp * (sum_shifted / sum_exp) * scale
+    product = sum_shifted / sum_exp * (scale / sum_exp)
     more_ties = ties - 1
     shifted = more_ties + others
-    hessian_logits = stable.result(product * np.where(is_largest, shifted, sum_exp - relative) * relative, (batch, classes), (0, 1))
+    hessian_logits = stable.result(product * np.where(is_largest, shifted, sum_exp - relative) * relative * weights, (batch, classes), (0, 1))
     return hessian_logits
 
 
@@ -159,23 +190,38 @@ def value_and_grad_all(onehot_labels, logits, weights, scale, label_smoothing): 
     scale = scale[:, None]
     difference = 1 - label_smoothing
     ratio = label_smoothing / real(classes)
+    product = difference * onehot_labels
+    shifted = product + ratio
+    abs_2 = np.abs(shifted)
     largest = stable.max_over(logits, 1)
+    max_abs = stable.max_over(abs_2, 1)
     is_largest = logits == largest
     relative = stable.exp_difference(logits, largest)
-    product = difference * onehot_labels
+    equal = abs_2 == max_abs
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
-    sum_shifted = stable.sum_over(product + ratio, 1)
+    sum_choice = stable.sum_over(np.where(equal, shifted, 0), 1)
+    sum_choice_2 = stable.sum_over(np.where(equal, 0, shifted), 1)
+    sum_shifted = stable.sum_over(shifted, 1)
     product_2 = difference * weights * scale
-    log_mass = np.log1p(others + (ties - 1))
+    more_ties = ties - 1
+    log_mass = np.log1p(others + more_ties)
     product_3 = weights * scale
     sum_exp = others + ties
-    ratio_2 = sum_shifted / sum_exp
+    shifted_2 = more_ties + others
+    below = np.abs(weights) < 1
     log_p = logits - largest - log_mass
+    as_large = sum_choice - product - ratio
+    above = abs_2 > np.abs(log_p)
+    smaller_factor = np.where(above, log_p, shifted)
+    larger_factor = np.where(above, shifted, log_p)
+    weighed = weights * larger_factor
+    weighed_2 = weights * smaller_factor
     grad_onehot_labels = stable.result(-product_2 * log_p, (batch, classes), (0, 1))
-    grad_logits = stable.result(-product_3 * (product - ratio_2 * relative + ratio), (batch, classes), (0, 1))
-    sum_product = stable.sum_over((product + ratio) * log_p, 1)
-    value = -weights * sum_product
+    grad_logits = stable.result(-product_3 * (shifted / sum_exp * np.where(is_largest, shifted_2, sum_exp - relative) - np.where(equal, as_large + sum_choice_2, sum_shifted - product - ratio) / sum_exp * relative), (batch, classes), (0, 1))
+    sum_choice_3 = stable.sum_over(np.where(below, smaller_factor * weighed, larger_factor * weighed_2), 1)
+    sum_product = stable.sum_over(shifted * log_p, 1)
+    value = -sum_choice_3
     loss = stable.result(value, (batch,), (0,))
     total_loss = stable.total(value, batch, (), ())
     total_weight = stable.total(np.where(weights != 0, 1, 0), batch, (), ())
@@ -198,14 +244,20 @@ def jvp_all(onehot_labels, logits, weights, direction_logits, direction_onehot_l
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
     sum_product = stable.sum_over(relative * direction_logits, 1)
+    below = np.abs(direction_weights) < 1
     log_mass = np.log1p(others + (ties - 1))
     sum_exp = others + ties
     ratio_2 = sum_product / sum_exp
     shifted = difference * onehot_labels + ratio
     log_p = logits - largest - log_mass
-    sum_product_2 = stable.sum_over(shifted * log_p, 1)
+    above = np.abs(shifted) > np.abs(log_p)
+    smaller_factor = np.where(above, log_p, shifted)
+    larger_factor = np.where(above, shifted, log_p)
+    weighed = direction_weights * larger_factor
+    weighed_2 = direction_weights * smaller_factor
+    sum_choice = stable.sum_over(np.where(below, smaller_factor * weighed, larger_factor * weighed_2), 1)
     sum_shifted = stable.sum_over(difference * log_p * direction_onehot_labels + (direction_logits - ratio_2) * shifted, 1)
-    minus_shifted = -(sum_product_2 * direction_weights + weights * sum_shifted)
+    minus_shifted = -(sum_choice + weights * sum_shifted)
     rate = stable.result(minus_shifted, (batch,), (0,))
     total_rate = stable.total(minus_shifted, batch, (), ())
     total_weight_rate = stable.total(0, batch, (), ())
@@ -224,52 +276,49 @@ def hvp_all(onehot_labels, logits, weights, scale, scale_rate, direction_logits,
     difference = 1 - label_smoothing
     ratio = label_smoothing / real(classes)
     largest = stable.max_over(logits, 1)
-    is_largest = logits == largest
-    ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
-    max_abs = stable.max_over(np.abs(direction_onehot_labels), 1)
-    sum_choice = stable.sum_over(np.where(is_largest, direction_logits, 0), 1)
-    ratio_2 = sum_choice / ties
     relative = stable.exp_difference(logits, largest)
-    equal = np.abs(direction_onehot_labels) == max_abs
-    from_peak = direction_logits - ratio_2
+    is_largest = logits == largest
+    product = difference * onehot_labels
+    shifted = product + ratio
     sum_product = stable.sum_over(relative * direction_logits, 1)
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
-    sum_choice_2 = stable.sum_over(np.where(equal, direction_onehot_labels, 0), 1)
-    sum_choice_3 = stable.sum_over(np.where(equal, 0, direction_onehot_labels), 1)
-    sum_2 = stable.sum_over(direction_onehot_labels, 1)
-    sum_shifted = stable.sum_over(onehot_labels - label_smoothing * onehot_labels + ratio, 1)
-    sum_product_2 = stable.sum_over(from_peak * relative, 1)
-    product = difference * weights
-    product_2 = product * scale
+    ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
+    max_abs = stable.max_over(np.abs(direction_onehot_labels), 1)
+    max_abs_2 = stable.max_over(np.abs(shifted), 1)
     sum_exp = others + ties
-    ratio_3 = sum_product / sum_exp
-    product_3 = difference * direction_weights * scale
+    mean_under_softmax = sum_product / sum_exp
+    equal = np.abs(direction_onehot_labels) == max_abs
+    from_mean = direction_logits - mean_under_softmax
+    equal_2 = np.abs(shifted) == max_abs_2
+    sum_choice = stable.sum_over(np.where(equal, direction_onehot_labels, 0), 1)
+    sum_choice_2 = stable.sum_over(np.where(equal, 0, direction_onehot_labels), 1)
+    sum_2 = stable.sum_over(direction_onehot_labels, 1)
+    sum_shifted = stable.sum_over(shifted, 1)
+    sum_product_2 = stable.sum_over(from_mean * relative, 1)
+    sum_choice_3 = stable.sum_over(np.where(equal_2, shifted, 0), 1)
+    sum_choice_4 = stable.sum_over(np.where(equal_2, 0, shifted), 1)
+    product_2 = difference * weights
+    product_3 = product_2 * scale
+    product_4 = difference * direction_weights * scale
     more_ties = ties - 1
     log_mass = np.log1p(others + more_ties)
-    product_4 = product * scale_rate
-    product_5 = label_smoothing * direction_weights * scale
-    product_6 = label_smoothing * weights
-    product_7 = product_6 * scale
-    shifted = more_ties + others
-    product_8 = direction_weights * scale
-    product_9 = weights * scale_rate
-    product_10 = product_6 * scale_rate
-    product_11 = weights * scale
-    product_12 = weights / sum_exp * sum_shifted
-    product_13 = product_12 * scale
-    ratio_4 = sum_product_2 / sum_exp
-    product_14 = sum_shifted / sum_exp * direction_weights * scale
-    product_15 = product_12 * scale_rate
-    product_16 = ratio * direction_weights * scale
-    product_17 = ratio * weights * scale_rate
-    difference_2 = direction_logits - ratio_3
+    product_5 = product_2 * scale_rate
+    product_6 = weights * scale
+    shifted_2 = more_ties + others
+    product_7 = label_smoothing * weights * scale
+    product_8 = direction_weights / sum_exp * scale
+    product_9 = weights / sum_exp * scale_rate
+    product_10 = sum_shifted / sum_exp * scale
+    ratio_2 = sum_product_2 / sum_exp
     log_p = logits - largest - log_mass
-    as_large = sum_choice_2 - direction_onehot_labels
-    difference_3 = np.where(equal, as_large + sum_choice_3, sum_2 - direction_onehot_labels) / sum_exp * relative - np.where(is_largest, shifted, sum_exp - relative) / sum_exp * direction_onehot_labels
-    shifted_2 = difference * onehot_labels + ratio
-    hvp_onehot_labels = stable.result(-(product_2 * difference_2 + product_3 * log_p + product_4 * log_p), (batch, classes), (0, 1))
-    hvp_logits = stable.result(product_5 * onehot_labels - product_7 * difference_3 - product_8 * onehot_labels - product_9 * onehot_labels + product_10 * onehot_labels + product_11 * difference_3 + product_13 * (from_peak - ratio_4) * relative + product_14 * relative + product_15 * relative - product_16 - product_17, (batch, classes), (0, 1))
-    sum_shifted_2 = stable.sum_over(difference * log_p * direction_onehot_labels + difference_2 * shifted_2, 1)
-    sum_product_3 = stable.sum_over(shifted_2 * log_p, 1)
+    as_large = sum_choice - direction_onehot_labels
+    choice = np.where(is_largest, shifted_2, sum_exp - relative)
+    difference_2 = np.where(equal, as_large + sum_choice_2, sum_2 - direction_onehot_labels) / sum_exp * relative - choice / sum_exp * direction_onehot_labels
+    as_large_2 = sum_choice_3 - product - ratio
+    choice_2 = np.where(equal_2, as_large_2 + sum_choice_4, sum_shifted - product - ratio)
+    hvp_onehot_labels = stable.result(-(product_3 * from_mean + product_4 * log_p + product_5 * log_p), (batch, classes), (0, 1))
+    hvp_logits = stable.result(product_6 * difference_2 - product_7 * difference_2 - product_8 * shifted * choice - product_9 * shifted * choice + product_10 * (from_mean - ratio_2) * relative * weights + product_8 * choice_2 * relative + product_9 * choice_2 * relative, (batch, classes), (0, 1))
+    sum_shifted_2 = stable.sum_over(difference * log_p * direction_onehot_labels + from_mean * shifted, 1)
+    sum_product_3 = stable.sum_over(shifted * log_p, 1)
     hvp_weights = stable.result(-(sum_shifted_2 * scale + sum_product_3 * scale_rate), (batch,), (0,))
     return hvp_onehot_labels, hvp_logits, hvp_weights

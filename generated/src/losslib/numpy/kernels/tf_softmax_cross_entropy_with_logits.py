@@ -89,17 +89,17 @@ def hvp(logits, scale, direction_logits):  # type: ignore[no-untyped-def]
     scale = scale[:, None]
     largest = stable.max_over(logits, 1)
     is_largest = logits == largest
-    ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
-    sum_choice = stable.sum_over(np.where(is_largest, direction_logits, 0), 1)
-    ratio = sum_choice / ties
     relative = stable.exp_difference(logits, largest)
-    from_peak = direction_logits - ratio
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
-    sum_product = stable.sum_over(from_peak * relative, 1)
+    ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
+    sum_product = stable.sum_over(relative * direction_logits, 1)
     sum_exp = others + ties
-    ratio_2 = scale / sum_exp
-    ratio_3 = sum_product / sum_exp
-    hvp_logits = stable.result(ratio_2 * (from_peak - ratio_3) * relative, (batch, classes), (0, 1))
+    mean_under_softmax = sum_product / sum_exp
+    from_mean = direction_logits - mean_under_softmax
+    sum_product_2 = stable.sum_over(from_mean * relative, 1)
+    ratio = scale / sum_exp
+    ratio_2 = sum_product_2 / sum_exp
+    hvp_logits = stable.result(ratio * (from_mean - ratio_2) * relative, (batch, classes), (0, 1))
     return hvp_logits
 
 
@@ -174,18 +174,18 @@ def hvp_all(logits, scale, direction_labels, direction_logits):  # type: ignore[
     scale = scale[:, None]
     largest = stable.max_over(logits, 1)
     is_largest = logits == largest
-    ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
-    sum_choice = stable.sum_over(np.where(is_largest, direction_logits, 0), 1)
-    ratio = sum_choice / ties
     relative = stable.exp_difference(logits, largest)
-    from_peak = direction_logits - ratio
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
-    sum_product = stable.sum_over(from_peak * relative, 1)
+    ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
+    sum_product = stable.sum_over(relative * direction_logits, 1)
     sum_exp = others + ties
-    ratio_2 = scale / sum_exp
-    ratio_3 = sum_product / sum_exp
+    mean_under_softmax = sum_product / sum_exp
+    from_mean = direction_logits - mean_under_softmax
+    sum_product_2 = stable.sum_over(from_mean * relative, 1)
+    ratio = scale / sum_exp
+    ratio_2 = sum_product_2 / sum_exp
     hvp_labels = stable.result(-scale * direction_logits, (batch, classes), (0, 1))
-    hvp_logits = stable.result(ratio_2 * (from_peak - ratio_3) * relative - scale * direction_labels, (batch, classes), (0, 1))
+    hvp_logits = stable.result(ratio * (from_mean - ratio_2) * relative - scale * direction_labels, (batch, classes), (0, 1))
     return hvp_labels, hvp_logits
 
 

@@ -28,6 +28,7 @@ def value(log_probs: Tensor, input_lengths: Tensor, target_lengths: Tensor, targ
     """The loss of each sample, and what it adds to the denominator of the mean."""
     batch = log_probs.shape[:-2]
     time = log_probs.shape[-2]
+    classes = log_probs.shape[-1]
     labels = targets.shape[-1]
     states = 2 * labels + 1
     frames = time
@@ -39,7 +40,7 @@ def value(log_probs: Tensor, input_lengths: Tensor, target_lengths: Tensor, targ
     # Label.
     exists = s < 2 * target_lengths + 1
     targets_here = torch.where(exists, stable.at(stable.some(targets[..., None, None, None, :]), stable.inside(s // 2, labels)), 0)
-    label_cells = torch.where(s % 2 == 0, blank, targets_here)
+    label_cells = stable.inside(torch.where(s % 2 == 0, blank, targets_here), classes)
     label = stable.framed(label_cells.expand(*batch, states, 1, 1)[..., :, 0, 0], (2,), -1)
 
     # Alpha.

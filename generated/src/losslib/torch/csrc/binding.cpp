@@ -2,6 +2,7 @@
  *
  * The operators on the CPU, over the kernels of the C library.
  */
+#include "direct.h"
 #include "register.h"
 
 namespace {
@@ -34,6 +35,7 @@ public:
         const Plan &plan = find(wrt & ~form_->usual ? GRADIENT_ALL : GRADIENT);
         scale(plan, upstream);
         std::vector<Tensor> results;
+        results.reserve((size_t)__builtin_popcountll((uint64_t)wrt) + 1);
         if (with_loss) results.push_back(reduction_ == NONE ? loss_buffer() : scalar());
         allocate(wrt, results);
         run(plan, with_loss && reduction_ == NONE ? &results[0] : nullptr, results.data() + (with_loss ? 1 : 0), wrt);
@@ -221,4 +223,43 @@ const struct Served {
     Served() { serve<Call>("CPU"); }
 } served;
 
+/* For quick.cpp. */
+int find_loss(const char *name)
+{
+    for (int l = 0; l < COUNT; ++l)
+        if (std::strcmp(LOSSES[l].name, name) == 0) return l;
+    return -1;
+}
+
+char kind_of(const int loss, const int param)
+{
+    const Kind kind = LOSSES[loss].param[param].kind;
+    return kind == NUMBER ? 'f' : kind == INTEGER ? 'i' : 'b';
+}
+
+int call_directly(const int loss, AtenTensorOpaque *const *inputs, const int64_t reduction, const double *params, const int64_t wrt,
+                  AtenTensorOpaque **results) try {
+    std::vector<Tensor> given;
+    given.reserve((size_t)LOSSES[loss].inputs);
+    for (int i = 0; i < LOSSES[loss].inputs; ++i) given.push_back(inputs[i] == nullptr ? Tensor() : Tensor(inputs[i], true));
+    Call call(LOSSES[loss], std::move(given), reduction, params);
+    if (wrt == 0) {
+        results[0] = call.value().release();
+        return 0;
+    }
+    std::vector<Tensor> found = call.gradients(nullptr, wrt, true);
+    for (size_t k = 0; k < found.size(); ++k) results[k] = found[k].release();
+    return 0;
+} catch (const std::exception &) {
+    return 1;
+}
+
 }  // namespace
+
+const struct losslib_direct *losslib_direct_calls(void)
+{
+    static const struct losslib_direct calls = {
+        find_loss, [](const int loss) { return LOSSES[loss].inputs; }, [](const int loss) { return LOSSES[loss].params; }, kind_of,
+        call_directly };
+    return &calls;
+}

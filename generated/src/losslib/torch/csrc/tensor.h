@@ -22,11 +22,11 @@ void ok(const AOTITorchError error, const char *what)
     if (error != 0) throw std::runtime_error(std::string("losslib: torch could not ") + what);
 }
 
-/* A tensor that is ours to release. */
+/* A tensor that is ours to release, if it is not borrowed. */
 class Tensor {
 public:
     Tensor() = default;
-    explicit Tensor(const AtenTensorHandle handle) : handle_(handle)
+    explicit Tensor(const AtenTensorHandle handle, const bool borrowed = false) : handle_(handle), borrowed_(borrowed)
     {
         ok(aoti_torch_get_dim(handle, &dim), "say how many dimensions a tensor has");
         ok(aoti_torch_get_sizes(handle, const_cast<int64_t **>(&sizes)), "tell the sizes of a tensor");
@@ -41,7 +41,7 @@ public:
     }
     ~Tensor()
     {
-        if (handle_ != nullptr) aoti_torch_delete_tensor_object(handle_);
+        if (handle_ != nullptr && !borrowed_) aoti_torch_delete_tensor_object(handle_);
     }
     explicit operator bool() const { return handle_ != nullptr; }
     AtenTensorHandle get() const { return handle_; }
@@ -72,12 +72,14 @@ private:
     void swap(Tensor &other)
     {
         std::swap(handle_, other.handle_);
+        std::swap(borrowed_, other.borrowed_);
         std::swap(dim, other.dim);
         std::swap(sizes, other.sizes);
         std::swap(strides, other.strides);
         std::swap(dtype, other.dtype);
     }
     AtenTensorHandle handle_ = nullptr;
+    bool borrowed_ = false;
 };
 
 /* Values on torch's stack: numbers lie in the low bytes, a tensor is a handle, what is optional a pointer to one. */
