@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from .. import ir
 from ..ir import Accumulate, Kernel, Let, Loop, Node, Statement, Store, kind_of
-from .c import SELDOM, TYPES, USUAL, CPrinter, CText
+from .c import TYPES, USUAL, CPrinter, CText
 
 # How many statements are compiled once more for it, in all kernels together: more would take compilers minutes.
 MOST = 200
@@ -54,7 +54,7 @@ class Side:
     def __init__(self, text: CText, loop: Loop) -> None:
         self.text, self.p = text, SidePrinter(text.kernel)
         outputs = {name for m, names in zip(text.members, text.asked, strict=True) if m.formula in USUAL[True] for name in names}
-        self.body = needed(loop.body, outputs - set(SELDOM))
+        self.body = needed(loop.body, outputs)
         taken = set(self.p.derived.values()) | ir.taken_names(text.kernel.names, text.kernel.every_axis) | every_name(text.kernel.body)
         for a in text.kernel.arguments:
             self.p.derived[a.name, "side"] = ir.unused(f"{a.name}_side", taken)

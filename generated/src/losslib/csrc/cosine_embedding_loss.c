@@ -221,6 +221,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         INDEPENDENT
         for (int64_t n = first; n < end; ++n) {
             const REAL choice_3 = equal_lane[n - first] ? (value_of_lane(&cosine_sum, n - first) > (REAL)0.5 ? (value_of_lane(&sum_product_5_sum, n - first) + ratio_lane[n - first] / sqrt_shifted_2_lane[n - first] / binade_3_lane[n - first] / sqrt_shifted_2_lane[n - first] + (REAL)9.999999960041972e-13 * (value_of_lane(&cosine_sum, n - first) / binade_2_lane[n - first]) * (value_of_lane(&cosine_sum, n - first) / square_root_lane[n - first]) / binade_2_lane[n - first] / square_root_lane[n - first]) / (value_of_lane(&cosine_sum, n - first) + 1) : 1 - value_of_lane(&cosine_sum, n - first)) : (equal_2_lane[n - first] ? (below_lane[n - first] ? 0 : difference_lane[n - first]) : 0);
+            if (loss_wanted) loss[n * loss_batch] = choice_3;
             total_loss_tile[n - first] = choice_3;
         }
         accumulate_tile(&total_loss_sum, total_loss_tile, end - first);

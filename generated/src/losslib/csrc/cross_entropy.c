@@ -252,6 +252,7 @@ static INLINE void NAME(value_and_grad__target_index)(const int64_t batch, const
             const REAL value = ignored_lane[n - first] ? 0 : -weight_at_safe_target_lane[n - first] * log_p_lane[n - first];
             const REAL value_2 = ignored_lane[n - first] ? 0 : product_2_lane[n - first] * log_p_lane[n - first] - ratio * value_of_lane(&sum_product_sum, n - first);
             const REAL value_3 = label_smoothing_is_0 ? value : value_2;
+            if (loss_wanted) loss[n * loss_batch] = value_3;
             total_loss_tile[n - first] = value_3;
             total_weight_tile[n - first] = ignored_lane[n - first] ? 0 : weight_at_safe_target_lane[n - first];
         }
@@ -769,6 +770,7 @@ static INLINE void NAME(value_and_grad__target_real)(const int64_t batch, const 
         INDEPENDENT
         for (int64_t n = first; n < end; ++n) {
             const REAL value = -value_of_lane(&sum_choice_4_sum, n - first);
+            if (loss_wanted) loss[n * loss_batch] = value;
             total_loss_tile[n - first] = value;
         }
         accumulate_tile(&total_loss_sum, total_loss_tile, end - first);

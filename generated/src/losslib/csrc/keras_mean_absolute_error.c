@@ -112,6 +112,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         INDEPENDENT
         for (int64_t n = first; n < end; ++n) {
             const REAL value = ratio_lane[n - first] * value_of_lane(&sum_abs_sum, n - first);
+            if (loss_wanted) loss[n * loss_batch] = value;
             total_loss_tile[n - first] = value;
         }
         accumulate_tile(&total_loss_sum, total_loss_tile, end - first);

@@ -163,6 +163,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             const REAL value = ignored_lane[n - first] ? 0 : -log_p;
             const REAL value_2 = ignored_lane[n - first] ? 0 : log1p(ratio_lane[n - first]);
             const REAL value_3 = from_logits ? value : value_2;
+            if (loss_wanted) loss[n * loss_batch] = value_3;
             total_loss_tile[n - first] = value_3;
             total_weight_tile[n - first] = ignored_lane[n - first] ? 0 : 1;
         }

@@ -114,6 +114,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         REAL total_loss_tile[SIDE];
         INDEPENDENT
         for (int64_t n = first; n < end; ++n) {
+            if (loss_wanted) loss[n * loss_batch] = value_of_lane(&value_sum, n - first);
             total_loss_tile[n - first] = value_of_lane(&value_sum, n - first);
         }
         accumulate_tile(&total_loss_sum, total_loss_tile, end - first);

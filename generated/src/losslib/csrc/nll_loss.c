@@ -120,6 +120,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         INDEPENDENT
         for (int64_t n = first; n < end; ++n) {
             const REAL value = ignored_lane[n - first] ? 0 : -input_at_safe_target_lane[n - first] * weight_at_safe_target_lane[n - first];
+            if (loss_wanted) loss[n * loss_batch] = value;
             total_loss_tile[n - first] = value;
             total_weight_tile[n - first] = ignored_lane[n - first] ? 0 : weight_at_safe_target_lane[n - first];
         }

@@ -113,6 +113,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             const REAL log_mass = log1p(value_of_lane(&others_sum, n - first) + more_ties_lane[n - first]);
             const REAL log_p = logits_at_labels_lane[n - first] - largest_tile[n - first] - log_mass;
             const REAL value = -log_p;
+            if (loss_wanted) loss[n * loss_batch] = value;
             total_loss_tile[n - first] = value;
         }
         accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
