@@ -89,6 +89,10 @@ class CompositeLowering(Lowering):
         inner = of.tensor if isinstance(of, Load) else self.hints.get(of)
         return self.called(f"{word}_{inner}", node) if inner else node
 
+    def weighed(self, parts: list[sp.Expr]) -> list[sp.Expr]:
+        """As the formula has them: one product has one derivative, without a selection."""
+        return parts
+
     def log_sum_exp(self, lse: nodes.Reduce, env: Env) -> tuple[Node, Node]:
         """The largest term, as a constant shift, and the logarithm of the sum relative to it."""
         taken = {env[i] for i in nodes.free_indices(lse)}
@@ -134,6 +138,8 @@ class CompositeLowering(Lowering):
                 kept = node.args[:1] if node.name == "where" else ()
                 return Op(node.name, (*kept, *map(visit, node.args[len(kept):])))
             assert isinstance(node, Reduce)
+            if node.var in ir.free(condition):                           # one condition for each position: the whole is held, for each
+                return Op(side, (condition, node))
             return Reduce(node.op, node.var, visit(node.body))
 
         return visit(arm)

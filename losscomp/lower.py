@@ -490,11 +490,15 @@ class Lowering:
             return -content, turned
         return content, rest
 
+    def weighed(self, parts: list[sp.Expr]) -> list[sp.Expr]:
+        """The factors of a product, in which a weight stands where no product is beyond all of them."""
+        return weighed(parts)
+
     def product(self, parts: Iterable[sp.Expr], env: Env) -> Node:
         above: list[Node] = []
         below: list[Node] = []
         sign = False
-        contents = [self.content(f) for f in weighed(list(parts))]
+        contents = [self.content(f) for f in self.weighed(list(parts))]
         number = sp.Mul(*(c for c, _ in contents), *(f for _, f in contents if f.is_Rational))
         factors = [f for _, f in contents if not f.is_Rational]
         for f, x in [(f, x) for f in factors for x in factors if isinstance(f, atoms.inverse_root) and x is not f]:

@@ -441,6 +441,7 @@ HARD: dict[str, tuple[Any, dict[str, Any]]] = {
     "a mask in a mask": (Where(s > 0, Where(t > 0, log(s * t), s), t), {"s": np.array([0.0, 2.0, -1.0]), "t": np.array([0.0, -1, 1])}),
     "a mask over an overflow": (Where(s < 800, exp(s), s), {"s": np.array([1.0, 1e4, 2.0])}),
     "a mask in a sum": (Sum(Where(x[c] > 0, log(x[c]) / x[c], t), c), {"x": np.maximum(X, 0), "t": T}),
+    "a mask over a sum of its own row": (Sum(Where(x[c] > 0, x[c] ** 2 * log(Sum(exp(x[c]), c)), x[c]), c), {"x": X}),
     "a mask that all of a row shares": (Where(t > 0, Norm(x[c], c), s), {"x": X * (T > 0)[:, None], "t": T, "s": S}),
     "a hinge at its kink, 1": (Hinge(s, tie=1) * t, {"s": ZEROS, "t": T}),
     "a hinge at its kink, 1/3": (Hinge(s, tie=Rational(1, 3)) * t, {"s": ZEROS, "t": T}),

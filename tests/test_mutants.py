@@ -161,7 +161,7 @@ FAULTS: dict[str, tuple[Mutation, tuple[str, ...]]] = {
         ("log1p", "log", "smooth"), ("expm1", "exp", "smooth"), ("abs", "sign", "kinks"), ("sqrt", "abs", "top"))},
     "C selects the other arm": (spelled(CPrinter, "where", "{0} ? {2} : {1}"), ("kinks",)),
     "NumPy selects the other arm": (spelled(NumPyPrinter, "where", "np.where({0}, {2}, {1})"), ("kinks",)),
-    "C takes the difference the wrong way round": (spelled(CPrinter, "exp_difference", "exp_difference({1}, {0})"), ("row",)),
+    "C takes the difference the wrong way round": (spelled(CPrinter, "exp_below", "exp_below({1}, {0})"), ("row",)),
 }
 
 

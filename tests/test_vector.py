@@ -183,14 +183,14 @@ def test_kernels_give_the_same_bits_at_every_level(tmp_path: Path) -> None:
     x, y = tensor("x", cells), tensor("y", cells)
     i, a, b = cells.index(), tensor("a"), tensor("b")
     rows = Loss(Sum(exp(x[i]) * y[i], i) / log(Sum(exp(x[i]), i)), name="rows")
-    alone = Loss(log(1 + exp(a * b)) * b - a, name="alone")
+    single = Loss(log(1 + exp(a * b)) * b - a, name="single")
     rng = np.random.default_rng(3)
-    given = [("alone", [rng.normal(size=5001) * 30 for _ in "ab"])]
+    given = [("single", [rng.normal(size=5001) * 30 for _ in "ab"])]
     given += [("rows", [rng.normal(size=(67, length)) for _ in "xy"]) for length in (1, 7, 64, 65, 701)]
     found: dict[str, list[NDArray[Any]]] = {}
     numpy: list[NDArray[Any]] = []
     for name, flags in (("best", FLAGS), ("plain", [*FLAGS, "-DLOSSLIB_PLAIN"])):
-        src = write_library([rows, alone], tmp_path / name, name)
+        src = write_library([rows, single], tmp_path / name, name)
         compile_library(src, name, flags)
         modules = load_library(src, name, compiled=True)
         for target, results in (("c", found.setdefault(name, [])), ("numpy", numpy)):

@@ -30,37 +30,10 @@ def value__from_logits_yes(y_true: Tensor, y_pred: Tensor, sample_weight: Tensor
     ratio = label_smoothing / stable.number(features, y_true)
     max_y_pred = stable.max_over(y_pred, -1)
     largest = max_y_pred.detach()
-    relative = stable.relative(y_pred, largest)
-    log_mass = stable.log_mass(relative, -1)
-    below = stable.abs(sample_weight) < 1
-    shifted = difference * y_true + ratio
-    difference_2 = y_pred - largest
-    log_p = difference_2 - log_mass
-    above = stable.abs(shifted) > stable.abs(log_p)
-    only = stable.only(above, relative)
-    unless = stable.unless(above, relative)
-    log_mass_2 = stable.log_mass(stable.only(below, only), -1)
-    log_mass_3 = stable.log_mass(stable.only(below, unless), -1)
-    log_mass_4 = stable.log_mass(stable.unless(below, unless), -1)
-    log_mass_5 = stable.log_mass(stable.unless(below, only), -1)
-    only_2 = stable.only(below, sample_weight)
-    unless_2 = stable.unless(below, sample_weight)
-    only_3 = stable.only(above, difference_2)
-    log_p_2 = stable.only(below, only_3) - log_mass_2
-    only_4 = stable.only(below, shifted)
-    smaller_factor = torch.where(above, log_p_2, only_4)
-    unless_3 = stable.unless(above, difference_2)
-    log_p_3 = stable.only(below, unless_3) - log_mass_3
-    larger_factor = torch.where(above, only_4, log_p_3)
-    weighed = only_2 * larger_factor
-    unless_4 = stable.unless(below, shifted)
-    log_p_4 = stable.unless(below, unless_3) - log_mass_4
-    larger_factor_2 = torch.where(above, unless_4, log_p_4)
-    log_p_5 = stable.unless(below, only_3) - log_mass_5
-    smaller_factor_2 = torch.where(above, log_p_5, unless_4)
-    weighed_2 = unless_2 * smaller_factor_2
-    sum_choice = torch.sum(torch.where(below, smaller_factor * weighed, larger_factor_2 * weighed_2), -1, keepdim=True)
-    value = -sum_choice
+    log_mass = stable.log_mass(stable.relative(y_pred, largest), -1)
+    log_p = y_pred - largest - log_mass
+    sum_product = torch.sum((difference * y_true + ratio) * log_p, -1, keepdim=True)
+    value = -sample_weight * sum_product
     return value[..., 0], 1.0
 
 
@@ -74,37 +47,10 @@ def sharded__from_logits_yes(shards: Any, y_true: Tensor, y_pred: Tensor, sample
     ratio = label_smoothing / stable.number(features, y_true)
     max_y_pred = shards.max_over(y_pred, -1)
     largest = max_y_pred.detach()
-    relative = stable.relative(y_pred, largest)
-    log_mass = shards.log_mass(relative, -1)
-    below = stable.abs(sample_weight) < 1
-    shifted = difference * y_true + ratio
-    difference_2 = y_pred - largest
-    log_p = difference_2 - log_mass
-    above = stable.abs(shifted) > stable.abs(log_p)
-    only = stable.only(above, relative)
-    unless = stable.unless(above, relative)
-    log_mass_2 = shards.log_mass(stable.only(below, only), -1)
-    log_mass_3 = shards.log_mass(stable.only(below, unless), -1)
-    log_mass_4 = shards.log_mass(stable.unless(below, unless), -1)
-    log_mass_5 = shards.log_mass(stable.unless(below, only), -1)
-    only_2 = stable.only(below, sample_weight)
-    unless_2 = stable.unless(below, sample_weight)
-    only_3 = stable.only(above, difference_2)
-    log_p_2 = stable.only(below, only_3) - log_mass_2
-    only_4 = stable.only(below, shifted)
-    smaller_factor = torch.where(above, log_p_2, only_4)
-    unless_3 = stable.unless(above, difference_2)
-    log_p_3 = stable.only(below, unless_3) - log_mass_3
-    larger_factor = torch.where(above, only_4, log_p_3)
-    weighed = only_2 * larger_factor
-    unless_4 = stable.unless(below, shifted)
-    log_p_4 = stable.unless(below, unless_3) - log_mass_4
-    larger_factor_2 = torch.where(above, unless_4, log_p_4)
-    log_p_5 = stable.unless(below, only_3) - log_mass_5
-    smaller_factor_2 = torch.where(above, log_p_5, unless_4)
-    weighed_2 = unless_2 * smaller_factor_2
-    sum_choice = shards.sum_over(torch.where(below, smaller_factor * weighed, larger_factor_2 * weighed_2), -1)
-    value = -sum_choice
+    log_mass = shards.log_mass(stable.relative(y_pred, largest), -1)
+    log_p = y_pred - largest - log_mass
+    sum_product = shards.sum_over((difference * y_true + ratio) * log_p, -1)
+    value = -sample_weight * sum_product
     return value[..., 0], 1.0
 
 
@@ -118,35 +64,10 @@ def value__from_logits_no(y_true: Tensor, y_pred: Tensor, sample_weight: Tensor 
     ratio = label_smoothing / stable.number(features, y_true)
     difference_2 = 1 - epsilon
     sum_y_pred = torch.sum(y_pred, -1, keepdim=True)
-    below = stable.abs(sample_weight) < 1
-    only = stable.only(below, sample_weight)
-    unless = stable.unless(below, sample_weight)
-    shifted = difference * y_true + ratio
     share = y_pred / sum_y_pred
     p = stable.smaller(stable.larger(share, epsilon, 1), difference_2, 1)
-    above = stable.abs(shifted) > stable.abs(torch.log(p))
-    only_2 = stable.only(above, y_pred)
-    only_3 = stable.only(above, sum_y_pred)
-    share_2 = stable.only(below, only_2) / stable.only(below, only_3)
-    p_2 = stable.smaller(stable.larger(share_2, epsilon, 1), difference_2, 1)
-    only_4 = stable.only(below, shifted)
-    smaller_factor = torch.where(above, torch.log(p_2), only_4)
-    unless_2 = stable.unless(above, y_pred)
-    unless_3 = stable.unless(above, sum_y_pred)
-    share_3 = stable.only(below, unless_2) / stable.only(below, unless_3)
-    p_3 = stable.smaller(stable.larger(share_3, epsilon, 1), difference_2, 1)
-    larger_factor = torch.where(above, only_4, torch.log(p_3))
-    weighed = only * larger_factor
-    unless_4 = stable.unless(below, shifted)
-    share_4 = stable.unless(below, unless_2) / stable.unless(below, unless_3)
-    p_4 = stable.smaller(stable.larger(share_4, epsilon, 1), difference_2, 1)
-    larger_factor_2 = torch.where(above, unless_4, torch.log(p_4))
-    share_5 = stable.unless(below, only_2) / stable.unless(below, only_3)
-    p_5 = stable.smaller(stable.larger(share_5, epsilon, 1), difference_2, 1)
-    smaller_factor_2 = torch.where(above, torch.log(p_5), unless_4)
-    weighed_2 = unless * smaller_factor_2
-    sum_choice = torch.sum(torch.where(below, smaller_factor * weighed, larger_factor_2 * weighed_2), -1, keepdim=True)
-    value = -sum_choice
+    sum_product = torch.sum((difference * y_true + ratio) * torch.log(p), -1, keepdim=True)
+    value = -sample_weight * sum_product
     return value[..., 0], 1.0
 
 
@@ -160,33 +81,8 @@ def sharded__from_logits_no(shards: Any, y_true: Tensor, y_pred: Tensor, sample_
     ratio = label_smoothing / stable.number(features, y_true)
     difference_2 = 1 - epsilon
     sum_y_pred = shards.sum_over(y_pred, -1)
-    below = stable.abs(sample_weight) < 1
-    only = stable.only(below, sample_weight)
-    unless = stable.unless(below, sample_weight)
-    shifted = difference * y_true + ratio
     share = y_pred / sum_y_pred
     p = stable.smaller(stable.larger(share, epsilon, 1), difference_2, 1)
-    above = stable.abs(shifted) > stable.abs(torch.log(p))
-    only_2 = stable.only(above, y_pred)
-    only_3 = stable.only(above, sum_y_pred)
-    share_2 = stable.only(below, only_2) / stable.only(below, only_3)
-    p_2 = stable.smaller(stable.larger(share_2, epsilon, 1), difference_2, 1)
-    only_4 = stable.only(below, shifted)
-    smaller_factor = torch.where(above, torch.log(p_2), only_4)
-    unless_2 = stable.unless(above, y_pred)
-    unless_3 = stable.unless(above, sum_y_pred)
-    share_3 = stable.only(below, unless_2) / stable.only(below, unless_3)
-    p_3 = stable.smaller(stable.larger(share_3, epsilon, 1), difference_2, 1)
-    larger_factor = torch.where(above, only_4, torch.log(p_3))
-    weighed = only * larger_factor
-    unless_4 = stable.unless(below, shifted)
-    share_4 = stable.unless(below, unless_2) / stable.unless(below, unless_3)
-    p_4 = stable.smaller(stable.larger(share_4, epsilon, 1), difference_2, 1)
-    larger_factor_2 = torch.where(above, unless_4, torch.log(p_4))
-    share_5 = stable.unless(below, only_2) / stable.unless(below, only_3)
-    p_5 = stable.smaller(stable.larger(share_5, epsilon, 1), difference_2, 1)
-    smaller_factor_2 = torch.where(above, torch.log(p_5), unless_4)
-    weighed_2 = unless * smaller_factor_2
-    sum_choice = shards.sum_over(torch.where(below, smaller_factor * weighed, larger_factor_2 * weighed_2), -1)
-    value = -sum_choice
+    sum_product = shards.sum_over((difference * y_true + ratio) * torch.log(p), -1)
+    value = -sample_weight * sum_product
     return value[..., 0], 1.0

@@ -25,10 +25,10 @@ def value(y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None) -> tuple
     features = y_true.shape[-1]
     sample_weight = stable.given(sample_weight, 1.0, y_true)
     sample_weight = sample_weight[..., None]
-    ratio = sample_weight / stable.number(features, y_true)
     difference = y_pred - y_true
-    weighed = ratio * difference
-    value = torch.sum(difference * weighed, -1, keepdim=True)
+    mse = difference * difference
+    sum_product = torch.sum(mse, -1, keepdim=True)
+    value = sample_weight / stable.number(features, y_true) * sum_product
     return value[..., 0], 1.0
 
 
@@ -38,8 +38,8 @@ def sharded(shards: Any, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor |
     features = shards.size
     sample_weight = stable.given(sample_weight, 1.0, y_true)
     sample_weight = sample_weight[..., None]
-    ratio = sample_weight / stable.number(features, y_true)
     difference = y_pred - y_true
-    weighed = ratio * difference
-    value = shards.sum_over(difference * weighed, -1)
+    mse = difference * difference
+    sum_product = shards.sum_over(mse, -1)
+    value = sample_weight / stable.number(features, y_true) * sum_product
     return value[..., 0], 1.0

@@ -25,10 +25,9 @@ def value(y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None) -> tuple
     features = y_true.shape[-1]
     sample_weight = stable.given(sample_weight, 1.0, y_true)
     sample_weight = sample_weight[..., None]
-    ratio = sample_weight / stable.number(features, y_true)
     difference = torch.log1p(stable.larger(y_pred, 1e-07, 1)) - torch.log1p(stable.larger(y_true, 1e-07, 1))
-    weighed = ratio * difference
-    value = torch.sum(difference * weighed, -1, keepdim=True)
+    sum_product = torch.sum(difference * difference, -1, keepdim=True)
+    value = sample_weight / stable.number(features, y_true) * sum_product
     return value[..., 0], 1.0
 
 
@@ -38,8 +37,7 @@ def sharded(shards: Any, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor |
     features = shards.size
     sample_weight = stable.given(sample_weight, 1.0, y_true)
     sample_weight = sample_weight[..., None]
-    ratio = sample_weight / stable.number(features, y_true)
     difference = torch.log1p(stable.larger(y_pred, 1e-07, 1)) - torch.log1p(stable.larger(y_true, 1e-07, 1))
-    weighed = ratio * difference
-    value = shards.sum_over(difference * weighed, -1)
+    sum_product = shards.sum_over(difference * difference, -1)
+    value = sample_weight / stable.number(features, y_true) * sum_product
     return value[..., 0], 1.0

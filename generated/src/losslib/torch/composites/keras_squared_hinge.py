@@ -25,10 +25,9 @@ def value(y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None) -> tuple
     features = y_true.shape[-1]
     sample_weight = stable.given(sample_weight, 1.0, y_true)
     sample_weight = sample_weight[..., None]
-    ratio = sample_weight / stable.number(features, y_true)
     hinge = stable.hinge(1 - y_pred * torch.where(y_true == 0, -1, y_true), 1)
-    weighed = ratio * hinge
-    value = torch.sum(weighed * hinge, -1, keepdim=True)
+    sum_product = torch.sum(hinge * hinge, -1, keepdim=True)
+    value = sample_weight / stable.number(features, y_true) * sum_product
     return value[..., 0], 1.0
 
 
@@ -38,8 +37,7 @@ def sharded(shards: Any, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor |
     features = shards.size
     sample_weight = stable.given(sample_weight, 1.0, y_true)
     sample_weight = sample_weight[..., None]
-    ratio = sample_weight / stable.number(features, y_true)
     hinge = stable.hinge(1 - y_pred * torch.where(y_true == 0, -1, y_true), 1)
-    weighed = ratio * hinge
-    value = shards.sum_over(weighed * hinge, -1)
+    sum_product = shards.sum_over(hinge * hinge, -1)
+    value = sample_weight / stable.number(features, y_true) * sum_product
     return value[..., 0], 1.0
