@@ -118,7 +118,8 @@ class Scheduler:
         return tuple(out)
 
     def levels(self, looped: list[Task], reductions: list[Task]) -> dict[Task, int]:
-        """As early as dependencies allow; then a reduction moves down to the last loop over its axis before its first use."""
+        """As early as dependencies allow; what no loop waits for shares the last loop over its axis. So a kernel that has only some of the
+        tasks has no more loops than they need."""
         order = self.reachable([t.value for t in looped] + [t.result for t in reductions if isinstance(t.result, Reduce)])
         task_of: dict[Node, Task] = {t.result: t for t in reductions if isinstance(t.result, Reduce)}
         position = {node: k for k, node in enumerate(order)}
@@ -127,15 +128,8 @@ class Scheduler:
         early: dict[Task, int] = {}
         for t in reductions + [t for t in looped if t not in reductions]:  # reductions come children first
             early[t] = 1 + max((early[n] for n in needs[t]), default=0)
-        levels = dict(early)
-        for t in looped:                                                 # nothing waits for a store: all of them share the last loop
-            if isinstance(t.result, Store):
-                levels[t] = max(early[u] for u in looped if u.loops[0] == t.loops[0])
-        last = max(early.values(), default=0) + 1
-        for t in sorted(reductions, key=early.__getitem__, reverse=True):
-            limit = min((levels[u] for u in looped if t in needs[u]), default=last)
-            levels[t] = max(levels[u] for u in looped if u.loops[0] == t.loops[0] and early[t] <= levels[u] < limit)
-        return levels
+        awaited = {n for found in needs.values() for n in found}
+        return {t: early[t] if t in awaited else max(early[u] for u in looped if u.loops[0] == t.loops[0]) for t in looped}
 
     def reachable(self, roots: Iterable[Node]) -> list[Node]:
         """Every node below the roots that has no name yet, children first."""

@@ -85,7 +85,7 @@ def test_the_examples_of_parts_and_processes_run(tmp_path: Path) -> None:
     path = tmp_path / "example.py"
     path.write_text("\n".join(runs) + "\n" + "import torch\n" + script)
     done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=300,
-                          env={**os.environ, "PYTHONPATH": str(ROOT / "generated/src")})
+                          env={**os.environ, "PYTHONPATH": str(ROOT / "generated/src"), "PYTHONUNBUFFERED": ""})  # a line in one piece
     lines = [line.split() for line in done.stdout.splitlines()]
     assert sorted(line[0] for line in lines) == ["0", "1"], done.stderr
     for _, *numbers in lines:

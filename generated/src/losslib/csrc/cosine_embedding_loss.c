@@ -384,52 +384,52 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             max_abs_input1 = larger_tile(max_abs_input1, max_abs_input1_tile, end - first);
             max_abs_input2 = larger_tile(max_abs_input2, max_abs_input2_tile, end - first);
         }
+        const REAL binade_2 = binade(max_abs_input1 + (REAL)9.999999980020987e-07);
+        const REAL binade_3 = binade(max_abs_input2 + (REAL)9.999999980020987e-07);
+        accumulator sum_product_sum = {0};
+        accumulator sum_product_2_sum = {0};
         REAL max_choice = -INFINITY;
         REAL max_choice_2 = -INFINITY;
         FOR_TILES(first, end, features) {
-            REAL max_choice_tile[TILE], max_choice_2_tile[TILE];
-            INDEPENDENT
-            for (int64_t f = first; f < end; ++f) {
-                max_choice_tile[f - first] = fabs(input2_row[f * input2_features]) == max_abs_input2 ? sign(input2_row[f * input2_features]) * direction_input2_row[f * direction_input2_features] : -INFINITY;
-                max_choice_2_tile[f - first] = fabs(input1_row[f * input1_features]) == max_abs_input1 ? sign(input1_row[f * input1_features]) * direction_input1_row[f * direction_input1_features] : -INFINITY;
-            }
-            max_choice = larger_tile(max_choice, max_choice_tile, end - first);
-            max_choice_2 = larger_tile(max_choice_2, max_choice_2_tile, end - first);
-        }
-        const REAL binade_2 = binade(max_abs_input1 + (REAL)9.999999980020987e-07);
-        const REAL binade_3 = binade(max_abs_input2 + (REAL)9.999999980020987e-07);
-        const REAL binade_max_abs_input2 = binade(max_abs_input2);
-        const REAL choice = max_abs_input2 == 0 ? 1 : max_abs_input2 / binade_max_abs_input2;
-        const REAL binade_max_abs_input1 = binade(max_abs_input1);
-        const REAL choice_2 = max_abs_input1 == 0 ? 1 : max_abs_input1 / binade_max_abs_input1;
-        accumulator sum_product_sum = {0};
-        accumulator sum_product_2_sum = {0};
-        accumulator sum_product_3_sum = {0};
-        accumulator sum_product_4_sum = {0};
-        FOR_TILES(first, end, features) {
-            REAL sum_product_tile[TILE], sum_product_2_tile[TILE], sum_product_3_tile[TILE], sum_product_4_tile[TILE];
+            REAL sum_product_tile[TILE], sum_product_2_tile[TILE], max_choice_tile[TILE], max_choice_2_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
                 const REAL scaled = input1_row[f * input1_features] / binade_2;
                 const REAL scaled_2 = input2_row[f * input2_features] / binade_3;
+                sum_product_tile[f - first] = scaled * scaled;
+                sum_product_2_tile[f - first] = scaled_2 * scaled_2;
+                max_choice_tile[f - first] = fabs(input2_row[f * input2_features]) == max_abs_input2 ? sign(input2_row[f * input2_features]) * direction_input2_row[f * direction_input2_features] : -INFINITY;
+                max_choice_2_tile[f - first] = fabs(input1_row[f * input1_features]) == max_abs_input1 ? sign(input1_row[f * input1_features]) * direction_input1_row[f * direction_input1_features] : -INFINITY;
+            }
+            accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
+            accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
+            max_choice = larger_tile(max_choice, max_choice_tile, end - first);
+            max_choice_2 = larger_tile(max_choice_2, max_choice_2_tile, end - first);
+        }
+        const REAL sum_product = value_of(&sum_product_sum);
+        const REAL sum_product_2 = value_of(&sum_product_2_sum);
+        const REAL binade_max_abs_input2 = binade(max_abs_input2);
+        const REAL choice = max_abs_input2 == 0 ? 1 : max_abs_input2 / binade_max_abs_input2;
+        const REAL binade_max_abs_input1 = binade(max_abs_input1);
+        const REAL choice_2 = max_abs_input1 == 0 ? 1 : max_abs_input1 / binade_max_abs_input1;
+        accumulator sum_product_3_sum = {0};
+        accumulator sum_product_4_sum = {0};
+        FOR_TILES(first, end, features) {
+            REAL sum_product_3_tile[TILE], sum_product_4_tile[TILE];
+            INDEPENDENT
+            for (int64_t f = first; f < end; ++f) {
                 const REAL scaled_3 = input2_row[f * input2_features] / binade_max_abs_input2;
                 const REAL eliminated = cross(direction_input2_row[f * direction_input2_features], choice, scaled_3, max_choice);
                 const REAL left = eliminated / choice;
                 const REAL scaled_4 = input1_row[f * input1_features] / binade_max_abs_input1;
                 const REAL eliminated_2 = cross(direction_input1_row[f * direction_input1_features], choice_2, scaled_4, max_choice_2);
                 const REAL left_2 = eliminated_2 / choice_2;
-                sum_product_tile[f - first] = scaled * scaled;
-                sum_product_2_tile[f - first] = scaled_2 * scaled_2;
                 sum_product_3_tile[f - first] = left * scaled_3;
                 sum_product_4_tile[f - first] = left_2 * scaled_4;
             }
-            accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
-            accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
             accumulate_tile(&sum_product_3_sum, sum_product_3_tile, end - first);
             accumulate_tile(&sum_product_4_sum, sum_product_4_tile, end - first);
         }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
         const REAL sum_product_3 = value_of(&sum_product_3_sum);
         const REAL sum_product_4 = value_of(&sum_product_4_sum);
         const REAL shifted = sum_product + (REAL)9.999999960041972e-13 / binade_2 / binade_2;
@@ -499,219 +499,221 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         const REAL *direction_input2_row = direction_input2 + n * direction_input2_batch;
         REAL *hvp_input1_row = hvp_input1 + n * hvp_input1_batch;
         REAL *hvp_input2_row = hvp_input2 + n * hvp_input2_batch;
+        accumulator sum_product_sum = {0};
         REAL max_abs_input1 = -INFINITY;
         REAL max_abs_input2 = -INFINITY;
+        accumulator sum_product_2_sum = {0};
         FOR_TILES(first, end, features) {
-            REAL max_abs_input1_tile[TILE], max_abs_input2_tile[TILE];
+            REAL sum_product_tile[TILE], max_abs_input1_tile[TILE], max_abs_input2_tile[TILE], sum_product_2_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
+                sum_product_tile[f - first] = input1_row[f * input1_features] * direction_input1_row[f * direction_input1_features];
                 max_abs_input1_tile[f - first] = fabs(input1_row[f * input1_features]);
                 max_abs_input2_tile[f - first] = fabs(input2_row[f * input2_features]);
-            }
-            max_abs_input1 = larger_tile(max_abs_input1, max_abs_input1_tile, end - first);
-            max_abs_input2 = larger_tile(max_abs_input2, max_abs_input2_tile, end - first);
-        }
-        REAL max_choice = -INFINITY;
-        REAL max_choice_2 = -INFINITY;
-        FOR_TILES(first, end, features) {
-            REAL max_choice_tile[TILE], max_choice_2_tile[TILE];
-            INDEPENDENT
-            for (int64_t f = first; f < end; ++f) {
-                max_choice_tile[f - first] = fabs(input2_row[f * input2_features]) == max_abs_input2 ? sign(input2_row[f * input2_features]) * direction_input2_row[f * direction_input2_features] : -INFINITY;
-                max_choice_2_tile[f - first] = fabs(input1_row[f * input1_features]) == max_abs_input1 ? sign(input1_row[f * input1_features]) * direction_input1_row[f * direction_input1_features] : -INFINITY;
-            }
-            max_choice = larger_tile(max_choice, max_choice_tile, end - first);
-            max_choice_2 = larger_tile(max_choice_2, max_choice_2_tile, end - first);
-        }
-        const REAL binade_2 = binade(max_abs_input1 + (REAL)9.999999980020987e-07);
-        const REAL binade_3 = binade(max_abs_input2 + (REAL)9.999999980020987e-07);
-        const REAL binade_max_abs_input2 = binade(max_abs_input2);
-        const REAL choice = max_abs_input2 == 0 ? 1 : max_abs_input2 / binade_max_abs_input2;
-        const REAL binade_max_abs_input1 = binade(max_abs_input1);
-        const REAL choice_2 = max_abs_input1 == 0 ? 1 : max_abs_input1 / binade_max_abs_input1;
-        accumulator sum_product_sum = {0};
-        REAL max_choice_3 = -INFINITY;
-        accumulator sum_product_2_sum = {0};
-        accumulator sum_product_3_sum = {0};
-        accumulator sum_product_4_sum = {0};
-        REAL max_choice_4 = -INFINITY;
-        FOR_TILES(first, end, features) {
-            REAL sum_product_tile[TILE], max_choice_3_tile[TILE], sum_product_2_tile[TILE], sum_product_3_tile[TILE], sum_product_4_tile[TILE], max_choice_4_tile[TILE];
-            INDEPENDENT
-            for (int64_t f = first; f < end; ++f) {
-                const REAL scaled = input1_row[f * input1_features] / binade_2;
-                const REAL scaled_2 = input2_row[f * input2_features] / binade_3;
-                const REAL scaled_3 = input2_row[f * input2_features] / binade_max_abs_input2;
-                const REAL eliminated = cross(direction_input2_row[f * direction_input2_features], choice, scaled_3, max_choice);
-                const REAL left = eliminated / choice;
-                if (hvp_input1_wanted) hvp_input1_row[f * hvp_input1_features] = left;
-                const REAL scaled_4 = input1_row[f * input1_features] / binade_max_abs_input1;
-                const REAL eliminated_2 = cross(direction_input1_row[f * direction_input1_features], choice_2, scaled_4, max_choice_2);
-                const REAL left_2 = eliminated_2 / choice_2;
-                if (hvp_input2_wanted) hvp_input2_row[f * hvp_input2_features] = left_2;
-                sum_product_tile[f - first] = scaled * scaled;
-                max_choice_3_tile[f - first] = fabs(input1_row[f * input1_features]) == max_abs_input1 ? sign(input1_row[f * input1_features]) * input2_row[f * input2_features] : -INFINITY;
-                sum_product_2_tile[f - first] = scaled_2 * scaled_2;
-                sum_product_3_tile[f - first] = left * scaled_3;
-                sum_product_4_tile[f - first] = left_2 * scaled_4;
-                max_choice_4_tile[f - first] = fabs(input2_row[f * input2_features]) == max_abs_input2 ? sign(input2_row[f * input2_features]) * input1_row[f * input1_features] : -INFINITY;
+                sum_product_2_tile[f - first] = input2_row[f * input2_features] * direction_input2_row[f * direction_input2_features];
             }
             accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
-            max_choice_3 = larger_tile(max_choice_3, max_choice_3_tile, end - first);
+            max_abs_input1 = larger_tile(max_abs_input1, max_abs_input1_tile, end - first);
+            max_abs_input2 = larger_tile(max_abs_input2, max_abs_input2_tile, end - first);
             accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
-            accumulate_tile(&sum_product_3_sum, sum_product_3_tile, end - first);
-            accumulate_tile(&sum_product_4_sum, sum_product_4_tile, end - first);
-            max_choice_4 = larger_tile(max_choice_4, max_choice_4_tile, end - first);
         }
         const REAL sum_product = value_of(&sum_product_sum);
         const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL sum_product_3 = value_of(&sum_product_3_sum);
-        const REAL sum_product_4 = value_of(&sum_product_4_sum);
-        const REAL shifted = sum_product_2 + (REAL)9.999999960041972e-13 / binade_3 / binade_3;
-        const REAL inverse_root_2 = inverse_root(shifted);
-        const REAL ratio = inverse_root_2 / binade_3;
-        const REAL defect = (REAL)9.999999960041972e-13 * ratio * ratio;
-        const REAL ratio_2 = defect / choice;
-        const REAL share = binade_max_abs_input2 / binade_3 * inverse_root_2;
-        const REAL along = ratio_2 * max_choice - share * sum_product_3 * share;
-        const REAL shifted_2 = sum_product + (REAL)9.999999960041972e-13 / binade_2 / binade_2;
-        const REAL inverse_root_shifted_2 = inverse_root(shifted_2);
-        const REAL ratio_3 = inverse_root_shifted_2 / binade_2;
-        const REAL defect_2 = (REAL)9.999999960041972e-13 * ratio_3 * ratio_3;
-        const REAL ratio_4 = defect_2 / choice_2;
-        const REAL share_2 = binade_max_abs_input1 / binade_2 * inverse_root_shifted_2;
-        const REAL along_2 = ratio_4 * max_choice_2 - share_2 * sum_product_4 * share_2;
-        accumulator sum_product_5_sum = {0};
-        REAL max_choice_5 = -INFINITY;
-        accumulator sum_product_6_sum = {0};
-        REAL max_choice_6 = -INFINITY;
+        const REAL binade_2 = binade(max_abs_input1 + (REAL)9.999999980020987e-07);
+        const REAL binade_3 = binade(max_abs_input2 + (REAL)9.999999980020987e-07);
+        accumulator sum_product_3_sum = {0};
+        REAL max_choice = -INFINITY;
+        accumulator sum_product_4_sum = {0};
+        REAL max_choice_2 = -INFINITY;
+        REAL max_choice_3 = -INFINITY;
+        REAL max_choice_4 = -INFINITY;
         FOR_TILES(first, end, features) {
-            REAL sum_product_5_tile[TILE], max_choice_5_tile[TILE], sum_product_6_tile[TILE], max_choice_6_tile[TILE];
+            REAL sum_product_3_tile[TILE], max_choice_tile[TILE], sum_product_4_tile[TILE], max_choice_2_tile[TILE], max_choice_3_tile[TILE], max_choice_4_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
-                const REAL scaled_5 = input1_row[f * input1_features] / binade_max_abs_input1;
-                const REAL eliminated_3 = cross(input2_row[f * input2_features], choice_2, scaled_5, max_choice_3);
-                const REAL left_3 = eliminated_3 / choice_2;
-                const REAL scaled_6 = input2_row[f * input2_features] / binade_max_abs_input2;
-                const REAL eliminated_4 = cross(direction_input2_row[f * direction_input2_features], choice, scaled_6, max_choice);
-                const REAL left_4 = eliminated_4 / choice;
-                const REAL eliminated_5 = cross(input1_row[f * input1_features], choice, scaled_6, max_choice_4);
-                const REAL left_5 = eliminated_5 / choice;
-                const REAL eliminated_6 = cross(direction_input1_row[f * direction_input1_features], choice_2, scaled_5, max_choice_2);
-                const REAL left_6 = eliminated_6 / choice_2;
-                sum_product_5_tile[f - first] = left_3 * scaled_5;
-                max_choice_5_tile[f - first] = fabs(input1_row[f * input1_features]) == max_abs_input1 ? sign(input1_row[f * input1_features]) * (along * scaled_6 + left_4) : -INFINITY;
-                sum_product_6_tile[f - first] = left_5 * scaled_6;
-                max_choice_6_tile[f - first] = fabs(input2_row[f * input2_features]) == max_abs_input2 ? sign(input2_row[f * input2_features]) * (along_2 * scaled_5 + left_6) : -INFINITY;
+                const REAL scaled = input1_row[f * input1_features] / binade_2;
+                const int equal = fabs(input1_row[f * input1_features]) == max_abs_input1;
+                const REAL scaled_2 = input2_row[f * input2_features] / binade_3;
+                const int equal_2 = fabs(input2_row[f * input2_features]) == max_abs_input2;
+                sum_product_3_tile[f - first] = scaled * scaled;
+                max_choice_tile[f - first] = equal ? sign(input1_row[f * input1_features]) * input2_row[f * input2_features] : -INFINITY;
+                sum_product_4_tile[f - first] = scaled_2 * scaled_2;
+                max_choice_2_tile[f - first] = equal_2 ? sign(input2_row[f * input2_features]) * direction_input2_row[f * direction_input2_features] : -INFINITY;
+                max_choice_3_tile[f - first] = equal ? sign(input1_row[f * input1_features]) * direction_input1_row[f * direction_input1_features] : -INFINITY;
+                max_choice_4_tile[f - first] = equal_2 ? sign(input2_row[f * input2_features]) * input1_row[f * input1_features] : -INFINITY;
+            }
+            accumulate_tile(&sum_product_3_sum, sum_product_3_tile, end - first);
+            max_choice = larger_tile(max_choice, max_choice_tile, end - first);
+            accumulate_tile(&sum_product_4_sum, sum_product_4_tile, end - first);
+            max_choice_2 = larger_tile(max_choice_2, max_choice_2_tile, end - first);
+            max_choice_3 = larger_tile(max_choice_3, max_choice_3_tile, end - first);
+            max_choice_4 = larger_tile(max_choice_4, max_choice_4_tile, end - first);
+        }
+        const REAL sum_product_3 = value_of(&sum_product_3_sum);
+        const REAL sum_product_4 = value_of(&sum_product_4_sum);
+        const REAL binade_max_abs_input1 = binade(max_abs_input1);
+        const REAL choice = max_abs_input1 == 0 ? 1 : max_abs_input1 / binade_max_abs_input1;
+        const REAL binade_max_abs_input2 = binade(max_abs_input2);
+        const REAL choice_2 = max_abs_input2 == 0 ? 1 : max_abs_input2 / binade_max_abs_input2;
+        const REAL shifted = sum_product_3 + (REAL)9.999999960041972e-13 / binade_2 / binade_2;
+        const REAL square_root = sqrt(shifted);
+        const REAL shifted_2 = sum_product_4 + (REAL)9.999999960041972e-13 / binade_3 / binade_3;
+        const REAL sqrt_shifted_2 = sqrt(shifted_2);
+        accumulator sum_product_5_sum = {0};
+        accumulator sum_product_6_sum = {0};
+        accumulator sum_product_7_sum = {0};
+        accumulator sum_product_8_sum = {0};
+        accumulator cosine_sum = {0};
+        accumulator sum_product_9_sum = {0};
+        accumulator sum_product_10_sum = {0};
+        FOR_TILES(first, end, features) {
+            REAL sum_product_5_tile[TILE], sum_product_6_tile[TILE], sum_product_7_tile[TILE], sum_product_8_tile[TILE], cosine_tile[TILE], sum_product_9_tile[TILE], sum_product_10_tile[TILE];
+            INDEPENDENT
+            for (int64_t f = first; f < end; ++f) {
+                const REAL scaled_3 = input1_row[f * input1_features] / binade_max_abs_input1;
+                const REAL eliminated = cross(input2_row[f * input2_features], choice, scaled_3, max_choice);
+                const REAL left = eliminated / choice;
+                if (hvp_input1_wanted) hvp_input1_row[f * hvp_input1_features] = left;
+                const REAL scaled_4 = input2_row[f * input2_features] / binade_max_abs_input2;
+                const REAL eliminated_2 = cross(direction_input2_row[f * direction_input2_features], choice_2, scaled_4, max_choice_2);
+                const REAL left_2 = eliminated_2 / choice_2;
+                if (hvp_input2_wanted) hvp_input2_row[f * hvp_input2_features] = left_2;
+                const REAL scaled_5 = input1_row[f * input1_features] / binade_2;
+                const REAL unit = scaled_5 / square_root;
+                const REAL eliminated_3 = cross(direction_input1_row[f * direction_input1_features], choice, scaled_3, max_choice_3);
+                const REAL left_3 = eliminated_3 / choice;
+                const REAL scaled_6 = input2_row[f * input2_features] / binade_3;
+                const REAL unit2 = scaled_6 / sqrt_shifted_2;
+                const REAL eliminated_4 = cross(input1_row[f * input1_features], choice_2, scaled_4, max_choice_4);
+                const REAL left_4 = eliminated_4 / choice_2;
+                sum_product_5_tile[f - first] = left * scaled_3;
+                sum_product_6_tile[f - first] = left_2 * scaled_4;
+                sum_product_7_tile[f - first] = input2_row[f * input2_features] * unit;
+                sum_product_8_tile[f - first] = left_3 * scaled_3;
+                cosine_tile[f - first] = unit * unit2;
+                sum_product_9_tile[f - first] = left_4 * scaled_4;
+                sum_product_10_tile[f - first] = input1_row[f * input1_features] * unit2;
             }
             accumulate_tile(&sum_product_5_sum, sum_product_5_tile, end - first);
-            max_choice_5 = larger_tile(max_choice_5, max_choice_5_tile, end - first);
             accumulate_tile(&sum_product_6_sum, sum_product_6_tile, end - first);
-            max_choice_6 = larger_tile(max_choice_6, max_choice_6_tile, end - first);
+            accumulate_tile(&sum_product_7_sum, sum_product_7_tile, end - first);
+            accumulate_tile(&sum_product_8_sum, sum_product_8_tile, end - first);
+            accumulate_tile(&cosine_sum, cosine_tile, end - first);
+            accumulate_tile(&sum_product_9_sum, sum_product_9_tile, end - first);
+            accumulate_tile(&sum_product_10_sum, sum_product_10_tile, end - first);
         }
         const REAL sum_product_5 = value_of(&sum_product_5_sum);
         const REAL sum_product_6 = value_of(&sum_product_6_sum);
-        const REAL sqrt_shifted_2 = sqrt(shifted_2);
-        const REAL along_3 = ratio_4 * max_choice_3 - share_2 * sum_product_5 * share_2;
-        const REAL square_root = sqrt(shifted);
-        const REAL along_4 = ratio_2 * max_choice_4 - share * sum_product_6 * share;
-        accumulator sum_product_7_sum = {0};
-        accumulator sum_product_8_sum = {0};
-        accumulator sum_product_9_sum = {0};
-        accumulator sum_product_10_sum = {0};
-        accumulator cosine_sum = {0};
+        const REAL sum_product_7 = value_of(&sum_product_7_sum);
+        const REAL sum_product_8 = value_of(&sum_product_8_sum);
+        const REAL cosine = value_of(&cosine_sum);
+        const REAL sum_product_9 = value_of(&sum_product_9_sum);
+        const REAL sum_product_10 = value_of(&sum_product_10_sum);
+        const REAL inverse_root_shifted_2 = inverse_root(shifted_2);
+        const REAL ratio = inverse_root_shifted_2 / binade_3;
+        const REAL defect = (REAL)9.999999960041972e-13 * ratio * ratio;
+        const REAL ratio_2 = defect / choice_2;
+        const REAL share = binade_max_abs_input2 / binade_3 * inverse_root_shifted_2;
+        const REAL along = ratio_2 * max_choice_2 - share * sum_product_6 * share;
+        const REAL inverse_root_2 = inverse_root(shifted);
+        const REAL ratio_3 = inverse_root_2 / binade_2;
+        const REAL defect_2 = (REAL)9.999999960041972e-13 * ratio_3 * ratio_3;
+        const REAL ratio_4 = defect_2 / choice;
+        const REAL share_2 = binade_max_abs_input1 / binade_2 * inverse_root_2;
+        const REAL along_2 = ratio_4 * max_choice - share_2 * sum_product_5 * share_2;
+        const REAL along_3 = ratio_4 * max_choice_3 - share_2 * sum_product_8 * share_2;
+        const REAL along_4 = ratio_2 * max_choice_4 - share * sum_product_9 * share;
+        REAL max_choice_5 = -INFINITY;
         accumulator sum_product_11_sum = {0};
+        REAL max_choice_6 = -INFINITY;
         accumulator sum_product_12_sum = {0};
-        accumulator sum_product_13_sum = {0};
-        accumulator sum_product_14_sum = {0};
         FOR_TILES(first, end, features) {
-            REAL sum_product_7_tile[TILE], sum_product_8_tile[TILE], sum_product_9_tile[TILE], sum_product_10_tile[TILE], cosine_tile[TILE], sum_product_11_tile[TILE], sum_product_12_tile[TILE], sum_product_13_tile[TILE], sum_product_14_tile[TILE];
+            REAL max_choice_5_tile[TILE], sum_product_11_tile[TILE], max_choice_6_tile[TILE], sum_product_12_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
                 const REAL scaled_7 = input2_row[f * input2_features] / binade_max_abs_input2;
-                const REAL eliminated_7 = cross(direction_input2_row[f * direction_input2_features], choice, scaled_7, max_choice);
-                const REAL left_7 = eliminated_7 / choice;
+                const REAL eliminated_5 = cross(direction_input2_row[f * direction_input2_features], choice_2, scaled_7, max_choice_2);
+                const REAL left_5 = eliminated_5 / choice_2;
                 const REAL scaled_8 = input1_row[f * input1_features] / binade_max_abs_input1;
-                const REAL eliminated_8 = cross(along * scaled_7 + left_7, choice_2, scaled_8, max_choice_5);
+                const REAL eliminated_6 = cross(input2_row[f * input2_features], choice, scaled_8, max_choice);
+                const REAL left_6 = eliminated_6 / choice;
+                const REAL eliminated_7 = cross(direction_input1_row[f * direction_input1_features], choice, scaled_8, max_choice_3);
+                const REAL left_7 = eliminated_7 / choice;
+                const REAL eliminated_8 = cross(input1_row[f * input1_features], choice_2, scaled_7, max_choice_4);
                 const REAL left_8 = eliminated_8 / choice_2;
-                const REAL scaled_9 = input1_row[f * input1_features] / binade_2;
-                const REAL unit = scaled_9 / sqrt_shifted_2;
-                const REAL eliminated_9 = cross(input2_row[f * input2_features], choice_2, scaled_8, max_choice_3);
-                const REAL left_9 = eliminated_9 / choice_2;
-                const REAL scaled_10 = input2_row[f * input2_features] / binade_3;
-                const REAL unit2 = scaled_10 / square_root;
-                const REAL eliminated_10 = cross(direction_input1_row[f * direction_input1_features], choice_2, scaled_8, max_choice_2);
-                const REAL left_10 = eliminated_10 / choice_2;
-                const REAL eliminated_11 = cross(along_2 * scaled_8 + left_10, choice, scaled_7, max_choice_6);
-                const REAL left_11 = eliminated_11 / choice;
-                const REAL eliminated_12 = cross(input1_row[f * input1_features], choice, scaled_7, max_choice_4);
-                const REAL left_12 = eliminated_12 / choice;
-                sum_product_7_tile[f - first] = input1_row[f * input1_features] * direction_input1_row[f * direction_input1_features];
-                sum_product_8_tile[f - first] = left_8 * scaled_8;
-                sum_product_9_tile[f - first] = input2_row[f * input2_features] * unit;
-                sum_product_10_tile[f - first] = (along_3 * scaled_8 + left_9) * direction_input1_row[f * direction_input1_features];
-                cosine_tile[f - first] = unit * unit2;
-                sum_product_11_tile[f - first] = input2_row[f * input2_features] * direction_input2_row[f * direction_input2_features];
-                sum_product_12_tile[f - first] = left_11 * scaled_7;
-                sum_product_13_tile[f - first] = input1_row[f * input1_features] * unit2;
-                sum_product_14_tile[f - first] = (along_4 * scaled_7 + left_12) * direction_input2_row[f * direction_input2_features];
+                max_choice_5_tile[f - first] = fabs(input1_row[f * input1_features]) == max_abs_input1 ? sign(input1_row[f * input1_features]) * (along * scaled_7 + left_5) : -INFINITY;
+                sum_product_11_tile[f - first] = (along_2 * scaled_8 + left_6) * direction_input1_row[f * direction_input1_features];
+                max_choice_6_tile[f - first] = fabs(input2_row[f * input2_features]) == max_abs_input2 ? sign(input2_row[f * input2_features]) * (along_3 * scaled_8 + left_7) : -INFINITY;
+                sum_product_12_tile[f - first] = (along_4 * scaled_7 + left_8) * direction_input2_row[f * direction_input2_features];
             }
-            accumulate_tile(&sum_product_7_sum, sum_product_7_tile, end - first);
-            accumulate_tile(&sum_product_8_sum, sum_product_8_tile, end - first);
-            accumulate_tile(&sum_product_9_sum, sum_product_9_tile, end - first);
-            accumulate_tile(&sum_product_10_sum, sum_product_10_tile, end - first);
-            accumulate_tile(&cosine_sum, cosine_tile, end - first);
+            max_choice_5 = larger_tile(max_choice_5, max_choice_5_tile, end - first);
             accumulate_tile(&sum_product_11_sum, sum_product_11_tile, end - first);
+            max_choice_6 = larger_tile(max_choice_6, max_choice_6_tile, end - first);
             accumulate_tile(&sum_product_12_sum, sum_product_12_tile, end - first);
+        }
+        const REAL sum_product_11 = value_of(&sum_product_11_sum);
+        const REAL sum_product_12 = value_of(&sum_product_12_sum);
+        accumulator sum_product_13_sum = {0};
+        accumulator sum_product_14_sum = {0};
+        FOR_TILES(first, end, features) {
+            REAL sum_product_13_tile[TILE], sum_product_14_tile[TILE];
+            INDEPENDENT
+            for (int64_t f = first; f < end; ++f) {
+                const REAL scaled_9 = input2_row[f * input2_features] / binade_max_abs_input2;
+                const REAL eliminated_9 = cross(direction_input2_row[f * direction_input2_features], choice_2, scaled_9, max_choice_2);
+                const REAL left_9 = eliminated_9 / choice_2;
+                const REAL scaled_10 = input1_row[f * input1_features] / binade_max_abs_input1;
+                const REAL eliminated_10 = cross(along * scaled_9 + left_9, choice, scaled_10, max_choice_5);
+                const REAL left_10 = eliminated_10 / choice;
+                const REAL eliminated_11 = cross(direction_input1_row[f * direction_input1_features], choice, scaled_10, max_choice_3);
+                const REAL left_11 = eliminated_11 / choice;
+                const REAL eliminated_12 = cross(along_3 * scaled_10 + left_11, choice_2, scaled_9, max_choice_6);
+                const REAL left_12 = eliminated_12 / choice_2;
+                sum_product_13_tile[f - first] = left_10 * scaled_10;
+                sum_product_14_tile[f - first] = left_12 * scaled_9;
+            }
             accumulate_tile(&sum_product_13_sum, sum_product_13_tile, end - first);
             accumulate_tile(&sum_product_14_sum, sum_product_14_tile, end - first);
         }
-        const REAL sum_product_7 = value_of(&sum_product_7_sum);
-        const REAL sum_product_8 = value_of(&sum_product_8_sum);
-        const REAL sum_product_9 = value_of(&sum_product_9_sum);
-        const REAL sum_product_10 = value_of(&sum_product_10_sum);
-        const REAL cosine = value_of(&cosine_sum);
-        const REAL sum_product_11 = value_of(&sum_product_11_sum);
-        const REAL sum_product_12 = value_of(&sum_product_12_sum);
         const REAL sum_product_13 = value_of(&sum_product_13_sum);
         const REAL sum_product_14 = value_of(&sum_product_14_sum);
-        const int equal = target[n * target_batch] == 1;
-        const REAL ratio_5 = sum_product_7 / binade_2 / sqrt_shifted_2 / binade_2 / sqrt_shifted_2 / binade_2 / sqrt_shifted_2;
-        const REAL along_5 = ratio_4 * max_choice_5 - share_2 * sum_product_8 * share_2;
-        const REAL ratio_6 = sum_product_9 / binade_2 / sqrt_shifted_2 / binade_3 / square_root;
-        const REAL ratio_7 = sum_product_10 / binade_2 / sqrt_shifted_2 / binade_2 / sqrt_shifted_2 / binade_3 / square_root;
-        const int equal_2 = target[n * target_batch] == -1;
+        const int equal_3 = target[n * target_batch] == 1;
+        const REAL ratio_5 = sum_product / binade_2 / square_root / binade_2 / square_root / binade_2 / square_root;
+        const REAL along_5 = ratio_4 * max_choice_5 - share_2 * sum_product_13 * share_2;
+        const REAL ratio_6 = sum_product_7 / binade_2 / square_root / binade_3 / sqrt_shifted_2;
+        const REAL ratio_7 = sum_product_11 / binade_2 / square_root / binade_2 / square_root / binade_3 / sqrt_shifted_2;
+        const int equal_4 = target[n * target_batch] == -1;
         const REAL difference = cosine - margin;
         const int below = difference < 0;
         const REAL step_2 = step(difference, 1);
-        const REAL ratio_8 = sum_product_11 / binade_3 / square_root / binade_3 / square_root / binade_3 / square_root;
-        const REAL along_6 = ratio_2 * max_choice_6 - share * sum_product_12 * share;
-        const REAL ratio_9 = sum_product_13 / binade_2 / sqrt_shifted_2 / binade_3 / square_root;
-        const REAL ratio_10 = sum_product_14 / binade_2 / sqrt_shifted_2 / binade_3 / square_root / binade_3 / square_root;
+        const REAL ratio_8 = sum_product_2 / binade_3 / sqrt_shifted_2 / binade_3 / sqrt_shifted_2 / binade_3 / sqrt_shifted_2;
+        const REAL along_6 = ratio_2 * max_choice_6 - share * sum_product_14 * share;
+        const REAL ratio_9 = sum_product_10 / binade_2 / square_root / binade_3 / sqrt_shifted_2;
+        const REAL ratio_10 = sum_product_12 / binade_2 / square_root / binade_3 / sqrt_shifted_2 / binade_3 / sqrt_shifted_2;
         INDEPENDENT
         for (int64_t f = 0; f < features; ++f) {
             const REAL scaled_11 = input1_row[f * input1_features] / binade_max_abs_input1;
-            const REAL eliminated_13 = cross(input2_row[f * input2_features], choice_2, scaled_11, max_choice_3);
-            const REAL left_13 = eliminated_13 / choice_2;
-            const REAL apart = (along_3 * scaled_11 + left_13) / binade_3 / square_root;
+            const REAL eliminated_13 = cross(input2_row[f * input2_features], choice, scaled_11, max_choice);
+            const REAL left_13 = hvp_input1_wanted ? hvp_input1_row[f * hvp_input1_features] : eliminated_13 / choice;
+            const REAL apart = (along_2 * scaled_11 + left_13) / binade_3 / sqrt_shifted_2;
             const REAL scaled_12 = input2_row[f * input2_features] / binade_max_abs_input2;
-            const REAL eliminated_14 = cross(direction_input2_row[f * direction_input2_features], choice, scaled_12, max_choice);
-            const REAL left_14 = hvp_input1_wanted ? hvp_input1_row[f * hvp_input1_features] : eliminated_14 / choice;
+            const REAL eliminated_14 = cross(direction_input2_row[f * direction_input2_features], choice_2, scaled_12, max_choice_2);
+            const REAL left_14 = hvp_input2_wanted ? hvp_input2_row[f * hvp_input2_features] : eliminated_14 / choice_2;
             const REAL shifted_3 = along * scaled_12 + left_14;
-            const REAL eliminated_15 = cross(shifted_3, choice_2, scaled_11, max_choice_5);
-            const REAL left_15 = eliminated_15 / choice_2;
-            const REAL eliminated_16 = cross(direction_input1_row[f * direction_input1_features], choice_2, scaled_11, max_choice_2);
-            const REAL left_16 = hvp_input2_wanted ? hvp_input2_row[f * hvp_input2_features] : eliminated_16 / choice_2;
-            const REAL shifted_4 = along_2 * scaled_11 + left_16;
-            const REAL ratio_11 = ((along_5 * scaled_11 + left_15) / binade_3 / square_root - ratio_6 * shifted_4 - ratio_7 * input1_row[f * input1_features]) / binade_2 / sqrt_shifted_2;
-            const REAL eliminated_17 = cross(input1_row[f * input1_features], choice, scaled_12, max_choice_4);
-            const REAL left_17 = eliminated_17 / choice;
-            const REAL apart_2 = (along_4 * scaled_12 + left_17) / binade_2 / sqrt_shifted_2;
-            const REAL eliminated_18 = cross(shifted_4, choice, scaled_12, max_choice_6);
-            const REAL left_18 = eliminated_18 / choice;
-            const REAL ratio_12 = ((along_6 * scaled_12 + left_18) / binade_2 / sqrt_shifted_2 - ratio_9 * shifted_3 - ratio_10 * input2_row[f * input2_features]) / binade_3 / square_root;
-            if (hvp_input1_wanted) hvp_input1_row[f * hvp_input1_features] = scale[n * scale_batch] * (equal ? ratio_5 * apart - ratio_11 : (equal_2 ? (below ? 0 : ratio_11 * step_2) - (below ? 0 : ratio_5 * apart * step_2) : 0));
-            if (hvp_input2_wanted) hvp_input2_row[f * hvp_input2_features] = scale[n * scale_batch] * (equal ? ratio_8 * apart_2 - ratio_12 : (equal_2 ? (below ? 0 : ratio_12 * step_2) - (below ? 0 : ratio_8 * apart_2 * step_2) : 0));
+            const REAL eliminated_15 = cross(shifted_3, choice, scaled_11, max_choice_5);
+            const REAL left_15 = eliminated_15 / choice;
+            const REAL eliminated_16 = cross(direction_input1_row[f * direction_input1_features], choice, scaled_11, max_choice_3);
+            const REAL left_16 = eliminated_16 / choice;
+            const REAL shifted_4 = along_3 * scaled_11 + left_16;
+            const REAL ratio_11 = ((along_5 * scaled_11 + left_15) / binade_3 / sqrt_shifted_2 - ratio_6 * shifted_4 - ratio_7 * input1_row[f * input1_features]) / binade_2 / square_root;
+            const REAL eliminated_17 = cross(input1_row[f * input1_features], choice_2, scaled_12, max_choice_4);
+            const REAL left_17 = eliminated_17 / choice_2;
+            const REAL apart_2 = (along_4 * scaled_12 + left_17) / binade_2 / square_root;
+            const REAL eliminated_18 = cross(shifted_4, choice_2, scaled_12, max_choice_6);
+            const REAL left_18 = eliminated_18 / choice_2;
+            const REAL ratio_12 = ((along_6 * scaled_12 + left_18) / binade_2 / square_root - ratio_9 * shifted_3 - ratio_10 * input2_row[f * input2_features]) / binade_3 / sqrt_shifted_2;
+            if (hvp_input1_wanted) hvp_input1_row[f * hvp_input1_features] = scale[n * scale_batch] * (equal_3 ? ratio_5 * apart - ratio_11 : (equal_4 ? (below ? 0 : ratio_11 * step_2) - (below ? 0 : ratio_5 * apart * step_2) : 0));
+            if (hvp_input2_wanted) hvp_input2_row[f * hvp_input2_features] = scale[n * scale_batch] * (equal_3 ? ratio_8 * apart_2 - ratio_12 : (equal_4 ? (below ? 0 : ratio_12 * step_2) - (below ? 0 : ratio_8 * apart_2 * step_2) : 0));
         }
         if (hvp_target_wanted) hvp_target[n * hvp_target_batch] = 0;
     }

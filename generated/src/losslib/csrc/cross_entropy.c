@@ -151,33 +151,33 @@ static INLINE void NAME(value_and_grad__target_index)(const int64_t batch, const
     accumulator total_loss_sum = {0};
     accumulator total_weight_sum = {0};
     REAL max_abs_weight = -INFINITY;
+    accumulator sum_weight_sum = {0};
     if (grad_input_wanted) FOR_TILES(first, end, classes) {
-        REAL max_abs_weight_tile[TILE];
+        REAL max_abs_weight_tile[TILE], sum_weight_tile[TILE];
         INDEPENDENT
         for (int64_t c = first; c < end; ++c) {
             max_abs_weight_tile[c - first] = fabs(weight[c * weight_classes]);
+            sum_weight_tile[c - first] = weight[c * weight_classes];
         }
         max_abs_weight = larger_tile(max_abs_weight, max_abs_weight_tile, end - first);
+        accumulate_tile(&sum_weight_sum, weight_classes == 1 ? weight + first : sum_weight_tile, end - first);
     }
+    const REAL sum_weight = value_of(&sum_weight_sum);
     accumulator sum_choice_sum = {0};
     accumulator sum_choice_2_sum = {0};
-    accumulator sum_weight_sum = {0};
     if (grad_input_wanted) FOR_TILES(first, end, classes) {
-        REAL sum_choice_tile[TILE], sum_choice_2_tile[TILE], sum_weight_tile[TILE];
+        REAL sum_choice_tile[TILE], sum_choice_2_tile[TILE];
         INDEPENDENT
         for (int64_t c = first; c < end; ++c) {
             const int equal = fabs(weight[c * weight_classes]) == max_abs_weight;
             sum_choice_tile[c - first] = equal ? weight[c * weight_classes] : 0;
             sum_choice_2_tile[c - first] = equal ? 0 : weight[c * weight_classes];
-            sum_weight_tile[c - first] = weight[c * weight_classes];
         }
         accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
         accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
-        accumulate_tile(&sum_weight_sum, weight_classes == 1 ? weight + first : sum_weight_tile, end - first);
     }
     const REAL sum_choice = value_of(&sum_choice_sum);
     const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
-    const REAL sum_weight = value_of(&sum_weight_sum);
     const REAL difference = label_smoothing - 1;
     const REAL ratio = label_smoothing / (REAL)classes;
     if (dense && classes > 0 && classes <= SHORT && target_batch == 1 && scale_batch == 0) FOR_SIDES(first, end, batch) {
@@ -440,48 +440,48 @@ static INLINE void NAME(hvp__target_index)(const int64_t batch, const losslib_ru
     const REAL label_smoothing = (REAL)run->params[0];
     const int64_t ignore_index = (int64_t)run->params[1];
 
+    accumulator sum_weight_sum = {0};
     REAL max_2 = -INFINITY;
+    accumulator sum_direction_weight_sum = {0};
     REAL max_abs_weight = -INFINITY;
     FOR_TILES(first, end, classes) {
-        REAL max_2_tile[TILE], max_abs_weight_tile[TILE];
+        REAL sum_weight_tile[TILE], max_2_tile[TILE], sum_direction_weight_tile[TILE], max_abs_weight_tile[TILE];
         INDEPENDENT
         for (int64_t c = first; c < end; ++c) {
+            sum_weight_tile[c - first] = weight[c * weight_classes];
             max_2_tile[c - first] = fabs(direction_weight[c * direction_weight_classes]);
+            sum_direction_weight_tile[c - first] = direction_weight[c * direction_weight_classes];
             max_abs_weight_tile[c - first] = fabs(weight[c * weight_classes]);
         }
+        accumulate_tile(&sum_weight_sum, weight_classes == 1 ? weight + first : sum_weight_tile, end - first);
         max_2 = larger_tile(max_2, max_2_tile, end - first);
+        accumulate_tile(&sum_direction_weight_sum, direction_weight_classes == 1 ? direction_weight + first : sum_direction_weight_tile, end - first);
         max_abs_weight = larger_tile(max_abs_weight, max_abs_weight_tile, end - first);
     }
-    accumulator sum_weight_sum = {0};
+    const REAL sum_weight = value_of(&sum_weight_sum);
+    const REAL sum_direction_weight = value_of(&sum_direction_weight_sum);
     accumulator sum_choice_sum = {0};
     accumulator sum_choice_2_sum = {0};
-    accumulator sum_direction_weight_sum = {0};
     accumulator sum_choice_3_sum = {0};
     accumulator sum_choice_4_sum = {0};
     FOR_TILES(first, end, classes) {
-        REAL sum_weight_tile[TILE], sum_choice_tile[TILE], sum_choice_2_tile[TILE], sum_direction_weight_tile[TILE], sum_choice_3_tile[TILE], sum_choice_4_tile[TILE];
+        REAL sum_choice_tile[TILE], sum_choice_2_tile[TILE], sum_choice_3_tile[TILE], sum_choice_4_tile[TILE];
         INDEPENDENT
         for (int64_t c = first; c < end; ++c) {
             const int equal = fabs(direction_weight[c * direction_weight_classes]) == max_2;
             const int equal_2 = fabs(weight[c * weight_classes]) == max_abs_weight;
-            sum_weight_tile[c - first] = weight[c * weight_classes];
             sum_choice_tile[c - first] = equal ? direction_weight[c * direction_weight_classes] : 0;
             sum_choice_2_tile[c - first] = equal ? 0 : direction_weight[c * direction_weight_classes];
-            sum_direction_weight_tile[c - first] = direction_weight[c * direction_weight_classes];
             sum_choice_3_tile[c - first] = equal_2 ? weight[c * weight_classes] : 0;
             sum_choice_4_tile[c - first] = equal_2 ? 0 : weight[c * weight_classes];
         }
-        accumulate_tile(&sum_weight_sum, weight_classes == 1 ? weight + first : sum_weight_tile, end - first);
         accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
         accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
-        accumulate_tile(&sum_direction_weight_sum, direction_weight_classes == 1 ? direction_weight + first : sum_direction_weight_tile, end - first);
         accumulate_tile(&sum_choice_3_sum, sum_choice_3_tile, end - first);
         accumulate_tile(&sum_choice_4_sum, sum_choice_4_tile, end - first);
     }
-    const REAL sum_weight = value_of(&sum_weight_sum);
     const REAL sum_choice = value_of(&sum_choice_sum);
     const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
-    const REAL sum_direction_weight = value_of(&sum_direction_weight_sum);
     const REAL sum_choice_3 = value_of(&sum_choice_3_sum);
     const REAL sum_choice_4 = value_of(&sum_choice_4_sum);
     const REAL ratio = label_smoothing / (REAL)classes;
@@ -523,68 +523,67 @@ static INLINE void NAME(hvp__target_index)(const int64_t batch, const losslib_ru
         const REAL sum_product = value_of(&sum_product_sum);
         const REAL sum_exp = others + ties;
         const REAL mean_under_softmax = sum_product / sum_exp;
+        accumulator sum_product_2_sum = {0};
         REAL max_abs = -INFINITY;
         FOR_TILES(first, end, classes) {
-            REAL max_abs_tile[TILE];
+            REAL sum_product_2_tile[TILE], max_abs_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const REAL from_mean = direction_input_row[c * direction_input_classes] - mean_under_softmax;
                 const REAL relative_2 = exp_below(input_row[c * input_classes], largest);
+                sum_product_2_tile[c - first] = from_mean * relative_2;
                 max_abs_tile[c - first] = fabs(from_mean / sum_exp * relative_2);
             }
+            accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
             max_abs = larger_tile(max_abs, max_abs_tile, end - first);
         }
-        accumulator sum_product_2_sum = {0};
+        const REAL sum_product_2 = value_of(&sum_product_2_sum);
         accumulator sum_choice_5_sum = {0};
         accumulator sum_choice_6_sum = {0};
         FOR_TILES(first, end, classes) {
-            REAL sum_product_2_tile[TILE], sum_choice_5_tile[TILE], sum_choice_6_tile[TILE];
+            REAL sum_choice_5_tile[TILE], sum_choice_6_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const REAL from_mean_2 = direction_input_row[c * direction_input_classes] - mean_under_softmax;
                 const REAL relative_3 = exp_below(input_row[c * input_classes], largest);
-                const REAL product_2 = from_mean_2 * relative_3;
-                const REAL product_3 = from_mean_2 / sum_exp * relative_3;
-                const int equal_3 = fabs(product_3) == max_abs;
-                sum_product_2_tile[c - first] = product_2;
-                sum_choice_5_tile[c - first] = equal_3 ? product_3 : 0;
-                sum_choice_6_tile[c - first] = equal_3 ? 0 : product_2;
+                const REAL product_2 = from_mean_2 / sum_exp * relative_3;
+                const int equal_3 = fabs(product_2) == max_abs;
+                sum_choice_5_tile[c - first] = equal_3 ? product_2 : 0;
+                sum_choice_6_tile[c - first] = equal_3 ? 0 : from_mean_2 * relative_3;
             }
-            accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
             accumulate_tile(&sum_choice_5_sum, sum_choice_5_tile, end - first);
             accumulate_tile(&sum_choice_6_sum, sum_choice_6_tile, end - first);
         }
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
         const REAL sum_choice_5 = value_of(&sum_choice_5_sum);
         const REAL sum_choice_6 = value_of(&sum_choice_6_sum);
         const int ignored = target[n * target_batch] == ignore_index;
         const int64_t safe_target = ignored ? 0 : target[n * target_batch];
         const REAL weight_at_safe_target = weight[safe_target * weight_classes];
         const REAL ratio_2 = weight_at_safe_target / sum_exp;
-        const REAL product_4 = ratio_2 * scale[n * scale_batch];
+        const REAL product_3 = ratio_2 * scale[n * scale_batch];
         const REAL ratio_3 = sum_product_2 / sum_exp;
         const REAL direction_weight_at_safe_target = direction_weight[safe_target * direction_weight_classes];
-        const REAL product_5 = scale[n * scale_batch] * direction_weight_at_safe_target;
+        const REAL product_4 = scale[n * scale_batch] * direction_weight_at_safe_target;
         const REAL input_at_safe_target = input_row[safe_target * input_classes];
         const REAL more_ties = ties - 1;
         const REAL shifted = more_ties + others;
         const REAL minus_ratio = -(input_at_safe_target == largest ? shifted : sum_exp - exp_difference(input_at_safe_target, largest)) / sum_exp;
-        const REAL product_6 = weight_at_safe_target * scale_rate[n * scale_rate_batch];
-        const REAL product_7 = label_smoothing * ratio_2 * scale[n * scale_batch];
-        const REAL product_8 = label_smoothing * scale[n * scale_batch] * direction_weight_at_safe_target;
-        const REAL product_9 = label_smoothing * weight_at_safe_target * scale_rate[n * scale_rate_batch];
+        const REAL product_5 = weight_at_safe_target * scale_rate[n * scale_rate_batch];
+        const REAL product_6 = label_smoothing * ratio_2 * scale[n * scale_batch];
+        const REAL product_7 = label_smoothing * scale[n * scale_batch] * direction_weight_at_safe_target;
+        const REAL product_8 = label_smoothing * weight_at_safe_target * scale_rate[n * scale_rate_batch];
         const REAL shifted_2 = (REAL)classes * others + (REAL)classes * ties;
-        const REAL product_10 = weight_at_safe_target * scale[n * scale_batch];
+        const REAL product_9 = weight_at_safe_target * scale[n * scale_batch];
         const REAL ratio_4 = sum_choice_6 / sum_exp;
-        const REAL product_11 = product * scale[n * scale_batch];
-        const REAL product_12 = ratio * scale[n * scale_batch];
+        const REAL product_10 = product * scale[n * scale_batch];
+        const REAL product_11 = ratio * scale[n * scale_batch];
         const REAL difference_2 = direction_input_row[safe_target * direction_input_classes] - mean_under_softmax;
-        const REAL product_13 = difference_2 * scale[n * scale_batch];
+        const REAL product_12 = difference_2 * scale[n * scale_batch];
         const REAL log_mass = log1p(others + more_ties);
         const REAL log_p = input_at_safe_target - largest - log_mass;
-        const REAL product_14 = log_p * scale_rate[n * scale_rate_batch];
-        const REAL product_15 = difference * difference_2 * scale[n * scale_batch];
-        const REAL product_16 = difference * log_p;
+        const REAL product_13 = log_p * scale_rate[n * scale_rate_batch];
+        const REAL product_14 = difference * difference_2 * scale[n * scale_batch];
+        const REAL product_15 = difference * log_p;
         INDEPENDENT
         for (int64_t c = 0; c < classes; ++c) {
             const REAL from_mean_3 = direction_input_row[c * direction_input_classes] - mean_under_softmax;
@@ -592,24 +591,24 @@ static INLINE void NAME(hvp__target_index)(const int64_t batch, const losslib_ru
             const REAL relative_4 = hvp_input_wanted ? hvp_input_row[c * hvp_input_classes] : exp_below(input_row[c * input_classes], largest);
             const int equal_4 = c == safe_target;
             const REAL choice = equal_4 ? minus_ratio : relative_4 / sum_exp;
+            const REAL product_16 = product_4 * choice;
             const REAL product_17 = product_5 * choice;
-            const REAL product_18 = product_6 * choice;
-            const REAL product_19 = product_7 * difference_3 * relative_4;
+            const REAL product_18 = product_6 * difference_3 * relative_4;
             const int is_largest_2 = input_row[c * input_classes] == largest;
             const REAL choice_2 = is_largest_2 ? shifted : sum_exp - relative_4;
             const REAL ratio_5 = from_mean_3 / sum_exp;
-            const REAL product_20 = ratio_5 * relative_4;
-            const REAL as_large = sum_choice_5 - product_20;
-            const REAL difference_4 = (fabs(product_20) == max_abs ? as_large + ratio_4 : ratio_3 - product_20) / sum_exp * relative_4 - ratio_5 * (choice_2 / sum_exp) * relative_4;
+            const REAL product_19 = ratio_5 * relative_4;
+            const REAL as_large = sum_choice_5 - product_19;
+            const REAL difference_4 = (fabs(product_19) == max_abs ? as_large + ratio_4 : ratio_3 - product_19) / sum_exp * relative_4 - ratio_5 * (choice_2 / sum_exp) * relative_4;
+            const REAL product_20 = product_9 * difference_4;
             const REAL product_21 = product_10 * difference_4;
-            const REAL product_22 = product_11 * difference_4;
             const REAL as_large_2 = sum_choice - direction_weight[c * direction_weight_classes];
             const REAL as_large_3 = sum_choice_3 - weight[c * weight_classes];
             const REAL choice_3 = (REAL)(equal_4 ? 1 : 0);
             const REAL choice_4 = ignored ? 0 : scale_weight_rate[n * scale_weight_rate_batch] * choice_3;
             const REAL log_p_2 = input_row[c * input_classes] - largest - log_mass;
-            if (hvp_input_wanted) hvp_input_row[c * hvp_input_classes] = label_smoothing_is_0 ? (all ? (ignored ? 0 : product_4 * difference_3 * relative_4 + product_17 + product_18) : (ignored ? 0 : product_4 * difference_3 * relative_4)) : (all ? (ignored ? 0 : product_17 - product_19 - product_8 * choice - product_9 * choice - label_smoothing * (weight[c * weight_classes] / shifted_2) * scale_rate[n * scale_rate_batch] * choice_2 - product_21 - product_22 + product_18 + product_12 * ((fabs(direction_weight[c * direction_weight_classes]) == max_2 ? as_large_2 + sum_choice_2 : sum_direction_weight - direction_weight[c * direction_weight_classes]) / sum_exp * relative_4 - direction_weight[c * direction_weight_classes] / sum_exp * choice_2) + ratio * ((fabs(weight[c * weight_classes]) == max_abs_weight ? as_large_3 + sum_choice_4 : sum_weight - weight[c * weight_classes]) / sum_exp) * scale_rate[n * scale_rate_batch] * relative_4) : (ignored ? 0 : -(product_19 + product_21 + product_22)));
-            if (hvp_weight_wanted) accumulate(&hvp_weight[c * hvp_weight_classes], label_smoothing_is_0 ? choice_4 + (ignored ? 0 : -(product_13 * choice_3 + product_14 * choice_3)) : choice_4 + (ignored ? 0 : product_15 * choice_3 - product_12 * from_mean_3 + scale_rate[n * scale_rate_batch] * (product_16 * choice_3 - ratio * log_p_2)));
+            if (hvp_input_wanted) hvp_input_row[c * hvp_input_classes] = label_smoothing_is_0 ? (all ? (ignored ? 0 : product_3 * difference_3 * relative_4 + product_16 + product_17) : (ignored ? 0 : product_3 * difference_3 * relative_4)) : (all ? (ignored ? 0 : product_16 - product_18 - product_7 * choice - product_8 * choice - label_smoothing * (weight[c * weight_classes] / shifted_2) * scale_rate[n * scale_rate_batch] * choice_2 - product_20 - product_21 + product_17 + product_11 * ((fabs(direction_weight[c * direction_weight_classes]) == max_2 ? as_large_2 + sum_choice_2 : sum_direction_weight - direction_weight[c * direction_weight_classes]) / sum_exp * relative_4 - direction_weight[c * direction_weight_classes] / sum_exp * choice_2) + ratio * ((fabs(weight[c * weight_classes]) == max_abs_weight ? as_large_3 + sum_choice_4 : sum_weight - weight[c * weight_classes]) / sum_exp) * scale_rate[n * scale_rate_batch] * relative_4) : (ignored ? 0 : -(product_18 + product_20 + product_21)));
+            if (hvp_weight_wanted) accumulate(&hvp_weight[c * hvp_weight_classes], label_smoothing_is_0 ? choice_4 + (ignored ? 0 : -(product_12 * choice_3 + product_13 * choice_3)) : choice_4 + (ignored ? 0 : product_14 * choice_3 - product_11 * from_mean_3 + scale_rate[n * scale_rate_batch] * (product_15 * choice_3 - ratio * log_p_2)));
         }
     }
 }
@@ -713,16 +712,17 @@ static INLINE void NAME(value_and_grad__target_real)(const int64_t batch, const 
         fill_lanes(largest_tile, -INFINITY);
         REAL max_choice_tile[SIDE];
         fill_lanes(max_choice_tile, -INFINITY);
+        lanes sum_choice_sum = {{0}, {0}};
         for (int64_t c = 0; c < classes; ++c)
             INDEPENDENT
             for (int64_t n = first; n < end; ++n) {
                 const REAL smoothed = difference * target_side[c][n - first] + ratio;
                 largest_tile[n - first] = larger(largest_tile[n - first], input_side[c][n - first]);
                 max_choice_tile[n - first] = larger(max_choice_tile[n - first], label_smoothing_is_0 ? fabs(weight[c * weight_classes] * target_side[c][n - first]) : fabs(weight[c * weight_classes] * smoothed));
+                add_to_lane(&sum_choice_sum, n - first, label_smoothing_is_0 ? weight[c * weight_classes] * target_side[c][n - first] : weight[c * weight_classes] * smoothed);
             }
         lanes others_sum = {{0}, {0}};
         lanes ties_sum = {{0}, {0}};
-        lanes sum_choice_sum = {{0}, {0}};
         lanes sum_choice_2_sum = {{0}, {0}};
         lanes sum_choice_3_sum = {{0}, {0}};
         for (int64_t c = 0; c < classes; ++c)
@@ -736,9 +736,8 @@ static INLINE void NAME(value_and_grad__target_real)(const int64_t batch, const 
                 const REAL choice = label_smoothing_is_0 ? weight[c * weight_classes] * target_side[c][n - first] : weight[c * weight_classes] * smoothed_2;
                 add_to_lane(&others_sum, n - first, is_largest ? 0 : relative);
                 add_to_lane(&ties_sum, n - first, (REAL)(is_largest ? 1 : 0));
-                add_to_lane(&sum_choice_sum, n - first, equal ? choice : 0);
-                add_to_lane(&sum_choice_2_sum, n - first, equal ? 0 : choice);
-                add_to_lane(&sum_choice_3_sum, n - first, choice);
+                add_to_lane(&sum_choice_2_sum, n - first, equal ? choice : 0);
+                add_to_lane(&sum_choice_3_sum, n - first, equal ? 0 : choice);
             }
         REAL sum_exp_lane[SIDE], shifted_lane[SIDE], log_mass_lane[SIDE];
         INDEPENDENT
@@ -761,9 +760,9 @@ static INLINE void NAME(value_and_grad__target_real)(const int64_t batch, const 
                 const REAL choice_2 = is_largest_2 ? shifted_lane[n - first] : sum_exp_lane[n - first] - relative_2;
                 const REAL smoothed_3 = difference * target_side[c][n - first] + ratio;
                 const REAL choice_3 = label_smoothing_is_0 ? weight[c * weight_classes] * target_side[c][n - first] : weight[c * weight_classes] * smoothed_3;
-                const REAL as_large = value_of_lane(&sum_choice_sum, n - first) - choice_3;
+                const REAL as_large = value_of_lane(&sum_choice_2_sum, n - first) - choice_3;
                 const REAL log_p = input_side[c][n - first] - largest_tile[n - first] - log_mass_lane[n - first];
-                if (grad_input_wanted) grad_input_side[c][n - first] = -scale[n * scale_batch] * ((label_smoothing_is_0 ? ratio_2 * target_side[c][n - first] * choice_2 : ratio_2 * smoothed_3 * choice_2) - ((label_smoothing_is_0 ? fabs(weight[c * weight_classes] * target_side[c][n - first]) : fabs(weight[c * weight_classes] * smoothed_3)) == max_choice_tile[n - first] ? as_large + value_of_lane(&sum_choice_2_sum, n - first) : value_of_lane(&sum_choice_3_sum, n - first) - choice_3) / sum_exp_lane[n - first] * relative_2);
+                if (grad_input_wanted) grad_input_side[c][n - first] = -scale[n * scale_batch] * ((label_smoothing_is_0 ? ratio_2 * target_side[c][n - first] * choice_2 : ratio_2 * smoothed_3 * choice_2) - ((label_smoothing_is_0 ? fabs(weight[c * weight_classes] * target_side[c][n - first]) : fabs(weight[c * weight_classes] * smoothed_3)) == max_choice_tile[n - first] ? as_large + value_of_lane(&sum_choice_3_sum, n - first) : value_of_lane(&sum_choice_sum, n - first) - choice_3) / sum_exp_lane[n - first] * relative_2);
                 add_to_lane(&sum_choice_4_sum, n - first, label_smoothing_is_0 ? weight[c * weight_classes] * target_side[c][n - first] * log_p : weight[c * weight_classes] * smoothed_3 * log_p);
             }
         REAL total_loss_tile[SIDE];
@@ -783,24 +782,27 @@ static INLINE void NAME(value_and_grad__target_real)(const int64_t batch, const 
         REAL *grad_target_row = grad_target + n * grad_target_batch;
         REAL largest = -INFINITY;
         REAL max_choice = -INFINITY;
+        accumulator sum_choice_sum = {0};
         FOR_TILES(first, end, classes) {
-            REAL largest_tile[TILE], max_choice_tile[TILE];
+            REAL largest_tile[TILE], max_choice_tile[TILE], sum_choice_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const REAL smoothed = difference * target_row[c * target_classes] + ratio;
                 largest_tile[c - first] = input_row[c * input_classes];
                 max_choice_tile[c - first] = label_smoothing_is_0 ? fabs(weight[c * weight_classes] * target_row[c * target_classes]) : fabs(weight[c * weight_classes] * smoothed);
+                sum_choice_tile[c - first] = label_smoothing_is_0 ? weight[c * weight_classes] * target_row[c * target_classes] : weight[c * weight_classes] * smoothed;
             }
             largest = larger_tile(largest, input_classes == 1 ? input_row + first : largest_tile, end - first);
             max_choice = larger_tile(max_choice, max_choice_tile, end - first);
+            accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
         }
+        const REAL sum_choice = value_of(&sum_choice_sum);
         accumulator others_sum = {0};
         accumulator ties_sum = {0};
-        accumulator sum_choice_sum = {0};
         accumulator sum_choice_2_sum = {0};
         accumulator sum_choice_3_sum = {0};
         FOR_TILES(first, end, classes) {
-            REAL others_tile[TILE], ties_tile[TILE], sum_choice_tile[TILE], sum_choice_2_tile[TILE], sum_choice_3_tile[TILE];
+            REAL others_tile[TILE], ties_tile[TILE], sum_choice_2_tile[TILE], sum_choice_3_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const int is_largest = input_row[c * input_classes] == largest;
@@ -811,19 +813,16 @@ static INLINE void NAME(value_and_grad__target_real)(const int64_t batch, const 
                 const REAL choice = label_smoothing_is_0 ? weight[c * weight_classes] * target_row[c * target_classes] : weight[c * weight_classes] * smoothed_2;
                 others_tile[c - first] = is_largest ? 0 : relative;
                 ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
-                sum_choice_tile[c - first] = equal ? choice : 0;
-                sum_choice_2_tile[c - first] = equal ? 0 : choice;
-                sum_choice_3_tile[c - first] = choice;
+                sum_choice_2_tile[c - first] = equal ? choice : 0;
+                sum_choice_3_tile[c - first] = equal ? 0 : choice;
             }
             accumulate_tile(&others_sum, others_tile, end - first);
             accumulate_tile(&ties_sum, ties_tile, end - first);
-            accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
             accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
             accumulate_tile(&sum_choice_3_sum, sum_choice_3_tile, end - first);
         }
         const REAL others = value_of(&others_sum);
         const REAL ties = value_of(&ties_sum);
-        const REAL sum_choice = value_of(&sum_choice_sum);
         const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
         const REAL sum_choice_3 = value_of(&sum_choice_3_sum);
         const REAL sum_exp = others + ties;
@@ -841,9 +840,9 @@ static INLINE void NAME(value_and_grad__target_real)(const int64_t batch, const 
                 const REAL choice_2 = is_largest_2 ? shifted : sum_exp - relative_2;
                 const REAL smoothed_3 = difference * target_row[c * target_classes] + ratio;
                 const REAL choice_3 = label_smoothing_is_0 ? weight[c * weight_classes] * target_row[c * target_classes] : weight[c * weight_classes] * smoothed_3;
-                const REAL as_large = sum_choice - choice_3;
+                const REAL as_large = sum_choice_2 - choice_3;
                 const REAL log_p = input_row[c * input_classes] - largest - log_mass;
-                if (grad_input_wanted) grad_input_row[c * grad_input_classes] = -scale[n * scale_batch] * ((label_smoothing_is_0 ? ratio_2 * target_row[c * target_classes] * choice_2 : ratio_2 * smoothed_3 * choice_2) - ((label_smoothing_is_0 ? fabs(weight[c * weight_classes] * target_row[c * target_classes]) : fabs(weight[c * weight_classes] * smoothed_3)) == max_choice ? as_large + sum_choice_2 : sum_choice_3 - choice_3) / sum_exp * relative_2);
+                if (grad_input_wanted) grad_input_row[c * grad_input_classes] = -scale[n * scale_batch] * ((label_smoothing_is_0 ? ratio_2 * target_row[c * target_classes] * choice_2 : ratio_2 * smoothed_3 * choice_2) - ((label_smoothing_is_0 ? fabs(weight[c * weight_classes] * target_row[c * target_classes]) : fabs(weight[c * weight_classes] * smoothed_3)) == max_choice ? as_large + sum_choice_3 : sum_choice - choice_3) / sum_exp * relative_2);
                 if (grad_target_wanted) grad_target_row[c * grad_target_classes] = label_smoothing_is_0 ? -weight[c * weight_classes] * scale[n * scale_batch] * log_p : -difference * weight[c * weight_classes] * scale[n * scale_batch] * log_p;
                 if (grad_weight_wanted) accumulate(&grad_weight[c * grad_weight_classes], label_smoothing_is_0 ? -scale[n * scale_batch] * target_row[c * target_classes] * log_p : -scale[n * scale_batch] * smoothed_3 * log_p);
                 sum_choice_4_tile[c - first] = label_smoothing_is_0 ? weight[c * weight_classes] * target_row[c * target_classes] * log_p : weight[c * weight_classes] * smoothed_3 * log_p;
@@ -959,94 +958,95 @@ static INLINE void NAME(hvp__target_real)(const int64_t batch, const losslib_run
         const REAL *direction_target_row = direction_target + n * direction_target_batch;
         REAL *hvp_input_row = hvp_input + n * hvp_input_batch;
         REAL *hvp_target_row = hvp_target + n * hvp_target_batch;
-        REAL largest = -INFINITY;
-        FOR_TILES(first, end, classes) {
-            REAL largest_tile[TILE];
-            INDEPENDENT
-            for (int64_t c = first; c < end; ++c) {
-                largest_tile[c - first] = input_row[c * input_classes];
-            }
-            largest = larger_tile(largest, input_classes == 1 ? input_row + first : largest_tile, end - first);
-        }
         REAL max_abs = -INFINITY;
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
-        accumulator sum_product_sum = {0};
-        FOR_TILES(first, end, classes) {
-            REAL max_abs_tile[TILE], others_tile[TILE], ties_tile[TILE], sum_product_tile[TILE];
-            INDEPENDENT
-            for (int64_t c = first; c < end; ++c) {
-                const int is_largest = input_row[c * input_classes] == largest;
-                const REAL relative = exp_below(input_row[c * input_classes], largest);
-                if (hvp_input_wanted) hvp_input_row[c * hvp_input_classes] = relative;
-                max_abs_tile[c - first] = fabs(weight[c * weight_classes] * direction_target_row[c * direction_target_classes] + direction_weight[c * direction_weight_classes] * target_row[c * target_classes]);
-                others_tile[c - first] = is_largest ? 0 : relative;
-                ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
-                sum_product_tile[c - first] = relative * direction_input_row[c * direction_input_classes];
-            }
-            max_abs = larger_tile(max_abs, max_abs_tile, end - first);
-            accumulate_tile(&others_sum, others_tile, end - first);
-            accumulate_tile(&ties_sum, ties_tile, end - first);
-            accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
-        }
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_exp = others + ties;
-        const REAL mean_under_softmax = sum_product / sum_exp;
-        accumulator sum_choice_sum = {0};
-        accumulator sum_choice_2_sum = {0};
         accumulator sum_shifted_sum = {0};
+        REAL largest = -INFINITY;
+        accumulator sum_product_sum = {0};
         accumulator sum_product_2_sum = {0};
-        accumulator sum_product_3_sum = {0};
-        accumulator sum_product_4_sum = {0};
         accumulator sum_shifted_2_sum = {0};
         FOR_TILES(first, end, classes) {
-            REAL sum_choice_tile[TILE], sum_choice_2_tile[TILE], sum_shifted_tile[TILE], sum_product_2_tile[TILE], sum_product_3_tile[TILE], sum_product_4_tile[TILE], sum_shifted_2_tile[TILE];
+            REAL max_abs_tile[TILE], sum_shifted_tile[TILE], largest_tile[TILE], sum_product_tile[TILE], sum_product_2_tile[TILE], sum_shifted_2_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const REAL shifted = weight[c * weight_classes] * direction_target_row[c * direction_target_classes] + direction_weight[c * direction_weight_classes] * target_row[c * target_classes];
-                const int equal = fabs(shifted) == max_abs;
-                const REAL from_mean = direction_input_row[c * direction_input_classes] - mean_under_softmax;
-                const REAL relative_2 = exp_below(input_row[c * input_classes], largest);
                 const REAL smoothed = difference * target_row[c * target_classes] + ratio;
-                sum_choice_tile[c - first] = equal ? shifted : 0;
-                sum_choice_2_tile[c - first] = equal ? 0 : shifted;
+                max_abs_tile[c - first] = fabs(shifted);
                 sum_shifted_tile[c - first] = shifted;
-                sum_product_2_tile[c - first] = weight[c * weight_classes] * target_row[c * target_classes];
-                sum_product_3_tile[c - first] = from_mean * relative_2;
-                sum_product_4_tile[c - first] = weight[c * weight_classes] * smoothed;
+                largest_tile[c - first] = input_row[c * input_classes];
+                sum_product_tile[c - first] = weight[c * weight_classes] * target_row[c * target_classes];
+                sum_product_2_tile[c - first] = weight[c * weight_classes] * smoothed;
                 sum_shifted_2_tile[c - first] = difference * weight[c * weight_classes] * direction_target_row[c * direction_target_classes] + direction_weight[c * direction_weight_classes] * smoothed;
+            }
+            max_abs = larger_tile(max_abs, max_abs_tile, end - first);
+            accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
+            largest = larger_tile(largest, input_classes == 1 ? input_row + first : largest_tile, end - first);
+            accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
+            accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
+            accumulate_tile(&sum_shifted_2_sum, sum_shifted_2_tile, end - first);
+        }
+        const REAL sum_shifted = value_of(&sum_shifted_sum);
+        const REAL sum_product = value_of(&sum_product_sum);
+        const REAL sum_product_2 = value_of(&sum_product_2_sum);
+        const REAL sum_shifted_2 = value_of(&sum_shifted_2_sum);
+        accumulator sum_choice_sum = {0};
+        accumulator sum_choice_2_sum = {0};
+        accumulator others_sum = {0};
+        accumulator ties_sum = {0};
+        accumulator sum_product_3_sum = {0};
+        FOR_TILES(first, end, classes) {
+            REAL sum_choice_tile[TILE], sum_choice_2_tile[TILE], others_tile[TILE], ties_tile[TILE], sum_product_3_tile[TILE];
+            INDEPENDENT
+            for (int64_t c = first; c < end; ++c) {
+                const REAL shifted_2 = weight[c * weight_classes] * direction_target_row[c * direction_target_classes] + direction_weight[c * direction_weight_classes] * target_row[c * target_classes];
+                const int equal = fabs(shifted_2) == max_abs;
+                const int is_largest = input_row[c * input_classes] == largest;
+                const REAL relative = exp_below(input_row[c * input_classes], largest);
+                if (hvp_input_wanted) hvp_input_row[c * hvp_input_classes] = relative;
+                sum_choice_tile[c - first] = equal ? shifted_2 : 0;
+                sum_choice_2_tile[c - first] = equal ? 0 : shifted_2;
+                others_tile[c - first] = is_largest ? 0 : relative;
+                ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
+                sum_product_3_tile[c - first] = relative * direction_input_row[c * direction_input_classes];
             }
             accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
             accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
-            accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
-            accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
+            accumulate_tile(&others_sum, others_tile, end - first);
+            accumulate_tile(&ties_sum, ties_tile, end - first);
             accumulate_tile(&sum_product_3_sum, sum_product_3_tile, end - first);
-            accumulate_tile(&sum_product_4_sum, sum_product_4_tile, end - first);
-            accumulate_tile(&sum_shifted_2_sum, sum_shifted_2_tile, end - first);
         }
         const REAL sum_choice = value_of(&sum_choice_sum);
         const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
-        const REAL sum_shifted = value_of(&sum_shifted_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
+        const REAL others = value_of(&others_sum);
+        const REAL ties = value_of(&ties_sum);
         const REAL sum_product_3 = value_of(&sum_product_3_sum);
+        const REAL sum_exp = others + ties;
+        const REAL mean_under_softmax = sum_product_3 / sum_exp;
+        accumulator sum_product_4_sum = {0};
+        FOR_TILES(first, end, classes) {
+            REAL sum_product_4_tile[TILE];
+            INDEPENDENT
+            for (int64_t c = first; c < end; ++c) {
+                const REAL from_mean = direction_input_row[c * direction_input_classes] - mean_under_softmax;
+                const REAL relative_2 = exp_below(input_row[c * input_classes], largest);
+                sum_product_4_tile[c - first] = from_mean * relative_2;
+            }
+            accumulate_tile(&sum_product_4_sum, sum_product_4_tile, end - first);
+        }
         const REAL sum_product_4 = value_of(&sum_product_4_sum);
-        const REAL sum_shifted_2 = value_of(&sum_shifted_2_sum);
         const REAL more_ties = ties - 1;
-        const REAL shifted_2 = more_ties + others;
-        const REAL product = sum_product_2 / sum_exp * scale[n * scale_batch];
-        const REAL ratio_2 = sum_product_3 / sum_exp;
+        const REAL shifted_3 = more_ties + others;
+        const REAL product = sum_product / sum_exp * scale[n * scale_batch];
+        const REAL ratio_2 = sum_product_4 / sum_exp;
         const REAL product_2 = difference * scale[n * scale_batch];
         const REAL product_3 = ratio * scale[n * scale_batch];
-        const REAL product_4 = sum_product_4 / sum_exp * scale[n * scale_batch];
+        const REAL product_4 = sum_product_2 / sum_exp * scale[n * scale_batch];
         const REAL product_5 = sum_shifted_2 / sum_exp * scale[n * scale_batch];
         const REAL log_mass = log1p(others + more_ties);
         INDEPENDENT
         for (int64_t c = 0; c < classes; ++c) {
             const REAL product_6 = weight[c * weight_classes] * direction_target_row[c * direction_target_classes];
             const REAL product_7 = direction_weight[c * direction_weight_classes] * target_row[c * target_classes];
-            const REAL shifted_3 = product_6 + product_7;
+            const REAL shifted_4 = product_6 + product_7;
             const REAL as_large = sum_choice - product_6 - product_7;
             const REAL relative_3 = hvp_input_wanted ? hvp_input_row[c * hvp_input_classes] : exp_below(input_row[c * input_classes], largest);
             const int is_largest_2 = input_row[c * input_classes] == largest;
@@ -1059,7 +1059,7 @@ static INLINE void NAME(hvp__target_real)(const int64_t batch, const losslib_run
             const REAL log_p = input_row[c * input_classes] - largest - log_mass;
             const REAL product_12 = scale[n * scale_batch] * from_mean_2;
             const REAL smoothed_2 = difference * target_row[c * target_classes] + ratio;
-            if (hvp_input_wanted) hvp_input_row[c * hvp_input_classes] = label_smoothing_is_0 ? (all ? scale[n * scale_batch] * ((fabs(shifted_3) == max_abs ? as_large + sum_choice_2 : sum_shifted - product_6 - product_7) / sum_exp * relative_3 - shifted_3 / sum_exp * (is_largest_2 ? shifted_2 : sum_exp - relative_3)) + product_8 : product_8) : (all ? label_smoothing * weight[c * weight_classes] * scale[n * scale_batch] * direction_target_row[c * direction_target_classes] - product_9 * target_row[c * target_classes] - product_10 * direction_target_row[c * direction_target_classes] - product_3 * direction_weight[c * direction_weight_classes] + product_11 + product_5 * relative_3 : product_11);
+            if (hvp_input_wanted) hvp_input_row[c * hvp_input_classes] = label_smoothing_is_0 ? (all ? scale[n * scale_batch] * ((fabs(shifted_4) == max_abs ? as_large + sum_choice_2 : sum_shifted - product_6 - product_7) / sum_exp * relative_3 - shifted_4 / sum_exp * (is_largest_2 ? shifted_3 : sum_exp - relative_3)) + product_8 : product_8) : (all ? label_smoothing * weight[c * weight_classes] * scale[n * scale_batch] * direction_target_row[c * direction_target_classes] - product_9 * target_row[c * target_classes] - product_10 * direction_target_row[c * direction_target_classes] - product_3 * direction_weight[c * direction_weight_classes] + product_11 + product_5 * relative_3 : product_11);
             if (hvp_target_wanted) hvp_target_row[c * hvp_target_classes] = label_smoothing_is_0 ? -(product_10 * from_mean_2 + scale[n * scale_batch] * direction_weight[c * direction_weight_classes] * log_p) : -(difference * weight[c * weight_classes] * scale[n * scale_batch] * from_mean_2 + product_9 * log_p);
             if (hvp_weight_wanted) accumulate(&hvp_weight[c * hvp_weight_classes], label_smoothing_is_0 ? -(product_12 * target_row[c * target_classes] + scale[n * scale_batch] * log_p * direction_target_row[c * direction_target_classes]) : -(product_2 * log_p * direction_target_row[c * direction_target_classes] + product_12 * smoothed_2));
         }
@@ -1086,35 +1086,35 @@ static INLINE void NAME(hessian_diag__target_real)(const int64_t batch, const lo
         const REAL *target_row = target + n * target_batch;
         REAL *hessian_input_row = hessian_input + n * hessian_input_batch;
         REAL *hessian_target_row = hessian_target + n * hessian_target_batch;
+        accumulator sum_choice_sum = {0};
         REAL largest = -INFINITY;
         FOR_TILES(first, end, classes) {
-            REAL largest_tile[TILE];
-            INDEPENDENT
-            for (int64_t c = first; c < end; ++c) {
-                largest_tile[c - first] = input_row[c * input_classes];
-            }
-            largest = larger_tile(largest, input_classes == 1 ? input_row + first : largest_tile, end - first);
-        }
-        accumulator sum_choice_sum = {0};
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
-        FOR_TILES(first, end, classes) {
-            REAL sum_choice_tile[TILE], others_tile[TILE], ties_tile[TILE];
+            REAL sum_choice_tile[TILE], largest_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const REAL smoothed = difference * target_row[c * target_classes] + ratio;
+                sum_choice_tile[c - first] = label_smoothing_is_0 ? weight[c * weight_classes] * target_row[c * target_classes] : weight[c * weight_classes] * smoothed;
+                largest_tile[c - first] = input_row[c * input_classes];
+            }
+            accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
+            largest = larger_tile(largest, input_classes == 1 ? input_row + first : largest_tile, end - first);
+        }
+        const REAL sum_choice = value_of(&sum_choice_sum);
+        accumulator others_sum = {0};
+        accumulator ties_sum = {0};
+        FOR_TILES(first, end, classes) {
+            REAL others_tile[TILE], ties_tile[TILE];
+            INDEPENDENT
+            for (int64_t c = first; c < end; ++c) {
                 const int is_largest = input_row[c * input_classes] == largest;
                 const REAL relative = exp_below(input_row[c * input_classes], largest);
                 if (hessian_input_wanted) hessian_input_row[c * hessian_input_classes] = relative;
-                sum_choice_tile[c - first] = label_smoothing_is_0 ? weight[c * weight_classes] * target_row[c * target_classes] : weight[c * weight_classes] * smoothed;
                 others_tile[c - first] = is_largest ? 0 : relative;
                 ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
             }
-            accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
             accumulate_tile(&others_sum, others_tile, end - first);
             accumulate_tile(&ties_sum, ties_tile, end - first);
         }
-        const REAL sum_choice = value_of(&sum_choice_sum);
         const REAL others = value_of(&others_sum);
         const REAL ties = value_of(&ties_sum);
         const REAL sum_exp = others + ties;

@@ -109,78 +109,64 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         const REAL *y_pred_row = y_pred + n * y_pred_batch;
         REAL *grad_y_true_row = grad_y_true + n * grad_y_true_batch;
         REAL *grad_y_pred_row = grad_y_pred + n * grad_y_pred_batch;
+        REAL largest = -INFINITY;
         accumulator sum_y_pred_sum = {0};
         REAL max_abs_y_pred = -INFINITY;
-        FOR_TILES(first, end, features) {
-            REAL sum_y_pred_tile[TILE], max_abs_y_pred_tile[TILE];
-            INDEPENDENT
-            for (int64_t f = first; f < end; ++f) {
-                sum_y_pred_tile[f - first] = y_pred_row[f * y_pred_features];
-                max_abs_y_pred_tile[f - first] = fabs(y_pred_row[f * y_pred_features]);
-            }
-            accumulate_tile(&sum_y_pred_sum, y_pred_features == 1 ? y_pred_row + first : sum_y_pred_tile, end - first);
-            max_abs_y_pred = larger_tile(max_abs_y_pred, max_abs_y_pred_tile, end - first);
-        }
-        const REAL sum_y_pred = value_of(&sum_y_pred_sum);
-        REAL largest = -INFINITY;
         REAL max_abs = -INFINITY;
-        REAL max_choice = -INFINITY;
+        accumulator sum_shifted_sum = {0};
         FOR_TILES(first, end, features) {
-            REAL largest_tile[TILE], max_abs_tile[TILE], max_choice_tile[TILE];
+            REAL largest_tile[TILE], sum_y_pred_tile[TILE], max_abs_y_pred_tile[TILE], max_abs_tile[TILE], sum_shifted_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
                 const REAL shifted = difference * y_true_row[f * y_true_features] + ratio;
-                const REAL share = y_pred_row[f * y_pred_features] / sum_y_pred;
-                const REAL difference_2 = bound - larger(share, epsilon);
-                const REAL difference_3 = share - epsilon;
                 largest_tile[f - first] = y_pred_row[f * y_pred_features];
+                sum_y_pred_tile[f - first] = y_pred_row[f * y_pred_features];
+                max_abs_y_pred_tile[f - first] = fabs(y_pred_row[f * y_pred_features]);
                 max_abs_tile[f - first] = fabs(shifted);
-                max_choice_tile[f - first] = fabs(y_pred_row[f * y_pred_features]) == max_abs_y_pred ? (difference_2 < 0 ? 0 : (difference_3 < 0 ? 0 : shifted * sign(y_pred_row[f * y_pred_features]) * step(difference_3, 1)) * step(difference_2, 1)) : -INFINITY;
+                sum_shifted_tile[f - first] = shifted;
             }
             largest = larger_tile(largest, y_pred_features == 1 ? y_pred_row + first : largest_tile, end - first);
+            accumulate_tile(&sum_y_pred_sum, y_pred_features == 1 ? y_pred_row + first : sum_y_pred_tile, end - first);
+            max_abs_y_pred = larger_tile(max_abs_y_pred, max_abs_y_pred_tile, end - first);
             max_abs = larger_tile(max_abs, max_abs_tile, end - first);
-            max_choice = larger_tile(max_choice, max_choice_tile, end - first);
+            accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
         }
-        const int equal = max_abs_y_pred == 0;
-        const REAL binade_max_abs_y_pred = binade(max_abs_y_pred);
-        const REAL choice = equal ? 1 : max_abs_y_pred / binade_max_abs_y_pred;
+        const REAL sum_y_pred = value_of(&sum_y_pred_sum);
+        const REAL sum_shifted = value_of(&sum_shifted_sum);
         accumulator others_sum = {0};
         accumulator ties_sum = {0};
         accumulator sum_choice_sum = {0};
         accumulator sum_choice_2_sum = {0};
         accumulator sum_choice_3_sum = {0};
         accumulator sum_choice_4_sum = {0};
-        accumulator sum_shifted_sum = {0};
         accumulator sum_choice_5_sum = {0};
-        accumulator sum_ratio_sum = {0};
+        REAL max_choice = -INFINITY;
         FOR_TILES(first, end, features) {
-            REAL others_tile[TILE], ties_tile[TILE], sum_choice_tile[TILE], sum_choice_2_tile[TILE], sum_choice_3_tile[TILE], sum_choice_4_tile[TILE], sum_shifted_tile[TILE], sum_choice_5_tile[TILE], sum_ratio_tile[TILE];
+            REAL others_tile[TILE], ties_tile[TILE], sum_choice_tile[TILE], sum_choice_2_tile[TILE], sum_choice_3_tile[TILE], sum_choice_4_tile[TILE], sum_choice_5_tile[TILE], max_choice_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
                 const int is_largest = y_pred_row[f * y_pred_features] == largest;
                 const REAL relative = exp_below(y_pred_row[f * y_pred_features], largest);
-                const int equal_2 = fabs(y_pred_row[f * y_pred_features]) == max_abs_y_pred;
+                const int equal = fabs(y_pred_row[f * y_pred_features]) == max_abs_y_pred;
                 const REAL shifted_2 = difference * y_true_row[f * y_true_features] + ratio;
-                const int equal_3 = fabs(shifted_2) == max_abs;
-                const REAL share_2 = y_pred_row[f * y_pred_features] / sum_y_pred;
-                const REAL difference_4 = bound - larger(share_2, epsilon);
-                const int below = difference_4 < 0;
-                const REAL difference_5 = share_2 - epsilon;
-                const REAL choice_2 = below ? 0 : (difference_5 < 0 ? 0 : shifted_2 * step(difference_5, 1)) * step(difference_4, 1);
-                const REAL scaled = y_pred_row[f * y_pred_features] / binade_max_abs_y_pred;
-                const REAL eliminated = cross(choice_2, choice, scaled, max_choice);
-                if (grad_y_pred_wanted) grad_y_pred_row[f * grad_y_pred_features] = eliminated;
-                const REAL left = eliminated / choice;
-                if (grad_y_true_wanted) grad_y_true_row[f * grad_y_true_features] = left;
+                const int equal_2 = fabs(shifted_2) == max_abs;
+                const REAL share = y_pred_row[f * y_pred_features] / sum_y_pred;
+                const REAL difference_2 = bound - larger(share, epsilon);
+                const int below = difference_2 < 0;
+                const REAL difference_3 = share - epsilon;
+                const int below_2 = difference_3 < 0;
+                const REAL step_2 = step(difference_3, 1);
+                if (grad_y_pred_wanted) grad_y_pred_row[f * grad_y_pred_features] = step_2;
+                const REAL step_3 = step(difference_2, 1);
+                if (grad_y_true_wanted) grad_y_true_row[f * grad_y_true_features] = step_3;
                 others_tile[f - first] = is_largest ? 0 : relative;
                 ties_tile[f - first] = (REAL)(is_largest ? 1 : 0);
-                sum_choice_tile[f - first] = equal_2 ? y_pred_row[f * y_pred_features] : 0;
-                sum_choice_2_tile[f - first] = equal_2 ? 0 : y_pred_row[f * y_pred_features];
-                sum_choice_3_tile[f - first] = equal_3 ? shifted_2 : 0;
-                sum_choice_4_tile[f - first] = equal_3 ? 0 : shifted_2;
-                sum_shifted_tile[f - first] = shifted_2;
-                sum_choice_5_tile[f - first] = below ? 0 : choice_2;
-                sum_ratio_tile[f - first] = left;
+                sum_choice_tile[f - first] = equal ? y_pred_row[f * y_pred_features] : 0;
+                sum_choice_2_tile[f - first] = equal ? 0 : y_pred_row[f * y_pred_features];
+                sum_choice_3_tile[f - first] = equal_2 ? shifted_2 : 0;
+                sum_choice_4_tile[f - first] = equal_2 ? 0 : shifted_2;
+                sum_choice_5_tile[f - first] = below ? 0 : (below ? 0 : (below_2 ? 0 : shifted_2 * step_2) * step_3);
+                max_choice_tile[f - first] = equal ? (below ? 0 : (below_2 ? 0 : shifted_2 * sign(y_pred_row[f * y_pred_features]) * step_2) * step_3) : -INFINITY;
             }
             accumulate_tile(&others_sum, others_tile, end - first);
             accumulate_tile(&ties_sum, ties_tile, end - first);
@@ -188,9 +174,8 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
             accumulate_tile(&sum_choice_3_sum, sum_choice_3_tile, end - first);
             accumulate_tile(&sum_choice_4_sum, sum_choice_4_tile, end - first);
-            accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
             accumulate_tile(&sum_choice_5_sum, sum_choice_5_tile, end - first);
-            accumulate_tile(&sum_ratio_sum, sum_ratio_tile, end - first);
+            max_choice = larger_tile(max_choice, max_choice_tile, end - first);
         }
         const REAL others = value_of(&others_sum);
         const REAL ties = value_of(&ties_sum);
@@ -198,8 +183,25 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
         const REAL sum_choice_3 = value_of(&sum_choice_3_sum);
         const REAL sum_choice_4 = value_of(&sum_choice_4_sum);
-        const REAL sum_shifted = value_of(&sum_shifted_sum);
         const REAL sum_choice_5 = value_of(&sum_choice_5_sum);
+        const int equal_3 = max_abs_y_pred == 0;
+        const REAL binade_max_abs_y_pred = binade(max_abs_y_pred);
+        const REAL choice = equal_3 ? 1 : max_abs_y_pred / binade_max_abs_y_pred;
+        accumulator sum_ratio_sum = {0};
+        if (grad_y_pred_wanted) FOR_TILES(first, end, features) {
+            REAL sum_ratio_tile[TILE];
+            INDEPENDENT
+            for (int64_t f = first; f < end; ++f) {
+                const REAL share_2 = y_pred_row[f * y_pred_features] / sum_y_pred;
+                const REAL difference_4 = bound - larger(share_2, epsilon);
+                const REAL difference_5 = share_2 - epsilon;
+                const REAL scaled = y_pred_row[f * y_pred_features] / binade_max_abs_y_pred;
+                const REAL eliminated = cross(difference_4 < 0 ? 0 : (difference_5 < 0 ? 0 : (difference * y_true_row[f * y_true_features] + ratio) * step(difference_5, 1)) * step(difference_4, 1), choice, scaled, max_choice);
+                const REAL left = eliminated / choice;
+                sum_ratio_tile[f - first] = left;
+            }
+            accumulate_tile(&sum_ratio_sum, sum_ratio_tile, end - first);
+        }
         const REAL sum_ratio = value_of(&sum_ratio_sum);
         const REAL product = difference * sample_weight[n * sample_weight_batch] * scale[n * scale_batch];
         const REAL more_ties = ties - 1;
@@ -210,10 +212,10 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         const REAL mean_ratio = sum_choice_5 / sum_y_pred;
         const REAL minus_mean_ratio = -mean_ratio;
         const REAL abs_mean_ratio = fabs(mean_ratio);
-        const REAL ratio_at_largest = max_choice / (equal ? 1 : max_abs_y_pred);
-        const int below_2 = 2 * fabs(ratio_at_largest - mean_ratio) < abs_mean_ratio;
+        const REAL ratio_at_largest = max_choice / (equal_3 ? 1 : max_abs_y_pred);
+        const int below_3 = 2 * fabs(ratio_at_largest - mean_ratio) < abs_mean_ratio;
         const REAL ratio_2 = sum_ratio / sum_y_pred;
-        const int below_3 = fabs(sample_weight[n * sample_weight_batch]) < 1;
+        const int below_4 = fabs(sample_weight[n * sample_weight_batch]) < 1;
         accumulator sum_choice_6_sum = {0};
         accumulator sum_product_sum = {0};
         accumulator sum_choice_7_sum = {0};
@@ -226,7 +228,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
                 const REAL larger_2 = larger(share_3, epsilon);
                 const REAL share_4 = smaller(larger_2, bound);
                 const REAL as_large = sum_choice - y_pred_row[f * y_pred_features];
-                const REAL choice_3 = share_3 > (REAL)0.5 && share_3 == share_4 ? log1p(-(fabs(y_pred_row[f * y_pred_features]) == max_abs_y_pred ? as_large + sum_choice_2 : sum_y_pred - y_pred_row[f * y_pred_features]) / sum_y_pred) : log(share_4);
+                const REAL choice_2 = share_3 > (REAL)0.5 && share_3 == share_4 ? log1p(-(fabs(y_pred_row[f * y_pred_features]) == max_abs_y_pred ? as_large + sum_choice_2 : sum_y_pred - y_pred_row[f * y_pred_features]) / sum_y_pred) : log(share_4);
                 const REAL product_3 = difference * y_true_row[f * y_true_features];
                 const REAL shifted_4 = product_3 + ratio;
                 const int is_largest_2 = y_pred_row[f * y_pred_features] == largest;
@@ -234,26 +236,26 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
                 const REAL abs_shifted_4 = fabs(shifted_4);
                 const REAL as_large_2 = sum_choice_3 - product_3 - ratio;
                 const REAL difference_6 = bound - larger_2;
-                const int below_4 = difference_6 < 0;
+                const int below_5 = difference_6 < 0;
                 const REAL difference_7 = share_3 - epsilon;
-                const int below_5 = difference_7 < 0;
-                const REAL step_2 = step(difference_7, 1);
-                const REAL step_3 = step(difference_6, 1);
-                const REAL choice_4 = below_4 ? 0 : (below_5 ? 0 : shifted_4 * step_2) * step_3;
-                const REAL own_ratio = below_4 ? 0 : (below_5 ? 0 : shifted_4 / y_pred_row[f * y_pred_features] * step_2) * step_3;
+                const int below_6 = difference_7 < 0;
+                const REAL step_4 = grad_y_pred_wanted ? grad_y_pred_row[f * grad_y_pred_features] : step(difference_7, 1);
+                const REAL step_5 = grad_y_true_wanted ? grad_y_true_row[f * grad_y_true_features] : step(difference_6, 1);
+                const REAL choice_3 = below_5 ? 0 : (below_6 ? 0 : shifted_4 * step_4) * step_5;
+                const REAL own_ratio = below_5 ? 0 : (below_6 ? 0 : shifted_4 / y_pred_row[f * y_pred_features] * step_4) * step_5;
                 const REAL difference_8 = own_ratio - mean_ratio;
                 const REAL scaled_2 = y_pred_row[f * y_pred_features] / binade_max_abs_y_pred;
-                const REAL eliminated_2 = grad_y_pred_wanted ? grad_y_pred_row[f * grad_y_pred_features] : cross(choice_4, choice, scaled_2, max_choice);
-                const REAL left_2 = grad_y_true_wanted ? grad_y_true_row[f * grad_y_true_features] : eliminated_2 / choice;
+                const REAL eliminated_2 = cross(choice_3, choice, scaled_2, max_choice);
+                const REAL left_2 = eliminated_2 / choice;
                 const int above = abs_shifted_4 > fabs(log_p);
                 const REAL smaller_factor = above ? log_p : shifted_4;
                 const REAL larger_factor = above ? shifted_4 : log_p;
                 const REAL weighed = sample_weight[n * sample_weight_batch] * larger_factor;
                 const REAL weighed_2 = sample_weight[n * sample_weight_batch] * smaller_factor;
-                const REAL product_4 = shifted_4 * choice_3;
-                if (grad_y_true_wanted) grad_y_true_row[f * grad_y_true_features] = from_logits ? -product * log_p : -product * choice_3;
-                if (grad_y_pred_wanted) grad_y_pred_row[f * grad_y_pred_features] = from_logits ? -product_2 * (shifted_4 / sum_exp * (is_largest_2 ? shifted_3 : sum_exp - relative_2) - (abs_shifted_4 == max_abs ? as_large_2 + sum_choice_4 : sum_shifted - product_3 - ratio) / sum_exp * relative_2) : -product_2 * (choice_4 == 0 ? minus_mean_ratio : (2 * fabs(difference_8) < abs_mean_ratio && below_2 ? left_2 / y_pred_row[f * y_pred_features] - ratio_2 : difference_8));
-                sum_choice_6_tile[f - first] = below_3 ? smaller_factor * weighed : larger_factor * weighed_2;
+                const REAL product_4 = shifted_4 * choice_2;
+                if (grad_y_true_wanted) grad_y_true_row[f * grad_y_true_features] = from_logits ? -product * log_p : -product * choice_2;
+                if (grad_y_pred_wanted) grad_y_pred_row[f * grad_y_pred_features] = from_logits ? -product_2 * (shifted_4 / sum_exp * (is_largest_2 ? shifted_3 : sum_exp - relative_2) - (abs_shifted_4 == max_abs ? as_large_2 + sum_choice_4 : sum_shifted - product_3 - ratio) / sum_exp * relative_2) : -product_2 * (choice_3 == 0 ? minus_mean_ratio : (2 * fabs(difference_8) < abs_mean_ratio && below_3 ? left_2 / y_pred_row[f * y_pred_features] - ratio_2 : difference_8));
+                sum_choice_6_tile[f - first] = below_4 ? smaller_factor * weighed : larger_factor * weighed_2;
                 sum_product_tile[f - first] = product_4;
                 sum_choice_7_tile[f - first] = from_logits ? shifted_4 * log_p : product_4;
             }
@@ -265,9 +267,9 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         const REAL sum_product = value_of(&sum_product_sum);
         const REAL sum_choice_7 = value_of(&sum_choice_7_sum);
         const REAL value = -sum_choice_6;
-        const REAL choice_5 = from_logits ? value : -sample_weight[n * sample_weight_batch] * sum_product;
-        if (loss_wanted) loss[n * loss_batch] = choice_5;
-        accumulate(&total_loss_sum, choice_5);
+        const REAL choice_4 = from_logits ? value : -sample_weight[n * sample_weight_batch] * sum_product;
+        if (loss_wanted) loss[n * loss_batch] = choice_4;
+        accumulate(&total_loss_sum, choice_4);
         if (grad_sample_weight_wanted) grad_sample_weight[n * grad_sample_weight_batch] = -sum_choice_7 * scale[n * scale_batch];
     }
     if (total_loss) add(total_loss, &total_loss_sum);
@@ -297,73 +299,73 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         const REAL *y_pred_row = y_pred + n * y_pred_batch;
         const REAL *direction_y_pred_row = direction_y_pred + n * direction_y_pred_batch;
         const REAL *direction_y_true_row = direction_y_true + n * direction_y_true_batch;
-        REAL max_abs_y_pred = -INFINITY;
-        FOR_TILES(first, end, features) {
-            REAL max_abs_y_pred_tile[TILE];
-            INDEPENDENT
-            for (int64_t f = first; f < end; ++f) {
-                max_abs_y_pred_tile[f - first] = fabs(y_pred_row[f * y_pred_features]);
-            }
-            max_abs_y_pred = larger_tile(max_abs_y_pred, max_abs_y_pred_tile, end - first);
-        }
         REAL largest = -INFINITY;
-        REAL max_choice = -INFINITY;
+        accumulator sum_y_pred_sum = {0};
+        REAL max_abs_y_pred = -INFINITY;
+        accumulator sum_direction_y_pred_sum = {0};
         FOR_TILES(first, end, features) {
-            REAL largest_tile[TILE], max_choice_tile[TILE];
+            REAL largest_tile[TILE], sum_y_pred_tile[TILE], max_abs_y_pred_tile[TILE], sum_direction_y_pred_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
                 largest_tile[f - first] = y_pred_row[f * y_pred_features];
-                max_choice_tile[f - first] = fabs(y_pred_row[f * y_pred_features]) == max_abs_y_pred ? sign(y_pred_row[f * y_pred_features]) * direction_y_pred_row[f * direction_y_pred_features] : -INFINITY;
+                sum_y_pred_tile[f - first] = y_pred_row[f * y_pred_features];
+                max_abs_y_pred_tile[f - first] = fabs(y_pred_row[f * y_pred_features]);
+                sum_direction_y_pred_tile[f - first] = direction_y_pred_row[f * direction_y_pred_features];
             }
             largest = larger_tile(largest, y_pred_features == 1 ? y_pred_row + first : largest_tile, end - first);
-            max_choice = larger_tile(max_choice, max_choice_tile, end - first);
+            accumulate_tile(&sum_y_pred_sum, y_pred_features == 1 ? y_pred_row + first : sum_y_pred_tile, end - first);
+            max_abs_y_pred = larger_tile(max_abs_y_pred, max_abs_y_pred_tile, end - first);
+            accumulate_tile(&sum_direction_y_pred_sum, direction_y_pred_features == 1 ? direction_y_pred_row + first : sum_direction_y_pred_tile, end - first);
         }
-        const int equal = max_abs_y_pred == 0;
-        const REAL binade_max_abs_y_pred = binade(max_abs_y_pred);
-        const REAL choice = equal ? 1 : max_abs_y_pred / binade_max_abs_y_pred;
+        const REAL sum_y_pred = value_of(&sum_y_pred_sum);
+        const REAL sum_direction_y_pred = value_of(&sum_direction_y_pred_sum);
         accumulator others_sum = {0};
         accumulator ties_sum = {0};
-        accumulator sum_y_pred_sum = {0};
         accumulator sum_choice_sum = {0};
         accumulator sum_choice_2_sum = {0};
         accumulator sum_product_sum = {0};
-        accumulator sum_direction_y_pred_sum = {0};
-        accumulator sum_ratio_sum = {0};
+        REAL max_choice = -INFINITY;
         FOR_TILES(first, end, features) {
-            REAL others_tile[TILE], ties_tile[TILE], sum_y_pred_tile[TILE], sum_choice_tile[TILE], sum_choice_2_tile[TILE], sum_product_tile[TILE], sum_direction_y_pred_tile[TILE], sum_ratio_tile[TILE];
+            REAL others_tile[TILE], ties_tile[TILE], sum_choice_tile[TILE], sum_choice_2_tile[TILE], sum_product_tile[TILE], max_choice_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
                 const int is_largest = y_pred_row[f * y_pred_features] == largest;
                 const REAL relative = exp_below(y_pred_row[f * y_pred_features], largest);
-                const int equal_2 = fabs(y_pred_row[f * y_pred_features]) == max_abs_y_pred;
-                const REAL scaled = y_pred_row[f * y_pred_features] / binade_max_abs_y_pred;
-                const REAL eliminated = cross(direction_y_pred_row[f * direction_y_pred_features], choice, scaled, max_choice);
-                const REAL left = eliminated / choice;
+                const int equal = fabs(y_pred_row[f * y_pred_features]) == max_abs_y_pred;
                 others_tile[f - first] = is_largest ? 0 : relative;
                 ties_tile[f - first] = (REAL)(is_largest ? 1 : 0);
-                sum_y_pred_tile[f - first] = y_pred_row[f * y_pred_features];
-                sum_choice_tile[f - first] = equal_2 ? y_pred_row[f * y_pred_features] : 0;
-                sum_choice_2_tile[f - first] = equal_2 ? 0 : y_pred_row[f * y_pred_features];
+                sum_choice_tile[f - first] = equal ? y_pred_row[f * y_pred_features] : 0;
+                sum_choice_2_tile[f - first] = equal ? 0 : y_pred_row[f * y_pred_features];
                 sum_product_tile[f - first] = relative * direction_y_pred_row[f * direction_y_pred_features];
-                sum_direction_y_pred_tile[f - first] = direction_y_pred_row[f * direction_y_pred_features];
-                sum_ratio_tile[f - first] = left;
+                max_choice_tile[f - first] = equal ? sign(y_pred_row[f * y_pred_features]) * direction_y_pred_row[f * direction_y_pred_features] : -INFINITY;
             }
             accumulate_tile(&others_sum, others_tile, end - first);
             accumulate_tile(&ties_sum, ties_tile, end - first);
-            accumulate_tile(&sum_y_pred_sum, y_pred_features == 1 ? y_pred_row + first : sum_y_pred_tile, end - first);
             accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
             accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
             accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
-            accumulate_tile(&sum_direction_y_pred_sum, direction_y_pred_features == 1 ? direction_y_pred_row + first : sum_direction_y_pred_tile, end - first);
-            accumulate_tile(&sum_ratio_sum, sum_ratio_tile, end - first);
+            max_choice = larger_tile(max_choice, max_choice_tile, end - first);
         }
         const REAL others = value_of(&others_sum);
         const REAL ties = value_of(&ties_sum);
-        const REAL sum_y_pred = value_of(&sum_y_pred_sum);
         const REAL sum_choice = value_of(&sum_choice_sum);
         const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
         const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_direction_y_pred = value_of(&sum_direction_y_pred_sum);
+        const int equal_2 = max_abs_y_pred == 0;
+        const REAL binade_max_abs_y_pred = binade(max_abs_y_pred);
+        const REAL choice = equal_2 ? 1 : max_abs_y_pred / binade_max_abs_y_pred;
+        accumulator sum_ratio_sum = {0};
+        FOR_TILES(first, end, features) {
+            REAL sum_ratio_tile[TILE];
+            INDEPENDENT
+            for (int64_t f = first; f < end; ++f) {
+                const REAL scaled = y_pred_row[f * y_pred_features] / binade_max_abs_y_pred;
+                const REAL eliminated = cross(direction_y_pred_row[f * direction_y_pred_features], choice, scaled, max_choice);
+                const REAL left = eliminated / choice;
+                sum_ratio_tile[f - first] = left;
+            }
+            accumulate_tile(&sum_ratio_sum, sum_ratio_tile, end - first);
+        }
         const REAL sum_ratio = value_of(&sum_ratio_sum);
         const int below = fabs(direction_sample_weight[n * direction_sample_weight_batch]) < 1;
         const REAL log_mass = log1p(others + (ties - 1));
@@ -372,7 +374,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         const REAL mean_ratio = sum_direction_y_pred / sum_y_pred;
         const REAL minus_mean_ratio = -mean_ratio;
         const REAL abs_mean_ratio = fabs(mean_ratio);
-        const REAL ratio_at_largest = max_choice / (equal ? 1 : max_abs_y_pred);
+        const REAL ratio_at_largest = max_choice / (equal_2 ? 1 : max_abs_y_pred);
         const int below_2 = 2 * fabs(ratio_at_largest - mean_ratio) < abs_mean_ratio;
         const REAL ratio_3 = sum_ratio / sum_y_pred;
         const int below_3 = fabs(sample_weight[n * sample_weight_batch]) < 1;
@@ -466,159 +468,156 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         REAL *hvp_y_pred_row = hvp_y_pred + n * hvp_y_pred_batch;
         REAL largest = -INFINITY;
         accumulator sum_y_pred_sum = {0};
+        accumulator sum_direction_y_pred_sum = {0};
         REAL max_abs_y_pred = -INFINITY;
+        REAL max_2 = -INFINITY;
+        accumulator sum_direction_y_true_sum = {0};
+        accumulator sum_shifted_sum = {0};
+        REAL max_abs = -INFINITY;
         FOR_TILES(first, end, features) {
-            REAL largest_tile[TILE], sum_y_pred_tile[TILE], max_abs_y_pred_tile[TILE];
+            REAL largest_tile[TILE], sum_y_pred_tile[TILE], sum_direction_y_pred_tile[TILE], max_abs_y_pred_tile[TILE], max_2_tile[TILE], sum_direction_y_true_tile[TILE], sum_shifted_tile[TILE], max_abs_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
+                const REAL shifted = difference * y_true_row[f * y_true_features] + ratio;
                 largest_tile[f - first] = y_pred_row[f * y_pred_features];
                 sum_y_pred_tile[f - first] = y_pred_row[f * y_pred_features];
+                sum_direction_y_pred_tile[f - first] = direction_y_pred_row[f * direction_y_pred_features];
                 max_abs_y_pred_tile[f - first] = fabs(y_pred_row[f * y_pred_features]);
+                max_2_tile[f - first] = fabs(direction_y_true_row[f * direction_y_true_features]);
+                sum_direction_y_true_tile[f - first] = direction_y_true_row[f * direction_y_true_features];
+                sum_shifted_tile[f - first] = shifted;
+                max_abs_tile[f - first] = fabs(shifted);
             }
             largest = larger_tile(largest, y_pred_features == 1 ? y_pred_row + first : largest_tile, end - first);
             accumulate_tile(&sum_y_pred_sum, y_pred_features == 1 ? y_pred_row + first : sum_y_pred_tile, end - first);
+            accumulate_tile(&sum_direction_y_pred_sum, direction_y_pred_features == 1 ? direction_y_pred_row + first : sum_direction_y_pred_tile, end - first);
             max_abs_y_pred = larger_tile(max_abs_y_pred, max_abs_y_pred_tile, end - first);
+            max_2 = larger_tile(max_2, max_2_tile, end - first);
+            accumulate_tile(&sum_direction_y_true_sum, direction_y_true_features == 1 ? direction_y_true_row + first : sum_direction_y_true_tile, end - first);
+            accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
+            max_abs = larger_tile(max_abs, max_abs_tile, end - first);
         }
         const REAL sum_y_pred = value_of(&sum_y_pred_sum);
+        const REAL sum_direction_y_pred = value_of(&sum_direction_y_pred_sum);
+        const REAL sum_direction_y_true = value_of(&sum_direction_y_true_sum);
+        const REAL sum_shifted = value_of(&sum_shifted_sum);
+        const int below = fabs(sample_weight[n * sample_weight_batch]) < 1;
+        const REAL product = difference * sum_y_pred;
         accumulator sum_product_sum = {0};
         accumulator others_sum = {0};
         accumulator ties_sum = {0};
-        accumulator sum_direction_y_pred_sum = {0};
         REAL max_choice = -INFINITY;
-        REAL max_2 = -INFINITY;
-        REAL max_abs = -INFINITY;
-        REAL max_choice_2 = -INFINITY;
-        FOR_TILES(first, end, features) {
-            REAL sum_product_tile[TILE], others_tile[TILE], ties_tile[TILE], sum_direction_y_pred_tile[TILE], max_choice_tile[TILE], max_2_tile[TILE], max_abs_tile[TILE], max_choice_2_tile[TILE];
-            INDEPENDENT
-            for (int64_t f = first; f < end; ++f) {
-                const REAL relative = exp_below(y_pred_row[f * y_pred_features], largest);
-                if (hvp_y_true_wanted) hvp_y_true_row[f * hvp_y_true_features] = relative;
-                const int is_largest = y_pred_row[f * y_pred_features] == largest;
-                const int equal = fabs(y_pred_row[f * y_pred_features]) == max_abs_y_pred;
-                const REAL sign_y_pred = sign(y_pred_row[f * y_pred_features]);
-                const REAL shifted = difference * y_true_row[f * y_true_features] + ratio;
-                const REAL share = y_pred_row[f * y_pred_features] / sum_y_pred;
-                const REAL difference_2 = bound - larger(share, epsilon);
-                const REAL difference_3 = share - epsilon;
-                sum_product_tile[f - first] = relative * direction_y_pred_row[f * direction_y_pred_features];
-                others_tile[f - first] = is_largest ? 0 : relative;
-                ties_tile[f - first] = (REAL)(is_largest ? 1 : 0);
-                sum_direction_y_pred_tile[f - first] = direction_y_pred_row[f * direction_y_pred_features];
-                max_choice_tile[f - first] = equal ? sign_y_pred * direction_y_pred_row[f * direction_y_pred_features] : -INFINITY;
-                max_2_tile[f - first] = fabs(direction_y_true_row[f * direction_y_true_features]);
-                max_abs_tile[f - first] = fabs(shifted);
-                max_choice_2_tile[f - first] = equal ? (difference_2 < 0 ? 0 : (difference_3 < 0 ? 0 : shifted * sign_y_pred * step(difference_3, 1)) * step(difference_2, 1)) : -INFINITY;
-            }
-            accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
-            accumulate_tile(&others_sum, others_tile, end - first);
-            accumulate_tile(&ties_sum, ties_tile, end - first);
-            accumulate_tile(&sum_direction_y_pred_sum, direction_y_pred_features == 1 ? direction_y_pred_row + first : sum_direction_y_pred_tile, end - first);
-            max_choice = larger_tile(max_choice, max_choice_tile, end - first);
-            max_2 = larger_tile(max_2, max_2_tile, end - first);
-            max_abs = larger_tile(max_abs, max_abs_tile, end - first);
-            max_choice_2 = larger_tile(max_choice_2, max_choice_2_tile, end - first);
-        }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
-        const REAL sum_direction_y_pred = value_of(&sum_direction_y_pred_sum);
-        const int equal_2 = max_abs_y_pred == 0;
-        const REAL binade_max_abs_y_pred = binade(max_abs_y_pred);
-        const REAL choice = equal_2 ? 1 : max_abs_y_pred / binade_max_abs_y_pred;
-        const REAL sum_exp = others + ties;
-        const REAL mean_under_softmax = sum_product / sum_exp;
-        const int below = fabs(sample_weight[n * sample_weight_batch]) < 1;
-        const REAL product = difference * sum_y_pred;
-        accumulator sum_ratio_sum = {0};
         accumulator sum_choice_sum = {0};
         accumulator sum_choice_2_sum = {0};
         accumulator sum_choice_3_sum = {0};
         accumulator sum_choice_4_sum = {0};
-        accumulator sum_direction_y_true_sum = {0};
-        accumulator sum_shifted_sum = {0};
-        accumulator sum_product_2_sum = {0};
         accumulator sum_choice_5_sum = {0};
         accumulator sum_choice_6_sum = {0};
         accumulator sum_choice_7_sum = {0};
-        accumulator sum_ratio_2_sum = {0};
+        REAL max_choice_2 = -INFINITY;
         accumulator sum_choice_8_sum = {0};
         accumulator sum_shifted_2_sum = {0};
         FOR_TILES(first, end, features) {
-            REAL sum_ratio_tile[TILE], sum_choice_tile[TILE], sum_choice_2_tile[TILE], sum_choice_3_tile[TILE], sum_choice_4_tile[TILE], sum_direction_y_true_tile[TILE], sum_shifted_tile[TILE], sum_product_2_tile[TILE], sum_choice_5_tile[TILE], sum_choice_6_tile[TILE], sum_choice_7_tile[TILE], sum_ratio_2_tile[TILE], sum_choice_8_tile[TILE], sum_shifted_2_tile[TILE];
+            REAL sum_product_tile[TILE], others_tile[TILE], ties_tile[TILE], max_choice_tile[TILE], sum_choice_tile[TILE], sum_choice_2_tile[TILE], sum_choice_3_tile[TILE], sum_choice_4_tile[TILE], sum_choice_5_tile[TILE], sum_choice_6_tile[TILE], sum_choice_7_tile[TILE], max_choice_2_tile[TILE], sum_choice_8_tile[TILE], sum_shifted_2_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
-                const REAL scaled = y_pred_row[f * y_pred_features] / binade_max_abs_y_pred;
-                const REAL eliminated = cross(direction_y_pred_row[f * direction_y_pred_features], choice, scaled, max_choice);
-                const REAL left = eliminated / choice;
-                const int equal_3 = fabs(y_pred_row[f * y_pred_features]) == max_abs_y_pred;
-                const int equal_4 = fabs(direction_y_true_row[f * direction_y_true_features]) == max_2;
+                const REAL relative = exp_below(y_pred_row[f * y_pred_features], largest);
+                const int is_largest = y_pred_row[f * y_pred_features] == largest;
+                const int equal = fabs(y_pred_row[f * y_pred_features]) == max_abs_y_pred;
+                const int equal_2 = fabs(direction_y_true_row[f * direction_y_true_features]) == max_2;
                 const REAL shifted_2 = difference * y_true_row[f * y_true_features] + ratio;
-                const REAL from_mean = direction_y_pred_row[f * direction_y_pred_features] - mean_under_softmax;
-                const REAL relative_2 = exp_below(y_pred_row[f * y_pred_features], largest);
                 const REAL abs_shifted_2 = fabs(shifted_2);
-                const int equal_5 = abs_shifted_2 == max_abs;
-                const REAL share_2 = y_pred_row[f * y_pred_features] / sum_y_pred;
-                const REAL difference_4 = bound - larger(share_2, epsilon);
-                const int below_2 = difference_4 < 0;
-                const REAL difference_5 = share_2 - epsilon;
-                const int below_3 = difference_5 < 0;
-                const REAL step_2 = step(difference_5, 1);
-                const REAL step_3 = step(difference_4, 1);
-                const REAL choice_2 = below_2 ? 0 : (below_3 ? 0 : shifted_2 * step_2) * step_3;
-                const REAL eliminated_2 = cross(choice_2, choice, scaled, max_choice_2);
-                const REAL left_2 = eliminated_2 / choice;
-                if (hvp_y_pred_wanted) hvp_y_pred_row[f * hvp_y_pred_features] = left_2;
+                const int equal_3 = abs_shifted_2 == max_abs;
+                const REAL share = y_pred_row[f * y_pred_features] / sum_y_pred;
+                const REAL difference_2 = bound - larger(share, epsilon);
+                const int below_2 = difference_2 < 0;
+                const REAL difference_3 = share - epsilon;
+                const int below_3 = difference_3 < 0;
+                const REAL step_2 = step(difference_3, 1);
+                if (hvp_y_pred_wanted) hvp_y_pred_row[f * hvp_y_pred_features] = step_2;
+                const REAL step_3 = step(difference_2, 1);
+                if (hvp_y_true_wanted) hvp_y_true_row[f * hvp_y_true_features] = step_3;
                 const REAL product_2 = step_2 * step_3;
                 const int above = abs_shifted_2 > fabs(product_2);
                 const REAL smaller_factor = above ? product_2 : shifted_2;
                 const REAL larger_factor = above ? shifted_2 : product_2;
                 const REAL weighed = sample_weight[n * sample_weight_batch] * larger_factor;
                 const REAL weighed_2 = sample_weight[n * sample_weight_batch] * smaller_factor;
-                sum_ratio_tile[f - first] = left;
-                sum_choice_tile[f - first] = equal_3 ? y_pred_row[f * y_pred_features] : 0;
-                sum_choice_2_tile[f - first] = equal_3 ? 0 : y_pred_row[f * y_pred_features];
-                sum_choice_3_tile[f - first] = equal_4 ? direction_y_true_row[f * direction_y_true_features] : 0;
-                sum_choice_4_tile[f - first] = equal_4 ? 0 : direction_y_true_row[f * direction_y_true_features];
-                sum_direction_y_true_tile[f - first] = direction_y_true_row[f * direction_y_true_features];
-                sum_shifted_tile[f - first] = shifted_2;
-                sum_product_2_tile[f - first] = from_mean * relative_2;
-                sum_choice_5_tile[f - first] = equal_5 ? shifted_2 : 0;
-                sum_choice_6_tile[f - first] = equal_5 ? 0 : shifted_2;
-                sum_choice_7_tile[f - first] = below_2 ? 0 : choice_2;
-                sum_ratio_2_tile[f - first] = left_2;
+                sum_product_tile[f - first] = relative * direction_y_pred_row[f * direction_y_pred_features];
+                others_tile[f - first] = is_largest ? 0 : relative;
+                ties_tile[f - first] = (REAL)(is_largest ? 1 : 0);
+                max_choice_tile[f - first] = equal ? sign(y_pred_row[f * y_pred_features]) * direction_y_pred_row[f * direction_y_pred_features] : -INFINITY;
+                sum_choice_tile[f - first] = equal ? y_pred_row[f * y_pred_features] : 0;
+                sum_choice_2_tile[f - first] = equal ? 0 : y_pred_row[f * y_pred_features];
+                sum_choice_3_tile[f - first] = equal_2 ? direction_y_true_row[f * direction_y_true_features] : 0;
+                sum_choice_4_tile[f - first] = equal_2 ? 0 : direction_y_true_row[f * direction_y_true_features];
+                sum_choice_5_tile[f - first] = equal_3 ? shifted_2 : 0;
+                sum_choice_6_tile[f - first] = equal_3 ? 0 : shifted_2;
+                sum_choice_7_tile[f - first] = below_2 ? 0 : (below_2 ? 0 : (below_3 ? 0 : shifted_2 * step_2) * step_3);
+                max_choice_2_tile[f - first] = equal ? (below_2 ? 0 : (below_3 ? 0 : shifted_2 * sign(y_pred_row[f * y_pred_features]) * step_2) * step_3) : -INFINITY;
                 sum_choice_8_tile[f - first] = below ? smaller_factor * weighed : larger_factor * weighed_2;
                 sum_shifted_2_tile[f - first] = (below_2 ? 0 : (below_3 ? 0 : product * direction_y_true_row[f * direction_y_true_features] * step_2) * step_3) + (below_2 ? 0 : (below_3 ? 0 : sum_direction_y_pred * shifted_2 * step_2) * step_3);
             }
-            accumulate_tile(&sum_ratio_sum, sum_ratio_tile, end - first);
+            accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
+            accumulate_tile(&others_sum, others_tile, end - first);
+            accumulate_tile(&ties_sum, ties_tile, end - first);
+            max_choice = larger_tile(max_choice, max_choice_tile, end - first);
             accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
             accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
             accumulate_tile(&sum_choice_3_sum, sum_choice_3_tile, end - first);
             accumulate_tile(&sum_choice_4_sum, sum_choice_4_tile, end - first);
-            accumulate_tile(&sum_direction_y_true_sum, direction_y_true_features == 1 ? direction_y_true_row + first : sum_direction_y_true_tile, end - first);
-            accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
-            accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
             accumulate_tile(&sum_choice_5_sum, sum_choice_5_tile, end - first);
             accumulate_tile(&sum_choice_6_sum, sum_choice_6_tile, end - first);
             accumulate_tile(&sum_choice_7_sum, sum_choice_7_tile, end - first);
-            accumulate_tile(&sum_ratio_2_sum, sum_ratio_2_tile, end - first);
+            max_choice_2 = larger_tile(max_choice_2, max_choice_2_tile, end - first);
             accumulate_tile(&sum_choice_8_sum, sum_choice_8_tile, end - first);
             accumulate_tile(&sum_shifted_2_sum, sum_shifted_2_tile, end - first);
         }
-        const REAL sum_ratio = value_of(&sum_ratio_sum);
+        const REAL sum_product = value_of(&sum_product_sum);
+        const REAL others = value_of(&others_sum);
+        const REAL ties = value_of(&ties_sum);
         const REAL sum_choice = value_of(&sum_choice_sum);
         const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
         const REAL sum_choice_3 = value_of(&sum_choice_3_sum);
         const REAL sum_choice_4 = value_of(&sum_choice_4_sum);
-        const REAL sum_direction_y_true = value_of(&sum_direction_y_true_sum);
-        const REAL sum_shifted = value_of(&sum_shifted_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
         const REAL sum_choice_5 = value_of(&sum_choice_5_sum);
         const REAL sum_choice_6 = value_of(&sum_choice_6_sum);
         const REAL sum_choice_7 = value_of(&sum_choice_7_sum);
-        const REAL sum_ratio_2 = value_of(&sum_ratio_2_sum);
         const REAL sum_choice_8 = value_of(&sum_choice_8_sum);
         const REAL sum_shifted_2 = value_of(&sum_shifted_2_sum);
+        const int equal_4 = max_abs_y_pred == 0;
+        const REAL binade_max_abs_y_pred = binade(max_abs_y_pred);
+        const REAL choice = equal_4 ? 1 : max_abs_y_pred / binade_max_abs_y_pred;
+        const REAL sum_exp = others + ties;
+        const REAL mean_under_softmax = sum_product / sum_exp;
+        accumulator sum_ratio_sum = {0};
+        accumulator sum_product_2_sum = {0};
+        accumulator sum_ratio_2_sum = {0};
+        FOR_TILES(first, end, features) {
+            REAL sum_ratio_tile[TILE], sum_product_2_tile[TILE], sum_ratio_2_tile[TILE];
+            INDEPENDENT
+            for (int64_t f = first; f < end; ++f) {
+                const REAL scaled = y_pred_row[f * y_pred_features] / binade_max_abs_y_pred;
+                const REAL eliminated = cross(direction_y_pred_row[f * direction_y_pred_features], choice, scaled, max_choice);
+                const REAL left = eliminated / choice;
+                const REAL from_mean = direction_y_pred_row[f * direction_y_pred_features] - mean_under_softmax;
+                const REAL relative_2 = exp_below(y_pred_row[f * y_pred_features], largest);
+                const REAL share_2 = y_pred_row[f * y_pred_features] / sum_y_pred;
+                const REAL difference_4 = bound - larger(share_2, epsilon);
+                const REAL difference_5 = share_2 - epsilon;
+                const REAL eliminated_2 = cross(difference_4 < 0 ? 0 : (difference_5 < 0 ? 0 : (difference * y_true_row[f * y_true_features] + ratio) * step(difference_5, 1)) * step(difference_4, 1), choice, scaled, max_choice_2);
+                const REAL left_2 = eliminated_2 / choice;
+                sum_ratio_tile[f - first] = left;
+                sum_product_2_tile[f - first] = from_mean * relative_2;
+                sum_ratio_2_tile[f - first] = left_2;
+            }
+            accumulate_tile(&sum_ratio_sum, sum_ratio_tile, end - first);
+            accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
+            accumulate_tile(&sum_ratio_2_sum, sum_ratio_2_tile, end - first);
+        }
+        const REAL sum_ratio = value_of(&sum_ratio_sum);
+        const REAL sum_product_2 = value_of(&sum_product_2_sum);
+        const REAL sum_ratio_2 = value_of(&sum_ratio_2_sum);
         const REAL product_3 = difference * sample_weight[n * sample_weight_batch] * scale[n * scale_batch];
         const REAL product_4 = difference * direction_sample_weight[n * direction_sample_weight_batch] * scale[n * scale_batch];
         const REAL more_ties = ties - 1;
@@ -626,8 +625,8 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         const REAL mean_ratio = sum_direction_y_pred / sum_y_pred;
         const REAL minus_mean_ratio = -mean_ratio;
         const REAL abs_mean_ratio = fabs(mean_ratio);
-        const REAL choice_3 = equal_2 ? 1 : max_abs_y_pred;
-        const REAL ratio_at_largest = max_choice / choice_3;
+        const REAL choice_2 = equal_4 ? 1 : max_abs_y_pred;
+        const REAL ratio_at_largest = max_choice / choice_2;
         const int below_4 = 2 * fabs(ratio_at_largest - mean_ratio) < abs_mean_ratio;
         const REAL ratio_2 = sum_ratio / sum_y_pred;
         const REAL product_5 = sample_weight[n * sample_weight_batch] * scale[n * scale_batch];
@@ -640,7 +639,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         const REAL mean_ratio_2 = sum_choice_7 / sum_y_pred;
         const REAL minus_mean_ratio_2 = -mean_ratio_2;
         const REAL abs_mean_ratio_2 = fabs(mean_ratio_2);
-        const REAL ratio_at_largest_2 = max_choice_2 / choice_3;
+        const REAL ratio_at_largest_2 = max_choice_2 / choice_2;
         const int below_5 = 2 * fabs(ratio_at_largest_2 - mean_ratio_2) < abs_mean_ratio_2;
         const REAL ratio_4 = sum_ratio_2 / sum_y_pred;
         const REAL ratio_5 = sum_choice_8 / sum_y_pred;
@@ -665,31 +664,31 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
                 const REAL scaled_2 = y_pred_row[f * y_pred_features] / binade_max_abs_y_pred;
                 const REAL eliminated_3 = cross(direction_y_pred_row[f * direction_y_pred_features], choice, scaled_2, max_choice);
                 const REAL left_3 = eliminated_3 / choice;
-                const REAL choice_4 = direction_y_pred_row[f * direction_y_pred_features] == 0 ? minus_mean_ratio : (2 * fabs(difference_8) < abs_mean_ratio && below_4 ? left_3 / y_pred_row[f * y_pred_features] - ratio_2 : difference_8);
-                const REAL step_4 = step(difference_7, 1);
-                const REAL step_5 = step(difference_6, 1);
+                const REAL choice_3 = direction_y_pred_row[f * direction_y_pred_features] == 0 ? minus_mean_ratio : (2 * fabs(difference_8) < abs_mean_ratio && below_4 ? left_3 / y_pred_row[f * y_pred_features] - ratio_2 : difference_8);
+                const REAL step_4 = hvp_y_pred_wanted ? hvp_y_pred_row[f * hvp_y_pred_features] : step(difference_7, 1);
+                const REAL step_5 = hvp_y_true_wanted ? hvp_y_true_row[f * hvp_y_true_features] : step(difference_6, 1);
                 const REAL p = smaller(larger_2, bound);
                 const REAL as_large = sum_choice - y_pred_row[f * y_pred_features];
-                const REAL choice_5 = share_3 > (REAL)0.5 && share_3 == p ? log1p(-(fabs(y_pred_row[f * y_pred_features]) == max_abs_y_pred ? as_large + sum_choice_2 : sum_y_pred - y_pred_row[f * y_pred_features]) / sum_y_pred) : log(p);
+                const REAL choice_4 = share_3 > (REAL)0.5 && share_3 == p ? log1p(-(fabs(y_pred_row[f * y_pred_features]) == max_abs_y_pred ? as_large + sum_choice_2 : sum_y_pred - y_pred_row[f * y_pred_features]) / sum_y_pred) : log(p);
                 const REAL as_large_2 = sum_choice_3 - direction_y_true_row[f * direction_y_true_features];
-                const REAL relative_3 = hvp_y_true_wanted ? hvp_y_true_row[f * hvp_y_true_features] : exp_below(y_pred_row[f * y_pred_features], largest);
+                const REAL relative_3 = exp_below(y_pred_row[f * y_pred_features], largest);
                 const int is_largest_2 = y_pred_row[f * y_pred_features] == largest;
-                const REAL choice_6 = is_largest_2 ? shifted_3 : sum_exp - relative_3;
-                const REAL difference_9 = (fabs(direction_y_true_row[f * direction_y_true_features]) == max_2 ? as_large_2 + sum_choice_4 : sum_direction_y_true - direction_y_true_row[f * direction_y_true_features]) / sum_exp * relative_3 - choice_6 / sum_exp * direction_y_true_row[f * direction_y_true_features];
+                const REAL choice_5 = is_largest_2 ? shifted_3 : sum_exp - relative_3;
+                const REAL difference_9 = (fabs(direction_y_true_row[f * direction_y_true_features]) == max_2 ? as_large_2 + sum_choice_4 : sum_direction_y_true - direction_y_true_row[f * direction_y_true_features]) / sum_exp * relative_3 - choice_5 / sum_exp * direction_y_true_row[f * direction_y_true_features];
                 const REAL product_13 = difference * y_true_row[f * y_true_features];
                 const REAL shifted_4 = product_13 + ratio;
                 const REAL product_14 = product_8 * (from_mean_2 - ratio_3) * relative_3 * sample_weight[n * sample_weight_batch];
                 const REAL as_large_3 = sum_choice_5 - product_13 - ratio;
                 const REAL ratio_6 = shifted_4 / y_pred_row[f * y_pred_features];
-                const REAL choice_7 = below_6 ? 0 : (below_7 ? 0 : product_5 * ratio_6 * own_ratio * step_4) * step_5;
-                const REAL choice_8 = below_6 ? 0 : (below_7 ? 0 : shifted_4 * step_4) * step_5;
+                const REAL choice_6 = below_6 ? 0 : (below_7 ? 0 : product_5 * ratio_6 * own_ratio * step_4) * step_5;
+                const REAL choice_7 = below_6 ? 0 : (below_7 ? 0 : shifted_4 * step_4) * step_5;
                 const REAL own_ratio_2 = below_6 ? 0 : (below_7 ? 0 : ratio_6 * step_4) * step_5;
                 const REAL difference_10 = own_ratio_2 - mean_ratio_2;
-                const REAL eliminated_4 = cross(choice_8, choice, scaled_2, max_choice_2);
-                const REAL left_4 = hvp_y_pred_wanted ? hvp_y_pred_row[f * hvp_y_pred_features] : eliminated_4 / choice;
-                if (hvp_y_true_wanted) hvp_y_true_row[f * hvp_y_true_features] = from_logits ? -(product_3 * from_mean_2 + product_4 * log_p) : -((below_6 ? 0 : (below_7 ? 0 : product_3 * choice_4 * step_4) * step_5) + product_4 * choice_5);
-                if (hvp_y_pred_wanted) hvp_y_pred_row[f * hvp_y_pred_features] = from_logits ? (all ? product_5 * difference_9 - product_6 * difference_9 - product_7 * shifted_4 * choice_6 + product_14 + product_7 * (fabs(shifted_4) == max_abs ? as_large_3 + sum_choice_6 : sum_shifted - product_13 - ratio) * relative_3 : product_14) : (all ? choice_7 - (below_6 ? 0 : (below_7 ? 0 : product_3 * (direction_y_true_row[f * direction_y_true_features] / y_pred_row[f * y_pred_features]) * step_4) * step_5) - product_9 * (choice_8 == 0 ? minus_mean_ratio_2 : (2 * fabs(difference_10) < abs_mean_ratio_2 && below_5 ? left_4 / y_pred_row[f * y_pred_features] - ratio_4 : difference_10)) - product_10 + product_11 : choice_7 - product_12);
-                sum_choice_9_tile[f - first] = from_logits ? difference * log_p * direction_y_true_row[f * direction_y_true_features] + from_mean_2 * shifted_4 : difference * choice_5 * direction_y_true_row[f * direction_y_true_features] + (below_6 ? 0 : (below_7 ? 0 : shifted_4 * choice_4 * step_4) * step_5);
+                const REAL eliminated_4 = cross(choice_7, choice, scaled_2, max_choice_2);
+                const REAL left_4 = eliminated_4 / choice;
+                if (hvp_y_true_wanted) hvp_y_true_row[f * hvp_y_true_features] = from_logits ? -(product_3 * from_mean_2 + product_4 * log_p) : -((below_6 ? 0 : (below_7 ? 0 : product_3 * choice_3 * step_4) * step_5) + product_4 * choice_4);
+                if (hvp_y_pred_wanted) hvp_y_pred_row[f * hvp_y_pred_features] = from_logits ? (all ? product_5 * difference_9 - product_6 * difference_9 - product_7 * shifted_4 * choice_5 + product_14 + product_7 * (fabs(shifted_4) == max_abs ? as_large_3 + sum_choice_6 : sum_shifted - product_13 - ratio) * relative_3 : product_14) : (all ? choice_6 - (below_6 ? 0 : (below_7 ? 0 : product_3 * (direction_y_true_row[f * direction_y_true_features] / y_pred_row[f * y_pred_features]) * step_4) * step_5) - product_9 * (choice_7 == 0 ? minus_mean_ratio_2 : (2 * fabs(difference_10) < abs_mean_ratio_2 && below_5 ? left_4 / y_pred_row[f * y_pred_features] - ratio_4 : difference_10)) - product_10 + product_11 : choice_6 - product_12);
+                sum_choice_9_tile[f - first] = from_logits ? difference * log_p * direction_y_true_row[f * direction_y_true_features] + from_mean_2 * shifted_4 : difference * choice_4 * direction_y_true_row[f * direction_y_true_features] + (below_6 ? 0 : (below_7 ? 0 : shifted_4 * choice_3 * step_4) * step_5);
             }
             accumulate_tile(&sum_choice_9_sum, sum_choice_9_tile, end - first);
         }
@@ -720,32 +719,35 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
         const REAL *y_pred_row = y_pred + n * y_pred_batch;
         REAL *hessian_y_true_row = hessian_y_true + n * hessian_y_true_batch;
         REAL *hessian_y_pred_row = hessian_y_pred + n * hessian_y_pred_batch;
+        accumulator sum_shifted_sum = {0};
         REAL largest = -INFINITY;
         accumulator sum_y_pred_sum = {0};
         FOR_TILES(first, end, features) {
-            REAL largest_tile[TILE], sum_y_pred_tile[TILE];
+            REAL sum_shifted_tile[TILE], largest_tile[TILE], sum_y_pred_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
+                sum_shifted_tile[f - first] = difference * y_true_row[f * y_true_features] + ratio;
                 largest_tile[f - first] = y_pred_row[f * y_pred_features];
                 sum_y_pred_tile[f - first] = y_pred_row[f * y_pred_features];
             }
+            accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
             largest = larger_tile(largest, y_pred_features == 1 ? y_pred_row + first : largest_tile, end - first);
             accumulate_tile(&sum_y_pred_sum, y_pred_features == 1 ? y_pred_row + first : sum_y_pred_tile, end - first);
         }
+        const REAL sum_shifted = value_of(&sum_shifted_sum);
         const REAL sum_y_pred = value_of(&sum_y_pred_sum);
         const int below = fabs(sample_weight[n * sample_weight_batch]) < 1;
-        accumulator sum_shifted_sum = {0};
         accumulator others_sum = {0};
         accumulator ties_sum = {0};
         accumulator sum_choice_sum = {0};
         FOR_TILES(first, end, features) {
-            REAL sum_shifted_tile[TILE], others_tile[TILE], ties_tile[TILE], sum_choice_tile[TILE];
+            REAL others_tile[TILE], ties_tile[TILE], sum_choice_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
-                const REAL shifted = difference * y_true_row[f * y_true_features] + ratio;
                 const int is_largest = y_pred_row[f * y_pred_features] == largest;
                 const REAL relative = exp_below(y_pred_row[f * y_pred_features], largest);
                 if (hessian_y_true_wanted) hessian_y_true_row[f * hessian_y_true_features] = relative;
+                const REAL shifted = difference * y_true_row[f * y_true_features] + ratio;
                 const REAL share = y_pred_row[f * y_pred_features] / sum_y_pred;
                 const REAL product = step(share - epsilon, 1) * step(bound - larger(share, epsilon), 1);
                 const int above = fabs(shifted) > fabs(product);
@@ -753,17 +755,14 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
                 const REAL larger_factor = above ? shifted : product;
                 const REAL weighed = sample_weight[n * sample_weight_batch] * larger_factor;
                 const REAL weighed_2 = sample_weight[n * sample_weight_batch] * smaller_factor;
-                sum_shifted_tile[f - first] = shifted;
                 others_tile[f - first] = is_largest ? 0 : relative;
                 ties_tile[f - first] = (REAL)(is_largest ? 1 : 0);
                 sum_choice_tile[f - first] = below ? smaller_factor * weighed : larger_factor * weighed_2;
             }
-            accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
             accumulate_tile(&others_sum, others_tile, end - first);
             accumulate_tile(&ties_sum, ties_tile, end - first);
             accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
         }
-        const REAL sum_shifted = value_of(&sum_shifted_sum);
         const REAL others = value_of(&others_sum);
         const REAL ties = value_of(&ties_sum);
         const REAL sum_choice = value_of(&sum_choice_sum);

@@ -88,13 +88,6 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     if (dense && classes > 0 && classes <= SHORT && y_true_batch == 1 && scale_batch == 0) FOR_SIDES(first, end, batch) {
         REAL y_pred_side[SHORT][SIDE], grad_y_pred_side[SHORT][SIDE];
         to_columns(y_pred_side, y_pred + first * y_pred_batch, y_pred_batch, classes, end - first);
-        REAL largest_tile[SIDE];
-        fill_lanes(largest_tile, -INFINITY);
-        if (loss_wanted || total_loss || grad_y_pred_wanted) for (int64_t c = 0; c < classes; ++c)
-            INDEPENDENT
-            for (int64_t n = first; n < end; ++n) {
-                largest_tile[n - first] = larger(largest_tile[n - first], y_pred_side[c][n - first]);
-            }
         int ignored_lane[SIDE];
         int64_t safe_y_true_lane[SIDE];
         INDEPENDENT
@@ -104,18 +97,25 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             const int64_t safe_y_true = ignored ? 0 : y_true[n * y_true_batch];
             safe_y_true_lane[n - first] = safe_y_true;
         }
+        REAL largest_tile[SIDE];
+        fill_lanes(largest_tile, -INFINITY);
         lanes others_sum = {{0}, {0}};
-        lanes ties_sum = {{0}, {0}};
+        if (loss_wanted || total_loss || grad_y_pred_wanted) for (int64_t c = 0; c < classes; ++c)
+            INDEPENDENT
+            for (int64_t n = first; n < end; ++n) {
+                largest_tile[n - first] = larger(largest_tile[n - first], y_pred_side[c][n - first]);
+                add_to_lane(&others_sum, n - first, c == safe_y_true_lane[n - first] ? 0 : smaller(larger(y_pred_side[c][n - first], epsilon), bound));
+            }
         lanes others_2_sum = {{0}, {0}};
+        lanes ties_sum = {{0}, {0}};
         if (loss_wanted || total_loss || grad_y_pred_wanted) for (int64_t c = 0; c < classes; ++c)
             INDEPENDENT
             for (int64_t n = first; n < end; ++n) {
                 const int is_largest = y_pred_side[c][n - first] == largest_tile[n - first];
                 const REAL relative = exp_below(y_pred_side[c][n - first], largest_tile[n - first]);
                 if (grad_y_pred_wanted) grad_y_pred_side[c][n - first] = relative;
-                add_to_lane(&others_sum, n - first, is_largest ? 0 : relative);
+                add_to_lane(&others_2_sum, n - first, is_largest ? 0 : relative);
                 add_to_lane(&ties_sum, n - first, (REAL)(is_largest ? 1 : 0));
-                add_to_lane(&others_2_sum, n - first, c == safe_y_true_lane[n - first] ? 0 : smaller(larger(y_pred_side[c][n - first], epsilon), bound));
             }
         REAL y_pred_at_safe_y_true_lane[SIDE], more_ties_lane[SIDE], sum_exp_lane[SIDE], minus_ratio_lane[SIDE], ratio_lane[SIDE], ratio_2_lane[SIDE], ratio_3_lane[SIDE], step_2_lane[SIDE], step_3_lane[SIDE];
         int below_lane[SIDE], below_2_lane[SIDE];
@@ -125,13 +125,13 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             y_pred_at_safe_y_true_lane[n - first] = y_pred_at_safe_y_true;
             const REAL more_ties = value_of_lane(&ties_sum, n - first) - 1;
             more_ties_lane[n - first] = more_ties;
-            const REAL sum_exp = value_of_lane(&others_sum, n - first) + value_of_lane(&ties_sum, n - first);
+            const REAL sum_exp = value_of_lane(&others_2_sum, n - first) + value_of_lane(&ties_sum, n - first);
             sum_exp_lane[n - first] = sum_exp;
-            const REAL minus_ratio = -(y_pred_at_safe_y_true == largest_tile[n - first] ? more_ties + value_of_lane(&others_sum, n - first) : sum_exp - exp_difference(y_pred_at_safe_y_true, largest_tile[n - first])) / sum_exp;
+            const REAL minus_ratio = -(y_pred_at_safe_y_true == largest_tile[n - first] ? more_ties + value_of_lane(&others_2_sum, n - first) : sum_exp - exp_difference(y_pred_at_safe_y_true, largest_tile[n - first])) / sum_exp;
             minus_ratio_lane[n - first] = minus_ratio;
             const REAL larger_2 = larger(y_pred_at_safe_y_true, epsilon);
             const REAL smaller_2 = smaller(larger_2, bound);
-            const REAL ratio = value_of_lane(&others_2_sum, n - first) / smaller_2;
+            const REAL ratio = value_of_lane(&others_sum, n - first) / smaller_2;
             ratio_lane[n - first] = ratio;
             const REAL ratio_2 = scale[n * scale_batch] / (ratio + 1) / smaller_2;
             ratio_2_lane[n - first] = ratio_2;
@@ -141,7 +141,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             const REAL difference_2 = y_pred_at_safe_y_true - epsilon;
             const int below_2 = difference_2 < 0;
             below_2_lane[n - first] = below_2;
-            const REAL ratio_3 = value_of_lane(&others_2_sum, n - first) / (value_of_lane(&others_2_sum, n - first) / y_pred_at_safe_y_true + 1) * (scale[n * scale_batch] / y_pred_at_safe_y_true) / y_pred_at_safe_y_true;
+            const REAL ratio_3 = value_of_lane(&others_sum, n - first) / (value_of_lane(&others_sum, n - first) / y_pred_at_safe_y_true + 1) * (scale[n * scale_batch] / y_pred_at_safe_y_true) / y_pred_at_safe_y_true;
             ratio_3_lane[n - first] = ratio_3;
             const REAL step_2 = step(difference_2, 1);
             step_2_lane[n - first] = step_2;
@@ -158,7 +158,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         REAL total_loss_tile[SIDE], total_weight_tile[SIDE];
         INDEPENDENT
         for (int64_t n = first; n < end; ++n) {
-            const REAL log_mass = log1p(value_of_lane(&others_sum, n - first) + more_ties_lane[n - first]);
+            const REAL log_mass = log1p(value_of_lane(&others_2_sum, n - first) + more_ties_lane[n - first]);
             const REAL log_p = y_pred_at_safe_y_true_lane[n - first] - largest_tile[n - first] - log_mass;
             const REAL value = ignored_lane[n - first] ? 0 : -log_p;
             const REAL value_2 = ignored_lane[n - first] ? 0 : log1p(ratio_lane[n - first]);
@@ -174,51 +174,51 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     for (int64_t n = 0; n < batch; ++n) {
         const REAL *y_pred_row = y_pred + n * y_pred_batch;
         REAL *grad_y_pred_row = grad_y_pred + n * grad_y_pred_batch;
+        const int ignored = y_true[n * y_true_batch] == ignore_class;
+        const int64_t safe_y_true = ignored ? 0 : y_true[n * y_true_batch];
         REAL largest = -INFINITY;
+        accumulator others_sum = {0};
         if (loss_wanted || total_loss || grad_y_pred_wanted) FOR_TILES(first, end, classes) {
-            REAL largest_tile[TILE];
+            REAL largest_tile[TILE], others_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 largest_tile[c - first] = y_pred_row[c * y_pred_classes];
+                others_tile[c - first] = c == safe_y_true ? 0 : smaller(larger(y_pred_row[c * y_pred_classes], epsilon), bound);
             }
             largest = larger_tile(largest, y_pred_classes == 1 ? y_pred_row + first : largest_tile, end - first);
+            accumulate_tile(&others_sum, others_tile, end - first);
         }
-        const int ignored = y_true[n * y_true_batch] == ignore_class;
-        const int64_t safe_y_true = ignored ? 0 : y_true[n * y_true_batch];
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
+        const REAL others = value_of(&others_sum);
         accumulator others_2_sum = {0};
+        accumulator ties_sum = {0};
         if (loss_wanted || total_loss || grad_y_pred_wanted) FOR_TILES(first, end, classes) {
-            REAL others_tile[TILE], ties_tile[TILE], others_2_tile[TILE];
+            REAL others_2_tile[TILE], ties_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const int is_largest = y_pred_row[c * y_pred_classes] == largest;
                 const REAL relative = exp_below(y_pred_row[c * y_pred_classes], largest);
                 if (grad_y_pred_wanted) grad_y_pred_row[c * grad_y_pred_classes] = relative;
-                others_tile[c - first] = is_largest ? 0 : relative;
+                others_2_tile[c - first] = is_largest ? 0 : relative;
                 ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
-                others_2_tile[c - first] = c == safe_y_true ? 0 : smaller(larger(y_pred_row[c * y_pred_classes], epsilon), bound);
             }
-            accumulate_tile(&others_sum, others_tile, end - first);
-            accumulate_tile(&ties_sum, ties_tile, end - first);
             accumulate_tile(&others_2_sum, others_2_tile, end - first);
+            accumulate_tile(&ties_sum, ties_tile, end - first);
         }
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
         const REAL others_2 = value_of(&others_2_sum);
+        const REAL ties = value_of(&ties_sum);
         const REAL y_pred_at_safe_y_true = y_pred_row[safe_y_true * y_pred_classes];
         const REAL more_ties = ties - 1;
-        const REAL sum_exp = others + ties;
-        const REAL minus_ratio = -(y_pred_at_safe_y_true == largest ? more_ties + others : sum_exp - exp_difference(y_pred_at_safe_y_true, largest)) / sum_exp;
+        const REAL sum_exp = others_2 + ties;
+        const REAL minus_ratio = -(y_pred_at_safe_y_true == largest ? more_ties + others_2 : sum_exp - exp_difference(y_pred_at_safe_y_true, largest)) / sum_exp;
         const REAL larger_2 = larger(y_pred_at_safe_y_true, epsilon);
         const REAL smaller_2 = smaller(larger_2, bound);
-        const REAL ratio = others_2 / smaller_2;
+        const REAL ratio = others / smaller_2;
         const REAL ratio_2 = scale[n * scale_batch] / (ratio + 1) / smaller_2;
         const REAL difference = bound - larger_2;
         const int below = difference < 0;
         const REAL difference_2 = y_pred_at_safe_y_true - epsilon;
         const int below_2 = difference_2 < 0;
-        const REAL ratio_3 = others_2 / (others_2 / y_pred_at_safe_y_true + 1) * (scale[n * scale_batch] / y_pred_at_safe_y_true) / y_pred_at_safe_y_true;
+        const REAL ratio_3 = others / (others / y_pred_at_safe_y_true + 1) * (scale[n * scale_batch] / y_pred_at_safe_y_true) / y_pred_at_safe_y_true;
         const REAL step_2 = step(difference_2, 1);
         const REAL step_3 = step(difference, 1);
         if (grad_y_pred_wanted)
@@ -228,7 +228,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             const REAL relative_2 = grad_y_pred_wanted ? grad_y_pred_row[c * grad_y_pred_classes] : exp_below(y_pred_row[c * y_pred_classes], largest);
             if (grad_y_pred_wanted) grad_y_pred_row[c * grad_y_pred_classes] = from_logits ? (ignored ? 0 : scale[n * scale_batch] * (equal ? minus_ratio : relative_2 / sum_exp)) : (ignored ? 0 : ratio_2 * (equal ? 0 : step(y_pred_row[c * y_pred_classes] - epsilon, 1) * step(bound - larger(y_pred_row[c * y_pred_classes], epsilon), 1)) - (below ? 0 : (below_2 ? 0 : ratio_3 * (REAL)(equal ? 1 : 0) * step_2) * step_3));
         }
-        const REAL log_mass = log1p(others + more_ties);
+        const REAL log_mass = log1p(others_2 + more_ties);
         const REAL log_p = y_pred_at_safe_y_true - largest - log_mass;
         const REAL value = ignored ? 0 : -log_p;
         const REAL value_2 = ignored ? 0 : log1p(ratio);
@@ -332,64 +332,64 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         const REAL *y_pred_row = y_pred + n * y_pred_batch;
         const REAL *direction_y_pred_row = direction_y_pred + n * direction_y_pred_batch;
         REAL *hvp_y_pred_row = hvp_y_pred + n * hvp_y_pred_batch;
+        const int ignored = y_true[n * y_true_batch] == ignore_class;
+        const int64_t safe_y_true = ignored ? 0 : y_true[n * y_true_batch];
         REAL largest = -INFINITY;
+        accumulator sum_choice_sum = {0};
+        accumulator others_sum = {0};
         FOR_TILES(first, end, classes) {
-            REAL largest_tile[TILE];
+            REAL largest_tile[TILE], sum_choice_tile[TILE], others_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
+                const int equal = c == safe_y_true;
+                const REAL larger_2 = larger(y_pred_row[c * y_pred_classes], epsilon);
+                const REAL difference = bound - larger_2;
+                const REAL difference_2 = y_pred_row[c * y_pred_classes] - epsilon;
                 largest_tile[c - first] = y_pred_row[c * y_pred_classes];
+                sum_choice_tile[c - first] = equal ? 0 : (difference < 0 ? 0 : (difference_2 < 0 ? 0 : direction_y_pred_row[c * direction_y_pred_classes] * step(difference_2, 1)) * step(difference, 1));
+                others_tile[c - first] = equal ? 0 : smaller(larger_2, bound);
             }
             largest = larger_tile(largest, y_pred_classes == 1 ? y_pred_row + first : largest_tile, end - first);
+            accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
+            accumulate_tile(&others_sum, others_tile, end - first);
         }
-        accumulator others_sum = {0};
+        const REAL sum_choice = value_of(&sum_choice_sum);
+        const REAL others = value_of(&others_sum);
+        accumulator others_2_sum = {0};
         accumulator ties_sum = {0};
         accumulator sum_product_sum = {0};
         FOR_TILES(first, end, classes) {
-            REAL others_tile[TILE], ties_tile[TILE], sum_product_tile[TILE];
+            REAL others_2_tile[TILE], ties_tile[TILE], sum_product_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const int is_largest = y_pred_row[c * y_pred_classes] == largest;
                 const REAL relative = exp_below(y_pred_row[c * y_pred_classes], largest);
                 if (hvp_y_pred_wanted) hvp_y_pred_row[c * hvp_y_pred_classes] = relative;
-                others_tile[c - first] = is_largest ? 0 : relative;
+                others_2_tile[c - first] = is_largest ? 0 : relative;
                 ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
                 sum_product_tile[c - first] = relative * direction_y_pred_row[c * direction_y_pred_classes];
             }
-            accumulate_tile(&others_sum, others_tile, end - first);
+            accumulate_tile(&others_2_sum, others_2_tile, end - first);
             accumulate_tile(&ties_sum, ties_tile, end - first);
             accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
         }
-        const REAL others = value_of(&others_sum);
+        const REAL others_2 = value_of(&others_2_sum);
         const REAL ties = value_of(&ties_sum);
         const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_exp = others + ties;
+        const REAL sum_exp = others_2 + ties;
         const REAL mean_under_softmax = sum_product / sum_exp;
-        const int ignored = y_true[n * y_true_batch] == ignore_class;
-        const int64_t safe_y_true = ignored ? 0 : y_true[n * y_true_batch];
         accumulator sum_product_2_sum = {0};
-        accumulator sum_choice_sum = {0};
-        accumulator others_2_sum = {0};
         FOR_TILES(first, end, classes) {
-            REAL sum_product_2_tile[TILE], sum_choice_tile[TILE], others_2_tile[TILE];
+            REAL sum_product_2_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const REAL from_mean = direction_y_pred_row[c * direction_y_pred_classes] - mean_under_softmax;
                 const REAL relative_2 = exp_below(y_pred_row[c * y_pred_classes], largest);
-                const int equal = c == safe_y_true;
-                const REAL larger_2 = larger(y_pred_row[c * y_pred_classes], epsilon);
-                const REAL difference = bound - larger_2;
-                const REAL difference_2 = y_pred_row[c * y_pred_classes] - epsilon;
                 sum_product_2_tile[c - first] = from_mean * relative_2;
-                sum_choice_tile[c - first] = equal ? 0 : (difference < 0 ? 0 : (difference_2 < 0 ? 0 : direction_y_pred_row[c * direction_y_pred_classes] * step(difference_2, 1)) * step(difference, 1));
-                others_2_tile[c - first] = equal ? 0 : smaller(larger_2, bound);
             }
             accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
-            accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
-            accumulate_tile(&others_2_sum, others_2_tile, end - first);
         }
         const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL sum_choice = value_of(&sum_choice_sum);
-        const REAL others_2 = value_of(&others_2_sum);
         const REAL ratio = scale[n * scale_batch] / sum_exp;
         const REAL ratio_2 = sum_product_2 / sum_exp;
         const REAL y_pred_at_safe_y_true = y_pred_row[safe_y_true * y_pred_classes];
@@ -398,16 +398,16 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         const int below = difference_3 < 0;
         const REAL difference_4 = y_pred_at_safe_y_true - epsilon;
         const int below_2 = difference_4 < 0;
-        const REAL shifted = others_2 / y_pred_at_safe_y_true + 1;
+        const REAL shifted = others / y_pred_at_safe_y_true + 1;
         const REAL ratio_3 = scale[n * scale_batch] / shifted;
         const REAL ratio_4 = ratio_3 / shifted / y_pred_at_safe_y_true / y_pred_at_safe_y_true;
         const REAL step_2 = step(difference_4, 1);
         const REAL step_3 = step(difference_3, 1);
         const REAL smaller_2 = smaller(larger_3, bound);
-        const REAL shifted_2 = others_2 / smaller_2 + 1;
+        const REAL shifted_2 = others / smaller_2 + 1;
         const REAL ratio_5 = scale[n * scale_batch] / shifted_2 / shifted_2 / smaller_2 / smaller_2;
         const REAL direction_y_pred_at_safe_y_true = direction_y_pred_row[safe_y_true * direction_y_pred_classes];
-        const REAL ratio_6 = others_2 / shifted;
+        const REAL ratio_6 = others / shifted;
         const REAL ratio_7 = ratio_6 * (scale[n * scale_batch] / y_pred_at_safe_y_true) / y_pred_at_safe_y_true / y_pred_at_safe_y_true;
         const REAL ratio_8 = ratio_6 * ratio_3 / y_pred_at_safe_y_true / y_pred_at_safe_y_true / y_pred_at_safe_y_true;
         INDEPENDENT
@@ -437,57 +437,57 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
     for (int64_t n = 0; n < batch; ++n) {
         const REAL *y_pred_row = y_pred + n * y_pred_batch;
         REAL *hessian_y_pred_row = hessian_y_pred + n * hessian_y_pred_batch;
+        const int ignored = y_true[n * y_true_batch] == ignore_class;
+        const int64_t safe_y_true = ignored ? 0 : y_true[n * y_true_batch];
         REAL largest = -INFINITY;
+        accumulator others_sum = {0};
         FOR_TILES(first, end, classes) {
-            REAL largest_tile[TILE];
+            REAL largest_tile[TILE], others_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 largest_tile[c - first] = y_pred_row[c * y_pred_classes];
+                others_tile[c - first] = c == safe_y_true ? 0 : smaller(larger(y_pred_row[c * y_pred_classes], epsilon), bound);
             }
             largest = larger_tile(largest, y_pred_classes == 1 ? y_pred_row + first : largest_tile, end - first);
+            accumulate_tile(&others_sum, others_tile, end - first);
         }
-        const int ignored = y_true[n * y_true_batch] == ignore_class;
-        const int64_t safe_y_true = ignored ? 0 : y_true[n * y_true_batch];
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
+        const REAL others = value_of(&others_sum);
         accumulator others_2_sum = {0};
+        accumulator ties_sum = {0};
         FOR_TILES(first, end, classes) {
-            REAL others_tile[TILE], ties_tile[TILE], others_2_tile[TILE];
+            REAL others_2_tile[TILE], ties_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const int is_largest = y_pred_row[c * y_pred_classes] == largest;
                 const REAL relative = exp_below(y_pred_row[c * y_pred_classes], largest);
                 if (hessian_y_pred_wanted) hessian_y_pred_row[c * hessian_y_pred_classes] = relative;
-                others_tile[c - first] = is_largest ? 0 : relative;
+                others_2_tile[c - first] = is_largest ? 0 : relative;
                 ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
-                others_2_tile[c - first] = c == safe_y_true ? 0 : smaller(larger(y_pred_row[c * y_pred_classes], epsilon), bound);
             }
-            accumulate_tile(&others_sum, others_tile, end - first);
-            accumulate_tile(&ties_sum, ties_tile, end - first);
             accumulate_tile(&others_2_sum, others_2_tile, end - first);
+            accumulate_tile(&ties_sum, ties_tile, end - first);
         }
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
         const REAL others_2 = value_of(&others_2_sum);
-        const REAL sum_exp = others + ties;
+        const REAL ties = value_of(&ties_sum);
+        const REAL sum_exp = others_2 + ties;
         const REAL ratio = scale[n * scale_batch] / sum_exp / sum_exp;
         const REAL more_ties = ties - 1;
-        const REAL shifted = more_ties + others;
+        const REAL shifted = more_ties + others_2;
         const REAL y_pred_at_safe_y_true = y_pred_row[safe_y_true * y_pred_classes];
         const REAL larger_2 = larger(y_pred_at_safe_y_true, epsilon);
         const REAL difference = bound - larger_2;
         const int below = difference < 0;
         const REAL difference_2 = y_pred_at_safe_y_true - epsilon;
         const int below_2 = difference_2 < 0;
-        const REAL shifted_2 = others_2 / y_pred_at_safe_y_true + 1;
+        const REAL shifted_2 = others / y_pred_at_safe_y_true + 1;
         const REAL ratio_2 = scale[n * scale_batch] / shifted_2;
         const REAL ratio_3 = ratio_2 / shifted_2 / y_pred_at_safe_y_true / y_pred_at_safe_y_true;
         const REAL step_2 = step(difference_2, 1);
         const REAL step_3 = step(difference, 1);
         const REAL smaller_2 = smaller(larger_2, bound);
-        const REAL shifted_3 = others_2 / smaller_2 + 1;
+        const REAL shifted_3 = others / smaller_2 + 1;
         const REAL ratio_4 = scale[n * scale_batch] / shifted_3 / shifted_3 / smaller_2 / smaller_2;
-        const REAL ratio_5 = others_2 / shifted_2;
+        const REAL ratio_5 = others / shifted_2;
         const REAL ratio_6 = ratio_5 * (scale[n * scale_batch] / y_pred_at_safe_y_true) / y_pred_at_safe_y_true / y_pred_at_safe_y_true;
         const REAL ratio_7 = ratio_5 * ratio_2 / y_pred_at_safe_y_true / y_pred_at_safe_y_true / y_pred_at_safe_y_true;
         INDEPENDENT

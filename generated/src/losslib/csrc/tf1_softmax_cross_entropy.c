@@ -105,31 +105,32 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         fill_lanes(largest_tile, -INFINITY);
         REAL max_abs_tile[SIDE];
         fill_lanes(max_abs_tile, -INFINITY);
+        lanes sum_shifted_sum = {{0}, {0}};
         if (loss_wanted || total_loss || grad_onehot_labels_wanted || grad_logits_wanted || grad_weights_wanted) for (int64_t c = 0; c < classes; ++c)
             INDEPENDENT
             for (int64_t n = first; n < end; ++n) {
+                const REAL shifted = difference * onehot_labels_side[c][n - first] + ratio;
                 largest_tile[n - first] = larger(largest_tile[n - first], logits_side[c][n - first]);
-                max_abs_tile[n - first] = larger(max_abs_tile[n - first], fabs(difference * onehot_labels_side[c][n - first] + ratio));
+                max_abs_tile[n - first] = larger(max_abs_tile[n - first], fabs(shifted));
+                add_to_lane(&sum_shifted_sum, n - first, shifted);
             }
         lanes others_sum = {{0}, {0}};
         lanes ties_sum = {{0}, {0}};
         lanes sum_choice_sum = {{0}, {0}};
         lanes sum_choice_2_sum = {{0}, {0}};
-        lanes sum_shifted_sum = {{0}, {0}};
         for (int64_t c = 0; c < classes; ++c)
             INDEPENDENT
             for (int64_t n = first; n < end; ++n) {
                 const int is_largest = logits_side[c][n - first] == largest_tile[n - first];
                 const REAL relative = exp_below(logits_side[c][n - first], largest_tile[n - first]);
-                const REAL shifted = difference * onehot_labels_side[c][n - first] + ratio;
-                const int equal = fabs(shifted) == max_abs_tile[n - first];
+                const REAL shifted_2 = difference * onehot_labels_side[c][n - first] + ratio;
+                const int equal = fabs(shifted_2) == max_abs_tile[n - first];
                 add_to_lane(&others_sum, n - first, is_largest ? 0 : relative);
                 add_to_lane(&ties_sum, n - first, (REAL)(is_largest ? 1 : 0));
-                add_to_lane(&sum_choice_sum, n - first, equal ? shifted : 0);
-                add_to_lane(&sum_choice_2_sum, n - first, equal ? 0 : shifted);
-                add_to_lane(&sum_shifted_sum, n - first, shifted);
+                add_to_lane(&sum_choice_sum, n - first, equal ? shifted_2 : 0);
+                add_to_lane(&sum_choice_2_sum, n - first, equal ? 0 : shifted_2);
             }
-        REAL log_mass_lane[SIDE], product_2_lane[SIDE], sum_exp_lane[SIDE], shifted_2_lane[SIDE];
+        REAL log_mass_lane[SIDE], product_2_lane[SIDE], sum_exp_lane[SIDE], shifted_3_lane[SIDE];
         int below_lane[SIDE];
         INDEPENDENT
         for (int64_t n = first; n < end; ++n) {
@@ -140,8 +141,8 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             product_2_lane[n - first] = product_2;
             const REAL sum_exp = value_of_lane(&others_sum, n - first) + value_of_lane(&ties_sum, n - first);
             sum_exp_lane[n - first] = sum_exp;
-            const REAL shifted_2 = more_ties + value_of_lane(&others_sum, n - first);
-            shifted_2_lane[n - first] = shifted_2;
+            const REAL shifted_3 = more_ties + value_of_lane(&others_sum, n - first);
+            shifted_3_lane[n - first] = shifted_3;
             const int below = fabs(weights[n * weights_batch]) < 1;
             below_lane[n - first] = below;
         }
@@ -151,17 +152,17 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             for (int64_t n = first; n < end; ++n) {
                 const REAL log_p = logits_side[c][n - first] - largest_tile[n - first] - log_mass_lane[n - first];
                 const REAL product_3 = difference * onehot_labels_side[c][n - first];
-                const REAL shifted_3 = product_3 + ratio;
+                const REAL shifted_4 = product_3 + ratio;
                 const int is_largest_2 = logits_side[c][n - first] == largest_tile[n - first];
                 const REAL relative_2 = grad_onehot_labels_wanted ? grad_onehot_labels_side[c][n - first] : exp_below(logits_side[c][n - first], largest_tile[n - first]);
-                const REAL abs_shifted_3 = fabs(shifted_3);
+                const REAL abs_shifted_4 = fabs(shifted_4);
                 const REAL as_large = value_of_lane(&sum_choice_sum, n - first) - product_3 - ratio;
-                const int above = abs_shifted_3 > fabs(log_p);
-                const REAL smaller_factor = above ? log_p : shifted_3;
-                const REAL larger_factor = above ? shifted_3 : log_p;
+                const int above = abs_shifted_4 > fabs(log_p);
+                const REAL smaller_factor = above ? log_p : shifted_4;
+                const REAL larger_factor = above ? shifted_4 : log_p;
                 const REAL weighed = weights[n * weights_batch] * larger_factor;
                 const REAL weighed_2 = weights[n * weights_batch] * smaller_factor;
-                if (grad_logits_wanted) grad_logits_side[c][n - first] = -product_2_lane[n - first] * (shifted_3 / sum_exp_lane[n - first] * (is_largest_2 ? shifted_2_lane[n - first] : sum_exp_lane[n - first] - relative_2) - (abs_shifted_3 == max_abs_tile[n - first] ? as_large + value_of_lane(&sum_choice_2_sum, n - first) : value_of_lane(&sum_shifted_sum, n - first) - product_3 - ratio) / sum_exp_lane[n - first] * relative_2);
+                if (grad_logits_wanted) grad_logits_side[c][n - first] = -product_2_lane[n - first] * (shifted_4 / sum_exp_lane[n - first] * (is_largest_2 ? shifted_3_lane[n - first] : sum_exp_lane[n - first] - relative_2) - (abs_shifted_4 == max_abs_tile[n - first] ? as_large + value_of_lane(&sum_choice_2_sum, n - first) : value_of_lane(&sum_shifted_sum, n - first) - product_3 - ratio) / sum_exp_lane[n - first] * relative_2);
                 add_to_lane(&sum_choice_3_sum, n - first, below_lane[n - first] ? smaller_factor * weighed : larger_factor * weighed_2);
             }
         REAL total_loss_tile[SIDE], total_weight_tile[SIDE];
@@ -184,53 +185,54 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         REAL *grad_logits_row = grad_logits + n * grad_logits_batch;
         REAL largest = -INFINITY;
         REAL max_abs = -INFINITY;
+        accumulator sum_shifted_sum = {0};
         if (loss_wanted || total_loss || grad_onehot_labels_wanted || grad_logits_wanted || grad_weights_wanted) FOR_TILES(first, end, classes) {
-            REAL largest_tile[TILE], max_abs_tile[TILE];
+            REAL largest_tile[TILE], max_abs_tile[TILE], sum_shifted_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
+                const REAL shifted = difference * onehot_labels_row[c * onehot_labels_classes] + ratio;
                 largest_tile[c - first] = logits_row[c * logits_classes];
-                max_abs_tile[c - first] = fabs(difference * onehot_labels_row[c * onehot_labels_classes] + ratio);
+                max_abs_tile[c - first] = fabs(shifted);
+                sum_shifted_tile[c - first] = shifted;
             }
             largest = larger_tile(largest, logits_classes == 1 ? logits_row + first : largest_tile, end - first);
             max_abs = larger_tile(max_abs, max_abs_tile, end - first);
+            accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
         }
+        const REAL sum_shifted = value_of(&sum_shifted_sum);
         accumulator others_sum = {0};
         accumulator ties_sum = {0};
         accumulator sum_choice_sum = {0};
         accumulator sum_choice_2_sum = {0};
-        accumulator sum_shifted_sum = {0};
         if (loss_wanted || total_loss || grad_onehot_labels_wanted || grad_logits_wanted || grad_weights_wanted) FOR_TILES(first, end, classes) {
-            REAL others_tile[TILE], ties_tile[TILE], sum_choice_tile[TILE], sum_choice_2_tile[TILE], sum_shifted_tile[TILE];
+            REAL others_tile[TILE], ties_tile[TILE], sum_choice_tile[TILE], sum_choice_2_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const int is_largest = logits_row[c * logits_classes] == largest;
                 const REAL relative = exp_below(logits_row[c * logits_classes], largest);
                 if (grad_onehot_labels_wanted) grad_onehot_labels_row[c * grad_onehot_labels_classes] = relative;
-                const REAL shifted = difference * onehot_labels_row[c * onehot_labels_classes] + ratio;
-                const int equal = fabs(shifted) == max_abs;
+                const REAL shifted_2 = difference * onehot_labels_row[c * onehot_labels_classes] + ratio;
+                const int equal = fabs(shifted_2) == max_abs;
                 others_tile[c - first] = is_largest ? 0 : relative;
                 ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
-                sum_choice_tile[c - first] = equal ? shifted : 0;
-                sum_choice_2_tile[c - first] = equal ? 0 : shifted;
-                sum_shifted_tile[c - first] = shifted;
+                sum_choice_tile[c - first] = equal ? shifted_2 : 0;
+                sum_choice_2_tile[c - first] = equal ? 0 : shifted_2;
             }
             accumulate_tile(&others_sum, others_tile, end - first);
             accumulate_tile(&ties_sum, ties_tile, end - first);
             accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
             accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
-            accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
         }
         const REAL others = value_of(&others_sum);
         const REAL ties = value_of(&ties_sum);
         const REAL sum_choice = value_of(&sum_choice_sum);
         const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
-        const REAL sum_shifted = value_of(&sum_shifted_sum);
         const REAL product = difference * weights[n * weights_batch] * scale[n * scale_batch];
         const REAL more_ties = ties - 1;
         const REAL log_mass = log1p(others + more_ties);
         const REAL product_2 = weights[n * weights_batch] * scale[n * scale_batch];
         const REAL sum_exp = others + ties;
-        const REAL shifted_2 = more_ties + others;
+        const REAL shifted_3 = more_ties + others;
         const int below = fabs(weights[n * weights_batch]) < 1;
         accumulator sum_choice_3_sum = {0};
         accumulator sum_product_sum = {0};
@@ -240,20 +242,20 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             for (int64_t c = first; c < end; ++c) {
                 const REAL log_p = logits_row[c * logits_classes] - largest - log_mass;
                 const REAL product_3 = difference * onehot_labels_row[c * onehot_labels_classes];
-                const REAL shifted_3 = product_3 + ratio;
+                const REAL shifted_4 = product_3 + ratio;
                 const int is_largest_2 = logits_row[c * logits_classes] == largest;
                 const REAL relative_2 = grad_onehot_labels_wanted ? grad_onehot_labels_row[c * grad_onehot_labels_classes] : exp_below(logits_row[c * logits_classes], largest);
-                const REAL abs_shifted_3 = fabs(shifted_3);
+                const REAL abs_shifted_4 = fabs(shifted_4);
                 const REAL as_large = sum_choice - product_3 - ratio;
-                const int above = abs_shifted_3 > fabs(log_p);
-                const REAL smaller_factor = above ? log_p : shifted_3;
-                const REAL larger_factor = above ? shifted_3 : log_p;
+                const int above = abs_shifted_4 > fabs(log_p);
+                const REAL smaller_factor = above ? log_p : shifted_4;
+                const REAL larger_factor = above ? shifted_4 : log_p;
                 const REAL weighed = weights[n * weights_batch] * larger_factor;
                 const REAL weighed_2 = weights[n * weights_batch] * smaller_factor;
                 if (grad_onehot_labels_wanted) grad_onehot_labels_row[c * grad_onehot_labels_classes] = -product * log_p;
-                if (grad_logits_wanted) grad_logits_row[c * grad_logits_classes] = -product_2 * (shifted_3 / sum_exp * (is_largest_2 ? shifted_2 : sum_exp - relative_2) - (abs_shifted_3 == max_abs ? as_large + sum_choice_2 : sum_shifted - product_3 - ratio) / sum_exp * relative_2);
+                if (grad_logits_wanted) grad_logits_row[c * grad_logits_classes] = -product_2 * (shifted_4 / sum_exp * (is_largest_2 ? shifted_3 : sum_exp - relative_2) - (abs_shifted_4 == max_abs ? as_large + sum_choice_2 : sum_shifted - product_3 - ratio) / sum_exp * relative_2);
                 sum_choice_3_tile[c - first] = below ? smaller_factor * weighed : larger_factor * weighed_2;
-                sum_product_tile[c - first] = shifted_3 * log_p;
+                sum_product_tile[c - first] = shifted_4 * log_p;
             }
             accumulate_tile(&sum_choice_3_sum, sum_choice_3_tile, end - first);
             accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
@@ -396,82 +398,83 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         REAL *hvp_onehot_labels_row = hvp_onehot_labels + n * hvp_onehot_labels_batch;
         REAL *hvp_logits_row = hvp_logits + n * hvp_logits_batch;
         REAL largest = -INFINITY;
+        REAL max_abs = -INFINITY;
+        accumulator sum_2_sum = {0};
+        accumulator sum_shifted_sum = {0};
+        REAL max_abs_2 = -INFINITY;
         FOR_TILES(first, end, classes) {
-            REAL largest_tile[TILE];
+            REAL largest_tile[TILE], max_abs_tile[TILE], sum_2_tile[TILE], sum_shifted_tile[TILE], max_abs_2_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
+                const REAL shifted = difference * onehot_labels_row[c * onehot_labels_classes] + ratio;
                 largest_tile[c - first] = logits_row[c * logits_classes];
+                max_abs_tile[c - first] = fabs(direction_onehot_labels_row[c * direction_onehot_labels_classes]);
+                sum_2_tile[c - first] = direction_onehot_labels_row[c * direction_onehot_labels_classes];
+                sum_shifted_tile[c - first] = shifted;
+                max_abs_2_tile[c - first] = fabs(shifted);
             }
             largest = larger_tile(largest, logits_classes == 1 ? logits_row + first : largest_tile, end - first);
+            max_abs = larger_tile(max_abs, max_abs_tile, end - first);
+            accumulate_tile(&sum_2_sum, direction_onehot_labels_classes == 1 ? direction_onehot_labels_row + first : sum_2_tile, end - first);
+            accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
+            max_abs_2 = larger_tile(max_abs_2, max_abs_2_tile, end - first);
         }
+        const REAL sum_2 = value_of(&sum_2_sum);
+        const REAL sum_shifted = value_of(&sum_shifted_sum);
         accumulator sum_product_sum = {0};
         accumulator others_sum = {0};
         accumulator ties_sum = {0};
-        REAL max_abs = -INFINITY;
-        REAL max_abs_2 = -INFINITY;
+        accumulator sum_choice_sum = {0};
+        accumulator sum_choice_2_sum = {0};
+        accumulator sum_choice_3_sum = {0};
+        accumulator sum_choice_4_sum = {0};
         FOR_TILES(first, end, classes) {
-            REAL sum_product_tile[TILE], others_tile[TILE], ties_tile[TILE], max_abs_tile[TILE], max_abs_2_tile[TILE];
+            REAL sum_product_tile[TILE], others_tile[TILE], ties_tile[TILE], sum_choice_tile[TILE], sum_choice_2_tile[TILE], sum_choice_3_tile[TILE], sum_choice_4_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const REAL relative = exp_below(logits_row[c * logits_classes], largest);
                 if (hvp_onehot_labels_wanted) hvp_onehot_labels_row[c * hvp_onehot_labels_classes] = relative;
                 const int is_largest = logits_row[c * logits_classes] == largest;
+                const int equal = fabs(direction_onehot_labels_row[c * direction_onehot_labels_classes]) == max_abs;
+                const REAL shifted_2 = difference * onehot_labels_row[c * onehot_labels_classes] + ratio;
+                const int equal_2 = fabs(shifted_2) == max_abs_2;
                 sum_product_tile[c - first] = relative * direction_logits_row[c * direction_logits_classes];
                 others_tile[c - first] = is_largest ? 0 : relative;
                 ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
-                max_abs_tile[c - first] = fabs(direction_onehot_labels_row[c * direction_onehot_labels_classes]);
-                max_abs_2_tile[c - first] = fabs(difference * onehot_labels_row[c * onehot_labels_classes] + ratio);
+                sum_choice_tile[c - first] = equal ? direction_onehot_labels_row[c * direction_onehot_labels_classes] : 0;
+                sum_choice_2_tile[c - first] = equal ? 0 : direction_onehot_labels_row[c * direction_onehot_labels_classes];
+                sum_choice_3_tile[c - first] = equal_2 ? shifted_2 : 0;
+                sum_choice_4_tile[c - first] = equal_2 ? 0 : shifted_2;
             }
             accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
             accumulate_tile(&others_sum, others_tile, end - first);
             accumulate_tile(&ties_sum, ties_tile, end - first);
-            max_abs = larger_tile(max_abs, max_abs_tile, end - first);
-            max_abs_2 = larger_tile(max_abs_2, max_abs_2_tile, end - first);
+            accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
+            accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
+            accumulate_tile(&sum_choice_3_sum, sum_choice_3_tile, end - first);
+            accumulate_tile(&sum_choice_4_sum, sum_choice_4_tile, end - first);
         }
         const REAL sum_product = value_of(&sum_product_sum);
         const REAL others = value_of(&others_sum);
         const REAL ties = value_of(&ties_sum);
-        const REAL sum_exp = others + ties;
-        const REAL mean_under_softmax = sum_product / sum_exp;
-        accumulator sum_choice_sum = {0};
-        accumulator sum_choice_2_sum = {0};
-        accumulator sum_2_sum = {0};
-        accumulator sum_shifted_sum = {0};
-        accumulator sum_product_2_sum = {0};
-        accumulator sum_choice_3_sum = {0};
-        accumulator sum_choice_4_sum = {0};
-        FOR_TILES(first, end, classes) {
-            REAL sum_choice_tile[TILE], sum_choice_2_tile[TILE], sum_2_tile[TILE], sum_shifted_tile[TILE], sum_product_2_tile[TILE], sum_choice_3_tile[TILE], sum_choice_4_tile[TILE];
-            INDEPENDENT
-            for (int64_t c = first; c < end; ++c) {
-                const int equal = fabs(direction_onehot_labels_row[c * direction_onehot_labels_classes]) == max_abs;
-                const REAL shifted = difference * onehot_labels_row[c * onehot_labels_classes] + ratio;
-                const REAL from_mean = direction_logits_row[c * direction_logits_classes] - mean_under_softmax;
-                const REAL relative_2 = exp_below(logits_row[c * logits_classes], largest);
-                const int equal_2 = fabs(shifted) == max_abs_2;
-                sum_choice_tile[c - first] = equal ? direction_onehot_labels_row[c * direction_onehot_labels_classes] : 0;
-                sum_choice_2_tile[c - first] = equal ? 0 : direction_onehot_labels_row[c * direction_onehot_labels_classes];
-                sum_2_tile[c - first] = direction_onehot_labels_row[c * direction_onehot_labels_classes];
-                sum_shifted_tile[c - first] = shifted;
-                sum_product_2_tile[c - first] = from_mean * relative_2;
-                sum_choice_3_tile[c - first] = equal_2 ? shifted : 0;
-                sum_choice_4_tile[c - first] = equal_2 ? 0 : shifted;
-            }
-            accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
-            accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
-            accumulate_tile(&sum_2_sum, direction_onehot_labels_classes == 1 ? direction_onehot_labels_row + first : sum_2_tile, end - first);
-            accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
-            accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
-            accumulate_tile(&sum_choice_3_sum, sum_choice_3_tile, end - first);
-            accumulate_tile(&sum_choice_4_sum, sum_choice_4_tile, end - first);
-        }
         const REAL sum_choice = value_of(&sum_choice_sum);
         const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
-        const REAL sum_2 = value_of(&sum_2_sum);
-        const REAL sum_shifted = value_of(&sum_shifted_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
         const REAL sum_choice_3 = value_of(&sum_choice_3_sum);
         const REAL sum_choice_4 = value_of(&sum_choice_4_sum);
+        const REAL sum_exp = others + ties;
+        const REAL mean_under_softmax = sum_product / sum_exp;
+        accumulator sum_product_2_sum = {0};
+        FOR_TILES(first, end, classes) {
+            REAL sum_product_2_tile[TILE];
+            INDEPENDENT
+            for (int64_t c = first; c < end; ++c) {
+                const REAL from_mean = direction_logits_row[c * direction_logits_classes] - mean_under_softmax;
+                const REAL relative_2 = exp_below(logits_row[c * logits_classes], largest);
+                sum_product_2_tile[c - first] = from_mean * relative_2;
+            }
+            accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
+        }
+        const REAL sum_product_2 = value_of(&sum_product_2_sum);
         const REAL product = difference * weights[n * weights_batch];
         const REAL product_2 = product * scale[n * scale_batch];
         const REAL product_3 = difference * direction_weights[n * direction_weights_batch] * scale[n * scale_batch];
@@ -479,7 +482,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         const REAL log_mass = log1p(others + more_ties);
         const REAL product_4 = product * scale_rate[n * scale_rate_batch];
         const REAL product_5 = weights[n * weights_batch] * scale[n * scale_batch];
-        const REAL shifted_2 = more_ties + others;
+        const REAL shifted_3 = more_ties + others;
         const REAL product_6 = label_smoothing * weights[n * weights_batch] * scale[n * scale_batch];
         const REAL product_7 = direction_weights[n * direction_weights_batch] / sum_exp * scale[n * scale_batch];
         const REAL product_8 = weights[n * weights_batch] / sum_exp * scale_rate[n * scale_rate_batch];
@@ -496,17 +499,17 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
                 const REAL as_large = sum_choice - direction_onehot_labels_row[c * direction_onehot_labels_classes];
                 const REAL relative_3 = hvp_onehot_labels_wanted ? hvp_onehot_labels_row[c * hvp_onehot_labels_classes] : exp_below(logits_row[c * logits_classes], largest);
                 const int is_largest_2 = logits_row[c * logits_classes] == largest;
-                const REAL choice = is_largest_2 ? shifted_2 : sum_exp - relative_3;
+                const REAL choice = is_largest_2 ? shifted_3 : sum_exp - relative_3;
                 const REAL difference_2 = (fabs(direction_onehot_labels_row[c * direction_onehot_labels_classes]) == max_abs ? as_large + sum_choice_2 : sum_2 - direction_onehot_labels_row[c * direction_onehot_labels_classes]) / sum_exp * relative_3 - choice / sum_exp * direction_onehot_labels_row[c * direction_onehot_labels_classes];
                 const REAL product_10 = difference * onehot_labels_row[c * onehot_labels_classes];
-                const REAL shifted_3 = product_10 + ratio;
+                const REAL shifted_4 = product_10 + ratio;
                 const REAL product_11 = product_9 * (from_mean_2 - ratio_2) * relative_3 * weights[n * weights_batch];
                 const REAL as_large_2 = sum_choice_3 - product_10 - ratio;
-                const REAL choice_2 = fabs(shifted_3) == max_abs_2 ? as_large_2 + sum_choice_4 : sum_shifted - product_10 - ratio;
+                const REAL choice_2 = fabs(shifted_4) == max_abs_2 ? as_large_2 + sum_choice_4 : sum_shifted - product_10 - ratio;
                 if (hvp_onehot_labels_wanted) hvp_onehot_labels_row[c * hvp_onehot_labels_classes] = -(product_2 * from_mean_2 + product_3 * log_p + product_4 * log_p);
-                if (hvp_logits_wanted) hvp_logits_row[c * hvp_logits_classes] = all ? product_5 * difference_2 - product_6 * difference_2 - product_7 * shifted_3 * choice - product_8 * shifted_3 * choice + product_11 + product_7 * choice_2 * relative_3 + product_8 * choice_2 * relative_3 : product_11;
-                sum_shifted_2_tile[c - first] = difference * log_p * direction_onehot_labels_row[c * direction_onehot_labels_classes] + from_mean_2 * shifted_3;
-                sum_product_3_tile[c - first] = shifted_3 * log_p;
+                if (hvp_logits_wanted) hvp_logits_row[c * hvp_logits_classes] = all ? product_5 * difference_2 - product_6 * difference_2 - product_7 * shifted_4 * choice - product_8 * shifted_4 * choice + product_11 + product_7 * choice_2 * relative_3 + product_8 * choice_2 * relative_3 : product_11;
+                sum_shifted_2_tile[c - first] = difference * log_p * direction_onehot_labels_row[c * direction_onehot_labels_classes] + from_mean_2 * shifted_4;
+                sum_product_3_tile[c - first] = shifted_4 * log_p;
             }
             accumulate_tile(&sum_shifted_2_sum, sum_shifted_2_tile, end - first);
             accumulate_tile(&sum_product_3_sum, sum_product_3_tile, end - first);
@@ -534,34 +537,34 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
         const REAL *onehot_labels_row = onehot_labels + n * onehot_labels_batch;
         const REAL *logits_row = logits + n * logits_batch;
         REAL *hessian_logits_row = hessian_logits + n * hessian_logits_batch;
+        accumulator sum_shifted_sum = {0};
         REAL largest = -INFINITY;
         FOR_TILES(first, end, classes) {
-            REAL largest_tile[TILE];
+            REAL sum_shifted_tile[TILE], largest_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
+                sum_shifted_tile[c - first] = difference * onehot_labels_row[c * onehot_labels_classes] + ratio;
                 largest_tile[c - first] = logits_row[c * logits_classes];
             }
+            accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
             largest = larger_tile(largest, logits_classes == 1 ? logits_row + first : largest_tile, end - first);
         }
-        accumulator sum_shifted_sum = {0};
+        const REAL sum_shifted = value_of(&sum_shifted_sum);
         accumulator others_sum = {0};
         accumulator ties_sum = {0};
         FOR_TILES(first, end, classes) {
-            REAL sum_shifted_tile[TILE], others_tile[TILE], ties_tile[TILE];
+            REAL others_tile[TILE], ties_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const int is_largest = logits_row[c * logits_classes] == largest;
                 const REAL relative = exp_below(logits_row[c * logits_classes], largest);
                 if (hessian_logits_wanted) hessian_logits_row[c * hessian_logits_classes] = relative;
-                sum_shifted_tile[c - first] = difference * onehot_labels_row[c * onehot_labels_classes] + ratio;
                 others_tile[c - first] = is_largest ? 0 : relative;
                 ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
             }
-            accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
             accumulate_tile(&others_sum, others_tile, end - first);
             accumulate_tile(&ties_sum, ties_tile, end - first);
         }
-        const REAL sum_shifted = value_of(&sum_shifted_sum);
         const REAL others = value_of(&others_sum);
         const REAL ties = value_of(&ties_sum);
         const REAL sum_exp = others + ties;

@@ -102,155 +102,157 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         REAL *grad_negative_row = grad_negative + n * grad_negative_batch;
         REAL max_abs = -INFINITY;
         REAL max_abs_2 = -INFINITY;
-        FOR_TILES(first, end, features) {
-            REAL max_abs_tile[TILE], max_abs_2_tile[TILE];
-            INDEPENDENT
-            for (int64_t f = first; f < end; ++f) {
-                const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-                const REAL between = positive_row[f * positive_features] - negative_row[f * negative_features];
-                max_abs_tile[f - first] = fabs(to_negative + (REAL)1 / 1000000);
-                max_abs_2_tile[f - first] = fabs(between + (REAL)1 / 1000000);
-            }
-            max_abs = larger_tile(max_abs, max_abs_tile, end - first);
-            max_abs_2 = larger_tile(max_abs_2, max_abs_2_tile, end - first);
-        }
         REAL max_abs_3 = -INFINITY;
-        REAL max_choice = -INFINITY;
-        REAL max_choice_2 = -INFINITY;
         FOR_TILES(first, end, features) {
-            REAL max_abs_3_tile[TILE], max_choice_tile[TILE], max_choice_2_tile[TILE];
+            REAL max_abs_tile[TILE], max_abs_2_tile[TILE], max_abs_3_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
                 const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-                const REAL to_negative_2 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-                const REAL shifted = to_negative_2 + (REAL)1 / 1000000;
-                const REAL between_2 = positive_row[f * positive_features] - negative_row[f * negative_features];
-                const REAL shifted_2 = between_2 + (REAL)1 / 1000000;
-                max_abs_3_tile[f - first] = fabs(to_positive + (REAL)1 / 1000000);
-                max_choice_tile[f - first] = fabs(shifted) == max_abs ? (negative_row[f * negative_features] - positive_row[f * positive_features]) * sign(shifted) : -INFINITY;
-                max_choice_2_tile[f - first] = fabs(shifted_2) == max_abs_2 ? -shifted_2 / shifted_2 * (to_negative_2 + (REAL)1 / 500000) * sign(shifted_2) : -INFINITY;
+                const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
+                const REAL between = positive_row[f * positive_features] - negative_row[f * negative_features];
+                max_abs_tile[f - first] = fabs(to_positive + (REAL)1 / 1000000);
+                max_abs_2_tile[f - first] = fabs(to_negative + (REAL)1 / 1000000);
+                max_abs_3_tile[f - first] = fabs(between + (REAL)1 / 1000000);
             }
+            max_abs = larger_tile(max_abs, max_abs_tile, end - first);
+            max_abs_2 = larger_tile(max_abs_2, max_abs_2_tile, end - first);
             max_abs_3 = larger_tile(max_abs_3, max_abs_3_tile, end - first);
-            max_choice = larger_tile(max_choice, max_choice_tile, end - first);
-            max_choice_2 = larger_tile(max_choice_2, max_choice_2_tile, end - first);
         }
-        const REAL binade_max_abs_3 = binade(max_abs_3);
         const REAL binade_max_abs = binade(max_abs);
         const REAL binade_max_abs_2 = binade(max_abs_2);
-        const REAL choice = max_abs == 0 ? 1 : max_abs / binade_max_abs;
-        const REAL choice_2 = max_abs_2 == 0 ? 1 : max_abs_2 / binade_max_abs_2;
+        const REAL binade_max_abs_3 = binade(max_abs_3);
         accumulator sum_product_sum = {0};
         accumulator sum_product_2_sum = {0};
         accumulator sum_product_3_sum = {0};
-        accumulator sum_product_4_sum = {0};
-        accumulator sum_product_5_sum = {0};
+        REAL max_choice = -INFINITY;
+        REAL max_choice_2 = -INFINITY;
         FOR_TILES(first, end, features) {
-            REAL sum_product_tile[TILE], sum_product_2_tile[TILE], sum_product_3_tile[TILE], sum_product_4_tile[TILE], sum_product_5_tile[TILE];
+            REAL sum_product_tile[TILE], sum_product_2_tile[TILE], sum_product_3_tile[TILE], max_choice_tile[TILE], max_choice_2_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
                 const REAL to_positive_2 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-                const REAL scaled = (to_positive_2 + (REAL)1 / 1000000) / binade_max_abs_3;
-                const REAL to_negative_3 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-                const REAL scaled_2 = (to_negative_3 + (REAL)1 / 1000000) / binade_max_abs;
-                const REAL between_3 = positive_row[f * positive_features] - negative_row[f * negative_features];
-                const REAL shifted_3 = between_3 + (REAL)1 / 1000000;
-                const REAL scaled_3 = shifted_3 / binade_max_abs_2;
-                const REAL eliminated = cross(negative_row[f * negative_features] - positive_row[f * positive_features], choice, scaled_2, max_choice);
-                if (grad_positive_wanted) grad_positive_row[f * grad_positive_features] = eliminated;
-                const REAL left = eliminated / choice;
-                if (grad_anchor_wanted) grad_anchor_row[f * grad_anchor_features] = left;
-                const REAL eliminated_2 = cross(-shifted_3 / shifted_3 * (to_negative_3 + (REAL)1 / 500000), choice_2, scaled_3, max_choice_2);
-                const REAL left_2 = eliminated_2 / choice_2;
+                const REAL scaled = (to_positive_2 + (REAL)1 / 1000000) / binade_max_abs;
+                const REAL to_negative_2 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
+                const REAL shifted = to_negative_2 + (REAL)1 / 1000000;
+                const REAL scaled_2 = shifted / binade_max_abs_2;
+                const REAL between_2 = positive_row[f * positive_features] - negative_row[f * negative_features];
+                const REAL shifted_2 = between_2 + (REAL)1 / 1000000;
+                const REAL scaled_3 = shifted_2 / binade_max_abs_3;
                 sum_product_tile[f - first] = scaled * scaled;
                 sum_product_2_tile[f - first] = scaled_2 * scaled_2;
                 sum_product_3_tile[f - first] = scaled_3 * scaled_3;
-                sum_product_4_tile[f - first] = left * scaled_2;
-                sum_product_5_tile[f - first] = left_2 * scaled_3;
+                max_choice_tile[f - first] = fabs(shifted) == max_abs_2 ? (negative_row[f * negative_features] - positive_row[f * positive_features]) * sign(shifted) : -INFINITY;
+                max_choice_2_tile[f - first] = fabs(shifted_2) == max_abs_3 ? -shifted_2 / shifted_2 * (to_negative_2 + (REAL)1 / 500000) * sign(shifted_2) : -INFINITY;
             }
             accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
             accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
             accumulate_tile(&sum_product_3_sum, sum_product_3_tile, end - first);
-            accumulate_tile(&sum_product_4_sum, sum_product_4_tile, end - first);
-            accumulate_tile(&sum_product_5_sum, sum_product_5_tile, end - first);
+            max_choice = larger_tile(max_choice, max_choice_tile, end - first);
+            max_choice_2 = larger_tile(max_choice_2, max_choice_2_tile, end - first);
         }
         const REAL sum_product = value_of(&sum_product_sum);
         const REAL sum_product_2 = value_of(&sum_product_2_sum);
         const REAL sum_product_3 = value_of(&sum_product_3_sum);
-        const REAL sum_product_4 = value_of(&sum_product_4_sum);
-        const REAL sum_product_5 = value_of(&sum_product_5_sum);
         const REAL sqrt_sum_product_2 = sqrt(sum_product_2);
-        const REAL product = (REAL)0.5 * binade_max_abs * sqrt_sum_product_2;
+        const REAL product = (REAL)0.5 * binade_max_abs_2 * sqrt_sum_product_2;
         const REAL sqrt_sum_product = sqrt(sum_product);
-        const REAL mean_length = product + (REAL)0.5 * binade_max_abs_3 * sqrt_sum_product;
+        const REAL mean_length = product + (REAL)0.5 * binade_max_abs * sqrt_sum_product;
         const REAL sqrt_sum_product_3 = sqrt(sum_product_3);
-        const REAL mean_length_2 = (REAL)0.5 * binade_max_abs_2 * sqrt_sum_product_3 + product;
+        const REAL mean_length_2 = (REAL)0.5 * binade_max_abs_3 * sqrt_sum_product_3 + product;
         const REAL inverse_root_sum_product = inverse_root(sum_product);
         const REAL inverse_root_sum_product_2 = inverse_root(sum_product_2);
-        const REAL ratio = inverse_root_sum_product / binade_max_abs_3;
-        const REAL share = binade_max_abs / binade_max_abs * inverse_root_sum_product_2;
-        const REAL along = -share * sum_product_4 * share;
+        const REAL choice = max_abs_2 == 0 ? 1 : max_abs_2 / binade_max_abs_2;
         const REAL inverse_root_sum_product_3 = inverse_root(sum_product_3);
-        const REAL share_2 = binade_max_abs_2 / binade_max_abs_2 * inverse_root_sum_product_3;
-        const REAL along_2 = -share_2 * sum_product_5 * share_2;
+        const REAL choice_2 = max_abs_3 == 0 ? 1 : max_abs_3 / binade_max_abs_3;
+        accumulator sum_product_4_sum = {0};
+        accumulator sum_product_5_sum = {0};
+        accumulator cosine_sum = {0};
         accumulator sum_product_6_sum = {0};
         accumulator sum_product_7_sum = {0};
-        accumulator cosine_sum = {0};
-        accumulator sum_product_8_sum = {0};
-        accumulator sum_product_9_sum = {0};
         accumulator cosine_2_sum = {0};
-        accumulator sum_product_10_sum = {0};
+        accumulator sum_product_8_sum = {0};
         FOR_TILES(first, end, features) {
-            REAL sum_product_6_tile[TILE], sum_product_7_tile[TILE], cosine_tile[TILE], sum_product_8_tile[TILE], sum_product_9_tile[TILE], cosine_2_tile[TILE], sum_product_10_tile[TILE];
+            REAL sum_product_4_tile[TILE], sum_product_5_tile[TILE], cosine_tile[TILE], sum_product_6_tile[TILE], sum_product_7_tile[TILE], cosine_2_tile[TILE], sum_product_8_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
                 const REAL difference = negative_row[f * negative_features] - positive_row[f * positive_features];
-                const REAL to_negative_4 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-                const REAL product_2 = (REAL)0.5 * to_negative_4;
+                const REAL to_negative_3 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
+                const REAL product_2 = (REAL)0.5 * to_negative_3;
                 const REAL to_positive_3 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
                 const REAL middle = (product_2 + (REAL)0.5 * to_positive_3 + (REAL)1 / 1000000) / mean_length;
-                const REAL between_4 = positive_row[f * positive_features] - negative_row[f * negative_features];
-                const REAL middle_2 = ((REAL)0.5 * between_4 + product_2 + (REAL)1 / 1000000) / mean_length_2;
-                const REAL scaled_4 = (to_positive_3 + (REAL)1 / 1000000) / binade_max_abs_3;
+                const REAL between_3 = positive_row[f * positive_features] - negative_row[f * negative_features];
+                const REAL middle_2 = ((REAL)0.5 * between_3 + product_2 + (REAL)1 / 1000000) / mean_length_2;
+                const REAL scaled_4 = (to_positive_3 + (REAL)1 / 1000000) / binade_max_abs;
                 const REAL unit_x = inverse_root_sum_product * scaled_4;
-                const REAL scaled_5 = (to_negative_4 + (REAL)1 / 1000000) / binade_max_abs;
+                const REAL scaled_5 = (to_negative_3 + (REAL)1 / 1000000) / binade_max_abs_2;
                 const REAL unit_y = inverse_root_sum_product_2 * scaled_5;
-                const REAL eliminated_3 = cross(difference, choice, scaled_5, max_choice);
-                const REAL left_3 = eliminated_3 / choice;
-                const REAL across = ratio * (along * scaled_5 + left_3);
-                const REAL scaled_6 = (between_4 + (REAL)1 / 1000000) / binade_max_abs_2;
+                const REAL eliminated = cross(difference, choice, scaled_5, max_choice);
+                if (grad_positive_wanted) grad_positive_row[f * grad_positive_features] = eliminated;
+                const REAL left = eliminated / choice;
+                if (grad_anchor_wanted) grad_anchor_row[f * grad_anchor_features] = left;
+                const REAL shifted_3 = between_3 + (REAL)1 / 1000000;
+                const REAL scaled_6 = shifted_3 / binade_max_abs_3;
                 const REAL unit_y_2 = -inverse_root_sum_product_3 * scaled_6;
-                const REAL scaled_7 = -scaled_6;
-                const REAL eliminated_4 = cross(to_negative_4 + (REAL)1 / 500000, choice_2, scaled_7, max_choice_2);
-                const REAL left_4 = eliminated_4 / choice_2;
-                const REAL across_2 = ratio * (along_2 * scaled_7 + left_4);
-                if (grad_negative_wanted) grad_negative_row[f * grad_negative_features] = across_2;
-                sum_product_6_tile[f - first] = difference * middle;
-                sum_product_7_tile[f - first] = (positive_row[f * positive_features] - anchor_row[f * anchor_features]) * middle_2;
+                const REAL eliminated_2 = cross(-shifted_3 / shifted_3 * (to_negative_3 + (REAL)1 / 500000), choice_2, scaled_6, max_choice_2);
+                const REAL left_2 = eliminated_2 / choice_2;
+                sum_product_4_tile[f - first] = difference * middle;
+                sum_product_5_tile[f - first] = (positive_row[f * positive_features] - anchor_row[f * anchor_features]) * middle_2;
                 cosine_tile[f - first] = unit_x * unit_y;
-                sum_product_8_tile[f - first] = across * across;
-                sum_product_9_tile[f - first] = to_positive_3 * middle_2;
+                sum_product_6_tile[f - first] = left * scaled_5;
+                sum_product_7_tile[f - first] = to_positive_3 * middle_2;
                 cosine_2_tile[f - first] = unit_x * unit_y_2;
-                sum_product_10_tile[f - first] = across_2 * across_2;
+                sum_product_8_tile[f - first] = left_2 * scaled_6;
             }
+            accumulate_tile(&sum_product_4_sum, sum_product_4_tile, end - first);
+            accumulate_tile(&sum_product_5_sum, sum_product_5_tile, end - first);
+            accumulate_tile(&cosine_sum, cosine_tile, end - first);
             accumulate_tile(&sum_product_6_sum, sum_product_6_tile, end - first);
             accumulate_tile(&sum_product_7_sum, sum_product_7_tile, end - first);
-            accumulate_tile(&cosine_sum, cosine_tile, end - first);
-            accumulate_tile(&sum_product_8_sum, sum_product_8_tile, end - first);
-            accumulate_tile(&sum_product_9_sum, sum_product_9_tile, end - first);
             accumulate_tile(&cosine_2_sum, cosine_2_tile, end - first);
-            accumulate_tile(&sum_product_10_sum, sum_product_10_tile, end - first);
+            accumulate_tile(&sum_product_8_sum, sum_product_8_tile, end - first);
         }
+        const REAL sum_product_4 = value_of(&sum_product_4_sum);
+        const REAL sum_product_5 = value_of(&sum_product_5_sum);
+        const REAL cosine = value_of(&cosine_sum);
         const REAL sum_product_6 = value_of(&sum_product_6_sum);
         const REAL sum_product_7 = value_of(&sum_product_7_sum);
-        const REAL cosine = value_of(&cosine_sum);
-        const REAL sum_product_8 = value_of(&sum_product_8_sum);
-        const REAL sum_product_9 = value_of(&sum_product_9_sum);
         const REAL cosine_2 = value_of(&cosine_2_sum);
+        const REAL sum_product_8 = value_of(&sum_product_8_sum);
+        const REAL ratio = inverse_root_sum_product / binade_max_abs;
+        const REAL share = binade_max_abs_2 / binade_max_abs_2 * inverse_root_sum_product_2;
+        const REAL along = -share * sum_product_6 * share;
+        const REAL share_2 = binade_max_abs_3 / binade_max_abs_3 * inverse_root_sum_product_3;
+        const REAL along_2 = -share_2 * sum_product_8 * share_2;
+        accumulator sum_product_9_sum = {0};
+        accumulator sum_product_10_sum = {0};
+        if (grad_anchor_wanted || grad_positive_wanted || grad_negative_wanted) FOR_TILES(first, end, features) {
+            REAL sum_product_9_tile[TILE], sum_product_10_tile[TILE];
+            INDEPENDENT
+            for (int64_t f = first; f < end; ++f) {
+                const REAL to_negative_4 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
+                const REAL scaled_7 = (to_negative_4 + (REAL)1 / 1000000) / binade_max_abs_2;
+                const REAL eliminated_3 = cross(negative_row[f * negative_features] - positive_row[f * positive_features], choice, scaled_7, max_choice);
+                const REAL left_3 = eliminated_3 / choice;
+                const REAL across = ratio * (along * scaled_7 + left_3);
+                const REAL between_4 = positive_row[f * positive_features] - negative_row[f * negative_features];
+                const REAL scaled_8 = (between_4 + (REAL)1 / 1000000) / binade_max_abs_3;
+                const REAL scaled_9 = -scaled_8;
+                const REAL eliminated_4 = cross(to_negative_4 + (REAL)1 / 500000, choice_2, scaled_9, max_choice_2);
+                const REAL left_4 = eliminated_4 / choice_2;
+                const REAL across_2 = ratio * (along_2 * scaled_9 + left_4);
+                if (grad_negative_wanted) grad_negative_row[f * grad_negative_features] = across_2;
+                sum_product_9_tile[f - first] = across * across;
+                sum_product_10_tile[f - first] = across_2 * across_2;
+            }
+            accumulate_tile(&sum_product_9_sum, sum_product_9_tile, end - first);
+            accumulate_tile(&sum_product_10_sum, sum_product_10_tile, end - first);
+        }
+        const REAL sum_product_9 = value_of(&sum_product_9_sum);
         const REAL sum_product_10 = value_of(&sum_product_10_sum);
-        const REAL shifted_4 = binade_max_abs_3 * sqrt_sum_product - smaller(binade_max_abs * sqrt_sum_product_2, binade_max_abs_2 * sqrt_sum_product_3) + margin;
+        const REAL shifted_4 = binade_max_abs * sqrt_sum_product - smaller(binade_max_abs_2 * sqrt_sum_product_2, binade_max_abs_3 * sqrt_sum_product_3) + margin;
         const int below = shifted_4 < 0;
         const int equal = mean_length_2 == 0;
-        const REAL longer_by = equal ? 0 : sum_product_7;
+        const REAL longer_by = equal ? 0 : sum_product_5;
         const REAL minus_longer_by = -longer_by;
         const int below_2 = minus_longer_by < 0;
         const REAL product_3 = inverse_root_sum_product * scale[n * scale_batch];
@@ -258,13 +260,13 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         const REAL step_3 = step(shifted_4, 1);
         const int below_3 = longer_by < 0;
         const int above = cosine > (REAL)0.5;
-        const REAL ratio_2 = sum_product_8 / (cosine + 1);
+        const REAL ratio_2 = sum_product_9 / (cosine + 1);
         const REAL step_4 = step(longer_by, (REAL)0.5);
-        const REAL longer_by_2 = mean_length == 0 ? 0 : sum_product_6;
+        const REAL longer_by_2 = mean_length == 0 ? 0 : sum_product_4;
         const REAL shifted_5 = longer_by_2 + margin;
         const int below_4 = shifted_5 < 0;
         const REAL step_5 = step(shifted_5, 1);
-        const REAL longer_by_3 = equal ? 0 : sum_product_9;
+        const REAL longer_by_3 = equal ? 0 : sum_product_7;
         const REAL minus_longer_by_3 = -longer_by_3;
         const int below_5 = minus_longer_by_3 < 0;
         const REAL step_6 = step(minus_longer_by_3, (REAL)0.5);
@@ -273,31 +275,31 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         const REAL ratio_3 = sum_product_10 / (cosine_2 + 1);
         const REAL step_7 = step(longer_by_3, (REAL)0.5);
         const REAL product_4 = (REAL)0.5 * ratio * scale[n * scale_batch];
-        const REAL product_5 = (REAL)0.5 * (inverse_root_sum_product_3 / binade_max_abs_2) * scale[n * scale_batch];
-        const REAL product_6 = (REAL)0.5 * (inverse_root_sum_product_2 / binade_max_abs) * scale[n * scale_batch];
+        const REAL product_5 = (REAL)0.5 * (inverse_root_sum_product_3 / binade_max_abs_3) * scale[n * scale_batch];
+        const REAL product_6 = (REAL)0.5 * (inverse_root_sum_product_2 / binade_max_abs_2) * scale[n * scale_batch];
         if (grad_anchor_wanted || grad_positive_wanted || grad_negative_wanted)
         INDEPENDENT
         for (int64_t f = 0; f < features; ++f) {
             const REAL to_positive_4 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL scaled_8 = (to_positive_4 + (REAL)1 / 1000000) / binade_max_abs_3;
+            const REAL scaled_10 = (to_positive_4 + (REAL)1 / 1000000) / binade_max_abs;
             const REAL to_negative_5 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL scaled_9 = (to_negative_5 + (REAL)1 / 1000000) / binade_max_abs;
-            const REAL eliminated_5 = grad_positive_wanted ? grad_positive_row[f * grad_positive_features] : cross(negative_row[f * negative_features] - positive_row[f * positive_features], choice, scaled_9, max_choice);
+            const REAL scaled_11 = (to_negative_5 + (REAL)1 / 1000000) / binade_max_abs_2;
+            const REAL eliminated_5 = grad_positive_wanted ? grad_positive_row[f * grad_positive_features] : cross(negative_row[f * negative_features] - positive_row[f * positive_features], choice, scaled_11, max_choice);
             const REAL left_5 = grad_anchor_wanted ? grad_anchor_row[f * grad_anchor_features] : eliminated_5 / choice;
-            const REAL across_3 = ratio * (along * scaled_9 + left_5);
-            const REAL unit_y_3 = inverse_root_sum_product_2 * scaled_9;
-            const REAL unit_x_2 = inverse_root_sum_product * scaled_8;
+            const REAL across_3 = ratio * (along * scaled_11 + left_5);
+            const REAL unit_y_3 = inverse_root_sum_product_2 * scaled_11;
+            const REAL unit_x_2 = inverse_root_sum_product * scaled_10;
             const REAL product_7 = scale[n * scale_batch] * (above ? across_3 - ratio_2 * unit_y_3 : unit_x_2 - unit_y_3);
             const REAL between_5 = positive_row[f * positive_features] - negative_row[f * negative_features];
-            const REAL scaled_10 = (between_5 + (REAL)1 / 1000000) / binade_max_abs_2;
-            const REAL scaled_11 = -scaled_10;
-            const REAL eliminated_6 = cross(to_negative_5 + (REAL)1 / 500000, choice_2, scaled_11, max_choice_2);
+            const REAL scaled_12 = (between_5 + (REAL)1 / 1000000) / binade_max_abs_3;
+            const REAL scaled_13 = -scaled_12;
+            const REAL eliminated_6 = cross(to_negative_5 + (REAL)1 / 500000, choice_2, scaled_13, max_choice_2);
             const REAL left_6 = eliminated_6 / choice_2;
-            const REAL across_4 = grad_negative_wanted ? grad_negative_row[f * grad_negative_features] : ratio * (along_2 * scaled_11 + left_6);
-            const REAL unit_y_4 = -inverse_root_sum_product_3 * scaled_10;
+            const REAL across_4 = grad_negative_wanted ? grad_negative_row[f * grad_negative_features] : ratio * (along_2 * scaled_13 + left_6);
+            const REAL unit_y_4 = -inverse_root_sum_product_3 * scaled_12;
             const REAL product_8 = product_6 * (2 * to_negative_5 + (REAL)1 / 500000);
-            if (grad_anchor_wanted) grad_anchor_row[f * grad_anchor_features] = swap ? (below ? 0 : (below_2 ? 0 : product_3 * scaled_8 * step_2) * step_3) + (below_3 ? 0 : (below ? 0 : product_7 * step_3) * step_4) : (below_4 ? 0 : product_7 * step_5);
-            if (grad_positive_wanted) grad_positive_row[f * grad_positive_features] = swap ? -((below ? 0 : (below_5 ? 0 : product_3 * scaled_8 * step_6) * step_3) + (below_6 ? 0 : (below ? 0 : scale[n * scale_batch] * (above_2 ? across_4 - ratio_3 * unit_y_4 : unit_x_2 - unit_y_4) * step_3) * step_7)) : -(below_4 ? 0 : product_4 * (2 * to_positive_4 + (REAL)1 / 500000) * step_5);
+            if (grad_anchor_wanted) grad_anchor_row[f * grad_anchor_features] = swap ? (below ? 0 : (below_2 ? 0 : product_3 * scaled_10 * step_2) * step_3) + (below_3 ? 0 : (below ? 0 : product_7 * step_3) * step_4) : (below_4 ? 0 : product_7 * step_5);
+            if (grad_positive_wanted) grad_positive_row[f * grad_positive_features] = swap ? -((below ? 0 : (below_5 ? 0 : product_3 * scaled_10 * step_6) * step_3) + (below_6 ? 0 : (below ? 0 : scale[n * scale_batch] * (above_2 ? across_4 - ratio_3 * unit_y_4 : unit_x_2 - unit_y_4) * step_3) * step_7)) : -(below_4 ? 0 : product_4 * (2 * to_positive_4 + (REAL)1 / 500000) * step_5);
             if (grad_negative_wanted) grad_negative_row[f * grad_negative_features] = swap ? -(-(below_6 ? 0 : (below ? 0 : product_5 * (2 * between_5 + (REAL)1 / 500000) * step_3) * step_7) + -(below_3 ? 0 : (below ? 0 : product_8 * step_3) * step_4)) : (below_4 ? 0 : product_8 * step_5);
         }
         const REAL value = below ? 0 : shifted_4;
@@ -463,253 +465,252 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         REAL *hvp_positive_row = hvp_positive + n * hvp_positive_batch;
         REAL *hvp_negative_row = hvp_negative + n * hvp_negative_batch;
         REAL max_abs = -INFINITY;
-        FOR_TILES(first, end, features) {
-            REAL max_abs_tile[TILE];
-            INDEPENDENT
-            for (int64_t f = first; f < end; ++f) {
-                const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-                max_abs_tile[f - first] = fabs(to_negative + (REAL)1 / 1000000);
-            }
-            max_abs = larger_tile(max_abs, max_abs_tile, end - first);
-        }
         REAL max_abs_2 = -INFINITY;
-        REAL max_choice = -INFINITY;
+        REAL max_abs_3 = -INFINITY;
         FOR_TILES(first, end, features) {
-            REAL max_abs_2_tile[TILE], max_choice_tile[TILE];
+            REAL max_abs_tile[TILE], max_abs_2_tile[TILE], max_abs_3_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
                 const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-                const REAL to_negative_2 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-                const REAL shifted = to_negative_2 + (REAL)1 / 1000000;
-                max_abs_2_tile[f - first] = fabs(to_positive + (REAL)1 / 1000000);
-                max_choice_tile[f - first] = fabs(shifted) == max_abs ? (negative_row[f * negative_features] - positive_row[f * positive_features]) * sign(shifted) : -INFINITY;
+                const REAL to_negative = anchor_row[f * anchor_features] - negative_row[f * negative_features];
+                const REAL between = positive_row[f * positive_features] - negative_row[f * negative_features];
+                max_abs_tile[f - first] = fabs(to_positive + (REAL)1 / 1000000);
+                max_abs_2_tile[f - first] = fabs(to_negative + (REAL)1 / 1000000);
+                max_abs_3_tile[f - first] = fabs(between + (REAL)1 / 1000000);
             }
+            max_abs = larger_tile(max_abs, max_abs_tile, end - first);
             max_abs_2 = larger_tile(max_abs_2, max_abs_2_tile, end - first);
-            max_choice = larger_tile(max_choice, max_choice_tile, end - first);
+            max_abs_3 = larger_tile(max_abs_3, max_abs_3_tile, end - first);
         }
-        const REAL binade_max_abs_2 = binade(max_abs_2);
         const REAL binade_max_abs = binade(max_abs);
-        const REAL choice = max_abs == 0 ? 1 : max_abs / binade_max_abs;
+        const REAL binade_max_abs_2 = binade(max_abs_2);
+        const REAL binade_max_abs_3 = binade(max_abs_3);
         accumulator sum_product_sum = {0};
         accumulator sum_product_2_sum = {0};
-        REAL max_abs_3 = -INFINITY;
         accumulator sum_product_3_sum = {0};
+        REAL max_choice = -INFINITY;
+        REAL max_choice_2 = -INFINITY;
+        REAL max_choice_3 = -INFINITY;
+        REAL max_choice_4 = -INFINITY;
+        REAL max_choice_5 = -INFINITY;
         FOR_TILES(first, end, features) {
-            REAL sum_product_tile[TILE], sum_product_2_tile[TILE], max_abs_3_tile[TILE], sum_product_3_tile[TILE];
+            REAL sum_product_tile[TILE], sum_product_2_tile[TILE], sum_product_3_tile[TILE], max_choice_tile[TILE], max_choice_2_tile[TILE], max_choice_3_tile[TILE], max_choice_4_tile[TILE], max_choice_5_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
                 const REAL to_positive_2 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-                const REAL scaled = (to_positive_2 + (REAL)1 / 1000000) / binade_max_abs_2;
-                const REAL to_negative_3 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-                const REAL scaled_2 = (to_negative_3 + (REAL)1 / 1000000) / binade_max_abs;
-                const REAL between = positive_row[f * positive_features] - negative_row[f * negative_features];
-                const REAL eliminated = cross(negative_row[f * negative_features] - positive_row[f * positive_features], choice, scaled_2, max_choice);
-                if (hvp_positive_wanted) hvp_positive_row[f * hvp_positive_features] = eliminated;
-                const REAL left = eliminated / choice;
-                if (hvp_anchor_wanted) hvp_anchor_row[f * hvp_anchor_features] = left;
+                const REAL shifted = to_positive_2 + (REAL)1 / 1000000;
+                const REAL scaled = shifted / binade_max_abs;
+                const REAL to_negative_2 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
+                const REAL shifted_2 = to_negative_2 + (REAL)1 / 1000000;
+                const REAL scaled_2 = shifted_2 / binade_max_abs_2;
+                const REAL between_2 = positive_row[f * positive_features] - negative_row[f * negative_features];
+                const REAL shifted_3 = between_2 + (REAL)1 / 1000000;
+                const REAL scaled_3 = shifted_3 / binade_max_abs_3;
+                const int equal = fabs(shifted) == max_abs;
+                const int equal_2 = fabs(shifted_2) == max_abs_2;
                 sum_product_tile[f - first] = scaled * scaled;
                 sum_product_2_tile[f - first] = scaled_2 * scaled_2;
-                max_abs_3_tile[f - first] = fabs(between + (REAL)1 / 1000000);
-                sum_product_3_tile[f - first] = left * scaled_2;
+                sum_product_3_tile[f - first] = scaled_3 * scaled_3;
+                max_choice_tile[f - first] = equal ? (direction_anchor_row[f * direction_anchor_features] - direction_positive_row[f * direction_positive_features]) * sign(shifted) : -INFINITY;
+                max_choice_2_tile[f - first] = equal_2 ? (direction_anchor_row[f * direction_anchor_features] - direction_negative_row[f * direction_negative_features]) * sign(shifted_2) : -INFINITY;
+                max_choice_3_tile[f - first] = equal ? (direction_negative_row[f * direction_negative_features] - direction_positive_row[f * direction_positive_features]) * sign(shifted) : -INFINITY;
+                max_choice_4_tile[f - first] = equal_2 ? (negative_row[f * negative_features] - positive_row[f * positive_features]) * sign(shifted_2) : -INFINITY;
+                max_choice_5_tile[f - first] = fabs(shifted_3) == max_abs_3 ? (direction_positive_row[f * direction_positive_features] - direction_negative_row[f * direction_negative_features]) * sign(shifted_3) : -INFINITY;
             }
             accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
             accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
-            max_abs_3 = larger_tile(max_abs_3, max_abs_3_tile, end - first);
             accumulate_tile(&sum_product_3_sum, sum_product_3_tile, end - first);
+            max_choice = larger_tile(max_choice, max_choice_tile, end - first);
+            max_choice_2 = larger_tile(max_choice_2, max_choice_2_tile, end - first);
+            max_choice_3 = larger_tile(max_choice_3, max_choice_3_tile, end - first);
+            max_choice_4 = larger_tile(max_choice_4, max_choice_4_tile, end - first);
+            max_choice_5 = larger_tile(max_choice_5, max_choice_5_tile, end - first);
         }
         const REAL sum_product = value_of(&sum_product_sum);
         const REAL sum_product_2 = value_of(&sum_product_2_sum);
         const REAL sum_product_3 = value_of(&sum_product_3_sum);
-        const REAL binade_max_abs_3 = binade(max_abs_3);
+        const REAL choice = max_abs == 0 ? 1 : max_abs / binade_max_abs;
+        const REAL sqrt_sum_product_3 = sqrt(sum_product_3);
+        const REAL sqrt_sum_product_2 = sqrt(sum_product_2);
+        const REAL product = (REAL)0.5 * binade_max_abs_2 * sqrt_sum_product_2;
+        const REAL mean_length = (REAL)0.5 * binade_max_abs_3 * sqrt_sum_product_3 + product;
+        const REAL choice_2 = max_abs_2 == 0 ? 1 : max_abs_2 / binade_max_abs_2;
+        const REAL sqrt_sum_product = sqrt(sum_product);
+        const REAL mean_length_2 = product + (REAL)0.5 * binade_max_abs * sqrt_sum_product;
         const REAL inverse_root_sum_product = inverse_root(sum_product);
         const REAL inverse_root_sum_product_2 = inverse_root(sum_product_2);
-        const REAL ratio = inverse_root_sum_product / binade_max_abs_2;
-        const REAL share = binade_max_abs / binade_max_abs * inverse_root_sum_product_2;
-        const REAL along = -share * sum_product_3 * share;
-        accumulator sum_product_4_sum = {0};
-        REAL max_choice_2 = -INFINITY;
-        REAL max_choice_3 = -INFINITY;
-        accumulator cosine_sum = {0};
-        REAL max_choice_4 = -INFINITY;
-        accumulator sum_product_5_sum = {0};
-        REAL max_choice_5 = -INFINITY;
-        FOR_TILES(first, end, features) {
-            REAL sum_product_4_tile[TILE], max_choice_2_tile[TILE], max_choice_3_tile[TILE], cosine_tile[TILE], max_choice_4_tile[TILE], sum_product_5_tile[TILE], max_choice_5_tile[TILE];
-            INDEPENDENT
-            for (int64_t f = first; f < end; ++f) {
-                const REAL between_2 = positive_row[f * positive_features] - negative_row[f * negative_features];
-                const REAL shifted_2 = between_2 + (REAL)1 / 1000000;
-                const REAL scaled_3 = shifted_2 / binade_max_abs_3;
-                const REAL to_positive_3 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-                const REAL shifted_3 = to_positive_3 + (REAL)1 / 1000000;
-                const int equal = fabs(shifted_3) == max_abs_2;
-                const REAL to_negative_4 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-                const REAL shifted_4 = to_negative_4 + (REAL)1 / 1000000;
-                const REAL scaled_4 = shifted_3 / binade_max_abs_2;
-                const REAL unit_x = inverse_root_sum_product * scaled_4;
-                const REAL scaled_5 = shifted_4 / binade_max_abs;
-                const REAL unit_y = inverse_root_sum_product_2 * scaled_5;
-                const REAL eliminated_2 = cross(negative_row[f * negative_features] - positive_row[f * positive_features], choice, scaled_5, max_choice);
-                const REAL left_2 = eliminated_2 / choice;
-                const REAL across = ratio * (along * scaled_5 + left_2);
-                sum_product_4_tile[f - first] = scaled_3 * scaled_3;
-                max_choice_2_tile[f - first] = equal ? (direction_anchor_row[f * direction_anchor_features] - direction_positive_row[f * direction_positive_features]) * sign(shifted_3) : -INFINITY;
-                max_choice_3_tile[f - first] = fabs(shifted_4) == max_abs ? (direction_anchor_row[f * direction_anchor_features] - direction_negative_row[f * direction_negative_features]) * sign(shifted_4) : -INFINITY;
-                cosine_tile[f - first] = unit_x * unit_y;
-                max_choice_4_tile[f - first] = equal ? (direction_negative_row[f * direction_negative_features] - direction_positive_row[f * direction_positive_features]) * sign(shifted_3) : -INFINITY;
-                sum_product_5_tile[f - first] = across * across;
-                max_choice_5_tile[f - first] = fabs(shifted_2) == max_abs_3 ? (direction_positive_row[f * direction_positive_features] - direction_negative_row[f * direction_negative_features]) * sign(shifted_2) : -INFINITY;
-            }
-            accumulate_tile(&sum_product_4_sum, sum_product_4_tile, end - first);
-            max_choice_2 = larger_tile(max_choice_2, max_choice_2_tile, end - first);
-            max_choice_3 = larger_tile(max_choice_3, max_choice_3_tile, end - first);
-            accumulate_tile(&cosine_sum, cosine_tile, end - first);
-            max_choice_4 = larger_tile(max_choice_4, max_choice_4_tile, end - first);
-            accumulate_tile(&sum_product_5_sum, sum_product_5_tile, end - first);
-            max_choice_5 = larger_tile(max_choice_5, max_choice_5_tile, end - first);
-        }
-        const REAL sum_product_4 = value_of(&sum_product_4_sum);
-        const REAL cosine = value_of(&cosine_sum);
-        const REAL sum_product_5 = value_of(&sum_product_5_sum);
-        const REAL choice_2 = max_abs_2 == 0 ? 1 : max_abs_2 / binade_max_abs_2;
-        const REAL sqrt_sum_product_4 = sqrt(sum_product_4);
-        const REAL sqrt_sum_product_2 = sqrt(sum_product_2);
-        const REAL product = (REAL)0.5 * binade_max_abs * sqrt_sum_product_2;
-        const REAL mean_length = (REAL)0.5 * binade_max_abs_3 * sqrt_sum_product_4 + product;
-        const REAL sqrt_sum_product = sqrt(sum_product);
-        const REAL mean_length_2 = product + (REAL)0.5 * binade_max_abs_2 * sqrt_sum_product;
-        const REAL ratio_2 = sum_product_5 / (cosine + 1);
+        const REAL ratio = inverse_root_sum_product / binade_max_abs;
         const REAL choice_3 = max_abs_3 == 0 ? 1 : max_abs_3 / binade_max_abs_3;
+        accumulator sum_product_4_sum = {0};
+        accumulator sum_product_5_sum = {0};
         accumulator sum_product_6_sum = {0};
         accumulator sum_product_7_sum = {0};
+        accumulator cosine_sum = {0};
         accumulator sum_product_8_sum = {0};
         accumulator sum_product_9_sum = {0};
         accumulator sum_product_10_sum = {0};
         accumulator sum_product_11_sum = {0};
         accumulator sum_product_12_sum = {0};
         accumulator sum_product_13_sum = {0};
-        accumulator sum_product_14_sum = {0};
-        accumulator sum_product_15_sum = {0};
         FOR_TILES(first, end, features) {
-            REAL sum_product_6_tile[TILE], sum_product_7_tile[TILE], sum_product_8_tile[TILE], sum_product_9_tile[TILE], sum_product_10_tile[TILE], sum_product_11_tile[TILE], sum_product_12_tile[TILE], sum_product_13_tile[TILE], sum_product_14_tile[TILE], sum_product_15_tile[TILE];
+            REAL sum_product_4_tile[TILE], sum_product_5_tile[TILE], sum_product_6_tile[TILE], sum_product_7_tile[TILE], cosine_tile[TILE], sum_product_8_tile[TILE], sum_product_9_tile[TILE], sum_product_10_tile[TILE], sum_product_11_tile[TILE], sum_product_12_tile[TILE], sum_product_13_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
-                const REAL to_positive_4 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-                const REAL scaled_6 = (to_positive_4 + (REAL)1 / 1000000) / binade_max_abs_2;
-                const REAL eliminated_3 = cross(direction_anchor_row[f * direction_anchor_features] - direction_positive_row[f * direction_positive_features], choice_2, scaled_6, max_choice_2);
-                const REAL left_3 = eliminated_3 / choice_2;
-                if (hvp_negative_wanted) hvp_negative_row[f * hvp_negative_features] = left_3;
+                const REAL to_positive_3 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
+                const REAL scaled_4 = (to_positive_3 + (REAL)1 / 1000000) / binade_max_abs;
+                const REAL eliminated = cross(direction_anchor_row[f * direction_anchor_features] - direction_positive_row[f * direction_positive_features], choice, scaled_4, max_choice);
+                const REAL left = eliminated / choice;
+                if (hvp_anchor_wanted) hvp_anchor_row[f * hvp_anchor_features] = left;
                 const REAL between_3 = positive_row[f * positive_features] - negative_row[f * negative_features];
-                const REAL to_negative_5 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-                const REAL product_2 = (REAL)0.5 * to_negative_5;
+                const REAL to_negative_3 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
+                const REAL product_2 = (REAL)0.5 * to_negative_3;
                 const REAL middle = ((REAL)0.5 * between_3 + product_2 + (REAL)1 / 1000000) / mean_length;
                 const REAL difference = direction_anchor_row[f * direction_anchor_features] - direction_negative_row[f * direction_negative_features];
-                const REAL scaled_7 = (to_negative_5 + (REAL)1 / 1000000) / binade_max_abs;
-                const REAL eliminated_4 = cross(difference, choice, scaled_7, max_choice_3);
-                const REAL left_4 = eliminated_4 / choice;
+                const REAL scaled_5 = (to_negative_3 + (REAL)1 / 1000000) / binade_max_abs_2;
+                const REAL eliminated_2 = cross(difference, choice_2, scaled_5, max_choice_2);
+                const REAL left_2 = eliminated_2 / choice_2;
+                if (hvp_positive_wanted) hvp_positive_row[f * hvp_positive_features] = left_2;
                 const REAL difference_2 = negative_row[f * negative_features] - positive_row[f * positive_features];
-                const REAL middle_2 = (product_2 + (REAL)0.5 * to_positive_4 + (REAL)1 / 1000000) / mean_length_2;
-                const REAL eliminated_5 = cross(direction_negative_row[f * direction_negative_features] - direction_positive_row[f * direction_positive_features], choice_2, scaled_6, max_choice_4);
-                const REAL left_5 = eliminated_5 / choice_2;
-                const REAL unit_y_2 = inverse_root_sum_product_2 * scaled_7;
-                const REAL eliminated_6 = cross(difference_2, choice, scaled_7, max_choice);
-                const REAL left_6 = eliminated_6 / choice;
-                const REAL across_2 = ratio * (along * scaled_7 + left_6);
-                const REAL turn = across_2 - ratio_2 * unit_y_2;
+                const REAL middle_2 = (product_2 + (REAL)0.5 * to_positive_3 + (REAL)1 / 1000000) / mean_length_2;
+                const REAL unit_x = inverse_root_sum_product * scaled_4;
+                const REAL unit_y = inverse_root_sum_product_2 * scaled_5;
+                const REAL eliminated_3 = cross(direction_negative_row[f * direction_negative_features] - direction_positive_row[f * direction_positive_features], choice, scaled_4, max_choice_3);
+                const REAL left_3 = eliminated_3 / choice;
+                if (hvp_negative_wanted) hvp_negative_row[f * hvp_negative_features] = left_3;
+                const REAL eliminated_4 = cross(difference_2, choice_2, scaled_5, max_choice_4);
+                const REAL left_4 = eliminated_4 / choice_2;
                 const REAL apart_in_units = ratio * difference_2;
-                const REAL scaled_8 = (between_3 + (REAL)1 / 1000000) / binade_max_abs_3;
-                const REAL eliminated_7 = cross(direction_positive_row[f * direction_positive_features] - direction_negative_row[f * direction_negative_features], choice_3, scaled_8, max_choice_5);
-                const REAL left_7 = eliminated_7 / choice_3;
-                sum_product_6_tile[f - first] = left_3 * scaled_6;
-                sum_product_7_tile[f - first] = (positive_row[f * positive_features] - anchor_row[f * anchor_features]) * middle;
-                sum_product_8_tile[f - first] = left_4 * scaled_7;
-                sum_product_9_tile[f - first] = difference_2 * middle_2;
-                sum_product_10_tile[f - first] = left_5 * scaled_6;
-                sum_product_11_tile[f - first] = difference * unit_y_2;
-                sum_product_12_tile[f - first] = difference * turn;
-                sum_product_13_tile[f - first] = apart_in_units * middle_2;
-                sum_product_14_tile[f - first] = to_positive_4 * middle;
-                sum_product_15_tile[f - first] = left_7 * scaled_8;
+                const REAL scaled_6 = (between_3 + (REAL)1 / 1000000) / binade_max_abs_3;
+                const REAL eliminated_5 = cross(direction_positive_row[f * direction_positive_features] - direction_negative_row[f * direction_negative_features], choice_3, scaled_6, max_choice_5);
+                const REAL left_5 = eliminated_5 / choice_3;
+                sum_product_4_tile[f - first] = left * scaled_4;
+                sum_product_5_tile[f - first] = (positive_row[f * positive_features] - anchor_row[f * anchor_features]) * middle;
+                sum_product_6_tile[f - first] = left_2 * scaled_5;
+                sum_product_7_tile[f - first] = difference_2 * middle_2;
+                cosine_tile[f - first] = unit_x * unit_y;
+                sum_product_8_tile[f - first] = left_3 * scaled_4;
+                sum_product_9_tile[f - first] = difference * unit_y;
+                sum_product_10_tile[f - first] = left_4 * scaled_5;
+                sum_product_11_tile[f - first] = apart_in_units * middle_2;
+                sum_product_12_tile[f - first] = to_positive_3 * middle;
+                sum_product_13_tile[f - first] = left_5 * scaled_6;
             }
+            accumulate_tile(&sum_product_4_sum, sum_product_4_tile, end - first);
+            accumulate_tile(&sum_product_5_sum, sum_product_5_tile, end - first);
             accumulate_tile(&sum_product_6_sum, sum_product_6_tile, end - first);
             accumulate_tile(&sum_product_7_sum, sum_product_7_tile, end - first);
+            accumulate_tile(&cosine_sum, cosine_tile, end - first);
             accumulate_tile(&sum_product_8_sum, sum_product_8_tile, end - first);
             accumulate_tile(&sum_product_9_sum, sum_product_9_tile, end - first);
             accumulate_tile(&sum_product_10_sum, sum_product_10_tile, end - first);
             accumulate_tile(&sum_product_11_sum, sum_product_11_tile, end - first);
             accumulate_tile(&sum_product_12_sum, sum_product_12_tile, end - first);
             accumulate_tile(&sum_product_13_sum, sum_product_13_tile, end - first);
-            accumulate_tile(&sum_product_14_sum, sum_product_14_tile, end - first);
-            accumulate_tile(&sum_product_15_sum, sum_product_15_tile, end - first);
         }
+        const REAL sum_product_4 = value_of(&sum_product_4_sum);
+        const REAL sum_product_5 = value_of(&sum_product_5_sum);
         const REAL sum_product_6 = value_of(&sum_product_6_sum);
         const REAL sum_product_7 = value_of(&sum_product_7_sum);
+        const REAL cosine = value_of(&cosine_sum);
         const REAL sum_product_8 = value_of(&sum_product_8_sum);
         const REAL sum_product_9 = value_of(&sum_product_9_sum);
         const REAL sum_product_10 = value_of(&sum_product_10_sum);
         const REAL sum_product_11 = value_of(&sum_product_11_sum);
         const REAL sum_product_12 = value_of(&sum_product_12_sum);
         const REAL sum_product_13 = value_of(&sum_product_13_sum);
+        const REAL share = binade_max_abs_2 / binade_max_abs_2 * inverse_root_sum_product_2;
+        const REAL along = -share * sum_product_10 * share;
+        accumulator sum_product_14_sum = {0};
+        FOR_TILES(first, end, features) {
+            REAL sum_product_14_tile[TILE];
+            INDEPENDENT
+            for (int64_t f = first; f < end; ++f) {
+                const REAL to_negative_4 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
+                const REAL scaled_7 = (to_negative_4 + (REAL)1 / 1000000) / binade_max_abs_2;
+                const REAL eliminated_6 = cross(negative_row[f * negative_features] - positive_row[f * positive_features], choice_2, scaled_7, max_choice_4);
+                const REAL left_6 = eliminated_6 / choice_2;
+                const REAL across = ratio * (along * scaled_7 + left_6);
+                sum_product_14_tile[f - first] = across * across;
+            }
+            accumulate_tile(&sum_product_14_sum, sum_product_14_tile, end - first);
+        }
         const REAL sum_product_14 = value_of(&sum_product_14_sum);
+        const REAL ratio_2 = sum_product_14 / (cosine + 1);
+        accumulator sum_product_15_sum = {0};
+        FOR_TILES(first, end, features) {
+            REAL sum_product_15_tile[TILE];
+            INDEPENDENT
+            for (int64_t f = first; f < end; ++f) {
+                const REAL to_negative_5 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
+                const REAL scaled_8 = (to_negative_5 + (REAL)1 / 1000000) / binade_max_abs_2;
+                const REAL eliminated_7 = cross(negative_row[f * negative_features] - positive_row[f * positive_features], choice_2, scaled_8, max_choice_4);
+                const REAL left_7 = eliminated_7 / choice_2;
+                const REAL across_2 = ratio * (along * scaled_8 + left_7);
+                const REAL unit_y_2 = inverse_root_sum_product_2 * scaled_8;
+                const REAL turn = across_2 - ratio_2 * unit_y_2;
+                sum_product_15_tile[f - first] = (direction_anchor_row[f * direction_anchor_features] - direction_negative_row[f * direction_negative_features]) * turn;
+            }
+            accumulate_tile(&sum_product_15_sum, sum_product_15_tile, end - first);
+        }
         const REAL sum_product_15 = value_of(&sum_product_15_sum);
-        const REAL shifted_5 = binade_max_abs_2 * sqrt_sum_product - smaller(binade_max_abs * sqrt_sum_product_2, binade_max_abs_3 * sqrt_sum_product_4) + margin;
-        const int below = shifted_5 < 0;
+        const REAL shifted_4 = binade_max_abs * sqrt_sum_product - smaller(binade_max_abs_2 * sqrt_sum_product_2, binade_max_abs_3 * sqrt_sum_product_3) + margin;
+        const int below = shifted_4 < 0;
         const REAL product_3 = ratio * scale[n * scale_batch];
-        const REAL share_2 = binade_max_abs_2 / binade_max_abs_2 * inverse_root_sum_product;
-        const REAL along_2 = -share_2 * sum_product_6 * share_2;
-        const REAL step_2 = step(shifted_5, 1);
-        const int equal_2 = mean_length == 0;
-        const REAL longer_by = equal_2 ? 0 : sum_product_7;
+        const REAL share_2 = binade_max_abs / binade_max_abs * inverse_root_sum_product;
+        const REAL along_2 = -share_2 * sum_product_4 * share_2;
+        const REAL step_2 = step(shifted_4, 1);
+        const int equal_3 = mean_length == 0;
+        const REAL longer_by = equal_3 ? 0 : sum_product_5;
         const int below_2 = longer_by < 0;
-        const REAL ratio_3 = inverse_root_sum_product_2 / binade_max_abs;
+        const REAL ratio_3 = inverse_root_sum_product_2 / binade_max_abs_2;
         const REAL product_4 = ratio_3 * scale[n * scale_batch];
-        const REAL along_3 = -share * sum_product_8 * share;
+        const REAL along_3 = -share * sum_product_6 * share;
         const REAL step_3 = step(longer_by, (REAL)0.5);
-        const REAL longer_by_2 = mean_length_2 == 0 ? 0 : sum_product_9;
-        const REAL shifted_6 = longer_by_2 + margin;
-        const int below_3 = shifted_6 < 0;
+        const REAL longer_by_2 = mean_length_2 == 0 ? 0 : sum_product_7;
+        const REAL shifted_5 = longer_by_2 + margin;
+        const int below_3 = shifted_5 < 0;
         const int above = cosine > (REAL)0.984375;
-        const REAL along_4 = -share_2 * sum_product_10 * share_2;
-        const REAL product_5 = sum_product_13 / binade_max_abs * inverse_root_sum_product_2;
-        const REAL step_4 = step(shifted_6, 1);
-        const REAL longer_by_3 = equal_2 ? 0 : sum_product_14;
+        const REAL along_4 = -share_2 * sum_product_8 * share_2;
+        const REAL product_5 = sum_product_11 / binade_max_abs_2 * inverse_root_sum_product_2;
+        const REAL step_4 = step(shifted_5, 1);
+        const REAL longer_by_3 = equal_3 ? 0 : sum_product_12;
         const int below_4 = longer_by_3 < 0;
-        const REAL inverse_root_sum_product_4 = inverse_root(sum_product_4);
-        const REAL product_6 = inverse_root_sum_product_4 / binade_max_abs_3 * scale[n * scale_batch];
-        const REAL share_3 = binade_max_abs_3 / binade_max_abs_3 * inverse_root_sum_product_4;
-        const REAL along_5 = -share_3 * sum_product_15 * share_3;
+        const REAL inverse_root_sum_product_3 = inverse_root(sum_product_3);
+        const REAL product_6 = inverse_root_sum_product_3 / binade_max_abs_3 * scale[n * scale_batch];
+        const REAL share_3 = binade_max_abs_3 / binade_max_abs_3 * inverse_root_sum_product_3;
+        const REAL along_5 = -share_3 * sum_product_13 * share_3;
         const REAL step_5 = step(longer_by_3, (REAL)0.5);
         INDEPENDENT
         for (int64_t f = 0; f < features; ++f) {
-            const REAL to_positive_5 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
-            const REAL scaled_9 = (to_positive_5 + (REAL)1 / 1000000) / binade_max_abs_2;
-            const REAL eliminated_8 = cross(direction_anchor_row[f * direction_anchor_features] - direction_positive_row[f * direction_positive_features], choice_2, scaled_9, max_choice_2);
-            const REAL left_8 = hvp_negative_wanted ? hvp_negative_row[f * hvp_negative_features] : eliminated_8 / choice_2;
+            const REAL to_positive_4 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
+            const REAL scaled_9 = (to_positive_4 + (REAL)1 / 1000000) / binade_max_abs;
+            const REAL eliminated_8 = cross(direction_anchor_row[f * direction_anchor_features] - direction_positive_row[f * direction_positive_features], choice, scaled_9, max_choice);
+            const REAL left_8 = hvp_anchor_wanted ? hvp_anchor_row[f * hvp_anchor_features] : eliminated_8 / choice;
             const REAL choice_4 = below ? 0 : product_3 * (along_2 * scaled_9 + left_8) * step_2;
             const REAL to_negative_6 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
-            const REAL scaled_10 = (to_negative_6 + (REAL)1 / 1000000) / binade_max_abs;
-            const REAL eliminated_9 = cross(direction_anchor_row[f * direction_anchor_features] - direction_negative_row[f * direction_negative_features], choice, scaled_10, max_choice_3);
-            const REAL left_9 = eliminated_9 / choice;
-            const REAL shifted_7 = along_3 * scaled_10 + left_9;
-            const REAL choice_5 = below_2 ? 0 : (below ? 0 : product_4 * shifted_7 * step_2) * step_3;
-            const REAL eliminated_10 = cross(direction_negative_row[f * direction_negative_features] - direction_positive_row[f * direction_positive_features], choice_2, scaled_9, max_choice_4);
-            const REAL left_10 = eliminated_10 / choice_2;
-            const REAL eliminated_11 = hvp_positive_wanted ? hvp_positive_row[f * hvp_positive_features] : cross(negative_row[f * negative_features] - positive_row[f * positive_features], choice, scaled_10, max_choice);
-            const REAL left_11 = hvp_anchor_wanted ? hvp_anchor_row[f * hvp_anchor_features] : eliminated_11 / choice;
+            const REAL scaled_10 = (to_negative_6 + (REAL)1 / 1000000) / binade_max_abs_2;
+            const REAL eliminated_9 = cross(direction_anchor_row[f * direction_anchor_features] - direction_negative_row[f * direction_negative_features], choice_2, scaled_10, max_choice_2);
+            const REAL left_9 = hvp_positive_wanted ? hvp_positive_row[f * hvp_positive_features] : eliminated_9 / choice_2;
+            const REAL shifted_6 = along_3 * scaled_10 + left_9;
+            const REAL choice_5 = below_2 ? 0 : (below ? 0 : product_4 * shifted_6 * step_2) * step_3;
+            const REAL eliminated_10 = cross(direction_negative_row[f * direction_negative_features] - direction_positive_row[f * direction_positive_features], choice, scaled_9, max_choice_3);
+            const REAL left_10 = hvp_negative_wanted ? hvp_negative_row[f * hvp_negative_features] : eliminated_10 / choice;
+            const REAL eliminated_11 = cross(negative_row[f * negative_features] - positive_row[f * positive_features], choice_2, scaled_10, max_choice_4);
+            const REAL left_11 = eliminated_11 / choice_2;
             const REAL across_3 = ratio * (along * scaled_10 + left_11);
             const REAL unit_y_3 = inverse_root_sum_product_2 * scaled_10;
             const REAL turn_2 = across_3 - ratio_2 * unit_y_3;
             const REAL unit_x_2 = inverse_root_sum_product * scaled_9;
             const REAL first_part = ratio * (along_2 * scaled_9 + left_8);
-            const REAL second_part = ratio_3 * shifted_7;
+            const REAL second_part = ratio_3 * shifted_6;
             const REAL between_4 = positive_row[f * positive_features] - negative_row[f * negative_features];
             const REAL scaled_11 = (between_4 + (REAL)1 / 1000000) / binade_max_abs_3;
             const REAL eliminated_12 = cross(direction_positive_row[f * direction_positive_features] - direction_negative_row[f * direction_negative_features], choice_3, scaled_11, max_choice_5);
             const REAL left_12 = eliminated_12 / choice_3;
             const REAL choice_6 = below_4 ? 0 : (below ? 0 : product_6 * (along_5 * scaled_11 + left_12) * step_2) * step_5;
-            if (hvp_anchor_wanted) hvp_anchor_row[f * hvp_anchor_features] = swap ? choice_4 - choice_5 : (below_3 ? 0 : scale[n * scale_batch] * (above ? ratio * (along_4 * scaled_9 + left_10) - ratio * (sum_product_11 * turn_2 + sum_product_12 * unit_x_2) - product_5 * shifted_7 : first_part - second_part) * step_4);
+            if (hvp_anchor_wanted) hvp_anchor_row[f * hvp_anchor_features] = swap ? choice_4 - choice_5 : (below_3 ? 0 : scale[n * scale_batch] * (above ? ratio * (along_4 * scaled_9 + left_10) - ratio * (sum_product_9 * turn_2 + sum_product_15 * unit_x_2) - product_5 * shifted_6 : first_part - second_part) * step_4);
             if (hvp_positive_wanted) hvp_positive_row[f * hvp_positive_features] = swap ? -(choice_6 + choice_4) : -(below_3 ? 0 : product_3 * (along_2 * scaled_9 + left_8) * step_4);
-            if (hvp_negative_wanted) hvp_negative_row[f * hvp_negative_features] = swap ? choice_6 + choice_5 : (below_3 ? 0 : product_4 * shifted_7 * step_4);
+            if (hvp_negative_wanted) hvp_negative_row[f * hvp_negative_features] = swap ? choice_6 + choice_5 : (below_3 ? 0 : product_4 * shifted_6 * step_4);
         }
     }
 }

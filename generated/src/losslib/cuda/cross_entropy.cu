@@ -347,22 +347,22 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all__target_index__
     accumulator<real> total_loss_sum;
     accumulator<real> total_weight_sum;
     real max_abs_weight_here = -INFINITY;
+    accumulator<real> sum_weight_sum;
     for (int64_t c = team.lane; c < classes; c += team.size) {
         max_abs_weight_here = larger<real>(max_abs_weight_here, fabs(weight(c)));
+        sum_weight_sum.add(weight(c));
     }
     const real max_abs_weight = team.largest(max_abs_weight_here);
+    const real sum_weight = team.total(sum_weight_sum);
     accumulator<real> sum_choice_sum;
     accumulator<real> sum_choice_2_sum;
-    accumulator<real> sum_weight_sum;
     for (int64_t c = team.lane; c < classes; c += team.size) {
         const bool equal = fabs(weight(c)) == max_abs_weight;
         sum_choice_sum.add(equal ? weight(c) : 0);
         sum_choice_2_sum.add(equal ? 0 : weight(c));
-        sum_weight_sum.add(weight(c));
     }
     const real sum_choice = team.total(sum_choice_sum);
     const real sum_choice_2 = team.total(sum_choice_2_sum);
-    const real sum_weight = team.total(sum_weight_sum);
     const real difference = label_smoothing - 1;
     const real ratio = label_smoothing / (real)classes;
     for (int64_t n = team.first; n < run.about.samples; n += team.count) {
@@ -502,7 +502,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp__target_index__label_smoothing
     close_total(run, 5, 0, total_rate_sum);
 }
 
-/* The hessian times the directions, times scale, where label_smoothing is none of the special values. 62 operations. */
+/* The hessian times the directions, times scale, where label_smoothing is none of the special values. 63 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) hvp__target_index__label_smoothing_general(const __grid_constant__ launch<6> run)
 {
@@ -547,48 +547,47 @@ __global__ void __launch_bounds__(THREADS, 1) hvp__target_index__label_smoothing
         const real sum_product = team.total(sum_product_sum);
         const real sum_exp = others + ties;
         const real mean_under_softmax = sum_product / sum_exp;
+        accumulator<real> sum_product_2_sum;
         real max_abs_here = -INFINITY;
         for (int64_t c = team.lane; c < classes; c += team.size) {
             const real from_mean = direction_input(c) - mean_under_softmax;
             const real relative_2 = exp_difference<real>(input(c), largest);
+            sum_product_2_sum.add(from_mean * relative_2);
             max_abs_here = larger<real>(max_abs_here, fabs(from_mean / sum_exp * relative_2));
         }
+        const real sum_product_2 = team.total(sum_product_2_sum);
         const real max_abs = team.largest(max_abs_here);
-        accumulator<real> sum_product_2_sum;
         accumulator<real> sum_choice_sum;
         accumulator<real> sum_choice_2_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
             const real from_mean_2 = direction_input(c) - mean_under_softmax;
             const real relative_3 = exp_difference<real>(input(c), largest);
-            const real product_2 = from_mean_2 * relative_3;
-            const real product_3 = from_mean_2 / sum_exp * relative_3;
-            const bool equal = fabs(product_3) == max_abs;
-            sum_product_2_sum.add(product_2);
-            sum_choice_sum.add(equal ? product_3 : 0);
-            sum_choice_2_sum.add(equal ? 0 : product_2);
+            const real product_2 = from_mean_2 / sum_exp * relative_3;
+            const bool equal = fabs(product_2) == max_abs;
+            sum_choice_sum.add(equal ? product_2 : 0);
+            sum_choice_2_sum.add(equal ? 0 : from_mean_2 * relative_3);
         }
-        const real sum_product_2 = team.total(sum_product_2_sum);
         const real sum_choice = team.total(sum_choice_sum);
         const real sum_choice_2 = team.total(sum_choice_2_sum);
         const bool ignored = target == ignore_index;
         const int64_t safe_target = ignored ? 0 : target;
         const real weight_at_safe_target = weight(safe_target);
-        const real product_4 = label_smoothing * (weight_at_safe_target / sum_exp) * scale;
+        const real product_3 = label_smoothing * (weight_at_safe_target / sum_exp) * scale;
         const real ratio = sum_product_2 / sum_exp;
-        const real product_5 = weight_at_safe_target * scale;
+        const real product_4 = weight_at_safe_target * scale;
         const real ratio_2 = sum_choice_2 / sum_exp;
         const real more_ties = ties - 1;
         const real shifted = more_ties + others;
-        const real product_6 = product * scale;
+        const real product_5 = product * scale;
         if (hvp_input.wanted) for (int64_t c = team.lane; c < classes; c += team.size) {
             const real from_mean_3 = direction_input(c) - mean_under_softmax;
             const real relative_4 = exp_difference<real>(input(c), largest);
             const real ratio_3 = from_mean_3 / sum_exp;
-            const real product_7 = ratio_3 * relative_4;
-            const real as_large = sum_choice - product_7;
+            const real product_6 = ratio_3 * relative_4;
+            const real as_large = sum_choice - product_6;
             const bool is_largest_2 = input(c) == largest;
-            const real difference = (fabs(product_7) == max_abs ? as_large + ratio_2 : ratio - product_7) / sum_exp * relative_4 - ratio_3 * ((is_largest_2 ? shifted : sum_exp - relative_4) / sum_exp) * relative_4;
-            hvp_input.put(ignored ? 0 : -(product_4 * (from_mean_3 - ratio) * relative_4 + product_5 * difference + product_6 * difference), c);
+            const real difference = (fabs(product_6) == max_abs ? as_large + ratio_2 : ratio - product_6) / sum_exp * relative_4 - ratio_3 * ((is_largest_2 ? shifted : sum_exp - relative_4) / sum_exp) * relative_4;
+            hvp_input.put(ignored ? 0 : -(product_3 * (from_mean_3 - ratio) * relative_4 + product_4 * difference + product_5 * difference), c);
         }
     }
 }
@@ -656,7 +655,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all__target_index__label_smoot
     close_total(run, 7, 1, total_weight_rate_sum);
 }
 
-/* The hessian times the directions, times scale, where label_smoothing is none of the special values. 151 operations. */
+/* The hessian times the directions, times scale, where label_smoothing is none of the special values. 152 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) hvp_all__target_index__label_smoothing_general(const __grid_constant__ launch<10> run)
 {
@@ -669,34 +668,34 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all__target_index__label_smoot
     const optional_row<Storage> direction_weight(run, 7, 0, (real)0.0);
     const shared_cells<real> hvp_weight(run, 9, 0, team, classes, 1, 1, 1);
 
+    accumulator<real> sum_weight_sum;
     real max_2_here = -INFINITY;
+    accumulator<real> sum_direction_weight_sum;
     real max_abs_weight_here = -INFINITY;
     for (int64_t c = team.lane; c < classes; c += team.size) {
+        sum_weight_sum.add(weight(c));
         max_2_here = larger<real>(max_2_here, fabs(direction_weight(c)));
+        sum_direction_weight_sum.add(direction_weight(c));
         max_abs_weight_here = larger<real>(max_abs_weight_here, fabs(weight(c)));
     }
+    const real sum_weight = team.total(sum_weight_sum);
     const real max_2 = team.largest(max_2_here);
+    const real sum_direction_weight = team.total(sum_direction_weight_sum);
     const real max_abs_weight = team.largest(max_abs_weight_here);
-    accumulator<real> sum_weight_sum;
     accumulator<real> sum_choice_sum;
     accumulator<real> sum_choice_2_sum;
-    accumulator<real> sum_direction_weight_sum;
     accumulator<real> sum_choice_3_sum;
     accumulator<real> sum_choice_4_sum;
     for (int64_t c = team.lane; c < classes; c += team.size) {
         const bool equal = fabs(direction_weight(c)) == max_2;
         const bool equal_2 = fabs(weight(c)) == max_abs_weight;
-        sum_weight_sum.add(weight(c));
         sum_choice_sum.add(equal ? direction_weight(c) : 0);
         sum_choice_2_sum.add(equal ? 0 : direction_weight(c));
-        sum_direction_weight_sum.add(direction_weight(c));
         sum_choice_3_sum.add(equal_2 ? weight(c) : 0);
         sum_choice_4_sum.add(equal_2 ? 0 : weight(c));
     }
-    const real sum_weight = team.total(sum_weight_sum);
     const real sum_choice = team.total(sum_choice_sum);
     const real sum_choice_2 = team.total(sum_choice_2_sum);
-    const real sum_direction_weight = team.total(sum_direction_weight_sum);
     const real sum_choice_3 = team.total(sum_choice_3_sum);
     const real sum_choice_4 = team.total(sum_choice_4_sum);
     const real ratio = label_smoothing / (real)classes;
@@ -732,52 +731,51 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all__target_index__label_smoot
         const real sum_product = team.total(sum_product_sum);
         const real sum_exp = others + ties;
         const real mean_under_softmax = sum_product / sum_exp;
+        accumulator<real> sum_product_2_sum;
         real max_abs_here = -INFINITY;
         for (int64_t c = team.lane; c < classes; c += team.size) {
             const real from_mean = direction_input(c) - mean_under_softmax;
             const real relative_2 = exp_difference<real>(input(c), largest);
+            sum_product_2_sum.add(from_mean * relative_2);
             max_abs_here = larger<real>(max_abs_here, fabs(from_mean / sum_exp * relative_2));
         }
+        const real sum_product_2 = team.total(sum_product_2_sum);
         const real max_abs = team.largest(max_abs_here);
-        accumulator<real> sum_product_2_sum;
         accumulator<real> sum_choice_5_sum;
         accumulator<real> sum_choice_6_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
             const real from_mean_2 = direction_input(c) - mean_under_softmax;
             const real relative_3 = exp_difference<real>(input(c), largest);
-            const real product_2 = from_mean_2 * relative_3;
-            const real product_3 = from_mean_2 / sum_exp * relative_3;
-            const bool equal_3 = fabs(product_3) == max_abs;
-            sum_product_2_sum.add(product_2);
-            sum_choice_5_sum.add(equal_3 ? product_3 : 0);
-            sum_choice_6_sum.add(equal_3 ? 0 : product_2);
+            const real product_2 = from_mean_2 / sum_exp * relative_3;
+            const bool equal_3 = fabs(product_2) == max_abs;
+            sum_choice_5_sum.add(equal_3 ? product_2 : 0);
+            sum_choice_6_sum.add(equal_3 ? 0 : from_mean_2 * relative_3);
         }
-        const real sum_product_2 = team.total(sum_product_2_sum);
         const real sum_choice_5 = team.total(sum_choice_5_sum);
         const real sum_choice_6 = team.total(sum_choice_6_sum);
         const bool ignored = target == ignore_index;
         const int64_t safe_target = ignored ? 0 : target;
         const real direction_weight_at_safe_target = direction_weight(safe_target);
-        const real product_4 = scale * direction_weight_at_safe_target;
+        const real product_3 = scale * direction_weight_at_safe_target;
         const real input_at_safe_target = input(safe_target);
         const real more_ties = ties - 1;
         const real shifted = more_ties + others;
         const real minus_ratio = -(input_at_safe_target == largest ? shifted : sum_exp - exp_difference<real>(input_at_safe_target, largest)) / sum_exp;
         const real weight_at_safe_target = weight(safe_target);
-        const real product_5 = label_smoothing * (weight_at_safe_target / sum_exp) * scale;
+        const real product_4 = label_smoothing * (weight_at_safe_target / sum_exp) * scale;
         const real ratio_2 = sum_product_2 / sum_exp;
-        const real product_6 = label_smoothing * scale * direction_weight_at_safe_target;
-        const real product_7 = label_smoothing * weight_at_safe_target * scale_rate;
+        const real product_5 = label_smoothing * scale * direction_weight_at_safe_target;
+        const real product_6 = label_smoothing * weight_at_safe_target * scale_rate;
         const real shifted_2 = (real)classes * others + (real)classes * ties;
-        const real product_8 = weight_at_safe_target * scale;
+        const real product_7 = weight_at_safe_target * scale;
         const real ratio_3 = sum_choice_6 / sum_exp;
-        const real product_9 = product * scale;
-        const real product_10 = weight_at_safe_target * scale_rate;
-        const real product_11 = ratio * scale;
-        const real product_12 = difference * (direction_input(safe_target) - mean_under_softmax) * scale;
+        const real product_8 = product * scale;
+        const real product_9 = weight_at_safe_target * scale_rate;
+        const real product_10 = ratio * scale;
+        const real product_11 = difference * (direction_input(safe_target) - mean_under_softmax) * scale;
         const real log_mass = log1p(others + more_ties);
         const real log_p = input_at_safe_target - largest - log_mass;
-        const real product_13 = difference * log_p;
+        const real product_12 = difference * log_p;
         if (hvp_input.wanted || hvp_weight.wanted) for (int64_t c = team.lane; c < classes; c += team.size) {
             const bool equal_4 = c == safe_target;
             const real relative_4 = exp_difference<real>(input(c), largest);
@@ -786,15 +784,15 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all__target_index__label_smoot
             const bool is_largest_2 = input(c) == largest;
             const real choice_2 = is_largest_2 ? shifted : sum_exp - relative_4;
             const real ratio_4 = from_mean_3 / sum_exp;
-            const real product_14 = ratio_4 * relative_4;
-            const real as_large = sum_choice_5 - product_14;
-            const real difference_2 = (fabs(product_14) == max_abs ? as_large + ratio_3 : ratio_2 - product_14) / sum_exp * relative_4 - ratio_4 * (choice_2 / sum_exp) * relative_4;
+            const real product_13 = ratio_4 * relative_4;
+            const real as_large = sum_choice_5 - product_13;
+            const real difference_2 = (fabs(product_13) == max_abs ? as_large + ratio_3 : ratio_2 - product_13) / sum_exp * relative_4 - ratio_4 * (choice_2 / sum_exp) * relative_4;
             const real as_large_2 = sum_choice - direction_weight(c);
             const real as_large_3 = sum_choice_3 - weight(c);
             const real choice_3 = (real)(equal_4 ? 1 : 0);
             const real log_p_2 = input(c) - largest - log_mass;
-            hvp_input.put(ignored ? 0 : product_4 * choice - product_5 * (from_mean_3 - ratio_2) * relative_4 - product_6 * choice - product_7 * choice - label_smoothing * (weight(c) / shifted_2) * scale_rate * choice_2 - product_8 * difference_2 - product_9 * difference_2 + product_10 * choice + product_11 * ((fabs(direction_weight(c)) == max_2 ? as_large_2 + sum_choice_2 : sum_direction_weight - direction_weight(c)) / sum_exp * relative_4 - direction_weight(c) / sum_exp * choice_2) + ratio * ((fabs(weight(c)) == max_abs_weight ? as_large_3 + sum_choice_4 : sum_weight - weight(c)) / sum_exp) * scale_rate * relative_4, c);
-            hvp_weight.add((ignored ? 0 : scale_weight_rate * choice_3) + (ignored ? 0 : product_12 * choice_3 - product_11 * from_mean_3 + scale_rate * (product_13 * choice_3 - ratio * log_p_2)), c);
+            hvp_input.put(ignored ? 0 : product_3 * choice - product_4 * (from_mean_3 - ratio_2) * relative_4 - product_5 * choice - product_6 * choice - label_smoothing * (weight(c) / shifted_2) * scale_rate * choice_2 - product_7 * difference_2 - product_8 * difference_2 + product_9 * choice + product_10 * ((fabs(direction_weight(c)) == max_2 ? as_large_2 + sum_choice_2 : sum_direction_weight - direction_weight(c)) / sum_exp * relative_4 - direction_weight(c) / sum_exp * choice_2) + ratio * ((fabs(weight(c)) == max_abs_weight ? as_large_3 + sum_choice_4 : sum_weight - weight(c)) / sum_exp) * scale_rate * relative_4, c);
+            hvp_weight.add((ignored ? 0 : scale_weight_rate * choice_3) + (ignored ? 0 : product_11 * choice_3 - product_10 * from_mean_3 + scale_rate * (product_12 * choice_3 - ratio * log_p_2)), c);
         }
     }
 }
@@ -821,33 +819,34 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all__target_real__l
 
         real largest_here = -INFINITY;
         real max_abs_here = -INFINITY;
+        accumulator<real> sum_product_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
+            const real product = weight(c) * target(c);
             largest_here = larger<real>(largest_here, input(c));
-            max_abs_here = larger<real>(max_abs_here, fabs(weight(c) * target(c)));
+            max_abs_here = larger<real>(max_abs_here, fabs(product));
+            sum_product_sum.add(product);
         }
         const real largest = team.largest(largest_here);
         const real max_abs = team.largest(max_abs_here);
+        const real sum_product = team.total(sum_product_sum);
         accumulator<real> others_sum;
         accumulator<real> ties_sum;
         accumulator<real> sum_choice_sum;
         accumulator<real> sum_choice_2_sum;
-        accumulator<real> sum_product_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
             const bool is_largest = input(c) == largest;
             const real relative = exp_difference<real>(input(c), largest);
-            const real product = weight(c) * target(c);
-            const bool equal = fabs(product) == max_abs;
+            const real product_2 = weight(c) * target(c);
+            const bool equal = fabs(product_2) == max_abs;
             others_sum.add(is_largest ? 0 : relative);
             ties_sum.add((real)(is_largest ? 1 : 0));
-            sum_choice_sum.add(equal ? product : 0);
-            sum_choice_2_sum.add(equal ? 0 : product);
-            sum_product_sum.add(product);
+            sum_choice_sum.add(equal ? product_2 : 0);
+            sum_choice_2_sum.add(equal ? 0 : product_2);
         }
         const real others = team.total(others_sum);
         const real ties = team.total(ties_sum);
         const real sum_choice = team.total(sum_choice_sum);
         const real sum_choice_2 = team.total(sum_choice_2_sum);
-        const real sum_product = team.total(sum_product_sum);
         const real sum_exp = others + ties;
         const real more_ties = ties - 1;
         const real shifted = more_ties + others;
@@ -856,13 +855,13 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all__target_real__l
         for (int64_t c = team.lane; c < classes; c += team.size) {
             const bool is_largest_2 = input(c) == largest;
             const real relative_2 = exp_difference<real>(input(c), largest);
-            const real product_2 = weight(c) * target(c);
-            const real as_large = sum_choice - product_2;
+            const real product_3 = weight(c) * target(c);
+            const real as_large = sum_choice - product_3;
             const real log_p = input(c) - largest - log_mass;
-            grad_input.put(-scale * (weight(c) / sum_exp * target(c) * (is_largest_2 ? shifted : sum_exp - relative_2) - (fabs(product_2) == max_abs ? as_large + sum_choice_2 : sum_product - product_2) / sum_exp * relative_2), c);
+            grad_input.put(-scale * (weight(c) / sum_exp * target(c) * (is_largest_2 ? shifted : sum_exp - relative_2) - (fabs(product_3) == max_abs ? as_large + sum_choice_2 : sum_product - product_3) / sum_exp * relative_2), c);
             grad_target.put(-weight(c) * scale * log_p, c);
             grad_weight.add(-scale * target(c) * log_p, c);
-            sum_product_2_sum.add(product_2 * log_p);
+            sum_product_2_sum.add(product_3 * log_p);
         }
         const real sum_product_2 = team.total(sum_product_2_sum);
         const real value = -sum_product_2;
@@ -938,37 +937,37 @@ __global__ void __launch_bounds__(THREADS, 1) hvp__target_real__label_smoothing_
         const optional_row<Storage> direction_input(run, 4, here.of[4], (real)0.0);
         const output_row<Storage> hvp_input(run, 5, here.of[5]);
 
+        accumulator<real> sum_product_sum;
         real largest_here = -INFINITY;
         for (int64_t c = team.lane; c < classes; c += team.size) {
+            sum_product_sum.add(weight(c) * target(c));
             largest_here = larger<real>(largest_here, input(c));
         }
+        const real sum_product = team.total(sum_product_sum);
         const real largest = team.largest(largest_here);
         accumulator<real> others_sum;
         accumulator<real> ties_sum;
-        accumulator<real> sum_product_sum;
+        accumulator<real> sum_product_2_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
             const bool is_largest = input(c) == largest;
             const real relative = exp_difference<real>(input(c), largest);
             others_sum.add(is_largest ? 0 : relative);
             ties_sum.add((real)(is_largest ? 1 : 0));
-            sum_product_sum.add(relative * direction_input(c));
+            sum_product_2_sum.add(relative * direction_input(c));
         }
         const real others = team.total(others_sum);
         const real ties = team.total(ties_sum);
-        const real sum_product = team.total(sum_product_sum);
+        const real sum_product_2 = team.total(sum_product_2_sum);
         const real sum_exp = others + ties;
-        const real mean_under_softmax = sum_product / sum_exp;
-        accumulator<real> sum_product_2_sum;
+        const real mean_under_softmax = sum_product_2 / sum_exp;
         accumulator<real> sum_product_3_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
             const real from_mean = direction_input(c) - mean_under_softmax;
             const real relative_2 = exp_difference<real>(input(c), largest);
-            sum_product_2_sum.add(weight(c) * target(c));
             sum_product_3_sum.add(from_mean * relative_2);
         }
-        const real sum_product_2 = team.total(sum_product_2_sum);
         const real sum_product_3 = team.total(sum_product_3_sum);
-        const real product = sum_product_2 / sum_exp * scale;
+        const real product = sum_product / sum_exp * scale;
         const real ratio = sum_product_3 / sum_exp;
         if (hvp_input.wanted) for (int64_t c = team.lane; c < classes; c += team.size) {
             const real from_mean_2 = direction_input(c) - mean_under_softmax;
@@ -1052,65 +1051,66 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all__target_real__label_smooth
         const output_row<Storage> hvp_input(run, 7, here.of[7]);
         const output_row<Storage> hvp_target(run, 8, here.of[8]);
 
-        real largest_here = -INFINITY;
-        for (int64_t c = team.lane; c < classes; c += team.size) {
-            largest_here = larger<real>(largest_here, input(c));
-        }
-        const real largest = team.largest(largest_here);
         real max_abs_here = -INFINITY;
-        accumulator<real> others_sum;
-        accumulator<real> ties_sum;
+        accumulator<real> sum_shifted_sum;
+        real largest_here = -INFINITY;
         accumulator<real> sum_product_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
-            const bool is_largest = input(c) == largest;
-            const real relative = exp_difference<real>(input(c), largest);
-            max_abs_here = larger<real>(max_abs_here, fabs(weight(c) * direction_target(c) + direction_weight(c) * target(c)));
-            others_sum.add(is_largest ? 0 : relative);
-            ties_sum.add((real)(is_largest ? 1 : 0));
-            sum_product_sum.add(relative * direction_input(c));
+            const real shifted = weight(c) * direction_target(c) + direction_weight(c) * target(c);
+            max_abs_here = larger<real>(max_abs_here, fabs(shifted));
+            sum_shifted_sum.add(shifted);
+            largest_here = larger<real>(largest_here, input(c));
+            sum_product_sum.add(weight(c) * target(c));
         }
         const real max_abs = team.largest(max_abs_here);
-        const real others = team.total(others_sum);
-        const real ties = team.total(ties_sum);
+        const real sum_shifted = team.total(sum_shifted_sum);
+        const real largest = team.largest(largest_here);
         const real sum_product = team.total(sum_product_sum);
-        const real sum_exp = others + ties;
-        const real mean_under_softmax = sum_product / sum_exp;
         accumulator<real> sum_choice_sum;
         accumulator<real> sum_choice_2_sum;
-        accumulator<real> sum_shifted_sum;
+        accumulator<real> others_sum;
+        accumulator<real> ties_sum;
         accumulator<real> sum_product_2_sum;
-        accumulator<real> sum_product_3_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
-            const real shifted = weight(c) * direction_target(c) + direction_weight(c) * target(c);
-            const bool equal = fabs(shifted) == max_abs;
-            const real from_mean = direction_input(c) - mean_under_softmax;
-            const real relative_2 = exp_difference<real>(input(c), largest);
-            sum_choice_sum.add(equal ? shifted : 0);
-            sum_choice_2_sum.add(equal ? 0 : shifted);
-            sum_shifted_sum.add(shifted);
-            sum_product_2_sum.add(weight(c) * target(c));
-            sum_product_3_sum.add(from_mean * relative_2);
+            const real shifted_2 = weight(c) * direction_target(c) + direction_weight(c) * target(c);
+            const bool equal = fabs(shifted_2) == max_abs;
+            const bool is_largest = input(c) == largest;
+            const real relative = exp_difference<real>(input(c), largest);
+            sum_choice_sum.add(equal ? shifted_2 : 0);
+            sum_choice_2_sum.add(equal ? 0 : shifted_2);
+            others_sum.add(is_largest ? 0 : relative);
+            ties_sum.add((real)(is_largest ? 1 : 0));
+            sum_product_2_sum.add(relative * direction_input(c));
         }
         const real sum_choice = team.total(sum_choice_sum);
         const real sum_choice_2 = team.total(sum_choice_2_sum);
-        const real sum_shifted = team.total(sum_shifted_sum);
+        const real others = team.total(others_sum);
+        const real ties = team.total(ties_sum);
         const real sum_product_2 = team.total(sum_product_2_sum);
+        const real sum_exp = others + ties;
+        const real mean_under_softmax = sum_product_2 / sum_exp;
+        accumulator<real> sum_product_3_sum;
+        for (int64_t c = team.lane; c < classes; c += team.size) {
+            const real from_mean = direction_input(c) - mean_under_softmax;
+            const real relative_2 = exp_difference<real>(input(c), largest);
+            sum_product_3_sum.add(from_mean * relative_2);
+        }
         const real sum_product_3 = team.total(sum_product_3_sum);
         const real more_ties = ties - 1;
-        const real shifted_2 = more_ties + others;
-        const real product = sum_product_2 / sum_exp * scale;
+        const real shifted_3 = more_ties + others;
+        const real product = sum_product / sum_exp * scale;
         const real ratio = sum_product_3 / sum_exp;
         const real log_mass = log1p(others + more_ties);
         if (hvp_input.wanted || hvp_target.wanted || hvp_weight.wanted) for (int64_t c = team.lane; c < classes; c += team.size) {
             const real product_2 = weight(c) * direction_target(c);
             const real product_3 = direction_weight(c) * target(c);
-            const real shifted_3 = product_2 + product_3;
+            const real shifted_4 = product_2 + product_3;
             const real as_large = sum_choice - product_2 - product_3;
             const real relative_3 = exp_difference<real>(input(c), largest);
             const bool is_largest_2 = input(c) == largest;
             const real from_mean_2 = direction_input(c) - mean_under_softmax;
             const real log_p = input(c) - largest - log_mass;
-            hvp_input.put(scale * ((fabs(shifted_3) == max_abs ? as_large + sum_choice_2 : sum_shifted - product_2 - product_3) / sum_exp * relative_3 - shifted_3 / sum_exp * (is_largest_2 ? shifted_2 : sum_exp - relative_3)) + product * (from_mean_2 - ratio) * relative_3, c);
+            hvp_input.put(scale * ((fabs(shifted_4) == max_abs ? as_large + sum_choice_2 : sum_shifted - product_2 - product_3) / sum_exp * relative_3 - shifted_4 / sum_exp * (is_largest_2 ? shifted_3 : sum_exp - relative_3)) + product * (from_mean_2 - ratio) * relative_3, c);
             hvp_target.put(-(weight(c) * scale * from_mean_2 + scale * direction_weight(c) * log_p), c);
             hvp_weight.add(-(scale * from_mean_2 * target(c) + scale * log_p * direction_target(c)), c);
         }
@@ -1142,35 +1142,36 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all__target_real__l
 
         real largest_here = -INFINITY;
         real max_abs_here = -INFINITY;
+        accumulator<real> sum_product_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
             const real smoothed = difference * target(c) + ratio;
+            const real product = weight(c) * smoothed;
             largest_here = larger<real>(largest_here, input(c));
-            max_abs_here = larger<real>(max_abs_here, fabs(weight(c) * smoothed));
+            max_abs_here = larger<real>(max_abs_here, fabs(product));
+            sum_product_sum.add(product);
         }
         const real largest = team.largest(largest_here);
         const real max_abs = team.largest(max_abs_here);
+        const real sum_product = team.total(sum_product_sum);
         accumulator<real> others_sum;
         accumulator<real> ties_sum;
         accumulator<real> sum_choice_sum;
         accumulator<real> sum_choice_2_sum;
-        accumulator<real> sum_product_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
             const bool is_largest = input(c) == largest;
             const real relative = exp_difference<real>(input(c), largest);
             const real smoothed_2 = difference * target(c) + ratio;
-            const real product = weight(c) * smoothed_2;
-            const bool equal = fabs(product) == max_abs;
+            const real product_2 = weight(c) * smoothed_2;
+            const bool equal = fabs(product_2) == max_abs;
             others_sum.add(is_largest ? 0 : relative);
             ties_sum.add((real)(is_largest ? 1 : 0));
-            sum_choice_sum.add(equal ? product : 0);
-            sum_choice_2_sum.add(equal ? 0 : product);
-            sum_product_sum.add(product);
+            sum_choice_sum.add(equal ? product_2 : 0);
+            sum_choice_2_sum.add(equal ? 0 : product_2);
         }
         const real others = team.total(others_sum);
         const real ties = team.total(ties_sum);
         const real sum_choice = team.total(sum_choice_sum);
         const real sum_choice_2 = team.total(sum_choice_2_sum);
-        const real sum_product = team.total(sum_product_sum);
         const real sum_exp = others + ties;
         const real more_ties = ties - 1;
         const real shifted = more_ties + others;
@@ -1180,13 +1181,13 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all__target_real__l
             const real smoothed_3 = difference * target(c) + ratio;
             const bool is_largest_2 = input(c) == largest;
             const real relative_2 = exp_difference<real>(input(c), largest);
-            const real product_2 = weight(c) * smoothed_3;
-            const real as_large = sum_choice - product_2;
+            const real product_3 = weight(c) * smoothed_3;
+            const real as_large = sum_choice - product_3;
             const real log_p = input(c) - largest - log_mass;
-            grad_input.put(-scale * (weight(c) / sum_exp * smoothed_3 * (is_largest_2 ? shifted : sum_exp - relative_2) - (fabs(product_2) == max_abs ? as_large + sum_choice_2 : sum_product - product_2) / sum_exp * relative_2), c);
+            grad_input.put(-scale * (weight(c) / sum_exp * smoothed_3 * (is_largest_2 ? shifted : sum_exp - relative_2) - (fabs(product_3) == max_abs ? as_large + sum_choice_2 : sum_product - product_3) / sum_exp * relative_2), c);
             grad_target.put(-difference * weight(c) * scale * log_p, c);
             grad_weight.add(-scale * smoothed_3 * log_p, c);
-            sum_product_2_sum.add(product_2 * log_p);
+            sum_product_2_sum.add(product_3 * log_p);
         }
         const real sum_product_2 = team.total(sum_product_2_sum);
         const real value = -sum_product_2;
@@ -1268,38 +1269,38 @@ __global__ void __launch_bounds__(THREADS, 1) hvp__target_real__label_smoothing_
         const optional_row<Storage> direction_input(run, 4, here.of[4], (real)0.0);
         const output_row<Storage> hvp_input(run, 5, here.of[5]);
 
+        accumulator<real> sum_product_sum;
         real largest_here = -INFINITY;
         for (int64_t c = team.lane; c < classes; c += team.size) {
+            const real smoothed = difference * target(c) + ratio;
+            sum_product_sum.add(weight(c) * smoothed);
             largest_here = larger<real>(largest_here, input(c));
         }
+        const real sum_product = team.total(sum_product_sum);
         const real largest = team.largest(largest_here);
         accumulator<real> others_sum;
         accumulator<real> ties_sum;
-        accumulator<real> sum_product_sum;
+        accumulator<real> sum_product_2_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
             const bool is_largest = input(c) == largest;
             const real relative = exp_difference<real>(input(c), largest);
             others_sum.add(is_largest ? 0 : relative);
             ties_sum.add((real)(is_largest ? 1 : 0));
-            sum_product_sum.add(relative * direction_input(c));
+            sum_product_2_sum.add(relative * direction_input(c));
         }
         const real others = team.total(others_sum);
         const real ties = team.total(ties_sum);
-        const real sum_product = team.total(sum_product_sum);
+        const real sum_product_2 = team.total(sum_product_2_sum);
         const real sum_exp = others + ties;
-        const real mean_under_softmax = sum_product / sum_exp;
-        accumulator<real> sum_product_2_sum;
+        const real mean_under_softmax = sum_product_2 / sum_exp;
         accumulator<real> sum_product_3_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
-            const real smoothed = difference * target(c) + ratio;
             const real from_mean = direction_input(c) - mean_under_softmax;
             const real relative_2 = exp_difference<real>(input(c), largest);
-            sum_product_2_sum.add(weight(c) * smoothed);
             sum_product_3_sum.add(from_mean * relative_2);
         }
-        const real sum_product_2 = team.total(sum_product_2_sum);
         const real sum_product_3 = team.total(sum_product_3_sum);
-        const real product = sum_product_2 / sum_exp * scale;
+        const real product = sum_product / sum_exp * scale;
         const real ratio_2 = sum_product_3 / sum_exp;
         if (hvp_input.wanted) for (int64_t c = team.lane; c < classes; c += team.size) {
             const real from_mean_2 = direction_input(c) - mean_under_softmax;
@@ -1390,43 +1391,43 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all__target_real__label_smooth
         const output_row<Storage> hvp_input(run, 7, here.of[7]);
         const output_row<Storage> hvp_target(run, 8, here.of[8]);
 
+        accumulator<real> sum_product_sum;
         real largest_here = -INFINITY;
+        accumulator<real> sum_shifted_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
+            const real smoothed = difference * target(c) + ratio;
+            sum_product_sum.add(weight(c) * smoothed);
             largest_here = larger<real>(largest_here, input(c));
+            sum_shifted_sum.add(difference * weight(c) * direction_target(c) + direction_weight(c) * smoothed);
         }
+        const real sum_product = team.total(sum_product_sum);
         const real largest = team.largest(largest_here);
+        const real sum_shifted = team.total(sum_shifted_sum);
         accumulator<real> others_sum;
         accumulator<real> ties_sum;
-        accumulator<real> sum_product_sum;
+        accumulator<real> sum_product_2_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
             const bool is_largest = input(c) == largest;
             const real relative = exp_difference<real>(input(c), largest);
             others_sum.add(is_largest ? 0 : relative);
             ties_sum.add((real)(is_largest ? 1 : 0));
-            sum_product_sum.add(relative * direction_input(c));
+            sum_product_2_sum.add(relative * direction_input(c));
         }
         const real others = team.total(others_sum);
         const real ties = team.total(ties_sum);
-        const real sum_product = team.total(sum_product_sum);
+        const real sum_product_2 = team.total(sum_product_2_sum);
         const real sum_exp = others + ties;
-        const real mean_under_softmax = sum_product / sum_exp;
-        accumulator<real> sum_product_2_sum;
+        const real mean_under_softmax = sum_product_2 / sum_exp;
         accumulator<real> sum_product_3_sum;
-        accumulator<real> sum_shifted_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
-            const real smoothed = difference * target(c) + ratio;
             const real from_mean = direction_input(c) - mean_under_softmax;
             const real relative_2 = exp_difference<real>(input(c), largest);
-            sum_product_2_sum.add(weight(c) * smoothed);
             sum_product_3_sum.add(from_mean * relative_2);
-            sum_shifted_sum.add(difference * weight(c) * direction_target(c) + direction_weight(c) * smoothed);
         }
-        const real sum_product_2 = team.total(sum_product_2_sum);
         const real sum_product_3 = team.total(sum_product_3_sum);
-        const real sum_shifted = team.total(sum_shifted_sum);
         const real product = difference * scale;
         const real product_2 = ratio * scale;
-        const real product_3 = sum_product_2 / sum_exp * scale;
+        const real product_3 = sum_product / sum_exp * scale;
         const real ratio_2 = sum_product_3 / sum_exp;
         const real product_4 = sum_shifted / sum_exp * scale;
         const real log_mass = log1p(others + (ties - 1));

@@ -37,59 +37,60 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all__from_logits_ye
 
         real largest_here = -INFINITY;
         real max_abs_here = -INFINITY;
+        accumulator<real> sum_shifted_sum;
         for (int64_t f = team.lane; f < features; f += team.size) {
+            const real shifted = difference * y_true(f) + ratio;
             largest_here = larger<real>(largest_here, y_pred(f));
-            max_abs_here = larger<real>(max_abs_here, fabs(difference * y_true(f) + ratio));
+            max_abs_here = larger<real>(max_abs_here, fabs(shifted));
+            sum_shifted_sum.add(shifted);
         }
         const real largest = team.largest(largest_here);
         const real max_abs = team.largest(max_abs_here);
+        const real sum_shifted = team.total(sum_shifted_sum);
         accumulator<real> others_sum;
         accumulator<real> ties_sum;
         accumulator<real> sum_choice_sum;
         accumulator<real> sum_choice_2_sum;
-        accumulator<real> sum_shifted_sum;
         for (int64_t f = team.lane; f < features; f += team.size) {
             const bool is_largest = y_pred(f) == largest;
             const real relative = exp_difference<real>(y_pred(f), largest);
-            const real shifted = difference * y_true(f) + ratio;
-            const bool equal = fabs(shifted) == max_abs;
+            const real shifted_2 = difference * y_true(f) + ratio;
+            const bool equal = fabs(shifted_2) == max_abs;
             others_sum.add(is_largest ? 0 : relative);
             ties_sum.add((real)(is_largest ? 1 : 0));
-            sum_choice_sum.add(equal ? shifted : 0);
-            sum_choice_2_sum.add(equal ? 0 : shifted);
-            sum_shifted_sum.add(shifted);
+            sum_choice_sum.add(equal ? shifted_2 : 0);
+            sum_choice_2_sum.add(equal ? 0 : shifted_2);
         }
         const real others = team.total(others_sum);
         const real ties = team.total(ties_sum);
         const real sum_choice = team.total(sum_choice_sum);
         const real sum_choice_2 = team.total(sum_choice_2_sum);
-        const real sum_shifted = team.total(sum_shifted_sum);
         const real product = difference * sample_weight * scale;
         const real more_ties = ties - 1;
         const real log_mass = log1p(others + more_ties);
         const real product_2 = sample_weight * scale;
         const real sum_exp = others + ties;
-        const real shifted_2 = more_ties + others;
+        const real shifted_3 = more_ties + others;
         const bool below = fabs(sample_weight) < 1;
         accumulator<real> sum_choice_3_sum;
         accumulator<real> sum_product_sum;
         for (int64_t f = team.lane; f < features; f += team.size) {
             const real log_p = y_pred(f) - largest - log_mass;
             const real product_3 = difference * y_true(f);
-            const real shifted_3 = product_3 + ratio;
+            const real shifted_4 = product_3 + ratio;
             const bool is_largest_2 = y_pred(f) == largest;
             const real relative_2 = exp_difference<real>(y_pred(f), largest);
-            const real abs_shifted_3 = fabs(shifted_3);
+            const real abs_shifted_4 = fabs(shifted_4);
             const real as_large = sum_choice - product_3 - ratio;
-            const bool above = abs_shifted_3 > fabs(log_p);
-            const real smaller_factor = above ? log_p : shifted_3;
-            const real larger_factor = above ? shifted_3 : log_p;
+            const bool above = abs_shifted_4 > fabs(log_p);
+            const real smaller_factor = above ? log_p : shifted_4;
+            const real larger_factor = above ? shifted_4 : log_p;
             const real weighed = sample_weight * larger_factor;
             const real weighed_2 = sample_weight * smaller_factor;
             grad_y_true.put(-product * log_p, f);
-            grad_y_pred.put(-product_2 * (shifted_3 / sum_exp * (is_largest_2 ? shifted_2 : sum_exp - relative_2) - (abs_shifted_3 == max_abs ? as_large + sum_choice_2 : sum_shifted - product_3 - ratio) / sum_exp * relative_2), f);
+            grad_y_pred.put(-product_2 * (shifted_4 / sum_exp * (is_largest_2 ? shifted_3 : sum_exp - relative_2) - (abs_shifted_4 == max_abs ? as_large + sum_choice_2 : sum_shifted - product_3 - ratio) / sum_exp * relative_2), f);
             sum_choice_3_sum.add(below ? smaller_factor * weighed : larger_factor * weighed_2);
-            sum_product_sum.add(shifted_3 * log_p);
+            sum_product_sum.add(shifted_4 * log_p);
         }
         const real sum_choice_3 = team.total(sum_choice_3_sum);
         const real sum_product = team.total(sum_product_sum);
@@ -181,10 +182,13 @@ __global__ void __launch_bounds__(THREADS, 1) hvp__from_logits_yes(const __grid_
         const optional_row<Storage> direction_y_pred(run, 4, here.of[4], (real)0.0);
         const output_row<Storage> hvp_y_pred(run, 5, here.of[5]);
 
+        accumulator<real> sum_shifted_sum;
         real largest_here = -INFINITY;
         for (int64_t f = team.lane; f < features; f += team.size) {
+            sum_shifted_sum.add(difference * y_true(f) + ratio);
             largest_here = larger<real>(largest_here, y_pred(f));
         }
+        const real sum_shifted = team.total(sum_shifted_sum);
         const real largest = team.largest(largest_here);
         accumulator<real> others_sum;
         accumulator<real> ties_sum;
@@ -201,15 +205,12 @@ __global__ void __launch_bounds__(THREADS, 1) hvp__from_logits_yes(const __grid_
         const real sum_product = team.total(sum_product_sum);
         const real sum_exp = others + ties;
         const real mean_under_softmax = sum_product / sum_exp;
-        accumulator<real> sum_shifted_sum;
         accumulator<real> sum_product_2_sum;
         for (int64_t f = team.lane; f < features; f += team.size) {
             const real from_mean = direction_y_pred(f) - mean_under_softmax;
             const real relative_2 = exp_difference<real>(y_pred(f), largest);
-            sum_shifted_sum.add(difference * y_true(f) + ratio);
             sum_product_2_sum.add(from_mean * relative_2);
         }
-        const real sum_shifted = team.total(sum_shifted_sum);
         const real sum_product_2 = team.total(sum_product_2_sum);
         const real product = sum_shifted / sum_exp * scale;
         const real ratio_2 = sum_product_2 / sum_exp;
@@ -312,65 +313,66 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all__from_logits_yes(const __g
         const output_row<Storage> hvp_sample_weight(run, 9, here.of[9]);
 
         real largest_here = -INFINITY;
+        real max_2_here = -INFINITY;
+        accumulator<real> sum_direction_y_true_sum;
+        accumulator<real> sum_shifted_sum;
+        real max_abs_here = -INFINITY;
         for (int64_t f = team.lane; f < features; f += team.size) {
+            const real shifted = difference * y_true(f) + ratio;
             largest_here = larger<real>(largest_here, y_pred(f));
+            max_2_here = larger<real>(max_2_here, fabs(direction_y_true(f)));
+            sum_direction_y_true_sum.add(direction_y_true(f));
+            sum_shifted_sum.add(shifted);
+            max_abs_here = larger<real>(max_abs_here, fabs(shifted));
         }
         const real largest = team.largest(largest_here);
+        const real max_2 = team.largest(max_2_here);
+        const real sum_direction_y_true = team.total(sum_direction_y_true_sum);
+        const real sum_shifted = team.total(sum_shifted_sum);
+        const real max_abs = team.largest(max_abs_here);
         accumulator<real> sum_product_sum;
         accumulator<real> others_sum;
         accumulator<real> ties_sum;
-        real max_2_here = -INFINITY;
-        real max_abs_here = -INFINITY;
+        accumulator<real> sum_choice_sum;
+        accumulator<real> sum_choice_2_sum;
+        accumulator<real> sum_choice_3_sum;
+        accumulator<real> sum_choice_4_sum;
         for (int64_t f = team.lane; f < features; f += team.size) {
             const real relative = exp_difference<real>(y_pred(f), largest);
             const bool is_largest = y_pred(f) == largest;
+            const bool equal = fabs(direction_y_true(f)) == max_2;
+            const real shifted_2 = difference * y_true(f) + ratio;
+            const bool equal_2 = fabs(shifted_2) == max_abs;
             sum_product_sum.add(relative * direction_y_pred(f));
             others_sum.add(is_largest ? 0 : relative);
             ties_sum.add((real)(is_largest ? 1 : 0));
-            max_2_here = larger<real>(max_2_here, fabs(direction_y_true(f)));
-            max_abs_here = larger<real>(max_abs_here, fabs(difference * y_true(f) + ratio));
+            sum_choice_sum.add(equal ? direction_y_true(f) : 0);
+            sum_choice_2_sum.add(equal ? 0 : direction_y_true(f));
+            sum_choice_3_sum.add(equal_2 ? shifted_2 : 0);
+            sum_choice_4_sum.add(equal_2 ? 0 : shifted_2);
         }
         const real sum_product = team.total(sum_product_sum);
         const real others = team.total(others_sum);
         const real ties = team.total(ties_sum);
-        const real max_2 = team.largest(max_2_here);
-        const real max_abs = team.largest(max_abs_here);
-        const real sum_exp = others + ties;
-        const real mean_under_softmax = sum_product / sum_exp;
-        accumulator<real> sum_choice_sum;
-        accumulator<real> sum_choice_2_sum;
-        accumulator<real> sum_direction_y_true_sum;
-        accumulator<real> sum_shifted_sum;
-        accumulator<real> sum_product_2_sum;
-        accumulator<real> sum_choice_3_sum;
-        accumulator<real> sum_choice_4_sum;
-        for (int64_t f = team.lane; f < features; f += team.size) {
-            const bool equal = fabs(direction_y_true(f)) == max_2;
-            const real shifted = difference * y_true(f) + ratio;
-            const real from_mean = direction_y_pred(f) - mean_under_softmax;
-            const real relative_2 = exp_difference<real>(y_pred(f), largest);
-            const bool equal_2 = fabs(shifted) == max_abs;
-            sum_choice_sum.add(equal ? direction_y_true(f) : 0);
-            sum_choice_2_sum.add(equal ? 0 : direction_y_true(f));
-            sum_direction_y_true_sum.add(direction_y_true(f));
-            sum_shifted_sum.add(shifted);
-            sum_product_2_sum.add(from_mean * relative_2);
-            sum_choice_3_sum.add(equal_2 ? shifted : 0);
-            sum_choice_4_sum.add(equal_2 ? 0 : shifted);
-        }
         const real sum_choice = team.total(sum_choice_sum);
         const real sum_choice_2 = team.total(sum_choice_2_sum);
-        const real sum_direction_y_true = team.total(sum_direction_y_true_sum);
-        const real sum_shifted = team.total(sum_shifted_sum);
-        const real sum_product_2 = team.total(sum_product_2_sum);
         const real sum_choice_3 = team.total(sum_choice_3_sum);
         const real sum_choice_4 = team.total(sum_choice_4_sum);
+        const real sum_exp = others + ties;
+        const real mean_under_softmax = sum_product / sum_exp;
+        accumulator<real> sum_product_2_sum;
+        for (int64_t f = team.lane; f < features; f += team.size) {
+            const real from_mean = direction_y_pred(f) - mean_under_softmax;
+            const real relative_2 = exp_difference<real>(y_pred(f), largest);
+            sum_product_2_sum.add(from_mean * relative_2);
+        }
+        const real sum_product_2 = team.total(sum_product_2_sum);
         const real product = difference * sample_weight * scale;
         const real product_2 = difference * direction_sample_weight * scale;
         const real more_ties = ties - 1;
         const real log_mass = log1p(others + more_ties);
         const real product_3 = sample_weight * scale;
-        const real shifted_2 = more_ties + others;
+        const real shifted_3 = more_ties + others;
         const real product_4 = label_smoothing * sample_weight * scale;
         const real product_5 = direction_sample_weight / sum_exp * scale;
         const real product_6 = sum_shifted / sum_exp * scale;
@@ -382,21 +384,21 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all__from_logits_yes(const __g
             const real as_large = sum_choice - direction_y_true(f);
             const real relative_3 = exp_difference<real>(y_pred(f), largest);
             const bool is_largest_2 = y_pred(f) == largest;
-            const real choice = is_largest_2 ? shifted_2 : sum_exp - relative_3;
+            const real choice = is_largest_2 ? shifted_3 : sum_exp - relative_3;
             const real difference_2 = (fabs(direction_y_true(f)) == max_2 ? as_large + sum_choice_2 : sum_direction_y_true - direction_y_true(f)) / sum_exp * relative_3 - choice / sum_exp * direction_y_true(f);
             const real product_7 = difference * y_true(f);
-            const real shifted_3 = product_7 + ratio;
+            const real shifted_4 = product_7 + ratio;
             const real as_large_2 = sum_choice_3 - product_7 - ratio;
             hvp_y_true.put(-(product * from_mean_2 + product_2 * log_p), f);
-            hvp_y_pred.put(product_3 * difference_2 - product_4 * difference_2 - product_5 * shifted_3 * choice + product_6 * (from_mean_2 - ratio_2) * relative_3 * sample_weight + product_5 * (fabs(shifted_3) == max_abs ? as_large_2 + sum_choice_4 : sum_shifted - product_7 - ratio) * relative_3, f);
-            sum_shifted_2_sum.add(difference * log_p * direction_y_true(f) + from_mean_2 * shifted_3);
+            hvp_y_pred.put(product_3 * difference_2 - product_4 * difference_2 - product_5 * shifted_4 * choice + product_6 * (from_mean_2 - ratio_2) * relative_3 * sample_weight + product_5 * (fabs(shifted_4) == max_abs ? as_large_2 + sum_choice_4 : sum_shifted - product_7 - ratio) * relative_3, f);
+            sum_shifted_2_sum.add(difference * log_p * direction_y_true(f) + from_mean_2 * shifted_4);
         }
         const real sum_shifted_2 = team.total(sum_shifted_2_sum);
         if (team.leads) hvp_sample_weight.put(-sum_shifted_2 * scale);
     }
 }
 
-/* The loss, the totals, and the gradients times scale, where from_logits is False. 118 operations. */
+/* The loss, the totals, and the gradients times scale, where from_logits is False. 120 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all__from_logits_no(const __grid_constant__ launch<9> run)
 {
@@ -429,47 +431,50 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all__from_logits_no
         }
         const real sum_y_pred = team.total(sum_y_pred_sum);
         const real max_abs_y_pred = team.largest(max_abs_y_pred_here);
-        real max_choice_here = -INFINITY;
-        for (int64_t f = team.lane; f < features; f += team.size) {
-            const real share = y_pred(f) / sum_y_pred;
-            const real difference_2 = bound - larger<real>(share, epsilon);
-            const real difference_3 = share - epsilon;
-            max_choice_here = larger<real>(max_choice_here, fabs(y_pred(f)) == max_abs_y_pred ? (difference_2 < 0 ? 0 : (difference_3 < 0 ? 0 : (difference * y_true(f) + ratio) * sign<real>(y_pred(f)) * step<real>(difference_3, 1)) * step<real>(difference_2, 1)) : -INFINITY);
-        }
-        const real max_choice = team.largest(max_choice_here);
-        const bool equal = max_abs_y_pred == 0;
-        const real binade_max_abs_y_pred = binade<real>(max_abs_y_pred);
-        const real choice = equal ? 1 : max_abs_y_pred / binade_max_abs_y_pred;
         accumulator<real> sum_choice_sum;
         accumulator<real> sum_choice_2_sum;
         accumulator<real> sum_choice_3_sum;
-        accumulator<real> sum_ratio_sum;
+        real max_choice_here = -INFINITY;
         for (int64_t f = team.lane; f < features; f += team.size) {
-            const bool equal_2 = fabs(y_pred(f)) == max_abs_y_pred;
-            const real share_2 = y_pred(f) / sum_y_pred;
-            const real difference_4 = bound - larger<real>(share_2, epsilon);
-            const bool below = difference_4 < 0;
-            const real difference_5 = share_2 - epsilon;
-            const real choice_2 = below ? 0 : (difference_5 < 0 ? 0 : (difference * y_true(f) + ratio) * step<real>(difference_5, 1)) * step<real>(difference_4, 1);
-            const real scaled = y_pred(f) / binade_max_abs_y_pred;
-            const real eliminated = cross<real>(choice_2, choice, scaled, max_choice);
-            const real left = eliminated / choice;
-            sum_choice_sum.add(equal_2 ? y_pred(f) : 0);
-            sum_choice_2_sum.add(equal_2 ? 0 : y_pred(f));
-            sum_choice_3_sum.add(below ? 0 : choice_2);
-            sum_ratio_sum.add(left);
+            const bool equal = fabs(y_pred(f)) == max_abs_y_pred;
+            const real share = y_pred(f) / sum_y_pred;
+            const real difference_2 = bound - larger<real>(share, epsilon);
+            const bool below = difference_2 < 0;
+            const real difference_3 = share - epsilon;
+            const bool below_2 = difference_3 < 0;
+            const real shifted = difference * y_true(f) + ratio;
+            const real step_2 = step<real>(difference_3, 1);
+            const real step_3 = step<real>(difference_2, 1);
+            sum_choice_sum.add(equal ? y_pred(f) : 0);
+            sum_choice_2_sum.add(equal ? 0 : y_pred(f));
+            sum_choice_3_sum.add(below ? 0 : (below ? 0 : (below_2 ? 0 : shifted * step_2) * step_3));
+            max_choice_here = larger<real>(max_choice_here, equal ? (below ? 0 : (below_2 ? 0 : shifted * sign<real>(y_pred(f)) * step_2) * step_3) : -INFINITY);
         }
         const real sum_choice = team.total(sum_choice_sum);
         const real sum_choice_2 = team.total(sum_choice_2_sum);
         const real sum_choice_3 = team.total(sum_choice_3_sum);
+        const real max_choice = team.largest(max_choice_here);
+        const bool equal_2 = max_abs_y_pred == 0;
+        const real binade_max_abs_y_pred = binade<real>(max_abs_y_pred);
+        const real choice = equal_2 ? 1 : max_abs_y_pred / binade_max_abs_y_pred;
+        accumulator<real> sum_ratio_sum;
+        for (int64_t f = team.lane; f < features; f += team.size) {
+            const real share_2 = y_pred(f) / sum_y_pred;
+            const real difference_4 = bound - larger<real>(share_2, epsilon);
+            const real difference_5 = share_2 - epsilon;
+            const real scaled = y_pred(f) / binade_max_abs_y_pred;
+            const real eliminated = cross<real>(difference_4 < 0 ? 0 : (difference_5 < 0 ? 0 : (difference * y_true(f) + ratio) * step<real>(difference_5, 1)) * step<real>(difference_4, 1), choice, scaled, max_choice);
+            const real left = eliminated / choice;
+            sum_ratio_sum.add(left);
+        }
         const real sum_ratio = team.total(sum_ratio_sum);
         const real product = difference * sample_weight * scale;
         const real product_2 = sample_weight * scale;
         const real mean_ratio = sum_choice_3 / sum_y_pred;
         const real minus_mean_ratio = -mean_ratio;
         const real abs_mean_ratio = fabs(mean_ratio);
-        const real ratio_at_largest = max_choice / (equal ? 1 : max_abs_y_pred);
-        const bool below_2 = 2 * fabs(ratio_at_largest - mean_ratio) < abs_mean_ratio;
+        const real ratio_at_largest = max_choice / (equal_2 ? 1 : max_abs_y_pred);
+        const bool below_3 = 2 * fabs(ratio_at_largest - mean_ratio) < abs_mean_ratio;
         const real ratio_2 = sum_ratio / sum_y_pred;
         accumulator<real> sum_product_sum;
         for (int64_t f = team.lane; f < features; f += team.size) {
@@ -477,23 +482,23 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all__from_logits_no
             const real larger_2 = larger<real>(share_3, epsilon);
             const real share_4 = smaller<real>(larger_2, bound);
             const real as_large = sum_choice - y_pred(f);
-            const real choice_3 = share_3 > (real)0.5 && share_3 == share_4 ? log1p(-(fabs(y_pred(f)) == max_abs_y_pred ? as_large + sum_choice_2 : sum_y_pred - y_pred(f)) / sum_y_pred) : log(share_4);
+            const real choice_2 = share_3 > (real)0.5 && share_3 == share_4 ? log1p(-(fabs(y_pred(f)) == max_abs_y_pred ? as_large + sum_choice_2 : sum_y_pred - y_pred(f)) / sum_y_pred) : log(share_4);
             const real difference_6 = bound - larger_2;
-            const bool below_3 = difference_6 < 0;
+            const bool below_4 = difference_6 < 0;
             const real difference_7 = share_3 - epsilon;
-            const bool below_4 = difference_7 < 0;
-            const real shifted = difference * y_true(f) + ratio;
-            const real step_2 = step<real>(difference_7, 1);
-            const real step_3 = step<real>(difference_6, 1);
-            const real choice_4 = below_3 ? 0 : (below_4 ? 0 : shifted * step_2) * step_3;
-            const real own_ratio = below_3 ? 0 : (below_4 ? 0 : shifted / y_pred(f) * step_2) * step_3;
+            const bool below_5 = difference_7 < 0;
+            const real shifted_2 = difference * y_true(f) + ratio;
+            const real step_4 = step<real>(difference_7, 1);
+            const real step_5 = step<real>(difference_6, 1);
+            const real choice_3 = below_4 ? 0 : (below_5 ? 0 : shifted_2 * step_4) * step_5;
+            const real own_ratio = below_4 ? 0 : (below_5 ? 0 : shifted_2 / y_pred(f) * step_4) * step_5;
             const real difference_8 = own_ratio - mean_ratio;
             const real scaled_2 = y_pred(f) / binade_max_abs_y_pred;
-            const real eliminated_2 = cross<real>(choice_4, choice, scaled_2, max_choice);
+            const real eliminated_2 = cross<real>(choice_3, choice, scaled_2, max_choice);
             const real left_2 = eliminated_2 / choice;
-            grad_y_true.put(-product * choice_3, f);
-            grad_y_pred.put(-product_2 * (choice_4 == 0 ? minus_mean_ratio : (2 * fabs(difference_8) < abs_mean_ratio && below_2 ? left_2 / y_pred(f) - ratio_2 : difference_8)), f);
-            sum_product_sum.add(shifted * choice_3);
+            grad_y_true.put(-product * choice_2, f);
+            grad_y_pred.put(-product_2 * (choice_3 == 0 ? minus_mean_ratio : (2 * fabs(difference_8) < abs_mean_ratio && below_3 ? left_2 / y_pred(f) - ratio_2 : difference_8)), f);
+            sum_product_sum.add(shifted_2 * choice_2);
         }
         const real sum_product = team.total(sum_product_sum);
         const real minus_product = -sample_weight * sum_product;
@@ -526,10 +531,16 @@ __global__ void __launch_bounds__(THREADS, 1) jvp__from_logits_no(const __grid_c
         const optional_row<Storage> direction_y_pred(run, 3, here.of[3], (real)0.0);
         const output_row<Storage> rate(run, 4, here.of[4]);
 
+        accumulator<real> sum_y_pred_sum;
+        accumulator<real> sum_direction_y_pred_sum;
         real max_abs_y_pred_here = -INFINITY;
         for (int64_t f = team.lane; f < features; f += team.size) {
+            sum_y_pred_sum.add(y_pred(f));
+            sum_direction_y_pred_sum.add(direction_y_pred(f));
             max_abs_y_pred_here = larger<real>(max_abs_y_pred_here, fabs(y_pred(f)));
         }
+        const real sum_y_pred = team.total(sum_y_pred_sum);
+        const real sum_direction_y_pred = team.total(sum_direction_y_pred_sum);
         const real max_abs_y_pred = team.largest(max_abs_y_pred_here);
         real max_choice_here = -INFINITY;
         for (int64_t f = team.lane; f < features; f += team.size) {
@@ -539,19 +550,13 @@ __global__ void __launch_bounds__(THREADS, 1) jvp__from_logits_no(const __grid_c
         const bool equal = max_abs_y_pred == 0;
         const real binade_max_abs_y_pred = binade<real>(max_abs_y_pred);
         const real choice = equal ? 1 : max_abs_y_pred / binade_max_abs_y_pred;
-        accumulator<real> sum_y_pred_sum;
-        accumulator<real> sum_direction_y_pred_sum;
         accumulator<real> sum_ratio_sum;
         for (int64_t f = team.lane; f < features; f += team.size) {
             const real scaled = y_pred(f) / binade_max_abs_y_pred;
             const real eliminated = cross<real>(direction_y_pred(f), choice, scaled, max_choice);
             const real left = eliminated / choice;
-            sum_y_pred_sum.add(y_pred(f));
-            sum_direction_y_pred_sum.add(direction_y_pred(f));
             sum_ratio_sum.add(left);
         }
-        const real sum_y_pred = team.total(sum_y_pred_sum);
-        const real sum_direction_y_pred = team.total(sum_direction_y_pred_sum);
         const real sum_ratio = team.total(sum_ratio_sum);
         const real mean_ratio = sum_direction_y_pred / sum_y_pred;
         const real minus_mean_ratio = -mean_ratio;
@@ -603,13 +608,15 @@ __global__ void __launch_bounds__(THREADS, 1) hvp__from_logits_no(const __grid_c
         const output_row<Storage> hvp_y_pred(run, 5, here.of[5]);
 
         accumulator<real> sum_y_pred_sum;
+        accumulator<real> sum_direction_y_pred_sum;
         for (int64_t f = team.lane; f < features; f += team.size) {
             sum_y_pred_sum.add(y_pred(f));
+            sum_direction_y_pred_sum.add(direction_y_pred(f));
         }
         const real sum_y_pred = team.total(sum_y_pred_sum);
+        const real sum_direction_y_pred = team.total(sum_direction_y_pred_sum);
         const bool below = fabs(sample_weight) < 1;
         accumulator<real> sum_choice_sum;
-        accumulator<real> sum_direction_y_pred_sum;
         for (int64_t f = team.lane; f < features; f += team.size) {
             const real shifted = difference * y_true(f) + ratio;
             const real share = y_pred(f) / sum_y_pred;
@@ -620,10 +627,8 @@ __global__ void __launch_bounds__(THREADS, 1) hvp__from_logits_no(const __grid_c
             const real weighed = sample_weight * larger_factor;
             const real weighed_2 = sample_weight * smaller_factor;
             sum_choice_sum.add(below ? smaller_factor * weighed : larger_factor * weighed_2);
-            sum_direction_y_pred_sum.add(direction_y_pred(f));
         }
         const real sum_choice = team.total(sum_choice_sum);
-        const real sum_direction_y_pred = team.total(sum_direction_y_pred_sum);
         const real product_2 = sample_weight * scale;
         const real product_3 = sum_choice / sum_y_pred * (sum_direction_y_pred / sum_y_pred) * scale;
         if (hvp_y_pred.wanted) for (int64_t f = team.lane; f < features; f += team.size) {
@@ -635,7 +640,7 @@ __global__ void __launch_bounds__(THREADS, 1) hvp__from_logits_no(const __grid_c
     }
 }
 
-/* The derivative along the directions, where from_logits is False. 82 operations. */
+/* The derivative along the directions, where from_logits is False. 80 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) jvp_all__from_logits_no(const __grid_constant__ launch<8> run)
 {
@@ -659,44 +664,44 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all__from_logits_no(const __gr
         const optional_row<Storage> direction_y_true(run, 5, here.of[5], (real)0.0);
         const output_row<Storage> rate(run, 6, here.of[6]);
 
-        real max_abs_y_pred_here = -INFINITY;
-        for (int64_t f = team.lane; f < features; f += team.size) {
-            max_abs_y_pred_here = larger<real>(max_abs_y_pred_here, fabs(y_pred(f)));
-        }
-        const real max_abs_y_pred = team.largest(max_abs_y_pred_here);
-        real max_choice_here = -INFINITY;
-        for (int64_t f = team.lane; f < features; f += team.size) {
-            max_choice_here = larger<real>(max_choice_here, fabs(y_pred(f)) == max_abs_y_pred ? sign<real>(y_pred(f)) * direction_y_pred(f) : -INFINITY);
-        }
-        const real max_choice = team.largest(max_choice_here);
-        const bool equal = max_abs_y_pred == 0;
-        const real binade_max_abs_y_pred = binade<real>(max_abs_y_pred);
-        const real choice = equal ? 1 : max_abs_y_pred / binade_max_abs_y_pred;
         accumulator<real> sum_y_pred_sum;
+        real max_abs_y_pred_here = -INFINITY;
+        accumulator<real> sum_direction_y_pred_sum;
+        for (int64_t f = team.lane; f < features; f += team.size) {
+            sum_y_pred_sum.add(y_pred(f));
+            max_abs_y_pred_here = larger<real>(max_abs_y_pred_here, fabs(y_pred(f)));
+            sum_direction_y_pred_sum.add(direction_y_pred(f));
+        }
+        const real sum_y_pred = team.total(sum_y_pred_sum);
+        const real max_abs_y_pred = team.largest(max_abs_y_pred_here);
+        const real sum_direction_y_pred = team.total(sum_direction_y_pred_sum);
         accumulator<real> sum_choice_sum;
         accumulator<real> sum_choice_2_sum;
-        accumulator<real> sum_direction_y_pred_sum;
+        real max_choice_here = -INFINITY;
+        for (int64_t f = team.lane; f < features; f += team.size) {
+            const bool equal = fabs(y_pred(f)) == max_abs_y_pred;
+            sum_choice_sum.add(equal ? y_pred(f) : 0);
+            sum_choice_2_sum.add(equal ? 0 : y_pred(f));
+            max_choice_here = larger<real>(max_choice_here, equal ? sign<real>(y_pred(f)) * direction_y_pred(f) : -INFINITY);
+        }
+        const real sum_choice = team.total(sum_choice_sum);
+        const real sum_choice_2 = team.total(sum_choice_2_sum);
+        const real max_choice = team.largest(max_choice_here);
+        const bool equal_2 = max_abs_y_pred == 0;
+        const real binade_max_abs_y_pred = binade<real>(max_abs_y_pred);
+        const real choice = equal_2 ? 1 : max_abs_y_pred / binade_max_abs_y_pred;
         accumulator<real> sum_ratio_sum;
         for (int64_t f = team.lane; f < features; f += team.size) {
-            const bool equal_2 = fabs(y_pred(f)) == max_abs_y_pred;
             const real scaled = y_pred(f) / binade_max_abs_y_pred;
             const real eliminated = cross<real>(direction_y_pred(f), choice, scaled, max_choice);
             const real left = eliminated / choice;
-            sum_y_pred_sum.add(y_pred(f));
-            sum_choice_sum.add(equal_2 ? y_pred(f) : 0);
-            sum_choice_2_sum.add(equal_2 ? 0 : y_pred(f));
-            sum_direction_y_pred_sum.add(direction_y_pred(f));
             sum_ratio_sum.add(left);
         }
-        const real sum_y_pred = team.total(sum_y_pred_sum);
-        const real sum_choice = team.total(sum_choice_sum);
-        const real sum_choice_2 = team.total(sum_choice_2_sum);
-        const real sum_direction_y_pred = team.total(sum_direction_y_pred_sum);
         const real sum_ratio = team.total(sum_ratio_sum);
         const real mean_ratio = sum_direction_y_pred / sum_y_pred;
         const real minus_mean_ratio = -mean_ratio;
         const real abs_mean_ratio = fabs(mean_ratio);
-        const real ratio_at_largest = max_choice / (equal ? 1 : max_abs_y_pred);
+        const real ratio_at_largest = max_choice / (equal_2 ? 1 : max_abs_y_pred);
         const bool below = 2 * fabs(ratio_at_largest - mean_ratio) < abs_mean_ratio;
         const real ratio_2 = sum_ratio / sum_y_pred;
         accumulator<real> sum_product_sum;
@@ -727,7 +732,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all__from_logits_no(const __gr
     close_total(run, 7, 0, total_rate_sum);
 }
 
-/* The hessian times the directions, times scale, where from_logits is False. 206 operations. */
+/* The hessian times the directions, times scale, where from_logits is False. 209 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) hvp_all__from_logits_no(const __grid_constant__ launch<10> run)
 {
@@ -754,84 +759,81 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all__from_logits_no(const __gr
         const output_row<Storage> hvp_sample_weight(run, 9, here.of[9]);
 
         accumulator<real> sum_y_pred_sum;
+        accumulator<real> sum_direction_y_pred_sum;
         real max_abs_y_pred_here = -INFINITY;
         for (int64_t f = team.lane; f < features; f += team.size) {
             sum_y_pred_sum.add(y_pred(f));
+            sum_direction_y_pred_sum.add(direction_y_pred(f));
             max_abs_y_pred_here = larger<real>(max_abs_y_pred_here, fabs(y_pred(f)));
         }
         const real sum_y_pred = team.total(sum_y_pred_sum);
-        const real max_abs_y_pred = team.largest(max_abs_y_pred_here);
-        accumulator<real> sum_direction_y_pred_sum;
-        real max_choice_here = -INFINITY;
-        real max_choice_2_here = -INFINITY;
-        for (int64_t f = team.lane; f < features; f += team.size) {
-            const bool equal = fabs(y_pred(f)) == max_abs_y_pred;
-            const real sign_y_pred = sign<real>(y_pred(f));
-            const real share = y_pred(f) / sum_y_pred;
-            const real difference_2 = bound - larger<real>(share, epsilon);
-            const real difference_3 = share - epsilon;
-            sum_direction_y_pred_sum.add(direction_y_pred(f));
-            max_choice_here = larger<real>(max_choice_here, equal ? sign_y_pred * direction_y_pred(f) : -INFINITY);
-            max_choice_2_here = larger<real>(max_choice_2_here, equal ? (difference_2 < 0 ? 0 : (difference_3 < 0 ? 0 : (difference * y_true(f) + ratio) * sign_y_pred * step<real>(difference_3, 1)) * step<real>(difference_2, 1)) : -INFINITY);
-        }
         const real sum_direction_y_pred = team.total(sum_direction_y_pred_sum);
-        const real max_choice = team.largest(max_choice_here);
-        const real max_choice_2 = team.largest(max_choice_2_here);
-        const bool equal_2 = max_abs_y_pred == 0;
-        const real binade_max_abs_y_pred = binade<real>(max_abs_y_pred);
-        const real choice = equal_2 ? 1 : max_abs_y_pred / binade_max_abs_y_pred;
+        const real max_abs_y_pred = team.largest(max_abs_y_pred_here);
         const bool below = fabs(sample_weight) < 1;
         const real product = difference * sum_y_pred;
-        accumulator<real> sum_ratio_sum;
+        real max_choice_here = -INFINITY;
         accumulator<real> sum_choice_sum;
         accumulator<real> sum_choice_2_sum;
         accumulator<real> sum_choice_3_sum;
-        accumulator<real> sum_ratio_2_sum;
+        real max_choice_2_here = -INFINITY;
         accumulator<real> sum_choice_4_sum;
         accumulator<real> sum_shifted_sum;
         for (int64_t f = team.lane; f < features; f += team.size) {
-            const real scaled = y_pred(f) / binade_max_abs_y_pred;
-            const real eliminated = cross<real>(direction_y_pred(f), choice, scaled, max_choice);
-            const real left = eliminated / choice;
-            const bool equal_3 = fabs(y_pred(f)) == max_abs_y_pred;
-            const real share_2 = y_pred(f) / sum_y_pred;
-            const real difference_4 = bound - larger<real>(share_2, epsilon);
-            const bool below_2 = difference_4 < 0;
-            const real difference_5 = share_2 - epsilon;
-            const bool below_3 = difference_5 < 0;
+            const bool equal = fabs(y_pred(f)) == max_abs_y_pred;
+            const real share = y_pred(f) / sum_y_pred;
+            const real difference_2 = bound - larger<real>(share, epsilon);
+            const bool below_2 = difference_2 < 0;
+            const real difference_3 = share - epsilon;
+            const bool below_3 = difference_3 < 0;
             const real shifted = difference * y_true(f) + ratio;
-            const real step_2 = step<real>(difference_5, 1);
-            const real step_3 = step<real>(difference_4, 1);
-            const real choice_2 = below_2 ? 0 : (below_3 ? 0 : shifted * step_2) * step_3;
-            const real eliminated_2 = cross<real>(choice_2, choice, scaled, max_choice_2);
-            const real left_2 = eliminated_2 / choice;
+            const real step_2 = step<real>(difference_3, 1);
+            const real step_3 = step<real>(difference_2, 1);
             const real product_2 = step_2 * step_3;
             const bool above = fabs(shifted) > fabs(product_2);
             const real smaller_factor = above ? product_2 : shifted;
             const real larger_factor = above ? shifted : product_2;
             const real weighed = sample_weight * larger_factor;
             const real weighed_2 = sample_weight * smaller_factor;
-            sum_ratio_sum.add(left);
-            sum_choice_sum.add(equal_3 ? y_pred(f) : 0);
-            sum_choice_2_sum.add(equal_3 ? 0 : y_pred(f));
-            sum_choice_3_sum.add(below_2 ? 0 : choice_2);
-            sum_ratio_2_sum.add(left_2);
+            max_choice_here = larger<real>(max_choice_here, equal ? sign<real>(y_pred(f)) * direction_y_pred(f) : -INFINITY);
+            sum_choice_sum.add(equal ? y_pred(f) : 0);
+            sum_choice_2_sum.add(equal ? 0 : y_pred(f));
+            sum_choice_3_sum.add(below_2 ? 0 : (below_2 ? 0 : (below_3 ? 0 : shifted * step_2) * step_3));
+            max_choice_2_here = larger<real>(max_choice_2_here, equal ? (below_2 ? 0 : (below_3 ? 0 : shifted * sign<real>(y_pred(f)) * step_2) * step_3) : -INFINITY);
             sum_choice_4_sum.add(below ? smaller_factor * weighed : larger_factor * weighed_2);
             sum_shifted_sum.add((below_2 ? 0 : (below_3 ? 0 : product * direction_y_true(f) * step_2) * step_3) + (below_2 ? 0 : (below_3 ? 0 : sum_direction_y_pred * shifted * step_2) * step_3));
         }
-        const real sum_ratio = team.total(sum_ratio_sum);
+        const real max_choice = team.largest(max_choice_here);
         const real sum_choice = team.total(sum_choice_sum);
         const real sum_choice_2 = team.total(sum_choice_2_sum);
         const real sum_choice_3 = team.total(sum_choice_3_sum);
-        const real sum_ratio_2 = team.total(sum_ratio_2_sum);
+        const real max_choice_2 = team.largest(max_choice_2_here);
         const real sum_choice_4 = team.total(sum_choice_4_sum);
         const real sum_shifted = team.total(sum_shifted_sum);
+        const bool equal_2 = max_abs_y_pred == 0;
+        const real binade_max_abs_y_pred = binade<real>(max_abs_y_pred);
+        const real choice = equal_2 ? 1 : max_abs_y_pred / binade_max_abs_y_pred;
+        accumulator<real> sum_ratio_sum;
+        accumulator<real> sum_ratio_2_sum;
+        for (int64_t f = team.lane; f < features; f += team.size) {
+            const real scaled = y_pred(f) / binade_max_abs_y_pred;
+            const real eliminated = cross<real>(direction_y_pred(f), choice, scaled, max_choice);
+            const real left = eliminated / choice;
+            const real share_2 = y_pred(f) / sum_y_pred;
+            const real difference_4 = bound - larger<real>(share_2, epsilon);
+            const real difference_5 = share_2 - epsilon;
+            const real eliminated_2 = cross<real>(difference_4 < 0 ? 0 : (difference_5 < 0 ? 0 : (difference * y_true(f) + ratio) * step<real>(difference_5, 1)) * step<real>(difference_4, 1), choice, scaled, max_choice_2);
+            const real left_2 = eliminated_2 / choice;
+            sum_ratio_sum.add(left);
+            sum_ratio_2_sum.add(left_2);
+        }
+        const real sum_ratio = team.total(sum_ratio_sum);
+        const real sum_ratio_2 = team.total(sum_ratio_2_sum);
         const real product_3 = difference * sample_weight * scale;
         const real mean_ratio = sum_direction_y_pred / sum_y_pred;
         const real minus_mean_ratio = -mean_ratio;
         const real abs_mean_ratio = fabs(mean_ratio);
-        const real choice_3 = equal_2 ? 1 : max_abs_y_pred;
-        const real ratio_at_largest = max_choice / choice_3;
+        const real choice_2 = equal_2 ? 1 : max_abs_y_pred;
+        const real ratio_at_largest = max_choice / choice_2;
         const bool below_4 = 2 * fabs(ratio_at_largest - mean_ratio) < abs_mean_ratio;
         const real ratio_2 = sum_ratio / sum_y_pred;
         const real product_4 = difference * direction_sample_weight * scale;
@@ -840,7 +842,7 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all__from_logits_no(const __gr
         const real mean_ratio_2 = sum_choice_3 / sum_y_pred;
         const real minus_mean_ratio_2 = -mean_ratio_2;
         const real abs_mean_ratio_2 = fabs(mean_ratio_2);
-        const real ratio_at_largest_2 = max_choice_2 / choice_3;
+        const real ratio_at_largest_2 = max_choice_2 / choice_2;
         const bool below_5 = 2 * fabs(ratio_at_largest_2 - mean_ratio_2) < abs_mean_ratio_2;
         const real ratio_3 = sum_ratio_2 / sum_y_pred;
         const real product_7 = 2 * (sum_choice_4 / sum_y_pred) * mean_ratio * scale;
@@ -858,22 +860,22 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all__from_logits_no(const __gr
             const real scaled_2 = y_pred(f) / binade_max_abs_y_pred;
             const real eliminated_3 = cross<real>(direction_y_pred(f), choice, scaled_2, max_choice);
             const real left_3 = eliminated_3 / choice;
-            const real choice_4 = direction_y_pred(f) == 0 ? minus_mean_ratio : (2 * fabs(difference_8) < abs_mean_ratio && below_4 ? left_3 / y_pred(f) - ratio_2 : difference_8);
+            const real choice_3 = direction_y_pred(f) == 0 ? minus_mean_ratio : (2 * fabs(difference_8) < abs_mean_ratio && below_4 ? left_3 / y_pred(f) - ratio_2 : difference_8);
             const real step_4 = step<real>(difference_7, 1);
             const real step_5 = step<real>(difference_6, 1);
             const real p = smaller<real>(larger_2, bound);
             const real as_large = sum_choice - y_pred(f);
-            const real choice_5 = share_3 > (real)0.5 && share_3 == p ? log1p(-(fabs(y_pred(f)) == max_abs_y_pred ? as_large + sum_choice_2 : sum_y_pred - y_pred(f)) / sum_y_pred) : log(p);
+            const real choice_4 = share_3 > (real)0.5 && share_3 == p ? log1p(-(fabs(y_pred(f)) == max_abs_y_pred ? as_large + sum_choice_2 : sum_y_pred - y_pred(f)) / sum_y_pred) : log(p);
             const real shifted_2 = difference * y_true(f) + ratio;
             const real ratio_4 = shifted_2 / y_pred(f);
-            const real choice_6 = below_6 ? 0 : (below_7 ? 0 : shifted_2 * step_4) * step_5;
+            const real choice_5 = below_6 ? 0 : (below_7 ? 0 : shifted_2 * step_4) * step_5;
             const real own_ratio_2 = below_6 ? 0 : (below_7 ? 0 : ratio_4 * step_4) * step_5;
             const real difference_9 = own_ratio_2 - mean_ratio_2;
-            const real eliminated_4 = cross<real>(choice_6, choice, scaled_2, max_choice_2);
+            const real eliminated_4 = cross<real>(choice_5, choice, scaled_2, max_choice_2);
             const real left_4 = eliminated_4 / choice;
-            hvp_y_true.put(-((below_6 ? 0 : (below_7 ? 0 : product_3 * choice_4 * step_4) * step_5) + product_4 * choice_5), f);
-            hvp_y_pred.put((below_6 ? 0 : (below_7 ? 0 : product_5 * ratio_4 * own_ratio * step_4) * step_5) - (below_6 ? 0 : (below_7 ? 0 : product_3 * (direction_y_true(f) / y_pred(f)) * step_4) * step_5) - product_6 * (choice_6 == 0 ? minus_mean_ratio_2 : (2 * fabs(difference_9) < abs_mean_ratio_2 && below_5 ? left_4 / y_pred(f) - ratio_3 : difference_9)) - product_7 + product_8, f);
-            sum_shifted_2_sum.add(difference * choice_5 * direction_y_true(f) + (below_6 ? 0 : (below_7 ? 0 : shifted_2 * choice_4 * step_4) * step_5));
+            hvp_y_true.put(-((below_6 ? 0 : (below_7 ? 0 : product_3 * choice_3 * step_4) * step_5) + product_4 * choice_4), f);
+            hvp_y_pred.put((below_6 ? 0 : (below_7 ? 0 : product_5 * ratio_4 * own_ratio * step_4) * step_5) - (below_6 ? 0 : (below_7 ? 0 : product_3 * (direction_y_true(f) / y_pred(f)) * step_4) * step_5) - product_6 * (choice_5 == 0 ? minus_mean_ratio_2 : (2 * fabs(difference_9) < abs_mean_ratio_2 && below_5 ? left_4 / y_pred(f) - ratio_3 : difference_9)) - product_7 + product_8, f);
+            sum_shifted_2_sum.add(difference * choice_4 * direction_y_true(f) + (below_6 ? 0 : (below_7 ? 0 : shifted_2 * choice_3 * step_4) * step_5));
         }
         const real sum_shifted_2 = team.total(sum_shifted_2_sum);
         if (team.leads) hvp_sample_weight.put(-sum_shifted_2 * scale);

@@ -39,59 +39,60 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all(const __grid_co
 
         real largest_here = -INFINITY;
         real max_abs_here = -INFINITY;
+        accumulator<real> sum_shifted_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
+            const real shifted = difference * onehot_labels(c) + ratio;
             largest_here = larger<real>(largest_here, logits(c));
-            max_abs_here = larger<real>(max_abs_here, fabs(difference * onehot_labels(c) + ratio));
+            max_abs_here = larger<real>(max_abs_here, fabs(shifted));
+            sum_shifted_sum.add(shifted);
         }
         const real largest = team.largest(largest_here);
         const real max_abs = team.largest(max_abs_here);
+        const real sum_shifted = team.total(sum_shifted_sum);
         accumulator<real> others_sum;
         accumulator<real> ties_sum;
         accumulator<real> sum_choice_sum;
         accumulator<real> sum_choice_2_sum;
-        accumulator<real> sum_shifted_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
             const bool is_largest = logits(c) == largest;
             const real relative = exp_difference<real>(logits(c), largest);
-            const real shifted = difference * onehot_labels(c) + ratio;
-            const bool equal = fabs(shifted) == max_abs;
+            const real shifted_2 = difference * onehot_labels(c) + ratio;
+            const bool equal = fabs(shifted_2) == max_abs;
             others_sum.add(is_largest ? 0 : relative);
             ties_sum.add((real)(is_largest ? 1 : 0));
-            sum_choice_sum.add(equal ? shifted : 0);
-            sum_choice_2_sum.add(equal ? 0 : shifted);
-            sum_shifted_sum.add(shifted);
+            sum_choice_sum.add(equal ? shifted_2 : 0);
+            sum_choice_2_sum.add(equal ? 0 : shifted_2);
         }
         const real others = team.total(others_sum);
         const real ties = team.total(ties_sum);
         const real sum_choice = team.total(sum_choice_sum);
         const real sum_choice_2 = team.total(sum_choice_2_sum);
-        const real sum_shifted = team.total(sum_shifted_sum);
         const real product = difference * weights * scale;
         const real more_ties = ties - 1;
         const real log_mass = log1p(others + more_ties);
         const real product_2 = weights * scale;
         const real sum_exp = others + ties;
-        const real shifted_2 = more_ties + others;
+        const real shifted_3 = more_ties + others;
         const bool below = fabs(weights) < 1;
         accumulator<real> sum_choice_3_sum;
         accumulator<real> sum_product_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
             const real log_p = logits(c) - largest - log_mass;
             const real product_3 = difference * onehot_labels(c);
-            const real shifted_3 = product_3 + ratio;
+            const real shifted_4 = product_3 + ratio;
             const bool is_largest_2 = logits(c) == largest;
             const real relative_2 = exp_difference<real>(logits(c), largest);
-            const real abs_shifted_3 = fabs(shifted_3);
+            const real abs_shifted_4 = fabs(shifted_4);
             const real as_large = sum_choice - product_3 - ratio;
-            const bool above = abs_shifted_3 > fabs(log_p);
-            const real smaller_factor = above ? log_p : shifted_3;
-            const real larger_factor = above ? shifted_3 : log_p;
+            const bool above = abs_shifted_4 > fabs(log_p);
+            const real smaller_factor = above ? log_p : shifted_4;
+            const real larger_factor = above ? shifted_4 : log_p;
             const real weighed = weights * larger_factor;
             const real weighed_2 = weights * smaller_factor;
             grad_onehot_labels.put(-product * log_p, c);
-            grad_logits.put(-product_2 * (shifted_3 / sum_exp * (is_largest_2 ? shifted_2 : sum_exp - relative_2) - (abs_shifted_3 == max_abs ? as_large + sum_choice_2 : sum_shifted - product_3 - ratio) / sum_exp * relative_2), c);
+            grad_logits.put(-product_2 * (shifted_4 / sum_exp * (is_largest_2 ? shifted_3 : sum_exp - relative_2) - (abs_shifted_4 == max_abs ? as_large + sum_choice_2 : sum_shifted - product_3 - ratio) / sum_exp * relative_2), c);
             sum_choice_3_sum.add(below ? smaller_factor * weighed : larger_factor * weighed_2);
-            sum_product_sum.add(shifted_3 * log_p);
+            sum_product_sum.add(shifted_4 * log_p);
         }
         const real sum_choice_3 = team.total(sum_choice_3_sum);
         const real sum_product = team.total(sum_product_sum);
@@ -206,10 +207,13 @@ __global__ void __launch_bounds__(THREADS, 1) hvp(const __grid_constant__ launch
         const optional_row<Storage> direction_logits(run, 4, here.of[4], (real)0.0);
         const output_row<Storage> hvp_logits(run, 5, here.of[5]);
 
+        accumulator<real> sum_shifted_sum;
         real largest_here = -INFINITY;
         for (int64_t c = team.lane; c < classes; c += team.size) {
+            sum_shifted_sum.add(difference * onehot_labels(c) + ratio);
             largest_here = larger<real>(largest_here, logits(c));
         }
+        const real sum_shifted = team.total(sum_shifted_sum);
         const real largest = team.largest(largest_here);
         accumulator<real> others_sum;
         accumulator<real> ties_sum;
@@ -226,15 +230,12 @@ __global__ void __launch_bounds__(THREADS, 1) hvp(const __grid_constant__ launch
         const real sum_product = team.total(sum_product_sum);
         const real sum_exp = others + ties;
         const real mean_under_softmax = sum_product / sum_exp;
-        accumulator<real> sum_shifted_sum;
         accumulator<real> sum_product_2_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
             const real from_mean = direction_logits(c) - mean_under_softmax;
             const real relative_2 = exp_difference<real>(logits(c), largest);
-            sum_shifted_sum.add(difference * onehot_labels(c) + ratio);
             sum_product_2_sum.add(from_mean * relative_2);
         }
-        const real sum_shifted = team.total(sum_shifted_sum);
         const real sum_product_2 = team.total(sum_product_2_sum);
         const real product = sum_shifted / sum_exp * scale;
         const real ratio_2 = sum_product_2 / sum_exp;
@@ -341,59 +342,60 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all(const __grid_constant__ la
         const output_row<Storage> hvp_weights(run, 10, here.of[10]);
 
         real largest_here = -INFINITY;
+        real max_abs_here = -INFINITY;
+        accumulator<real> sum_2_sum;
+        accumulator<real> sum_shifted_sum;
+        real max_abs_2_here = -INFINITY;
         for (int64_t c = team.lane; c < classes; c += team.size) {
+            const real shifted = difference * onehot_labels(c) + ratio;
             largest_here = larger<real>(largest_here, logits(c));
+            max_abs_here = larger<real>(max_abs_here, fabs(direction_onehot_labels(c)));
+            sum_2_sum.add(direction_onehot_labels(c));
+            sum_shifted_sum.add(shifted);
+            max_abs_2_here = larger<real>(max_abs_2_here, fabs(shifted));
         }
         const real largest = team.largest(largest_here);
+        const real max_abs = team.largest(max_abs_here);
+        const real sum_2 = team.total(sum_2_sum);
+        const real sum_shifted = team.total(sum_shifted_sum);
+        const real max_abs_2 = team.largest(max_abs_2_here);
         accumulator<real> sum_product_sum;
         accumulator<real> others_sum;
         accumulator<real> ties_sum;
-        real max_abs_here = -INFINITY;
-        real max_abs_2_here = -INFINITY;
+        accumulator<real> sum_choice_sum;
+        accumulator<real> sum_choice_2_sum;
+        accumulator<real> sum_choice_3_sum;
+        accumulator<real> sum_choice_4_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
             const real relative = exp_difference<real>(logits(c), largest);
             const bool is_largest = logits(c) == largest;
+            const bool equal = fabs(direction_onehot_labels(c)) == max_abs;
+            const real shifted_2 = difference * onehot_labels(c) + ratio;
+            const bool equal_2 = fabs(shifted_2) == max_abs_2;
             sum_product_sum.add(relative * direction_logits(c));
             others_sum.add(is_largest ? 0 : relative);
             ties_sum.add((real)(is_largest ? 1 : 0));
-            max_abs_here = larger<real>(max_abs_here, fabs(direction_onehot_labels(c)));
-            max_abs_2_here = larger<real>(max_abs_2_here, fabs(difference * onehot_labels(c) + ratio));
+            sum_choice_sum.add(equal ? direction_onehot_labels(c) : 0);
+            sum_choice_2_sum.add(equal ? 0 : direction_onehot_labels(c));
+            sum_choice_3_sum.add(equal_2 ? shifted_2 : 0);
+            sum_choice_4_sum.add(equal_2 ? 0 : shifted_2);
         }
         const real sum_product = team.total(sum_product_sum);
         const real others = team.total(others_sum);
         const real ties = team.total(ties_sum);
-        const real max_abs = team.largest(max_abs_here);
-        const real max_abs_2 = team.largest(max_abs_2_here);
-        const real sum_exp = others + ties;
-        const real mean_under_softmax = sum_product / sum_exp;
-        accumulator<real> sum_choice_sum;
-        accumulator<real> sum_choice_2_sum;
-        accumulator<real> sum_2_sum;
-        accumulator<real> sum_shifted_sum;
-        accumulator<real> sum_product_2_sum;
-        accumulator<real> sum_choice_3_sum;
-        accumulator<real> sum_choice_4_sum;
-        for (int64_t c = team.lane; c < classes; c += team.size) {
-            const bool equal = fabs(direction_onehot_labels(c)) == max_abs;
-            const real shifted = difference * onehot_labels(c) + ratio;
-            const real from_mean = direction_logits(c) - mean_under_softmax;
-            const real relative_2 = exp_difference<real>(logits(c), largest);
-            const bool equal_2 = fabs(shifted) == max_abs_2;
-            sum_choice_sum.add(equal ? direction_onehot_labels(c) : 0);
-            sum_choice_2_sum.add(equal ? 0 : direction_onehot_labels(c));
-            sum_2_sum.add(direction_onehot_labels(c));
-            sum_shifted_sum.add(shifted);
-            sum_product_2_sum.add(from_mean * relative_2);
-            sum_choice_3_sum.add(equal_2 ? shifted : 0);
-            sum_choice_4_sum.add(equal_2 ? 0 : shifted);
-        }
         const real sum_choice = team.total(sum_choice_sum);
         const real sum_choice_2 = team.total(sum_choice_2_sum);
-        const real sum_2 = team.total(sum_2_sum);
-        const real sum_shifted = team.total(sum_shifted_sum);
-        const real sum_product_2 = team.total(sum_product_2_sum);
         const real sum_choice_3 = team.total(sum_choice_3_sum);
         const real sum_choice_4 = team.total(sum_choice_4_sum);
+        const real sum_exp = others + ties;
+        const real mean_under_softmax = sum_product / sum_exp;
+        accumulator<real> sum_product_2_sum;
+        for (int64_t c = team.lane; c < classes; c += team.size) {
+            const real from_mean = direction_logits(c) - mean_under_softmax;
+            const real relative_2 = exp_difference<real>(logits(c), largest);
+            sum_product_2_sum.add(from_mean * relative_2);
+        }
+        const real sum_product_2 = team.total(sum_product_2_sum);
         const real product = difference * weights;
         const real product_2 = product * scale;
         const real product_3 = difference * direction_weights * scale;
@@ -401,7 +403,7 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all(const __grid_constant__ la
         const real log_mass = log1p(others + more_ties);
         const real product_4 = product * scale_rate;
         const real product_5 = weights * scale;
-        const real shifted_2 = more_ties + others;
+        const real shifted_3 = more_ties + others;
         const real product_6 = label_smoothing * weights * scale;
         const real product_7 = direction_weights / sum_exp * scale;
         const real product_8 = weights / sum_exp * scale_rate;
@@ -415,16 +417,16 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all(const __grid_constant__ la
             const real as_large = sum_choice - direction_onehot_labels(c);
             const real relative_3 = exp_difference<real>(logits(c), largest);
             const bool is_largest_2 = logits(c) == largest;
-            const real choice = is_largest_2 ? shifted_2 : sum_exp - relative_3;
+            const real choice = is_largest_2 ? shifted_3 : sum_exp - relative_3;
             const real difference_2 = (fabs(direction_onehot_labels(c)) == max_abs ? as_large + sum_choice_2 : sum_2 - direction_onehot_labels(c)) / sum_exp * relative_3 - choice / sum_exp * direction_onehot_labels(c);
             const real product_10 = difference * onehot_labels(c);
-            const real shifted_3 = product_10 + ratio;
+            const real shifted_4 = product_10 + ratio;
             const real as_large_2 = sum_choice_3 - product_10 - ratio;
-            const real choice_2 = fabs(shifted_3) == max_abs_2 ? as_large_2 + sum_choice_4 : sum_shifted - product_10 - ratio;
+            const real choice_2 = fabs(shifted_4) == max_abs_2 ? as_large_2 + sum_choice_4 : sum_shifted - product_10 - ratio;
             hvp_onehot_labels.put(-(product_2 * from_mean_2 + product_3 * log_p + product_4 * log_p), c);
-            hvp_logits.put(product_5 * difference_2 - product_6 * difference_2 - product_7 * shifted_3 * choice - product_8 * shifted_3 * choice + product_9 * (from_mean_2 - ratio_2) * relative_3 * weights + product_7 * choice_2 * relative_3 + product_8 * choice_2 * relative_3, c);
-            sum_shifted_2_sum.add(difference * log_p * direction_onehot_labels(c) + from_mean_2 * shifted_3);
-            sum_product_3_sum.add(shifted_3 * log_p);
+            hvp_logits.put(product_5 * difference_2 - product_6 * difference_2 - product_7 * shifted_4 * choice - product_8 * shifted_4 * choice + product_9 * (from_mean_2 - ratio_2) * relative_3 * weights + product_7 * choice_2 * relative_3 + product_8 * choice_2 * relative_3, c);
+            sum_shifted_2_sum.add(difference * log_p * direction_onehot_labels(c) + from_mean_2 * shifted_4);
+            sum_product_3_sum.add(shifted_4 * log_p);
         }
         const real sum_shifted_2 = team.total(sum_shifted_2_sum);
         const real sum_product_3 = team.total(sum_product_3_sum);

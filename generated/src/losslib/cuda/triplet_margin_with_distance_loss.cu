@@ -14,7 +14,7 @@
 
 namespace {
 
-/* The loss, the totals, and the gradients times scale, where swap is True. 230 operations. */
+/* The loss, the totals, and the gradients times scale, where swap is True. 232 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) value_and_grad__swap_yes(const __grid_constant__ launch<9> run)
 {
@@ -37,115 +37,117 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad__swap_yes(const __g
 
         real max_abs_here = -INFINITY;
         real max_abs_2_here = -INFINITY;
+        real max_abs_3_here = -INFINITY;
         for (int64_t f = team.lane; f < features; f += team.size) {
+            const real to_positive = anchor(f) - positive(f);
             const real to_negative = anchor(f) - negative(f);
             const real between = positive(f) - negative(f);
-            max_abs_here = larger<real>(max_abs_here, fabs(to_negative + (real)1 / 1000000));
-            max_abs_2_here = larger<real>(max_abs_2_here, fabs(between + (real)1 / 1000000));
+            max_abs_here = larger<real>(max_abs_here, fabs(to_positive + (real)1 / 1000000));
+            max_abs_2_here = larger<real>(max_abs_2_here, fabs(to_negative + (real)1 / 1000000));
+            max_abs_3_here = larger<real>(max_abs_3_here, fabs(between + (real)1 / 1000000));
         }
         const real max_abs = team.largest(max_abs_here);
         const real max_abs_2 = team.largest(max_abs_2_here);
-        real max_abs_3_here = -INFINITY;
-        real max_choice_here = -INFINITY;
-        real max_choice_2_here = -INFINITY;
-        for (int64_t f = team.lane; f < features; f += team.size) {
-            const real to_positive = anchor(f) - positive(f);
-            const real to_negative_2 = anchor(f) - negative(f);
-            const real shifted = to_negative_2 + (real)1 / 1000000;
-            const real between_2 = positive(f) - negative(f);
-            const real shifted_2 = between_2 + (real)1 / 1000000;
-            max_abs_3_here = larger<real>(max_abs_3_here, fabs(to_positive + (real)1 / 1000000));
-            max_choice_here = larger<real>(max_choice_here, fabs(shifted) == max_abs ? (negative(f) - positive(f)) * sign<real>(shifted) : -INFINITY);
-            max_choice_2_here = larger<real>(max_choice_2_here, fabs(shifted_2) == max_abs_2 ? -shifted_2 / shifted_2 * (to_negative_2 + (real)1 / 500000) * sign<real>(shifted_2) : -INFINITY);
-        }
         const real max_abs_3 = team.largest(max_abs_3_here);
-        const real max_choice = team.largest(max_choice_here);
-        const real max_choice_2 = team.largest(max_choice_2_here);
-        const real binade_max_abs_3 = binade<real>(max_abs_3);
         const real binade_max_abs = binade<real>(max_abs);
         const real binade_max_abs_2 = binade<real>(max_abs_2);
-        const real choice = max_abs == 0 ? 1 : max_abs / binade_max_abs;
-        const real choice_2 = max_abs_2 == 0 ? 1 : max_abs_2 / binade_max_abs_2;
+        const real binade_max_abs_3 = binade<real>(max_abs_3);
         accumulator<real> sum_product_sum;
         accumulator<real> sum_product_2_sum;
         accumulator<real> sum_product_3_sum;
-        accumulator<real> sum_product_4_sum;
-        accumulator<real> sum_product_5_sum;
+        real max_choice_here = -INFINITY;
+        real max_choice_2_here = -INFINITY;
         for (int64_t f = team.lane; f < features; f += team.size) {
             const real to_positive_2 = anchor(f) - positive(f);
-            const real scaled = (to_positive_2 + (real)1 / 1000000) / binade_max_abs_3;
-            const real to_negative_3 = anchor(f) - negative(f);
-            const real scaled_2 = (to_negative_3 + (real)1 / 1000000) / binade_max_abs;
-            const real between_3 = positive(f) - negative(f);
-            const real shifted_3 = between_3 + (real)1 / 1000000;
-            const real scaled_3 = shifted_3 / binade_max_abs_2;
-            const real eliminated = cross<real>(negative(f) - positive(f), choice, scaled_2, max_choice);
-            const real left = eliminated / choice;
-            const real eliminated_2 = cross<real>(-shifted_3 / shifted_3 * (to_negative_3 + (real)1 / 500000), choice_2, scaled_3, max_choice_2);
-            const real left_2 = eliminated_2 / choice_2;
+            const real scaled = (to_positive_2 + (real)1 / 1000000) / binade_max_abs;
+            const real to_negative_2 = anchor(f) - negative(f);
+            const real shifted = to_negative_2 + (real)1 / 1000000;
+            const real scaled_2 = shifted / binade_max_abs_2;
+            const real between_2 = positive(f) - negative(f);
+            const real shifted_2 = between_2 + (real)1 / 1000000;
+            const real scaled_3 = shifted_2 / binade_max_abs_3;
             sum_product_sum.add(scaled * scaled);
             sum_product_2_sum.add(scaled_2 * scaled_2);
             sum_product_3_sum.add(scaled_3 * scaled_3);
-            sum_product_4_sum.add(left * scaled_2);
-            sum_product_5_sum.add(left_2 * scaled_3);
+            max_choice_here = larger<real>(max_choice_here, fabs(shifted) == max_abs_2 ? (negative(f) - positive(f)) * sign<real>(shifted) : -INFINITY);
+            max_choice_2_here = larger<real>(max_choice_2_here, fabs(shifted_2) == max_abs_3 ? -shifted_2 / shifted_2 * (to_negative_2 + (real)1 / 500000) * sign<real>(shifted_2) : -INFINITY);
         }
         const real sum_product = team.total(sum_product_sum);
         const real sum_product_2 = team.total(sum_product_2_sum);
         const real sum_product_3 = team.total(sum_product_3_sum);
-        const real sum_product_4 = team.total(sum_product_4_sum);
-        const real sum_product_5 = team.total(sum_product_5_sum);
+        const real max_choice = team.largest(max_choice_here);
+        const real max_choice_2 = team.largest(max_choice_2_here);
         const real sqrt_sum_product_3 = sqrt(sum_product_3);
         const real sqrt_sum_product_2 = sqrt(sum_product_2);
-        const real mean_length = (real)0.5 * binade_max_abs_2 * sqrt_sum_product_3 + (real)0.5 * binade_max_abs * sqrt_sum_product_2;
+        const real mean_length = (real)0.5 * binade_max_abs_3 * sqrt_sum_product_3 + (real)0.5 * binade_max_abs_2 * sqrt_sum_product_2;
         const real inverse_root_sum_product = inverse_root<real>(sum_product);
         const real inverse_root_sum_product_2 = inverse_root<real>(sum_product_2);
-        const real ratio = inverse_root_sum_product / binade_max_abs_3;
-        const real share = binade_max_abs / binade_max_abs * inverse_root_sum_product_2;
-        const real along = -share * sum_product_4 * share;
+        const real choice = max_abs_2 == 0 ? 1 : max_abs_2 / binade_max_abs_2;
         const real inverse_root_sum_product_3 = inverse_root<real>(sum_product_3);
-        const real share_2 = binade_max_abs_2 / binade_max_abs_2 * inverse_root_sum_product_3;
-        const real along_2 = -share_2 * sum_product_5 * share_2;
-        accumulator<real> sum_product_6_sum;
+        const real choice_2 = max_abs_3 == 0 ? 1 : max_abs_3 / binade_max_abs_3;
+        accumulator<real> sum_product_4_sum;
         accumulator<real> cosine_sum;
-        accumulator<real> sum_product_7_sum;
-        accumulator<real> sum_product_8_sum;
+        accumulator<real> sum_product_5_sum;
+        accumulator<real> sum_product_6_sum;
         accumulator<real> cosine_2_sum;
+        accumulator<real> sum_product_7_sum;
+        for (int64_t f = team.lane; f < features; f += team.size) {
+            const real between_3 = positive(f) - negative(f);
+            const real to_negative_3 = anchor(f) - negative(f);
+            const real middle = ((real)0.5 * between_3 + (real)0.5 * to_negative_3 + (real)1 / 1000000) / mean_length;
+            const real to_positive_3 = anchor(f) - positive(f);
+            const real scaled_4 = (to_positive_3 + (real)1 / 1000000) / binade_max_abs;
+            const real unit_x = inverse_root_sum_product * scaled_4;
+            const real scaled_5 = (to_negative_3 + (real)1 / 1000000) / binade_max_abs_2;
+            const real unit_y = inverse_root_sum_product_2 * scaled_5;
+            const real eliminated = cross<real>(negative(f) - positive(f), choice, scaled_5, max_choice);
+            const real left = eliminated / choice;
+            const real shifted_3 = between_3 + (real)1 / 1000000;
+            const real scaled_6 = shifted_3 / binade_max_abs_3;
+            const real unit_y_2 = -inverse_root_sum_product_3 * scaled_6;
+            const real eliminated_2 = cross<real>(-shifted_3 / shifted_3 * (to_negative_3 + (real)1 / 500000), choice_2, scaled_6, max_choice_2);
+            const real left_2 = eliminated_2 / choice_2;
+            sum_product_4_sum.add((positive(f) - anchor(f)) * middle);
+            cosine_sum.add(unit_x * unit_y);
+            sum_product_5_sum.add(left * scaled_5);
+            sum_product_6_sum.add(to_positive_3 * middle);
+            cosine_2_sum.add(unit_x * unit_y_2);
+            sum_product_7_sum.add(left_2 * scaled_6);
+        }
+        const real sum_product_4 = team.total(sum_product_4_sum);
+        const real cosine = team.total(cosine_sum);
+        const real sum_product_5 = team.total(sum_product_5_sum);
+        const real sum_product_6 = team.total(sum_product_6_sum);
+        const real cosine_2 = team.total(cosine_2_sum);
+        const real sum_product_7 = team.total(sum_product_7_sum);
+        const real ratio = inverse_root_sum_product / binade_max_abs;
+        const real share = binade_max_abs_2 / binade_max_abs_2 * inverse_root_sum_product_2;
+        const real along = -share * sum_product_5 * share;
+        const real share_2 = binade_max_abs_3 / binade_max_abs_3 * inverse_root_sum_product_3;
+        const real along_2 = -share_2 * sum_product_7 * share_2;
+        accumulator<real> sum_product_8_sum;
         accumulator<real> sum_product_9_sum;
         for (int64_t f = team.lane; f < features; f += team.size) {
-            const real between_4 = positive(f) - negative(f);
             const real to_negative_4 = anchor(f) - negative(f);
-            const real middle = ((real)0.5 * between_4 + (real)0.5 * to_negative_4 + (real)1 / 1000000) / mean_length;
-            const real to_positive_3 = anchor(f) - positive(f);
-            const real scaled_4 = (to_positive_3 + (real)1 / 1000000) / binade_max_abs_3;
-            const real unit_x = inverse_root_sum_product * scaled_4;
-            const real scaled_5 = (to_negative_4 + (real)1 / 1000000) / binade_max_abs;
-            const real unit_y = inverse_root_sum_product_2 * scaled_5;
-            const real eliminated_3 = cross<real>(negative(f) - positive(f), choice, scaled_5, max_choice);
+            const real scaled_7 = (to_negative_4 + (real)1 / 1000000) / binade_max_abs_2;
+            const real eliminated_3 = cross<real>(negative(f) - positive(f), choice, scaled_7, max_choice);
             const real left_3 = eliminated_3 / choice;
-            const real across = ratio * (along * scaled_5 + left_3);
-            const real scaled_6 = (between_4 + (real)1 / 1000000) / binade_max_abs_2;
-            const real unit_y_2 = -inverse_root_sum_product_3 * scaled_6;
-            const real scaled_7 = -scaled_6;
-            const real eliminated_4 = cross<real>(to_negative_4 + (real)1 / 500000, choice_2, scaled_7, max_choice_2);
+            const real across = ratio * (along * scaled_7 + left_3);
+            const real between_4 = positive(f) - negative(f);
+            const real scaled_8 = (between_4 + (real)1 / 1000000) / binade_max_abs_3;
+            const real scaled_9 = -scaled_8;
+            const real eliminated_4 = cross<real>(to_negative_4 + (real)1 / 500000, choice_2, scaled_9, max_choice_2);
             const real left_4 = eliminated_4 / choice_2;
-            const real across_2 = ratio * (along_2 * scaled_7 + left_4);
-            sum_product_6_sum.add((positive(f) - anchor(f)) * middle);
-            cosine_sum.add(unit_x * unit_y);
-            sum_product_7_sum.add(across * across);
-            sum_product_8_sum.add(to_positive_3 * middle);
-            cosine_2_sum.add(unit_x * unit_y_2);
+            const real across_2 = ratio * (along_2 * scaled_9 + left_4);
+            sum_product_8_sum.add(across * across);
             sum_product_9_sum.add(across_2 * across_2);
         }
-        const real sum_product_6 = team.total(sum_product_6_sum);
-        const real cosine = team.total(cosine_sum);
-        const real sum_product_7 = team.total(sum_product_7_sum);
         const real sum_product_8 = team.total(sum_product_8_sum);
-        const real cosine_2 = team.total(cosine_2_sum);
         const real sum_product_9 = team.total(sum_product_9_sum);
-        const real shifted_4 = binade_max_abs_3 * sqrt(sum_product) - smaller<real>(binade_max_abs * sqrt_sum_product_2, binade_max_abs_2 * sqrt_sum_product_3) + margin;
+        const real shifted_4 = binade_max_abs * sqrt(sum_product) - smaller<real>(binade_max_abs_2 * sqrt_sum_product_2, binade_max_abs_3 * sqrt_sum_product_3) + margin;
         const bool below = shifted_4 < 0;
         const bool equal = mean_length == 0;
-        const real longer_by = equal ? 0 : sum_product_6;
+        const real longer_by = equal ? 0 : sum_product_4;
         const real minus_longer_by = -longer_by;
         const bool below_2 = minus_longer_by < 0;
         const real product = inverse_root_sum_product * scale;
@@ -153,9 +155,9 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad__swap_yes(const __g
         const real step_3 = step<real>(shifted_4, 1);
         const bool below_3 = longer_by < 0;
         const bool above = cosine > (real)0.5;
-        const real ratio_2 = sum_product_7 / (cosine + 1);
+        const real ratio_2 = sum_product_8 / (cosine + 1);
         const real step_4 = step<real>(longer_by, (real)0.5);
-        const real longer_by_2 = equal ? 0 : sum_product_8;
+        const real longer_by_2 = equal ? 0 : sum_product_6;
         const real minus_longer_by_2 = -longer_by_2;
         const bool below_4 = minus_longer_by_2 < 0;
         const real step_5 = step<real>(minus_longer_by_2, (real)0.5);
@@ -163,27 +165,27 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad__swap_yes(const __g
         const bool above_2 = cosine_2 > (real)0.5;
         const real ratio_3 = sum_product_9 / (cosine_2 + 1);
         const real step_6 = step<real>(longer_by_2, (real)0.5);
-        const real product_2 = (real)0.5 * (inverse_root_sum_product_3 / binade_max_abs_2) * scale;
-        const real product_3 = (real)0.5 * (inverse_root_sum_product_2 / binade_max_abs) * scale;
+        const real product_2 = (real)0.5 * (inverse_root_sum_product_3 / binade_max_abs_3) * scale;
+        const real product_3 = (real)0.5 * (inverse_root_sum_product_2 / binade_max_abs_2) * scale;
         if (grad_anchor.wanted || grad_positive.wanted || grad_negative.wanted) for (int64_t f = team.lane; f < features; f += team.size) {
             const real to_positive_4 = anchor(f) - positive(f);
-            const real scaled_8 = (to_positive_4 + (real)1 / 1000000) / binade_max_abs_3;
+            const real scaled_10 = (to_positive_4 + (real)1 / 1000000) / binade_max_abs;
             const real to_negative_5 = anchor(f) - negative(f);
-            const real scaled_9 = (to_negative_5 + (real)1 / 1000000) / binade_max_abs;
-            const real eliminated_5 = cross<real>(negative(f) - positive(f), choice, scaled_9, max_choice);
+            const real scaled_11 = (to_negative_5 + (real)1 / 1000000) / binade_max_abs_2;
+            const real eliminated_5 = cross<real>(negative(f) - positive(f), choice, scaled_11, max_choice);
             const real left_5 = eliminated_5 / choice;
-            const real across_3 = ratio * (along * scaled_9 + left_5);
-            const real unit_y_3 = inverse_root_sum_product_2 * scaled_9;
-            const real unit_x_2 = inverse_root_sum_product * scaled_8;
+            const real across_3 = ratio * (along * scaled_11 + left_5);
+            const real unit_y_3 = inverse_root_sum_product_2 * scaled_11;
+            const real unit_x_2 = inverse_root_sum_product * scaled_10;
             const real between_5 = positive(f) - negative(f);
-            const real scaled_10 = (between_5 + (real)1 / 1000000) / binade_max_abs_2;
-            const real scaled_11 = -scaled_10;
-            const real eliminated_6 = cross<real>(to_negative_5 + (real)1 / 500000, choice_2, scaled_11, max_choice_2);
+            const real scaled_12 = (between_5 + (real)1 / 1000000) / binade_max_abs_3;
+            const real scaled_13 = -scaled_12;
+            const real eliminated_6 = cross<real>(to_negative_5 + (real)1 / 500000, choice_2, scaled_13, max_choice_2);
             const real left_6 = eliminated_6 / choice_2;
-            const real across_4 = ratio * (along_2 * scaled_11 + left_6);
-            const real unit_y_4 = -inverse_root_sum_product_3 * scaled_10;
-            grad_anchor.put((below ? 0 : (below_2 ? 0 : product * scaled_8 * step_2) * step_3) + (below_3 ? 0 : (below ? 0 : scale * (above ? across_3 - ratio_2 * unit_y_3 : unit_x_2 - unit_y_3) * step_3) * step_4), f);
-            grad_positive.put(-((below ? 0 : (below_4 ? 0 : product * scaled_8 * step_5) * step_3) + (below_5 ? 0 : (below ? 0 : scale * (above_2 ? across_4 - ratio_3 * unit_y_4 : unit_x_2 - unit_y_4) * step_3) * step_6)), f);
+            const real across_4 = ratio * (along_2 * scaled_13 + left_6);
+            const real unit_y_4 = -inverse_root_sum_product_3 * scaled_12;
+            grad_anchor.put((below ? 0 : (below_2 ? 0 : product * scaled_10 * step_2) * step_3) + (below_3 ? 0 : (below ? 0 : scale * (above ? across_3 - ratio_2 * unit_y_3 : unit_x_2 - unit_y_3) * step_3) * step_4), f);
+            grad_positive.put(-((below ? 0 : (below_4 ? 0 : product * scaled_10 * step_5) * step_3) + (below_5 ? 0 : (below ? 0 : scale * (above_2 ? across_4 - ratio_3 * unit_y_4 : unit_x_2 - unit_y_4) * step_3) * step_6)), f);
             grad_negative.put(-(-(below_5 ? 0 : (below ? 0 : product_2 * (2 * between_5 + (real)1 / 500000) * step_3) * step_6) + -(below_3 ? 0 : (below ? 0 : product_3 * (2 * to_negative_5 + (real)1 / 500000) * step_3) * step_4)), f);
         }
         const real value = below ? 0 : shifted_4;
@@ -215,36 +217,36 @@ __global__ void __launch_bounds__(THREADS, 1) jvp__swap_yes(const __grid_constan
 
         real max_abs_here = -INFINITY;
         real max_abs_2_here = -INFINITY;
+        real max_abs_3_here = -INFINITY;
         for (int64_t f = team.lane; f < features; f += team.size) {
+            const real to_positive = anchor(f) - positive(f);
             const real to_negative = anchor(f) - negative(f);
             const real between = positive(f) - negative(f);
-            max_abs_here = larger<real>(max_abs_here, fabs(to_negative + (real)1 / 1000000));
-            max_abs_2_here = larger<real>(max_abs_2_here, fabs(between + (real)1 / 1000000));
+            max_abs_here = larger<real>(max_abs_here, fabs(to_positive + (real)1 / 1000000));
+            max_abs_2_here = larger<real>(max_abs_2_here, fabs(to_negative + (real)1 / 1000000));
+            max_abs_3_here = larger<real>(max_abs_3_here, fabs(between + (real)1 / 1000000));
         }
         const real max_abs = team.largest(max_abs_here);
         const real max_abs_2 = team.largest(max_abs_2_here);
-        const real binade_max_abs = binade<real>(max_abs);
+        const real max_abs_3 = team.largest(max_abs_3_here);
         const real binade_max_abs_2 = binade<real>(max_abs_2);
-        real max_abs_3_here = -INFINITY;
+        const real binade_max_abs_3 = binade<real>(max_abs_3);
         accumulator<real> sum_product_sum;
         accumulator<real> sum_product_2_sum;
         for (int64_t f = team.lane; f < features; f += team.size) {
-            const real to_positive = anchor(f) - positive(f);
             const real to_negative_2 = anchor(f) - negative(f);
-            const real scaled = (to_negative_2 + (real)1 / 1000000) / binade_max_abs;
+            const real scaled = (to_negative_2 + (real)1 / 1000000) / binade_max_abs_2;
             const real between_2 = positive(f) - negative(f);
-            const real scaled_2 = (between_2 + (real)1 / 1000000) / binade_max_abs_2;
-            max_abs_3_here = larger<real>(max_abs_3_here, fabs(to_positive + (real)1 / 1000000));
+            const real scaled_2 = (between_2 + (real)1 / 1000000) / binade_max_abs_3;
             sum_product_sum.add(scaled * scaled);
             sum_product_2_sum.add(scaled_2 * scaled_2);
         }
-        const real max_abs_3 = team.largest(max_abs_3_here);
         const real sum_product = team.total(sum_product_sum);
         const real sum_product_2 = team.total(sum_product_2_sum);
-        const real binade_max_abs_3 = binade<real>(max_abs_3);
+        const real binade_max_abs = binade<real>(max_abs);
         const real sqrt_sum_product_2 = sqrt(sum_product_2);
         const real sqrt_sum_product = sqrt(sum_product);
-        const real mean_length = (real)0.5 * binade_max_abs_2 * sqrt_sum_product_2 + (real)0.5 * binade_max_abs * sqrt_sum_product;
+        const real mean_length = (real)0.5 * binade_max_abs_3 * sqrt_sum_product_2 + (real)0.5 * binade_max_abs_2 * sqrt_sum_product;
         accumulator<real> sum_product_3_sum;
         accumulator<real> sum_product_4_sum;
         accumulator<real> sum_product_5_sum;
@@ -253,7 +255,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp__swap_yes(const __grid_constan
         accumulator<real> sum_product_8_sum;
         for (int64_t f = team.lane; f < features; f += team.size) {
             const real to_positive_2 = anchor(f) - positive(f);
-            const real scaled_3 = (to_positive_2 + (real)1 / 1000000) / binade_max_abs_3;
+            const real scaled_3 = (to_positive_2 + (real)1 / 1000000) / binade_max_abs;
             const real between_3 = positive(f) - negative(f);
             const real to_negative_3 = anchor(f) - negative(f);
             const real middle = ((real)0.5 * between_3 + (real)0.5 * to_negative_3 + (real)1 / 1000000) / mean_length;
@@ -270,20 +272,20 @@ __global__ void __launch_bounds__(THREADS, 1) jvp__swap_yes(const __grid_constan
         const real sum_product_6 = team.total(sum_product_6_sum);
         const real sum_product_7 = team.total(sum_product_7_sum);
         const real sum_product_8 = team.total(sum_product_8_sum);
-        const real shifted = binade_max_abs_3 * sqrt(sum_product_3) - smaller<real>(binade_max_abs * sqrt_sum_product, binade_max_abs_2 * sqrt_sum_product_2) + margin;
+        const real shifted = binade_max_abs * sqrt(sum_product_3) - smaller<real>(binade_max_abs_2 * sqrt_sum_product, binade_max_abs_3 * sqrt_sum_product_2) + margin;
         const bool below = shifted < 0;
         const real step_2 = step<real>(shifted, 1);
         const bool equal = mean_length == 0;
         const real longer_by = equal ? 0 : sum_product_5;
         const real longer_by_2 = equal ? 0 : sum_product_7;
-        const real difference = (below ? 0 : (real)0.5 * (sum_product_4 / binade_max_abs_3) * inverse_root<real>(sum_product_3) * step_2) - (longer_by < 0 ? 0 : (below ? 0 : (real)0.5 * (sum_product_6 / binade_max_abs_2) * inverse_root<real>(sum_product_2) * step_2) * step<real>(longer_by, (real)0.5)) - (longer_by_2 < 0 ? 0 : (below ? 0 : (real)0.5 * (sum_product_8 / binade_max_abs) * inverse_root<real>(sum_product) * step_2) * step<real>(longer_by_2, (real)0.5));
+        const real difference = (below ? 0 : (real)0.5 * (sum_product_4 / binade_max_abs) * inverse_root<real>(sum_product_3) * step_2) - (longer_by < 0 ? 0 : (below ? 0 : (real)0.5 * (sum_product_6 / binade_max_abs_3) * inverse_root<real>(sum_product_2) * step_2) * step<real>(longer_by, (real)0.5)) - (longer_by_2 < 0 ? 0 : (below ? 0 : (real)0.5 * (sum_product_8 / binade_max_abs_2) * inverse_root<real>(sum_product) * step_2) * step<real>(longer_by_2, (real)0.5));
         if (team.leads) rate.put(difference);
         if (team.leads) total_rate_sum.add(difference);
     }
     close_total(run, 7, 0, total_rate_sum);
 }
 
-/* The hessian times the directions, times scale, where swap is True. 167 operations. */
+/* The hessian times the directions, times scale, where swap is True. 168 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) hvp__swap_yes(const __grid_constant__ launch<10> run)
 {
@@ -319,41 +321,44 @@ __global__ void __launch_bounds__(THREADS, 1) hvp__swap_yes(const __grid_constan
         const real max_abs = team.largest(max_abs_here);
         const real max_abs_2 = team.largest(max_abs_2_here);
         const real max_abs_3 = team.largest(max_abs_3_here);
+        const real binade_max_abs = binade<real>(max_abs);
         const real binade_max_abs_2 = binade<real>(max_abs_2);
         const real binade_max_abs_3 = binade<real>(max_abs_3);
         accumulator<real> sum_product_sum;
         accumulator<real> sum_product_2_sum;
+        accumulator<real> sum_product_3_sum;
         real max_choice_here = -INFINITY;
         real max_choice_2_here = -INFINITY;
         real max_choice_3_here = -INFINITY;
         for (int64_t f = team.lane; f < features; f += team.size) {
-            const real to_negative_2 = anchor(f) - negative(f);
-            const real shifted = to_negative_2 + (real)1 / 1000000;
-            const real scaled = shifted / binade_max_abs_2;
-            const real between_2 = positive(f) - negative(f);
-            const real shifted_2 = between_2 + (real)1 / 1000000;
-            const real scaled_2 = shifted_2 / binade_max_abs_3;
             const real to_positive_2 = anchor(f) - positive(f);
-            const real shifted_3 = to_positive_2 + (real)1 / 1000000;
+            const real shifted = to_positive_2 + (real)1 / 1000000;
+            const real scaled = shifted / binade_max_abs;
+            const real to_negative_2 = anchor(f) - negative(f);
+            const real shifted_2 = to_negative_2 + (real)1 / 1000000;
+            const real scaled_2 = shifted_2 / binade_max_abs_2;
+            const real between_2 = positive(f) - negative(f);
+            const real shifted_3 = between_2 + (real)1 / 1000000;
+            const real scaled_3 = shifted_3 / binade_max_abs_3;
             sum_product_sum.add(scaled * scaled);
             sum_product_2_sum.add(scaled_2 * scaled_2);
-            max_choice_here = larger<real>(max_choice_here, fabs(shifted_3) == max_abs ? (direction_anchor(f) - direction_positive(f)) * sign<real>(shifted_3) : -INFINITY);
-            max_choice_2_here = larger<real>(max_choice_2_here, fabs(shifted) == max_abs_2 ? (direction_anchor(f) - direction_negative(f)) * sign<real>(shifted) : -INFINITY);
-            max_choice_3_here = larger<real>(max_choice_3_here, fabs(shifted_2) == max_abs_3 ? (direction_positive(f) - direction_negative(f)) * sign<real>(shifted_2) : -INFINITY);
+            sum_product_3_sum.add(scaled_3 * scaled_3);
+            max_choice_here = larger<real>(max_choice_here, fabs(shifted) == max_abs ? (direction_anchor(f) - direction_positive(f)) * sign<real>(shifted) : -INFINITY);
+            max_choice_2_here = larger<real>(max_choice_2_here, fabs(shifted_2) == max_abs_2 ? (direction_anchor(f) - direction_negative(f)) * sign<real>(shifted_2) : -INFINITY);
+            max_choice_3_here = larger<real>(max_choice_3_here, fabs(shifted_3) == max_abs_3 ? (direction_positive(f) - direction_negative(f)) * sign<real>(shifted_3) : -INFINITY);
         }
         const real sum_product = team.total(sum_product_sum);
         const real sum_product_2 = team.total(sum_product_2_sum);
+        const real sum_product_3 = team.total(sum_product_3_sum);
         const real max_choice = team.largest(max_choice_here);
         const real max_choice_2 = team.largest(max_choice_2_here);
         const real max_choice_3 = team.largest(max_choice_3_here);
-        const real binade_max_abs = binade<real>(max_abs);
         const real choice = max_abs == 0 ? 1 : max_abs / binade_max_abs;
+        const real sqrt_sum_product_3 = sqrt(sum_product_3);
         const real sqrt_sum_product_2 = sqrt(sum_product_2);
-        const real sqrt_sum_product = sqrt(sum_product);
-        const real mean_length = (real)0.5 * binade_max_abs_3 * sqrt_sum_product_2 + (real)0.5 * binade_max_abs_2 * sqrt_sum_product;
+        const real mean_length = (real)0.5 * binade_max_abs_3 * sqrt_sum_product_3 + (real)0.5 * binade_max_abs_2 * sqrt_sum_product_2;
         const real choice_2 = max_abs_2 == 0 ? 1 : max_abs_2 / binade_max_abs_2;
         const real choice_3 = max_abs_3 == 0 ? 1 : max_abs_3 / binade_max_abs_3;
-        accumulator<real> sum_product_3_sum;
         accumulator<real> sum_product_4_sum;
         accumulator<real> sum_product_5_sum;
         accumulator<real> sum_product_6_sum;
@@ -361,69 +366,67 @@ __global__ void __launch_bounds__(THREADS, 1) hvp__swap_yes(const __grid_constan
         accumulator<real> sum_product_8_sum;
         for (int64_t f = team.lane; f < features; f += team.size) {
             const real to_positive_3 = anchor(f) - positive(f);
-            const real scaled_3 = (to_positive_3 + (real)1 / 1000000) / binade_max_abs;
-            const real eliminated = cross<real>(direction_anchor(f) - direction_positive(f), choice, scaled_3, max_choice);
+            const real scaled_4 = (to_positive_3 + (real)1 / 1000000) / binade_max_abs;
+            const real eliminated = cross<real>(direction_anchor(f) - direction_positive(f), choice, scaled_4, max_choice);
             const real left = eliminated / choice;
             const real between_3 = positive(f) - negative(f);
             const real to_negative_3 = anchor(f) - negative(f);
             const real middle = ((real)0.5 * between_3 + (real)0.5 * to_negative_3 + (real)1 / 1000000) / mean_length;
-            const real scaled_4 = (to_negative_3 + (real)1 / 1000000) / binade_max_abs_2;
-            const real eliminated_2 = cross<real>(direction_anchor(f) - direction_negative(f), choice_2, scaled_4, max_choice_2);
+            const real scaled_5 = (to_negative_3 + (real)1 / 1000000) / binade_max_abs_2;
+            const real eliminated_2 = cross<real>(direction_anchor(f) - direction_negative(f), choice_2, scaled_5, max_choice_2);
             const real left_2 = eliminated_2 / choice_2;
-            const real scaled_5 = (between_3 + (real)1 / 1000000) / binade_max_abs_3;
-            const real eliminated_3 = cross<real>(direction_positive(f) - direction_negative(f), choice_3, scaled_5, max_choice_3);
+            const real scaled_6 = (between_3 + (real)1 / 1000000) / binade_max_abs_3;
+            const real eliminated_3 = cross<real>(direction_positive(f) - direction_negative(f), choice_3, scaled_6, max_choice_3);
             const real left_3 = eliminated_3 / choice_3;
-            sum_product_3_sum.add(scaled_3 * scaled_3);
-            sum_product_4_sum.add(left * scaled_3);
+            sum_product_4_sum.add(left * scaled_4);
             sum_product_5_sum.add((positive(f) - anchor(f)) * middle);
-            sum_product_6_sum.add(left_2 * scaled_4);
+            sum_product_6_sum.add(left_2 * scaled_5);
             sum_product_7_sum.add(to_positive_3 * middle);
-            sum_product_8_sum.add(left_3 * scaled_5);
+            sum_product_8_sum.add(left_3 * scaled_6);
         }
-        const real sum_product_3 = team.total(sum_product_3_sum);
         const real sum_product_4 = team.total(sum_product_4_sum);
         const real sum_product_5 = team.total(sum_product_5_sum);
         const real sum_product_6 = team.total(sum_product_6_sum);
         const real sum_product_7 = team.total(sum_product_7_sum);
         const real sum_product_8 = team.total(sum_product_8_sum);
-        const real shifted_4 = binade_max_abs * sqrt(sum_product_3) - smaller<real>(binade_max_abs_2 * sqrt_sum_product, binade_max_abs_3 * sqrt_sum_product_2) + margin;
+        const real shifted_4 = binade_max_abs * sqrt(sum_product) - smaller<real>(binade_max_abs_2 * sqrt_sum_product_2, binade_max_abs_3 * sqrt_sum_product_3) + margin;
         const bool below = shifted_4 < 0;
-        const real inverse_root_sum_product_3 = inverse_root<real>(sum_product_3);
-        const real product = inverse_root_sum_product_3 / binade_max_abs * scale;
-        const real share = binade_max_abs / binade_max_abs * inverse_root_sum_product_3;
+        const real inverse_root_sum_product = inverse_root<real>(sum_product);
+        const real product = inverse_root_sum_product / binade_max_abs * scale;
+        const real share = binade_max_abs / binade_max_abs * inverse_root_sum_product;
         const real along = -share * sum_product_4 * share;
         const real step_2 = step<real>(shifted_4, 1);
         const bool equal = mean_length == 0;
         const real longer_by = equal ? 0 : sum_product_5;
         const bool below_2 = longer_by < 0;
-        const real inverse_root_sum_product = inverse_root<real>(sum_product);
-        const real product_2 = inverse_root_sum_product / binade_max_abs_2 * scale;
-        const real share_2 = binade_max_abs_2 / binade_max_abs_2 * inverse_root_sum_product;
+        const real inverse_root_sum_product_2 = inverse_root<real>(sum_product_2);
+        const real product_2 = inverse_root_sum_product_2 / binade_max_abs_2 * scale;
+        const real share_2 = binade_max_abs_2 / binade_max_abs_2 * inverse_root_sum_product_2;
         const real along_2 = -share_2 * sum_product_6 * share_2;
         const real step_3 = step<real>(longer_by, (real)0.5);
         const real longer_by_2 = equal ? 0 : sum_product_7;
         const bool below_3 = longer_by_2 < 0;
-        const real inverse_root_sum_product_2 = inverse_root<real>(sum_product_2);
-        const real product_3 = inverse_root_sum_product_2 / binade_max_abs_3 * scale;
-        const real share_3 = binade_max_abs_3 / binade_max_abs_3 * inverse_root_sum_product_2;
+        const real inverse_root_sum_product_3 = inverse_root<real>(sum_product_3);
+        const real product_3 = inverse_root_sum_product_3 / binade_max_abs_3 * scale;
+        const real share_3 = binade_max_abs_3 / binade_max_abs_3 * inverse_root_sum_product_3;
         const real along_3 = -share_3 * sum_product_8 * share_3;
         const real step_4 = step<real>(longer_by_2, (real)0.5);
         if (hvp_anchor.wanted || hvp_positive.wanted || hvp_negative.wanted) for (int64_t f = team.lane; f < features; f += team.size) {
             const real to_positive_4 = anchor(f) - positive(f);
-            const real scaled_6 = (to_positive_4 + (real)1 / 1000000) / binade_max_abs;
-            const real eliminated_4 = cross<real>(direction_anchor(f) - direction_positive(f), choice, scaled_6, max_choice);
+            const real scaled_7 = (to_positive_4 + (real)1 / 1000000) / binade_max_abs;
+            const real eliminated_4 = cross<real>(direction_anchor(f) - direction_positive(f), choice, scaled_7, max_choice);
             const real left_4 = eliminated_4 / choice;
-            const real choice_4 = below ? 0 : product * (along * scaled_6 + left_4) * step_2;
+            const real choice_4 = below ? 0 : product * (along * scaled_7 + left_4) * step_2;
             const real to_negative_4 = anchor(f) - negative(f);
-            const real scaled_7 = (to_negative_4 + (real)1 / 1000000) / binade_max_abs_2;
-            const real eliminated_5 = cross<real>(direction_anchor(f) - direction_negative(f), choice_2, scaled_7, max_choice_2);
+            const real scaled_8 = (to_negative_4 + (real)1 / 1000000) / binade_max_abs_2;
+            const real eliminated_5 = cross<real>(direction_anchor(f) - direction_negative(f), choice_2, scaled_8, max_choice_2);
             const real left_5 = eliminated_5 / choice_2;
-            const real choice_5 = below_2 ? 0 : (below ? 0 : product_2 * (along_2 * scaled_7 + left_5) * step_2) * step_3;
+            const real choice_5 = below_2 ? 0 : (below ? 0 : product_2 * (along_2 * scaled_8 + left_5) * step_2) * step_3;
             const real between_4 = positive(f) - negative(f);
-            const real scaled_8 = (between_4 + (real)1 / 1000000) / binade_max_abs_3;
-            const real eliminated_6 = cross<real>(direction_positive(f) - direction_negative(f), choice_3, scaled_8, max_choice_3);
+            const real scaled_9 = (between_4 + (real)1 / 1000000) / binade_max_abs_3;
+            const real eliminated_6 = cross<real>(direction_positive(f) - direction_negative(f), choice_3, scaled_9, max_choice_3);
             const real left_6 = eliminated_6 / choice_3;
-            const real choice_6 = below_3 ? 0 : (below ? 0 : product_3 * (along_3 * scaled_8 + left_6) * step_2) * step_4;
+            const real choice_6 = below_3 ? 0 : (below ? 0 : product_3 * (along_3 * scaled_9 + left_6) * step_2) * step_4;
             hvp_anchor.put(choice_4 - choice_5, f);
             hvp_positive.put(-(choice_6 + choice_4), f);
             hvp_negative.put(choice_6 + choice_5, f);
@@ -431,7 +434,7 @@ __global__ void __launch_bounds__(THREADS, 1) hvp__swap_yes(const __grid_constan
     }
 }
 
-/* The loss, the totals, and the gradients times scale, where swap is False. 114 operations. */
+/* The loss, the totals, and the gradients times scale, where swap is False. 115 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) value_and_grad__swap_no(const __grid_constant__ launch<9> run)
 {
@@ -453,71 +456,72 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad__swap_no(const __gr
         const output_row<Storage> grad_negative(run, 8, here.of[8]);
 
         real max_abs_here = -INFINITY;
+        real max_abs_2_here = -INFINITY;
         for (int64_t f = team.lane; f < features; f += team.size) {
             const real to_negative = anchor(f) - negative(f);
+            const real to_positive = anchor(f) - positive(f);
             max_abs_here = larger<real>(max_abs_here, fabs(to_negative + (real)1 / 1000000));
+            max_abs_2_here = larger<real>(max_abs_2_here, fabs(to_positive + (real)1 / 1000000));
         }
         const real max_abs = team.largest(max_abs_here);
-        real max_abs_2_here = -INFINITY;
-        real max_choice_here = -INFINITY;
-        for (int64_t f = team.lane; f < features; f += team.size) {
-            const real to_positive = anchor(f) - positive(f);
-            const real to_negative_2 = anchor(f) - negative(f);
-            const real shifted = to_negative_2 + (real)1 / 1000000;
-            max_abs_2_here = larger<real>(max_abs_2_here, fabs(to_positive + (real)1 / 1000000));
-            max_choice_here = larger<real>(max_choice_here, fabs(shifted) == max_abs ? (negative(f) - positive(f)) * sign<real>(shifted) : -INFINITY);
-        }
         const real max_abs_2 = team.largest(max_abs_2_here);
-        const real max_choice = team.largest(max_choice_here);
         const real binade_max_abs = binade<real>(max_abs);
         const real binade_max_abs_2 = binade<real>(max_abs_2);
-        const real choice = max_abs == 0 ? 1 : max_abs / binade_max_abs;
         accumulator<real> sum_product_sum;
         accumulator<real> sum_product_2_sum;
-        accumulator<real> sum_product_3_sum;
+        real max_choice_here = -INFINITY;
         for (int64_t f = team.lane; f < features; f += team.size) {
-            const real to_negative_3 = anchor(f) - negative(f);
-            const real scaled = (to_negative_3 + (real)1 / 1000000) / binade_max_abs;
+            const real to_negative_2 = anchor(f) - negative(f);
+            const real shifted = to_negative_2 + (real)1 / 1000000;
+            const real scaled = shifted / binade_max_abs;
             const real to_positive_2 = anchor(f) - positive(f);
             const real scaled_2 = (to_positive_2 + (real)1 / 1000000) / binade_max_abs_2;
-            const real eliminated = cross<real>(negative(f) - positive(f), choice, scaled, max_choice);
-            const real left = eliminated / choice;
             sum_product_sum.add(scaled * scaled);
             sum_product_2_sum.add(scaled_2 * scaled_2);
-            sum_product_3_sum.add(left * scaled);
+            max_choice_here = larger<real>(max_choice_here, fabs(shifted) == max_abs ? (negative(f) - positive(f)) * sign<real>(shifted) : -INFINITY);
         }
         const real sum_product = team.total(sum_product_sum);
         const real sum_product_2 = team.total(sum_product_2_sum);
-        const real sum_product_3 = team.total(sum_product_3_sum);
+        const real max_choice = team.largest(max_choice_here);
         const real mean_length = (real)0.5 * binade_max_abs * sqrt(sum_product) + (real)0.5 * binade_max_abs_2 * sqrt(sum_product_2);
         const real inverse_root_sum_product_2 = inverse_root<real>(sum_product_2);
         const real inverse_root_sum_product = inverse_root<real>(sum_product);
-        const real ratio = inverse_root_sum_product_2 / binade_max_abs_2;
-        const real share = binade_max_abs / binade_max_abs * inverse_root_sum_product;
-        const real along = -share * sum_product_3 * share;
-        accumulator<real> sum_product_4_sum;
+        const real choice = max_abs == 0 ? 1 : max_abs / binade_max_abs;
+        accumulator<real> sum_product_3_sum;
         accumulator<real> cosine_sum;
-        accumulator<real> sum_product_5_sum;
+        accumulator<real> sum_product_4_sum;
         for (int64_t f = team.lane; f < features; f += team.size) {
             const real difference = negative(f) - positive(f);
-            const real to_negative_4 = anchor(f) - negative(f);
+            const real to_negative_3 = anchor(f) - negative(f);
             const real to_positive_3 = anchor(f) - positive(f);
-            const real middle = ((real)0.5 * to_negative_4 + (real)0.5 * to_positive_3 + (real)1 / 1000000) / mean_length;
+            const real middle = ((real)0.5 * to_negative_3 + (real)0.5 * to_positive_3 + (real)1 / 1000000) / mean_length;
             const real scaled_3 = (to_positive_3 + (real)1 / 1000000) / binade_max_abs_2;
             const real unit_x = inverse_root_sum_product_2 * scaled_3;
-            const real scaled_4 = (to_negative_4 + (real)1 / 1000000) / binade_max_abs;
+            const real scaled_4 = (to_negative_3 + (real)1 / 1000000) / binade_max_abs;
             const real unit_y = inverse_root_sum_product * scaled_4;
-            const real eliminated_2 = cross<real>(difference, choice, scaled_4, max_choice);
-            const real left_2 = eliminated_2 / choice;
-            const real across = ratio * (along * scaled_4 + left_2);
-            sum_product_4_sum.add(difference * middle);
+            const real eliminated = cross<real>(difference, choice, scaled_4, max_choice);
+            const real left = eliminated / choice;
+            sum_product_3_sum.add(difference * middle);
             cosine_sum.add(unit_x * unit_y);
+            sum_product_4_sum.add(left * scaled_4);
+        }
+        const real sum_product_3 = team.total(sum_product_3_sum);
+        const real cosine = team.total(cosine_sum);
+        const real sum_product_4 = team.total(sum_product_4_sum);
+        const real ratio = inverse_root_sum_product_2 / binade_max_abs_2;
+        const real share = binade_max_abs / binade_max_abs * inverse_root_sum_product;
+        const real along = -share * sum_product_4 * share;
+        accumulator<real> sum_product_5_sum;
+        for (int64_t f = team.lane; f < features; f += team.size) {
+            const real to_negative_4 = anchor(f) - negative(f);
+            const real scaled_5 = (to_negative_4 + (real)1 / 1000000) / binade_max_abs;
+            const real eliminated_2 = cross<real>(negative(f) - positive(f), choice, scaled_5, max_choice);
+            const real left_2 = eliminated_2 / choice;
+            const real across = ratio * (along * scaled_5 + left_2);
             sum_product_5_sum.add(across * across);
         }
-        const real sum_product_4 = team.total(sum_product_4_sum);
-        const real cosine = team.total(cosine_sum);
         const real sum_product_5 = team.total(sum_product_5_sum);
-        const real longer_by = mean_length == 0 ? 0 : sum_product_4;
+        const real longer_by = mean_length == 0 ? 0 : sum_product_3;
         const real shifted_2 = longer_by + margin;
         const bool below = shifted_2 < 0;
         const bool above = cosine > (real)0.5;
@@ -527,14 +531,14 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad__swap_no(const __gr
         const real product_2 = (real)0.5 * (inverse_root_sum_product / binade_max_abs) * scale;
         if (grad_anchor.wanted || grad_positive.wanted || grad_negative.wanted) for (int64_t f = team.lane; f < features; f += team.size) {
             const real to_negative_5 = anchor(f) - negative(f);
-            const real scaled_5 = (to_negative_5 + (real)1 / 1000000) / binade_max_abs;
-            const real eliminated_3 = cross<real>(negative(f) - positive(f), choice, scaled_5, max_choice);
+            const real scaled_6 = (to_negative_5 + (real)1 / 1000000) / binade_max_abs;
+            const real eliminated_3 = cross<real>(negative(f) - positive(f), choice, scaled_6, max_choice);
             const real left_3 = eliminated_3 / choice;
-            const real across_2 = ratio * (along * scaled_5 + left_3);
-            const real unit_y_2 = inverse_root_sum_product * scaled_5;
+            const real across_2 = ratio * (along * scaled_6 + left_3);
+            const real unit_y_2 = inverse_root_sum_product * scaled_6;
             const real to_positive_4 = anchor(f) - positive(f);
-            const real scaled_6 = (to_positive_4 + (real)1 / 1000000) / binade_max_abs_2;
-            const real unit_x_2 = inverse_root_sum_product_2 * scaled_6;
+            const real scaled_7 = (to_positive_4 + (real)1 / 1000000) / binade_max_abs_2;
+            const real unit_x_2 = inverse_root_sum_product_2 * scaled_7;
             grad_anchor.put(below ? 0 : scale * (above ? across_2 - ratio_2 * unit_y_2 : unit_x_2 - unit_y_2) * step_2, f);
             grad_positive.put(-(below ? 0 : product * (2 * to_positive_4 + (real)1 / 500000) * step_2), f);
             grad_negative.put(below ? 0 : product_2 * (2 * to_negative_5 + (real)1 / 500000) * step_2, f);
@@ -616,7 +620,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp__swap_no(const __grid_constant
     close_total(run, 7, 0, total_rate_sum);
 }
 
-/* The hessian times the directions, times scale, where swap is False. 197 operations. */
+/* The hessian times the directions, times scale, where swap is False. 194 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) hvp__swap_no(const __grid_constant__ launch<10> run)
 {
@@ -639,157 +643,156 @@ __global__ void __launch_bounds__(THREADS, 1) hvp__swap_no(const __grid_constant
         const output_row<Storage> hvp_negative(run, 9, here.of[9]);
 
         real max_abs_here = -INFINITY;
+        real max_abs_2_here = -INFINITY;
         for (int64_t f = team.lane; f < features; f += team.size) {
             const real to_negative = anchor(f) - negative(f);
+            const real to_positive = anchor(f) - positive(f);
             max_abs_here = larger<real>(max_abs_here, fabs(to_negative + (real)1 / 1000000));
+            max_abs_2_here = larger<real>(max_abs_2_here, fabs(to_positive + (real)1 / 1000000));
         }
         const real max_abs = team.largest(max_abs_here);
-        real max_abs_2_here = -INFINITY;
-        real max_choice_here = -INFINITY;
-        for (int64_t f = team.lane; f < features; f += team.size) {
-            const real to_positive = anchor(f) - positive(f);
-            const real to_negative_2 = anchor(f) - negative(f);
-            const real shifted = to_negative_2 + (real)1 / 1000000;
-            max_abs_2_here = larger<real>(max_abs_2_here, fabs(to_positive + (real)1 / 1000000));
-            max_choice_here = larger<real>(max_choice_here, fabs(shifted) == max_abs ? (negative(f) - positive(f)) * sign<real>(shifted) : -INFINITY);
-        }
         const real max_abs_2 = team.largest(max_abs_2_here);
-        const real max_choice = team.largest(max_choice_here);
         const real binade_max_abs = binade<real>(max_abs);
         const real binade_max_abs_2 = binade<real>(max_abs_2);
-        const real choice = max_abs == 0 ? 1 : max_abs / binade_max_abs;
         accumulator<real> sum_product_sum;
         accumulator<real> sum_product_2_sum;
-        accumulator<real> sum_product_3_sum;
-        for (int64_t f = team.lane; f < features; f += team.size) {
-            const real to_negative_3 = anchor(f) - negative(f);
-            const real scaled = (to_negative_3 + (real)1 / 1000000) / binade_max_abs;
-            const real to_positive_2 = anchor(f) - positive(f);
-            const real scaled_2 = (to_positive_2 + (real)1 / 1000000) / binade_max_abs_2;
-            const real eliminated = cross<real>(negative(f) - positive(f), choice, scaled, max_choice);
-            const real left = eliminated / choice;
-            sum_product_sum.add(scaled * scaled);
-            sum_product_2_sum.add(scaled_2 * scaled_2);
-            sum_product_3_sum.add(left * scaled);
-        }
-        const real sum_product = team.total(sum_product_sum);
-        const real sum_product_2 = team.total(sum_product_2_sum);
-        const real sum_product_3 = team.total(sum_product_3_sum);
-        const real inverse_root_sum_product_2 = inverse_root<real>(sum_product_2);
-        const real inverse_root_sum_product = inverse_root<real>(sum_product);
-        const real ratio = inverse_root_sum_product_2 / binade_max_abs_2;
-        const real share = binade_max_abs / binade_max_abs * inverse_root_sum_product;
-        const real along = -share * sum_product_3 * share;
-        accumulator<real> cosine_sum;
+        real max_choice_here = -INFINITY;
         real max_choice_2_here = -INFINITY;
-        accumulator<real> sum_product_4_sum;
         real max_choice_3_here = -INFINITY;
         real max_choice_4_here = -INFINITY;
         for (int64_t f = team.lane; f < features; f += team.size) {
-            const real to_positive_3 = anchor(f) - positive(f);
-            const real shifted_2 = to_positive_3 + (real)1 / 1000000;
-            const real scaled_3 = shifted_2 / binade_max_abs_2;
-            const real unit_x = inverse_root_sum_product_2 * scaled_3;
-            const real to_negative_4 = anchor(f) - negative(f);
-            const real shifted_3 = to_negative_4 + (real)1 / 1000000;
-            const real scaled_4 = shifted_3 / binade_max_abs;
-            const real unit_y = inverse_root_sum_product * scaled_4;
+            const real to_negative_2 = anchor(f) - negative(f);
+            const real shifted = to_negative_2 + (real)1 / 1000000;
+            const real scaled = shifted / binade_max_abs;
+            const real to_positive_2 = anchor(f) - positive(f);
+            const real shifted_2 = to_positive_2 + (real)1 / 1000000;
+            const real scaled_2 = shifted_2 / binade_max_abs_2;
             const bool equal = fabs(shifted_2) == max_abs_2;
-            const real eliminated_2 = cross<real>(negative(f) - positive(f), choice, scaled_4, max_choice);
-            const real left_2 = eliminated_2 / choice;
-            const real across = ratio * (along * scaled_4 + left_2);
-            cosine_sum.add(unit_x * unit_y);
-            max_choice_2_here = larger<real>(max_choice_2_here, equal ? (direction_negative(f) - direction_positive(f)) * sign<real>(shifted_2) : -INFINITY);
-            sum_product_4_sum.add(across * across);
-            max_choice_3_here = larger<real>(max_choice_3_here, fabs(shifted_3) == max_abs ? (direction_anchor(f) - direction_negative(f)) * sign<real>(shifted_3) : -INFINITY);
+            const bool equal_2 = fabs(shifted) == max_abs;
+            sum_product_sum.add(scaled * scaled);
+            sum_product_2_sum.add(scaled_2 * scaled_2);
+            max_choice_here = larger<real>(max_choice_here, equal ? (direction_negative(f) - direction_positive(f)) * sign<real>(shifted_2) : -INFINITY);
+            max_choice_2_here = larger<real>(max_choice_2_here, equal_2 ? (negative(f) - positive(f)) * sign<real>(shifted) : -INFINITY);
+            max_choice_3_here = larger<real>(max_choice_3_here, equal_2 ? (direction_anchor(f) - direction_negative(f)) * sign<real>(shifted) : -INFINITY);
             max_choice_4_here = larger<real>(max_choice_4_here, equal ? (direction_anchor(f) - direction_positive(f)) * sign<real>(shifted_2) : -INFINITY);
         }
-        const real cosine = team.total(cosine_sum);
+        const real sum_product = team.total(sum_product_sum);
+        const real sum_product_2 = team.total(sum_product_2_sum);
+        const real max_choice = team.largest(max_choice_here);
         const real max_choice_2 = team.largest(max_choice_2_here);
-        const real sum_product_4 = team.total(sum_product_4_sum);
         const real max_choice_3 = team.largest(max_choice_3_here);
         const real max_choice_4 = team.largest(max_choice_4_here);
         const real mean_length = (real)0.5 * binade_max_abs * sqrt(sum_product) + (real)0.5 * binade_max_abs_2 * sqrt(sum_product_2);
-        const real choice_2 = max_abs_2 == 0 ? 1 : max_abs_2 / binade_max_abs_2;
-        const real ratio_2 = sum_product_4 / (cosine + 1);
+        const real inverse_root_sum_product_2 = inverse_root<real>(sum_product_2);
+        const real inverse_root_sum_product = inverse_root<real>(sum_product);
+        const real choice = max_abs_2 == 0 ? 1 : max_abs_2 / binade_max_abs_2;
+        const real choice_2 = max_abs == 0 ? 1 : max_abs / binade_max_abs;
+        const real ratio = inverse_root_sum_product_2 / binade_max_abs_2;
+        accumulator<real> sum_product_3_sum;
+        accumulator<real> cosine_sum;
+        accumulator<real> sum_product_4_sum;
         accumulator<real> sum_product_5_sum;
         accumulator<real> sum_product_6_sum;
         accumulator<real> sum_product_7_sum;
         accumulator<real> sum_product_8_sum;
         accumulator<real> sum_product_9_sum;
-        accumulator<real> sum_product_10_sum;
-        accumulator<real> sum_product_11_sum;
         for (int64_t f = team.lane; f < features; f += team.size) {
             const real difference = negative(f) - positive(f);
-            const real to_negative_5 = anchor(f) - negative(f);
-            const real to_positive_4 = anchor(f) - positive(f);
-            const real middle = ((real)0.5 * to_negative_5 + (real)0.5 * to_positive_4 + (real)1 / 1000000) / mean_length;
-            const real scaled_5 = (to_positive_4 + (real)1 / 1000000) / binade_max_abs_2;
-            const real eliminated_3 = cross<real>(direction_negative(f) - direction_positive(f), choice_2, scaled_5, max_choice_2);
-            const real left_3 = eliminated_3 / choice_2;
+            const real to_negative_3 = anchor(f) - negative(f);
+            const real to_positive_3 = anchor(f) - positive(f);
+            const real middle = ((real)0.5 * to_negative_3 + (real)0.5 * to_positive_3 + (real)1 / 1000000) / mean_length;
+            const real scaled_3 = (to_positive_3 + (real)1 / 1000000) / binade_max_abs_2;
+            const real unit_x = inverse_root_sum_product_2 * scaled_3;
+            const real scaled_4 = (to_negative_3 + (real)1 / 1000000) / binade_max_abs;
+            const real unit_y = inverse_root_sum_product * scaled_4;
+            const real eliminated = cross<real>(direction_negative(f) - direction_positive(f), choice, scaled_3, max_choice);
+            const real left = eliminated / choice;
             const real difference_2 = direction_anchor(f) - direction_negative(f);
-            const real scaled_6 = (to_negative_5 + (real)1 / 1000000) / binade_max_abs;
-            const real unit_y_2 = inverse_root_sum_product * scaled_6;
-            const real eliminated_4 = cross<real>(difference, choice, scaled_6, max_choice);
-            const real left_4 = eliminated_4 / choice;
-            const real across_2 = ratio * (along * scaled_6 + left_4);
-            const real turn = across_2 - ratio_2 * unit_y_2;
+            const real eliminated_2 = cross<real>(difference, choice_2, scaled_4, max_choice_2);
+            const real left_2 = eliminated_2 / choice_2;
             const real apart_in_units = ratio * difference;
-            const real eliminated_5 = cross<real>(difference_2, choice, scaled_6, max_choice_3);
-            const real left_5 = eliminated_5 / choice;
-            const real eliminated_6 = cross<real>(direction_anchor(f) - direction_positive(f), choice_2, scaled_5, max_choice_4);
-            const real left_6 = eliminated_6 / choice_2;
-            sum_product_5_sum.add(difference * middle);
-            sum_product_6_sum.add(left_3 * scaled_5);
-            sum_product_7_sum.add(difference_2 * unit_y_2);
-            sum_product_8_sum.add(difference_2 * turn);
-            sum_product_9_sum.add(apart_in_units * middle);
-            sum_product_10_sum.add(left_5 * scaled_6);
-            sum_product_11_sum.add(left_6 * scaled_5);
+            const real eliminated_3 = cross<real>(difference_2, choice_2, scaled_4, max_choice_3);
+            const real left_3 = eliminated_3 / choice_2;
+            const real eliminated_4 = cross<real>(direction_anchor(f) - direction_positive(f), choice, scaled_3, max_choice_4);
+            const real left_4 = eliminated_4 / choice;
+            sum_product_3_sum.add(difference * middle);
+            cosine_sum.add(unit_x * unit_y);
+            sum_product_4_sum.add(left * scaled_3);
+            sum_product_5_sum.add(difference_2 * unit_y);
+            sum_product_6_sum.add(left_2 * scaled_4);
+            sum_product_7_sum.add(apart_in_units * middle);
+            sum_product_8_sum.add(left_3 * scaled_4);
+            sum_product_9_sum.add(left_4 * scaled_3);
         }
+        const real sum_product_3 = team.total(sum_product_3_sum);
+        const real cosine = team.total(cosine_sum);
+        const real sum_product_4 = team.total(sum_product_4_sum);
         const real sum_product_5 = team.total(sum_product_5_sum);
         const real sum_product_6 = team.total(sum_product_6_sum);
         const real sum_product_7 = team.total(sum_product_7_sum);
         const real sum_product_8 = team.total(sum_product_8_sum);
         const real sum_product_9 = team.total(sum_product_9_sum);
+        const real share = binade_max_abs / binade_max_abs * inverse_root_sum_product;
+        const real along = -share * sum_product_6 * share;
+        accumulator<real> sum_product_10_sum;
+        for (int64_t f = team.lane; f < features; f += team.size) {
+            const real to_negative_4 = anchor(f) - negative(f);
+            const real scaled_5 = (to_negative_4 + (real)1 / 1000000) / binade_max_abs;
+            const real eliminated_5 = cross<real>(negative(f) - positive(f), choice_2, scaled_5, max_choice_2);
+            const real left_5 = eliminated_5 / choice_2;
+            const real across = ratio * (along * scaled_5 + left_5);
+            sum_product_10_sum.add(across * across);
+        }
         const real sum_product_10 = team.total(sum_product_10_sum);
+        const real ratio_2 = sum_product_10 / (cosine + 1);
+        accumulator<real> sum_product_11_sum;
+        for (int64_t f = team.lane; f < features; f += team.size) {
+            const real to_negative_5 = anchor(f) - negative(f);
+            const real scaled_6 = (to_negative_5 + (real)1 / 1000000) / binade_max_abs;
+            const real eliminated_6 = cross<real>(negative(f) - positive(f), choice_2, scaled_6, max_choice_2);
+            const real left_6 = eliminated_6 / choice_2;
+            const real across_2 = ratio * (along * scaled_6 + left_6);
+            const real unit_y_2 = inverse_root_sum_product * scaled_6;
+            const real turn = across_2 - ratio_2 * unit_y_2;
+            sum_product_11_sum.add((direction_anchor(f) - direction_negative(f)) * turn);
+        }
         const real sum_product_11 = team.total(sum_product_11_sum);
-        const real longer_by = mean_length == 0 ? 0 : sum_product_5;
-        const real shifted_4 = longer_by + margin;
-        const bool below = shifted_4 < 0;
+        const real longer_by = mean_length == 0 ? 0 : sum_product_3;
+        const real shifted_3 = longer_by + margin;
+        const bool below = shifted_3 < 0;
         const bool above = cosine > (real)0.984375;
         const real share_2 = binade_max_abs_2 / binade_max_abs_2 * inverse_root_sum_product_2;
-        const real along_2 = -share_2 * sum_product_6 * share_2;
-        const real product = sum_product_9 / binade_max_abs * inverse_root_sum_product;
-        const real along_3 = -share * sum_product_10 * share;
-        const real along_4 = -share_2 * sum_product_11 * share_2;
+        const real along_2 = -share_2 * sum_product_4 * share_2;
+        const real product = sum_product_7 / binade_max_abs * inverse_root_sum_product;
+        const real along_3 = -share * sum_product_8 * share;
+        const real along_4 = -share_2 * sum_product_9 * share_2;
         const real ratio_3 = inverse_root_sum_product / binade_max_abs;
-        const real step_2 = step<real>(shifted_4, 1);
+        const real step_2 = step<real>(shifted_3, 1);
         const real product_2 = ratio * scale;
         const real product_3 = ratio_3 * scale;
         if (hvp_anchor.wanted || hvp_positive.wanted || hvp_negative.wanted) for (int64_t f = team.lane; f < features; f += team.size) {
-            const real to_positive_5 = anchor(f) - positive(f);
-            const real scaled_7 = (to_positive_5 + (real)1 / 1000000) / binade_max_abs_2;
-            const real eliminated_7 = cross<real>(direction_negative(f) - direction_positive(f), choice_2, scaled_7, max_choice_2);
-            const real left_7 = eliminated_7 / choice_2;
+            const real to_positive_4 = anchor(f) - positive(f);
+            const real scaled_7 = (to_positive_4 + (real)1 / 1000000) / binade_max_abs_2;
+            const real eliminated_7 = cross<real>(direction_negative(f) - direction_positive(f), choice, scaled_7, max_choice);
+            const real left_7 = eliminated_7 / choice;
             const real to_negative_6 = anchor(f) - negative(f);
             const real scaled_8 = (to_negative_6 + (real)1 / 1000000) / binade_max_abs;
-            const real eliminated_8 = cross<real>(negative(f) - positive(f), choice, scaled_8, max_choice);
-            const real left_8 = eliminated_8 / choice;
+            const real eliminated_8 = cross<real>(negative(f) - positive(f), choice_2, scaled_8, max_choice_2);
+            const real left_8 = eliminated_8 / choice_2;
             const real across_3 = ratio * (along * scaled_8 + left_8);
             const real unit_y_3 = inverse_root_sum_product * scaled_8;
             const real turn_2 = across_3 - ratio_2 * unit_y_3;
             const real unit_x_2 = inverse_root_sum_product_2 * scaled_7;
-            const real eliminated_9 = cross<real>(direction_anchor(f) - direction_negative(f), choice, scaled_8, max_choice_3);
-            const real left_9 = eliminated_9 / choice;
-            const real shifted_5 = along_3 * scaled_8 + left_9;
-            const real eliminated_10 = cross<real>(direction_anchor(f) - direction_positive(f), choice_2, scaled_7, max_choice_4);
-            const real left_10 = eliminated_10 / choice_2;
+            const real eliminated_9 = cross<real>(direction_anchor(f) - direction_negative(f), choice_2, scaled_8, max_choice_3);
+            const real left_9 = eliminated_9 / choice_2;
+            const real shifted_4 = along_3 * scaled_8 + left_9;
+            const real eliminated_10 = cross<real>(direction_anchor(f) - direction_positive(f), choice, scaled_7, max_choice_4);
+            const real left_10 = eliminated_10 / choice;
             const real first_part = ratio * (along_4 * scaled_7 + left_10);
-            const real second_part = ratio_3 * shifted_5;
-            hvp_anchor.put(below ? 0 : scale * (above ? ratio * (along_2 * scaled_7 + left_7) - ratio * (sum_product_7 * turn_2 + sum_product_8 * unit_x_2) - product * shifted_5 : first_part - second_part) * step_2, f);
+            const real second_part = ratio_3 * shifted_4;
+            hvp_anchor.put(below ? 0 : scale * (above ? ratio * (along_2 * scaled_7 + left_7) - ratio * (sum_product_5 * turn_2 + sum_product_11 * unit_x_2) - product * shifted_4 : first_part - second_part) * step_2, f);
             hvp_positive.put(-(below ? 0 : product_2 * (along_4 * scaled_7 + left_10) * step_2), f);
-            hvp_negative.put(below ? 0 : product_3 * shifted_5 * step_2, f);
+            hvp_negative.put(below ? 0 : product_3 * shifted_4 * step_2, f);
         }
     }
 }

@@ -308,10 +308,10 @@ def value_and_grad__target_index__label_smoothing_general(input, target, weight,
     target = target[:, None]
     scale = scale[:, None]
     max_abs_weight = stable.max_over(np.abs(weight__c), 1)
+    sum_weight = stable.sum_over(weight__c, 1)
     equal = np.abs(weight__c) == max_abs_weight
     sum_choice = stable.sum_over(np.where(equal, weight__c, 0), 1)
     sum_choice_2 = stable.sum_over(np.where(equal, 0, weight__c), 1)
-    sum_weight = stable.sum_over(weight__c, 1)
     difference = label_smoothing - 1
     ratio = label_smoothing / real(classes)
     largest = stable.max_over(input, 1)
@@ -391,25 +391,24 @@ def hvp__target_index__label_smoothing_general(input, target, weight, scale, dir
     from_mean = direction_input - mean_under_softmax
     ratio = from_mean / sum_exp
     product_2 = ratio * relative
+    sum_product_2 = stable.sum_over(from_mean * relative, 1)
     max_abs = stable.max_over(np.abs(product_2), 1)
-    product_3 = from_mean * relative
     equal = np.abs(product_2) == max_abs
-    sum_product_2 = stable.sum_over(product_3, 1)
     sum_choice = stable.sum_over(np.where(equal, product_2, 0), 1)
-    sum_choice_2 = stable.sum_over(np.where(equal, 0, product_3), 1)
+    sum_choice_2 = stable.sum_over(np.where(equal, 0, from_mean * relative), 1)
     ignored = target == ignore_index
     safe_target = np.where(ignored, 0, target)
     weight_at_safe_target = weight[safe_target]
-    product_4 = label_smoothing * (weight_at_safe_target / sum_exp) * scale
+    product_3 = label_smoothing * (weight_at_safe_target / sum_exp) * scale
     ratio_2 = sum_product_2 / sum_exp
-    product_5 = weight_at_safe_target * scale
+    product_4 = weight_at_safe_target * scale
     ratio_3 = sum_choice_2 / sum_exp
     more_ties = ties - 1
     shifted = more_ties + others
-    product_6 = product * scale
+    product_5 = product * scale
     as_large = sum_choice - product_2
     difference = np.where(equal, as_large + ratio_3, ratio_2 - product_2) / sum_exp * relative - ratio * (np.where(is_largest, shifted, sum_exp - relative) / sum_exp) * relative
-    hvp_input = stable.result(np.where(ignored, 0, -(product_4 * (from_mean - ratio_2) * relative + product_5 * difference + product_6 * difference)), (batch, classes), (0, 1))
+    hvp_input = stable.result(np.where(ignored, 0, -(product_3 * (from_mean - ratio_2) * relative + product_4 * difference + product_5 * difference)), (batch, classes), (0, 1))
     return hvp_input
 
 
@@ -455,10 +454,10 @@ def value_and_grad_all__target_index__label_smoothing_general(input, target, wei
     scale = scale[:, None]
     scale_weight = scale_weight[:, None]
     max_abs_weight = stable.max_over(np.abs(weight__c), 1)
+    sum_weight = stable.sum_over(weight__c, 1)
     equal = np.abs(weight__c) == max_abs_weight
     sum_choice = stable.sum_over(np.where(equal, weight__c, 0), 1)
     sum_choice_2 = stable.sum_over(np.where(equal, 0, weight__c), 1)
-    sum_weight = stable.sum_over(weight__c, 1)
     difference = label_smoothing - 1
     ratio = label_smoothing / real(classes)
     largest = stable.max_over(input, 1)
@@ -534,20 +533,20 @@ def hvp_all__target_index__label_smoothing_general(input, target, weight, scale,
     real = input.dtype.type
     n = np.arange(batch)[:, None]
     c = np.arange(classes)[None, :]
-    direction_weight__c = direction_weight[None]
     weight__c = weight[None]
+    direction_weight__c = direction_weight[None]
     target = target[:, None]
     scale = scale[:, None]
     scale_rate = scale_rate[:, None]
     scale_weight_rate = scale_weight_rate[:, None]
+    sum_weight = stable.sum_over(weight__c, 1)
     max_2 = stable.max_over(np.abs(direction_weight__c), 1)
+    sum_direction_weight = stable.sum_over(direction_weight__c, 1)
     max_abs_weight = stable.max_over(np.abs(weight__c), 1)
     equal = np.abs(direction_weight__c) == max_2
     equal_2 = np.abs(weight__c) == max_abs_weight
-    sum_weight = stable.sum_over(weight__c, 1)
     sum_choice = stable.sum_over(np.where(equal, direction_weight__c, 0), 1)
     sum_choice_2 = stable.sum_over(np.where(equal, 0, direction_weight__c), 1)
-    sum_direction_weight = stable.sum_over(direction_weight__c, 1)
     sum_choice_3 = stable.sum_over(np.where(equal_2, weight__c, 0), 1)
     sum_choice_4 = stable.sum_over(np.where(equal_2, 0, weight__c), 1)
     ratio = label_smoothing / real(classes)
@@ -564,35 +563,34 @@ def hvp_all__target_index__label_smoothing_general(input, target, weight, scale,
     from_mean = direction_input - mean_under_softmax
     ratio_2 = from_mean / sum_exp
     product_2 = ratio_2 * relative
+    sum_product_2 = stable.sum_over(from_mean * relative, 1)
     max_abs = stable.max_over(np.abs(product_2), 1)
-    product_3 = from_mean * relative
     equal_3 = np.abs(product_2) == max_abs
-    sum_product_2 = stable.sum_over(product_3, 1)
     sum_choice_5 = stable.sum_over(np.where(equal_3, product_2, 0), 1)
-    sum_choice_6 = stable.sum_over(np.where(equal_3, 0, product_3), 1)
+    sum_choice_6 = stable.sum_over(np.where(equal_3, 0, from_mean * relative), 1)
     ignored = target == ignore_index
     safe_target = np.where(ignored, 0, target)
     direction_weight_at_safe_target = direction_weight[safe_target]
-    product_4 = scale * direction_weight_at_safe_target
+    product_3 = scale * direction_weight_at_safe_target
     input_at_safe_target = input[n, safe_target]
     more_ties = ties - 1
     shifted = more_ties + others
     minus_ratio = -np.where(input_at_safe_target == largest, shifted, sum_exp - stable.exp_difference(input_at_safe_target, largest)) / sum_exp
     weight_at_safe_target = weight[safe_target]
-    product_5 = label_smoothing * (weight_at_safe_target / sum_exp) * scale
+    product_4 = label_smoothing * (weight_at_safe_target / sum_exp) * scale
     ratio_3 = sum_product_2 / sum_exp
-    product_6 = label_smoothing * scale * direction_weight_at_safe_target
-    product_7 = label_smoothing * weight_at_safe_target * scale_rate
+    product_5 = label_smoothing * scale * direction_weight_at_safe_target
+    product_6 = label_smoothing * weight_at_safe_target * scale_rate
     shifted_2 = real(classes) * others + real(classes) * ties
-    product_8 = weight_at_safe_target * scale
+    product_7 = weight_at_safe_target * scale
     ratio_4 = sum_choice_6 / sum_exp
-    product_9 = product * scale
-    product_10 = weight_at_safe_target * scale_rate
-    product_11 = ratio * scale
-    product_12 = difference * (direction_input[n, safe_target] - mean_under_softmax) * scale
+    product_8 = product * scale
+    product_9 = weight_at_safe_target * scale_rate
+    product_10 = ratio * scale
+    product_11 = difference * (direction_input[n, safe_target] - mean_under_softmax) * scale
     log_mass = np.log1p(others + more_ties)
     log_p = input_at_safe_target - largest - log_mass
-    product_13 = difference * log_p
+    product_12 = difference * log_p
     equal_4 = c == safe_target
     choice = np.where(equal_4, minus_ratio, relative / sum_exp)
     choice_2 = np.where(is_largest, shifted, sum_exp - relative)
@@ -602,8 +600,8 @@ def hvp_all__target_index__label_smoothing_general(input, target, weight, scale,
     as_large_3 = sum_choice_3 - weight__c
     choice_3 = real(np.where(equal_4, 1, 0))
     log_p_2 = input - largest - log_mass
-    hvp_input = stable.result(np.where(ignored, 0, product_4 * choice - product_5 * (from_mean - ratio_3) * relative - product_6 * choice - product_7 * choice - label_smoothing * (weight__c / shifted_2) * scale_rate * choice_2 - product_8 * difference_2 - product_9 * difference_2 + product_10 * choice + product_11 * (np.where(equal, as_large_2 + sum_choice_2, sum_direction_weight - direction_weight__c) / sum_exp * relative - direction_weight__c / sum_exp * choice_2) + ratio * (np.where(equal_2, as_large_3 + sum_choice_4, sum_weight - weight__c) / sum_exp) * scale_rate * relative), (batch, classes), (0, 1))
-    hvp_weight = stable.total(np.where(ignored, 0, scale_weight_rate * choice_3) + np.where(ignored, 0, product_12 * choice_3 - product_11 * from_mean + scale_rate * (product_13 * choice_3 - ratio * log_p_2)), batch, (classes,), (1,))
+    hvp_input = stable.result(np.where(ignored, 0, product_3 * choice - product_4 * (from_mean - ratio_3) * relative - product_5 * choice - product_6 * choice - label_smoothing * (weight__c / shifted_2) * scale_rate * choice_2 - product_7 * difference_2 - product_8 * difference_2 + product_9 * choice + product_10 * (np.where(equal, as_large_2 + sum_choice_2, sum_direction_weight - direction_weight__c) / sum_exp * relative - direction_weight__c / sum_exp * choice_2) + ratio * (np.where(equal_2, as_large_3 + sum_choice_4, sum_weight - weight__c) / sum_exp) * scale_rate * relative), (batch, classes), (0, 1))
+    hvp_weight = stable.total(np.where(ignored, 0, scale_weight_rate * choice_3) + np.where(ignored, 0, product_11 * choice_3 - product_10 * from_mean + scale_rate * (product_12 * choice_3 - ratio * log_p_2)), batch, (classes,), (1,))
     return hvp_input, hvp_weight
 
 
@@ -636,6 +634,7 @@ def value_and_grad__target_real__label_smoothing_0(input, target, weight, scale)
     product = weight * target
     largest = stable.max_over(input, 1)
     max_abs = stable.max_over(np.abs(product), 1)
+    sum_product = stable.sum_over(product, 1)
     is_largest = input == largest
     relative = stable.exp_difference(input, largest)
     equal = np.abs(product) == max_abs
@@ -643,7 +642,6 @@ def value_and_grad__target_real__label_smoothing_0(input, target, weight, scale)
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
     sum_choice = stable.sum_over(np.where(equal, product, 0), 1)
     sum_choice_2 = stable.sum_over(np.where(equal, 0, product), 1)
-    sum_product = stable.sum_over(product, 1)
     sum_exp = others + ties
     more_ties = ties - 1
     shifted = more_ties + others
@@ -685,18 +683,18 @@ def hvp__target_real__label_smoothing_0(input, target, weight, scale, direction_
     real = input.dtype.type
     weight = weight[None]
     scale = scale[:, None]
+    sum_product = stable.sum_over(weight * target, 1)
     largest = stable.max_over(input, 1)
     is_largest = input == largest
     relative = stable.exp_difference(input, largest)
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
-    sum_product = stable.sum_over(relative * direction_input, 1)
+    sum_product_2 = stable.sum_over(relative * direction_input, 1)
     sum_exp = others + ties
-    mean_under_softmax = sum_product / sum_exp
+    mean_under_softmax = sum_product_2 / sum_exp
     from_mean = direction_input - mean_under_softmax
-    sum_product_2 = stable.sum_over(weight * target, 1)
     sum_product_3 = stable.sum_over(from_mean * relative, 1)
-    product = sum_product_2 / sum_exp * scale
+    product = sum_product / sum_exp * scale
     ratio = sum_product_3 / sum_exp
     hvp_input = stable.result(product * (from_mean - ratio) * relative, (batch, classes), (0, 1))
     return hvp_input
@@ -709,10 +707,10 @@ def hessian_diag__target_real__label_smoothing_0(input, target, weight, scale): 
     real = input.dtype.type
     weight = weight[None]
     scale = scale[:, None]
+    sum_product = stable.sum_over(weight * target, 1)
     largest = stable.max_over(input, 1)
     is_largest = input == largest
     relative = stable.exp_difference(input, largest)
-    sum_product = stable.sum_over(weight * target, 1)
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
     sum_exp = others + ties
@@ -733,6 +731,7 @@ def value_and_grad_all__target_real__label_smoothing_0(input, target, weight, sc
     product = weight * target
     largest = stable.max_over(input, 1)
     max_abs = stable.max_over(np.abs(product), 1)
+    sum_product = stable.sum_over(product, 1)
     is_largest = input == largest
     relative = stable.exp_difference(input, largest)
     equal = np.abs(product) == max_abs
@@ -740,7 +739,6 @@ def value_and_grad_all__target_real__label_smoothing_0(input, target, weight, sc
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
     sum_choice = stable.sum_over(np.where(equal, product, 0), 1)
     sum_choice_2 = stable.sum_over(np.where(equal, 0, product), 1)
-    sum_product = stable.sum_over(product, 1)
     sum_exp = others + ties
     more_ties = ties - 1
     shifted = more_ties + others
@@ -788,28 +786,28 @@ def hvp_all__target_real__label_smoothing_0(input, target, weight, scale, direct
     weight = weight[None]
     direction_weight = direction_weight[None]
     scale = scale[:, None]
-    largest = stable.max_over(input, 1)
     product = weight * direction_target
     product_2 = direction_weight * target
     shifted = product + product_2
+    max_abs = stable.max_over(np.abs(shifted), 1)
+    sum_shifted = stable.sum_over(shifted, 1)
+    largest = stable.max_over(input, 1)
+    sum_product = stable.sum_over(weight * target, 1)
+    equal = np.abs(shifted) == max_abs
     is_largest = input == largest
     relative = stable.exp_difference(input, largest)
-    max_abs = stable.max_over(np.abs(shifted), 1)
-    others = stable.sum_over(np.where(is_largest, 0, relative), 1)
-    ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
-    sum_product = stable.sum_over(relative * direction_input, 1)
-    sum_exp = others + ties
-    mean_under_softmax = sum_product / sum_exp
-    equal = np.abs(shifted) == max_abs
-    from_mean = direction_input - mean_under_softmax
     sum_choice = stable.sum_over(np.where(equal, shifted, 0), 1)
     sum_choice_2 = stable.sum_over(np.where(equal, 0, shifted), 1)
-    sum_shifted = stable.sum_over(shifted, 1)
-    sum_product_2 = stable.sum_over(weight * target, 1)
+    others = stable.sum_over(np.where(is_largest, 0, relative), 1)
+    ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
+    sum_product_2 = stable.sum_over(relative * direction_input, 1)
+    sum_exp = others + ties
+    mean_under_softmax = sum_product_2 / sum_exp
+    from_mean = direction_input - mean_under_softmax
     sum_product_3 = stable.sum_over(from_mean * relative, 1)
     more_ties = ties - 1
     shifted_2 = more_ties + others
-    product_3 = sum_product_2 / sum_exp * scale
+    product_3 = sum_product / sum_exp * scale
     ratio = sum_product_3 / sum_exp
     log_mass = np.log1p(others + more_ties)
     as_large = sum_choice - product - product_2
@@ -827,10 +825,10 @@ def hessian_diag_all__target_real__label_smoothing_0(input, target, weight, scal
     real = input.dtype.type
     weight = weight[None]
     scale = scale[:, None]
+    sum_product = stable.sum_over(weight * target, 1)
     largest = stable.max_over(input, 1)
     is_largest = input == largest
     relative = stable.exp_difference(input, largest)
-    sum_product = stable.sum_over(weight * target, 1)
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
     sum_exp = others + ties
@@ -879,6 +877,7 @@ def value_and_grad__target_real__label_smoothing_general(input, target, weight, 
     product = weight * smoothed
     largest = stable.max_over(input, 1)
     max_abs = stable.max_over(np.abs(product), 1)
+    sum_product = stable.sum_over(product, 1)
     is_largest = input == largest
     relative = stable.exp_difference(input, largest)
     equal = np.abs(product) == max_abs
@@ -886,7 +885,6 @@ def value_and_grad__target_real__label_smoothing_general(input, target, weight, 
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
     sum_choice = stable.sum_over(np.where(equal, product, 0), 1)
     sum_choice_2 = stable.sum_over(np.where(equal, 0, product), 1)
-    sum_product = stable.sum_over(product, 1)
     sum_exp = others + ties
     more_ties = ties - 1
     shifted = more_ties + others
@@ -933,19 +931,19 @@ def hvp__target_real__label_smoothing_general(input, target, weight, scale, dire
     scale = scale[:, None]
     difference = 1 - label_smoothing
     ratio = label_smoothing / real(classes)
+    smoothed = difference * target + ratio
+    sum_product = stable.sum_over(weight * smoothed, 1)
     largest = stable.max_over(input, 1)
     is_largest = input == largest
     relative = stable.exp_difference(input, largest)
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
-    sum_product = stable.sum_over(relative * direction_input, 1)
+    sum_product_2 = stable.sum_over(relative * direction_input, 1)
     sum_exp = others + ties
-    mean_under_softmax = sum_product / sum_exp
-    smoothed = difference * target + ratio
+    mean_under_softmax = sum_product_2 / sum_exp
     from_mean = direction_input - mean_under_softmax
-    sum_product_2 = stable.sum_over(weight * smoothed, 1)
     sum_product_3 = stable.sum_over(from_mean * relative, 1)
-    product = sum_product_2 / sum_exp * scale
+    product = sum_product / sum_exp * scale
     ratio_2 = sum_product_3 / sum_exp
     hvp_input = stable.result(product * (from_mean - ratio_2) * relative, (batch, classes), (0, 1))
     return hvp_input
@@ -960,11 +958,11 @@ def hessian_diag__target_real__label_smoothing_general(input, target, weight, sc
     scale = scale[:, None]
     difference = 1 - label_smoothing
     ratio = label_smoothing / real(classes)
-    largest = stable.max_over(input, 1)
     smoothed = difference * target + ratio
+    sum_product = stable.sum_over(weight * smoothed, 1)
+    largest = stable.max_over(input, 1)
     is_largest = input == largest
     relative = stable.exp_difference(input, largest)
-    sum_product = stable.sum_over(weight * smoothed, 1)
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
     sum_exp = others + ties
@@ -988,6 +986,7 @@ def value_and_grad_all__target_real__label_smoothing_general(input, target, weig
     product = weight * smoothed
     largest = stable.max_over(input, 1)
     max_abs = stable.max_over(np.abs(product), 1)
+    sum_product = stable.sum_over(product, 1)
     is_largest = input == largest
     relative = stable.exp_difference(input, largest)
     equal = np.abs(product) == max_abs
@@ -995,7 +994,6 @@ def value_and_grad_all__target_real__label_smoothing_general(input, target, weig
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
     sum_choice = stable.sum_over(np.where(equal, product, 0), 1)
     sum_choice_2 = stable.sum_over(np.where(equal, 0, product), 1)
-    sum_product = stable.sum_over(product, 1)
     sum_exp = others + ties
     more_ties = ties - 1
     shifted = more_ties + others
@@ -1049,23 +1047,23 @@ def hvp_all__target_real__label_smoothing_general(input, target, weight, scale, 
     scale = scale[:, None]
     difference = 1 - label_smoothing
     ratio = label_smoothing / real(classes)
+    smoothed = difference * target + ratio
+    product = difference * weight
+    sum_product = stable.sum_over(weight * smoothed, 1)
     largest = stable.max_over(input, 1)
+    sum_shifted = stable.sum_over(product * direction_target + direction_weight * smoothed, 1)
     is_largest = input == largest
     relative = stable.exp_difference(input, largest)
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
-    sum_product = stable.sum_over(relative * direction_input, 1)
+    sum_product_2 = stable.sum_over(relative * direction_input, 1)
     sum_exp = others + ties
-    mean_under_softmax = sum_product / sum_exp
-    smoothed = difference * target + ratio
+    mean_under_softmax = sum_product_2 / sum_exp
     from_mean = direction_input - mean_under_softmax
-    product = difference * weight
-    sum_product_2 = stable.sum_over(weight * smoothed, 1)
     sum_product_3 = stable.sum_over(from_mean * relative, 1)
-    sum_shifted = stable.sum_over(product * direction_target + direction_weight * smoothed, 1)
     product_2 = difference * scale
     product_3 = ratio * scale
-    product_4 = sum_product_2 / sum_exp * scale
+    product_4 = sum_product / sum_exp * scale
     ratio_2 = sum_product_3 / sum_exp
     product_5 = sum_shifted / sum_exp * scale
     log_mass = np.log1p(others + (ties - 1))
@@ -1086,11 +1084,11 @@ def hessian_diag_all__target_real__label_smoothing_general(input, target, weight
     scale = scale[:, None]
     difference = 1 - label_smoothing
     ratio = label_smoothing / real(classes)
-    largest = stable.max_over(input, 1)
     smoothed = difference * target + ratio
+    sum_product = stable.sum_over(weight * smoothed, 1)
+    largest = stable.max_over(input, 1)
     is_largest = input == largest
     relative = stable.exp_difference(input, largest)
-    sum_product = stable.sum_over(weight * smoothed, 1)
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
     sum_exp = others + ties

@@ -62,6 +62,7 @@ def value_and_grad__from_logits_yes(y_true, y_pred, sample_weight, scale, label_
     abs_2 = np.abs(shifted)
     largest = stable.max_over(y_pred, 1)
     max_abs = stable.max_over(abs_2, 1)
+    sum_shifted = stable.sum_over(shifted, 1)
     is_largest = y_pred == largest
     relative = stable.exp_difference(y_pred, largest)
     equal = abs_2 == max_abs
@@ -69,7 +70,6 @@ def value_and_grad__from_logits_yes(y_true, y_pred, sample_weight, scale, label_
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
     sum_choice = stable.sum_over(np.where(equal, shifted, 0), 1)
     sum_choice_2 = stable.sum_over(np.where(equal, 0, shifted), 1)
-    sum_shifted = stable.sum_over(shifted, 1)
     product_2 = sample_weight * scale
     sum_exp = others + ties
     more_ties = ties - 1
@@ -131,6 +131,7 @@ def hvp__from_logits_yes(y_true, y_pred, sample_weight, scale, direction_y_pred,
     sample_weight = sample_weight[:, None]
     difference = 1 - label_smoothing
     ratio = label_smoothing / real(features)
+    sum_shifted = stable.sum_over(difference * y_true + ratio, 1)
     largest = stable.max_over(y_pred, 1)
     is_largest = y_pred == largest
     relative = stable.exp_difference(y_pred, largest)
@@ -140,7 +141,6 @@ def hvp__from_logits_yes(y_true, y_pred, sample_weight, scale, direction_y_pred,
     sum_exp = others + ties
     mean_under_softmax = sum_product / sum_exp
     from_mean = direction_y_pred - mean_under_softmax
-    sum_shifted = stable.sum_over(difference * y_true + ratio, 1)
     sum_product_2 = stable.sum_over(from_mean * relative, 1)
     product = sum_shifted / sum_exp * scale
     ratio_2 = sum_product_2 / sum_exp
@@ -157,10 +157,10 @@ def hessian_diag__from_logits_yes(y_true, y_pred, sample_weight, scale, label_sm
     sample_weight = sample_weight[:, None]
     difference = 1 - label_smoothing
     ratio = label_smoothing / real(features)
+    sum_shifted = stable.sum_over(difference * y_true + ratio, 1)
     largest = stable.max_over(y_pred, 1)
     is_largest = y_pred == largest
     relative = stable.exp_difference(y_pred, largest)
-    sum_shifted = stable.sum_over(difference * y_true + ratio, 1)
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
     sum_exp = others + ties
@@ -185,6 +185,7 @@ def value_and_grad_all__from_logits_yes(y_true, y_pred, sample_weight, scale, la
     abs_2 = np.abs(shifted)
     largest = stable.max_over(y_pred, 1)
     max_abs = stable.max_over(abs_2, 1)
+    sum_shifted = stable.sum_over(shifted, 1)
     is_largest = y_pred == largest
     relative = stable.exp_difference(y_pred, largest)
     equal = abs_2 == max_abs
@@ -192,7 +193,6 @@ def value_and_grad_all__from_logits_yes(y_true, y_pred, sample_weight, scale, la
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
     sum_choice = stable.sum_over(np.where(equal, shifted, 0), 1)
     sum_choice_2 = stable.sum_over(np.where(equal, 0, shifted), 1)
-    sum_shifted = stable.sum_over(shifted, 1)
     product_2 = difference * sample_weight * scale
     more_ties = ties - 1
     log_mass = np.log1p(others + more_ties)
@@ -262,28 +262,28 @@ def hvp_all__from_logits_yes(y_true, y_pred, sample_weight, scale, direction_sam
     direction_sample_weight = direction_sample_weight[:, None]
     difference = 1 - label_smoothing
     ratio = label_smoothing / real(features)
-    largest = stable.max_over(y_pred, 1)
-    relative = stable.exp_difference(y_pred, largest)
-    is_largest = y_pred == largest
     product = difference * y_true
     shifted = product + ratio
+    largest = stable.max_over(y_pred, 1)
+    max_2 = stable.max_over(np.abs(direction_y_true), 1)
+    sum_direction_y_true = stable.sum_over(direction_y_true, 1)
+    sum_shifted = stable.sum_over(shifted, 1)
+    max_abs = stable.max_over(np.abs(shifted), 1)
+    relative = stable.exp_difference(y_pred, largest)
+    is_largest = y_pred == largest
+    equal = np.abs(direction_y_true) == max_2
+    equal_2 = np.abs(shifted) == max_abs
     sum_product = stable.sum_over(relative * direction_y_pred, 1)
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
-    max_2 = stable.max_over(np.abs(direction_y_true), 1)
-    max_abs = stable.max_over(np.abs(shifted), 1)
-    sum_exp = others + ties
-    mean_under_softmax = sum_product / sum_exp
-    equal = np.abs(direction_y_true) == max_2
-    from_mean = direction_y_pred - mean_under_softmax
-    equal_2 = np.abs(shifted) == max_abs
     sum_choice = stable.sum_over(np.where(equal, direction_y_true, 0), 1)
     sum_choice_2 = stable.sum_over(np.where(equal, 0, direction_y_true), 1)
-    sum_direction_y_true = stable.sum_over(direction_y_true, 1)
-    sum_shifted = stable.sum_over(shifted, 1)
-    sum_product_2 = stable.sum_over(from_mean * relative, 1)
     sum_choice_3 = stable.sum_over(np.where(equal_2, shifted, 0), 1)
     sum_choice_4 = stable.sum_over(np.where(equal_2, 0, shifted), 1)
+    sum_exp = others + ties
+    mean_under_softmax = sum_product / sum_exp
+    from_mean = direction_y_pred - mean_under_softmax
+    sum_product_2 = stable.sum_over(from_mean * relative, 1)
     product_2 = difference * sample_weight * scale
     product_3 = difference * direction_sample_weight * scale
     more_ties = ties - 1
@@ -315,10 +315,10 @@ def hessian_diag_all__from_logits_yes(y_true, y_pred, sample_weight, scale, labe
     sample_weight = sample_weight[:, None]
     difference = 1 - label_smoothing
     ratio = label_smoothing / real(features)
+    sum_shifted = stable.sum_over(difference * y_true + ratio, 1)
     largest = stable.max_over(y_pred, 1)
     is_largest = y_pred == largest
     relative = stable.exp_difference(y_pred, largest)
-    sum_shifted = stable.sum_over(difference * y_true + ratio, 1)
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
     sum_exp = others + ties
@@ -340,9 +340,9 @@ def value__from_logits_no(y_true, y_pred, sample_weight, label_smoothing, epsilo
     difference = 1 - label_smoothing
     ratio = label_smoothing / real(features)
     bound = 1 - epsilon
+    sum_y_pred = stable.sum_over(y_pred, 1)
     max_abs_y_pred = stable.max_over(np.abs(y_pred), 1)
     equal = np.abs(y_pred) == max_abs_y_pred
-    sum_y_pred = stable.sum_over(y_pred, 1)
     sum_choice = stable.sum_over(np.where(equal, y_pred, 0), 1)
     sum_choice_2 = stable.sum_over(np.where(equal, 0, y_pred), 1)
     ratio_2 = y_pred / sum_y_pred
@@ -377,17 +377,17 @@ def value_and_grad__from_logits_no(y_true, y_pred, sample_weight, scale, label_s
     shifted = difference * y_true + ratio
     step_2 = stable.step(difference_3, 1)
     step_3 = stable.step(difference_2, 1)
+    choice = np.where(below, 0, np.where(below_2, 0, shifted * step_2) * step_3)
+    sum_choice = stable.sum_over(np.where(equal, y_pred, 0), 1)
+    sum_choice_2 = stable.sum_over(np.where(equal, 0, y_pred), 1)
+    sum_choice_3 = stable.sum_over(np.where(below, 0, choice), 1)
     max_choice = stable.max_over(np.where(equal, np.where(below, 0, np.where(below_2, 0, shifted * np.sign(y_pred) * step_2) * step_3), -np.inf), 1)
     equal_2 = max_abs_y_pred == 0
     binade_max_abs_y_pred = stable.binade(max_abs_y_pred)
-    choice = np.where(equal_2, 1, max_abs_y_pred / binade_max_abs_y_pred)
-    choice_2 = np.where(below, 0, np.where(below_2, 0, shifted * step_2) * step_3)
+    choice_2 = np.where(equal_2, 1, max_abs_y_pred / binade_max_abs_y_pred)
     scaled = y_pred / binade_max_abs_y_pred
-    eliminated = stable.cross(choice_2, choice, scaled, max_choice)
-    left = eliminated / choice
-    sum_choice = stable.sum_over(np.where(equal, y_pred, 0), 1)
-    sum_choice_2 = stable.sum_over(np.where(equal, 0, y_pred), 1)
-    sum_choice_3 = stable.sum_over(np.where(below, 0, choice_2), 1)
+    eliminated = stable.cross(choice, choice_2, scaled, max_choice)
+    left = eliminated / choice_2
     sum_ratio = stable.sum_over(left, 1)
     product = sample_weight * scale
     mean_ratio = sum_choice_3 / sum_y_pred
@@ -400,7 +400,7 @@ def value_and_grad__from_logits_no(y_true, y_pred, sample_weight, scale, label_s
     difference_4 = own_ratio - mean_ratio
     share_2 = np.minimum(larger_2, bound)
     as_large = sum_choice - y_pred
-    grad_y_pred = stable.result(-product * np.where(choice_2 == 0, minus_mean_ratio, np.where((2 * np.abs(difference_4) < abs_mean_ratio) & (below_3), left / y_pred - ratio_2, difference_4)), (batch, features), (0, 1))
+    grad_y_pred = stable.result(-product * np.where(choice == 0, minus_mean_ratio, np.where((2 * np.abs(difference_4) < abs_mean_ratio) & (below_3), left / y_pred - ratio_2, difference_4)), (batch, features), (0, 1))
     sum_product = stable.sum_over(shifted * np.where((share > 0.5) & (share == share_2), np.log1p(-np.where(equal, as_large + sum_choice_2, sum_y_pred - y_pred) / sum_y_pred), np.log(share_2)), 1)
     minus_product = -sample_weight * sum_product
     loss = stable.result(minus_product, (batch,), (0,))
@@ -417,6 +417,8 @@ def jvp__from_logits_no(y_true, y_pred, sample_weight, direction_y_pred, label_s
     bound = 1 - epsilon
     difference = 1 - label_smoothing
     ratio = label_smoothing / real(features)
+    sum_y_pred = stable.sum_over(y_pred, 1)
+    sum_direction_y_pred = stable.sum_over(direction_y_pred, 1)
     max_abs_y_pred = stable.max_over(np.abs(y_pred), 1)
     max_choice = stable.max_over(np.where(np.abs(y_pred) == max_abs_y_pred, np.sign(y_pred) * direction_y_pred, -np.inf), 1)
     equal = max_abs_y_pred == 0
@@ -425,8 +427,6 @@ def jvp__from_logits_no(y_true, y_pred, sample_weight, direction_y_pred, label_s
     scaled = y_pred / binade_max_abs_y_pred
     eliminated = stable.cross(direction_y_pred, choice, scaled, max_choice)
     left = eliminated / choice
-    sum_y_pred = stable.sum_over(y_pred, 1)
-    sum_direction_y_pred = stable.sum_over(direction_y_pred, 1)
     sum_ratio = stable.sum_over(left, 1)
     mean_ratio = sum_direction_y_pred / sum_y_pred
     minus_mean_ratio = -mean_ratio
@@ -458,6 +458,7 @@ def hvp__from_logits_no(y_true, y_pred, sample_weight, scale, direction_y_pred, 
     difference = 1 - label_smoothing
     ratio = label_smoothing / real(features)
     sum_y_pred = stable.sum_over(y_pred, 1)
+    sum_direction_y_pred = stable.sum_over(direction_y_pred, 1)
     below = np.abs(sample_weight) < 1
     shifted = difference * y_true + ratio
     share = y_pred / sum_y_pred
@@ -472,7 +473,6 @@ def hvp__from_logits_no(y_true, y_pred, sample_weight, scale, direction_y_pred, 
     weighed = sample_weight * larger_factor
     weighed_2 = sample_weight * smaller_factor
     sum_choice = stable.sum_over(np.where(below, smaller_factor * weighed, larger_factor * weighed_2), 1)
-    sum_direction_y_pred = stable.sum_over(direction_y_pred, 1)
     product_2 = sample_weight * scale
     product_3 = sum_choice / sum_y_pred * (sum_direction_y_pred / sum_y_pred) * scale
     hvp_y_pred = stable.result(np.where(difference_3 < 0, 0, np.where(difference_2 < 0, 0, product_2 * (shifted / y_pred) * (direction_y_pred / y_pred) * step_2) * step_3) - product_3, (batch, features), (0, 1))
@@ -532,17 +532,17 @@ def value_and_grad_all__from_logits_no(y_true, y_pred, sample_weight, scale, lab
     shifted = difference * y_true + ratio
     step_2 = stable.step(difference_3, 1)
     step_3 = stable.step(difference_2, 1)
+    choice = np.where(below, 0, np.where(below_2, 0, shifted * step_2) * step_3)
+    sum_choice = stable.sum_over(np.where(equal, y_pred, 0), 1)
+    sum_choice_2 = stable.sum_over(np.where(equal, 0, y_pred), 1)
+    sum_choice_3 = stable.sum_over(np.where(below, 0, choice), 1)
     max_choice = stable.max_over(np.where(equal, np.where(below, 0, np.where(below_2, 0, shifted * np.sign(y_pred) * step_2) * step_3), -np.inf), 1)
     equal_2 = max_abs_y_pred == 0
     binade_max_abs_y_pred = stable.binade(max_abs_y_pred)
-    choice = np.where(equal_2, 1, max_abs_y_pred / binade_max_abs_y_pred)
-    choice_2 = np.where(below, 0, np.where(below_2, 0, shifted * step_2) * step_3)
+    choice_2 = np.where(equal_2, 1, max_abs_y_pred / binade_max_abs_y_pred)
     scaled = y_pred / binade_max_abs_y_pred
-    eliminated = stable.cross(choice_2, choice, scaled, max_choice)
-    left = eliminated / choice
-    sum_choice = stable.sum_over(np.where(equal, y_pred, 0), 1)
-    sum_choice_2 = stable.sum_over(np.where(equal, 0, y_pred), 1)
-    sum_choice_3 = stable.sum_over(np.where(below, 0, choice_2), 1)
+    eliminated = stable.cross(choice, choice_2, scaled, max_choice)
+    left = eliminated / choice_2
     sum_ratio = stable.sum_over(left, 1)
     product = difference * sample_weight * scale
     product_2 = sample_weight * scale
@@ -558,7 +558,7 @@ def value_and_grad_all__from_logits_no(y_true, y_pred, sample_weight, scale, lab
     own_ratio = np.where(below, 0, np.where(below_2, 0, shifted / y_pred * step_2) * step_3)
     difference_4 = own_ratio - mean_ratio
     grad_y_true = stable.result(-product * choice_3, (batch, features), (0, 1))
-    grad_y_pred = stable.result(-product_2 * np.where(choice_2 == 0, minus_mean_ratio, np.where((2 * np.abs(difference_4) < abs_mean_ratio) & (below_3), left / y_pred - ratio_2, difference_4)), (batch, features), (0, 1))
+    grad_y_pred = stable.result(-product_2 * np.where(choice == 0, minus_mean_ratio, np.where((2 * np.abs(difference_4) < abs_mean_ratio) & (below_3), left / y_pred - ratio_2, difference_4)), (batch, features), (0, 1))
     sum_product = stable.sum_over(shifted * choice_3, 1)
     minus_product = -sample_weight * sum_product
     loss = stable.result(minus_product, (batch,), (0,))
@@ -577,8 +577,12 @@ def jvp_all__from_logits_no(y_true, y_pred, sample_weight, direction_sample_weig
     difference = 1 - label_smoothing
     ratio = label_smoothing / real(features)
     bound = 1 - epsilon
+    sum_y_pred = stable.sum_over(y_pred, 1)
     max_abs_y_pred = stable.max_over(np.abs(y_pred), 1)
+    sum_direction_y_pred = stable.sum_over(direction_y_pred, 1)
     equal = np.abs(y_pred) == max_abs_y_pred
+    sum_choice = stable.sum_over(np.where(equal, y_pred, 0), 1)
+    sum_choice_2 = stable.sum_over(np.where(equal, 0, y_pred), 1)
     max_choice = stable.max_over(np.where(equal, np.sign(y_pred) * direction_y_pred, -np.inf), 1)
     equal_2 = max_abs_y_pred == 0
     binade_max_abs_y_pred = stable.binade(max_abs_y_pred)
@@ -586,10 +590,6 @@ def jvp_all__from_logits_no(y_true, y_pred, sample_weight, direction_sample_weig
     scaled = y_pred / binade_max_abs_y_pred
     eliminated = stable.cross(direction_y_pred, choice, scaled, max_choice)
     left = eliminated / choice
-    sum_y_pred = stable.sum_over(y_pred, 1)
-    sum_choice = stable.sum_over(np.where(equal, y_pred, 0), 1)
-    sum_choice_2 = stable.sum_over(np.where(equal, 0, y_pred), 1)
-    sum_direction_y_pred = stable.sum_over(direction_y_pred, 1)
     sum_ratio = stable.sum_over(left, 1)
     mean_ratio = sum_direction_y_pred / sum_y_pred
     minus_mean_ratio = -mean_ratio
@@ -627,45 +627,45 @@ def hvp_all__from_logits_no(y_true, y_pred, sample_weight, scale, direction_samp
     difference = 1 - label_smoothing
     ratio = label_smoothing / real(features)
     sum_y_pred = stable.sum_over(y_pred, 1)
+    sum_direction_y_pred = stable.sum_over(direction_y_pred, 1)
     max_abs_y_pred = stable.max_over(np.abs(y_pred), 1)
+    below = np.abs(sample_weight) < 1
+    product = difference * sum_y_pred
     equal = np.abs(y_pred) == max_abs_y_pred
     sign_y_pred = np.sign(y_pred)
     share = y_pred / sum_y_pred
     larger_2 = np.maximum(share, epsilon)
     difference_2 = bound - larger_2
-    below = difference_2 < 0
+    below_2 = difference_2 < 0
     difference_3 = share - epsilon
-    below_2 = difference_3 < 0
+    below_3 = difference_3 < 0
     shifted = difference * y_true + ratio
     step_2 = stable.step(difference_3, 1)
     step_3 = stable.step(difference_2, 1)
-    sum_direction_y_pred = stable.sum_over(direction_y_pred, 1)
-    max_choice = stable.max_over(np.where(equal, sign_y_pred * direction_y_pred, -np.inf), 1)
-    max_choice_2 = stable.max_over(np.where(equal, np.where(below, 0, np.where(below_2, 0, shifted * sign_y_pred * step_2) * step_3), -np.inf), 1)
-    equal_2 = max_abs_y_pred == 0
-    binade_max_abs_y_pred = stable.binade(max_abs_y_pred)
-    choice = np.where(equal_2, 1, max_abs_y_pred / binade_max_abs_y_pred)
-    below_3 = np.abs(sample_weight) < 1
-    product = difference * sum_y_pred
-    scaled = y_pred / binade_max_abs_y_pred
-    eliminated = stable.cross(direction_y_pred, choice, scaled, max_choice)
-    left = eliminated / choice
-    choice_2 = np.where(below, 0, np.where(below_2, 0, shifted * step_2) * step_3)
-    eliminated_2 = stable.cross(choice_2, choice, scaled, max_choice_2)
-    left_2 = eliminated_2 / choice
+    choice = np.where(below_2, 0, np.where(below_3, 0, shifted * step_2) * step_3)
     product_2 = step_2 * step_3
     above = np.abs(shifted) > np.abs(product_2)
     smaller_factor = np.where(above, product_2, shifted)
     larger_factor = np.where(above, shifted, product_2)
     weighed = sample_weight * larger_factor
     weighed_2 = sample_weight * smaller_factor
-    sum_ratio = stable.sum_over(left, 1)
+    max_choice = stable.max_over(np.where(equal, sign_y_pred * direction_y_pred, -np.inf), 1)
     sum_choice = stable.sum_over(np.where(equal, y_pred, 0), 1)
     sum_choice_2 = stable.sum_over(np.where(equal, 0, y_pred), 1)
-    sum_choice_3 = stable.sum_over(np.where(below, 0, choice_2), 1)
+    sum_choice_3 = stable.sum_over(np.where(below_2, 0, choice), 1)
+    max_choice_2 = stable.max_over(np.where(equal, np.where(below_2, 0, np.where(below_3, 0, shifted * sign_y_pred * step_2) * step_3), -np.inf), 1)
+    sum_choice_4 = stable.sum_over(np.where(below, smaller_factor * weighed, larger_factor * weighed_2), 1)
+    sum_shifted = stable.sum_over(np.where(below_2, 0, np.where(below_3, 0, product * direction_y_true * step_2) * step_3) + np.where(below_2, 0, np.where(below_3, 0, sum_direction_y_pred * shifted * step_2) * step_3), 1)
+    equal_2 = max_abs_y_pred == 0
+    binade_max_abs_y_pred = stable.binade(max_abs_y_pred)
+    choice_2 = np.where(equal_2, 1, max_abs_y_pred / binade_max_abs_y_pred)
+    scaled = y_pred / binade_max_abs_y_pred
+    eliminated = stable.cross(direction_y_pred, choice_2, scaled, max_choice)
+    left = eliminated / choice_2
+    eliminated_2 = stable.cross(choice, choice_2, scaled, max_choice_2)
+    left_2 = eliminated_2 / choice_2
+    sum_ratio = stable.sum_over(left, 1)
     sum_ratio_2 = stable.sum_over(left_2, 1)
-    sum_choice_4 = stable.sum_over(np.where(below_3, smaller_factor * weighed, larger_factor * weighed_2), 1)
-    sum_shifted = stable.sum_over(np.where(below, 0, np.where(below_2, 0, product * direction_y_true * step_2) * step_3) + np.where(below, 0, np.where(below_2, 0, sum_direction_y_pred * shifted * step_2) * step_3), 1)
     product_3 = difference * sample_weight * scale
     mean_ratio = sum_direction_y_pred / sum_y_pred
     minus_mean_ratio = -mean_ratio
@@ -692,11 +692,11 @@ def hvp_all__from_logits_no(y_true, y_pred, sample_weight, scale, direction_samp
     as_large = sum_choice - y_pred
     choice_5 = np.where((share > 0.5) & (share == p), np.log1p(-np.where(equal, as_large + sum_choice_2, sum_y_pred - y_pred) / sum_y_pred), np.log(p))
     ratio_4 = shifted / y_pred
-    own_ratio_2 = np.where(below, 0, np.where(below_2, 0, ratio_4 * step_2) * step_3)
+    own_ratio_2 = np.where(below_2, 0, np.where(below_3, 0, ratio_4 * step_2) * step_3)
     difference_5 = own_ratio_2 - mean_ratio_2
-    hvp_y_true = stable.result(-(np.where(below, 0, np.where(below_2, 0, product_3 * choice_4 * step_2) * step_3) + product_4 * choice_5), (batch, features), (0, 1))
-    hvp_y_pred = stable.result(np.where(below, 0, np.where(below_2, 0, product_5 * ratio_4 * own_ratio * step_2) * step_3) - np.where(below, 0, np.where(below_2, 0, product_3 * (direction_y_true / y_pred) * step_2) * step_3) - product_6 * np.where(choice_2 == 0, minus_mean_ratio_2, np.where((2 * np.abs(difference_5) < abs_mean_ratio_2) & (below_5), left_2 / y_pred - ratio_3, difference_5)) - product_7 + product_8, (batch, features), (0, 1))
-    sum_shifted_2 = stable.sum_over(difference * choice_5 * direction_y_true + np.where(below, 0, np.where(below_2, 0, shifted * choice_4 * step_2) * step_3), 1)
+    hvp_y_true = stable.result(-(np.where(below_2, 0, np.where(below_3, 0, product_3 * choice_4 * step_2) * step_3) + product_4 * choice_5), (batch, features), (0, 1))
+    hvp_y_pred = stable.result(np.where(below_2, 0, np.where(below_3, 0, product_5 * ratio_4 * own_ratio * step_2) * step_3) - np.where(below_2, 0, np.where(below_3, 0, product_3 * (direction_y_true / y_pred) * step_2) * step_3) - product_6 * np.where(choice == 0, minus_mean_ratio_2, np.where((2 * np.abs(difference_5) < abs_mean_ratio_2) & (below_5), left_2 / y_pred - ratio_3, difference_5)) - product_7 + product_8, (batch, features), (0, 1))
+    sum_shifted_2 = stable.sum_over(difference * choice_5 * direction_y_true + np.where(below_2, 0, np.where(below_3, 0, shifted * choice_4 * step_2) * step_3), 1)
     hvp_sample_weight = stable.result(-sum_shifted_2 * scale, (batch,), (0,))
     return hvp_y_true, hvp_y_pred, hvp_sample_weight
 

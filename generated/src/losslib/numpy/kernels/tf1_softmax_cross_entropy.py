@@ -71,6 +71,7 @@ def value_and_grad(onehot_labels, logits, weights, scale, label_smoothing):  # t
     abs_2 = np.abs(shifted)
     largest = stable.max_over(logits, 1)
     max_abs = stable.max_over(abs_2, 1)
+    sum_shifted = stable.sum_over(shifted, 1)
     is_largest = logits == largest
     relative = stable.exp_difference(logits, largest)
     equal = abs_2 == max_abs
@@ -78,7 +79,6 @@ def value_and_grad(onehot_labels, logits, weights, scale, label_smoothing):  # t
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
     sum_choice = stable.sum_over(np.where(equal, shifted, 0), 1)
     sum_choice_2 = stable.sum_over(np.where(equal, 0, shifted), 1)
-    sum_shifted = stable.sum_over(shifted, 1)
     product_2 = weights * scale
     sum_exp = others + ties
     more_ties = ties - 1
@@ -141,6 +141,7 @@ def hvp(onehot_labels, logits, weights, scale, direction_logits, label_smoothing
     weights = weights[:, None]
     difference = 1 - label_smoothing
     ratio = label_smoothing / real(classes)
+    sum_shifted = stable.sum_over(difference * onehot_labels + ratio, 1)
     largest = stable.max_over(logits, 1)
     is_largest = logits == largest
     relative = stable.exp_difference(logits, largest)
@@ -150,7 +151,6 @@ def hvp(onehot_labels, logits, weights, scale, direction_logits, label_smoothing
     sum_exp = others + ties
     mean_under_softmax = sum_product / sum_exp
     from_mean = direction_logits - mean_under_softmax
-    sum_shifted = stable.sum_over(difference * onehot_labels + ratio, 1)
     sum_product_2 = stable.sum_over(from_mean * relative, 1)
     product = sum_shifted / sum_exp * scale
     ratio_2 = sum_product_2 / sum_exp
@@ -167,10 +167,10 @@ def hessian_diag(onehot_labels, logits, weights, scale, label_smoothing):  # typ
     weights = weights[:, None]
     difference = 1 - label_smoothing
     ratio = label_smoothing / real(classes)
+    sum_shifted = stable.sum_over(difference * onehot_labels + ratio, 1)
     largest = stable.max_over(logits, 1)
     is_largest = logits == largest
     relative = stable.exp_difference(logits, largest)
-    sum_shifted = stable.sum_over(difference * onehot_labels + ratio, 1)
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
     sum_exp = others + ties
@@ -195,6 +195,7 @@ def value_and_grad_all(onehot_labels, logits, weights, scale, label_smoothing): 
     abs_2 = np.abs(shifted)
     largest = stable.max_over(logits, 1)
     max_abs = stable.max_over(abs_2, 1)
+    sum_shifted = stable.sum_over(shifted, 1)
     is_largest = logits == largest
     relative = stable.exp_difference(logits, largest)
     equal = abs_2 == max_abs
@@ -202,7 +203,6 @@ def value_and_grad_all(onehot_labels, logits, weights, scale, label_smoothing): 
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
     sum_choice = stable.sum_over(np.where(equal, shifted, 0), 1)
     sum_choice_2 = stable.sum_over(np.where(equal, 0, shifted), 1)
-    sum_shifted = stable.sum_over(shifted, 1)
     product_2 = difference * weights * scale
     more_ties = ties - 1
     log_mass = np.log1p(others + more_ties)
@@ -275,28 +275,28 @@ def hvp_all(onehot_labels, logits, weights, scale, scale_rate, direction_logits,
     scale_rate = scale_rate[:, None]
     difference = 1 - label_smoothing
     ratio = label_smoothing / real(classes)
-    largest = stable.max_over(logits, 1)
-    relative = stable.exp_difference(logits, largest)
-    is_largest = logits == largest
     product = difference * onehot_labels
     shifted = product + ratio
+    largest = stable.max_over(logits, 1)
+    max_abs = stable.max_over(np.abs(direction_onehot_labels), 1)
+    sum_2 = stable.sum_over(direction_onehot_labels, 1)
+    sum_shifted = stable.sum_over(shifted, 1)
+    max_abs_2 = stable.max_over(np.abs(shifted), 1)
+    relative = stable.exp_difference(logits, largest)
+    is_largest = logits == largest
+    equal = np.abs(direction_onehot_labels) == max_abs
+    equal_2 = np.abs(shifted) == max_abs_2
     sum_product = stable.sum_over(relative * direction_logits, 1)
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
-    max_abs = stable.max_over(np.abs(direction_onehot_labels), 1)
-    max_abs_2 = stable.max_over(np.abs(shifted), 1)
-    sum_exp = others + ties
-    mean_under_softmax = sum_product / sum_exp
-    equal = np.abs(direction_onehot_labels) == max_abs
-    from_mean = direction_logits - mean_under_softmax
-    equal_2 = np.abs(shifted) == max_abs_2
     sum_choice = stable.sum_over(np.where(equal, direction_onehot_labels, 0), 1)
     sum_choice_2 = stable.sum_over(np.where(equal, 0, direction_onehot_labels), 1)
-    sum_2 = stable.sum_over(direction_onehot_labels, 1)
-    sum_shifted = stable.sum_over(shifted, 1)
-    sum_product_2 = stable.sum_over(from_mean * relative, 1)
     sum_choice_3 = stable.sum_over(np.where(equal_2, shifted, 0), 1)
     sum_choice_4 = stable.sum_over(np.where(equal_2, 0, shifted), 1)
+    sum_exp = others + ties
+    mean_under_softmax = sum_product / sum_exp
+    from_mean = direction_logits - mean_under_softmax
+    sum_product_2 = stable.sum_over(from_mean * relative, 1)
     product_2 = difference * weights
     product_3 = product_2 * scale
     product_4 = difference * direction_weights * scale

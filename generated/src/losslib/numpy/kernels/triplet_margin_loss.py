@@ -374,70 +374,70 @@ def value_and_grad__p_2__swap_yes(anchor, positive, negative, scale, margin, eps
     features = anchor.shape[1]
     scale = scale[:, None]
     product = 2 * eps
+    to_positive = anchor - positive
+    shifted = to_positive + eps
     to_negative = anchor - negative
-    shifted = to_negative + eps
+    shifted_2 = to_negative + eps
     between = positive - negative
-    shifted_2 = between + eps
+    shifted_3 = between + eps
     max_abs = stable.max_over(np.abs(shifted), 1)
     max_abs_2 = stable.max_over(np.abs(shifted_2), 1)
-    to_positive = anchor - positive
-    shifted_3 = to_positive + eps
-    difference = negative - positive
-    shifted_4 = to_negative + product
-    product_2 = shifted_2 / shifted_2 * shifted_4
     max_abs_3 = stable.max_over(np.abs(shifted_3), 1)
-    max_choice = stable.max_over(np.where(np.abs(shifted) == max_abs, difference * np.sign(shifted), -np.inf), 1)
-    max_choice_2 = stable.max_over(np.where(np.abs(shifted_2) == max_abs_2, -product_2 * np.sign(shifted_2), -np.inf), 1)
-    binade_max_abs_3 = stable.binade(max_abs_3)
     binade_max_abs = stable.binade(max_abs)
     binade_max_abs_2 = stable.binade(max_abs_2)
-    choice = np.where(max_abs == 0, 1, max_abs / binade_max_abs)
-    choice_2 = np.where(max_abs_2 == 0, 1, max_abs_2 / binade_max_abs_2)
-    scaled = shifted_3 / binade_max_abs_3
-    scaled_2 = shifted / binade_max_abs
-    scaled_3 = shifted_2 / binade_max_abs_2
-    eliminated = stable.cross(difference, choice, scaled_2, max_choice)
-    left = eliminated / choice
-    eliminated_2 = stable.cross(-product_2, choice_2, scaled_3, max_choice_2)
-    left_2 = eliminated_2 / choice_2
+    binade_max_abs_3 = stable.binade(max_abs_3)
+    scaled = shifted / binade_max_abs
+    scaled_2 = shifted_2 / binade_max_abs_2
+    scaled_3 = shifted_3 / binade_max_abs_3
+    difference = negative - positive
+    shifted_4 = to_negative + product
+    product_2 = shifted_3 / shifted_3 * shifted_4
     sum_product = stable.sum_over(scaled * scaled, 1)
     sum_product_2 = stable.sum_over(scaled_2 * scaled_2, 1)
     sum_product_3 = stable.sum_over(scaled_3 * scaled_3, 1)
-    sum_product_4 = stable.sum_over(left * scaled_2, 1)
-    sum_product_5 = stable.sum_over(left_2 * scaled_3, 1)
+    max_choice = stable.max_over(np.where(np.abs(shifted_2) == max_abs_2, difference * np.sign(shifted_2), -np.inf), 1)
+    max_choice_2 = stable.max_over(np.where(np.abs(shifted_3) == max_abs_3, -product_2 * np.sign(shifted_3), -np.inf), 1)
     sqrt_sum_product_3 = np.sqrt(sum_product_3)
     sqrt_sum_product_2 = np.sqrt(sum_product_2)
-    mean_length = 0.5 * binade_max_abs_2 * sqrt_sum_product_3 + 0.5 * binade_max_abs * sqrt_sum_product_2
+    mean_length = 0.5 * binade_max_abs_3 * sqrt_sum_product_3 + 0.5 * binade_max_abs_2 * sqrt_sum_product_2
     inverse_root_sum_product = stable.inverse_root(sum_product)
     inverse_root_sum_product_2 = stable.inverse_root(sum_product_2)
-    ratio = inverse_root_sum_product / binade_max_abs_3
-    share = binade_max_abs / binade_max_abs * inverse_root_sum_product_2
-    along = -share * sum_product_4 * share
+    choice = np.where(max_abs_2 == 0, 1, max_abs_2 / binade_max_abs_2)
     inverse_root_sum_product_3 = stable.inverse_root(sum_product_3)
-    share_2 = binade_max_abs_2 / binade_max_abs_2 * inverse_root_sum_product_3
-    along_2 = -share_2 * sum_product_5 * share_2
+    choice_2 = np.where(max_abs_3 == 0, 1, max_abs_3 / binade_max_abs_3)
     middle = (0.5 * between + 0.5 * to_negative + eps) / mean_length
     unit_x = inverse_root_sum_product * scaled
     unit_y = inverse_root_sum_product_2 * scaled_2
-    across = ratio * (along * scaled_2 + left)
+    eliminated = stable.cross(difference, choice, scaled_2, max_choice)
+    left = eliminated / choice
     unit_y_2 = -inverse_root_sum_product_3 * scaled_3
+    eliminated_2 = stable.cross(-product_2, choice_2, scaled_3, max_choice_2)
+    left_2 = eliminated_2 / choice_2
+    sum_product_4 = stable.sum_over((positive - anchor) * middle, 1)
+    cosine = stable.sum_over(unit_x * unit_y, 1)
+    sum_product_5 = stable.sum_over(left * scaled_2, 1)
+    sum_product_6 = stable.sum_over(to_positive * middle, 1)
+    cosine_2 = stable.sum_over(unit_x * unit_y_2, 1)
+    sum_product_7 = stable.sum_over(left_2 * scaled_3, 1)
+    ratio = inverse_root_sum_product / binade_max_abs
+    share = binade_max_abs_2 / binade_max_abs_2 * inverse_root_sum_product_2
+    along = -share * sum_product_5 * share
+    share_2 = binade_max_abs_3 / binade_max_abs_3 * inverse_root_sum_product_3
+    along_2 = -share_2 * sum_product_7 * share_2
+    across = ratio * (along * scaled_2 + left)
     scaled_4 = -scaled_3
     eliminated_3 = stable.cross(shifted_4, choice_2, scaled_4, max_choice_2)
     left_3 = eliminated_3 / choice_2
     across_2 = ratio * (along_2 * scaled_4 + left_3)
-    sum_product_6 = stable.sum_over((positive - anchor) * middle, 1)
-    cosine = stable.sum_over(unit_x * unit_y, 1)
-    sum_product_7 = stable.sum_over(across * across, 1)
-    sum_product_8 = stable.sum_over(to_positive * middle, 1)
-    cosine_2 = stable.sum_over(unit_x * unit_y_2, 1)
+    sum_product_8 = stable.sum_over(across * across, 1)
     sum_product_9 = stable.sum_over(across_2 * across_2, 1)
-    near = binade_max_abs_3 * np.sqrt(sum_product)
-    far = binade_max_abs * sqrt_sum_product_2
-    across_3 = binade_max_abs_2 * sqrt_sum_product_3
+    near = binade_max_abs * np.sqrt(sum_product)
+    far = binade_max_abs_2 * sqrt_sum_product_2
+    across_3 = binade_max_abs_3 * sqrt_sum_product_3
     shifted_5 = near - np.minimum(far, across_3) + margin
     below = shifted_5 < 0
     equal = mean_length == 0
-    longer_by = np.where(equal, 0, sum_product_6)
+    longer_by = np.where(equal, 0, sum_product_4)
     minus_longer_by = -longer_by
     below_2 = minus_longer_by < 0
     product_3 = inverse_root_sum_product * scale
@@ -445,9 +445,9 @@ def value_and_grad__p_2__swap_yes(anchor, positive, negative, scale, margin, eps
     step_3 = stable.step(shifted_5, 1)
     below_3 = longer_by < 0
     above = cosine > 0.5
-    ratio_2 = sum_product_7 / (cosine + 1)
+    ratio_2 = sum_product_8 / (cosine + 1)
     step_4 = stable.step(longer_by, 0.5)
-    longer_by_2 = np.where(equal, 0, sum_product_8)
+    longer_by_2 = np.where(equal, 0, sum_product_6)
     minus_longer_by_2 = -longer_by_2
     below_4 = minus_longer_by_2 < 0
     step_5 = stable.step(minus_longer_by_2, 0.5)
@@ -470,43 +470,43 @@ def value_and_grad__p_2__swap_yes(anchor, positive, negative, scale, margin, eps
 def jvp__p_2__swap_yes(anchor, positive, negative, direction_anchor, direction_negative, direction_positive, margin, eps):  # type: ignore[no-untyped-def]
     """The derivative along the directions, where p is 2 and swap is True."""
     batch = anchor.shape[0]
+    to_positive = anchor - positive
+    shifted = to_positive + eps
     to_negative = anchor - negative
-    shifted = to_negative + eps
+    shifted_2 = to_negative + eps
     between = positive - negative
-    shifted_2 = between + eps
+    shifted_3 = between + eps
     max_abs = stable.max_over(np.abs(shifted), 1)
     max_abs_2 = stable.max_over(np.abs(shifted_2), 1)
-    binade_max_abs = stable.binade(max_abs)
-    binade_max_abs_2 = stable.binade(max_abs_2)
-    to_positive = anchor - positive
-    shifted_3 = to_positive + eps
-    scaled = shifted / binade_max_abs
-    scaled_2 = shifted_2 / binade_max_abs_2
     max_abs_3 = stable.max_over(np.abs(shifted_3), 1)
+    binade_max_abs_2 = stable.binade(max_abs_2)
+    binade_max_abs_3 = stable.binade(max_abs_3)
+    scaled = shifted_2 / binade_max_abs_2
+    scaled_2 = shifted_3 / binade_max_abs_3
     sum_product = stable.sum_over(scaled * scaled, 1)
     sum_product_2 = stable.sum_over(scaled_2 * scaled_2, 1)
-    binade_max_abs_3 = stable.binade(max_abs_3)
+    binade_max_abs = stable.binade(max_abs)
     sqrt_sum_product_2 = np.sqrt(sum_product_2)
     sqrt_sum_product = np.sqrt(sum_product)
-    mean_length = 0.5 * binade_max_abs_2 * sqrt_sum_product_2 + 0.5 * binade_max_abs * sqrt_sum_product
-    scaled_3 = shifted_3 / binade_max_abs_3
+    mean_length = 0.5 * binade_max_abs_3 * sqrt_sum_product_2 + 0.5 * binade_max_abs_2 * sqrt_sum_product
+    scaled_3 = shifted / binade_max_abs
     middle = (0.5 * between + 0.5 * to_negative + eps) / mean_length
     sum_product_3 = stable.sum_over(scaled_3 * scaled_3, 1)
-    sum_product_4 = stable.sum_over((direction_anchor - direction_positive) * shifted_3, 1)
+    sum_product_4 = stable.sum_over((direction_anchor - direction_positive) * shifted, 1)
     sum_product_5 = stable.sum_over(to_positive * middle, 1)
-    sum_product_6 = stable.sum_over((direction_positive - direction_negative) * shifted_2, 1)
+    sum_product_6 = stable.sum_over((direction_positive - direction_negative) * shifted_3, 1)
     sum_product_7 = stable.sum_over((positive - anchor) * middle, 1)
-    sum_product_8 = stable.sum_over((direction_anchor - direction_negative) * shifted, 1)
-    near = binade_max_abs_3 * np.sqrt(sum_product_3)
-    far = binade_max_abs * sqrt_sum_product
-    across = binade_max_abs_2 * sqrt_sum_product_2
+    sum_product_8 = stable.sum_over((direction_anchor - direction_negative) * shifted_2, 1)
+    near = binade_max_abs * np.sqrt(sum_product_3)
+    far = binade_max_abs_2 * sqrt_sum_product
+    across = binade_max_abs_3 * sqrt_sum_product_2
     shifted_4 = near - np.minimum(far, across) + margin
     below = shifted_4 < 0
     step_2 = stable.step(shifted_4, 1)
     equal = mean_length == 0
     longer_by = np.where(equal, 0, sum_product_5)
     longer_by_2 = np.where(equal, 0, sum_product_7)
-    difference = np.where(below, 0, sum_product_4 / binade_max_abs_3 * stable.inverse_root(sum_product_3) * step_2) - np.where(longer_by < 0, 0, np.where(below, 0, sum_product_6 / binade_max_abs_2 * stable.inverse_root(sum_product_2) * step_2) * stable.step(longer_by, 0.5)) - np.where(longer_by_2 < 0, 0, np.where(below, 0, sum_product_8 / binade_max_abs * stable.inverse_root(sum_product) * step_2) * stable.step(longer_by_2, 0.5))
+    difference = np.where(below, 0, sum_product_4 / binade_max_abs * stable.inverse_root(sum_product_3) * step_2) - np.where(longer_by < 0, 0, np.where(below, 0, sum_product_6 / binade_max_abs_3 * stable.inverse_root(sum_product_2) * step_2) * stable.step(longer_by, 0.5)) - np.where(longer_by_2 < 0, 0, np.where(below, 0, sum_product_8 / binade_max_abs_2 * stable.inverse_root(sum_product) * step_2) * stable.step(longer_by_2, 0.5))
     rate = stable.result(difference, (batch,), (0,))
     total_rate = stable.total(difference, batch, (), ())
     return rate, total_rate
@@ -526,67 +526,67 @@ def hvp__p_2__swap_yes(anchor, positive, negative, scale, direction_anchor, dire
     max_abs = stable.max_over(np.abs(shifted), 1)
     max_abs_2 = stable.max_over(np.abs(shifted_2), 1)
     max_abs_3 = stable.max_over(np.abs(shifted_3), 1)
+    binade_max_abs = stable.binade(max_abs)
     binade_max_abs_2 = stable.binade(max_abs_2)
     binade_max_abs_3 = stable.binade(max_abs_3)
-    scaled = shifted_2 / binade_max_abs_2
-    scaled_2 = shifted_3 / binade_max_abs_3
+    scaled = shifted / binade_max_abs
+    scaled_2 = shifted_2 / binade_max_abs_2
+    scaled_3 = shifted_3 / binade_max_abs_3
     difference = direction_anchor - direction_positive
     difference_2 = direction_anchor - direction_negative
     difference_3 = direction_positive - direction_negative
     sum_product = stable.sum_over(scaled * scaled, 1)
     sum_product_2 = stable.sum_over(scaled_2 * scaled_2, 1)
+    sum_product_3 = stable.sum_over(scaled_3 * scaled_3, 1)
     max_choice = stable.max_over(np.where(np.abs(shifted) == max_abs, difference * np.sign(shifted), -np.inf), 1)
     max_choice_2 = stable.max_over(np.where(np.abs(shifted_2) == max_abs_2, difference_2 * np.sign(shifted_2), -np.inf), 1)
     max_choice_3 = stable.max_over(np.where(np.abs(shifted_3) == max_abs_3, difference_3 * np.sign(shifted_3), -np.inf), 1)
-    binade_max_abs = stable.binade(max_abs)
     choice = np.where(max_abs == 0, 1, max_abs / binade_max_abs)
+    sqrt_sum_product_3 = np.sqrt(sum_product_3)
     sqrt_sum_product_2 = np.sqrt(sum_product_2)
-    sqrt_sum_product = np.sqrt(sum_product)
-    mean_length = 0.5 * binade_max_abs_3 * sqrt_sum_product_2 + 0.5 * binade_max_abs_2 * sqrt_sum_product
+    mean_length = 0.5 * binade_max_abs_3 * sqrt_sum_product_3 + 0.5 * binade_max_abs_2 * sqrt_sum_product_2
     choice_2 = np.where(max_abs_2 == 0, 1, max_abs_2 / binade_max_abs_2)
     choice_3 = np.where(max_abs_3 == 0, 1, max_abs_3 / binade_max_abs_3)
-    scaled_3 = shifted / binade_max_abs
-    eliminated = stable.cross(difference, choice, scaled_3, max_choice)
+    eliminated = stable.cross(difference, choice, scaled, max_choice)
     left = eliminated / choice
     middle = (0.5 * between + 0.5 * to_negative + eps) / mean_length
-    eliminated_2 = stable.cross(difference_2, choice_2, scaled, max_choice_2)
+    eliminated_2 = stable.cross(difference_2, choice_2, scaled_2, max_choice_2)
     left_2 = eliminated_2 / choice_2
-    eliminated_3 = stable.cross(difference_3, choice_3, scaled_2, max_choice_3)
+    eliminated_3 = stable.cross(difference_3, choice_3, scaled_3, max_choice_3)
     left_3 = eliminated_3 / choice_3
-    sum_product_3 = stable.sum_over(scaled_3 * scaled_3, 1)
-    sum_product_4 = stable.sum_over(left * scaled_3, 1)
+    sum_product_4 = stable.sum_over(left * scaled, 1)
     sum_product_5 = stable.sum_over((positive - anchor) * middle, 1)
-    sum_product_6 = stable.sum_over(left_2 * scaled, 1)
+    sum_product_6 = stable.sum_over(left_2 * scaled_2, 1)
     sum_product_7 = stable.sum_over(to_positive * middle, 1)
-    sum_product_8 = stable.sum_over(left_3 * scaled_2, 1)
-    near = binade_max_abs * np.sqrt(sum_product_3)
-    far = binade_max_abs_2 * sqrt_sum_product
-    across = binade_max_abs_3 * sqrt_sum_product_2
+    sum_product_8 = stable.sum_over(left_3 * scaled_3, 1)
+    near = binade_max_abs * np.sqrt(sum_product)
+    far = binade_max_abs_2 * sqrt_sum_product_2
+    across = binade_max_abs_3 * sqrt_sum_product_3
     shifted_4 = near - np.minimum(far, across) + margin
     below = shifted_4 < 0
-    inverse_root_sum_product_3 = stable.inverse_root(sum_product_3)
-    product = inverse_root_sum_product_3 / binade_max_abs * scale
-    share = binade_max_abs / binade_max_abs * inverse_root_sum_product_3
+    inverse_root_sum_product = stable.inverse_root(sum_product)
+    product = inverse_root_sum_product / binade_max_abs * scale
+    share = binade_max_abs / binade_max_abs * inverse_root_sum_product
     along = -share * sum_product_4 * share
     step_2 = stable.step(shifted_4, 1)
     equal = mean_length == 0
     longer_by = np.where(equal, 0, sum_product_5)
     below_2 = longer_by < 0
-    inverse_root_sum_product = stable.inverse_root(sum_product)
-    product_2 = inverse_root_sum_product / binade_max_abs_2 * scale
-    share_2 = binade_max_abs_2 / binade_max_abs_2 * inverse_root_sum_product
+    inverse_root_sum_product_2 = stable.inverse_root(sum_product_2)
+    product_2 = inverse_root_sum_product_2 / binade_max_abs_2 * scale
+    share_2 = binade_max_abs_2 / binade_max_abs_2 * inverse_root_sum_product_2
     along_2 = -share_2 * sum_product_6 * share_2
     step_3 = stable.step(longer_by, 0.5)
     longer_by_2 = np.where(equal, 0, sum_product_7)
     below_3 = longer_by_2 < 0
-    inverse_root_sum_product_2 = stable.inverse_root(sum_product_2)
-    product_3 = inverse_root_sum_product_2 / binade_max_abs_3 * scale
-    share_3 = binade_max_abs_3 / binade_max_abs_3 * inverse_root_sum_product_2
+    inverse_root_sum_product_3 = stable.inverse_root(sum_product_3)
+    product_3 = inverse_root_sum_product_3 / binade_max_abs_3 * scale
+    share_3 = binade_max_abs_3 / binade_max_abs_3 * inverse_root_sum_product_3
     along_3 = -share_3 * sum_product_8 * share_3
     step_4 = stable.step(longer_by_2, 0.5)
-    choice_4 = np.where(below, 0, product * (along * scaled_3 + left) * step_2)
-    choice_5 = np.where(below_2, 0, np.where(below, 0, product_2 * (along_2 * scaled + left_2) * step_2) * step_3)
-    choice_6 = np.where(below_3, 0, np.where(below, 0, product_3 * (along_3 * scaled_2 + left_3) * step_2) * step_4)
+    choice_4 = np.where(below, 0, product * (along * scaled + left) * step_2)
+    choice_5 = np.where(below_2, 0, np.where(below, 0, product_2 * (along_2 * scaled_2 + left_2) * step_2) * step_3)
+    choice_6 = np.where(below_3, 0, np.where(below, 0, product_3 * (along_3 * scaled_3 + left_3) * step_2) * step_4)
     hvp_anchor = stable.result(choice_4 - choice_5, (batch, features), (0, 1))
     hvp_positive = stable.result(-(choice_6 + choice_4), (batch, features), (0, 1))
     hvp_negative = stable.result(choice_6 + choice_5, (batch, features), (0, 1))
@@ -602,30 +602,30 @@ def hessian_diag__p_2__swap_yes(anchor, positive, negative, scale, margin, eps):
     shifted = between + eps
     to_negative = anchor - negative
     shifted_2 = to_negative + eps
-    max_abs = stable.max_over(np.abs(shifted), 1)
-    max_abs_2 = stable.max_over(np.abs(shifted_2), 1)
-    binade_max_abs = stable.binade(max_abs)
-    binade_max_abs_2 = stable.binade(max_abs_2)
-    scaled = shifted / binade_max_abs
-    scaled_2 = shifted_2 / binade_max_abs_2
     to_positive = anchor - positive
     shifted_3 = to_positive + eps
+    max_abs = stable.max_over(np.abs(shifted), 1)
+    max_abs_2 = stable.max_over(np.abs(shifted_2), 1)
+    max_abs_3 = stable.max_over(np.abs(shifted_3), 1)
+    binade_max_abs = stable.binade(max_abs)
+    binade_max_abs_2 = stable.binade(max_abs_2)
+    binade_max_abs_3 = stable.binade(max_abs_3)
+    scaled = shifted / binade_max_abs
+    scaled_2 = shifted_2 / binade_max_abs_2
+    scaled_3 = shifted_3 / binade_max_abs_3
     sum_product = stable.sum_over(scaled * scaled, 1)
     sum_product_2 = stable.sum_over(scaled_2 * scaled_2, 1)
-    max_abs_3 = stable.max_over(np.abs(shifted_3), 1)
+    sum_product_3 = stable.sum_over(scaled_3 * scaled_3, 1)
     sqrt_sum_product = np.sqrt(sum_product)
     sqrt_sum_product_2 = np.sqrt(sum_product_2)
     mean_length = 0.5 * binade_max_abs * sqrt_sum_product + 0.5 * binade_max_abs_2 * sqrt_sum_product_2
-    binade_max_abs_3 = stable.binade(max_abs_3)
     middle = (0.5 * between + 0.5 * to_negative + eps) / mean_length
-    scaled_3 = shifted_3 / binade_max_abs_3
-    sum_product_3 = stable.sum_over((positive - anchor) * middle, 1)
-    sum_product_4 = stable.sum_over(scaled_3 * scaled_3, 1)
+    sum_product_4 = stable.sum_over((positive - anchor) * middle, 1)
     sum_product_5 = stable.sum_over(to_positive * middle, 1)
     equal = mean_length == 0
-    longer_by = np.where(equal, 0, sum_product_3)
+    longer_by = np.where(equal, 0, sum_product_4)
     below = longer_by < 0
-    near = binade_max_abs_3 * np.sqrt(sum_product_4)
+    near = binade_max_abs_3 * np.sqrt(sum_product_3)
     far = binade_max_abs_2 * sqrt_sum_product_2
     across = binade_max_abs * sqrt_sum_product
     shifted_4 = near - np.minimum(far, across) + margin
@@ -634,7 +634,7 @@ def hessian_diag__p_2__swap_yes(anchor, positive, negative, scale, margin, eps):
     product = 0.25 * ratio * scale * ratio * ratio
     step_2 = stable.step(shifted_4, 1)
     step_3 = stable.step(longer_by, 0.5)
-    ratio_2 = stable.inverse_root(sum_product_4) / binade_max_abs_3
+    ratio_2 = stable.inverse_root(sum_product_3) / binade_max_abs_3
     product_2 = 0.25 * ratio_2 * scale * ratio_2 * ratio_2
     choice = np.where(below, 0, np.where(below_2, 0, ratio * scale * step_2) * step_3)
     choice_2 = np.where(below_2, 0, ratio_2 * scale * step_2)
@@ -689,36 +689,36 @@ def value_and_grad__p_2__swap_no(anchor, positive, negative, scale, margin, eps)
     scale = scale[:, None]
     to_negative = anchor - negative
     shifted = to_negative + eps
-    max_abs = stable.max_over(np.abs(shifted), 1)
     to_positive = anchor - positive
     shifted_2 = to_positive + eps
-    difference = negative - positive
+    max_abs = stable.max_over(np.abs(shifted), 1)
     max_abs_2 = stable.max_over(np.abs(shifted_2), 1)
-    max_choice = stable.max_over(np.where(np.abs(shifted) == max_abs, difference * np.sign(shifted), -np.inf), 1)
     binade_max_abs = stable.binade(max_abs)
     binade_max_abs_2 = stable.binade(max_abs_2)
-    choice = np.where(max_abs == 0, 1, max_abs / binade_max_abs)
     scaled = shifted / binade_max_abs
     scaled_2 = shifted_2 / binade_max_abs_2
-    eliminated = stable.cross(difference, choice, scaled, max_choice)
-    left = eliminated / choice
+    difference = negative - positive
     sum_product = stable.sum_over(scaled * scaled, 1)
     sum_product_2 = stable.sum_over(scaled_2 * scaled_2, 1)
-    sum_product_3 = stable.sum_over(left * scaled, 1)
+    max_choice = stable.max_over(np.where(np.abs(shifted) == max_abs, difference * np.sign(shifted), -np.inf), 1)
     mean_length = 0.5 * binade_max_abs * np.sqrt(sum_product) + 0.5 * binade_max_abs_2 * np.sqrt(sum_product_2)
     inverse_root_sum_product_2 = stable.inverse_root(sum_product_2)
     inverse_root_sum_product = stable.inverse_root(sum_product)
-    ratio = inverse_root_sum_product_2 / binade_max_abs_2
-    share = binade_max_abs / binade_max_abs * inverse_root_sum_product
-    along = -share * sum_product_3 * share
+    choice = np.where(max_abs == 0, 1, max_abs / binade_max_abs)
     middle = (0.5 * to_negative + 0.5 * to_positive + eps) / mean_length
     unit_x = inverse_root_sum_product_2 * scaled_2
     unit_y = inverse_root_sum_product * scaled
-    across = ratio * (along * scaled + left)
-    sum_product_4 = stable.sum_over(difference * middle, 1)
+    eliminated = stable.cross(difference, choice, scaled, max_choice)
+    left = eliminated / choice
+    sum_product_3 = stable.sum_over(difference * middle, 1)
     cosine = stable.sum_over(unit_x * unit_y, 1)
+    sum_product_4 = stable.sum_over(left * scaled, 1)
+    ratio = inverse_root_sum_product_2 / binade_max_abs_2
+    share = binade_max_abs / binade_max_abs * inverse_root_sum_product
+    along = -share * sum_product_4 * share
+    across = ratio * (along * scaled + left)
     sum_product_5 = stable.sum_over(across * across, 1)
-    longer_by = np.where(mean_length == 0, 0, sum_product_4)
+    longer_by = np.where(mean_length == 0, 0, sum_product_3)
     shifted_3 = longer_by + margin
     below = shifted_3 < 0
     above = cosine > 0.5
@@ -772,70 +772,70 @@ def hvp__p_2__swap_no(anchor, positive, negative, scale, direction_anchor, direc
     scale = scale[:, None]
     to_negative = anchor - negative
     shifted = to_negative + eps
-    max_abs = stable.max_over(np.abs(shifted), 1)
     to_positive = anchor - positive
     shifted_2 = to_positive + eps
-    equal = np.abs(shifted) == max_abs
-    difference = negative - positive
-    sign_2 = np.sign(shifted)
+    max_abs = stable.max_over(np.abs(shifted), 1)
     max_abs_2 = stable.max_over(np.abs(shifted_2), 1)
-    max_choice = stable.max_over(np.where(equal, difference * sign_2, -np.inf), 1)
     binade_max_abs = stable.binade(max_abs)
     binade_max_abs_2 = stable.binade(max_abs_2)
-    choice = np.where(max_abs == 0, 1, max_abs / binade_max_abs)
     scaled = shifted / binade_max_abs
     scaled_2 = shifted_2 / binade_max_abs_2
-    eliminated = stable.cross(difference, choice, scaled, max_choice)
-    left = eliminated / choice
-    sum_product = stable.sum_over(scaled * scaled, 1)
-    sum_product_2 = stable.sum_over(scaled_2 * scaled_2, 1)
-    sum_product_3 = stable.sum_over(left * scaled, 1)
-    inverse_root_sum_product_2 = stable.inverse_root(sum_product_2)
-    inverse_root_sum_product = stable.inverse_root(sum_product)
-    ratio = inverse_root_sum_product_2 / binade_max_abs_2
-    share = binade_max_abs / binade_max_abs * inverse_root_sum_product
-    along = -share * sum_product_3 * share
-    unit_x = inverse_root_sum_product_2 * scaled_2
-    unit_y = inverse_root_sum_product * scaled
-    equal_2 = np.abs(shifted_2) == max_abs_2
-    difference_2 = direction_negative - direction_positive
+    equal = np.abs(shifted_2) == max_abs_2
+    difference = direction_negative - direction_positive
     sign_shifted_2 = np.sign(shifted_2)
-    across = ratio * (along * scaled + left)
+    equal_2 = np.abs(shifted) == max_abs
+    difference_2 = negative - positive
+    sign_2 = np.sign(shifted)
     difference_3 = direction_anchor - direction_negative
     difference_4 = direction_anchor - direction_positive
-    cosine = stable.sum_over(unit_x * unit_y, 1)
-    max_choice_2 = stable.max_over(np.where(equal_2, difference_2 * sign_shifted_2, -np.inf), 1)
-    sum_product_4 = stable.sum_over(across * across, 1)
-    max_choice_3 = stable.max_over(np.where(equal, difference_3 * sign_2, -np.inf), 1)
-    max_choice_4 = stable.max_over(np.where(equal_2, difference_4 * sign_shifted_2, -np.inf), 1)
+    sum_product = stable.sum_over(scaled * scaled, 1)
+    sum_product_2 = stable.sum_over(scaled_2 * scaled_2, 1)
+    max_choice = stable.max_over(np.where(equal, difference * sign_shifted_2, -np.inf), 1)
+    max_choice_2 = stable.max_over(np.where(equal_2, difference_2 * sign_2, -np.inf), 1)
+    max_choice_3 = stable.max_over(np.where(equal_2, difference_3 * sign_2, -np.inf), 1)
+    max_choice_4 = stable.max_over(np.where(equal, difference_4 * sign_shifted_2, -np.inf), 1)
     mean_length = 0.5 * binade_max_abs * np.sqrt(sum_product) + 0.5 * binade_max_abs_2 * np.sqrt(sum_product_2)
-    choice_2 = np.where(max_abs_2 == 0, 1, max_abs_2 / binade_max_abs_2)
-    ratio_2 = sum_product_4 / (cosine + 1)
+    inverse_root_sum_product_2 = stable.inverse_root(sum_product_2)
+    inverse_root_sum_product = stable.inverse_root(sum_product)
+    choice = np.where(max_abs_2 == 0, 1, max_abs_2 / binade_max_abs_2)
+    choice_2 = np.where(max_abs == 0, 1, max_abs / binade_max_abs)
+    ratio = inverse_root_sum_product_2 / binade_max_abs_2
     middle = (0.5 * to_negative + 0.5 * to_positive + eps) / mean_length
-    eliminated_2 = stable.cross(difference_2, choice_2, scaled_2, max_choice_2)
+    unit_x = inverse_root_sum_product_2 * scaled_2
+    unit_y = inverse_root_sum_product * scaled
+    eliminated = stable.cross(difference, choice, scaled_2, max_choice)
+    left = eliminated / choice
+    eliminated_2 = stable.cross(difference_2, choice_2, scaled, max_choice_2)
     left_2 = eliminated_2 / choice_2
+    apart_in_units = ratio * difference_2
+    eliminated_3 = stable.cross(difference_3, choice_2, scaled, max_choice_3)
+    left_3 = eliminated_3 / choice_2
+    eliminated_4 = stable.cross(difference_4, choice, scaled_2, max_choice_4)
+    left_4 = eliminated_4 / choice
+    sum_product_3 = stable.sum_over(difference_2 * middle, 1)
+    cosine = stable.sum_over(unit_x * unit_y, 1)
+    sum_product_4 = stable.sum_over(left * scaled_2, 1)
+    sum_product_5 = stable.sum_over(difference_3 * unit_y, 1)
+    sum_product_6 = stable.sum_over(left_2 * scaled, 1)
+    sum_product_7 = stable.sum_over(apart_in_units * middle, 1)
+    sum_product_8 = stable.sum_over(left_3 * scaled, 1)
+    sum_product_9 = stable.sum_over(left_4 * scaled_2, 1)
+    share = binade_max_abs / binade_max_abs * inverse_root_sum_product
+    along = -share * sum_product_6 * share
+    across = ratio * (along * scaled + left_2)
+    sum_product_10 = stable.sum_over(across * across, 1)
+    ratio_2 = sum_product_10 / (cosine + 1)
     turn = across - ratio_2 * unit_y
-    apart_in_units = ratio * difference
-    eliminated_3 = stable.cross(difference_3, choice, scaled, max_choice_3)
-    left_3 = eliminated_3 / choice
-    eliminated_4 = stable.cross(difference_4, choice_2, scaled_2, max_choice_4)
-    left_4 = eliminated_4 / choice_2
-    sum_product_5 = stable.sum_over(difference * middle, 1)
-    sum_product_6 = stable.sum_over(left_2 * scaled_2, 1)
-    sum_product_7 = stable.sum_over(difference_3 * unit_y, 1)
-    sum_product_8 = stable.sum_over(difference_3 * turn, 1)
-    sum_product_9 = stable.sum_over(apart_in_units * middle, 1)
-    sum_product_10 = stable.sum_over(left_3 * scaled, 1)
-    sum_product_11 = stable.sum_over(left_4 * scaled_2, 1)
-    longer_by = np.where(mean_length == 0, 0, sum_product_5)
+    sum_product_11 = stable.sum_over(difference_3 * turn, 1)
+    longer_by = np.where(mean_length == 0, 0, sum_product_3)
     shifted_3 = longer_by + margin
     below = shifted_3 < 0
     above = cosine > 0.984375
     share_2 = binade_max_abs_2 / binade_max_abs_2 * inverse_root_sum_product_2
-    along_2 = -share_2 * sum_product_6 * share_2
-    product = sum_product_9 / binade_max_abs * inverse_root_sum_product
-    along_3 = -share * sum_product_10 * share
-    along_4 = -share_2 * sum_product_11 * share_2
+    along_2 = -share_2 * sum_product_4 * share_2
+    product = sum_product_7 / binade_max_abs * inverse_root_sum_product
+    along_3 = -share * sum_product_8 * share
+    along_4 = -share_2 * sum_product_9 * share_2
     ratio_3 = inverse_root_sum_product / binade_max_abs
     step_2 = stable.step(shifted_3, 1)
     product_2 = ratio * scale
@@ -844,7 +844,7 @@ def hvp__p_2__swap_no(anchor, positive, negative, scale, direction_anchor, direc
     shifted_5 = along_4 * scaled_2 + left_4
     first_part = ratio * shifted_5
     second_part = ratio_3 * shifted_4
-    hvp_anchor = stable.result(np.where(below, 0, scale * np.where(above, ratio * (along_2 * scaled_2 + left_2) - ratio * (sum_product_7 * turn + sum_product_8 * unit_x) - product * shifted_4, first_part - second_part) * step_2), (batch, features), (0, 1))
+    hvp_anchor = stable.result(np.where(below, 0, scale * np.where(above, ratio * (along_2 * scaled_2 + left) - ratio * (sum_product_5 * turn + sum_product_11 * unit_x) - product * shifted_4, first_part - second_part) * step_2), (batch, features), (0, 1))
     hvp_positive = stable.result(-np.where(below, 0, product_2 * shifted_5 * step_2), (batch, features), (0, 1))
     hvp_negative = stable.result(np.where(below, 0, product_3 * shifted_4 * step_2), (batch, features), (0, 1))
     return hvp_anchor, hvp_positive, hvp_negative
@@ -1171,32 +1171,53 @@ def value_and_grad__p_general__swap_yes(anchor, positive, negative, scale, margi
     difference = ratio - 1
     difference_2 = p - 1
     product = 2 * eps
+    to_positive = anchor - positive
+    first_2 = to_positive + eps
     to_negative = anchor - negative
     second = to_negative + eps
     abs_second = np.abs(second)
-    apart = negative - positive
-    second_2 = apart - eps
-    largest = stable.max_over(abs_second, 1)
-    largest_2 = stable.max_over(np.abs(second_2), 1)
-    to_positive = anchor - positive
-    first_2 = to_positive + eps
     between = positive - negative
     shifted = between + eps
     abs_2 = np.abs(shifted)
-    equal = abs_second == largest
-    sign_second = np.sign(second)
-    equal_2 = np.abs(second_2) == largest_2
-    sign_second_2 = np.sign(second_2)
-    apart_2 = to_negative + product
+    apart = negative - positive
+    second_2 = apart - eps
     largest_of_first = stable.max_over(np.abs(first_2), 1)
+    largest = stable.max_over(abs_second, 1)
     max_abs = stable.max_over(abs_2, 1)
-    first_there = stable.max_over(np.where(equal, sign_second * first_2, -np.inf), 1)
-    max_choice = stable.max_over(np.where(equal, sign_second * apart, -np.inf), 1)
-    first_there_2 = stable.max_over(np.where(equal_2, sign_second_2 * first_2, -np.inf), 1)
-    max_choice_2 = stable.max_over(np.where(equal_2, sign_second_2 * apart_2, -np.inf), 1)
+    largest_2 = stable.max_over(np.abs(second_2), 1)
     binade_largest_of_first = stable.binade(largest_of_first)
     scale_of_second = stable.binade(largest)
     binade_max_abs = stable.binade(max_abs)
+    scaled = first_2 / binade_largest_of_first
+    scaled_2 = second / scale_of_second
+    abs_power_2 = stable.abs_power(scaled_2, p)
+    scaled_3 = shifted / binade_max_abs
+    abs_power_3 = stable.abs_power(scaled_3, p)
+    sign_2 = np.sign(shifted)
+    sign_second = np.sign(second)
+    product_2 = (positive - anchor) * sign_2
+    abs_product_2 = np.abs(product_2)
+    larger_2 = np.maximum(np.maximum(abs_2, abs_second), abs_product_2)
+    scaled_4 = larger_2 / scale_of_second
+    scaled_5 = shifted / scale_of_second
+    equal = abs_second == largest
+    product_3 = to_positive * sign_second
+    abs_product_3 = np.abs(product_3)
+    larger_3 = np.maximum(np.maximum(abs_second, abs_2), abs_product_3)
+    scaled_6 = larger_3 / binade_max_abs
+    scaled_7 = second / binade_max_abs
+    equal_2 = np.abs(second_2) == largest_2
+    sign_second_2 = np.sign(second_2)
+    apart_2 = to_negative + product
+    sum_abs_power = stable.sum_over(stable.abs_power(scaled, p), 1)
+    sum_abs_power_2 = stable.sum_over(abs_power_2, 1)
+    sum_abs_power_3 = stable.sum_over(abs_power_3, 1)
+    sum_choice = stable.sum_over(np.where(sign_2 == sign_second, -np.sign(product_2) * stable.abs_power(scaled_4, p) * np.expm1(p * np.log1p(-abs_product_2 / np.where(larger_2 == 0, 1, larger_2))), stable.abs_power(scaled_5, p) - abs_power_2), 1)
+    first_there = stable.max_over(np.where(equal, sign_second * first_2, -np.inf), 1)
+    max_choice = stable.max_over(np.where(equal, sign_second * apart, -np.inf), 1)
+    sum_choice_2 = stable.sum_over(np.where(sign_second == sign_2, -np.sign(product_3) * stable.abs_power(scaled_6, p) * np.expm1(p * np.log1p(-abs_product_3 / np.where(larger_3 == 0, 1, larger_3))), stable.abs_power(scaled_7, p) - abs_power_3), 1)
+    first_there_2 = stable.max_over(np.where(equal_2, sign_second_2 * first_2, -np.inf), 1)
+    max_choice_2 = stable.max_over(np.where(equal_2, sign_second_2 * apart_2, -np.inf), 1)
     and_2 = (largest > 0) & (2 * first_there > largest_of_first)
     first_or_1 = np.where(and_2, first_there, 1)
     choice = np.where(and_2, largest, 1)
@@ -1206,17 +1227,6 @@ def value_and_grad__p_general__swap_yes(anchor, positive, negative, scale, margi
     choice_3 = np.where(and_3, largest_2, 1)
     scale_of_second_2 = stable.binade(largest_2)
     choice_4 = np.where(largest_2 == 0, 1, largest_2 / scale_of_second_2)
-    scaled = first_2 / binade_largest_of_first
-    scaled_2 = second / scale_of_second
-    abs_power_2 = stable.abs_power(scaled_2, p)
-    scaled_3 = shifted / binade_max_abs
-    abs_power_3 = stable.abs_power(scaled_3, p)
-    sign_2 = np.sign(shifted)
-    product_2 = (positive - anchor) * sign_2
-    abs_product_2 = np.abs(product_2)
-    larger_2 = np.maximum(np.maximum(abs_2, abs_second), abs_product_2)
-    scaled_4 = larger_2 / scale_of_second
-    scaled_5 = shifted / scale_of_second
     ratio_2 = first_2 / first_or_1
     ratio_of_second = second / choice
     above = np.sign(ratio_2) * np.sign(ratio_of_second) > 0
@@ -1229,11 +1239,6 @@ def value_and_grad__p_general__swap_yes(anchor, positive, negative, scale, margi
     log_ratio = np.where(and_4, np.log1p(ratios_apart / np.where(and_4, ratio_of_second, 1)), np.log(np.where(above, ratio_2 / ratio_of_second, 1)))
     larger_ratio = np.maximum(abs_ratio_2, abs_ratio_of_second)
     abs_power_4 = stable.abs_power(ratio_of_second, p)
-    product_3 = to_positive * sign_second
-    abs_product_3 = np.abs(product_3)
-    larger_3 = np.maximum(np.maximum(abs_second, abs_2), abs_product_3)
-    scaled_6 = larger_3 / binade_max_abs
-    scaled_7 = second / binade_max_abs
     ratio_3 = first_2 / first_or_1_2
     ratio_of_second_2 = second_2 / choice_3
     above_2 = np.sign(ratio_3) * np.sign(ratio_of_second_2) > 0
@@ -1246,13 +1251,8 @@ def value_and_grad__p_general__swap_yes(anchor, positive, negative, scale, margi
     log_ratio_2 = np.where(and_5, np.log1p(ratios_apart_2 / np.where(and_5, ratio_of_second_2, 1)), np.log(np.where(above_2, ratio_3 / ratio_of_second_2, 1)))
     larger_ratio_2 = np.maximum(abs_ratio_3, abs_ratio_of_second_2)
     abs_power_5 = stable.abs_power(ratio_of_second_2, p)
-    sum_abs_power = stable.sum_over(stable.abs_power(scaled, p), 1)
-    sum_abs_power_2 = stable.sum_over(abs_power_2, 1)
-    sum_abs_power_3 = stable.sum_over(abs_power_3, 1)
-    sum_choice = stable.sum_over(np.where(sign_2 == sign_second, -np.sign(product_2) * stable.abs_power(scaled_4, p) * np.expm1(p * np.log1p(-abs_product_2 / np.where(larger_2 == 0, 1, larger_2))), stable.abs_power(scaled_5, p) - abs_power_2), 1)
-    sum_choice_2 = stable.sum_over(np.where(above, -np.sign(log_ratio) * stable.abs_power(larger_ratio, p) * np.expm1(-p * np.abs(log_ratio)), stable.abs_power(ratio_2, p) - abs_power_4), 1)
+    sum_choice_3 = stable.sum_over(np.where(above, -np.sign(log_ratio) * stable.abs_power(larger_ratio, p) * np.expm1(-p * np.abs(log_ratio)), stable.abs_power(ratio_2, p) - abs_power_4), 1)
     sum_abs_power_4 = stable.sum_over(abs_power_4, 1)
-    sum_choice_3 = stable.sum_over(np.where(sign_second == sign_2, -np.sign(product_3) * stable.abs_power(scaled_6, p) * np.expm1(p * np.log1p(-abs_product_3 / np.where(larger_3 == 0, 1, larger_3))), stable.abs_power(scaled_7, p) - abs_power_3), 1)
     sum_choice_4 = stable.sum_over(np.where(above_2, -np.sign(log_ratio_2) * stable.abs_power(larger_ratio_2, p) * np.expm1(-p * np.abs(log_ratio_2)), stable.abs_power(ratio_3, p) - abs_power_5), 1)
     sum_abs_power_5 = stable.sum_over(abs_power_5, 1)
     near = stable.abs_power(sum_abs_power, ratio) * binade_largest_of_first
@@ -1270,10 +1270,10 @@ def value_and_grad__p_general__swap_yes(anchor, positive, negative, scale, margi
     step_2 = stable.step(minus_longer_by, 0.5)
     step_3 = stable.step(shifted_2, 1)
     below_5 = longer_by < 0
-    shift = np.log1p(sum_choice_2 / sum_abs_power_4) / p
+    shift = np.log1p(sum_choice_3 / sum_abs_power_4) / p
     signed_power_3 = stable.signed_power(sum_abs_power_2, difference)
     step_4 = stable.step(longer_by, 0.5)
-    longer_by_2 = np.where((below_3) & (below_2), across * np.expm1(np.log1p(sum_choice_3 / sum_abs_power_3) / p), far - across)
+    longer_by_2 = np.where((below_3) & (below_2), across * np.expm1(np.log1p(sum_choice_2 / sum_abs_power_3) / p), far - across)
     minus_longer_by_2 = -longer_by_2
     below_6 = minus_longer_by_2 < 0
     step_5 = stable.step(minus_longer_by_2, 0.5)
@@ -1387,9 +1387,28 @@ def hvp__p_general__swap_yes(anchor, positive, negative, scale, direction_anchor
     binade_max_abs_3 = stable.binade(max_abs_3)
     scaled = shifted / binade_max_abs
     scaled_2 = shifted_2 / binade_max_abs_2
+    abs_power_2 = stable.abs_power(scaled_2, p)
     scaled_3 = shifted_3 / binade_max_abs_3
+    abs_power_3 = stable.abs_power(scaled_3, p)
+    sign_shifted_3 = np.sign(shifted_3)
+    sign_shifted_2 = np.sign(shifted_2)
+    product = (positive - anchor) * sign_shifted_3
+    abs_2 = np.abs(product)
+    larger_2 = np.maximum(np.maximum(abs_shifted_3, abs_shifted_2), abs_2)
+    scaled_4 = larger_2 / binade_max_abs_2
+    scaled_5 = shifted_3 / binade_max_abs_2
+    product_2 = to_positive * sign_shifted_2
+    abs_product_2 = np.abs(product_2)
+    larger_3 = np.maximum(np.maximum(abs_shifted_2, abs_shifted_3), abs_product_2)
+    scaled_6 = larger_3 / binade_max_abs_3
+    scaled_7 = shifted_2 / binade_max_abs_3
+    sum_abs_power = stable.sum_over(stable.abs_power(scaled, p), 1)
+    sum_abs_power_2 = stable.sum_over(abs_power_2, 1)
+    sum_abs_power_3 = stable.sum_over(abs_power_3, 1)
     max_abs_4 = stable.max_over(np.abs(scaled), 1)
+    sum_choice = stable.sum_over(np.where(sign_shifted_3 == sign_shifted_2, -np.sign(product) * stable.abs_power(scaled_4, p) * np.expm1(p * np.log1p(-abs_2 / np.where(larger_2 == 0, 1, larger_2))), stable.abs_power(scaled_5, p) - abs_power_2), 1)
     max_abs_5 = stable.max_over(np.abs(scaled_2), 1)
+    sum_choice_2 = stable.sum_over(np.where(sign_shifted_2 == sign_shifted_3, -np.sign(product_2) * stable.abs_power(scaled_6, p) * np.expm1(p * np.log1p(-abs_product_2 / np.where(larger_3 == 0, 1, larger_3))), stable.abs_power(scaled_7, p) - abs_power_3), 1)
     max_abs_6 = stable.max_over(np.abs(scaled_3), 1)
     difference_4 = direction_anchor - direction_positive
     difference_5 = direction_anchor - direction_negative
@@ -1403,36 +1422,17 @@ def hvp__p_general__swap_yes(anchor, positive, negative, scale, direction_anchor
     choice_2 = np.where(max_abs_5 == 0, 1, max_abs_5 / binade_max_abs_5)
     binade_max_abs_6 = stable.binade(max_abs_6)
     choice_3 = np.where(max_abs_6 == 0, 1, max_abs_6 / binade_max_abs_6)
-    abs_power_2 = stable.abs_power(scaled_2, p)
-    abs_power_3 = stable.abs_power(scaled_3, p)
-    scaled_4 = scaled / binade_max_abs_4
-    eliminated = stable.cross(difference_4, choice, scaled_4, max_choice)
+    scaled_8 = scaled / binade_max_abs_4
+    eliminated = stable.cross(difference_4, choice, scaled_8, max_choice)
     left = eliminated / choice
-    sign_shifted_3 = np.sign(shifted_3)
-    sign_shifted_2 = np.sign(shifted_2)
-    product = (positive - anchor) * sign_shifted_3
-    abs_2 = np.abs(product)
-    larger_2 = np.maximum(np.maximum(abs_shifted_3, abs_shifted_2), abs_2)
-    scaled_5 = larger_2 / binade_max_abs_2
-    scaled_6 = shifted_3 / binade_max_abs_2
-    scaled_7 = scaled_2 / binade_max_abs_5
-    eliminated_2 = stable.cross(difference_5, choice_2, scaled_7, max_choice_2)
+    scaled_9 = scaled_2 / binade_max_abs_5
+    eliminated_2 = stable.cross(difference_5, choice_2, scaled_9, max_choice_2)
     left_2 = eliminated_2 / choice_2
-    product_2 = to_positive * sign_shifted_2
-    abs_product_2 = np.abs(product_2)
-    larger_3 = np.maximum(np.maximum(abs_shifted_2, abs_shifted_3), abs_product_2)
-    scaled_8 = larger_3 / binade_max_abs_3
-    scaled_9 = shifted_2 / binade_max_abs_3
     scaled_10 = scaled_3 / binade_max_abs_6
     eliminated_3 = stable.cross(difference_6, choice_3, scaled_10, max_choice_3)
     left_3 = eliminated_3 / choice_3
-    sum_abs_power = stable.sum_over(stable.abs_power(scaled, p), 1)
-    sum_abs_power_2 = stable.sum_over(abs_power_2, 1)
-    sum_abs_power_3 = stable.sum_over(abs_power_3, 1)
     sum_product = stable.sum_over(left * stable.signed_power(scaled, difference), 1)
-    sum_choice = stable.sum_over(np.where(sign_shifted_3 == sign_shifted_2, -np.sign(product) * stable.abs_power(scaled_5, p) * np.expm1(p * np.log1p(-abs_2 / np.where(larger_2 == 0, 1, larger_2))), stable.abs_power(scaled_6, p) - abs_power_2), 1)
     sum_product_2 = stable.sum_over(left_2 * stable.signed_power(scaled_2, difference), 1)
-    sum_choice_2 = stable.sum_over(np.where(sign_shifted_2 == sign_shifted_3, -np.sign(product_2) * stable.abs_power(scaled_8, p) * np.expm1(p * np.log1p(-abs_product_2 / np.where(larger_3 == 0, 1, larger_3))), stable.abs_power(scaled_9, p) - abs_power_3), 1)
     sum_product_3 = stable.sum_over(left_3 * stable.signed_power(scaled_3, difference), 1)
     near = stable.abs_power(sum_abs_power, ratio) * binade_max_abs
     far = stable.abs_power(sum_abs_power_2, ratio) * binade_max_abs_2
@@ -1454,8 +1454,8 @@ def hvp__p_general__swap_yes(anchor, positive, negative, scale, direction_anchor
     product_5 = difference * (stable.signed_power(sum_abs_power_3, difference_2) / binade_max_abs_3) * scale
     along_3 = -sum_product_3 / np.where(sum_abs_power_3 == 0, 1, sum_abs_power_3) * binade_max_abs_6
     step_4 = stable.step(longer_by_2, 0.5)
-    choice_4 = np.where(below, 0, product_3 * (along * scaled_4 + left) * stable.abs_power(scaled, difference_3) * step_2)
-    choice_5 = np.where(below_4, 0, np.where(below, 0, product_4 * (along_2 * scaled_7 + left_2) * stable.abs_power(scaled_2, difference_3) * step_2) * step_3)
+    choice_4 = np.where(below, 0, product_3 * (along * scaled_8 + left) * stable.abs_power(scaled, difference_3) * step_2)
+    choice_5 = np.where(below_4, 0, np.where(below, 0, product_4 * (along_2 * scaled_9 + left_2) * stable.abs_power(scaled_2, difference_3) * step_2) * step_3)
     choice_6 = np.where(below_5, 0, np.where(below, 0, product_5 * (along_3 * scaled_10 + left_3) * stable.abs_power(scaled_3, difference_3) * step_2) * step_4)
     hvp_anchor = stable.result(choice_4 - choice_5, (batch, features), (0, 1))
     hvp_positive = stable.result(-(choice_6 + choice_4), (batch, features), (0, 1))
@@ -1587,33 +1587,36 @@ def value_and_grad__p_general__swap_no(anchor, positive, negative, scale, margin
     ratio = 1 / p
     difference = p - 1
     difference_2 = ratio - 1
+    to_positive = anchor - positive
+    first_2 = to_positive + eps
     to_negative = anchor - negative
     second = to_negative + eps
     abs_second = np.abs(second)
-    largest = stable.max_over(abs_second, 1)
-    to_positive = anchor - positive
-    first_2 = to_positive + eps
-    equal = abs_second == largest
-    sign_second = np.sign(second)
-    apart = negative - positive
     largest_of_first = stable.max_over(np.abs(first_2), 1)
-    first_there = stable.max_over(np.where(equal, sign_second * first_2, -np.inf), 1)
-    max_choice = stable.max_over(np.where(equal, sign_second * apart, -np.inf), 1)
+    largest = stable.max_over(abs_second, 1)
     binade_largest_of_first = stable.binade(largest_of_first)
     scale_of_second = stable.binade(largest)
-    and_2 = (largest > 0) & (2 * first_there > largest_of_first)
-    first_or_1 = np.where(and_2, first_there, 1)
-    choice = np.where(and_2, largest, 1)
-    choice_2 = np.where(largest == 0, 1, largest / scale_of_second)
     scaled = first_2 / binade_largest_of_first
     scaled_2 = second / scale_of_second
     abs_power_2 = stable.abs_power(scaled_2, p)
     sign_first_2 = np.sign(first_2)
+    sign_second = np.sign(second)
+    apart = negative - positive
     product = apart * sign_first_2
     abs_2 = np.abs(product)
     larger_2 = np.maximum(np.maximum(np.abs(first_2), abs_second), abs_2)
     scaled_3 = larger_2 / scale_of_second
     scaled_4 = first_2 / scale_of_second
+    equal = abs_second == largest
+    sum_abs_power = stable.sum_over(stable.abs_power(scaled, p), 1)
+    sum_abs_power_2 = stable.sum_over(abs_power_2, 1)
+    sum_choice = stable.sum_over(np.where(sign_first_2 == sign_second, -np.sign(product) * stable.abs_power(scaled_3, p) * np.expm1(p * np.log1p(-abs_2 / np.where(larger_2 == 0, 1, larger_2))), stable.abs_power(scaled_4, p) - abs_power_2), 1)
+    first_there = stable.max_over(np.where(equal, sign_second * first_2, -np.inf), 1)
+    max_choice = stable.max_over(np.where(equal, sign_second * apart, -np.inf), 1)
+    and_2 = (largest > 0) & (2 * first_there > largest_of_first)
+    first_or_1 = np.where(and_2, first_there, 1)
+    choice = np.where(and_2, largest, 1)
+    choice_2 = np.where(largest == 0, 1, largest / scale_of_second)
     ratio_2 = first_2 / first_or_1
     ratio_of_second = second / choice
     above = np.sign(ratio_2) * np.sign(ratio_of_second) > 0
@@ -1626,9 +1629,6 @@ def value_and_grad__p_general__swap_no(anchor, positive, negative, scale, margin
     log_ratio = np.where(and_3, np.log1p(ratios_apart / np.where(and_3, ratio_of_second, 1)), np.log(np.where(above, ratio_2 / ratio_of_second, 1)))
     larger_ratio = np.maximum(abs_ratio_2, abs_ratio_of_second)
     abs_power_3 = stable.abs_power(ratio_of_second, p)
-    sum_abs_power = stable.sum_over(stable.abs_power(scaled, p), 1)
-    sum_abs_power_2 = stable.sum_over(abs_power_2, 1)
-    sum_choice = stable.sum_over(np.where(sign_first_2 == sign_second, -np.sign(product) * stable.abs_power(scaled_3, p) * np.expm1(p * np.log1p(-abs_2 / np.where(larger_2 == 0, 1, larger_2))), stable.abs_power(scaled_4, p) - abs_power_2), 1)
     sum_choice_2 = stable.sum_over(np.where(above, -np.sign(log_ratio) * stable.abs_power(larger_ratio, p) * np.expm1(-p * np.abs(log_ratio)), stable.abs_power(ratio_2, p) - abs_power_3), 1)
     sum_abs_power_3 = stable.sum_over(abs_power_3, 1)
     near = stable.abs_power(sum_abs_power, ratio) * binade_largest_of_first
@@ -1715,6 +1715,16 @@ def hvp__p_general__swap_no(anchor, positive, negative, scale, direction_anchor,
     binade_max_abs_2 = stable.binade(max_abs_2)
     scaled = shifted / binade_max_abs
     scaled_2 = shifted_2 / binade_max_abs_2
+    abs_power_2 = stable.abs_power(scaled_2, p)
+    sign_2 = np.sign(shifted)
+    product = (negative - positive) * sign_2
+    abs_2 = np.abs(product)
+    larger_2 = np.maximum(np.maximum(np.abs(shifted), np.abs(shifted_2)), abs_2)
+    scaled_3 = larger_2 / binade_max_abs_2
+    scaled_4 = shifted / binade_max_abs_2
+    sum_abs_power = stable.sum_over(stable.abs_power(scaled, p), 1)
+    sum_abs_power_2 = stable.sum_over(abs_power_2, 1)
+    sum_choice = stable.sum_over(np.where(sign_2 == np.sign(shifted_2), -np.sign(product) * stable.abs_power(scaled_3, p) * np.expm1(p * np.log1p(-abs_2 / np.where(larger_2 == 0, 1, larger_2))), stable.abs_power(scaled_4, p) - abs_power_2), 1)
     max_abs_3 = stable.max_over(np.abs(scaled), 1)
     max_abs_4 = stable.max_over(np.abs(scaled_2), 1)
     difference_4 = direction_anchor - direction_positive
@@ -1725,22 +1735,12 @@ def hvp__p_general__swap_no(anchor, positive, negative, scale, direction_anchor,
     choice = np.where(max_abs_3 == 0, 1, max_abs_3 / binade_max_abs_3)
     binade_max_abs_4 = stable.binade(max_abs_4)
     choice_2 = np.where(max_abs_4 == 0, 1, max_abs_4 / binade_max_abs_4)
-    abs_power_2 = stable.abs_power(scaled_2, p)
-    sign_2 = np.sign(shifted)
-    product = (negative - positive) * sign_2
-    abs_2 = np.abs(product)
-    larger_2 = np.maximum(np.maximum(np.abs(shifted), np.abs(shifted_2)), abs_2)
-    scaled_3 = larger_2 / binade_max_abs_2
-    scaled_4 = shifted / binade_max_abs_2
     scaled_5 = scaled / binade_max_abs_3
     eliminated = stable.cross(difference_4, choice, scaled_5, max_choice)
     left = eliminated / choice
     scaled_6 = scaled_2 / binade_max_abs_4
     eliminated_2 = stable.cross(difference_5, choice_2, scaled_6, max_choice_2)
     left_2 = eliminated_2 / choice_2
-    sum_abs_power = stable.sum_over(stable.abs_power(scaled, p), 1)
-    sum_abs_power_2 = stable.sum_over(abs_power_2, 1)
-    sum_choice = stable.sum_over(np.where(sign_2 == np.sign(shifted_2), -np.sign(product) * stable.abs_power(scaled_3, p) * np.expm1(p * np.log1p(-abs_2 / np.where(larger_2 == 0, 1, larger_2))), stable.abs_power(scaled_4, p) - abs_power_2), 1)
     sum_product = stable.sum_over(left * stable.signed_power(scaled, difference), 1)
     sum_product_2 = stable.sum_over(left_2 * stable.signed_power(scaled_2, difference), 1)
     near = stable.abs_power(sum_abs_power, ratio) * binade_max_abs
