@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -32,6 +33,14 @@ def write_emitted(emitted: list[emit.Emitted], folder: Path, name: str) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text)
     return folder / "src"
+
+
+def copy_library(folder: Path) -> Path:
+    """The library that the other tests load, its text alone; the folder that holds the package."""
+    package = importlib.util.find_spec("losslib")
+    assert package and package.origin
+    shutil.copytree(Path(package.origin).parent, folder / "losslib", ignore=shutil.ignore_patterns("*.so", "*.o", "__pycache__"))
+    return folder
 
 
 def compile_library(src: Path, name: str, flags: list[str]) -> None:
