@@ -69,6 +69,12 @@ def op(name: str, *args: Node) -> Node:
     return Op(name, args)
 
 
+def irrational(expr: sp.Expr) -> Number | None:
+    """A formula of constants alone, as a number; None where it is infinite or says more than its number."""
+    value = atoms.expand_atoms(expr).evalf(40)
+    return Number(str(value)) if value.is_Float and value.is_finite and not expr.is_Float else None
+
+
 def parameter(param: nodes.Param) -> Param:
     """A scalar of the signature."""
     into = param.record.into
@@ -240,6 +246,8 @@ class Lowering:
         return product([*(n for n in above if not inside(n)), inner], [n for n in below if not inside(n)], sign)
 
     def lower(self, expr: sp.Basic, env: Env) -> Node:
+        if isinstance(expr, sp.Expr) and expr.is_number and not expr.is_Rational and (number := irrational(expr)) is not None:
+            return number
         match expr:
             case nodes.Index():
                 return env[expr]
@@ -289,10 +297,6 @@ class Lowering:
                 return self.power(self(expr.base, env), expr.exp, env)
             case sp.core.numbers.Infinity() | sp.core.numbers.NegativeInfinity():
                 return Const(1 if expr is sp.oo else -1, 0)
-        if isinstance(expr, sp.Expr) and expr.is_number and not expr.atoms(sp.Function):
-            return Number(str(sp.N(expr, 40)))
-        if isinstance(expr, sp.Expr) and expr.is_number:
-            return Number(str(atoms.expand_atoms(expr).evalf(40)))
         if type(expr) in RELATIONS:
             args = [self(a, env) for a in expr.args]
             return fold(lambda a, b: op(RELATIONS[type(expr)], a, b), args) if len(args) > 1 else op(RELATIONS[type(expr)], *args)

@@ -23,6 +23,7 @@ from losscomp.language import (
     Sum,
     Where,
     axis,
+    erf,
     exp,
     index,
     named,
@@ -101,6 +102,9 @@ FOUND: dict[str, tuple[Loss, dict[str, Any], dict[str, float]]] = {
     "a special value of a parameter": (Loss(Piecewise((s**2, Eq(param("b", default=1, special=(1,)), 1)), (s**4, True))),
                                        {"s": S}, {}),
     "half of a square": (Loss(Rational(1, 2) * s**2), {"s": S}, {}),
+    "a product of numbers and an exponential of one": (
+        Loss(s / (Rational(1, 4) + 1 / (1 + exp(-Rational(1, 2)) / (exp(v) + 1)))), {"s": S, "v": S}, {}),
+    "a function of a number that is whole": (Loss(s**2 * erf(Rational(1)) + Where(s > 0, exp(-Rational(1)) * 2, 0)), {"s": S}, {}),
     "every label but one ignored": (Loss(skipped * x[skipped]), {"x": X, "y": np.array([-100, 2, -100])}, {}),
 }
 

@@ -97,7 +97,6 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     const REAL eps = (REAL)run->params[0];
 
     accumulator total_loss_sum = {0};
-    const REAL product = (REAL)0.5 * ((REAL)1.837877066409345483560659472811235279723L);
     FOR_TILES(first, end, batch) {
         REAL total_loss_tile[TILE];
         PREFETCH(input + end, batch - end);
@@ -108,15 +107,15 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             const REAL difference = input[n * input_batch] - target[n * target_batch];
             const REAL variance = larger(var[n * var_batch], eps);
             const REAL ratio = difference / variance;
-            const REAL product_2 = (REAL)0.5 * ratio;
-            const REAL value = product_2 * difference + (REAL)0.5 * log(variance);
-            const REAL value_2 = value + product;
+            const REAL product = (REAL)0.5 * ratio;
+            const REAL value = product * difference + (REAL)0.5 * log(variance);
+            const REAL value_2 = value + ((REAL)0.9189385332046727417803297364056176398614L);
             const REAL value_3 = full ? value_2 : value;
             if (loss_wanted) loss[n * loss_batch] = value_3;
             total_loss_tile[n - first] = value_3;
             if (grad_input_wanted) grad_input[n * grad_input_batch] = ratio * scale[n * scale_batch];
             if (grad_target_wanted) grad_target[n * grad_target_batch] = (target[n * target_batch] - input[n * input_batch]) / variance * scale[n * scale_batch];
-            if (grad_var_wanted) grad_var[n * grad_var_batch] = ((REAL)0.5 / variance - product_2 * ratio) * scale[n * scale_batch];
+            if (grad_var_wanted) grad_var[n * grad_var_batch] = ((REAL)0.5 / variance - product * ratio) * scale[n * scale_batch];
         }
         accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
     }

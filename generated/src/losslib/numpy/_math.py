@@ -43,7 +43,7 @@ def xlogy(x: Array, y: Array) -> Array:
 
 def step(x: Array, tie: Array) -> Array:
     """1 above 0, 0 below, `tie` at 0."""
-    return np.heaviside(x, np.asarray(tie, dtype=np.asarray(x).dtype))
+    return np.heaviside(x, np.asarray(tie, dtype=np.result_type(x, 1.0)))
 
 
 def inverse_root(x: Array) -> Array:
@@ -96,7 +96,7 @@ def times_sigmoid(factor: Array, x: Array) -> Array:
 
 def kept_finite(factor: Array, x: Array) -> Array:
     """A factor of exp(x) or sigmoid(x): a number, where a product has become infinite and is multiplied by 0, whatever it was."""
-    kind = np.finfo(np.result_type(x))
+    kind = np.finfo(np.result_type(x, 1.0))
     return np.where(x < 6 * np.log(kind.tiny), np.clip(factor, -kind.max, kind.max), factor)
 
 
@@ -123,7 +123,7 @@ def erf(x: Array) -> Array:
     """The error function; NumPy has none, so this calls the C library's, one number at a time."""
     from math import erf as scalar
 
-    return np.vectorize(scalar, otypes=[np.asarray(x).dtype])(x)
+    return np.vectorize(scalar, otypes=[np.result_type(x, 1.0)])(x)
 
 
 def sum_over(x: Array, axis: int) -> Array:

@@ -22,10 +22,9 @@ Array = Any
 def value__full_yes(input, target, var, eps):  # type: ignore[no-untyped-def]
     """The loss of each sample, and the totals, where full is True."""
     batch = input.shape[0]
-    product = 0.5 * 1.8378770664093456
     difference = input - target
     variance = np.maximum(var, eps)
-    value = 0.5 * (difference / variance) * difference + 0.5 * np.log(variance) + product
+    value = 0.5 * (difference / variance) * difference + 0.5 * np.log(variance) + 0.9189385332046728
     loss = stable.result(value, (batch,), (0,))
     total_loss = stable.total(value, batch, (), ())
     return loss, total_loss
@@ -34,16 +33,15 @@ def value__full_yes(input, target, var, eps):  # type: ignore[no-untyped-def]
 def value_and_grad__full_yes(input, target, var, scale, eps):  # type: ignore[no-untyped-def]
     """The loss, the totals, and the gradients times scale, where full is True."""
     batch = input.shape[0]
-    product = 0.5 * 1.8378770664093456
     difference = input - target
     variance = np.maximum(var, eps)
     ratio = difference / variance
-    product_2 = 0.5 * ratio
-    value = product_2 * difference + 0.5 * np.log(variance) + product
+    product = 0.5 * ratio
+    value = product * difference + 0.5 * np.log(variance) + 0.9189385332046728
     loss = stable.result(value, (batch,), (0,))
     total_loss = stable.total(value, batch, (), ())
     grad_input = stable.result(ratio * scale, (batch,), (0,))
-    grad_var = stable.result((0.5 / variance - product_2 * ratio) * scale, (batch,), (0,))
+    grad_var = stable.result((0.5 / variance - product * ratio) * scale, (batch,), (0,))
     return loss, total_loss, grad_input, grad_var
 
 
@@ -82,17 +80,16 @@ def hessian_diag__full_yes(input, target, var, scale, eps):  # type: ignore[no-u
 def value_and_grad_all__full_yes(input, target, var, scale, eps):  # type: ignore[no-untyped-def]
     """The loss, the totals, and the gradients times scale, where full is True."""
     batch = input.shape[0]
-    product = 0.5 * 1.8378770664093456
     difference = input - target
     variance = np.maximum(var, eps)
     ratio = difference / variance
-    product_2 = 0.5 * ratio
-    value = product_2 * difference + 0.5 * np.log(variance) + product
+    product = 0.5 * ratio
+    value = product * difference + 0.5 * np.log(variance) + 0.9189385332046728
     loss = stable.result(value, (batch,), (0,))
     total_loss = stable.total(value, batch, (), ())
     grad_input = stable.result(ratio * scale, (batch,), (0,))
     grad_target = stable.result((target - input) / variance * scale, (batch,), (0,))
-    grad_var = stable.result((0.5 / variance - product_2 * ratio) * scale, (batch,), (0,))
+    grad_var = stable.result((0.5 / variance - product * ratio) * scale, (batch,), (0,))
     return loss, total_loss, grad_input, grad_target, grad_var
 
 
