@@ -143,46 +143,51 @@ def other_factor(part: Rejection, i: Index) -> sp.Expr:
 
 def total(body: sp.Expr, index: Index) -> sp.Expr:
     """The sum over an index. Collapses deltas and pulls out what does not depend on the index."""
-    deltas, rest = without_deltas(sp.sympify(body), index)
+    deltas, rest = without_deltas(sp.sympify(body), lambda delta: index in delta.args)
     picked = []
     for delta, factor in deltas.items():
         other = delta.args[1] if delta.args[0] == index else delta.args[0]
         picked.append(substitute(factor, {index: other}))
-    outer, inner = split(rest, index)
-    summed = sp.S.Zero if inner == 0 or outer == 0 else outer * Reduce("sum", inner, index)
-    return sp.Add(*picked, summed)
+    apart, rest = without_deltas(rest, lambda delta: index not in free_indices(delta))     # else there is a sum for each place
+    return sp.Add(*picked, *(delta * summed(factor, index) for delta, factor in apart.items()), summed(rest, index))
+
+
+def summed(body: sp.Expr, index: Index) -> sp.Expr:
+    """The sum over an index; what does not depend on the index stands outside."""
+    outer, inner = split(body, index)
+    return sp.S.Zero if inner == 0 or outer == 0 else outer * Reduce("sum", inner, index)
 
 
 Linear = tuple[dict[Delta, sp.Expr], sp.Expr]
 
 
-def without_deltas(expr: sp.Expr, index: Index) -> Linear:
-    """`expr`, which is linear in the deltas on an index, as a factor for each delta and a rest that has none."""
-    if not any(index in delta.args for delta in expr.atoms(Delta)):
+def without_deltas(expr: sp.Expr, meant: Callable[[Delta], bool]) -> Linear:
+    """`expr`, which is linear in the deltas that are meant, as a factor for each of them and a rest that has none."""
+    if not any(map(meant, expr.atoms(Delta))):
         return {}, expr
     match expr:
         case Delta():
             return {expr: sp.S.One}, sp.S.Zero
         case sp.Add():
-            parts = [without_deltas(term, index) for term in expr.args]
+            parts = [without_deltas(term, meant) for term in expr.args]
             return merge([deltas for deltas, _ in parts]), sp.Add(*(rest for _, rest in parts))
         case sp.Mul():
-            first = next(f for f in expr.args if any(index in delta.args for delta in f.atoms(Delta)))
+            first = next(f for f in expr.args if any(map(meant, f.atoms(Delta))))
             others = expr / first
-            deltas, rest = without_deltas(first, index)
-            more, rest = without_deltas(rest * others, index) if rest != 0 else ({}, sp.S.Zero)
+            deltas, rest = without_deltas(first, meant)
+            more, rest = without_deltas(rest * others, meant) if rest != 0 else ({}, sp.S.Zero)
             return merge([{delta: factor * others for delta, factor in deltas.items()}, more]), rest
         case Where():
             condition, a, b = expr.args
-            (above, a), (below, b) = without_deltas(a, index), without_deltas(b, index)
+            (above, a), (below, b) = without_deltas(a, meant), without_deltas(b, meant)
             zero = sp.S.Zero
             arms = {d: Where(condition, above.get(d, zero), below.get(d, zero)) for d in {**above, **below}}
             return arms, Where(condition, a, b)
         case Reduce():
             bound = expr.bound.axis.index()
-            deltas, rest = without_deltas(substitute(expr.body, {expr.bound: bound}), index)
+            deltas, rest = without_deltas(substitute(expr.body, {expr.bound: bound}), meant)
             return {d: total(factor, bound) for d, factor in deltas.items()}, total(rest, bound)
-    raise CheckError(f"the derivative is not linear in {index}: {expr}")
+    raise CheckError(f"the derivative is not linear in its deltas: {expr}")
 
 
 def merge(parts: list[dict[Delta, sp.Expr]]) -> dict[Delta, sp.Expr]:

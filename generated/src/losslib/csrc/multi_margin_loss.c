@@ -93,54 +93,98 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     const REAL margin = (REAL)run->params[0];
 
     accumulator total_loss_sum = {0};
+    if (dense && classes > 0 && classes <= SHORT && target_batch == 1 && scale_batch == 0) FOR_SIDES(first, end, batch) {
+        REAL input_side[SHORT][SIDE], grad_input_side[SHORT][SIDE];
+        to_columns(input_side, input + first * input_batch, input_batch, classes, end - first);
+        REAL input_at_target_lane[SIDE];
+        INDEPENDENT
+        for (int64_t n = first; n < end; ++n) {
+            const REAL input_at_target = input_side[target[n * target_batch]][n - first];
+            input_at_target_lane[n - first] = input_at_target;
+        }
+        lanes sum_choice_sum = {{0}, {0}};
+        lanes sum_choice_2_sum = {{0}, {0}};
+        for (int64_t c = 0; c < classes; ++c)
+            INDEPENDENT
+            for (int64_t n = first; n < end; ++n) {
+                const int equal = c == target[n * target_batch];
+                const REAL shifted = input_side[c][n - first] - input_at_target_lane[n - first] + margin;
+                const int below = shifted < 0;
+                const REAL short_2 = below ? 0 : shifted;
+                const REAL power = short_2 * short_2;
+                const REAL step_2 = step(shifted, 0);
+                if (grad_input_wanted) grad_input_side[c][n - first] = step_2;
+                add_to_lane(&sum_choice_sum, n - first, p_is_1 ? (equal ? 0 : short_2) : (equal ? 0 : power));
+                add_to_lane(&sum_choice_2_sum, n - first, p_is_1 ? (equal ? 0 : step_2) : (equal ? 0 : (below ? 0 : 2 * short_2 * step_2)));
+            }
+        REAL ratio_lane[SIDE], product_lane[SIDE];
+        INDEPENDENT
+        for (int64_t n = first; n < end; ++n) {
+            const REAL ratio = weight[target[n * target_batch] * weight_classes] / (REAL)classes;
+            ratio_lane[n - first] = ratio;
+            const REAL product = ratio * scale[n * scale_batch];
+            product_lane[n - first] = product;
+        }
+        for (int64_t c = 0; c < classes; ++c)
+            INDEPENDENT
+            for (int64_t n = first; n < end; ++n) {
+                const int equal_2 = c == target[n * target_batch];
+                const REAL choice = (REAL)(equal_2 ? 1 : 0);
+                const REAL shifted_2 = input_side[c][n - first] - input_at_target_lane[n - first] + margin;
+                const REAL step_3 = grad_input_wanted ? grad_input_side[c][n - first] : step(shifted_2, 0);
+                const int below_2 = shifted_2 < 0;
+                const REAL short_3 = below_2 ? 0 : shifted_2;
+                if (grad_input_wanted) grad_input_side[c][n - first] = product_lane[n - first] * (-value_of_lane(&sum_choice_2_sum, n - first) * choice + (p_is_1 ? (equal_2 ? 0 : step_3) : (equal_2 ? 0 : (below_2 ? 0 : 2 * short_3 * step_3))));
+            }
+        REAL total_loss_tile[SIDE];
+        INDEPENDENT
+        for (int64_t n = first; n < end; ++n) {
+            const REAL value = ratio_lane[n - first] * value_of_lane(&sum_choice_sum, n - first);
+            if (loss_wanted) loss[n * loss_batch] = value;
+            total_loss_tile[n - first] = value;
+        }
+        accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
+        if (grad_input_wanted) to_rows(grad_input + first * grad_input_batch, grad_input_side, grad_input_batch, classes, end - first);
+    } else
     for (int64_t n = 0; n < batch; ++n) {
         const REAL *input_row = input + n * input_batch;
         REAL *grad_input_row = grad_input + n * grad_input_batch;
         const REAL input_at_target = input_row[target[n * target_batch] * input_classes];
         accumulator sum_choice_sum = {0};
+        accumulator sum_choice_2_sum = {0};
         FOR_TILES(first, end, classes) {
-            REAL sum_choice_tile[TILE];
+            REAL sum_choice_tile[TILE], sum_choice_2_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const int equal = c == target[n * target_batch];
                 const REAL shifted = input_row[c * input_classes] - input_at_target + margin;
-                const REAL short_2 = shifted < 0 ? 0 : shifted;
+                const int below = shifted < 0;
+                const REAL short_2 = below ? 0 : shifted;
                 const REAL power = short_2 * short_2;
+                const REAL step_2 = step(shifted, 0);
+                if (grad_input_wanted) grad_input_row[c * grad_input_classes] = step_2;
                 sum_choice_tile[c - first] = p_is_1 ? (equal ? 0 : short_2) : (equal ? 0 : power);
+                sum_choice_2_tile[c - first] = p_is_1 ? (equal ? 0 : step_2) : (equal ? 0 : (below ? 0 : 2 * short_2 * step_2));
             }
             accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
+            accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
         }
         const REAL sum_choice = value_of(&sum_choice_sum);
+        const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
         const REAL ratio = weight[target[n * target_batch] * weight_classes] / (REAL)classes;
         const REAL product = ratio * scale[n * scale_batch];
         const REAL product_2 = sum_choice / (REAL)classes * scale[n * scale_batch];
         if (grad_input_wanted || grad_weight_wanted)
+        INDEPENDENT
         for (int64_t c = 0; c < classes; ++c) {
             const int equal_2 = c == target[n * target_batch];
-            const int64_t choice = equal_2 ? 1 : 0;
-            const REAL choice_2 = (REAL)choice;
-            const REAL product_3 = (REAL)(2 * choice);
-            accumulator sum_choice_2_sum = {0};
-            if (grad_input_wanted) FOR_TILES(first, end, classes) {
-                REAL sum_choice_2_tile[TILE];
-                INDEPENDENT
-                for (int64_t c2 = first; c2 < end; ++c2) {
-                    const int equal_3 = c2 == target[n * target_batch];
-                    const REAL shifted_2 = input_row[c2 * input_classes] - input_at_target + margin;
-                    const int below = shifted_2 < 0;
-                    const REAL step_2 = step(shifted_2, 0);
-                    const REAL short_3 = below ? 0 : shifted_2;
-                    sum_choice_2_tile[c2 - first] = p_is_1 ? (equal_3 ? 0 : (below ? 0 : choice_2 * step_2)) : (equal_3 ? 0 : (below ? 0 : product_3 * short_3 * step_2));
-                }
-                accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
-            }
-            const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
-            const REAL shifted_3 = input_row[c * input_classes] - input_at_target + margin;
-            const REAL step_3 = step(shifted_3, 0);
-            const int below_2 = shifted_3 < 0;
-            const REAL short_4 = below_2 ? 0 : shifted_3;
-            if (grad_input_wanted) grad_input_row[c * grad_input_classes] = product * (-sum_choice_2 + (p_is_1 ? (equal_2 ? 0 : step_3) : (equal_2 ? 0 : (below_2 ? 0 : 2 * short_4 * step_3))));
-            if (grad_weight_wanted) accumulate(&grad_weight[c * grad_weight_classes], product_2 * choice_2);
+            const REAL choice = (REAL)(equal_2 ? 1 : 0);
+            const REAL shifted_2 = input_row[c * input_classes] - input_at_target + margin;
+            const REAL step_3 = grad_input_wanted ? grad_input_row[c * grad_input_classes] : step(shifted_2, 0);
+            const int below_2 = shifted_2 < 0;
+            const REAL short_3 = below_2 ? 0 : shifted_2;
+            if (grad_input_wanted) grad_input_row[c * grad_input_classes] = product * (-sum_choice_2 * choice + (p_is_1 ? (equal_2 ? 0 : step_3) : (equal_2 ? 0 : (below_2 ? 0 : 2 * short_3 * step_3))));
+            if (grad_weight_wanted) accumulate(&grad_weight[c * grad_weight_classes], product_2 * choice);
         }
         const REAL value = ratio * sum_choice;
         if (loss_wanted) loss[n * loss_batch] = value;
@@ -220,64 +264,55 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         const REAL direction_input_at_target = direction_input_row[target[n * target_batch] * direction_input_classes];
         accumulator sum_choice_sum = {0};
         accumulator sum_choice_2_sum = {0};
-        if (hvp_weight_wanted) FOR_TILES(first, end, classes) {
-            REAL sum_choice_tile[TILE], sum_choice_2_tile[TILE];
+        accumulator sum_choice_3_sum = {0};
+        accumulator sum_choice_4_sum = {0};
+        accumulator sum_choice_5_sum = {0};
+        FOR_TILES(first, end, classes) {
+            REAL sum_choice_tile[TILE], sum_choice_2_tile[TILE], sum_choice_3_tile[TILE], sum_choice_4_tile[TILE], sum_choice_5_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const int equal = c == target[n * target_batch];
                 const REAL shifted = input_row[c * input_classes] - input_at_target + margin;
-                const int below = shifted < 0;
                 const REAL step_2 = step(shifted, 0);
-                const REAL difference = (below ? 0 : direction_input_row[c * direction_input_classes] * step_2) - (below ? 0 : direction_input_at_target * step_2);
+                if (hvp_input_wanted) hvp_input_row[c * hvp_input_classes] = step_2;
+                const int below = shifted < 0;
                 const REAL short_2 = below ? 0 : shifted;
-                sum_choice_tile[c - first] = equal ? 0 : difference;
-                sum_choice_2_tile[c - first] = equal ? 0 : difference * short_2;
+                const REAL difference = (below ? 0 : direction_input_row[c * direction_input_classes] * step_2) - (below ? 0 : direction_input_at_target * step_2);
+                sum_choice_tile[c - first] = equal ? 0 : step_2;
+                sum_choice_2_tile[c - first] = equal ? 0 : (below ? 0 : 2 * short_2 * step_2);
+                sum_choice_3_tile[c - first] = equal ? 0 : (below ? 0 : 2 * difference * step_2);
+                sum_choice_4_tile[c - first] = equal ? 0 : difference;
+                sum_choice_5_tile[c - first] = equal ? 0 : difference * short_2;
             }
             accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
             accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
+            accumulate_tile(&sum_choice_3_sum, sum_choice_3_tile, end - first);
+            accumulate_tile(&sum_choice_4_sum, sum_choice_4_tile, end - first);
+            accumulate_tile(&sum_choice_5_sum, sum_choice_5_tile, end - first);
         }
         const REAL sum_choice = value_of(&sum_choice_sum);
         const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
+        const REAL sum_choice_3 = value_of(&sum_choice_3_sum);
+        const REAL sum_choice_4 = value_of(&sum_choice_4_sum);
+        const REAL sum_choice_5 = value_of(&sum_choice_5_sum);
         const REAL product = scale[n * scale_batch] / (REAL)classes * direction_weight[target[n * target_batch] * direction_weight_classes];
-        const REAL product_2 = weight[target[n * target_batch] * weight_classes] / (REAL)classes * scale[n * scale_batch];
-        const REAL product_3 = sum_choice / (REAL)classes * scale[n * scale_batch];
-        const REAL product_4 = 2 * (sum_choice_2 / (REAL)classes) * scale[n * scale_batch];
+        const REAL ratio = weight[target[n * target_batch] * weight_classes] / (REAL)classes;
+        const REAL product_2 = ratio * sum_choice_3 * scale[n * scale_batch];
+        const REAL product_3 = ratio * scale[n * scale_batch];
+        const REAL product_4 = sum_choice_4 / (REAL)classes * scale[n * scale_batch];
+        const REAL product_5 = 2 * (sum_choice_5 / (REAL)classes) * scale[n * scale_batch];
+        INDEPENDENT
         for (int64_t c = 0; c < classes; ++c) {
             const int equal_2 = c == target[n * target_batch];
-            const int64_t choice = equal_2 ? 1 : 0;
-            const REAL choice_2 = (REAL)choice;
-            const REAL product_5 = (REAL)(2 * choice);
-            accumulator sum_choice_3_sum = {0};
-            accumulator sum_choice_4_sum = {0};
-            accumulator sum_choice_5_sum = {0};
-            FOR_TILES(first, end, classes) {
-                REAL sum_choice_3_tile[TILE], sum_choice_4_tile[TILE], sum_choice_5_tile[TILE];
-                INDEPENDENT
-                for (int64_t c2 = first; c2 < end; ++c2) {
-                    const int equal_3 = c2 == target[n * target_batch];
-                    const REAL shifted_2 = input_row[c2 * input_classes] - input_at_target + margin;
-                    const int below_2 = shifted_2 < 0;
-                    const REAL step_3 = step(shifted_2, 0);
-                    const REAL short_3 = below_2 ? 0 : shifted_2;
-                    sum_choice_3_tile[c2 - first] = equal_3 ? 0 : (below_2 ? 0 : choice_2 * step_3);
-                    sum_choice_4_tile[c2 - first] = equal_3 ? 0 : (below_2 ? 0 : product_5 * short_3 * step_3);
-                    sum_choice_5_tile[c2 - first] = equal_3 ? 0 : (below_2 ? 0 : 2 * ((below_2 ? 0 : direction_input_row[c2 * direction_input_classes] * step_3) - (below_2 ? 0 : direction_input_at_target * step_3)) * choice_2 * step_3);
-                }
-                accumulate_tile(&sum_choice_3_sum, sum_choice_3_tile, end - first);
-                accumulate_tile(&sum_choice_4_sum, sum_choice_4_tile, end - first);
-                accumulate_tile(&sum_choice_5_sum, sum_choice_5_tile, end - first);
-            }
-            const REAL sum_choice_3 = value_of(&sum_choice_3_sum);
-            const REAL sum_choice_4 = value_of(&sum_choice_4_sum);
-            const REAL sum_choice_5 = value_of(&sum_choice_5_sum);
-            const REAL shifted_3 = input_row[c * input_classes] - input_at_target + margin;
-            const REAL step_4 = step(shifted_3, 0);
-            const int below_3 = shifted_3 < 0;
-            const REAL short_4 = below_3 ? 0 : shifted_3;
-            const REAL minus_product = -product_2 * sum_choice_5;
-            const REAL product_6 = product_2 * (equal_2 ? 0 : (below_3 ? 0 : 2 * ((below_3 ? 0 : direction_input_row[c * direction_input_classes] * step_4) - (below_3 ? 0 : direction_input_at_target * step_4)) * step_4));
-            if (hvp_input_wanted) hvp_input_row[c * hvp_input_classes] = p_is_1 ? (all ? product * (-sum_choice_3 + (equal_2 ? 0 : step_4)) : 0) : (all ? product * (-sum_choice_4 + (equal_2 ? 0 : (below_3 ? 0 : 2 * short_4 * step_4))) + minus_product + product_6 : minus_product + product_6);
-            if (hvp_weight_wanted) accumulate(&hvp_weight[c * hvp_weight_classes], p_is_1 ? product_3 * choice_2 : product_4 * choice_2);
+            const REAL choice = (REAL)(equal_2 ? 1 : 0);
+            const REAL shifted_2 = input_row[c * input_classes] - input_at_target + margin;
+            const REAL step_3 = hvp_input_wanted ? hvp_input_row[c * hvp_input_classes] : step(shifted_2, 0);
+            const int below_2 = shifted_2 < 0;
+            const REAL short_3 = below_2 ? 0 : shifted_2;
+            const REAL minus_product = -product_2 * choice;
+            const REAL product_6 = product_3 * (equal_2 ? 0 : (below_2 ? 0 : 2 * ((below_2 ? 0 : direction_input_row[c * direction_input_classes] * step_3) - (below_2 ? 0 : direction_input_at_target * step_3)) * step_3));
+            if (hvp_input_wanted) hvp_input_row[c * hvp_input_classes] = p_is_1 ? (all ? product * (-sum_choice * choice + (equal_2 ? 0 : step_3)) : 0) : (all ? product * (-sum_choice_2 * choice + (equal_2 ? 0 : (below_2 ? 0 : 2 * short_3 * step_3))) + minus_product + product_6 : minus_product + product_6);
+            if (hvp_weight_wanted) accumulate(&hvp_weight[c * hvp_weight_classes], p_is_1 ? product_4 * choice : product_5 * choice);
         }
     }
 }
@@ -297,30 +332,29 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
     for (int64_t n = 0; n < batch; ++n) {
         const REAL *input_row = input + n * input_batch;
         REAL *hessian_input_row = hessian_input + n * hessian_input_batch;
-        const REAL product = weight[target[n * target_batch] * weight_classes] / (REAL)classes * scale[n * scale_batch];
         const REAL input_at_target = input_row[target[n * target_batch] * input_classes];
+        accumulator sum_choice_sum = {0};
+        FOR_TILES(first, end, classes) {
+            REAL sum_choice_tile[TILE];
+            INDEPENDENT
+            for (int64_t c = first; c < end; ++c) {
+                const REAL step_2 = step(input_row[c * input_classes] - input_at_target + margin, 0);
+                if (hessian_input_wanted) hessian_input_row[c * hessian_input_classes] = step_2;
+                sum_choice_tile[c - first] = c == target[n * target_batch] ? 0 : step_2 * step_2;
+            }
+            accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
+        }
+        const REAL sum_choice = value_of(&sum_choice_sum);
+        const REAL product = weight[target[n * target_batch] * weight_classes] / (REAL)classes * scale[n * scale_batch];
+        const REAL product_2 = 2 * sum_choice;
+        INDEPENDENT
         for (int64_t c = 0; c < classes; ++c) {
             const int equal = c == target[n * target_batch];
-            const int64_t choice = equal ? 1 : 0;
-            const REAL choice_2 = (REAL)choice;
-            const REAL product_2 = 2 * choice_2 * choice_2;
-            accumulator sum_choice_sum = {0};
-            FOR_TILES(first, end, classes) {
-                REAL sum_choice_tile[TILE];
-                INDEPENDENT
-                for (int64_t c2 = first; c2 < end; ++c2) {
-                    const REAL shifted = input_row[c2 * input_classes] - input_at_target + margin;
-                    const int below = shifted < 0;
-                    const REAL step_2 = step(shifted, 0);
-                    sum_choice_tile[c2 - first] = c2 == target[n * target_batch] ? 0 : (below ? 0 : (below ? 0 : product_2 * step_2) * step_2);
-                }
-                accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
-            }
-            const REAL sum_choice = value_of(&sum_choice_sum);
-            const REAL shifted_2 = input_row[c * input_classes] - input_at_target + margin;
-            const int below_2 = shifted_2 < 0;
-            const REAL step_3 = step(shifted_2, 0);
-            if (hessian_input_wanted) hessian_input_row[c * hessian_input_classes] = p_is_1 ? 0 : product * (sum_choice + (equal ? 0 : -(below_2 ? 0 : (below_2 ? 0 : (REAL)(2 * choice) * step_3) * step_3))) + product * (equal ? 0 : (below_2 ? 0 : 2 * (step_3 - (below_2 ? 0 : choice_2 * step_3)) * step_3));
+            const REAL choice = (REAL)(equal ? 1 : 0);
+            const REAL shifted = input_row[c * input_classes] - input_at_target + margin;
+            const REAL step_3 = hessian_input_wanted ? hessian_input_row[c * hessian_input_classes] : step(shifted, 0);
+            const int below = shifted < 0;
+            if (hessian_input_wanted) hessian_input_row[c * hessian_input_classes] = p_is_1 ? 0 : product * (product_2 * choice + (equal ? 0 : -2 * step_3 * step_3)) * choice + product * (equal ? 0 : (below ? 0 : 2 * (step_3 - (below ? 0 : choice * step_3)) * step_3));
             if (hessian_weight_wanted) accumulate(&hessian_weight[c * hessian_weight_classes], 0);
         }
     }

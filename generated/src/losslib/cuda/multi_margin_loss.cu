@@ -12,7 +12,7 @@
 
 namespace {
 
-/* The loss, the totals, and the gradients times scale, where p is 1. 29 operations. */
+/* The loss, the totals, and the gradients times scale, where p is 1. 24 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all__p_1(const __grid_constant__ launch<8> run)
 {
@@ -34,25 +34,23 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all__p_1(const __gr
 
         const real input_at_target = input(target);
         accumulator<real> sum_choice_sum;
+        accumulator<real> sum_choice_2_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
+            const bool equal = c == target;
             const real shifted = input(c) - input_at_target + margin;
             const real short_2 = shifted < 0 ? 0 : shifted;
-            sum_choice_sum.add(c == target ? 0 : short_2);
+            sum_choice_sum.add(equal ? 0 : short_2);
+            sum_choice_2_sum.add(equal ? 0 : step<real>(shifted, 0));
         }
         const real sum_choice = team.total(sum_choice_sum);
+        const real sum_choice_2 = team.total(sum_choice_2_sum);
         const real ratio = weight(target) / (real)classes;
         const real product = ratio * scale;
         const real product_2 = sum_choice / (real)classes * scale;
         if (grad_input.wanted || grad_weight.wanted) for (int64_t c = team.lane; c < classes; c += team.size) {
-            const bool equal = c == target;
-            const real choice = (real)(equal ? 1 : 0);
-            accumulator<real> sum_choice_2_sum;
-            for (int64_t c2 = 0; c2 < classes; ++c2) {
-                const real shifted_2 = input(c2) - input_at_target + margin;
-                sum_choice_2_sum.add(c2 == target ? 0 : (shifted_2 < 0 ? 0 : choice * step<real>(shifted_2, 0)));
-            }
-            const real sum_choice_2 = sum_choice_2_sum.value();
-            grad_input.put(product * (-sum_choice_2 + (equal ? 0 : step<real>(input(c) - input_at_target + margin, 0))), c);
+            const bool equal_2 = c == target;
+            const real choice = (real)(equal_2 ? 1 : 0);
+            grad_input.put(product * (-sum_choice_2 * choice + (equal_2 ? 0 : step<real>(input(c) - input_at_target + margin, 0))), c);
             grad_weight.add(product_2 * choice, c);
         }
         const real value = ratio * sum_choice;
@@ -155,7 +153,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all__p_1(const __grid_constant
     close_total(run, 6, 0, total_rate_sum);
 }
 
-/* The hessian times the directions, times scale, where p is 1. 33 operations. */
+/* The hessian times the directions, times scale, where p is 1. 27 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) hvp_all__p_1(const __grid_constant__ launch<7> run)
 {
@@ -177,31 +175,29 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all__p_1(const __grid_constant
         const real input_at_target = input(target);
         const real direction_input_at_target = direction_input(target);
         accumulator<real> sum_choice_sum;
+        accumulator<real> sum_choice_2_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
+            const bool equal = c == target;
             const real shifted = input(c) - input_at_target + margin;
-            const bool below = shifted < 0;
             const real step_2 = step<real>(shifted, 0);
-            sum_choice_sum.add(c == target ? 0 : (below ? 0 : direction_input(c) * step_2) - (below ? 0 : direction_input_at_target * step_2));
+            const bool below = shifted < 0;
+            sum_choice_sum.add(equal ? 0 : step_2);
+            sum_choice_2_sum.add(equal ? 0 : (below ? 0 : direction_input(c) * step_2) - (below ? 0 : direction_input_at_target * step_2));
         }
         const real sum_choice = team.total(sum_choice_sum);
+        const real sum_choice_2 = team.total(sum_choice_2_sum);
         const real product = scale / (real)classes * direction_weight(target);
-        const real product_2 = sum_choice / (real)classes * scale;
+        const real product_2 = sum_choice_2 / (real)classes * scale;
         if (hvp_input.wanted || hvp_weight.wanted) for (int64_t c = team.lane; c < classes; c += team.size) {
-            const bool equal = c == target;
-            const real choice = (real)(equal ? 1 : 0);
-            accumulator<real> sum_choice_2_sum;
-            for (int64_t c2 = 0; c2 < classes; ++c2) {
-                const real shifted_2 = input(c2) - input_at_target + margin;
-                sum_choice_2_sum.add(c2 == target ? 0 : (shifted_2 < 0 ? 0 : choice * step<real>(shifted_2, 0)));
-            }
-            const real sum_choice_2 = sum_choice_2_sum.value();
-            hvp_input.put(product * (-sum_choice_2 + (equal ? 0 : step<real>(input(c) - input_at_target + margin, 0))), c);
+            const bool equal_2 = c == target;
+            const real choice = (real)(equal_2 ? 1 : 0);
+            hvp_input.put(product * (-sum_choice * choice + (equal_2 ? 0 : step<real>(input(c) - input_at_target + margin, 0))), c);
             hvp_weight.add(product_2 * choice, c);
         }
     }
 }
 
-/* The loss, the totals, and the gradients times scale, where p is 2. 38 operations. */
+/* The loss, the totals, and the gradients times scale, where p is 2. 33 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all__p_2(const __grid_constant__ launch<8> run)
 {
@@ -223,33 +219,29 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all__p_2(const __gr
 
         const real input_at_target = input(target);
         accumulator<real> sum_choice_sum;
+        accumulator<real> sum_choice_2_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
+            const bool equal = c == target;
             const real shifted = input(c) - input_at_target + margin;
-            const real short_2 = shifted < 0 ? 0 : shifted;
+            const bool below = shifted < 0;
+            const real short_2 = below ? 0 : shifted;
             const real power = short_2 * short_2;
-            sum_choice_sum.add(c == target ? 0 : power);
+            sum_choice_sum.add(equal ? 0 : power);
+            sum_choice_2_sum.add(equal ? 0 : (below ? 0 : 2 * short_2 * step<real>(shifted, 0)));
         }
         const real sum_choice = team.total(sum_choice_sum);
+        const real sum_choice_2 = team.total(sum_choice_2_sum);
         const real ratio = weight(target) / (real)classes;
         const real product = ratio * scale;
         const real product_2 = sum_choice / (real)classes * scale;
         if (grad_input.wanted || grad_weight.wanted) for (int64_t c = team.lane; c < classes; c += team.size) {
-            const bool equal = c == target;
-            const int64_t choice = equal ? 1 : 0;
-            const real product_3 = (real)(2 * choice);
-            accumulator<real> sum_choice_2_sum;
-            for (int64_t c2 = 0; c2 < classes; ++c2) {
-                const real shifted_2 = input(c2) - input_at_target + margin;
-                const bool below = shifted_2 < 0;
-                const real short_3 = below ? 0 : shifted_2;
-                sum_choice_2_sum.add(c2 == target ? 0 : (below ? 0 : product_3 * short_3 * step<real>(shifted_2, 0)));
-            }
-            const real sum_choice_2 = sum_choice_2_sum.value();
-            const real shifted_3 = input(c) - input_at_target + margin;
-            const bool below_2 = shifted_3 < 0;
-            const real short_4 = below_2 ? 0 : shifted_3;
-            grad_input.put(product * (-sum_choice_2 + (equal ? 0 : (below_2 ? 0 : 2 * short_4 * step<real>(shifted_3, 0)))), c);
-            grad_weight.add(product_2 * (real)choice, c);
+            const bool equal_2 = c == target;
+            const real choice = (real)(equal_2 ? 1 : 0);
+            const real shifted_2 = input(c) - input_at_target + margin;
+            const bool below_2 = shifted_2 < 0;
+            const real short_3 = below_2 ? 0 : shifted_2;
+            grad_input.put(product * (-sum_choice_2 * choice + (equal_2 ? 0 : (below_2 ? 0 : 2 * short_3 * step<real>(shifted_2, 0)))), c);
+            grad_weight.add(product_2 * choice, c);
         }
         const real value = ratio * sum_choice;
         if (team.leads) loss.put(value);
@@ -294,7 +286,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp__p_2(const __grid_constant__ l
     close_total(run, 5, 0, total_rate_sum);
 }
 
-/* The hessian times the directions, times scale, where p is 2. 36 operations. */
+/* The hessian times the directions, times scale, where p is 2. 37 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) hvp__p_2(const __grid_constant__ launch<6> run)
 {
@@ -312,24 +304,25 @@ __global__ void __launch_bounds__(THREADS, 1) hvp__p_2(const __grid_constant__ l
         const optional_row<Storage> direction_input(run, 4, here.of[4], (real)0.0);
         const output_row<Storage> hvp_input(run, 5, here.of[5]);
 
-        const real product = weight(target) / (real)classes * scale;
         const real input_at_target = input(target);
         const real direction_input_at_target = direction_input(target);
+        accumulator<real> sum_choice_sum;
+        for (int64_t c = team.lane; c < classes; c += team.size) {
+            const real shifted = input(c) - input_at_target + margin;
+            const bool below = shifted < 0;
+            const real step_2 = step<real>(shifted, 0);
+            sum_choice_sum.add(c == target ? 0 : (below ? 0 : 2 * ((below ? 0 : direction_input(c) * step_2) - (below ? 0 : direction_input_at_target * step_2)) * step_2));
+        }
+        const real sum_choice = team.total(sum_choice_sum);
+        const real ratio = weight(target) / (real)classes;
+        const real product = ratio * sum_choice * scale;
+        const real product_2 = ratio * scale;
         if (hvp_input.wanted) for (int64_t c = team.lane; c < classes; c += team.size) {
             const bool equal = c == target;
-            const real choice = (real)(equal ? 1 : 0);
-            accumulator<real> sum_choice_sum;
-            for (int64_t c2 = 0; c2 < classes; ++c2) {
-                const real shifted = input(c2) - input_at_target + margin;
-                const bool below = shifted < 0;
-                const real step_2 = step<real>(shifted, 0);
-                sum_choice_sum.add(c2 == target ? 0 : (below ? 0 : 2 * ((below ? 0 : direction_input(c2) * step_2) - (below ? 0 : direction_input_at_target * step_2)) * choice * step_2));
-            }
-            const real sum_choice = sum_choice_sum.value();
             const real shifted_2 = input(c) - input_at_target + margin;
             const bool below_2 = shifted_2 < 0;
             const real step_3 = step<real>(shifted_2, 0);
-            hvp_input.put(-product * sum_choice + product * (equal ? 0 : (below_2 ? 0 : 2 * ((below_2 ? 0 : direction_input(c) * step_3) - (below_2 ? 0 : direction_input_at_target * step_3)) * step_3)), c);
+            hvp_input.put(-product * (real)(equal ? 1 : 0) + product_2 * (equal ? 0 : (below_2 ? 0 : 2 * ((below_2 ? 0 : direction_input(c) * step_3) - (below_2 ? 0 : direction_input_at_target * step_3)) * step_3)), c);
         }
     }
 }
@@ -376,7 +369,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all__p_2(const __grid_constant
     close_total(run, 6, 0, total_rate_sum);
 }
 
-/* The hessian times the directions, times scale, where p is 2. 70 operations. */
+/* The hessian times the directions, times scale, where p is 2. 60 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) hvp_all__p_2(const __grid_constant__ launch<8> run)
 {
@@ -399,41 +392,36 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all__p_2(const __grid_constant
         const real input_at_target = input(target);
         const real direction_input_at_target = direction_input(target);
         accumulator<real> sum_choice_sum;
+        accumulator<real> sum_choice_2_sum;
+        accumulator<real> sum_choice_3_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
+            const bool equal = c == target;
             const real shifted = input(c) - input_at_target + margin;
             const bool below = shifted < 0;
-            const real step_2 = step<real>(shifted, 0);
             const real short_2 = below ? 0 : shifted;
-            sum_choice_sum.add(c == target ? 0 : ((below ? 0 : direction_input(c) * step_2) - (below ? 0 : direction_input_at_target * step_2)) * short_2);
+            const real step_2 = step<real>(shifted, 0);
+            const real difference = (below ? 0 : direction_input(c) * step_2) - (below ? 0 : direction_input_at_target * step_2);
+            sum_choice_sum.add(equal ? 0 : (below ? 0 : 2 * short_2 * step_2));
+            sum_choice_2_sum.add(equal ? 0 : (below ? 0 : 2 * difference * step_2));
+            sum_choice_3_sum.add(equal ? 0 : difference * short_2);
         }
         const real sum_choice = team.total(sum_choice_sum);
+        const real sum_choice_2 = team.total(sum_choice_2_sum);
+        const real sum_choice_3 = team.total(sum_choice_3_sum);
         const real product = scale / (real)classes * direction_weight(target);
-        const real product_2 = weight(target) / (real)classes * scale;
-        const real product_3 = 2 * (sum_choice / (real)classes) * scale;
+        const real ratio = weight(target) / (real)classes;
+        const real product_2 = ratio * sum_choice_2 * scale;
+        const real product_3 = ratio * scale;
+        const real product_4 = 2 * (sum_choice_3 / (real)classes) * scale;
         if (hvp_input.wanted || hvp_weight.wanted) for (int64_t c = team.lane; c < classes; c += team.size) {
-            const bool equal = c == target;
-            const int64_t choice = equal ? 1 : 0;
-            const real product_4 = (real)(2 * choice);
-            const real choice_2 = (real)choice;
-            accumulator<real> sum_choice_2_sum;
-            accumulator<real> sum_choice_3_sum;
-            for (int64_t c2 = 0; c2 < classes; ++c2) {
-                const bool equal_2 = c2 == target;
-                const real shifted_2 = input(c2) - input_at_target + margin;
-                const bool below_2 = shifted_2 < 0;
-                const real short_3 = below_2 ? 0 : shifted_2;
-                const real step_3 = step<real>(shifted_2, 0);
-                sum_choice_2_sum.add(equal_2 ? 0 : (below_2 ? 0 : product_4 * short_3 * step_3));
-                sum_choice_3_sum.add(equal_2 ? 0 : (below_2 ? 0 : 2 * ((below_2 ? 0 : direction_input(c2) * step_3) - (below_2 ? 0 : direction_input_at_target * step_3)) * choice_2 * step_3));
-            }
-            const real sum_choice_2 = sum_choice_2_sum.value();
-            const real sum_choice_3 = sum_choice_3_sum.value();
-            const real shifted_3 = input(c) - input_at_target + margin;
-            const bool below_3 = shifted_3 < 0;
-            const real short_4 = below_3 ? 0 : shifted_3;
-            const real step_4 = step<real>(shifted_3, 0);
-            hvp_input.put(product * (-sum_choice_2 + (equal ? 0 : (below_3 ? 0 : 2 * short_4 * step_4))) + -product_2 * sum_choice_3 + product_2 * (equal ? 0 : (below_3 ? 0 : 2 * ((below_3 ? 0 : direction_input(c) * step_4) - (below_3 ? 0 : direction_input_at_target * step_4)) * step_4)), c);
-            hvp_weight.add(product_3 * choice_2, c);
+            const bool equal_2 = c == target;
+            const real choice = (real)(equal_2 ? 1 : 0);
+            const real shifted_2 = input(c) - input_at_target + margin;
+            const bool below_2 = shifted_2 < 0;
+            const real short_3 = below_2 ? 0 : shifted_2;
+            const real step_3 = step<real>(shifted_2, 0);
+            hvp_input.put(product * (-sum_choice * choice + (equal_2 ? 0 : (below_2 ? 0 : 2 * short_3 * step_3))) + -product_2 * choice + product_3 * (equal_2 ? 0 : (below_2 ? 0 : 2 * ((below_2 ? 0 : direction_input(c) * step_3) - (below_2 ? 0 : direction_input_at_target * step_3)) * step_3)), c);
+            hvp_weight.add(product_4 * choice, c);
         }
     }
 }

@@ -42,25 +42,20 @@ def value_and_grad__p_1(input, target, weight, scale, margin):  # type: ignore[n
     batch = input.shape[0]
     classes = input.shape[1]
     real = input.dtype.type
-    n = np.arange(batch)[:, None, None]
-    c = np.arange(classes)[None, :, None]
-    c2 = np.arange(classes)[None, None, :]
-    target = target[:, None, None]
-    scale = scale[:, None, None]
-    input__n_c2 = input[:, None]
-    input__n_c = input[:, :, None]
-    ratio = weight[target] / real(classes)
-    product = ratio * scale
+    n = np.arange(batch)[:, None]
+    c = np.arange(classes)[None, :]
+    target = target[:, None]
+    scale = scale[:, None]
     input_at_target = input[n, target]
     equal = c == target
-    choice = real(np.where(equal, 1, 0))
-    shifted = input__n_c2 - input_at_target + margin
-    sum_choice_2 = stable.sum_over(np.where(c2 == target, 0, np.where(shifted < 0, 0, choice * stable.step(shifted, 0))), 2)
-    shifted_2 = input__n_c - input_at_target + margin
-    short_2 = np.where(shifted_2 < 0, 0, shifted_2)
-    grad_input = stable.result(product * (-sum_choice_2 + np.where(equal, 0, stable.step(shifted_2, 0))), (batch, classes), (0, 1))
-    sum_choice = stable.sum_over(np.where(equal, 0, short_2), 1)
-    value = ratio * sum_choice
+    shifted = input - input_at_target + margin
+    sum_choice = stable.sum_over(np.where(equal, 0, stable.step(shifted, 0)), 1)
+    ratio = weight[target] / real(classes)
+    product = ratio * scale
+    short_2 = np.where(shifted < 0, 0, shifted)
+    grad_input = stable.result(product * (-sum_choice * real(np.where(equal, 1, 0)) + np.where(equal, 0, stable.step(shifted, 0))), (batch, classes), (0, 1))
+    sum_choice_2 = stable.sum_over(np.where(equal, 0, short_2), 1)
+    value = ratio * sum_choice_2
     loss = stable.result(value, (batch,), (0,))
     total_loss = stable.total(value, batch, (), ())
     return loss, total_loss, grad_input
@@ -107,25 +102,21 @@ def value_and_grad_all__p_1(input, target, weight, scale, margin):  # type: igno
     batch = input.shape[0]
     classes = input.shape[1]
     real = input.dtype.type
-    n = np.arange(batch)[:, None, None]
-    c = np.arange(classes)[None, :, None]
-    c2 = np.arange(classes)[None, None, :]
-    target = target[:, None, None]
-    input__n_c = input[:, :, None]
-    scale = scale[:, None, None]
-    input__n_c2 = input[:, None]
+    n = np.arange(batch)[:, None]
+    c = np.arange(classes)[None, :]
+    target = target[:, None]
+    scale = scale[:, None]
     input_at_target = input[n, target]
     equal = c == target
-    shifted = input__n_c - input_at_target + margin
+    shifted = input - input_at_target + margin
     short_2 = np.where(shifted < 0, 0, shifted)
     sum_choice = stable.sum_over(np.where(equal, 0, short_2), 1)
+    sum_choice_2 = stable.sum_over(np.where(equal, 0, stable.step(shifted, 0)), 1)
     ratio = weight[target] / real(classes)
     product = ratio * scale
     product_2 = sum_choice / real(classes) * scale
     choice = real(np.where(equal, 1, 0))
-    shifted_2 = input__n_c2 - input_at_target + margin
-    sum_choice_2 = stable.sum_over(np.where(c2 == target, 0, np.where(shifted_2 < 0, 0, choice * stable.step(shifted_2, 0))), 2)
-    grad_input = stable.result(product * (-sum_choice_2 + np.where(equal, 0, stable.step(shifted, 0))), (batch, classes), (0, 1))
+    grad_input = stable.result(product * (-sum_choice_2 * choice + np.where(equal, 0, stable.step(shifted, 0))), (batch, classes), (0, 1))
     grad_weight = stable.total(product_2 * choice, batch, (classes,), (1,))
     value = ratio * sum_choice
     loss = stable.result(value, (batch,), (0,))
@@ -161,27 +152,22 @@ def hvp_all__p_1(input, target, scale, direction_input, direction_weight, margin
     batch = input.shape[0]
     classes = input.shape[1]
     real = input.dtype.type
-    n = np.arange(batch)[:, None, None]
-    c = np.arange(classes)[None, :, None]
-    c2 = np.arange(classes)[None, None, :]
-    target = target[:, None, None]
-    input__n_c = input[:, :, None]
-    direction_input__n_c = direction_input[:, :, None]
-    scale = scale[:, None, None]
-    input__n_c2 = input[:, None]
+    n = np.arange(batch)[:, None]
+    c = np.arange(classes)[None, :]
+    target = target[:, None]
+    scale = scale[:, None]
     input_at_target = input[n, target]
     direction_input_at_target = direction_input[n, target]
     equal = c == target
-    shifted = input__n_c - input_at_target + margin
-    below = shifted < 0
+    shifted = input - input_at_target + margin
     step_2 = stable.step(shifted, 0)
-    sum_choice = stable.sum_over(np.where(equal, 0, np.where(below, 0, direction_input__n_c * step_2) - np.where(below, 0, direction_input_at_target * step_2)), 1)
+    below = shifted < 0
+    sum_choice = stable.sum_over(np.where(equal, 0, step_2), 1)
+    sum_choice_2 = stable.sum_over(np.where(equal, 0, np.where(below, 0, direction_input * step_2) - np.where(below, 0, direction_input_at_target * step_2)), 1)
     product = scale / real(classes) * direction_weight[target]
-    product_2 = sum_choice / real(classes) * scale
+    product_2 = sum_choice_2 / real(classes) * scale
     choice = real(np.where(equal, 1, 0))
-    shifted_2 = input__n_c2 - input_at_target + margin
-    sum_choice_2 = stable.sum_over(np.where(c2 == target, 0, np.where(shifted_2 < 0, 0, choice * stable.step(shifted_2, 0))), 2)
-    hvp_input = stable.result(product * (-sum_choice_2 + np.where(equal, 0, step_2)), (batch, classes), (0, 1))
+    hvp_input = stable.result(product * (-sum_choice * choice + np.where(equal, 0, step_2)), (batch, classes), (0, 1))
     hvp_weight = stable.total(product_2 * choice, batch, (classes,), (1,))
     return hvp_input, hvp_weight
 
@@ -219,29 +205,22 @@ def value_and_grad__p_2(input, target, weight, scale, margin):  # type: ignore[n
     batch = input.shape[0]
     classes = input.shape[1]
     real = input.dtype.type
-    n = np.arange(batch)[:, None, None]
-    c = np.arange(classes)[None, :, None]
-    c2 = np.arange(classes)[None, None, :]
-    target = target[:, None, None]
-    scale = scale[:, None, None]
-    input__n_c2 = input[:, None]
-    input__n_c = input[:, :, None]
-    ratio = weight[target] / real(classes)
-    product = ratio * scale
+    n = np.arange(batch)[:, None]
+    c = np.arange(classes)[None, :]
+    target = target[:, None]
+    scale = scale[:, None]
     input_at_target = input[n, target]
     equal = c == target
-    product_2 = real(2 * np.where(equal, 1, 0))
-    shifted = input__n_c2 - input_at_target + margin
+    shifted = input - input_at_target + margin
     below = shifted < 0
     short_2 = np.where(below, 0, shifted)
-    sum_choice_2 = stable.sum_over(np.where(c2 == target, 0, np.where(below, 0, product_2 * short_2 * stable.step(shifted, 0))), 2)
-    shifted_2 = input__n_c - input_at_target + margin
-    below_2 = shifted_2 < 0
-    short_3 = np.where(below_2, 0, shifted_2)
-    power = short_3 * short_3
-    grad_input = stable.result(product * (-sum_choice_2 + np.where(equal, 0, np.where(below_2, 0, 2 * short_3 * stable.step(shifted_2, 0)))), (batch, classes), (0, 1))
-    sum_choice = stable.sum_over(np.where(equal, 0, power), 1)
-    value = ratio * sum_choice
+    sum_choice = stable.sum_over(np.where(equal, 0, np.where(below, 0, 2 * short_2 * stable.step(shifted, 0))), 1)
+    ratio = weight[target] / real(classes)
+    product = ratio * scale
+    power = short_2 * short_2
+    grad_input = stable.result(product * (-sum_choice * real(np.where(equal, 1, 0)) + np.where(equal, 0, np.where(below, 0, 2 * short_2 * stable.step(shifted, 0)))), (batch, classes), (0, 1))
+    sum_choice_2 = stable.sum_over(np.where(equal, 0, power), 1)
+    value = ratio * sum_choice_2
     loss = stable.result(value, (batch,), (0,))
     total_loss = stable.total(value, batch, (), ())
     return loss, total_loss, grad_input
@@ -273,28 +252,21 @@ def hvp__p_2(input, target, weight, scale, direction_input, margin):  # type: ig
     batch = input.shape[0]
     classes = input.shape[1]
     real = input.dtype.type
-    n = np.arange(batch)[:, None, None]
-    c = np.arange(classes)[None, :, None]
-    c2 = np.arange(classes)[None, None, :]
-    target = target[:, None, None]
-    scale = scale[:, None, None]
-    input__n_c2 = input[:, None]
-    direction_input__n_c2 = direction_input[:, None]
-    input__n_c = input[:, :, None]
-    direction_input__n_c = direction_input[:, :, None]
-    product = weight[target] / real(classes) * scale
+    n = np.arange(batch)[:, None]
+    c = np.arange(classes)[None, :]
+    target = target[:, None]
+    scale = scale[:, None]
     input_at_target = input[n, target]
     direction_input_at_target = direction_input[n, target]
     equal = c == target
-    choice = real(np.where(equal, 1, 0))
-    shifted = input__n_c2 - input_at_target + margin
+    shifted = input - input_at_target + margin
     below = shifted < 0
     step_2 = stable.step(shifted, 0)
-    sum_choice = stable.sum_over(np.where(c2 == target, 0, np.where(below, 0, 2 * (np.where(below, 0, direction_input__n_c2 * step_2) - np.where(below, 0, direction_input_at_target * step_2)) * choice * step_2)), 2)
-    shifted_2 = input__n_c - input_at_target + margin
-    below_2 = shifted_2 < 0
-    step_3 = stable.step(shifted_2, 0)
-    hvp_input = stable.result(-product * sum_choice + product * np.where(equal, 0, np.where(below_2, 0, 2 * (np.where(below_2, 0, direction_input__n_c * step_3) - np.where(below_2, 0, direction_input_at_target * step_3)) * step_3)), (batch, classes), (0, 1))
+    sum_choice = stable.sum_over(np.where(equal, 0, np.where(below, 0, 2 * (np.where(below, 0, direction_input * step_2) - np.where(below, 0, direction_input_at_target * step_2)) * step_2)), 1)
+    ratio = weight[target] / real(classes)
+    product = ratio * sum_choice * scale
+    product_2 = ratio * scale
+    hvp_input = stable.result(-product * real(np.where(equal, 1, 0)) + product_2 * np.where(equal, 0, np.where(below, 0, 2 * (np.where(below, 0, direction_input * step_2) - np.where(below, 0, direction_input_at_target * step_2)) * step_2)), (batch, classes), (0, 1))
     return hvp_input
 
 
@@ -303,27 +275,20 @@ def hessian_diag__p_2(input, target, weight, scale, margin):  # type: ignore[no-
     batch = input.shape[0]
     classes = input.shape[1]
     real = input.dtype.type
-    n = np.arange(batch)[:, None, None]
-    c = np.arange(classes)[None, :, None]
-    c2 = np.arange(classes)[None, None, :]
-    target = target[:, None, None]
-    scale = scale[:, None, None]
-    input__n_c2 = input[:, None]
-    input__n_c = input[:, :, None]
-    product = weight[target] / real(classes) * scale
+    n = np.arange(batch)[:, None]
+    c = np.arange(classes)[None, :]
+    target = target[:, None]
+    scale = scale[:, None]
     input_at_target = input[n, target]
     equal = c == target
-    choice = np.where(equal, 1, 0)
-    choice_2 = real(choice)
-    product_2 = 2 * choice_2 * choice_2
-    shifted = input__n_c2 - input_at_target + margin
-    below = shifted < 0
+    shifted = input - input_at_target + margin
     step_2 = stable.step(shifted, 0)
-    sum_choice = stable.sum_over(np.where(c2 == target, 0, np.where(below, 0, np.where(below, 0, product_2 * step_2) * step_2)), 2)
-    shifted_2 = input__n_c - input_at_target + margin
-    below_2 = shifted_2 < 0
-    step_3 = stable.step(shifted_2, 0)
-    hessian_input = stable.result(product * (sum_choice + np.where(equal, 0, -np.where(below_2, 0, np.where(below_2, 0, real(2 * choice) * step_3) * step_3))) + product * np.where(equal, 0, np.where(below_2, 0, 2 * (step_3 - np.where(below_2, 0, choice_2 * step_3)) * step_3)), (batch, classes), (0, 1))
+    sum_choice = stable.sum_over(np.where(equal, 0, step_2 * step_2), 1)
+    product = weight[target] / real(classes) * scale
+    product_2 = 2 * sum_choice
+    choice = real(np.where(equal, 1, 0))
+    below = shifted < 0
+    hessian_input = stable.result(product * (product_2 * choice + np.where(equal, 0, -2 * step_2 * step_2)) * choice + product * np.where(equal, 0, np.where(below, 0, 2 * (step_2 - np.where(below, 0, choice * step_2)) * step_2)), (batch, classes), (0, 1))
     return hessian_input
 
 
@@ -332,31 +297,24 @@ def value_and_grad_all__p_2(input, target, weight, scale, margin):  # type: igno
     batch = input.shape[0]
     classes = input.shape[1]
     real = input.dtype.type
-    n = np.arange(batch)[:, None, None]
-    c = np.arange(classes)[None, :, None]
-    c2 = np.arange(classes)[None, None, :]
-    target = target[:, None, None]
-    input__n_c = input[:, :, None]
-    scale = scale[:, None, None]
-    input__n_c2 = input[:, None]
+    n = np.arange(batch)[:, None]
+    c = np.arange(classes)[None, :]
+    target = target[:, None]
+    scale = scale[:, None]
     input_at_target = input[n, target]
     equal = c == target
-    shifted = input__n_c - input_at_target + margin
+    shifted = input - input_at_target + margin
     below = shifted < 0
     short_2 = np.where(below, 0, shifted)
     power = short_2 * short_2
     sum_choice = stable.sum_over(np.where(equal, 0, power), 1)
+    sum_choice_2 = stable.sum_over(np.where(equal, 0, np.where(below, 0, 2 * short_2 * stable.step(shifted, 0))), 1)
     ratio = weight[target] / real(classes)
     product = ratio * scale
     product_2 = sum_choice / real(classes) * scale
-    choice = np.where(equal, 1, 0)
-    product_3 = real(2 * choice)
-    shifted_2 = input__n_c2 - input_at_target + margin
-    below_2 = shifted_2 < 0
-    short_3 = np.where(below_2, 0, shifted_2)
-    sum_choice_2 = stable.sum_over(np.where(c2 == target, 0, np.where(below_2, 0, product_3 * short_3 * stable.step(shifted_2, 0))), 2)
-    grad_input = stable.result(product * (-sum_choice_2 + np.where(equal, 0, np.where(below, 0, 2 * short_2 * stable.step(shifted, 0)))), (batch, classes), (0, 1))
-    grad_weight = stable.total(product_2 * real(choice), batch, (classes,), (1,))
+    choice = real(np.where(equal, 1, 0))
+    grad_input = stable.result(product * (-sum_choice_2 * choice + np.where(equal, 0, np.where(below, 0, 2 * short_2 * stable.step(shifted, 0)))), (batch, classes), (0, 1))
+    grad_weight = stable.total(product_2 * choice, batch, (classes,), (1,))
     value = ratio * sum_choice
     loss = stable.result(value, (batch,), (0,))
     total_loss = stable.total(value, batch, (), ())
@@ -392,39 +350,29 @@ def hvp_all__p_2(input, target, weight, scale, direction_input, direction_weight
     batch = input.shape[0]
     classes = input.shape[1]
     real = input.dtype.type
-    n = np.arange(batch)[:, None, None]
-    c = np.arange(classes)[None, :, None]
-    c2 = np.arange(classes)[None, None, :]
-    target = target[:, None, None]
-    input__n_c = input[:, :, None]
-    direction_input__n_c = direction_input[:, :, None]
-    scale = scale[:, None, None]
-    input__n_c2 = input[:, None]
-    direction_input__n_c2 = direction_input[:, None]
+    n = np.arange(batch)[:, None]
+    c = np.arange(classes)[None, :]
+    target = target[:, None]
+    scale = scale[:, None]
     input_at_target = input[n, target]
     direction_input_at_target = direction_input[n, target]
     equal = c == target
-    shifted = input__n_c - input_at_target + margin
+    shifted = input - input_at_target + margin
     below = shifted < 0
-    step_2 = stable.step(shifted, 0)
-    difference = np.where(below, 0, direction_input__n_c * step_2) - np.where(below, 0, direction_input_at_target * step_2)
     short_2 = np.where(below, 0, shifted)
-    sum_choice = stable.sum_over(np.where(equal, 0, difference * short_2), 1)
+    step_2 = stable.step(shifted, 0)
+    difference = np.where(below, 0, direction_input * step_2) - np.where(below, 0, direction_input_at_target * step_2)
+    sum_choice = stable.sum_over(np.where(equal, 0, np.where(below, 0, 2 * short_2 * step_2)), 1)
+    sum_choice_2 = stable.sum_over(np.where(equal, 0, np.where(below, 0, 2 * difference * step_2)), 1)
+    sum_choice_3 = stable.sum_over(np.where(equal, 0, difference * short_2), 1)
     product = scale / real(classes) * direction_weight[target]
-    product_2 = weight[target] / real(classes) * scale
-    product_3 = 2 * (sum_choice / real(classes)) * scale
-    choice = np.where(equal, 1, 0)
-    product_4 = real(2 * choice)
-    choice_2 = real(choice)
-    equal_2 = c2 == target
-    shifted_2 = input__n_c2 - input_at_target + margin
-    below_2 = shifted_2 < 0
-    short_3 = np.where(below_2, 0, shifted_2)
-    step_3 = stable.step(shifted_2, 0)
-    sum_choice_2 = stable.sum_over(np.where(equal_2, 0, np.where(below_2, 0, product_4 * short_3 * step_3)), 2)
-    sum_choice_3 = stable.sum_over(np.where(equal_2, 0, np.where(below_2, 0, 2 * (np.where(below_2, 0, direction_input__n_c2 * step_3) - np.where(below_2, 0, direction_input_at_target * step_3)) * choice_2 * step_3)), 2)
-    hvp_input = stable.result(product * (-sum_choice_2 + np.where(equal, 0, np.where(below, 0, 2 * short_2 * step_2))) + -product_2 * sum_choice_3 + product_2 * np.where(equal, 0, np.where(below, 0, 2 * difference * step_2)), (batch, classes), (0, 1))
-    hvp_weight = stable.total(product_3 * choice_2, batch, (classes,), (1,))
+    ratio = weight[target] / real(classes)
+    product_2 = ratio * sum_choice_2 * scale
+    product_3 = ratio * scale
+    product_4 = 2 * (sum_choice_3 / real(classes)) * scale
+    choice = real(np.where(equal, 1, 0))
+    hvp_input = stable.result(product * (-sum_choice * choice + np.where(equal, 0, np.where(below, 0, 2 * short_2 * step_2))) + -product_2 * choice + product_3 * np.where(equal, 0, np.where(below, 0, 2 * difference * step_2)), (batch, classes), (0, 1))
+    hvp_weight = stable.total(product_4 * choice, batch, (classes,), (1,))
     return hvp_input, hvp_weight
 
 
@@ -433,26 +381,19 @@ def hessian_diag_all__p_2(input, target, weight, scale, margin):  # type: ignore
     batch = input.shape[0]
     classes = input.shape[1]
     real = input.dtype.type
-    n = np.arange(batch)[:, None, None]
-    c = np.arange(classes)[None, :, None]
-    c2 = np.arange(classes)[None, None, :]
-    target = target[:, None, None]
-    scale = scale[:, None, None]
-    input__n_c2 = input[:, None]
-    input__n_c = input[:, :, None]
-    product = weight[target] / real(classes) * scale
+    n = np.arange(batch)[:, None]
+    c = np.arange(classes)[None, :]
+    target = target[:, None]
+    scale = scale[:, None]
     input_at_target = input[n, target]
     equal = c == target
-    choice = np.where(equal, 1, 0)
-    choice_2 = real(choice)
-    product_2 = 2 * choice_2 * choice_2
-    shifted = input__n_c2 - input_at_target + margin
-    below = shifted < 0
+    shifted = input - input_at_target + margin
     step_2 = stable.step(shifted, 0)
-    sum_choice = stable.sum_over(np.where(c2 == target, 0, np.where(below, 0, np.where(below, 0, product_2 * step_2) * step_2)), 2)
-    shifted_2 = input__n_c - input_at_target + margin
-    below_2 = shifted_2 < 0
-    step_3 = stable.step(shifted_2, 0)
-    hessian_input = stable.result(product * (sum_choice + np.where(equal, 0, -np.where(below_2, 0, np.where(below_2, 0, real(2 * choice) * step_3) * step_3))) + product * np.where(equal, 0, np.where(below_2, 0, 2 * (step_3 - np.where(below_2, 0, choice_2 * step_3)) * step_3)), (batch, classes), (0, 1))
+    sum_choice = stable.sum_over(np.where(equal, 0, step_2 * step_2), 1)
+    product = weight[target] / real(classes) * scale
+    product_2 = 2 * sum_choice
+    choice = real(np.where(equal, 1, 0))
+    below = shifted < 0
+    hessian_input = stable.result(product * (product_2 * choice + np.where(equal, 0, -2 * step_2 * step_2)) * choice + product * np.where(equal, 0, np.where(below, 0, 2 * (step_2 - np.where(below, 0, choice * step_2)) * step_2)), (batch, classes), (0, 1))
     hessian_weight = stable.total(0, batch, (classes,), (1,))
     return hessian_input, hessian_weight
