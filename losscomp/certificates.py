@@ -199,10 +199,12 @@ def lines(certificate: Certificate) -> Iterator[str]:
     targets = list(dict.fromkeys(r.target for r in certificate.rows))
     known = {(r.output, r.by, r.dtype, r.target): r for r in certificate.rows}
     yield "error in ULP off the roots, largest / 99.9 percentile, and all lost results; against exact arithmetic"
-    yield f"{'result':22}  {'type':7}  " + "".join(f"{t:>26}" for t in targets)
+    table = [["result", "type", *targets]]
     for output, by, dtype in dict.fromkeys((r.output, r.by, r.dtype) for r in certificate.rows):
-        name = f"{output} by {by}" if by else output
-        yield f"{name:22}  {dtype:7}  " + "".join(f"{cell(known.get((output, by, dtype, t))):>26}" for t in targets)
+        table.append([f"{output} by {by}" if by else output, dtype, *(cell(known.get((output, by, dtype, t))) for t in targets)])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for name, dtype, *cells in table:
+        yield "  ".join([f"{name:{widths[0]}}", f"{dtype:{widths[1]}}", *(f"{c:>{w}}" for c, w in zip(cells, widths[2:], strict=True))])
     for r in certificate.rows:
         if r.worst >= 0 and r.target == "c" and r.output != "hvp":
             case = certificate.cases[r.worst]

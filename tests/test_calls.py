@@ -59,6 +59,7 @@ BAD: list[tuple[str, tuple[Any, ...], dict[str, Any], tuple[type[Exception], ...
     ("triplet_margin_loss", (A, A, A), {"margin": 0.0}, (ValueError,), ("margin must be greater than 0", "got 0.0")),
     ("triplet_margin_loss", (A, A, A), {"p": -1.0}, (ValueError,), ("p must be at least 0",)),
     ("triplet_margin_loss", (A, A, A), {"swap": 1}, (TypeError,), ("swap is True or False",)),
+    ("nll_loss", (A, np.array([0, 1])), {"ignore_index": -100.5}, (TypeError,), ("ignore_index is an integer", "-100.5")),
     # Reductions, and arguments
     ("mse_loss", (A, A), {"reduction": "foo"}, (ValueError,), ("foo is not a valid value for reduction", "none, mean, sum")),
     ("mse_loss", (A, A), {"reduction": "batchmean"}, (ValueError,), ("batchmean",)),

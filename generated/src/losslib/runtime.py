@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import warnings
 from collections import namedtuple
 from collections.abc import Mapping, Sequence
@@ -508,9 +509,9 @@ def check_parameter(loss: str, p: Parameter, value: Any) -> Any:
             return bool(value)
         raise TypeMismatch(f"{loss}: {p.name} is True or False, got {value!r}.")
     try:
-        number = int(value) if p.integer else float(value)
+        number = operator.index(value) if p.integer else float(value)
     except (TypeError, ValueError):
-        raise TypeMismatch(f"{loss}: {p.name} is a number, got {value!r}.") from None
+        raise TypeMismatch(f"{loss}: {p.name} is {'an integer' if p.integer else 'a number'}, got {value!r}.") from None
     if number < p.low or number > p.high or (p.open_low and number == p.low):
         raise DomainError(f"{loss}: {p.name} must be {arrays.interval(p.low, p.high, p.open_low)}, got {value!r}.")
     if p.only and number not in [special for special, _ in p.special]:
