@@ -318,7 +318,7 @@ def powers_of_one_base(expr: sp.Expr) -> sp.Expr | None:
 
 
 def common_divisor(expr: sp.Expr) -> sp.Expr | None:
-    """k / x - k y / x**2 is k / x ((x - y) / x), for an input y or its distance from another; and so for other powers of x, but x itself."""
+    """k / x - k y / x**2 is k / x ((x - y) / x), for an input y or its distance from another; and so for other powers of x."""
     if not isinstance(expr, sp.Add):
         return None
     for term, other in itertools.permutations(expr.args, 2):
@@ -327,10 +327,11 @@ def common_divisor(expr: sp.Expr) -> sp.Expr | None:
             ratio[base] = sp.expand(ratio.get(base, sp.S.Zero) - power)
         ratio = {base: power for base, power in ratio.items() if power != 0 and base != 1}
         above, below = ([base for base, power in ratio.items() if power == sign] for sign in (1, -1))
-        if len(ratio) == 2 and len(above) == len(below) == 1 and isinstance(above[0], Load | Abs) and not below[0].is_number:
-            if term.as_powers_dict().get(below[0], sp.S.Zero) not in (0, 1):
-                share = Named("relative", (below[0] - above[0]) / below[0])
-                return sp.Add(share * term, *(rest for rest in expr.args if rest not in (term, other)))
+        if len(ratio) != 2 or len(above) != 1 or len(below) != 1 or not isinstance(above[0], Load | Abs) or below[0].is_number:
+            continue
+        if term.as_powers_dict().get(below[0], sp.S.Zero) not in (0, 1):
+            share = Named("relative", (below[0] - above[0]) / below[0])
+            return sp.Add(share * term, *(rest for rest in expr.args if rest not in (term, other)))
     return None
 
 
@@ -528,6 +529,8 @@ SMOOTHING: tuple[Rule | Procedure, ...] = (
     Rule("log sum exp", sp.log(_sum_exp), _log_sum_exp, "overflow, cancellation"),
     Rule("power of sum exp", _sum_exp**k, lambda found: sp.exp(found[k] * _log_sum_exp(found)), "overflow in a softmax"),
     Rule("softplus", sp.log(1 + sp.exp(x)), softplus(x), "overflow, cancellation"),
+    Rule("softplus with a factor", sp.log(1 + a * sp.exp(x)), softplus(x + sp.log(a)), "overflow, cancellation", domain=(a,),
+         condition=lambda found: not found[a].has(Load, Reduce), ranges=(("x", -700.0, 700.0),)),
     Rule("sigmoid", 1 / (1 + sp.exp(x)), sigmoid(-x), "overflow"),
     Rule("power of sigmoid", (1 + sp.exp(x))**k, sigmoid(-x)**-k, "overflow", condition=lambda found: found[k].could_extract_minus_sign(),
          ranges=(("k", -30.0, 30.0),)),

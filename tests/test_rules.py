@@ -385,6 +385,7 @@ EXAMPLES: dict[str, Loss] = {name: loss.called(name) for name, loss in {
     "arcs": Loss(sp.sqrt(s**2 + 9) + tanh(s) * t),
     "arcs_of_a_parameter": Loss(sp.sqrt(s**2 + WIDTH**2) - WIDTH),
     "arcs_in_units": Loss(WIDTH**2 * (sp.sqrt(1 + (s / WIDTH)**2) - 1)),
+    "softplus_of_a_parameter": Loss(log(1 + WIDTH * exp(s))),
     "bell": Loss(t * (sp.sqrt(2) * exp(-s**2) - 1)),
     "decay": Loss(s + t * exp(-s)),
     "power": Loss(p**(2 - POWER) / (2 - POWER) - p**(1 - POWER) / (1 - POWER)),
