@@ -136,7 +136,7 @@ _smooth = (
          ((-1e300, 1e300), (1e-3, 1e3)), stable="c sqrt(1 + (x / c)**2), |x| where that is the same",
          computed=lambda x, c: Where(Abs(x) < SQUARES_END * c, c * sp.sqrt(1 + (Named("error", x) / c)**2), Abs(x))),
     Atom("hypotenuse_slope", lambda x, c: x / sp.sqrt(c**2 + x**2), (lambda x, c: (c / hypotenuse(x, c))**2 / hypotenuse(x, c), None),
-         ranges=((-1e300, 1e300), (1e-3, 1e3)), stable="x / sqrt(c**2 + x**2)", computed=lambda x, c: x / hypotenuse(x, c)),
+         ranges=((-1e300, 1e300), (1e-3, 1e3)), stable="x / sqrt(c**2 + x**2)", computed=lambda x, c: Named("slope", x / hypotenuse(x, c))),
 )
 
 _kinks = (

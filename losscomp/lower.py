@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
@@ -69,9 +70,14 @@ def op(name: str, *args: Node) -> Node:
     return Op(name, args)
 
 
+def digits(expr: sp.Expr) -> sp.Expr:
+    """A formula of constants alone, rounded once."""
+    return atoms.expand_atoms(expr).evalf(40)
+
+
 def irrational(expr: sp.Expr) -> Number | None:
     """A formula of constants alone, as a number; None where it is infinite or says more than its number."""
-    value = atoms.expand_atoms(expr).evalf(40)
+    value = digits(expr)
     return Number(str(value)) if value.is_Float and value.is_finite and not expr.is_Float else None
 
 
@@ -104,8 +110,8 @@ def product(above: Iterable[Node], below: Iterable[Node] = (), sign: bool = Fals
     result: Node = ONE
     waiting: list[Node] = []
     for depth in depths:
-        over = apart([n for n in up if len(free(n)) == depth])
         under = waiting + [n for n in down if len(free(n)) == depth]
+        over = apart([n for n in up if len(free(n)) == depth], len(under) if tails else 0)
         plain = [n for n in over if not isinstance(n, Const)]
         for const in (n for n in over if isinstance(n, Const)):
             result = op("mul", result, const)
@@ -158,6 +164,11 @@ def factors_apart(body: sp.Expr) -> list[sp.Expr]:
     return [found[0] * number, *found[1:]] if found else [body]
 
 
+def constant(expr: sp.Expr) -> Number:
+    """A number that is none of SymPy's."""
+    return Number(str(digits(expr)))
+
+
 def is_step(node: Node) -> bool:
     """Is this 0 below a threshold, so that it leaves nothing of what it is multiplied with?"""
     return isinstance(node, Op) and node.name == "step"
@@ -175,16 +186,34 @@ def is_given(node: Node) -> bool:
     return isinstance(node, Load) and node.tensor.startswith(("scale", "direction_"))
 
 
-def apart(nodes_: list[Node]) -> list[Node]:
-    """The factors, those of the caller (scales, directions) last, repetitions after everything else."""
+def apart(nodes_: list[Node], divisors: int) -> list[Node]:
+    """The factors, those of the caller (scales, directions) last, repetitions after everything else, but before the caller's where a
+    divisor is left for them."""
     given = sorted(nodes_, key=is_given)
     first = list(dict.fromkeys(given))
     rest = list(given)
     for node in first:
         rest.remove(node)
-    return first + rest
+    own = [n for n in first if not is_given(n)]
+    early = [n for n in rest if not is_given(n)][:max(divisors - len(own), 0)]
+    for node in early:
+        rest.remove(node)
+    return own + early + [n for n in first if is_given(n)] + rest
 
 
+
+
+def whole_part(exponent: sp.Expr) -> int:
+    """The whole number in an exponent that leaves between -1 and 1 for every value that the caller may choose for its parameter."""
+    chosen = exponent.atoms(nodes.Param)
+    low, high, _ = next(iter(chosen)).record.domain.interval if len(chosen) == 1 else (-math.inf, math.inf, False)
+    if exponent.is_Rational or not (math.isfinite(low) and math.isfinite(high)):
+        return 0
+    first, middle, last = (exponent.xreplace({param: sp.Rational(at) for param in chosen}) for at in (low, (low + high) / 2, high))
+    if not middle.is_number or first + last != 2 * middle:               # it may be more extreme in between
+        return 0
+    whole = int(middle)
+    return whole if abs(whole) <= 4 and all(abs(end - whole) <= 1 for end in (first, last)) else 0
 
 
 class Lowering:
@@ -294,7 +323,7 @@ class Lowering:
             case sp.exp():
                 return self.exponential(expr.args[0], env)
             case sp.Pow():
-                return self.power(self(expr.base, env), expr.exp, env)
+                return self.power(self(expr.base, env), expr.exp, env) if whole_part(expr.exp) == 0 else self.product([expr], env)
             case sp.core.numbers.Infinity() | sp.core.numbers.NegativeInfinity():
                 return Const(1 if expr is sp.oo else -1, 0)
         if type(expr) in RELATIONS:
@@ -442,8 +471,9 @@ class Lowering:
             else:
                 rest.append(term)
         if not shares:
-            if len(rest) == 2 and any(t.as_coeff_Mul()[0] == -1 for t in rest):
-                a, b = sorted(rest, key=lambda t: t.as_coeff_Mul()[0] == -1)
+            terms = sp.Add.make_args(power)                              # not multiplied out: (1 - p) x is one product, rounded once
+            if len(terms) == 2 and any(t.as_coeff_Mul()[0] == -1 for t in terms):
+                a, b = sorted(terms, key=lambda t: t.as_coeff_Mul()[0] == -1)
                 return Op("exp_difference", (real(self(a, env)), real(self(-b, env))))
             return op("exp", self(power, env))
         below = [self.called("sum_exp", op("add", *self.relative(lse, env))) for lse in shares]
@@ -463,7 +493,12 @@ class Lowering:
         plus: list[Node] = []
         minus: list[Node] = []
         late: list[tuple[str, Node]] = []
+        numbers = [t for t in expr.args if t.is_number and t.is_finite]
+        if len(numbers) > 1:                                             # constants are added up exactly
+            (minus if sp.Add(*numbers).is_negative else plus).append(constant(sp.Abs(sp.Add(*numbers))))
         for term in expr.as_ordered_terms():
+            if len(numbers) > 1 and term in numbers:
+                continue
             sign, rest = term.as_coeff_Mul()
             side, name = (minus, "sub") if sign < 0 else (plus, "add")
             if isinstance(rest, nodes.Reduce) and rest.op == "logsumexp" and abs(sign) == 1:
@@ -505,6 +540,12 @@ class Lowering:
         contents = [self.content(f) for f in self.weighed(list(parts))]
         number = sp.Mul(*(c for c, _ in contents), *(f for _, f in contents if f.is_Rational))
         factors = [f for _, f in contents if not f.is_Rational]
+        constants = [f for f in factors if f.is_number and f.is_finite]
+        if len(constants) > 1 or any(f.is_Pow for f in constants):       # sqrt(2) / sqrt(pi) is rounded once
+            factors = [f for f in factors if f not in constants]
+            exact = sp.Mul(number, *constants)
+            number = sp.S.NegativeOne if exact.is_negative else sp.S.One
+            above.append(constant(sp.Abs(exact)))
         for f, x in [(f, x) for f in factors for x in factors if isinstance(f, atoms.inverse_root) and x is not f]:
             found = nodes.sum_of_squares(f.args[0])
             along = next((v for v in (x, -x) if found and f in factors and x in factors and nodes.place_of(v, *found[:2])), None)
@@ -526,6 +567,9 @@ class Lowering:
                 below += self.power_factors(f.base, -f.exp, env)
             elif f.is_Pow and f.exp.is_Integer:
                 above += self.power_factors(f.base, f.exp, env)
+            elif f.is_Pow and (whole := whole_part(f.exp)) != 0:         # x**(-p) is x**(1 - p) / x: either may be far less extreme
+                (above if whole > 0 else below).extend([real(self(f.base, env))] * abs(whole))
+                above.append(self.power(self(f.base, env), f.exp - whole, env))
             else:
                 over, under, turn = self.factors(self(f, env))
                 above, below, sign = above + over, below + under, sign ^ turn

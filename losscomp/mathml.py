@@ -360,6 +360,9 @@ class MathPrinter(Printer):
     def _print_hypotenuse(self, e: Any) -> str:
         return f"<msqrt>{self._print(e.args[1]**2 + e.args[0]**2)}</msqrt>"
 
+    def _print_hypotenuse_slope(self, e: Any) -> str:
+        return fraction(self._print(e.args[0]), self._print_hypotenuse(e))
+
     def _print_abs_power(self, e: Any) -> str:
         return f"<msup>{row(self.bars(e.args[0]))}{row(self._print(e.args[1]))}</msup>"
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import reduce as fold
+from math import erf
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ Places = Mapping[nodes.Index, int]
 
 FUNCTIONS: dict[type, Callable[..., Any]] = {
     sp.exp: np.exp, sp.log: np.log, sp.tanh: np.tanh, sp.sin: np.sin, sp.cos: np.cos, sp.sinh: np.sinh, sp.cosh: np.cosh,
-    sp.atan: np.arctan, sp.Mod: np.mod, sp.floor: np.floor,
+    sp.atan: np.arctan, sp.erf: lambda x: np.vectorize(erf, otypes=[x.dtype])(x), sp.Mod: np.mod, sp.floor: np.floor,
     sp.StrictLessThan: np.less, sp.LessThan: np.less_equal, sp.StrictGreaterThan: np.greater, sp.GreaterThan: np.greater_equal,
     sp.Equality: np.equal, sp.Unequality: np.not_equal, sp.Not: np.logical_not,
     atoms.Abs: np.abs, atoms.Sign: np.sign, atoms.root: np.sqrt,

@@ -66,9 +66,20 @@ def _exponential(found: Binding) -> bool:
     return all(found[h].is_positive for h in (a, b)) and any(part.has(sp.exp, sigmoid) for part in (found[a], found[b]))
 
 
+def _opposite(found: Binding) -> bool:
+    """Are these numbers of opposite signs, which nearly cancel?"""
+    return bool(found[a].is_number and found[b].is_number and found[a].is_positive is not found[b].is_positive and
+                abs(found[a] + found[b]) < abs(found[a]) / 2)
+
+
 def _unnamed(found: Binding) -> bool:
     """Can the first be given a name, and has neither one, so that a rule does not match in its own result?"""
     return not (found[a].is_Atom or any(isinstance(found[h], Named) for h in (a, b)))
+
+
+def _fraction(found: Binding) -> sp.Expr:
+    """x / (c + sqrt(c**2 + x**2)), at most 1: the name keeps x apart, so that no square of it overflows or vanishes."""
+    return Named("fraction", found[x] / (found[c] + hypotenuse(found[x], found[c])))
 
 
 # Softmaxes. A share near 1 is told from 1 by the sum of the others, where it is the largest; what is left of a value when its mean under
@@ -284,12 +295,66 @@ def single_factors(term: sp.Expr) -> list[sp.Expr]:
     return found
 
 
-def cancelling_terms(expr: sp.Expr) -> sp.Expr | None:
-    """Terms that cancel once products are multiplied out, as t s + (1 - t) s does."""
+def is_chosen_power(expr: sp.Expr) -> bool:
+    """Is this a power whose exponent depends on what the caller chooses?"""
+    return bool(expr.is_Pow and expr.exp.has(nodes.Param))
+
+
+def powers_of_one_base(expr: sp.Expr) -> sp.Expr | None:
+    """x**(2 - p) / x is x**(1 - p); and p x**(1 - p) - x**(1 - p) is (p - 1) x**(1 - p)."""
+    if isinstance(expr, sp.Mul):
+        for power in filter(is_chosen_power, expr.args):
+            same = [f for f in expr.args if f.as_base_exp()[0] == power.base]
+            if len(same) > 1:
+                return sp.Mul(sp.Pow(power.base, sp.Add(*(f.as_base_exp()[1] for f in same))), *(f for f in expr.args if f not in same))
+    if isinstance(expr, sp.Add):
+        groups: dict[sp.Expr, list[sp.Expr]] = {}
+        for term in expr.args:
+            rest, factor = term.as_independent(*term.atoms(Load, Reduce, Named, Where, nodes.StraightThrough), as_Add=False)
+            groups.setdefault(factor, []).append(rest)
+        if any(len(own) > 1 and any(map(is_chosen_power, sp.Mul.make_args(factor))) for factor, own in groups.items()):
+            return sp.Add(*(sp.Add(*own) * factor for factor, own in groups.items()))
+    return None
+
+
+def common_divisor(expr: sp.Expr) -> sp.Expr | None:
+    """k / x - k y / x**2 is k / x ((x - y) / x), for an input y or its distance from another; and so for other powers of x."""
     if not isinstance(expr, sp.Add):
         return None
-    terms = sp.Add.make_args(opened(expr))
-    return opened(expr) if len(terms) < len(expr.args) else None
+    for term, other in itertools.permutations(expr.args, 2):
+        ratio = dict((-other).as_powers_dict())
+        for base, power in term.as_powers_dict().items():
+            ratio[base] = sp.expand(ratio.get(base, sp.S.Zero) - power)
+        ratio = {base: power for base, power in ratio.items() if power != 0 and base != 1}
+        above, below = ([base for base, power in ratio.items() if power == sign] for sign in (1, -1))
+        if len(ratio) != 2 or len(above) != 1 or len(below) != 1 or not isinstance(above[0], Load | Abs) or below[0].is_number:
+            continue
+        if term.as_powers_dict().get(below[0], sp.S.Zero) not in (0, 1):
+            share = Named("relative", (below[0] - above[0]) / below[0])
+            return sp.Add(share * term, *(rest for rest in expr.args if rest not in (term, other)))
+    return None
+
+
+def cancelling_terms(expr: sp.Expr) -> sp.Expr | None:
+    """Terms that cancel once products are multiplied out, as t s + (1 - t) s does, or 4 (x - y)**2 - (2 y - 2 x)**2."""
+    if not isinstance(expr, sp.Add):
+        return None
+    alike = sp.Add(*map(primitive_factors, expr.args))
+    candidates = (opened(expr), alike)
+    return next((new for new in candidates if len(sp.Add.make_args(new)) < len(expr.args)), None)
+
+
+def primitive_factors(term: sp.Expr) -> sp.Expr:
+    """A product whose sums have no common number, and one sign, so that equal ones are seen to be equal."""
+    number, factors = sp.S.One, []
+    for f in sp.Mul.make_args(term):
+        base, power = f.as_base_exp()
+        if isinstance(base, sp.Add) and power.is_Integer:
+            content, base = base.primitive()
+            turned = -1 if base.could_extract_minus_sign() else 1
+            number, f = number * (turned * content)**power, (turned * base)**power
+        factors.append(f)
+    return sp.Mul(number, *factors)
 
 
 def quotients_of_complements(expr: sp.Expr) -> sp.Expr | None:
@@ -464,6 +529,8 @@ SMOOTHING: tuple[Rule | Procedure, ...] = (
     Rule("log sum exp", sp.log(_sum_exp), _log_sum_exp, "overflow, cancellation"),
     Rule("power of sum exp", _sum_exp**k, lambda found: sp.exp(found[k] * _log_sum_exp(found)), "overflow in a softmax"),
     Rule("softplus", sp.log(1 + sp.exp(x)), softplus(x), "overflow, cancellation"),
+    Rule("softplus with a factor", sp.log(1 + a * sp.exp(x)), softplus(x + sp.log(a)), "overflow, cancellation", domain=(a,),
+         condition=lambda found: not found[a].has(Load, Reduce), ranges=(("x", -700.0, 700.0),)),
     Rule("sigmoid", 1 / (1 + sp.exp(x)), sigmoid(-x), "overflow"),
     Rule("power of sigmoid", (1 + sp.exp(x))**k, sigmoid(-x)**-k, "overflow", condition=lambda found: found[k].could_extract_minus_sign(),
          ranges=(("k", -30.0, 30.0),)),
@@ -491,6 +558,7 @@ SMOOTHING: tuple[Rule | Procedure, ...] = (
     Rule("one minus tanh", 1 - sp.tanh(x), 2 * sigmoid(-2 * x), "cancellation in a tail"),
     Rule("one plus tanh", 1 + sp.tanh(x), 2 * sigmoid(2 * x), "cancellation in a tail"),
     Procedure("root of squares", root_of_squares, "overflow of a square", "smooth"),
+    Rule("root of squares in units", hypotenuse(x / c, sp.S.One), hypotenuse(x, c) / c, "overflow of a quotient", domain=(c,)),
     Rule("softplus less its line", softplus(x) - x * y, (1 - y) * softplus(x) + y * softplus(-x), "cancellation where y is 1"),
 )
 
@@ -512,6 +580,8 @@ STABILISING: tuple[Rule | Procedure, ...] = (
     Procedure("softmax times complement", softmax_times_complement, "cancellation where a share is near 1", needs=SOFTMAX),
     Procedure("centred softmax", centred_softmax, "cancellation where a share is near 1", needs=SOFTMAX),
     Procedure("share of a sum", share_of_a_sum, "cancellation where one term is nearly the whole sum", needs=SOFTMAX),
+    Procedure("powers of one base", powers_of_one_base, "cancellation of terms that differ by a number that the caller chooses"),
+    Procedure("common divisor", common_divisor, "cancellation of quotients that are rounded apart"),
     Procedure("cancelling terms", cancelling_terms, "terms that cancel exactly"),
     Procedure("inside a clip", inside_a_clip, "digits that a quotient and its clip lose apart", needs=frozenset({smaller, larger, step})),
     Procedure("invariant of a sum", invariant_of_a_sum, "digits that a sum and a quotient by it lose apart", needs=frozenset({"sum"})),
@@ -530,11 +600,17 @@ STABILISING: tuple[Rule | Procedure, ...] = (
     Rule("sigmoid minus label", sigmoid(x) - y, (1 - y) * sigmoid(x) - y * sigmoid(-x), "cancellation where y is 1", "stabilise",
          condition=lambda found: not found[y].is_number),
     Rule("expm1", sp.exp(x) - 1, expm1(x), "cancellation near 0", "stabilise"),
+    Rule("expm1 and a constant", a * sp.exp(x) + b, a * expm1(x) + (a + b), "cancellation near 0", "stabilise", condition=_opposite),
+    Rule("line and an exponential", x + y * sp.exp(-x), lambda found: Where(
+            Abs(found[x]) < 1, Named("both", found[x] + found[y]) + found[y] * expm1(-found[x]),
+            found[x] + Named("decayed", found[y] * sp.exp(-found[x]))),
+         "cancellation near 0", "stabilise", ranges=(("x", -700.0, 700.0),)),
     Rule("log ratio", xlogy(y, y) - y * x, lambda found: Where(sp.Eq(found[y], 0), -found[y] * found[x],
                                                                   found[y] * (sp.log(found[y]) - found[x])),
          "cancellation where log y is near x", "stabilise", ranges=(("y", 0.0, 1e6),)),
     Rule("root less one", hypotenuse(x, sp.S.One) - 1, x**2 / (1 + hypotenuse(x, sp.S.One)), "cancellation near 0", "stabilise"),
-    Rule("root less its least", hypotenuse(x, c) - c, x**2 / (c + hypotenuse(x, c)), "cancellation near 0", "stabilise", domain=(c,)),
+    Rule("root less its least", hypotenuse(x, c) - c, lambda found: found[x] * _fraction(found), "cancellation near 0", "stabilise",
+         domain=(c,)),
     Rule("one minus cos", 1 - sp.cos(x), 2 * sp.sin(x / 2)**2, "cancellation near 0", "stabilise"),
     Rule("slope of tanh", 1 - sp.tanh(x)**2, 4 * sigmoid(2 * x) * sigmoid(-2 * x), "cancellation in the tails", "stabilise"),
     Rule("exponential over expm1", sp.exp(x) / expm1(x)**2, -1 / (expm1(x) * expm1(-x)), "infinity over infinity", "stabilise"),

@@ -22,7 +22,8 @@ def sigmoid(x: float) -> float:
 
 
 FUNCTIONS: dict[str, Any] = {
-    "log": math.log, "exp": math.exp, "sigmoid": sigmoid, "max": max, "min": min, "tanh": math.tanh, "erf": math.erf, "log1p": math.log1p,
+    "log": math.log, "exp": math.exp, "sigmoid": sigmoid, "max": max, "min": min, "tanh": math.tanh, "cosh": math.cosh, "erf": math.erf,
+    "log1p": math.log1p,
     "expm1": math.expm1, "sqrt": math.sqrt, "abs": abs, "float": float, "floor": math.floor, "inf": math.inf, "pi": math.pi, "e": math.e,
     "sgn": lambda x: math.copysign(float(x != 0), x), "softplus": lambda x: math.log1p(math.exp(x)),
     "logcosh": lambda x: math.log(math.cosh(x)), "log1mexp": lambda x: math.log(-math.expm1(-x)), "step": lambda x: float(x > 0),

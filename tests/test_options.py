@@ -38,8 +38,9 @@ def choices(form: Checked) -> dict[str, list[Any]]:
     for p in form.params:
         record = p.record
         special = [plain(v) for v in record.special]
-        high = min(1.0, record.domain.interval[1])
-        found[p.name] = special + ([] if record.only_special else [0.3 * high]) if special else [record.default]
+        low, high = max(0.0, record.domain.interval[0]), min(2.0, record.domain.interval[1])
+        other = 0.3 if high > 1 > low else low + 0.3 * (high - low)
+        found[p.name] = special + ([] if record.only_special else [other]) if special else [record.default]
     return found
 
 

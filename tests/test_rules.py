@@ -19,7 +19,7 @@ from losscomp import nodes
 from losscomp.atoms import ATOMS, FUNCTIONS, expand_atoms, step
 from losscomp.check import Checked, check, modern
 from losscomp.errors import LosscompError
-from losscomp.language import Hinge, Loss, Min, Norm, Sum, axis, clip, exp, index, log, named, oo, param, table, tanh, tensor
+from losscomp.language import Abs, Hinge, Loss, Min, Norm, Sum, axis, clip, exp, index, log, named, oo, param, table, tanh, tensor
 from losscomp.nodes import Eliminated, Load, Reduce, Rejection, Where
 from losscomp.oracle import OracleError, exact, ulp_error
 from losscomp.pipeline import Compiled, compile_loss, plain
@@ -363,6 +363,7 @@ U, V = (named(name, v[c] / Norm(v[c], c, plus=sp.Rational(1, 64))) for name, v i
 CHANCE = named("chance", p / (2 + p))
 LOG_P = table("log_p", c, log(exp(x[c]) / Sum(exp(x[c]), c)))
 WIDTH = param("width", default=1.5, positive=True)
+POWER = param("power", default=1.5, between=(1, 2))
 EXAMPLES: dict[str, Loss] = {name: loss.called(name) for name, loss in {
     "label": Loss(-LOG_P(y)),
     "soft_labels": Loss(-Sum(z[c] * LOG_P(c), c)),
@@ -383,6 +384,12 @@ EXAMPLES: dict[str, Loss] = {name: loss.called(name) for name, loss in {
     "pseudo_huber": Loss(4 * (sp.sqrt(1 + (s / 2)**2) - 1)),
     "arcs": Loss(sp.sqrt(s**2 + 9) + tanh(s) * t),
     "arcs_of_a_parameter": Loss(sp.sqrt(s**2 + WIDTH**2) - WIDTH),
+    "arcs_in_units": Loss(WIDTH**2 * (sp.sqrt(1 + (s / WIDTH)**2) - 1)),
+    "softplus_of_a_parameter": Loss(log(1 + WIDTH * exp(s))),
+    "bell": Loss(t * (sp.sqrt(2) * exp(-s**2) - 1)),
+    "decay": Loss(s + t * exp(-s)),
+    "power": Loss(p**(2 - POWER) / (2 - POWER) - p**(1 - POWER) / (1 - POWER)),
+    "waiting": Loss(log(p) + Abs(s) / p),
     "halves": Loss(exp(s / 2) / (exp(s / 2) + exp(-s / 2)) * t),
     "line_of_a_product": Loss(-log(exp(-s) / (1 + exp(-s)))),
     "turn": Loss(1 - sp.cos(s)),

@@ -42,11 +42,15 @@ if TYPE_CHECKING:
     from ..compositions.adaptive_log_softmax_with_loss import AdaptiveLogSoftmaxWithLossFunction
     from ..losses.binary_cross_entropy import BCELossFunction
     from ..losses.binary_cross_entropy_with_logits import BCEWithLogitsLossFunction
+    from ..losses.charbonnier_loss import CharbonnierLossFunction
     from ..losses.cosine_embedding_loss import CosineEmbeddingLossFunction
     from ..losses.crf_nll import CrfNllFunction
     from ..losses.cross_entropy import CrossEntropyLossFunction
     from ..losses.ctc_loss import CTCLossFunction
+    from ..losses.expectile_loss import ExpectileLossFunction
     from ..losses.focal_loss import FocalLossFunction
+    from ..losses.gamma_nll_loss import GammaNLLLossFunction
+    from ..losses.gaussian_crps_loss import GaussianCRPSLossFunction
     from ..losses.gaussian_nll_loss import GaussianNLLLossFunction
     from ..losses.hinge_embedding_loss import HingeEmbeddingLossFunction
     from ..losses.huber_loss import HuberLossFunction
@@ -63,13 +67,18 @@ if TYPE_CHECKING:
     from ..losses.keras_squared_hinge import KerasSquaredHingeFunction
     from ..losses.kl_div import KLDivLossFunction
     from ..losses.l1_loss import L1LossFunction
+    from ..losses.laplace_nll_loss import LaplaceNLLLossFunction
+    from ..losses.log_cosh_loss import LogCoshLossFunction
     from ..losses.margin_ranking_loss import MarginRankingLossFunction
     from ..losses.mse_loss import MSELossFunction
     from ..losses.multi_margin_loss import MultiMarginLossFunction
     from ..losses.multilabel_margin_loss import MultiLabelMarginLossFunction
     from ..losses.multilabel_soft_margin_loss import MultiLabelSoftMarginLossFunction
+    from ..losses.negative_binomial_nll_loss import NegativeBinomialNLLLossFunction
     from ..losses.nll_loss import NLLLossFunction
     from ..losses.poisson_nll_loss import PoissonNLLLossFunction
+    from ..losses.pseudo_huber_loss import PseudoHuberLossFunction
+    from ..losses.quantile_loss import QuantileLossFunction
     from ..losses.rnnt_loss import RnntLossFunction
     from ..losses.sigmoid_focal_loss import SigmoidFocalLossFunction
     from ..losses.smooth_l1_loss import SmoothL1LossFunction
@@ -88,15 +97,20 @@ if TYPE_CHECKING:
     from ..losses.triplet_distance_loss import TripletDistanceLossFunction
     from ..losses.triplet_margin_loss import TripletMarginLossFunction
     from ..losses.triplet_margin_with_distance_loss import TripletMarginWithDistanceLossFunction
+    from ..losses.tweedie_loss import TweedieLossFunction
 
     adaptive_log_softmax_with_loss: AdaptiveLogSoftmaxWithLossFunction
     binary_cross_entropy: BCELossFunction
     binary_cross_entropy_with_logits: BCEWithLogitsLossFunction
+    charbonnier_loss: CharbonnierLossFunction
     cosine_embedding_loss: CosineEmbeddingLossFunction
     crf_nll: CrfNllFunction
     cross_entropy: CrossEntropyLossFunction
     ctc_loss: CTCLossFunction
+    expectile_loss: ExpectileLossFunction
     focal_loss: FocalLossFunction
+    gamma_nll_loss: GammaNLLLossFunction
+    gaussian_crps_loss: GaussianCRPSLossFunction
     gaussian_nll_loss: GaussianNLLLossFunction
     hinge_embedding_loss: HingeEmbeddingLossFunction
     huber_loss: HuberLossFunction
@@ -113,13 +127,18 @@ if TYPE_CHECKING:
     keras_squared_hinge: KerasSquaredHingeFunction
     kl_div: KLDivLossFunction
     l1_loss: L1LossFunction
+    laplace_nll_loss: LaplaceNLLLossFunction
+    log_cosh_loss: LogCoshLossFunction
     margin_ranking_loss: MarginRankingLossFunction
     mse_loss: MSELossFunction
     multi_margin_loss: MultiMarginLossFunction
     multilabel_margin_loss: MultiLabelMarginLossFunction
     multilabel_soft_margin_loss: MultiLabelSoftMarginLossFunction
+    negative_binomial_nll_loss: NegativeBinomialNLLLossFunction
     nll_loss: NLLLossFunction
     poisson_nll_loss: PoissonNLLLossFunction
+    pseudo_huber_loss: PseudoHuberLossFunction
+    quantile_loss: QuantileLossFunction
     rnnt_loss: RnntLossFunction
     sigmoid_focal_loss: SigmoidFocalLossFunction
     smooth_l1_loss: SmoothL1LossFunction
@@ -138,15 +157,20 @@ if TYPE_CHECKING:
     triplet_distance_loss: TripletDistanceLossFunction
     triplet_margin_loss: TripletMarginLossFunction
     triplet_margin_with_distance_loss: TripletMarginWithDistanceLossFunction
+    tweedie_loss: TweedieLossFunction
 
 _CLASSES = {
     "binary_cross_entropy": "BCELossFunction",
     "binary_cross_entropy_with_logits": "BCEWithLogitsLossFunction",
+    "charbonnier_loss": "CharbonnierLossFunction",
     "cosine_embedding_loss": "CosineEmbeddingLossFunction",
     "crf_nll": "CrfNllFunction",
     "cross_entropy": "CrossEntropyLossFunction",
     "ctc_loss": "CTCLossFunction",
+    "expectile_loss": "ExpectileLossFunction",
     "focal_loss": "FocalLossFunction",
+    "gamma_nll_loss": "GammaNLLLossFunction",
+    "gaussian_crps_loss": "GaussianCRPSLossFunction",
     "gaussian_nll_loss": "GaussianNLLLossFunction",
     "hinge_embedding_loss": "HingeEmbeddingLossFunction",
     "huber_loss": "HuberLossFunction",
@@ -163,13 +187,18 @@ _CLASSES = {
     "keras_squared_hinge": "KerasSquaredHingeFunction",
     "kl_div": "KLDivLossFunction",
     "l1_loss": "L1LossFunction",
+    "laplace_nll_loss": "LaplaceNLLLossFunction",
+    "log_cosh_loss": "LogCoshLossFunction",
     "margin_ranking_loss": "MarginRankingLossFunction",
     "mse_loss": "MSELossFunction",
     "multi_margin_loss": "MultiMarginLossFunction",
     "multilabel_margin_loss": "MultiLabelMarginLossFunction",
     "multilabel_soft_margin_loss": "MultiLabelSoftMarginLossFunction",
+    "negative_binomial_nll_loss": "NegativeBinomialNLLLossFunction",
     "nll_loss": "NLLLossFunction",
     "poisson_nll_loss": "PoissonNLLLossFunction",
+    "pseudo_huber_loss": "PseudoHuberLossFunction",
+    "quantile_loss": "QuantileLossFunction",
     "rnnt_loss": "RnntLossFunction",
     "sigmoid_focal_loss": "SigmoidFocalLossFunction",
     "smooth_l1_loss": "SmoothL1LossFunction",
@@ -188,11 +217,12 @@ _CLASSES = {
     "triplet_distance_loss": "TripletDistanceLossFunction",
     "triplet_margin_loss": "TripletMarginLossFunction",
     "triplet_margin_with_distance_loss": "TripletMarginWithDistanceLossFunction",
+    "tweedie_loss": "TweedieLossFunction",
 }
 _COMPOSED = {
     "adaptive_log_softmax_with_loss": "AdaptiveLogSoftmaxWithLossFunction",
 }
-__all__ = ["adaptive_log_softmax_with_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits", "cosine_embedding_loss", "crf_nll", "cross_entropy", "ctc_loss", "focal_loss", "gaussian_nll_loss", "hinge_embedding_loss", "huber_loss", "keras_binary_crossentropy", "keras_categorical_crossentropy", "keras_hinge", "keras_huber", "keras_kl_divergence", "keras_mean_absolute_error", "keras_mean_squared_error", "keras_mean_squared_logarithmic_error", "keras_poisson", "keras_sparse_categorical_crossentropy", "keras_squared_hinge", "kl_div", "l1_loss", "margin_ranking_loss", "mse_loss", "multi_margin_loss", "multilabel_margin_loss", "multilabel_soft_margin_loss", "nll_loss", "poisson_nll_loss", "rnnt_loss", "sigmoid_focal_loss", "smooth_l1_loss", "soft_dtw", "soft_margin_loss", "tf1_absolute_difference", "tf1_hinge_loss", "tf1_huber_loss", "tf1_mean_squared_error", "tf1_sigmoid_cross_entropy", "tf1_softmax_cross_entropy", "tf_sigmoid_cross_entropy_with_logits", "tf_softmax_cross_entropy_with_logits", "tf_sparse_softmax_cross_entropy_with_logits", "tf_weighted_cross_entropy_with_logits", "triplet_distance_loss", "triplet_margin_loss", "triplet_margin_with_distance_loss", "set_num_threads", "get_num_threads", "LossError"]
+__all__ = ["adaptive_log_softmax_with_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits", "charbonnier_loss", "cosine_embedding_loss", "crf_nll", "cross_entropy", "ctc_loss", "expectile_loss", "focal_loss", "gamma_nll_loss", "gaussian_crps_loss", "gaussian_nll_loss", "hinge_embedding_loss", "huber_loss", "keras_binary_crossentropy", "keras_categorical_crossentropy", "keras_hinge", "keras_huber", "keras_kl_divergence", "keras_mean_absolute_error", "keras_mean_squared_error", "keras_mean_squared_logarithmic_error", "keras_poisson", "keras_sparse_categorical_crossentropy", "keras_squared_hinge", "kl_div", "l1_loss", "laplace_nll_loss", "log_cosh_loss", "margin_ranking_loss", "mse_loss", "multi_margin_loss", "multilabel_margin_loss", "multilabel_soft_margin_loss", "negative_binomial_nll_loss", "nll_loss", "poisson_nll_loss", "pseudo_huber_loss", "quantile_loss", "rnnt_loss", "sigmoid_focal_loss", "smooth_l1_loss", "soft_dtw", "soft_margin_loss", "tf1_absolute_difference", "tf1_hinge_loss", "tf1_huber_loss", "tf1_mean_squared_error", "tf1_sigmoid_cross_entropy", "tf1_softmax_cross_entropy", "tf_sigmoid_cross_entropy_with_logits", "tf_softmax_cross_entropy_with_logits", "tf_sparse_softmax_cross_entropy_with_logits", "tf_weighted_cross_entropy_with_logits", "triplet_distance_loss", "triplet_margin_loss", "triplet_margin_with_distance_loss", "tweedie_loss", "set_num_threads", "get_num_threads", "LossError"]
 
 
 def __getattr__(name: str) -> Any:

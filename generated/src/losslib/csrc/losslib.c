@@ -16,11 +16,15 @@ enum { CHUNKS = 256, GRAIN = 8192, SERIAL = 65536, TOTALS = 4 };
 
 extern const losslib_kernel losslib_binary_cross_entropy__kernels_f32[], losslib_binary_cross_entropy__kernels_f64[];
 extern const losslib_kernel losslib_binary_cross_entropy_with_logits__kernels_f32[], losslib_binary_cross_entropy_with_logits__kernels_f64[];
+extern const losslib_kernel losslib_charbonnier_loss__kernels_f32[], losslib_charbonnier_loss__kernels_f64[];
 extern const losslib_kernel losslib_cosine_embedding_loss__kernels_f32[], losslib_cosine_embedding_loss__kernels_f64[];
 extern const losslib_kernel losslib_crf_nll__kernels_f32[], losslib_crf_nll__kernels_f64[];
 extern const losslib_kernel losslib_cross_entropy__kernels_f32[], losslib_cross_entropy__kernels_f64[];
 extern const losslib_kernel losslib_ctc_loss__kernels_f32[], losslib_ctc_loss__kernels_f64[];
+extern const losslib_kernel losslib_expectile_loss__kernels_f32[], losslib_expectile_loss__kernels_f64[];
 extern const losslib_kernel losslib_focal_loss__kernels_f32[], losslib_focal_loss__kernels_f64[];
+extern const losslib_kernel losslib_gamma_nll_loss__kernels_f32[], losslib_gamma_nll_loss__kernels_f64[];
+extern const losslib_kernel losslib_gaussian_crps_loss__kernels_f32[], losslib_gaussian_crps_loss__kernels_f64[];
 extern const losslib_kernel losslib_gaussian_nll_loss__kernels_f32[], losslib_gaussian_nll_loss__kernels_f64[];
 extern const losslib_kernel losslib_hinge_embedding_loss__kernels_f32[], losslib_hinge_embedding_loss__kernels_f64[];
 extern const losslib_kernel losslib_huber_loss__kernels_f32[], losslib_huber_loss__kernels_f64[];
@@ -37,13 +41,18 @@ extern const losslib_kernel losslib_keras_sparse_categorical_crossentropy__kerne
 extern const losslib_kernel losslib_keras_squared_hinge__kernels_f32[], losslib_keras_squared_hinge__kernels_f64[];
 extern const losslib_kernel losslib_kl_div__kernels_f32[], losslib_kl_div__kernels_f64[];
 extern const losslib_kernel losslib_l1_loss__kernels_f32[], losslib_l1_loss__kernels_f64[];
+extern const losslib_kernel losslib_laplace_nll_loss__kernels_f32[], losslib_laplace_nll_loss__kernels_f64[];
+extern const losslib_kernel losslib_log_cosh_loss__kernels_f32[], losslib_log_cosh_loss__kernels_f64[];
 extern const losslib_kernel losslib_margin_ranking_loss__kernels_f32[], losslib_margin_ranking_loss__kernels_f64[];
 extern const losslib_kernel losslib_mse_loss__kernels_f32[], losslib_mse_loss__kernels_f64[];
 extern const losslib_kernel losslib_multi_margin_loss__kernels_f32[], losslib_multi_margin_loss__kernels_f64[];
 extern const losslib_kernel losslib_multilabel_margin_loss__kernels_f32[], losslib_multilabel_margin_loss__kernels_f64[];
 extern const losslib_kernel losslib_multilabel_soft_margin_loss__kernels_f32[], losslib_multilabel_soft_margin_loss__kernels_f64[];
+extern const losslib_kernel losslib_negative_binomial_nll_loss__kernels_f32[], losslib_negative_binomial_nll_loss__kernels_f64[];
 extern const losslib_kernel losslib_nll_loss__kernels_f32[], losslib_nll_loss__kernels_f64[];
 extern const losslib_kernel losslib_poisson_nll_loss__kernels_f32[], losslib_poisson_nll_loss__kernels_f64[];
+extern const losslib_kernel losslib_pseudo_huber_loss__kernels_f32[], losslib_pseudo_huber_loss__kernels_f64[];
+extern const losslib_kernel losslib_quantile_loss__kernels_f32[], losslib_quantile_loss__kernels_f64[];
 extern const losslib_kernel losslib_rnnt_loss__kernels_f32[], losslib_rnnt_loss__kernels_f64[];
 extern const losslib_kernel losslib_sigmoid_focal_loss__kernels_f32[], losslib_sigmoid_focal_loss__kernels_f64[];
 extern const losslib_kernel losslib_smooth_l1_loss__kernels_f32[], losslib_smooth_l1_loss__kernels_f64[];
@@ -62,6 +71,7 @@ extern const losslib_kernel losslib_tf_weighted_cross_entropy_with_logits__kerne
 extern const losslib_kernel losslib_triplet_distance_loss__kernels_f32[], losslib_triplet_distance_loss__kernels_f64[];
 extern const losslib_kernel losslib_triplet_margin_loss__kernels_f32[], losslib_triplet_margin_loss__kernels_f64[];
 extern const losslib_kernel losslib_triplet_margin_with_distance_loss__kernels_f32[], losslib_triplet_margin_with_distance_loss__kernels_f64[];
+extern const losslib_kernel losslib_tweedie_loss__kernels_f32[], losslib_tweedie_loss__kernels_f64[];
 
 static const struct {
     const char *name;
@@ -69,11 +79,15 @@ static const struct {
 } losses[] = {
     {"binary_cross_entropy", losslib_binary_cross_entropy__kernels_f32, losslib_binary_cross_entropy__kernels_f64},
     {"binary_cross_entropy_with_logits", losslib_binary_cross_entropy_with_logits__kernels_f32, losslib_binary_cross_entropy_with_logits__kernels_f64},
+    {"charbonnier_loss", losslib_charbonnier_loss__kernels_f32, losslib_charbonnier_loss__kernels_f64},
     {"cosine_embedding_loss", losslib_cosine_embedding_loss__kernels_f32, losslib_cosine_embedding_loss__kernels_f64},
     {"crf_nll", losslib_crf_nll__kernels_f32, losslib_crf_nll__kernels_f64},
     {"cross_entropy", losslib_cross_entropy__kernels_f32, losslib_cross_entropy__kernels_f64},
     {"ctc_loss", losslib_ctc_loss__kernels_f32, losslib_ctc_loss__kernels_f64},
+    {"expectile_loss", losslib_expectile_loss__kernels_f32, losslib_expectile_loss__kernels_f64},
     {"focal_loss", losslib_focal_loss__kernels_f32, losslib_focal_loss__kernels_f64},
+    {"gamma_nll_loss", losslib_gamma_nll_loss__kernels_f32, losslib_gamma_nll_loss__kernels_f64},
+    {"gaussian_crps_loss", losslib_gaussian_crps_loss__kernels_f32, losslib_gaussian_crps_loss__kernels_f64},
     {"gaussian_nll_loss", losslib_gaussian_nll_loss__kernels_f32, losslib_gaussian_nll_loss__kernels_f64},
     {"hinge_embedding_loss", losslib_hinge_embedding_loss__kernels_f32, losslib_hinge_embedding_loss__kernels_f64},
     {"huber_loss", losslib_huber_loss__kernels_f32, losslib_huber_loss__kernels_f64},
@@ -90,13 +104,18 @@ static const struct {
     {"keras_squared_hinge", losslib_keras_squared_hinge__kernels_f32, losslib_keras_squared_hinge__kernels_f64},
     {"kl_div", losslib_kl_div__kernels_f32, losslib_kl_div__kernels_f64},
     {"l1_loss", losslib_l1_loss__kernels_f32, losslib_l1_loss__kernels_f64},
+    {"laplace_nll_loss", losslib_laplace_nll_loss__kernels_f32, losslib_laplace_nll_loss__kernels_f64},
+    {"log_cosh_loss", losslib_log_cosh_loss__kernels_f32, losslib_log_cosh_loss__kernels_f64},
     {"margin_ranking_loss", losslib_margin_ranking_loss__kernels_f32, losslib_margin_ranking_loss__kernels_f64},
     {"mse_loss", losslib_mse_loss__kernels_f32, losslib_mse_loss__kernels_f64},
     {"multi_margin_loss", losslib_multi_margin_loss__kernels_f32, losslib_multi_margin_loss__kernels_f64},
     {"multilabel_margin_loss", losslib_multilabel_margin_loss__kernels_f32, losslib_multilabel_margin_loss__kernels_f64},
     {"multilabel_soft_margin_loss", losslib_multilabel_soft_margin_loss__kernels_f32, losslib_multilabel_soft_margin_loss__kernels_f64},
+    {"negative_binomial_nll_loss", losslib_negative_binomial_nll_loss__kernels_f32, losslib_negative_binomial_nll_loss__kernels_f64},
     {"nll_loss", losslib_nll_loss__kernels_f32, losslib_nll_loss__kernels_f64},
     {"poisson_nll_loss", losslib_poisson_nll_loss__kernels_f32, losslib_poisson_nll_loss__kernels_f64},
+    {"pseudo_huber_loss", losslib_pseudo_huber_loss__kernels_f32, losslib_pseudo_huber_loss__kernels_f64},
+    {"quantile_loss", losslib_quantile_loss__kernels_f32, losslib_quantile_loss__kernels_f64},
     {"rnnt_loss", losslib_rnnt_loss__kernels_f32, losslib_rnnt_loss__kernels_f64},
     {"sigmoid_focal_loss", losslib_sigmoid_focal_loss__kernels_f32, losslib_sigmoid_focal_loss__kernels_f64},
     {"smooth_l1_loss", losslib_smooth_l1_loss__kernels_f32, losslib_smooth_l1_loss__kernels_f64},
@@ -115,6 +134,7 @@ static const struct {
     {"triplet_distance_loss", losslib_triplet_distance_loss__kernels_f32, losslib_triplet_distance_loss__kernels_f64},
     {"triplet_margin_loss", losslib_triplet_margin_loss__kernels_f32, losslib_triplet_margin_loss__kernels_f64},
     {"triplet_margin_with_distance_loss", losslib_triplet_margin_with_distance_loss__kernels_f32, losslib_triplet_margin_with_distance_loss__kernels_f64},
+    {"tweedie_loss", losslib_tweedie_loss__kernels_f32, losslib_tweedie_loss__kernels_f64},
 };
 
 const losslib_kernel *losslib_find(const char *name, const int bytes)

@@ -159,6 +159,19 @@ int NAME(losslib_binary_cross_entropy_with_logits)(
     return dense_compute(&(const dense_call){"binary_cross_entropy_with_logits", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
 }
 
+int NAME(losslib_charbonnier_loss)(
+    int64_t batch,
+    const REAL *input, const REAL *target, const REAL *weight,
+    double eps, losslib_reduction reduction,
+    REAL *loss, REAL *grad_input)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"input", input, NAN}, {"target", target, NAN}, {"weight", weight, 1.0}, {"eps", NULL, (double)eps},
+                                {"grad_input", grad_input, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"charbonnier_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
 int NAME(losslib_cosine_embedding_loss)(
     int64_t batch, int64_t features,
     const REAL *input1, const REAL *input2, const REAL *target,
@@ -232,6 +245,19 @@ int NAME(losslib_ctc_loss)(
     return dense_compute(&(const dense_call){"ctc_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
 }
 
+int NAME(losslib_expectile_loss)(
+    int64_t batch,
+    const REAL *input, const REAL *target, const REAL *weight,
+    double expectile, losslib_reduction reduction,
+    REAL *loss, REAL *grad_input)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"input", input, NAN}, {"target", target, NAN}, {"weight", weight, 1.0},
+                                {"expectile", NULL, (double)expectile}, {"grad_input", grad_input, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"expectile_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
 int NAME(losslib_focal_loss)(
     int64_t batch, int64_t classes,
     const REAL *input, const int64_t *target, const REAL *weight,
@@ -244,6 +270,32 @@ int NAME(losslib_focal_loss)(
                                 {"weight", weight, 1.0}, {"gamma", NULL, (double)gamma}, {"ignore_index", NULL, (double)ignore_index},
                                 {"grad_input", grad_input, 0}, {NULL, NULL, 0}};
     return dense_compute(&(const dense_call){"focal_loss", variant, sizeof(REAL), batch, items, reduction, 0}, loss);
+}
+
+int NAME(losslib_gamma_nll_loss)(
+    int64_t batch,
+    const REAL *input, const REAL *target,
+    int log_input, double eps, losslib_reduction reduction,
+    REAL *loss, REAL *grad_input)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", log_input ? "__log_input_yes" : "__log_input_no", NULL};
+    const dense_item items[] = {{"input", input, NAN}, {"target", target, NAN}, {"log_input", NULL, (double)log_input},
+                                {"eps", NULL, (double)eps}, {"grad_input", grad_input, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"gamma_nll_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
+int NAME(losslib_gaussian_crps_loss)(
+    int64_t batch,
+    const REAL *input, const REAL *target, const REAL *std,
+    losslib_reduction reduction,
+    REAL *loss, REAL *grad_input, REAL *grad_std)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"input", input, NAN}, {"target", target, NAN}, {"std", std, NAN}, {"grad_input", grad_input, 0},
+                                {"grad_std", grad_std, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"gaussian_crps_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
 }
 
 int NAME(losslib_gaussian_nll_loss)(
@@ -461,6 +513,32 @@ int NAME(losslib_l1_loss)(
     return dense_compute(&(const dense_call){"l1_loss", variant, sizeof(REAL), batch, items, reduction, 0}, loss);
 }
 
+int NAME(losslib_laplace_nll_loss)(
+    int64_t batch,
+    const REAL *input, const REAL *target, const REAL *b,
+    int full, double eps, losslib_reduction reduction,
+    REAL *loss, REAL *grad_input, REAL *grad_b)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", full ? "__full_yes" : "__full_no", NULL};
+    const dense_item items[] = {{"input", input, NAN}, {"target", target, NAN}, {"b", b, NAN}, {"full", NULL, (double)full},
+                                {"eps", NULL, (double)eps}, {"grad_input", grad_input, 0}, {"grad_b", grad_b, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"laplace_nll_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
+int NAME(losslib_log_cosh_loss)(
+    int64_t batch,
+    const REAL *input, const REAL *target, const REAL *weight,
+    losslib_reduction reduction,
+    REAL *loss, REAL *grad_input)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"input", input, NAN}, {"target", target, NAN}, {"weight", weight, 1.0}, {"grad_input", grad_input, 0},
+                                {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"log_cosh_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
 int NAME(losslib_margin_ranking_loss)(
     int64_t batch,
     const REAL *input1, const REAL *input2, const REAL *target,
@@ -528,6 +606,19 @@ int NAME(losslib_multilabel_soft_margin_loss)(
     return dense_compute(&(const dense_call){"multilabel_soft_margin_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
 }
 
+int NAME(losslib_negative_binomial_nll_loss)(
+    int64_t batch,
+    const REAL *input, const REAL *target,
+    double alpha, losslib_reduction reduction,
+    REAL *loss, REAL *grad_input)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"input", input, NAN}, {"target", target, NAN}, {"alpha", NULL, (double)alpha},
+                                {"grad_input", grad_input, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"negative_binomial_nll_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
 int NAME(losslib_nll_loss)(
     int64_t batch, int64_t classes,
     const REAL *input, const int64_t *target, const REAL *weight,
@@ -553,6 +644,32 @@ int NAME(losslib_poisson_nll_loss)(
     const dense_item items[] = {{"input", input, NAN}, {"target", target, NAN}, {"log_input", NULL, (double)log_input},
                                 {"full", NULL, (double)full}, {"eps", NULL, (double)eps}, {"grad_input", grad_input, 0}, {NULL, NULL, 0}};
     return dense_compute(&(const dense_call){"poisson_nll_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
+int NAME(losslib_pseudo_huber_loss)(
+    int64_t batch,
+    const REAL *input, const REAL *target, const REAL *weight,
+    double delta, losslib_reduction reduction,
+    REAL *loss, REAL *grad_input)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"input", input, NAN}, {"target", target, NAN}, {"weight", weight, 1.0}, {"delta", NULL, (double)delta},
+                                {"grad_input", grad_input, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"pseudo_huber_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
+int NAME(losslib_quantile_loss)(
+    int64_t batch,
+    const REAL *input, const REAL *target, const REAL *weight,
+    double quantile, losslib_reduction reduction,
+    REAL *loss, REAL *grad_input)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"input", input, NAN}, {"target", target, NAN}, {"weight", weight, 1.0},
+                                {"quantile", NULL, (double)quantile}, {"grad_input", grad_input, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"quantile_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
 }
 
 int NAME(losslib_rnnt_loss)(
@@ -795,5 +912,19 @@ int NAME(losslib_triplet_margin_with_distance_loss)(
                                 {"grad_anchor", grad_anchor, 0}, {"grad_positive", grad_positive, 0}, {"grad_negative", grad_negative, 0},
                                 {NULL, NULL, 0}};
     return dense_compute(&(const dense_call){"triplet_margin_with_distance_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
+int NAME(losslib_tweedie_loss)(
+    int64_t batch,
+    const REAL *input, const REAL *target,
+    double power, int log_input, double eps, losslib_reduction reduction,
+    REAL *loss, REAL *grad_input)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", power == 1.0 ? "__power_1" : power == 2.0 ? "__power_2" : "__power_general", log_input ? "__log_input_yes" : "__log_input_no", NULL};
+    const dense_item items[] = {{"input", input, NAN}, {"target", target, NAN}, {"power", NULL, (double)power},
+                                {"log_input", NULL, (double)log_input}, {"eps", NULL, (double)eps}, {"grad_input", grad_input, 0},
+                                {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"tweedie_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
 }
 #endif

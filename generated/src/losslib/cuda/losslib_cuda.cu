@@ -10,11 +10,15 @@
 
 extern "C" const losslib_kernel losslib_kernels_of_binary_cross_entropy[];
 extern "C" const losslib_kernel losslib_kernels_of_binary_cross_entropy_with_logits[];
+extern "C" const losslib_kernel losslib_kernels_of_charbonnier_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_cosine_embedding_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_crf_nll[];
 extern "C" const losslib_kernel losslib_kernels_of_cross_entropy[];
 extern "C" const losslib_kernel losslib_kernels_of_ctc_loss[];
+extern "C" const losslib_kernel losslib_kernels_of_expectile_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_focal_loss[];
+extern "C" const losslib_kernel losslib_kernels_of_gamma_nll_loss[];
+extern "C" const losslib_kernel losslib_kernels_of_gaussian_crps_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_gaussian_nll_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_hinge_embedding_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_huber_loss[];
@@ -31,13 +35,18 @@ extern "C" const losslib_kernel losslib_kernels_of_keras_sparse_categorical_cros
 extern "C" const losslib_kernel losslib_kernels_of_keras_squared_hinge[];
 extern "C" const losslib_kernel losslib_kernels_of_kl_div[];
 extern "C" const losslib_kernel losslib_kernels_of_l1_loss[];
+extern "C" const losslib_kernel losslib_kernels_of_laplace_nll_loss[];
+extern "C" const losslib_kernel losslib_kernels_of_log_cosh_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_margin_ranking_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_mse_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_multi_margin_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_multilabel_margin_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_multilabel_soft_margin_loss[];
+extern "C" const losslib_kernel losslib_kernels_of_negative_binomial_nll_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_nll_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_poisson_nll_loss[];
+extern "C" const losslib_kernel losslib_kernels_of_pseudo_huber_loss[];
+extern "C" const losslib_kernel losslib_kernels_of_quantile_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_rnnt_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_sigmoid_focal_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_smooth_l1_loss[];
@@ -56,17 +65,22 @@ extern "C" const losslib_kernel losslib_kernels_of_tf_weighted_cross_entropy_wit
 extern "C" const losslib_kernel losslib_kernels_of_triplet_distance_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_triplet_margin_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_triplet_margin_with_distance_loss[];
+extern "C" const losslib_kernel losslib_kernels_of_tweedie_loss[];
 
 namespace {
 
 const losslib_kernel *const losses[] = {
     losslib_kernels_of_binary_cross_entropy,
     losslib_kernels_of_binary_cross_entropy_with_logits,
+    losslib_kernels_of_charbonnier_loss,
     losslib_kernels_of_cosine_embedding_loss,
     losslib_kernels_of_crf_nll,
     losslib_kernels_of_cross_entropy,
     losslib_kernels_of_ctc_loss,
+    losslib_kernels_of_expectile_loss,
     losslib_kernels_of_focal_loss,
+    losslib_kernels_of_gamma_nll_loss,
+    losslib_kernels_of_gaussian_crps_loss,
     losslib_kernels_of_gaussian_nll_loss,
     losslib_kernels_of_hinge_embedding_loss,
     losslib_kernels_of_huber_loss,
@@ -83,13 +97,18 @@ const losslib_kernel *const losses[] = {
     losslib_kernels_of_keras_squared_hinge,
     losslib_kernels_of_kl_div,
     losslib_kernels_of_l1_loss,
+    losslib_kernels_of_laplace_nll_loss,
+    losslib_kernels_of_log_cosh_loss,
     losslib_kernels_of_margin_ranking_loss,
     losslib_kernels_of_mse_loss,
     losslib_kernels_of_multi_margin_loss,
     losslib_kernels_of_multilabel_margin_loss,
     losslib_kernels_of_multilabel_soft_margin_loss,
+    losslib_kernels_of_negative_binomial_nll_loss,
     losslib_kernels_of_nll_loss,
     losslib_kernels_of_poisson_nll_loss,
+    losslib_kernels_of_pseudo_huber_loss,
+    losslib_kernels_of_quantile_loss,
     losslib_kernels_of_rnnt_loss,
     losslib_kernels_of_sigmoid_focal_loss,
     losslib_kernels_of_smooth_l1_loss,
@@ -108,6 +127,7 @@ const losslib_kernel *const losses[] = {
     losslib_kernels_of_triplet_distance_loss,
     losslib_kernels_of_triplet_margin_loss,
     losslib_kernels_of_triplet_margin_with_distance_loss,
+    losslib_kernels_of_tweedie_loss,
 };
 
 enum : int64_t {

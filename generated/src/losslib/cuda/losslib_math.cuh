@@ -106,7 +106,8 @@ template <class real> DEVICE real times_exp(const real factor, const real x)
     const real e = exp(x);
     const real smallest = sizeof(real) == 4 ? (real)FLT_MIN : (real)DBL_MIN;
     if (e >= smallest && isfinite(e)) return factor * e;
-    const real half = exp(x / 2);
+    const real most = sizeof(real) == 4 ? (real)176 : (real)1418;           /* from here on only 0 times exp(x) is finite */
+    const real half = exp((x > most && !isinf(x) ? most : x) / 2);
     const real vanishes = sizeof(real) == 4 ? (real)-524 : (real)-4250;
     return x < vanishes && isinf(factor) ? copysign((real)0, factor) : factor * half * half;
 }

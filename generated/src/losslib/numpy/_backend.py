@@ -35,7 +35,8 @@ class NumPyBackend:
             if name.startswith("total_"):
                 continue
             i = inputs.get(name.partition("_")[2])
-            found[name] = array = array.astype(problem.dtype, copy=False)    # a constant result may have come as integers
+            with np.errstate(over="ignore"):                             # a result may have come as integers, or wider
+                found[name] = array = array.astype(problem.dtype, copy=False)
             if i is None or i.per_sample:
                 found[name] = array = array.reshape(problem.batch + array.shape[1:])
             if name == "loss" and name in out:                           # gradients are copied when they have their own shape again

@@ -82,7 +82,8 @@ def times_exp(factor: Array, x: Array) -> Array:
     """factor exp(x), where exp(x) alone would overflow or lose digits below the smallest normal number."""
     e = np.exp(x)
     kind = np.finfo(e.dtype)
-    half = np.exp(x / 2)
+    most = 2 * np.log(kind.max) - 1                                  # from here on only 0 times exp(x) is finite
+    half = np.exp(np.where((x > most) & (x < np.inf), most, x) / 2)
     return np.where((e >= kind.tiny) & (e <= kind.max), factor * e, kept_finite(factor, x) * half * half)
 
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .losses.binary_cross_entropy import binary_cross_entropy as binary_cross_entropy
     from .losses.binary_cross_entropy_with_logits import BCEWithLogitsLoss as BCEWithLogitsLoss
     from .losses.binary_cross_entropy_with_logits import binary_cross_entropy_with_logits as binary_cross_entropy_with_logits
+    from .losses.charbonnier_loss import CharbonnierLoss as CharbonnierLoss
+    from .losses.charbonnier_loss import charbonnier_loss as charbonnier_loss
     from .losses.cosine_embedding_loss import CosineEmbeddingLoss as CosineEmbeddingLoss
     from .losses.cosine_embedding_loss import cosine_embedding_loss as cosine_embedding_loss
     from .losses.crf_nll import CrfNll as CrfNll
@@ -32,8 +34,14 @@ if TYPE_CHECKING:
     from .losses.cross_entropy import cross_entropy as cross_entropy
     from .losses.ctc_loss import CTCLoss as CTCLoss
     from .losses.ctc_loss import ctc_loss as ctc_loss
+    from .losses.expectile_loss import ExpectileLoss as ExpectileLoss
+    from .losses.expectile_loss import expectile_loss as expectile_loss
     from .losses.focal_loss import FocalLoss as FocalLoss
     from .losses.focal_loss import focal_loss as focal_loss
+    from .losses.gamma_nll_loss import GammaNLLLoss as GammaNLLLoss
+    from .losses.gamma_nll_loss import gamma_nll_loss as gamma_nll_loss
+    from .losses.gaussian_crps_loss import GaussianCRPSLoss as GaussianCRPSLoss
+    from .losses.gaussian_crps_loss import gaussian_crps_loss as gaussian_crps_loss
     from .losses.gaussian_nll_loss import GaussianNLLLoss as GaussianNLLLoss
     from .losses.gaussian_nll_loss import gaussian_nll_loss as gaussian_nll_loss
     from .losses.hinge_embedding_loss import HingeEmbeddingLoss as HingeEmbeddingLoss
@@ -66,6 +74,10 @@ if TYPE_CHECKING:
     from .losses.kl_div import kl_div as kl_div
     from .losses.l1_loss import L1Loss as L1Loss
     from .losses.l1_loss import l1_loss as l1_loss
+    from .losses.laplace_nll_loss import LaplaceNLLLoss as LaplaceNLLLoss
+    from .losses.laplace_nll_loss import laplace_nll_loss as laplace_nll_loss
+    from .losses.log_cosh_loss import LogCoshLoss as LogCoshLoss
+    from .losses.log_cosh_loss import log_cosh_loss as log_cosh_loss
     from .losses.margin_ranking_loss import MarginRankingLoss as MarginRankingLoss
     from .losses.margin_ranking_loss import margin_ranking_loss as margin_ranking_loss
     from .losses.mse_loss import MSELoss as MSELoss
@@ -76,11 +88,17 @@ if TYPE_CHECKING:
     from .losses.multilabel_margin_loss import multilabel_margin_loss as multilabel_margin_loss
     from .losses.multilabel_soft_margin_loss import MultiLabelSoftMarginLoss as MultiLabelSoftMarginLoss
     from .losses.multilabel_soft_margin_loss import multilabel_soft_margin_loss as multilabel_soft_margin_loss
+    from .losses.negative_binomial_nll_loss import NegativeBinomialNLLLoss as NegativeBinomialNLLLoss
+    from .losses.negative_binomial_nll_loss import negative_binomial_nll_loss as negative_binomial_nll_loss
     from .losses.nll_loss import NLLLoss as NLLLoss
     from .losses.nll_loss import nll_loss as nll_loss
     from .losses.nll_loss import NLLLoss2d as NLLLoss2d
     from .losses.poisson_nll_loss import PoissonNLLLoss as PoissonNLLLoss
     from .losses.poisson_nll_loss import poisson_nll_loss as poisson_nll_loss
+    from .losses.pseudo_huber_loss import PseudoHuberLoss as PseudoHuberLoss
+    from .losses.pseudo_huber_loss import pseudo_huber_loss as pseudo_huber_loss
+    from .losses.quantile_loss import QuantileLoss as QuantileLoss
+    from .losses.quantile_loss import quantile_loss as quantile_loss
     from .losses.rnnt_loss import RnntLoss as RnntLoss
     from .losses.rnnt_loss import rnnt_loss as rnnt_loss
     from .losses.sigmoid_focal_loss import SigmoidFocalLoss as SigmoidFocalLoss
@@ -117,6 +135,8 @@ if TYPE_CHECKING:
     from .losses.triplet_margin_loss import triplet_margin_loss as triplet_margin_loss
     from .losses.triplet_margin_with_distance_loss import TripletMarginWithDistanceLoss as TripletMarginWithDistanceLoss
     from .losses.triplet_margin_with_distance_loss import triplet_margin_with_distance_loss as triplet_margin_with_distance_loss
+    from .losses.tweedie_loss import TweedieLoss as TweedieLoss
+    from .losses.tweedie_loss import tweedie_loss as tweedie_loss
 
 _HOMES = {
     "adaptive_log_softmax_with_loss": "compositions.adaptive_log_softmax_with_loss",
@@ -125,6 +145,8 @@ _HOMES = {
     "BCELoss": "losses.binary_cross_entropy",
     "binary_cross_entropy_with_logits": "losses.binary_cross_entropy_with_logits",
     "BCEWithLogitsLoss": "losses.binary_cross_entropy_with_logits",
+    "charbonnier_loss": "losses.charbonnier_loss",
+    "CharbonnierLoss": "losses.charbonnier_loss",
     "cosine_embedding_loss": "losses.cosine_embedding_loss",
     "CosineEmbeddingLoss": "losses.cosine_embedding_loss",
     "crf_nll": "losses.crf_nll",
@@ -133,8 +155,14 @@ _HOMES = {
     "CrossEntropyLoss": "losses.cross_entropy",
     "ctc_loss": "losses.ctc_loss",
     "CTCLoss": "losses.ctc_loss",
+    "expectile_loss": "losses.expectile_loss",
+    "ExpectileLoss": "losses.expectile_loss",
     "focal_loss": "losses.focal_loss",
     "FocalLoss": "losses.focal_loss",
+    "gamma_nll_loss": "losses.gamma_nll_loss",
+    "GammaNLLLoss": "losses.gamma_nll_loss",
+    "gaussian_crps_loss": "losses.gaussian_crps_loss",
+    "GaussianCRPSLoss": "losses.gaussian_crps_loss",
     "gaussian_nll_loss": "losses.gaussian_nll_loss",
     "GaussianNLLLoss": "losses.gaussian_nll_loss",
     "hinge_embedding_loss": "losses.hinge_embedding_loss",
@@ -167,6 +195,10 @@ _HOMES = {
     "KLDivLoss": "losses.kl_div",
     "l1_loss": "losses.l1_loss",
     "L1Loss": "losses.l1_loss",
+    "laplace_nll_loss": "losses.laplace_nll_loss",
+    "LaplaceNLLLoss": "losses.laplace_nll_loss",
+    "log_cosh_loss": "losses.log_cosh_loss",
+    "LogCoshLoss": "losses.log_cosh_loss",
     "margin_ranking_loss": "losses.margin_ranking_loss",
     "MarginRankingLoss": "losses.margin_ranking_loss",
     "mse_loss": "losses.mse_loss",
@@ -177,11 +209,17 @@ _HOMES = {
     "MultiLabelMarginLoss": "losses.multilabel_margin_loss",
     "multilabel_soft_margin_loss": "losses.multilabel_soft_margin_loss",
     "MultiLabelSoftMarginLoss": "losses.multilabel_soft_margin_loss",
+    "negative_binomial_nll_loss": "losses.negative_binomial_nll_loss",
+    "NegativeBinomialNLLLoss": "losses.negative_binomial_nll_loss",
     "nll_loss": "losses.nll_loss",
     "NLLLoss": "losses.nll_loss",
     "NLLLoss2d": "losses.nll_loss",
     "poisson_nll_loss": "losses.poisson_nll_loss",
     "PoissonNLLLoss": "losses.poisson_nll_loss",
+    "pseudo_huber_loss": "losses.pseudo_huber_loss",
+    "PseudoHuberLoss": "losses.pseudo_huber_loss",
+    "quantile_loss": "losses.quantile_loss",
+    "QuantileLoss": "losses.quantile_loss",
     "rnnt_loss": "losses.rnnt_loss",
     "RnntLoss": "losses.rnnt_loss",
     "sigmoid_focal_loss": "losses.sigmoid_focal_loss",
@@ -218,6 +256,8 @@ _HOMES = {
     "TripletMarginLoss": "losses.triplet_margin_loss",
     "triplet_margin_with_distance_loss": "losses.triplet_margin_with_distance_loss",
     "TripletMarginWithDistanceLoss": "losses.triplet_margin_with_distance_loss",
+    "tweedie_loss": "losses.tweedie_loss",
+    "TweedieLoss": "losses.tweedie_loss",
 }
 __all__ = [*_HOMES, "LossError", "cuda_missing"]
 

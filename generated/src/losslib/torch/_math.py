@@ -8,6 +8,7 @@ derivatives of every order are those of the function. Kinks have the derivative 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -163,8 +164,12 @@ def stated(value: Tensor, *slopes: tuple[Tensor, Number]) -> Tensor:
 # Smooth functions
 
 def times_exp(factor: Any, x: Any) -> Any:
-    """factor exp(x), one of which may be a number."""
-    return factor * torch.exp(x if isinstance(x, Tensor) else number(x, factor))
+    """factor exp(x), one of which may be a number; 0 where the factor is, also where exp(x) overflows."""
+    x = x if isinstance(x, Tensor) else number(x, factor)
+    most = math.log(torch.finfo(x.dtype).max) - 0.5
+    far = (x > most) & (x < math.inf)
+    half = torch.exp(torch.where(far, torch.clamp(x, max=2 * most), 0) / 2)
+    return torch.where(far, factor * half * half, factor * torch.exp(torch.where(far, 0, x)))
 
 
 def times_sigmoid(factor: Any, x: Any) -> Any:
