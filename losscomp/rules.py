@@ -528,7 +528,7 @@ STABILISING: tuple[Rule | Procedure, ...] = (
     Rule("opposite sigmoids", sigmoid(x) - sigmoid(-x), sp.tanh(x / 2), "cancellation near 0", "stabilise"),
     Rule("one minus sigmoid", 1 - sigmoid(x), sigmoid(-x), "cancellation", "stabilise"),
     Rule("sigmoid minus label", sigmoid(x) - y, (1 - y) * sigmoid(x) - y * sigmoid(-x), "cancellation where y is 1", "stabilise",
-         condition=lambda found: not found[y].is_number),
+         condition=lambda found: not (found[y].is_number or found[y].has(sigmoid(-found[x])))),
     Rule("expm1", sp.exp(x) - 1, expm1(x), "cancellation near 0", "stabilise"),
     Rule("log ratio", xlogy(y, y) - y * x, lambda found: Where(sp.Eq(found[y], 0), -found[y] * found[x],
                                                                   found[y] * (sp.log(found[y]) - found[x])),
