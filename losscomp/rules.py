@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from functools import lru_cache
 
 import sympy as sp
@@ -228,6 +229,118 @@ def others_of(whole: Reduce, own: sp.Expr) -> sp.Expr:
     return Where(sp.Eq(Abs(own), largest, evaluate=False), smaller_ones + Named("as_large", largest_ones - own), whole - own)
 
 
+@dataclass(frozen=True)
+class Apart:
+    """How two softmaxes over an axis differ: by how much more the exponents of the first are than those of the second, relative to the
+    position where the second is largest.
+
+    Where this is 0 everywhere the two are equal, and near that nothing cancels. What is far ahead is taken from the first alone.
+    """
+
+    first: Reduce
+    second: Reduce
+
+    @property
+    def index(self) -> Index:
+        return self.first.bound
+
+    def at(self, lse: Reduce) -> sp.Expr:
+        """The exponents of one of them."""
+        return sp.sympify(substitute(lse.body, {lse.bound: self.index}))
+
+    def pivot(self, expr: sp.Expr) -> sp.Expr:
+        """An expression in the index where the second is largest."""
+        top = sp.Eq(self.at(self.second), self.largest, evaluate=False)
+        return Reduce("max", Where(top, expr, -sp.oo), self.index)
+
+    @property
+    def largest(self) -> sp.Expr:
+        return Reduce("max", self.at(self.second), self.index)
+
+    @property
+    def ahead(self) -> sp.Expr:
+        """Of the two ways to add up the four exponents, that in which less is rounded."""
+        first, second = self.at(self.first), self.at(self.second)
+        more = sp.factor_terms(first - second)
+        across, along = (Named("across", more), Named("across_pivot", self.pivot(more))), (self.along, Named("below", second - self.largest))
+        size = lambda pair: Abs(pair[0]) + Abs(pair[1])
+        return Named("ahead", Where(size(across) < size(along), across[0] - across[1], along[0] - along[1]))
+
+    @property
+    def along(self) -> sp.Expr:
+        """The exponents of the first relative to the one at the pivot."""
+        return Named("along", self.at(self.first) - self.pivot(self.at(self.first)))
+
+    def mean(self, function: Callable[[sp.Expr], sp.Expr], less: Callable[[sp.Expr], sp.Expr]) -> sp.Expr:
+        """The mean under the second softmax of a function of what the first is ahead, which is exp(ahead) - less(ahead)."""
+        share, ahead = sp.exp(self.at(self.second) - self.second), self.ahead
+        far = sp.exp(self.along + self.largest - self.second) - share * less(ahead)
+        return Reduce("sum", Where(ahead < 1, share * function(ahead), far), self.index)
+
+    @property
+    def mass(self) -> sp.Expr:
+        """The mean of exp(ahead), less 1."""
+        return Named("mass_ahead", self.mean(expm1, lambda ahead: sp.S.One))
+
+    @property
+    def divergence(self) -> sp.Expr:
+        """The logarithm of the mean of exp(ahead), less the mean of ahead."""
+        mean = Named("mean_ahead", Reduce("sum", sp.exp(self.at(self.second) - self.second) * self.ahead, self.index))
+        small = log1pmx(self.mass) + self.mean(expm1mx, lambda ahead: 1 + ahead)
+        left, right = Named("above_pivot", self.first - self.pivot(self.at(self.first))), Named("log_count", self.second - self.largest)
+        return Where(self.mass < 1, small, left - right - mean)
+
+    def less(self, here: sp.Expr, there: sp.Expr, place: Index) -> sp.Expr:
+        """The first softmax less the second, at a position."""
+        ratio = Named("log_ratio", substitute(self.ahead, {self.index: place}) - log1p(self.mass))
+        own, other = sp.exp(here - self.first), sp.exp(there - self.second)
+        return Where(Abs(ratio) < 1, other * expm1(ratio), Named("share", own) - other)
+
+
+def difference_of_softmaxes(expr: sp.Expr) -> sp.Expr | None:
+    """k softmax(a) - k other softmax(a), or sums of them with the same factors, by the ratio of the two where that is near 1."""
+    if not isinstance(expr, sp.Add):
+        return None
+    for term, other in itertools.permutations(expr.args, 2):
+        rest = sp.Add(*(t for t in expr.args if t not in (term, other)))
+        for share, lse, here in shares(term):
+            place, factor = position_of(here, lse), -without(term, share)
+            for part, second, there in shares(other):
+                if place is not None and (share, second) != (part, lse) and without(other, part) == factor and (
+                        second.bound.axis == lse.bound.axis and position_of(there, second) == place):
+                    return -factor * Apart(lse, second).less(here, there, place) + rest
+        for whole, less in itertools.product(*(
+                [f for f in sp.Mul.make_args(t) if isinstance(f, Reduce) and f.op == "sum"] for t in (term, other))):
+            if whole.bound.axis == less.bound.axis and without(term, whole) == -without(other, less):
+                i = whole.bound.axis.index()
+                one, two = (substitute(r.body, {r.bound: i}) for r in (whole, less))
+                both = difference_of_softmaxes(sp.Add(one, -two))
+                if both is not None:
+                    return without(term, whole) * Reduce("sum", both, i) + rest
+    return None
+
+
+def divergence_of_softmaxes(expr: sp.Expr) -> sp.Expr | None:
+    """k logsumexp(a) - k logsumexp(b) - k (mean of a - b under the softmax of b), which is a divergence: 0 to second order where a is b."""
+    if not isinstance(expr, sp.Add):
+        return None
+    for term, other in itertools.permutations(expr.args, 2):
+        for lse in (f for f in sp.Mul.make_args(term) if isinstance(f, Reduce) and f.op == "logsumexp"):
+            factor = without(term, lse)
+            second = quotient(other, -factor)
+            if not (isinstance(second, Reduce) and second.op == "logsumexp" and second.bound.axis == lse.bound.axis):
+                continue
+            apart = Apart(lse, second)
+            wanted = (apart.at(lse) - apart.at(second)) * sp.exp(apart.at(second) - second)
+            for third in (t for t in expr.args if t not in (term, other)):
+                found = next((f for f in sp.Mul.make_args(third) if isinstance(f, Reduce) and f.op == "sum"), None)
+                if found is None or sp.expand(without(third, found) * substitute(found.body, {found.bound: apart.index})
+                                              + factor * wanted) != 0:
+                    continue
+                return factor * apart.divergence + sp.Add(*(t for t in expr.args if t not in (term, other, third)))
+    return None
+
+
 def softplus_pair(expr: sp.Expr) -> sp.Expr | None:
     """p softplus(x) + q softplus(-x) is (p + q) softplus(-abs(x)) + (p x or -q x), where p + q is simpler than p and q."""
     if not isinstance(expr, sp.Add):
@@ -405,18 +518,22 @@ def remains(x_: sp.Expr, p_: sp.Expr, i: Index) -> sp.Expr:
 
 
 def quotient_less_its_part(expr: sp.Expr) -> sp.Expr | None:
-    """k / (1 + x) - k x / (1 + x)**2 is k / (1 + x)**2, where x is large; and so for multiples and higher powers."""
+    """k / (r + x) - k x / (r + x)**2 is k r / (r + x)**2, where x is nearly all; and so for multiples and higher powers.
+
+    r is 1, or x is a sum of some of the terms below.
+    """
     if not isinstance(expr, sp.Add):
         return None
     for t in expr.args:
         for base in (f.base for f in sp.Mul.make_args(t) if f.is_Pow and f.exp.is_Integer and f.exp < 0 and isinstance(f.base, sp.Add)):
-            x_ = base - 1
-            for u in (u for u in expr.args if 1 in base.args and u != t):
-                taken = -u * base / (t * x_)
-                if taken.is_number and taken.is_positive:
-                    both = sp.Min(1, taken)
-                    rest = sp.Add(*(r for r in expr.args if r not in (t, u)))
-                    return both * t / base + (1 - both) * t + (1 - both / taken) * u + rest
+            for u in (u for u in expr.args if u != t):
+                parts = [f for f in sp.Mul.make_args(u) if isinstance(f, sp.Add) and set(f.args) < set(base.args)]
+                for x_ in [*([base - 1] if 1 in base.args else []), *parts]:
+                    taken = -u * base / (t * x_)
+                    if taken.is_number and taken.is_positive:
+                        both = sp.Min(1, taken)
+                        rest = sp.Add(*(r for r in expr.args if r not in (t, u)))
+                        return both * t * (base - x_) / base + (1 - both) * t + (1 - both / taken) * u + rest
     return None
 
 
@@ -512,10 +629,12 @@ STABILISING: tuple[Rule | Procedure, ...] = (
     Procedure("softmax times complement", softmax_times_complement, "cancellation where a share is near 1", needs=SOFTMAX),
     Procedure("centred softmax", centred_softmax, "cancellation where a share is near 1", needs=SOFTMAX),
     Procedure("share of a sum", share_of_a_sum, "cancellation where one term is nearly the whole sum", needs=SOFTMAX),
+    Procedure("difference of softmaxes", difference_of_softmaxes, "cancellation where two shares are nearly equal", needs=SOFTMAX),
+    Procedure("divergence of softmaxes", divergence_of_softmaxes, "cancellation where two softmaxes are nearly equal", needs=SOFTMAX),
     Procedure("cancelling terms", cancelling_terms, "terms that cancel exactly"),
     Procedure("inside a clip", inside_a_clip, "digits that a quotient and its clip lose apart", needs=frozenset({smaller, larger, step})),
     Procedure("invariant of a sum", invariant_of_a_sum, "digits that a sum and a quotient by it lose apart", needs=frozenset({"sum"})),
-    Procedure("quotient less its part", quotient_less_its_part, "cancellation where 1 is a small part of the divisor"),
+    Procedure("quotient less its part", quotient_less_its_part, "cancellation where the rest is a small part of the divisor"),
     Procedure("log of a share", log_of_a_share, "cancellation where a share is near 1", needs=frozenset({sp.log, "sum"})),
     Procedure("ratio less ratio of sums", ratio_less_ratio_of_sums, "cancellation where two vectors are nearly parallel",
               needs=frozenset({"sum"})),
