@@ -271,11 +271,16 @@ class Apart:
         """The exponents of the first relative to the one at the pivot."""
         return Named("along", self.at(self.first) - self.pivot(self.at(self.first)))
 
-    def mean(self, function: Callable[[sp.Expr], sp.Expr], less: Callable[[sp.Expr], sp.Expr]) -> sp.Expr:
-        """The mean under the second softmax of a function of what the first is ahead, which is exp(ahead) - less(ahead)."""
-        share, ahead = sp.exp(self.at(self.second) - self.second), self.ahead
-        far = sp.exp(self.along + self.largest - self.second) - share * less(ahead)
-        return Reduce("sum", Where(ahead < 1, share * function(ahead), far), self.index)
+    def mean(self, function: Callable[[sp.Expr], sp.Expr], less: Callable[[sp.Expr], sp.Expr], origin: sp.Expr = sp.S.Zero) -> sp.Expr:
+        """The mean under the second softmax of a function of what the first is ahead of the origin, which is exp(ahead) - less(ahead)."""
+        ahead = Named("from_mean", self.ahead - origin) if origin != 0 else self.ahead
+        far = sp.exp(self.along + self.largest - self.second - origin) - self.share * less(ahead)
+        return Reduce("sum", Where(ahead < 1, self.share * function(ahead), far), self.index)
+
+    @property
+    def share(self) -> sp.Expr:
+        """The second softmax."""
+        return sp.exp(self.at(self.second) - self.second)
 
     @property
     def mass(self) -> sp.Expr:
@@ -284,11 +289,12 @@ class Apart:
 
     @property
     def divergence(self) -> sp.Expr:
-        """The logarithm of the mean of exp(ahead), less the mean of ahead."""
-        mean = Named("mean_ahead", Reduce("sum", sp.exp(self.at(self.second) - self.second) * self.ahead, self.index))
-        small = log1pmx(self.mass) + self.mean(expm1mx, lambda ahead: 1 + ahead)
+        """The logarithm of the mean of exp(ahead), less the mean of ahead; from that mean, as it was rounded, where it is small."""
+        mean = Named("mean_ahead", Reduce("sum", self.share * self.ahead, self.index))
+        bend = Named("bend", self.mean(expm1mx, lambda ahead: 1 + ahead, mean))
+        small = log1pmx(bend + Reduce("sum", self.share * Named("from_mean", self.ahead - mean), self.index)) + bend
         left, right = Named("above_pivot", self.first - self.pivot(self.at(self.first))), Named("log_count", self.second - self.largest)
-        return Where(self.mass < 1, small, left - right - mean)
+        return Where(bend < 1, small, left - right - mean)
 
     def less(self, here: sp.Expr, there: sp.Expr, place: Index) -> sp.Expr:
         """The first softmax less the second, at a position."""
