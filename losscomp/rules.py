@@ -130,7 +130,7 @@ def quotient(term: sp.Expr, factor: sp.Expr) -> sp.Expr:
 
 
 def softmax_minus_one_hot(expr: sp.Expr) -> sp.Expr | None:
-    """k softmax(a) - k delta(a, b) is k softmax(a) off b, and -k (1 - softmax(b)) at b."""
+    """k softmax(a) - k delta(a, b) is k softmax(a) off b, and -k (1 - softmax(b)) at b. k may depend on a, and is then taken at b too."""
     if not isinstance(expr, sp.Add):
         return None
     for hit in expr.args:
@@ -139,15 +139,17 @@ def softmax_minus_one_hot(expr: sp.Expr) -> sp.Expr | None:
             continue
         factor = -without(hit, delta)
         for term in expr.args:
-            share = quotient(term, factor)
-            for _, lse, here in shares(share):
-                place = position_of(here, lse)
-                if place not in delta.args or share != sp.exp(here - lse):
-                    continue
-                other = next(p for p in delta.args if p != place)
-                at = substitute(here, {place: other})
-                new = factor * Where(sp.Eq(place, other), -complement(at, lse), share)
-                return sp.Add(new, *(rest for rest in expr.args if rest not in (hit, term)))
+            for share, k_ in [(quotient(term, factor), factor), *((share, without(term, share)) for share, _, _ in shares(term))]:
+                for _, lse, here in shares(share):
+                    place = position_of(here, lse)
+                    if place not in delta.args or share != sp.exp(here - lse):
+                        continue
+                    other = next(p for p in delta.args if p != place)
+                    if factor not in (k_, substitute(k_, {place: other})):
+                        continue
+                    at = substitute(here, {place: other})
+                    new = k_ * Where(sp.Eq(place, other), -complement(at, lse), share)
+                    return sp.Add(new, *(rest for rest in expr.args if rest not in (hit, term)))
     return None
 
 
