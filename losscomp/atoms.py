@@ -111,6 +111,13 @@ def _log1pmx(x: Any) -> Any:
     return r * (r**2 * series - x)
 
 
+def _log_mixture(x: Any, y: Any) -> Any:
+    """log((1 - y) + y exp(x)), for y from 0 to 1."""
+    less = Where(sp.Eq(y, 1), x, sp.log((1 - y) + y * sp.exp(x)))
+    far = Where(sp.Eq(y, 0), 0, x + sp.log(y + (1 - y) * sp.exp(-x)))
+    return Where(x < FAR, Where(y * expm1(x) < -sp.S.Half, less, log1p(y * expm1(x))), far)
+
+
 def _mixed_entropy(a: Any, b: Any, y: Any) -> Any:
     """The entropy of a mixture less the mixed entropies, for logarithms of probabilities a and b: both terms are at least 0."""
     apart, back = Named("apart", a - b), Named("back", b - a)
@@ -150,8 +157,8 @@ _smooth = (
     Atom("hypotenuse_slope", lambda x, c: x / sp.sqrt(c**2 + x**2), (lambda x, c: (c / hypotenuse(x, c))**2 / hypotenuse(x, c), None),
          ranges=((-1e300, 1e300), (1e-3, 1e3)), stable="x / sqrt(c**2 + x**2)", computed=lambda x, c: x / hypotenuse(x, c)),
     Atom("log_mixture", lambda x, y: sp.log(1 + y * (sp.exp(x) - 1)), (lambda x, y: y * sp.exp(-log_mixture(-x, 1 - y)), None),
-         ranges=((-700, 700), (1e-3, 0.999)), stable="log1p(y expm1(x)), x + log(y + (1 - y) exp(-x)) where that may overflow",
-         computed=lambda x, y: Where(x < FAR, log1p(y * expm1(x)), Where(sp.Eq(y, 0), 0, x + sp.log(y + (1 - y) * sp.exp(-x))))),
+         ranges=((-700, 700), (1e-3, 0.999)), stable="log1p(y expm1(x)), or the logarithm of (1 - y) + y exp(x) where that is far from 1",
+         computed=_log_mixture),
     Atom("entropy_gap", lambda a, b, y: y * sp.exp(a) * a + (1 - y) * sp.exp(b) * b - (y * sp.exp(a) + (1 - y) * sp.exp(b)) * sp.log(
             y * sp.exp(a) + (1 - y) * sp.exp(b)),
          (lambda a, b, y: -y * sp.exp(a) * log_mixture(b - a, 1 - y), lambda a, b, y: -(1 - y) * sp.exp(b) * log_mixture(a - b, y), None),
