@@ -265,7 +265,8 @@ class Apart:
         """Of the two ways to add up the four exponents, that in which less is rounded."""
         first, second = self.at(self.first), self.at(self.second)
         more = sp.factor_terms(first - second)
-        across, along = (Named("across", more), Named("across_pivot", self.pivot(more))), (self.along, Named("below", second - self.largest))
+        across = Named("across", more), Named("across_pivot", self.pivot(more))
+        along = self.along, Named("below", second - self.largest)
         size = lambda pair: Abs(pair[0]) + Abs(pair[1])
         return Named("ahead", Where(size(across) < size(along), across[0] - across[1], along[0] - along[1]))
 

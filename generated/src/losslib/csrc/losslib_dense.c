@@ -232,6 +232,32 @@ int NAME(losslib_ctc_loss)(
     return dense_compute(&(const dense_call){"ctc_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
 }
 
+int NAME(losslib_dice_loss)(
+    int64_t batch, int64_t pixels,
+    const REAL *input, const REAL *target,
+    double smooth, losslib_reduction reduction,
+    REAL *loss, REAL *grad_input)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"pixels", NULL, (double)pixels}, {"input", input, NAN}, {"target", target, NAN},
+                                {"smooth", NULL, (double)smooth}, {"grad_input", grad_input, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"dice_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
+int NAME(losslib_distillation_loss)(
+    int64_t batch, int64_t classes,
+    const REAL *input, const REAL *target,
+    double temperature, losslib_reduction reduction,
+    REAL *loss, REAL *grad_input)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"classes", NULL, (double)classes}, {"input", input, NAN}, {"target", target, NAN},
+                                {"temperature", NULL, (double)temperature}, {"grad_input", grad_input, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"distillation_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
 int NAME(losslib_focal_loss)(
     int64_t batch, int64_t classes,
     const REAL *input, const int64_t *target, const REAL *weight,
@@ -259,6 +285,20 @@ int NAME(losslib_gaussian_nll_loss)(
     return dense_compute(&(const dense_call){"gaussian_nll_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
 }
 
+int NAME(losslib_generalized_cross_entropy)(
+    int64_t batch, int64_t classes,
+    const REAL *input, const int64_t *target, const REAL *weight,
+    double q, int64_t ignore_index, losslib_reduction reduction,
+    REAL *loss, REAL *grad_input)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"classes", NULL, (double)classes}, {"input", input, NAN}, {"target", target, NAN},
+                                {"weight", weight, 1.0}, {"q", NULL, (double)q}, {"ignore_index", NULL, (double)ignore_index},
+                                {"grad_input", grad_input, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"generalized_cross_entropy", variant, sizeof(REAL), batch, items, reduction, 0}, loss);
+}
+
 int NAME(losslib_hinge_embedding_loss)(
     int64_t batch,
     const REAL *input, const REAL *target,
@@ -272,6 +312,19 @@ int NAME(losslib_hinge_embedding_loss)(
     return dense_compute(&(const dense_call){"hinge_embedding_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
 }
 
+int NAME(losslib_hinge_loss)(
+    int64_t batch,
+    const REAL *input, const REAL *target,
+    double margin, losslib_reduction reduction,
+    REAL *loss, REAL *grad_input)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"input", input, NAN}, {"target", target, NAN}, {"margin", NULL, (double)margin},
+                                {"grad_input", grad_input, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"hinge_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
 int NAME(losslib_huber_loss)(
     int64_t batch,
     const REAL *input, const REAL *target, const REAL *weight,
@@ -283,6 +336,31 @@ int NAME(losslib_huber_loss)(
     const dense_item items[] = {{"input", input, NAN}, {"target", target, NAN}, {"weight", weight, 1.0}, {"delta", NULL, (double)delta},
                                 {"grad_input", grad_input, 0}, {NULL, NULL, 0}};
     return dense_compute(&(const dense_call){"huber_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
+int NAME(losslib_jaccard_loss)(
+    int64_t batch, int64_t pixels,
+    const REAL *input, const REAL *target,
+    double smooth, losslib_reduction reduction,
+    REAL *loss, REAL *grad_input)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"pixels", NULL, (double)pixels}, {"input", input, NAN}, {"target", target, NAN},
+                                {"smooth", NULL, (double)smooth}, {"grad_input", grad_input, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"jaccard_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
+int NAME(losslib_jensen_shannon)(
+    int64_t batch,
+    const REAL *input, const REAL *target,
+    double beta, losslib_reduction reduction,
+    REAL *loss, REAL *grad_input)
+{
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"input", input, NAN}, {"target", target, NAN}, {"beta", NULL, (double)beta},
+                                {"grad_input", grad_input, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"jensen_shannon", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
 }
 
 int NAME(losslib_keras_binary_crossentropy)(
@@ -596,6 +674,21 @@ int NAME(losslib_smooth_l1_loss)(
     return dense_compute(&(const dense_call){"smooth_l1_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
 }
 
+int NAME(losslib_soft_capped_cross_entropy)(
+    int64_t batch, int64_t classes,
+    const REAL *input, const int64_t *target,
+    double label_smoothing, double softcap, double lse_square_scale, int64_t ignore_index, losslib_reduction reduction,
+    REAL *loss, REAL *grad_input)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", label_smoothing == 0.0 ? "__label_smoothing_0" : "__label_smoothing_general", softcap == INFINITY ? "__softcap_inf" : "__softcap_general", NULL};
+    const dense_item items[] = {{"classes", NULL, (double)classes}, {"input", input, NAN}, {"target", target, NAN},
+                                {"label_smoothing", NULL, (double)label_smoothing}, {"softcap", NULL, (double)softcap},
+                                {"lse_square_scale", NULL, (double)lse_square_scale}, {"ignore_index", NULL, (double)ignore_index},
+                                {"grad_input", grad_input, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"soft_capped_cross_entropy", variant, sizeof(REAL), batch, items, reduction, 0}, loss);
+}
+
 int NAME(losslib_soft_dtw)(
     int64_t batch, int64_t left, int64_t features, int64_t right,
     const REAL *input, const REAL *target, const int64_t *input_lengths, const int64_t *target_lengths,
@@ -621,6 +714,34 @@ int NAME(losslib_soft_margin_loss)(
     const char *const variant[] = {"", NULL};
     const dense_item items[] = {{"input", input, NAN}, {"target", target, NAN}, {"grad_input", grad_input, 0}, {NULL, NULL, 0}};
     return dense_compute(&(const dense_call){"soft_margin_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
+int NAME(losslib_squared_hinge_loss)(
+    int64_t batch,
+    const REAL *input, const REAL *target,
+    double margin, losslib_reduction reduction,
+    REAL *loss, REAL *grad_input)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"input", input, NAN}, {"target", target, NAN}, {"margin", NULL, (double)margin},
+                                {"grad_input", grad_input, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"squared_hinge_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
+int NAME(losslib_symmetric_cross_entropy)(
+    int64_t batch, int64_t classes,
+    const REAL *input, const int64_t *target, const REAL *weight,
+    double alpha, double beta, double log_zero, int64_t ignore_index, losslib_reduction reduction,
+    REAL *loss, REAL *grad_input)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"classes", NULL, (double)classes}, {"input", input, NAN}, {"target", target, NAN},
+                                {"weight", weight, 1.0}, {"alpha", NULL, (double)alpha}, {"beta", NULL, (double)beta},
+                                {"log_zero", NULL, (double)log_zero}, {"ignore_index", NULL, (double)ignore_index},
+                                {"grad_input", grad_input, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"symmetric_cross_entropy", variant, sizeof(REAL), batch, items, reduction, 0}, loss);
 }
 
 int NAME(losslib_tf1_absolute_difference)(
@@ -753,6 +874,19 @@ int NAME(losslib_tf_weighted_cross_entropy_with_logits)(
     return dense_compute(&(const dense_call){"tf_weighted_cross_entropy_with_logits", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
 }
 
+int NAME(losslib_total_variation)(
+    int64_t batch, int64_t classes,
+    const REAL *input, const REAL *target,
+    losslib_reduction reduction,
+    REAL *loss, REAL *grad_input)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"classes", NULL, (double)classes}, {"input", input, NAN}, {"target", target, NAN},
+                                {"grad_input", grad_input, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"total_variation", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
 int NAME(losslib_triplet_distance_loss)(
     int64_t batch,
     const REAL *to_positive, const REAL *to_negative, const REAL *between,
@@ -795,5 +929,19 @@ int NAME(losslib_triplet_margin_with_distance_loss)(
                                 {"grad_anchor", grad_anchor, 0}, {"grad_positive", grad_positive, 0}, {"grad_negative", grad_negative, 0},
                                 {NULL, NULL, 0}};
     return dense_compute(&(const dense_call){"triplet_margin_with_distance_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
+int NAME(losslib_tversky_loss)(
+    int64_t batch, int64_t pixels,
+    const REAL *input, const REAL *target,
+    double alpha, double beta, double smooth, losslib_reduction reduction,
+    REAL *loss, REAL *grad_input)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"pixels", NULL, (double)pixels}, {"input", input, NAN}, {"target", target, NAN},
+                                {"alpha", NULL, (double)alpha}, {"beta", NULL, (double)beta}, {"smooth", NULL, (double)smooth},
+                                {"grad_input", grad_input, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"tversky_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
 }
 #endif
