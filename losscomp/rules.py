@@ -581,6 +581,11 @@ def less_its_argument(expr: sp.Expr) -> sp.Expr | None:
     return None
 
 
+_mixture = y * sp.exp(a) + (1 - y) * sp.exp(b)
+_ENTROPY_OF_A_MIXTURE = Rule(
+    "entropy of a mixture", a * y * sp.exp(a) + b * (1 - y) * sp.exp(b) - _mixture * sp.log(_mixture), entropy_gap(a, b, y), "",
+    condition=lambda found: not found[y].atoms(Load))                    # the atom has no derivative by y
+
 SMOOTHING: tuple[Rule | Procedure, ...] = (
     Rule("log of a product", sp.log(a * b, evaluate=False), sp.log(a) + sp.log(b), "overflow under the logarithm of a softmax",
          condition=_exponential, domain=(a, b)),
@@ -615,9 +620,8 @@ SMOOTHING: tuple[Rule | Procedure, ...] = (
     Rule("share of two exponentials", sp.exp(x - logaddexp(a, b)), sigmoid(2 * x - a - b), "overflow, cancellation",
          condition=lambda found: found[x] in (found[a], found[b]), given=((x, a),)),
     Procedure("less its argument", less_its_argument, "cancellation", "smooth"),
-    Rule("entropy of a mixture",
-         a * y * sp.exp(a) + b * (1 - y) * sp.exp(b) - (y * sp.exp(a) + (1 - y) * sp.exp(b)) * sp.log(y * sp.exp(a) + (1 - y) * sp.exp(b)),
-         entropy_gap(a, b, y), "cancellation where the parts are nearly equal, overflow", ranges=(("y", 0.0, 1.0),)),
+    Procedure("entropy of a mixture", _ENTROPY_OF_A_MIXTURE.apply, "cancellation where the parts are nearly equal, overflow", "smooth",
+              needs=frozenset({sp.exp, sp.log})),
     Rule("one minus tanh", 1 - sp.tanh(x), 2 * sigmoid(-2 * x), "cancellation in a tail"),
     Rule("one plus tanh", 1 + sp.tanh(x), 2 * sigmoid(2 * x), "cancellation in a tail"),
     Procedure("root of squares", root_of_squares, "overflow of a square", "smooth"),

@@ -84,7 +84,7 @@ def second_order(loss: Tensor, x: Tensor, along: Tensor) -> tuple[Tensor, Tensor
     if not grad.requires_grad:
         return grad, torch.zeros_like(x)
     product, = torch.autograd.grad((grad * along).sum(), x, allow_unused=True)
-    return grad.detach(), torch.zeros_like(x) if product is None else product
+    return grad.detach(), torch.zeros_like(x) if product is None else product + torch.zeros_like(x)
 
 
 @pytest.mark.parametrize(("name", "tensors", "params", "formula"), FORMULAS, ids=[f"{f[0]}-{k}" for k, f in enumerate(FORMULAS)])
@@ -112,12 +112,13 @@ def test_formulas(name: str, tensors: tuple[np.ndarray, ...], params: dict[str, 
 def test_smoothing_and_z_loss_together(library: Any) -> None:
     """The gradient is softmax (1 + 2 scale lse) less the smoothed labels; a kernel once multiplied the smoothing by that factor too."""
     x, scale, eps = torch.tensor(LOGITS[:3]), 0.3, 0.2
-    smoothed = (1 - eps) * F.one_hot(torch.tensor(LABELS[:3]), 5) + eps / 5
+    labels = F.one_hot(torch.tensor(LABELS[:3]), 5).double()
+    smoothed = (1 - eps) * labels + eps / 5
     factor = (1 + 2 * scale * torch.logsumexp(x, -1))[:, None]
     grads = library.soft_capped_cross_entropy.grad(LOGITS[:3], LABELS[:3], reduction="sum", softcap=math.inf, lse_square_scale=scale,
                                                    label_smoothing=eps)
     np.testing.assert_allclose(grads.input, torch.softmax(x, -1) * factor - smoothed, rtol=1e-12, atol=1e-14)
-    wrong = (torch.softmax(x, -1) - eps / 5) * factor - (1 - eps) * F.one_hot(torch.tensor(LABELS[:3]), 5)
+    wrong = (torch.softmax(x, -1) - eps / 5) * factor - (1 - eps) * labels
     assert np.abs(grads.input - wrong.numpy()).max() > 0.01
 
 
