@@ -351,6 +351,13 @@ def divergence_of_softmaxes(expr: sp.Expr) -> sp.Expr | None:
     return None
 
 
+def difference(b_: sp.Expr, a_: sp.Expr) -> sp.Expr:
+    """b - a, with the named terms of b opened where some of what they hold is then taken away."""
+    bare = sp.Add(*(t.body if isinstance(t, Named) else t for t in sp.Add.make_args(b_)))
+    plain, short = b_ - a_, bare - a_
+    return short if len(sp.Add.make_args(short)) < len(sp.Add.make_args(bare)) else plain
+
+
 def softplus_pair(expr: sp.Expr) -> sp.Expr | None:
     """p softplus(x) + q softplus(-x) is (p + q) softplus(-abs(x)) + (p x or -q x), where p + q is simpler than p and q."""
     if not isinstance(expr, sp.Add):
@@ -659,7 +666,8 @@ STABILISING: tuple[Rule | Procedure, ...] = (
     Procedure("softplus pair", softplus_pair, "cancellation near 0 where y is far outside 0 and 1", needs=frozenset({softplus})),
     Procedure("direction less its mean", direction_less_its_mean, "cancellation of products that are rounded apart"),
     Procedure("common sigmoids", common_sigmoids, "underflow of a tail before it is multiplied", needs=frozenset({sigmoid})),
-    Rule("one minus a quotient", 1 - a / b, (b - a) / b, "cancellation where the quotient is near 1", "stabilise",
+    Rule("one minus a quotient", 1 - a / b, lambda found: difference(found[b], found[a]) / found[b],
+         "cancellation where the quotient is near 1", "stabilise",
          condition=lambda found: not (found[a].is_number or found[b].is_number)),
     Rule("opposite sigmoids", sigmoid(x) - sigmoid(-x), sp.tanh(x / 2), "cancellation near 0", "stabilise"),
     Rule("one minus sigmoid", 1 - sigmoid(x), sigmoid(-x), "cancellation", "stabilise"),
