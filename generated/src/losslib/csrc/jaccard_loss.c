@@ -2,7 +2,9 @@
  *
  * Jaccard loss of probabilities of pixels: 1 - (overlap + smooth) / (union + smooth), sums over the last axis.
  *
- *     loss = -(smooth + sum_p(input[p]*target[p]))/(smooth + sum_p((1 - input[p])*target[p]) + sum_p((1 - target[p])*input[p]) + sum_p(input[p]*target[p])) + 1
+ *     overlap = sum_p(input[p]*target[p])
+ *     target_size = sum_p((1 - input[p])*target[p]) + overlap
+ *     loss = -(smooth + overlap)/(smooth + target_size + sum_p((1 - target[p])*input[p])) + 1
  *
  * Arrays: input [batch, pixels], target [batch, pixels].
  * A function computes a run of samples; strides are in elements. It serves all kernels in whose row of KERNELS it stands: what
@@ -87,37 +89,36 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         to_columns(target_side, target + first * target_batch, target_batch, pixels, end - first);
         lanes sum_product_sum = {{0}, {0}};
         lanes sum_product_2_sum = {{0}, {0}};
-        lanes sum_product_3_sum = {{0}, {0}};
+        lanes overlap_sum = {{0}, {0}};
         for (int64_t p = 0; p < pixels; ++p)
             INDEPENDENT
             for (int64_t n = first; n < end; ++n) {
                 add_to_lane(&sum_product_sum, n - first, (1 - input_side[p][n - first]) * target_side[p][n - first]);
                 add_to_lane(&sum_product_2_sum, n - first, (1 - target_side[p][n - first]) * input_side[p][n - first]);
-                add_to_lane(&sum_product_3_sum, n - first, input_side[p][n - first] * target_side[p][n - first]);
+                add_to_lane(&overlap_sum, n - first, input_side[p][n - first] * target_side[p][n - first]);
             }
-        REAL product_lane[SIDE], ratio_2_lane[SIDE], product_2_lane[SIDE];
+        REAL shifted_lane[SIDE], ratio_lane[SIDE], product_lane[SIDE];
         INDEPENDENT
         for (int64_t n = first; n < end; ++n) {
-            const REAL shifted = value_of_lane(&sum_product_sum, n - first) + value_of_lane(&sum_product_2_sum, n - first);
-            const REAL shifted_2 = shifted + value_of_lane(&sum_product_3_sum, n - first) + smooth;
-            const REAL ratio = scale[n * scale_batch] / shifted_2;
-            const REAL product = (value_of_lane(&sum_product_3_sum, n - first) + smooth) / shifted_2 * ratio;
+            const REAL target_size = value_of_lane(&sum_product_sum, n - first) + value_of_lane(&overlap_sum, n - first);
+            const REAL shifted = target_size + value_of_lane(&sum_product_2_sum, n - first) + smooth;
+            shifted_lane[n - first] = shifted;
+            const REAL ratio = scale[n * scale_batch] / shifted;
+            ratio_lane[n - first] = ratio;
+            const REAL product = (value_of_lane(&overlap_sum, n - first) + smooth) / shifted * ratio;
             product_lane[n - first] = product;
-            const REAL ratio_2 = shifted / shifted_2;
-            ratio_2_lane[n - first] = ratio_2;
-            const REAL product_2 = ratio_2 * ratio;
-            product_2_lane[n - first] = product_2;
         }
         for (int64_t p = 0; p < pixels; ++p)
             INDEPENDENT
             for (int64_t n = first; n < end; ++n) {
-                if (grad_input_wanted) grad_input_side[p][n - first] = product_lane[n - first] * (1 - target_side[p][n - first]) - product_lane[n - first] * target_side[p][n - first] - product_2_lane[n - first] * target_side[p][n - first];
+                if (grad_input_wanted) grad_input_side[p][n - first] = product_lane[n - first] * (1 - target_side[p][n - first]) - ratio_lane[n - first] * target_side[p][n - first];
             }
         REAL total_loss_tile[SIDE];
         INDEPENDENT
         for (int64_t n = first; n < end; ++n) {
-            if (loss_wanted) loss[n * loss_batch] = ratio_2_lane[n - first];
-            total_loss_tile[n - first] = ratio_2_lane[n - first];
+            const REAL ratio_2 = (value_of_lane(&sum_product_sum, n - first) + value_of_lane(&sum_product_2_sum, n - first)) / shifted_lane[n - first];
+            if (loss_wanted) loss[n * loss_batch] = ratio_2;
+            total_loss_tile[n - first] = ratio_2;
         }
         accumulate_tile(&total_loss_sum, total_loss_tile, end - first);
         if (grad_input_wanted) to_rows(grad_input + first * grad_input_batch, grad_input_side, grad_input_batch, pixels, end - first);
@@ -129,34 +130,33 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         REAL *grad_target_row = grad_target + n * grad_target_batch;
         accumulator sum_product_sum = {0};
         accumulator sum_product_2_sum = {0};
-        accumulator sum_product_3_sum = {0};
+        accumulator overlap_sum = {0};
         FOR_TILES(first, end, pixels) {
-            REAL sum_product_tile[TILE], sum_product_2_tile[TILE], sum_product_3_tile[TILE];
+            REAL sum_product_tile[TILE], sum_product_2_tile[TILE], overlap_tile[TILE];
             INDEPENDENT
             for (int64_t p = first; p < end; ++p) {
                 sum_product_tile[p - first] = (1 - input_row[p * input_pixels]) * target_row[p * target_pixels];
                 sum_product_2_tile[p - first] = (1 - target_row[p * target_pixels]) * input_row[p * input_pixels];
-                sum_product_3_tile[p - first] = input_row[p * input_pixels] * target_row[p * target_pixels];
+                overlap_tile[p - first] = input_row[p * input_pixels] * target_row[p * target_pixels];
             }
             accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
             accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
-            accumulate_tile(&sum_product_3_sum, sum_product_3_tile, end - first);
+            accumulate_tile(&overlap_sum, overlap_tile, end - first);
         }
         const REAL sum_product = value_of(&sum_product_sum);
         const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL sum_product_3 = value_of(&sum_product_3_sum);
-        const REAL shifted = sum_product + sum_product_2;
-        const REAL shifted_2 = shifted + sum_product_3 + smooth;
-        const REAL ratio = scale[n * scale_batch] / shifted_2;
-        const REAL product = (sum_product_3 + smooth) / shifted_2 * ratio;
-        const REAL ratio_2 = shifted / shifted_2;
-        const REAL product_2 = ratio_2 * ratio;
+        const REAL overlap = value_of(&overlap_sum);
+        const REAL target_size = sum_product + overlap;
+        const REAL shifted = target_size + sum_product_2 + smooth;
+        const REAL ratio = scale[n * scale_batch] / shifted;
+        const REAL product = (overlap + smooth) / shifted * ratio;
         if (grad_input_wanted || grad_target_wanted)
         INDEPENDENT
         for (int64_t p = 0; p < pixels; ++p) {
-            if (grad_input_wanted) grad_input_row[p * grad_input_pixels] = product * (1 - target_row[p * target_pixels]) - product * target_row[p * target_pixels] - product_2 * target_row[p * target_pixels];
-            if (grad_target_wanted) grad_target_row[p * grad_target_pixels] = product * (1 - input_row[p * input_pixels]) - product * input_row[p * input_pixels] - product_2 * input_row[p * input_pixels];
+            if (grad_input_wanted) grad_input_row[p * grad_input_pixels] = product * (1 - target_row[p * target_pixels]) - ratio * target_row[p * target_pixels];
+            if (grad_target_wanted) grad_target_row[p * grad_target_pixels] = product - product * input_row[p * input_pixels] - ratio * input_row[p * input_pixels];
         }
+        const REAL ratio_2 = (sum_product + sum_product_2) / shifted;
         if (loss_wanted) loss[n * loss_batch] = ratio_2;
         accumulate(&total_loss_sum, ratio_2);
     }
@@ -181,16 +181,16 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         const REAL *target_row = target + n * target_batch;
         const REAL *direction_input_row = direction_input + n * direction_input_batch;
         const REAL *direction_target_row = direction_target + n * direction_target_batch;
+        accumulator overlap_sum = {0};
         accumulator sum_product_sum = {0};
         accumulator sum_product_2_sum = {0};
-        accumulator sum_product_3_sum = {0};
         accumulator sum_difference_sum = {0};
         accumulator sum_shifted_sum = {0};
         accumulator sum_difference_2_sum = {0};
+        accumulator sum_product_3_sum = {0};
         accumulator sum_product_4_sum = {0};
-        accumulator sum_product_5_sum = {0};
         FOR_TILES(first, end, pixels) {
-            REAL sum_product_tile[TILE], sum_product_2_tile[TILE], sum_product_3_tile[TILE], sum_difference_tile[TILE], sum_shifted_tile[TILE], sum_difference_2_tile[TILE], sum_product_4_tile[TILE], sum_product_5_tile[TILE];
+            REAL overlap_tile[TILE], sum_product_tile[TILE], sum_product_2_tile[TILE], sum_difference_tile[TILE], sum_shifted_tile[TILE], sum_difference_2_tile[TILE], sum_product_3_tile[TILE], sum_product_4_tile[TILE];
             INDEPENDENT
             for (int64_t p = first; p < end; ++p) {
                 const REAL difference = 1 - input_row[p * input_pixels];
@@ -198,38 +198,36 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
                 const REAL product = target_row[p * target_pixels] * direction_input_row[p * direction_input_pixels];
                 const REAL product_2 = input_row[p * input_pixels] * direction_target_row[p * direction_target_pixels];
                 const REAL product_3 = difference_2 * direction_input_row[p * direction_input_pixels];
-                sum_product_tile[p - first] = input_row[p * input_pixels] * target_row[p * target_pixels];
-                sum_product_2_tile[p - first] = difference * target_row[p * target_pixels];
-                sum_product_3_tile[p - first] = difference_2 * input_row[p * input_pixels];
+                overlap_tile[p - first] = input_row[p * input_pixels] * target_row[p * target_pixels];
+                sum_product_tile[p - first] = difference * target_row[p * target_pixels];
+                sum_product_2_tile[p - first] = difference_2 * input_row[p * input_pixels];
                 sum_difference_tile[p - first] = difference * direction_target_row[p * direction_target_pixels] - product;
                 sum_shifted_tile[p - first] = product + product_2;
                 sum_difference_2_tile[p - first] = product_3 - product_2;
-                sum_product_4_tile[p - first] = product_3;
-                sum_product_5_tile[p - first] = product;
+                sum_product_3_tile[p - first] = product_3;
+                sum_product_4_tile[p - first] = product;
             }
+            accumulate_tile(&overlap_sum, overlap_tile, end - first);
             accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
             accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
-            accumulate_tile(&sum_product_3_sum, sum_product_3_tile, end - first);
             accumulate_tile(&sum_difference_sum, sum_difference_tile, end - first);
             accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
             accumulate_tile(&sum_difference_2_sum, sum_difference_2_tile, end - first);
+            accumulate_tile(&sum_product_3_sum, sum_product_3_tile, end - first);
             accumulate_tile(&sum_product_4_sum, sum_product_4_tile, end - first);
-            accumulate_tile(&sum_product_5_sum, sum_product_5_tile, end - first);
         }
+        const REAL overlap = value_of(&overlap_sum);
         const REAL sum_product = value_of(&sum_product_sum);
         const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL sum_product_3 = value_of(&sum_product_3_sum);
         const REAL sum_difference = value_of(&sum_difference_sum);
         const REAL sum_shifted = value_of(&sum_shifted_sum);
         const REAL sum_difference_2 = value_of(&sum_difference_2_sum);
+        const REAL sum_product_3 = value_of(&sum_product_3_sum);
         const REAL sum_product_4 = value_of(&sum_product_4_sum);
-        const REAL sum_product_5 = value_of(&sum_product_5_sum);
-        const REAL shifted = sum_product_2 + sum_product_3;
-        const REAL shifted_2 = shifted + sum_product + smooth;
-        const REAL ratio = (sum_product + smooth) / shifted_2;
-        const REAL ratio_2 = shifted / shifted_2;
-        const REAL ratio_3 = sum_product_5 / shifted_2;
-        const REAL choice = all ? ratio * (sum_difference / shifted_2) - ratio_2 * (sum_shifted / shifted_2) + ratio * (sum_difference_2 / shifted_2) : ratio * (sum_product_4 / shifted_2) - ratio * ratio_3 - ratio_2 * ratio_3;
+        const REAL target_size = sum_product + overlap;
+        const REAL shifted = target_size + sum_product_2 + smooth;
+        const REAL ratio = (overlap + smooth) / shifted;
+        const REAL choice = all ? ratio * ((sum_difference + sum_shifted) / shifted) - sum_shifted / shifted + ratio * (sum_difference_2 / shifted) : ratio * (sum_product_3 / shifted) - sum_product_4 / shifted;
         if (rate_wanted) rate[n * rate_batch] = choice;
         accumulate(&total_rate_sum, choice);
     }
@@ -256,70 +254,67 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         const REAL *direction_target_row = direction_target + n * direction_target_batch;
         REAL *hvp_input_row = hvp_input + n * hvp_input_batch;
         REAL *hvp_target_row = hvp_target + n * hvp_target_batch;
-        accumulator sum_product_sum = {0};
-        accumulator sum_product_2_sum = {0};
-        accumulator sum_product_3_sum = {0};
-        accumulator sum_difference_sum = {0};
-        accumulator sum_difference_2_sum = {0};
         accumulator sum_shifted_sum = {0};
-        accumulator sum_product_4_sum = {0};
-        accumulator sum_product_5_sum = {0};
+        accumulator sum_product_sum = {0};
+        accumulator overlap_sum = {0};
+        accumulator sum_product_2_sum = {0};
+        accumulator sum_difference_sum = {0};
+        accumulator sum_product_3_sum = {0};
+        accumulator sum_choice_sum = {0};
+        accumulator sum_difference_2_sum = {0};
         FOR_TILES(first, end, pixels) {
-            REAL sum_product_tile[TILE], sum_product_2_tile[TILE], sum_product_3_tile[TILE], sum_difference_tile[TILE], sum_difference_2_tile[TILE], sum_shifted_tile[TILE], sum_product_4_tile[TILE], sum_product_5_tile[TILE];
+            REAL sum_shifted_tile[TILE], sum_product_tile[TILE], overlap_tile[TILE], sum_product_2_tile[TILE], sum_difference_tile[TILE], sum_product_3_tile[TILE], sum_choice_tile[TILE], sum_difference_2_tile[TILE];
             INDEPENDENT
             for (int64_t p = first; p < end; ++p) {
+                const REAL product = target_row[p * target_pixels] * direction_input_row[p * direction_input_pixels];
+                const REAL product_2 = input_row[p * input_pixels] * direction_target_row[p * direction_target_pixels];
                 const REAL difference = 1 - input_row[p * input_pixels];
                 const REAL difference_2 = 1 - target_row[p * target_pixels];
-                const REAL product = target_row[p * target_pixels] * direction_input_row[p * direction_input_pixels];
-                const REAL product_2 = difference_2 * direction_input_row[p * direction_input_pixels];
-                const REAL product_3 = input_row[p * input_pixels] * direction_target_row[p * direction_target_pixels];
-                sum_product_tile[p - first] = input_row[p * input_pixels] * target_row[p * target_pixels];
-                sum_product_2_tile[p - first] = difference * target_row[p * target_pixels];
-                sum_product_3_tile[p - first] = difference_2 * input_row[p * input_pixels];
+                const REAL difference_3 = difference_2 * direction_input_row[p * direction_input_pixels] - product_2;
+                sum_shifted_tile[p - first] = product + product_2;
+                sum_product_tile[p - first] = difference * target_row[p * target_pixels];
+                overlap_tile[p - first] = input_row[p * input_pixels] * target_row[p * target_pixels];
+                sum_product_2_tile[p - first] = difference_2 * input_row[p * input_pixels];
                 sum_difference_tile[p - first] = difference * direction_target_row[p * direction_target_pixels] - product;
-                sum_difference_2_tile[p - first] = product_2 - product_3;
-                sum_shifted_tile[p - first] = product + product_3;
-                sum_product_4_tile[p - first] = product_2;
-                sum_product_5_tile[p - first] = product;
+                sum_product_3_tile[p - first] = product;
+                sum_choice_tile[p - first] = all ? difference_3 : difference_2 * direction_input_row[p * direction_input_pixels];
+                sum_difference_2_tile[p - first] = difference_3;
             }
-            accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
-            accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
-            accumulate_tile(&sum_product_3_sum, sum_product_3_tile, end - first);
-            accumulate_tile(&sum_difference_sum, sum_difference_tile, end - first);
-            accumulate_tile(&sum_difference_2_sum, sum_difference_2_tile, end - first);
             accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
-            accumulate_tile(&sum_product_4_sum, sum_product_4_tile, end - first);
-            accumulate_tile(&sum_product_5_sum, sum_product_5_tile, end - first);
+            accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
+            accumulate_tile(&overlap_sum, overlap_tile, end - first);
+            accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
+            accumulate_tile(&sum_difference_sum, sum_difference_tile, end - first);
+            accumulate_tile(&sum_product_3_sum, sum_product_3_tile, end - first);
+            accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
+            accumulate_tile(&sum_difference_2_sum, sum_difference_2_tile, end - first);
         }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL sum_product_3 = value_of(&sum_product_3_sum);
-        const REAL sum_difference = value_of(&sum_difference_sum);
-        const REAL sum_difference_2 = value_of(&sum_difference_2_sum);
         const REAL sum_shifted = value_of(&sum_shifted_sum);
-        const REAL sum_product_4 = value_of(&sum_product_4_sum);
-        const REAL sum_product_5 = value_of(&sum_product_5_sum);
-        const REAL shifted = sum_product_2 + sum_product_3;
-        const REAL shifted_2 = shifted + sum_product + smooth;
-        const REAL ratio = (sum_product + smooth) / shifted_2;
-        const REAL ratio_2 = scale[n * scale_batch] / shifted_2;
-        const REAL product_4 = 2 * ratio * ratio_2;
-        const REAL ratio_3 = shifted / shifted_2;
-        const REAL product_5 = ratio_3 * ratio_2;
-        const REAL shifted_3 = product_4 + product_5;
-        const REAL ratio_4 = product_4 / shifted_2;
-        const REAL product_6 = (ratio_3 / shifted_2 / shifted_2 - ratio / shifted_2 / shifted_2) * scale[n * scale_batch];
-        const REAL ratio_5 = product_5 / shifted_2;
-        const REAL ratio_6 = ratio * ratio_2 / shifted_2;
+        const REAL sum_product = value_of(&sum_product_sum);
+        const REAL overlap = value_of(&overlap_sum);
+        const REAL sum_product_2 = value_of(&sum_product_2_sum);
+        const REAL sum_difference = value_of(&sum_difference_sum);
+        const REAL sum_product_3 = value_of(&sum_product_3_sum);
+        const REAL sum_choice = value_of(&sum_choice_sum);
+        const REAL sum_difference_2 = value_of(&sum_difference_2_sum);
+        const REAL target_size = sum_product + overlap;
+        const REAL shifted = target_size + sum_product_2 + smooth;
+        const REAL ratio = scale[n * scale_batch] / shifted;
+        const REAL product_3 = sum_shifted / shifted * ratio;
+        const REAL ratio_2 = (overlap + smooth) / shifted;
+        const REAL shifted_2 = ratio_2 * ratio + ratio;
+        const REAL shifted_3 = sum_difference + sum_shifted;
+        const REAL ratio_3 = ratio / shifted;
+        const REAL ratio_4 = 2 * ratio_2 * ratio / shifted;
+        const REAL product_4 = sum_product_3 / shifted * ratio;
         INDEPENDENT
         for (int64_t p = 0; p < pixels; ++p) {
-            const REAL difference_3 = 1 - target_row[p * target_pixels];
-            const REAL shifted_4 = ratio_4 * target_row[p * target_pixels] - ratio_4 * difference_3 + product_6 * target_row[p * target_pixels];
-            const REAL shifted_5 = ratio_5 * difference_3 - ratio_6 * difference_3 + ratio_6 * target_row[p * target_pixels] + ratio_5 * target_row[p * target_pixels];
-            const REAL difference_4 = 1 - input_row[p * input_pixels];
-            const REAL shifted_6 = ratio_4 * input_row[p * input_pixels] - ratio_4 * difference_4 + product_6 * input_row[p * input_pixels];
-            if (hvp_input_wanted) hvp_input_row[p * hvp_input_pixels] = all ? -shifted_3 * direction_target_row[p * direction_target_pixels] + sum_difference * shifted_4 + sum_difference_2 * shifted_4 + sum_shifted * shifted_5 : sum_product_4 * shifted_4 - sum_product_5 * shifted_4 + sum_product_5 * shifted_5;
-            if (hvp_target_wanted) hvp_target_row[p * hvp_target_pixels] = -shifted_3 * direction_input_row[p * direction_input_pixels] + sum_difference * shifted_6 + sum_difference_2 * shifted_6 + sum_shifted * (ratio_5 * difference_4 - ratio_6 * difference_4 + ratio_6 * input_row[p * input_pixels] + ratio_5 * input_row[p * input_pixels]);
+            const REAL difference_4 = 1 - target_row[p * target_pixels];
+            const REAL difference_5 = ratio_3 * target_row[p * target_pixels] - ratio_4 * difference_4;
+            const REAL product_5 = ratio_3 * input_row[p * input_pixels];
+            const REAL difference_6 = ratio_4 * input_row[p * input_pixels] + product_5 - ratio_4;
+            if (hvp_input_wanted) hvp_input_row[p * hvp_input_pixels] = (all ? product_3 * difference_4 + -shifted_2 * direction_target_row[p * direction_target_pixels] + shifted_3 * difference_5 : product_4 * difference_4) + sum_choice * difference_5;
+            if (hvp_target_wanted) hvp_target_row[p * hvp_target_pixels] = -shifted_2 * direction_input_row[p * direction_input_pixels] + sum_shifted * (ratio_3 - product_5) + shifted_3 * difference_6 + sum_difference_2 * difference_6;
         }
     }
 }
@@ -341,40 +336,35 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
         REAL *hessian_input_row = hessian_input + n * hessian_input_batch;
         REAL *hessian_target_row = hessian_target + n * hessian_target_batch;
         accumulator sum_product_sum = {0};
+        accumulator overlap_sum = {0};
         accumulator sum_product_2_sum = {0};
-        accumulator sum_product_3_sum = {0};
         FOR_TILES(first, end, pixels) {
-            REAL sum_product_tile[TILE], sum_product_2_tile[TILE], sum_product_3_tile[TILE];
+            REAL sum_product_tile[TILE], overlap_tile[TILE], sum_product_2_tile[TILE];
             INDEPENDENT
             for (int64_t p = first; p < end; ++p) {
-                sum_product_tile[p - first] = input_row[p * input_pixels] * target_row[p * target_pixels];
-                sum_product_2_tile[p - first] = (1 - input_row[p * input_pixels]) * target_row[p * target_pixels];
-                sum_product_3_tile[p - first] = (1 - target_row[p * target_pixels]) * input_row[p * input_pixels];
+                sum_product_tile[p - first] = (1 - input_row[p * input_pixels]) * target_row[p * target_pixels];
+                overlap_tile[p - first] = input_row[p * input_pixels] * target_row[p * target_pixels];
+                sum_product_2_tile[p - first] = (1 - target_row[p * target_pixels]) * input_row[p * input_pixels];
             }
             accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
+            accumulate_tile(&overlap_sum, overlap_tile, end - first);
             accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
-            accumulate_tile(&sum_product_3_sum, sum_product_3_tile, end - first);
         }
         const REAL sum_product = value_of(&sum_product_sum);
+        const REAL overlap = value_of(&overlap_sum);
         const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL sum_product_3 = value_of(&sum_product_3_sum);
-        const REAL shifted = sum_product_2 + sum_product_3;
-        const REAL shifted_2 = shifted + sum_product + smooth;
-        const REAL ratio = (sum_product + smooth) / shifted_2;
-        const REAL ratio_2 = scale[n * scale_batch] / shifted_2;
-        const REAL ratio_3 = 2 * ratio * ratio_2 / shifted_2;
-        const REAL ratio_4 = shifted / shifted_2;
-        const REAL product = (ratio_4 / shifted_2 / shifted_2 - ratio / shifted_2 / shifted_2) * scale[n * scale_batch];
-        const REAL ratio_5 = ratio_4 * ratio_2 / shifted_2;
-        const REAL ratio_6 = ratio * ratio_2 / shifted_2;
+        const REAL target_size = sum_product + overlap;
+        const REAL shifted = target_size + sum_product_2 + smooth;
+        const REAL ratio = scale[n * scale_batch] / shifted;
+        const REAL ratio_2 = ratio / shifted;
+        const REAL ratio_3 = 2 * ((overlap + smooth) / shifted) * ratio / shifted;
         INDEPENDENT
         for (int64_t p = 0; p < pixels; ++p) {
             const REAL difference = 1 - target_row[p * target_pixels];
-            const REAL shifted_3 = ratio_3 * target_row[p * target_pixels] - ratio_3 * difference + product * target_row[p * target_pixels];
-            const REAL difference_2 = 1 - input_row[p * input_pixels];
-            const REAL shifted_4 = ratio_3 * input_row[p * input_pixels] - ratio_3 * difference_2 + product * input_row[p * input_pixels];
-            if (hessian_input_wanted) hessian_input_row[p * hessian_input_pixels] = difference * shifted_3 - shifted_3 * target_row[p * target_pixels] + (ratio_5 * difference - ratio_6 * difference + ratio_6 * target_row[p * target_pixels] + ratio_5 * target_row[p * target_pixels]) * target_row[p * target_pixels];
-            if (hessian_target_wanted) hessian_target_row[p * hessian_target_pixels] = difference_2 * shifted_4 - shifted_4 * input_row[p * input_pixels] + (ratio_5 * difference_2 - ratio_6 * difference_2 + ratio_6 * input_row[p * input_pixels] + ratio_5 * input_row[p * input_pixels]) * input_row[p * input_pixels];
+            const REAL product = ratio_3 * input_row[p * input_pixels];
+            const REAL product_2 = ratio_2 * input_row[p * input_pixels];
+            if (hessian_input_wanted) hessian_input_row[p * hessian_input_pixels] = difference * (ratio_2 * target_row[p * target_pixels] - ratio_3 * difference) + ratio_2 * difference * target_row[p * target_pixels];
+            if (hessian_target_wanted) hessian_target_row[p * hessian_target_pixels] = product - (product + product_2 - ratio_3) * input_row[p * input_pixels] + (ratio_2 - product_2) * input_row[p * input_pixels] + product_2 - ratio_3;
         }
     }
 }

@@ -2,7 +2,9 @@
  *
  * Jaccard loss of probabilities of pixels: 1 - (overlap + smooth) / (union + smooth), sums over the last axis.
  *
- *     loss = -(smooth + sum_p(input[p]*target[p]))/(smooth + sum_p((1 - input[p])*target[p]) + sum_p((1 - target[p])*input[p]) + sum_p(input[p]*target[p])) + 1
+ *     overlap = sum_p(input[p]*target[p])
+ *     target_size = sum_p((1 - input[p])*target[p]) + overlap
+ *     loss = -(smooth + overlap)/(smooth + target_size + sum_p((1 - target[p])*input[p])) + 1
  *
  * Arrays: input [batch, pixels], target [batch, pixels].
  * A kernel computes a batch of samples; outputs that are NULL are not wanted. losslib_device.cuh says what kernels are made of.
@@ -11,7 +13,7 @@
 
 namespace {
 
-/* The loss, the totals, and the gradients times scale. 26 operations. */
+/* The loss, the totals, and the gradients times scale. 22 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all(const __grid_constant__ launch<7> run)
 {
@@ -36,32 +38,31 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all(const __grid_co
 
         accumulator<real> sum_product_sum;
         accumulator<real> sum_product_2_sum;
-        accumulator<real> sum_product_3_sum;
+        accumulator<real> overlap_sum;
         for (int64_t p = team.lane; p < pixels; p += team.size) {
             sum_product_sum.add((1 - input(p)) * target(p));
             sum_product_2_sum.add((1 - target(p)) * input(p));
-            sum_product_3_sum.add(input(p) * target(p));
+            overlap_sum.add(input(p) * target(p));
         }
         const real sum_product = team.total(sum_product_sum);
         const real sum_product_2 = team.total(sum_product_2_sum);
-        const real sum_product_3 = team.total(sum_product_3_sum);
-        const real shifted = sum_product + sum_product_2;
-        const real shifted_2 = shifted + sum_product_3 + smooth;
-        const real ratio = scale / shifted_2;
-        const real product = (sum_product_3 + smooth) / shifted_2 * ratio;
-        const real ratio_2 = shifted / shifted_2;
-        const real product_2 = ratio_2 * ratio;
+        const real overlap = team.total(overlap_sum);
+        const real target_size = sum_product + overlap;
+        const real shifted = target_size + sum_product_2 + smooth;
+        const real ratio = scale / shifted;
+        const real product = (overlap + smooth) / shifted * ratio;
         if (grad_input.wanted || grad_target.wanted) for (int64_t p = team.lane; p < pixels; p += team.size) {
-            grad_input.put(product * (1 - target(p)) - product * target(p) - product_2 * target(p), p);
-            grad_target.put(product * (1 - input(p)) - product * input(p) - product_2 * input(p), p);
+            grad_input.put(product * (1 - target(p)) - ratio * target(p), p);
+            grad_target.put(product - product * input(p) - ratio * input(p), p);
         }
+        const real ratio_2 = (sum_product + sum_product_2) / shifted;
         if (team.leads) loss.put(ratio_2);
         if (team.leads) total_loss_sum.add(ratio_2);
     }
     close_total(run, 4, 0, total_loss_sum);
 }
 
-/* The derivative along the directions. 20 operations. */
+/* The derivative along the directions. 16 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) jvp(const __grid_constant__ launch<5> run)
 {
@@ -82,36 +83,34 @@ __global__ void __launch_bounds__(THREADS, 1) jvp(const __grid_constant__ launch
         const optional_row<Storage> direction_input(run, 2, here.of[2], (real)0.0);
         const output_row<Storage> rate(run, 3, here.of[3]);
 
+        accumulator<real> overlap_sum;
         accumulator<real> sum_product_sum;
         accumulator<real> sum_product_2_sum;
         accumulator<real> sum_product_3_sum;
         accumulator<real> sum_product_4_sum;
-        accumulator<real> sum_product_5_sum;
         for (int64_t p = team.lane; p < pixels; p += team.size) {
             const real difference = 1 - target(p);
-            sum_product_sum.add(input(p) * target(p));
-            sum_product_2_sum.add((1 - input(p)) * target(p));
-            sum_product_3_sum.add(difference * input(p));
-            sum_product_4_sum.add(difference * direction_input(p));
-            sum_product_5_sum.add(target(p) * direction_input(p));
+            overlap_sum.add(input(p) * target(p));
+            sum_product_sum.add((1 - input(p)) * target(p));
+            sum_product_2_sum.add(difference * input(p));
+            sum_product_3_sum.add(difference * direction_input(p));
+            sum_product_4_sum.add(target(p) * direction_input(p));
         }
+        const real overlap = team.total(overlap_sum);
         const real sum_product = team.total(sum_product_sum);
         const real sum_product_2 = team.total(sum_product_2_sum);
         const real sum_product_3 = team.total(sum_product_3_sum);
         const real sum_product_4 = team.total(sum_product_4_sum);
-        const real sum_product_5 = team.total(sum_product_5_sum);
-        const real shifted = sum_product_2 + sum_product_3;
-        const real shifted_2 = shifted + sum_product + smooth;
-        const real ratio = (sum_product + smooth) / shifted_2;
-        const real ratio_2 = sum_product_5 / shifted_2;
-        const real difference_2 = ratio * (sum_product_4 / shifted_2) - ratio * ratio_2 - shifted / shifted_2 * ratio_2;
+        const real target_size = sum_product + overlap;
+        const real shifted = target_size + sum_product_2 + smooth;
+        const real difference_2 = (overlap + smooth) / shifted * (sum_product_3 / shifted) - sum_product_4 / shifted;
         if (team.leads) rate.put(difference_2);
         if (team.leads) total_rate_sum.add(difference_2);
     }
     close_total(run, 4, 0, total_rate_sum);
 }
 
-/* The hessian times the directions, times scale. 45 operations. */
+/* The hessian times the directions, times scale. 26 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) hvp(const __grid_constant__ launch<5> run)
 {
@@ -134,40 +133,36 @@ __global__ void __launch_bounds__(THREADS, 1) hvp(const __grid_constant__ launch
 
         accumulator<real> sum_product_sum;
         accumulator<real> sum_product_2_sum;
+        accumulator<real> overlap_sum;
         accumulator<real> sum_product_3_sum;
         accumulator<real> sum_product_4_sum;
-        accumulator<real> sum_product_5_sum;
         for (int64_t p = team.lane; p < pixels; p += team.size) {
             const real difference = 1 - target(p);
-            sum_product_sum.add(difference * direction_input(p));
-            sum_product_2_sum.add(input(p) * target(p));
-            sum_product_3_sum.add((1 - input(p)) * target(p));
-            sum_product_4_sum.add(difference * input(p));
-            sum_product_5_sum.add(target(p) * direction_input(p));
+            sum_product_sum.add(target(p) * direction_input(p));
+            sum_product_2_sum.add((1 - input(p)) * target(p));
+            overlap_sum.add(input(p) * target(p));
+            sum_product_3_sum.add(difference * input(p));
+            sum_product_4_sum.add(difference * direction_input(p));
         }
         const real sum_product = team.total(sum_product_sum);
         const real sum_product_2 = team.total(sum_product_2_sum);
+        const real overlap = team.total(overlap_sum);
         const real sum_product_3 = team.total(sum_product_3_sum);
         const real sum_product_4 = team.total(sum_product_4_sum);
-        const real sum_product_5 = team.total(sum_product_5_sum);
-        const real shifted = sum_product_3 + sum_product_4;
-        const real shifted_2 = shifted + sum_product_2 + smooth;
-        const real ratio = (sum_product_2 + smooth) / shifted_2;
-        const real ratio_2 = scale / shifted_2;
-        const real ratio_3 = 2 * ratio * ratio_2 / shifted_2;
-        const real ratio_4 = shifted / shifted_2;
-        const real product = (ratio_4 / shifted_2 / shifted_2 - ratio / shifted_2 / shifted_2) * scale;
-        const real ratio_5 = ratio_4 * ratio_2 / shifted_2;
-        const real ratio_6 = ratio * ratio_2 / shifted_2;
+        const real target_size = sum_product_2 + overlap;
+        const real shifted = target_size + sum_product_3 + smooth;
+        const real ratio = scale / shifted;
+        const real product = sum_product / shifted * ratio;
+        const real ratio_2 = ratio / shifted;
+        const real ratio_3 = 2 * ((overlap + smooth) / shifted) * ratio / shifted;
         if (hvp_input.wanted) for (int64_t p = team.lane; p < pixels; p += team.size) {
             const real difference_2 = 1 - target(p);
-            const real shifted_3 = ratio_3 * target(p) - ratio_3 * difference_2 + product * target(p);
-            hvp_input.put(sum_product * shifted_3 - sum_product_5 * shifted_3 + sum_product_5 * (ratio_5 * difference_2 - ratio_6 * difference_2 + ratio_6 * target(p) + ratio_5 * target(p)), p);
+            hvp_input.put(product * difference_2 + sum_product_4 * (ratio_2 * target(p) - ratio_3 * difference_2), p);
         }
     }
 }
 
-/* The derivative along the directions. 26 operations. */
+/* The derivative along the directions. 25 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) jvp_all(const __grid_constant__ launch<6> run)
 {
@@ -189,9 +184,9 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all(const __grid_constant__ la
         const optional_row<Storage> direction_target(run, 3, here.of[3], (real)0.0);
         const output_row<Storage> rate(run, 4, here.of[4]);
 
+        accumulator<real> overlap_sum;
         accumulator<real> sum_product_sum;
         accumulator<real> sum_product_2_sum;
-        accumulator<real> sum_product_3_sum;
         accumulator<real> sum_difference_sum;
         accumulator<real> sum_shifted_sum;
         accumulator<real> sum_difference_2_sum;
@@ -200,30 +195,30 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all(const __grid_constant__ la
             const real difference_2 = 1 - target(p);
             const real product = target(p) * direction_input(p);
             const real product_2 = input(p) * direction_target(p);
-            sum_product_sum.add(input(p) * target(p));
-            sum_product_2_sum.add(difference * target(p));
-            sum_product_3_sum.add(difference_2 * input(p));
+            overlap_sum.add(input(p) * target(p));
+            sum_product_sum.add(difference * target(p));
+            sum_product_2_sum.add(difference_2 * input(p));
             sum_difference_sum.add(difference * direction_target(p) - product);
             sum_shifted_sum.add(product + product_2);
             sum_difference_2_sum.add(difference_2 * direction_input(p) - product_2);
         }
+        const real overlap = team.total(overlap_sum);
         const real sum_product = team.total(sum_product_sum);
         const real sum_product_2 = team.total(sum_product_2_sum);
-        const real sum_product_3 = team.total(sum_product_3_sum);
         const real sum_difference = team.total(sum_difference_sum);
         const real sum_shifted = team.total(sum_shifted_sum);
         const real sum_difference_2 = team.total(sum_difference_2_sum);
-        const real shifted = sum_product_2 + sum_product_3;
-        const real shifted_2 = shifted + sum_product + smooth;
-        const real ratio = (sum_product + smooth) / shifted_2;
-        const real shifted_3 = ratio * (sum_difference / shifted_2) - shifted / shifted_2 * (sum_shifted / shifted_2) + ratio * (sum_difference_2 / shifted_2);
-        if (team.leads) rate.put(shifted_3);
-        if (team.leads) total_rate_sum.add(shifted_3);
+        const real target_size = sum_product + overlap;
+        const real shifted = target_size + sum_product_2 + smooth;
+        const real ratio = (overlap + smooth) / shifted;
+        const real shifted_2 = ratio * ((sum_difference + sum_shifted) / shifted) - sum_shifted / shifted + ratio * (sum_difference_2 / shifted);
+        if (team.leads) rate.put(shifted_2);
+        if (team.leads) total_rate_sum.add(shifted_2);
     }
     close_total(run, 5, 0, total_rate_sum);
 }
 
-/* The hessian times the directions, times scale. 75 operations. */
+/* The hessian times the directions, times scale. 52 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) hvp_all(const __grid_constant__ launch<7> run)
 {
@@ -246,49 +241,46 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all(const __grid_constant__ la
         const output_row<Storage> hvp_input(run, 5, here.of[5]);
         const output_row<Storage> hvp_target(run, 6, here.of[6]);
 
+        accumulator<real> sum_shifted_sum;
         accumulator<real> sum_product_sum;
+        accumulator<real> overlap_sum;
         accumulator<real> sum_product_2_sum;
-        accumulator<real> sum_product_3_sum;
         accumulator<real> sum_difference_sum;
         accumulator<real> sum_difference_2_sum;
-        accumulator<real> sum_shifted_sum;
         for (int64_t p = team.lane; p < pixels; p += team.size) {
-            const real difference = 1 - input(p);
-            const real difference_2 = 1 - target(p);
             const real product = target(p) * direction_input(p);
             const real product_2 = input(p) * direction_target(p);
-            sum_product_sum.add(input(p) * target(p));
-            sum_product_2_sum.add(difference * target(p));
-            sum_product_3_sum.add(difference_2 * input(p));
+            const real difference = 1 - input(p);
+            const real difference_2 = 1 - target(p);
+            sum_shifted_sum.add(product + product_2);
+            sum_product_sum.add(difference * target(p));
+            overlap_sum.add(input(p) * target(p));
+            sum_product_2_sum.add(difference_2 * input(p));
             sum_difference_sum.add(difference * direction_target(p) - product);
             sum_difference_2_sum.add(difference_2 * direction_input(p) - product_2);
-            sum_shifted_sum.add(product + product_2);
         }
+        const real sum_shifted = team.total(sum_shifted_sum);
         const real sum_product = team.total(sum_product_sum);
+        const real overlap = team.total(overlap_sum);
         const real sum_product_2 = team.total(sum_product_2_sum);
-        const real sum_product_3 = team.total(sum_product_3_sum);
         const real sum_difference = team.total(sum_difference_sum);
         const real sum_difference_2 = team.total(sum_difference_2_sum);
-        const real sum_shifted = team.total(sum_shifted_sum);
-        const real shifted = sum_product_2 + sum_product_3;
-        const real shifted_2 = shifted + sum_product + smooth;
-        const real ratio = (sum_product + smooth) / shifted_2;
-        const real ratio_2 = scale / shifted_2;
-        const real product_3 = 2 * ratio * ratio_2;
-        const real ratio_3 = shifted / shifted_2;
-        const real product_4 = ratio_3 * ratio_2;
-        const real shifted_3 = product_3 + product_4;
-        const real ratio_4 = product_3 / shifted_2;
-        const real product_5 = (ratio_3 / shifted_2 / shifted_2 - ratio / shifted_2 / shifted_2) * scale;
-        const real ratio_5 = product_4 / shifted_2;
-        const real ratio_6 = ratio * ratio_2 / shifted_2;
+        const real target_size = sum_product + overlap;
+        const real shifted = target_size + sum_product_2 + smooth;
+        const real ratio = scale / shifted;
+        const real product_3 = sum_shifted / shifted * ratio;
+        const real ratio_2 = (overlap + smooth) / shifted;
+        const real shifted_2 = ratio_2 * ratio + ratio;
+        const real shifted_3 = sum_difference + sum_shifted;
+        const real ratio_3 = ratio / shifted;
+        const real ratio_4 = 2 * ratio_2 * ratio / shifted;
         if (hvp_input.wanted || hvp_target.wanted) for (int64_t p = team.lane; p < pixels; p += team.size) {
             const real difference_3 = 1 - target(p);
-            const real shifted_4 = ratio_4 * target(p) - ratio_4 * difference_3 + product_5 * target(p);
-            const real difference_4 = 1 - input(p);
-            const real shifted_5 = ratio_4 * input(p) - ratio_4 * difference_4 + product_5 * input(p);
-            hvp_input.put(-shifted_3 * direction_target(p) + sum_difference * shifted_4 + sum_difference_2 * shifted_4 + sum_shifted * (ratio_5 * difference_3 - ratio_6 * difference_3 + ratio_6 * target(p) + ratio_5 * target(p)), p);
-            hvp_target.put(-shifted_3 * direction_input(p) + sum_difference * shifted_5 + sum_difference_2 * shifted_5 + sum_shifted * (ratio_5 * difference_4 - ratio_6 * difference_4 + ratio_6 * input(p) + ratio_5 * input(p)), p);
+            const real difference_4 = ratio_3 * target(p) - ratio_4 * difference_3;
+            const real product_4 = ratio_3 * input(p);
+            const real difference_5 = ratio_4 * input(p) + product_4 - ratio_4;
+            hvp_input.put(product_3 * difference_3 + -shifted_2 * direction_target(p) + shifted_3 * difference_4 + sum_difference_2 * difference_4, p);
+            hvp_target.put(-shifted_2 * direction_input(p) + sum_shifted * (ratio_3 - product_4) + shifted_3 * difference_5 + sum_difference_2 * difference_5, p);
         }
     }
 }

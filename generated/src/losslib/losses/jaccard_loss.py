@@ -53,11 +53,13 @@ class JaccardLossFunction(LossFunction):
     """Jaccard loss of probabilities of pixels: 1 - (overlap + smooth) / (union + smooth), sums over the last axis.
 
     Rahman and Wang, Optimizing intersection-over-union in deep neural networks for image segmentation, 2016. The overlap is the sum of
-    input * target, the union the sum of input + target - input * target.
+    input * target, the union the sum of input + target - input * target: all of the target, and what the input has beside it.
 
     Formula of one sample:
 
-        loss = -(smooth + sum_p(input[p]*target[p]))/(smooth + sum_p((1 - input[p])*target[p]) + sum_p((1 - target[p])*input[p]) + sum_p(input[p]*target[p])) + 1
+        overlap = sum_p(input[p]*target[p])
+        target_size = sum_p((1 - input[p])*target[p]) + overlap
+        loss = -(smooth + overlap)/(smooth + target_size + sum_p((1 - target[p])*input[p])) + 1
 
     Args:
         input: [batch, pixels]; between 0 and 1.

@@ -54,7 +54,8 @@ class JensenShannonFunction(LossFunction):
 
     With p = exp(target), q = exp(input) and m = beta p + (1 - beta) q it is beta KL(p || m) + (1 - beta) KL(q || m) (Lin, Divergence measures
     based on the Shannon entropy, 1991; liger_kernel.transformers.functional.liger_jsd), which is beta p log p + (1 - beta) q log q - m log m
-    added up. As in kl_div this is one term a cell, and reduction="batchmean" gives the divergence itself.
+    added up. As in kl_div this is one term a cell, and reduction="batchmean" gives the divergence itself. With beta 0 or 1 it is 0, where Liger
+    has a Kullback-Leibler divergence.
 
     Formula of one sample:
 
@@ -70,8 +71,6 @@ class JensenShannonFunction(LossFunction):
     Raises:
         ShapeError: shapes that do not go together; IndexOutOfRange, DomainError: values that are not allowed;
         TypeMismatch: arrays of a wrong type; ReductionError: a reduction other than none, mean, sum, batchmean.
-
-    Note: With beta 0 or 1 it is 0; Liger has a Kullback-Leibler divergence there.
     """
 
     spec = SPEC

@@ -19,7 +19,8 @@ class JensenShannonFunction(TorchLoss):
 
     With p = exp(target), q = exp(input) and m = beta p + (1 - beta) q it is beta KL(p || m) + (1 - beta) KL(q || m) (Lin, Divergence measures
     based on the Shannon entropy, 1991; liger_kernel.transformers.functional.liger_jsd), which is beta p log p + (1 - beta) q log q - m log m
-    added up. As in kl_div this is one term a cell, and reduction="batchmean" gives the divergence itself.
+    added up. As in kl_div this is one term a cell, and reduction="batchmean" gives the divergence itself. With beta 0 or 1 it is 0, where Liger
+    has a Kullback-Leibler divergence.
 
     Formula of one sample:
 
@@ -31,8 +32,6 @@ class JensenShannonFunction(TorchLoss):
         target: [batch].
         beta: a number, between 0 and 1.
         reduction: one of none, mean, sum, batchmean.
-
-    Note: With beta 0 or 1 it is 0; Liger has a Kullback-Leibler divergence there.
     """
 
     def __call__(self, input: Any, target: Any, beta: float = 0.5, reduction: str = 'mean') -> Tensor:
