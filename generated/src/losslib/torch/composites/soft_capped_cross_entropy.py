@@ -61,28 +61,13 @@ def sharded__label_smoothing_0__softcap_inf(shards: Any, input: Tensor, target: 
 def value__label_smoothing_0__softcap_general(input: Tensor, target: Tensor, label_smoothing: float, softcap: float, lse_square_scale: float, ignore_index: int) -> tuple[Tensor, Tensor | float]:
     """The loss of each sample, and what it adds to the denominator of the mean, where label_smoothing is 0 and softcap is none of the special values."""
     target = target[..., None]
-    product = 2 * softcap
-    ratio = input / softcap
-    max_product = stable.max_over(softcap * torch.tanh(ratio), -1)
-    max_ratio = stable.max_over(ratio, -1)
+    max_product = stable.max_over(softcap * torch.tanh(input / softcap), -1)
     ignored = target == ignore_index
     largest = max_product.detach()
-    above = stable.abs(max_ratio) > 0.5
     log_mass = stable.log_mass(stable.relative(softcap * torch.tanh(stable.unless(ignored, input) / softcap), largest), -1)
-    max_ratio_2 = stable.max_over(stable.unless(ignored, stable.only(above, input)) / softcap, -1)
-    max_ratio_3 = stable.max_over(stable.unless(ignored, stable.unless(above, input)) / softcap, -1)
     log_sum_exp = largest + log_mass
     safe_target = torch.where(ignored, 0, target)
-    input_at_safe_target = stable.at(input[..., None, :], safe_target)
-    above_2 = stable.abs(input_at_safe_target / softcap) > 0.5
-    ratio_2 = stable.unless(ignored, stable.only(above_2, input_at_safe_target)) / softcap
-    sign_ratio_2 = stable.sign(ratio_2)
-    end_2 = torch.where(above_2, softcap * sign_ratio_2, 0)
-    sign_max_ratio_2 = stable.sign(max_ratio_2)
-    end_3 = torch.where(above, softcap * sign_max_ratio_2, 0)
-    left = torch.where(above_2, -stable.times_sigmoid(product * sign_ratio_2, -2 * stable.abs(ratio_2)), softcap * torch.tanh(stable.unless(ignored, stable.unless(above_2, input_at_safe_target)) / softcap))
-    left_2 = torch.where(above, -stable.times_sigmoid(product * sign_max_ratio_2, -2 * stable.abs(max_ratio_2)), softcap * torch.tanh(max_ratio_3))
-    log_p = end_2 - end_3 + (left - left_2) - log_mass
+    log_p = softcap * torch.tanh(stable.unless(ignored, stable.at(input[..., None, :], safe_target)) / softcap) - largest - log_mass
     value = torch.where(ignored, 0, lse_square_scale * log_sum_exp * log_sum_exp - log_p)
     return value[..., 0], torch.where(ignored, 0, 1)[..., 0]
 
@@ -98,28 +83,13 @@ def weight__label_smoothing_0__softcap_general(input: Tensor, target: Tensor, la
 def sharded__label_smoothing_0__softcap_general(shards: Any, input: Tensor, target: Tensor, label_smoothing: float, softcap: float, lse_square_scale: float, ignore_index: int) -> tuple[Tensor, Tensor | float]:
     """The same as value__label_smoothing_0__softcap_general, where each process has a part of the axis classes."""
     target = target[..., None]
-    product = 2 * softcap
-    ratio = input / softcap
-    max_product = shards.max_over(softcap * torch.tanh(ratio), -1)
-    max_ratio = shards.max_over(ratio, -1)
+    max_product = shards.max_over(softcap * torch.tanh(input / softcap), -1)
     ignored = target == ignore_index
     largest = max_product.detach()
-    above = stable.abs(max_ratio) > 0.5
     log_mass = shards.log_mass(stable.relative(softcap * torch.tanh(stable.unless(ignored, input) / softcap), largest), -1)
-    max_ratio_2 = shards.max_over(stable.unless(ignored, stable.only(above, input)) / softcap, -1)
-    max_ratio_3 = shards.max_over(stable.unless(ignored, stable.unless(above, input)) / softcap, -1)
     log_sum_exp = largest + log_mass
     safe_target = torch.where(ignored, 0, target)
-    input_at_safe_target = shards.at(input[..., None, :], safe_target)
-    above_2 = stable.abs(input_at_safe_target / softcap) > 0.5
-    ratio_2 = stable.unless(ignored, stable.only(above_2, input_at_safe_target)) / softcap
-    sign_ratio_2 = stable.sign(ratio_2)
-    end_2 = torch.where(above_2, softcap * sign_ratio_2, 0)
-    sign_max_ratio_2 = stable.sign(max_ratio_2)
-    end_3 = torch.where(above, softcap * sign_max_ratio_2, 0)
-    left = torch.where(above_2, -stable.times_sigmoid(product * sign_ratio_2, -2 * stable.abs(ratio_2)), softcap * torch.tanh(stable.unless(ignored, stable.unless(above_2, input_at_safe_target)) / softcap))
-    left_2 = torch.where(above, -stable.times_sigmoid(product * sign_max_ratio_2, -2 * stable.abs(max_ratio_2)), softcap * torch.tanh(max_ratio_3))
-    log_p = end_2 - end_3 + (left - left_2) - log_mass
+    log_p = softcap * torch.tanh(stable.unless(ignored, shards.at(input[..., None, :], safe_target)) / softcap) - largest - log_mass
     value = torch.where(ignored, 0, lse_square_scale * log_sum_exp * log_sum_exp - log_p)
     return value[..., 0], torch.where(ignored, 0, 1)[..., 0]
 
@@ -177,36 +147,17 @@ def value__label_smoothing_general__softcap_general(input: Tensor, target: Tenso
     classes = input.shape[-1]
     target = target[..., None]
     ratio = label_smoothing / stable.number(classes, input)
-    product = 2 * softcap
     difference = label_smoothing - 1
-    ratio_2 = input / softcap
-    max_product = stable.max_over(softcap * torch.tanh(ratio_2), -1)
-    max_ratio = stable.max_over(ratio_2, -1)
+    max_product = stable.max_over(softcap * torch.tanh(input / softcap), -1)
     ignored = target == ignore_index
     largest = max_product.detach()
-    above = stable.abs(max_ratio) > 0.5
-    log_mass = stable.log_mass(stable.relative(softcap * torch.tanh(stable.unless(ignored, input) / softcap), largest), -1)
-    max_ratio_2 = stable.max_over(stable.unless(ignored, stable.only(above, input)) / softcap, -1)
-    max_ratio_3 = stable.max_over(stable.unless(ignored, stable.unless(above, input)) / softcap, -1)
-    sign_max_ratio_2 = stable.sign(max_ratio_2)
-    end_2 = torch.where(above, softcap * sign_max_ratio_2, 0)
-    left = torch.where(above, -stable.times_sigmoid(product * sign_max_ratio_2, -2 * stable.abs(max_ratio_2)), softcap * torch.tanh(max_ratio_3))
-    above_2 = stable.abs(ratio_2) > 0.5
-    ratio_3 = stable.unless(ignored, stable.only(above_2, input)) / softcap
-    sign_ratio_3 = stable.sign(ratio_3)
-    end_3 = torch.where(above_2, softcap * sign_ratio_3, 0)
-    left_2 = torch.where(above_2, -stable.times_sigmoid(product * sign_ratio_3, -2 * stable.abs(ratio_3)), softcap * torch.tanh(stable.unless(ignored, stable.unless(above_2, input)) / softcap))
-    log_p = end_3 - end_2 + (left_2 - left) - log_mass
+    product = softcap * torch.tanh(stable.unless(ignored, input) / softcap)
+    log_mass = stable.log_mass(stable.relative(product, largest), -1)
+    log_p = product - largest - log_mass
     sum_difference = torch.sum(log_p, -1, keepdim=True)
     log_sum_exp = largest + log_mass
     safe_target = torch.where(ignored, 0, target)
-    input_at_safe_target = stable.at(input[..., None, :], safe_target)
-    above_3 = stable.abs(input_at_safe_target / softcap) > 0.5
-    ratio_4 = stable.unless(ignored, stable.only(above_3, input_at_safe_target)) / softcap
-    sign_ratio_4 = stable.sign(ratio_4)
-    end_4 = torch.where(above_3, softcap * sign_ratio_4, 0)
-    left_3 = torch.where(above_3, -stable.times_sigmoid(product * sign_ratio_4, -2 * stable.abs(ratio_4)), softcap * torch.tanh(stable.unless(ignored, stable.unless(above_3, input_at_safe_target)) / softcap))
-    log_p_2 = end_4 - end_2 + (left_3 - left) - log_mass
+    log_p_2 = softcap * torch.tanh(stable.unless(ignored, stable.at(input[..., None, :], safe_target)) / softcap) - largest - log_mass
     value = torch.where(ignored, 0, lse_square_scale * log_sum_exp * log_sum_exp - ratio * sum_difference + difference * log_p_2)
     return value[..., 0], torch.where(ignored, 0, 1)[..., 0]
 
@@ -224,35 +175,16 @@ def sharded__label_smoothing_general__softcap_general(shards: Any, input: Tensor
     classes = shards.size
     target = target[..., None]
     ratio = label_smoothing / stable.number(classes, input)
-    product = 2 * softcap
     difference = label_smoothing - 1
-    ratio_2 = input / softcap
-    max_product = shards.max_over(softcap * torch.tanh(ratio_2), -1)
-    max_ratio = shards.max_over(ratio_2, -1)
+    max_product = shards.max_over(softcap * torch.tanh(input / softcap), -1)
     ignored = target == ignore_index
     largest = max_product.detach()
-    above = stable.abs(max_ratio) > 0.5
-    log_mass = shards.log_mass(stable.relative(softcap * torch.tanh(stable.unless(ignored, input) / softcap), largest), -1)
-    max_ratio_2 = shards.max_over(stable.unless(ignored, stable.only(above, input)) / softcap, -1)
-    max_ratio_3 = shards.max_over(stable.unless(ignored, stable.unless(above, input)) / softcap, -1)
-    sign_max_ratio_2 = stable.sign(max_ratio_2)
-    end_2 = torch.where(above, softcap * sign_max_ratio_2, 0)
-    left = torch.where(above, -stable.times_sigmoid(product * sign_max_ratio_2, -2 * stable.abs(max_ratio_2)), softcap * torch.tanh(max_ratio_3))
-    above_2 = stable.abs(ratio_2) > 0.5
-    ratio_3 = stable.unless(ignored, stable.only(above_2, input)) / softcap
-    sign_ratio_3 = stable.sign(ratio_3)
-    end_3 = torch.where(above_2, softcap * sign_ratio_3, 0)
-    left_2 = torch.where(above_2, -stable.times_sigmoid(product * sign_ratio_3, -2 * stable.abs(ratio_3)), softcap * torch.tanh(stable.unless(ignored, stable.unless(above_2, input)) / softcap))
-    log_p = end_3 - end_2 + (left_2 - left) - log_mass
+    product = softcap * torch.tanh(stable.unless(ignored, input) / softcap)
+    log_mass = shards.log_mass(stable.relative(product, largest), -1)
+    log_p = product - largest - log_mass
     sum_difference = shards.sum_over(log_p, -1)
     log_sum_exp = largest + log_mass
     safe_target = torch.where(ignored, 0, target)
-    input_at_safe_target = shards.at(input[..., None, :], safe_target)
-    above_3 = stable.abs(input_at_safe_target / softcap) > 0.5
-    ratio_4 = stable.unless(ignored, stable.only(above_3, input_at_safe_target)) / softcap
-    sign_ratio_4 = stable.sign(ratio_4)
-    end_4 = torch.where(above_3, softcap * sign_ratio_4, 0)
-    left_3 = torch.where(above_3, -stable.times_sigmoid(product * sign_ratio_4, -2 * stable.abs(ratio_4)), softcap * torch.tanh(stable.unless(ignored, stable.unless(above_3, input_at_safe_target)) / softcap))
-    log_p_2 = end_4 - end_2 + (left_3 - left) - log_mass
+    log_p_2 = softcap * torch.tanh(stable.unless(ignored, shards.at(input[..., None, :], safe_target)) / softcap) - largest - log_mass
     value = torch.where(ignored, 0, lse_square_scale * log_sum_exp * log_sum_exp - ratio * sum_difference + difference * log_p_2)
     return value[..., 0], torch.where(ignored, 0, 1)[..., 0]
