@@ -55,6 +55,8 @@ log1mexp: Any
 log1pmx: Any
 hypotenuse: Any
 hypotenuse_slope: Any
+log_mixture: Any
+entropy_gap: Any
 Sign: Any
 Abs: Any
 step: Any
@@ -109,6 +111,23 @@ def _log1pmx(x: Any) -> Any:
     return r * (r**2 * series - x)
 
 
+def _log_mixture(x: Any, y: Any) -> Any:
+    """log((1 - y) + y exp(x)), for y from 0 to 1."""
+    less = Where(sp.Eq(y, 1), x, sp.log((1 - y) + y * sp.exp(x)))
+    far = Where(sp.Eq(y, 0), 0, x + sp.log(y + (1 - y) * sp.exp(-x)))
+    return Where(x < FAR, Where(y * expm1(x) < -sp.S.Half, less, log1p(y * expm1(x))), far)
+
+
+def _mixed_entropy(a: Any, b: Any, y: Any) -> Any:
+    """The entropy of a mixture less the mixed entropies, for logarithms of probabilities a and b: both terms are at least 0."""
+    apart, back = Named("apart", a - b), Named("back", b - a)
+    near = -y * sp.exp(a) * log1pmx((1 - y) * expm1(back)) - (1 - y) * sp.exp(b) * log1pmx(y * expm1(apart))
+    far = -y * sp.exp(a) * log_mixture(back, 1 - y) - (1 - y) * sp.exp(b) * log_mixture(apart, y)
+    return Where(Abs(apart) < FAR, near, far)
+
+
+FAR = sp.Integer(64)                             # from here on exp(x) may overflow, and nothing is lost without it
+
 _smooth = (
     Atom("softplus", lambda x: sp.log(1 + sp.exp(x)), (lambda x: sigmoid(x),), "positive",
          stable="max(x, 0) + log1p(exp(-|x|))"),
@@ -137,6 +156,14 @@ _smooth = (
          computed=lambda x, c: Where(Abs(x) < SQUARES_END * c, c * sp.sqrt(1 + (Named("error", x) / c)**2), Abs(x))),
     Atom("hypotenuse_slope", lambda x, c: x / sp.sqrt(c**2 + x**2), (lambda x, c: (c / hypotenuse(x, c))**2 / hypotenuse(x, c), None),
          ranges=((-1e300, 1e300), (1e-3, 1e3)), stable="x / sqrt(c**2 + x**2)", computed=lambda x, c: Named("slope", x / hypotenuse(x, c))),
+    Atom("log_mixture", lambda x, y: sp.log(1 + y * (sp.exp(x) - 1)), (lambda x, y: y * sp.exp(-log_mixture(-x, 1 - y)), None),
+         ranges=((-700, 700), (1e-3, 0.999)), stable="log1p(y expm1(x)), or the logarithm of (1 - y) + y exp(x) where that is far from 1",
+         computed=_log_mixture),
+    Atom("entropy_gap", lambda a, b, y: y * sp.exp(a) * a + (1 - y) * sp.exp(b) * b - (y * sp.exp(a) + (1 - y) * sp.exp(b)) * sp.log(
+            y * sp.exp(a) + (1 - y) * sp.exp(b)),
+         (lambda a, b, y: -y * sp.exp(a) * log_mixture(b - a, 1 - y), lambda a, b, y: -(1 - y) * sp.exp(b) * log_mixture(a - b, y), None),
+         "nonnegative", ((-300, 300), (-300, 300), (1e-3, 0.999)), computed=_mixed_entropy,
+         stable="-y exp(a) log1pmx((1 - y) expm1(b - a)) - (1 - y) exp(b) log1pmx(y expm1(a - b))"),
 )
 
 _kinks = (
@@ -171,6 +198,7 @@ softplus, sigmoid, log1p = FUNCTIONS["softplus"], FUNCTIONS["sigmoid"], FUNCTION
 expm1, expm1mx, xlogy = FUNCTIONS["expm1"], FUNCTIONS["expm1mx"], FUNCTIONS["xlogy"]
 logcosh, logaddexp, log1mexp = FUNCTIONS["logcosh"], FUNCTIONS["logaddexp"], FUNCTIONS["log1mexp"]
 log1pmx, hypotenuse, hypotenuse_slope = FUNCTIONS["log1pmx"], FUNCTIONS["hypotenuse"], FUNCTIONS["hypotenuse_slope"]
+log_mixture, entropy_gap = FUNCTIONS["log_mixture"], FUNCTIONS["entropy_gap"]
 Sign, Abs, step, hinge = FUNCTIONS["Sign"], FUNCTIONS["Abs"], FUNCTIONS["step"], FUNCTIONS["hinge"]
 larger, smaller, same = FUNCTIONS["larger"], FUNCTIONS["smaller"], FUNCTIONS["same"]
 root, inverse_root = FUNCTIONS["root"], FUNCTIONS["inverse_root"]

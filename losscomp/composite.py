@@ -64,6 +64,8 @@ class CompositeLowering(Lowering):
                 return where(test, self.held("only", test, self(a, env)), self.held("unless", test, self(b, env)))
             case atoms.xlogy(args=(x, y)) if x == y:                     # its derivative at 0 is log(0), not log(0) + 0 / 0
                 return Op("xlogx", (real(self(x, env)),))
+            case atoms.entropy_gap(args=(nodes.Load() as a, nodes.Load() as b, _)):       # whose two halves would cancel in a derivative
+                return self.stated(nodes.Stated(expr, a, expr.fdiff(1), b, expr.fdiff(2)), env)
         if type(expr) in KINKS:
             return Op(KINKS[type(expr)], tuple(real(self(a, env)) for a in expr.args))
         return super().lower(expr, env)
@@ -101,6 +103,11 @@ class CompositeLowering(Lowering):
         shift = self.called("largest", self.still(largest))
         body = real(self(lse.body, {**env, lse.bound: var}))
         return shift, self.called("log_mass", Reduce("log_mass", var, Op("relative", (body, shift))))
+
+    def below(self, a: sp.Expr, body: sp.Expr, bound: nodes.Index, env: Env, exponential: bool = True) -> Node:
+        """The largest is the constant shift of `log_sum_exp` here too."""
+        assert not exponential
+        return op("sub", self(a, env), self.called("largest", self.still(self(nodes.Reduce("max", body, bound), env))))
 
     def log_add_exp(self, terms: list[Node]) -> Node:
         return Op("log_add_exp", tuple(terms))

@@ -169,6 +169,20 @@ def constant(expr: sp.Expr) -> Number:
     return Number(str(digits(expr)))
 
 
+def saturating(expr: sp.Expr) -> tuple[sp.Expr, sp.Expr] | None:
+    """For k tanh(v), with a number k > 0 that the caller may choose: k and v."""
+    bent = [f for f in sp.Mul.make_args(expr) if isinstance(f, sp.tanh)]
+    k = sp.Mul(*(f for f in sp.Mul.make_args(expr) if not isinstance(f, sp.tanh)))
+    return (k, bent[0].args[0]) if len(bent) == 1 and k.is_positive and not k.atoms(nodes.Load, nodes.Index) else None
+
+
+def ends(k: sp.Expr, v: sp.Expr) -> tuple[sp.Expr, sp.Expr]:
+    """k tanh(v) in two parts: the end that it is nearest to, 0 or k or -k, which is exact, and what is left."""
+    far = atoms.Abs(v) > sp.S.Half
+    left = -2 * k * atoms.Sign(v) * atoms.sigmoid(-2 * atoms.Abs(v))
+    return nodes.Named("end", nodes.Where(far, k * atoms.Sign(v), 0)), nodes.Named("left", nodes.Where(far, left, k * sp.tanh(v)))
+
+
 def is_step(node: Node) -> bool:
     """Is this 0 below a threshold, so that it leaves nothing of what it is multiplied with?"""
     return isinstance(node, Op) and node.name == "step"
@@ -396,7 +410,10 @@ class Lowering:
         return self.largest(lse, env), rest
 
     def largest(self, lse: nodes.Reduce, env: Env) -> Node:
-        return self.called("largest", self(nodes.Reduce("max", lse.body, lse.bound), env))
+        return self.largest_of(lse.body, lse.bound, env)
+
+    def largest_of(self, body: sp.Expr, bound: nodes.Index, env: Env) -> Node:
+        return self.called("largest", self(nodes.Reduce("max", body, bound), env))
 
     def relative(self, lse: nodes.Reduce, env: Env) -> tuple[Node, Node]:
         """The sum of exp(body - largest) over all but the largest, and how often the largest occurs."""
@@ -406,10 +423,25 @@ class Lowering:
         var = next(v for k in range(9) if (v := Var(axis, k)) not in taken)
         body = self(lse.body, {**env, lse.bound: var})
         top = self.called("is_largest", op("eq", body, largest))
-        relative = self.called("relative", Op("exp_difference", (real(body), largest)))
+        relative = self.called("relative", self.below(lse.body, lse.body, lse.bound, {**env, lse.bound: var}))
         others = Reduce("sum", var, where(top, ZERO, relative))
         ties = Reduce("sum", var, real(where(top, ONE, ZERO)))
         return self.called("others", others), self.called("ties", ties)
+
+    def below(self, a: sp.Expr, body: sp.Expr, bound: nodes.Index, env: Env, exponential: bool = True) -> Node:
+        """exp(a - largest), or a - largest, where `a` is the body of a reduction at some position, and the largest that over all of them.
+
+        What is nearly at an end of its range is taken relative to that end, as its own rounding is not small in an exponent.
+        """
+        one, other = saturating(a), saturating(body)
+        if one is None or other is None or one[0] != other[0]:
+            largest = self.largest_of(body, bound, env)
+            return Op("exp_difference", (real(self(a, env)), largest)) if exponential else op("sub", self(a, env), largest)
+        top = nodes.Reduce("max", other[1], bound)
+        (end, left), (most, rest) = ([self(part, env) for part in ends(one[0], v)] for v in (one[1], top))
+        if exponential:
+            return Op("exp_difference", (real(op("sub", left, rest)), real(op("sub", most, end))))
+        return op("add", op("sub", end, most), op("sub", left, rest))
 
     def length(self, expr: sp.Expr, x: sp.Expr, bound: nodes.Index, plus: sp.Expr, env: Env) -> Node:
         """The root of a sum of squares, or its inverse: in units of a power of two near the largest, which is multiplied last."""
@@ -474,12 +506,13 @@ class Lowering:
             terms = sp.Add.make_args(power)                              # not multiplied out: (1 - p) x is one product, rounded once
             if len(terms) == 2 and any(t.as_coeff_Mul()[0] == -1 for t in terms):
                 a, b = sorted(terms, key=lambda t: t.as_coeff_Mul()[0] == -1)
+                if isinstance(-b, nodes.Reduce) and (-b).op == "max" and saturating(a):
+                    return self.below(a, (-b).body, (-b).bound, env)
                 return Op("exp_difference", (real(self(a, env)), real(self(-b, env))))
             return op("exp", self(power, env))
         below = [self.called("sum_exp", op("add", *self.relative(lse, env))) for lse in shares]
         if len(rest) == len(shares):
-            above: list[Node] = [Op("exp_difference", (real(self(a, env)), self.largest(lse, env)))
-                     for a, lse in zip(rest, shares, strict=True)]
+            above: list[Node] = [self.below(a, lse.body, lse.bound, env) for a, lse in zip(rest, shares, strict=True)]
         else:
             shift = sp.Add(*rest, *(-nodes.Reduce("max", lse.body, lse.bound) for lse in shares))
             above = [op("exp", self(shift, env))]
@@ -494,16 +527,23 @@ class Lowering:
         minus: list[Node] = []
         late: list[tuple[str, Node]] = []
         numbers = [t for t in expr.args if t.is_number and t.is_finite]
-        if len(numbers) > 1:                                             # constants are added up exactly
+        numbers = numbers if len(numbers) > 1 else []
+        if numbers:                                                      # constants are added up exactly
             (minus if sp.Add(*numbers).is_negative else plus).append(constant(sp.Abs(sp.Add(*numbers))))
-        for term in expr.as_ordered_terms():
-            if len(numbers) > 1 and term in numbers:
-                continue
+        terms = sorted((t for t in expr.as_ordered_terms() if t not in numbers),
+                       key=lambda t: saturating(t) is not None or saturating(-t) is not None)
+        while terms:
+            term = terms.pop(0)
             sign, rest = term.as_coeff_Mul()
             side, name = (minus, "sub") if sign < 0 else (plus, "add")
             if isinstance(rest, nodes.Reduce) and rest.op == "logsumexp" and abs(sign) == 1:
+                bent = next((t for t in terms if saturating(rest.body) and saturating(-sign * t)), None)
                 shift, tail = self.log_sum_exp(rest, env)                # a - lse is (a - largest) - log: the large parts cancel first
-                side.append(shift)
+                if bent is None:
+                    side.append(shift)
+                else:
+                    terms.remove(bent)
+                    (plus if sign < 0 else minus).append(self.below(-sign * bent, rest.body, rest.bound, env, exponential=False))
                 late.append((name, tail))
             else:
                 side.append(self(-term if sign < 0 else term, env))

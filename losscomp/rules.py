@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from functools import lru_cache
 
 import sympy as sp
@@ -22,6 +23,7 @@ from .atoms import (
     Abs,
     Sign,
     binade,
+    entropy_gap,
     expm1,
     expm1mx,
     hinge,
@@ -140,7 +142,7 @@ def quotient(term: sp.Expr, factor: sp.Expr) -> sp.Expr:
 
 
 def softmax_minus_one_hot(expr: sp.Expr) -> sp.Expr | None:
-    """k softmax(a) - k delta(a, b) is k softmax(a) off b, and -k (1 - softmax(b)) at b."""
+    """k softmax(a) - k delta(a, b) is k softmax(a) off b, and -k (1 - softmax(b)) at b. k may depend on a, and is then taken at b too."""
     if not isinstance(expr, sp.Add):
         return None
     for hit in expr.args:
@@ -149,15 +151,17 @@ def softmax_minus_one_hot(expr: sp.Expr) -> sp.Expr | None:
             continue
         factor = -without(hit, delta)
         for term in expr.args:
-            share = quotient(term, factor)
-            for _, lse, here in shares(share):
-                place = position_of(here, lse)
-                if place not in delta.args or share != sp.exp(here - lse):
-                    continue
-                other = next(p for p in delta.args if p != place)
-                at = substitute(here, {place: other})
-                new = factor * Where(sp.Eq(place, other), -complement(at, lse), share)
-                return sp.Add(new, *(rest for rest in expr.args if rest not in (hit, term)))
+            for share, k_ in [(quotient(term, factor), factor), *((share, without(term, share)) for share, _, _ in shares(term))]:
+                for _, lse, here in shares(share):
+                    place = position_of(here, lse)
+                    if place not in delta.args or share != sp.exp(here - lse):
+                        continue
+                    other = next(p for p in delta.args if p != place)
+                    if factor not in (k_, substitute(k_, {place: other})):
+                        continue
+                    at = substitute(here, {place: other})
+                    new = k_ * Where(sp.Eq(place, other), -complement(at, lse), share)
+                    return sp.Add(new, *(rest for rest in expr.args if rest not in (hit, term)))
     return None
 
 
@@ -237,6 +241,132 @@ def others_of(whole: Reduce, own: sp.Expr) -> sp.Expr:
     top = sp.Eq(Abs(body), largest, evaluate=False)
     smaller_ones, largest_ones = Reduce("sum", Where(top, 0, body), i), Reduce("sum", Where(top, body, 0), i)
     return Where(sp.Eq(Abs(own), largest, evaluate=False), smaller_ones + Named("as_large", largest_ones - own), whole - own)
+
+
+@dataclass(frozen=True)
+class Apart:
+    """How two softmaxes over an axis differ: by how much more the exponents of the first are than those of the second, relative to the
+    position where the second is largest.
+
+    Where this is 0 everywhere the two are equal, and near that nothing cancels. What is far ahead is taken from the first alone.
+    """
+
+    first: Reduce
+    second: Reduce
+
+    @property
+    def index(self) -> Index:
+        return self.first.bound
+
+    def at(self, lse: Reduce) -> sp.Expr:
+        """The exponents of one of them."""
+        return sp.sympify(substitute(lse.body, {lse.bound: self.index}))
+
+    def pivot(self, expr: sp.Expr) -> sp.Expr:
+        """An expression in the index where the second is largest."""
+        top = sp.Eq(self.at(self.second), self.largest, evaluate=False)
+        return Reduce("max", Where(top, expr, -sp.oo), self.index)
+
+    @property
+    def largest(self) -> sp.Expr:
+        return Reduce("max", self.at(self.second), self.index)
+
+    @property
+    def ahead(self) -> sp.Expr:
+        """Of the two ways to add up the four exponents, that in which less is rounded."""
+        first, second = self.at(self.first), self.at(self.second)
+        more = sp.factor_terms(first - second)
+        across = Named("across", more), Named("across_pivot", self.pivot(more))
+        along = self.along, Named("below", second - self.largest)
+        size = lambda pair: Abs(pair[0]) + Abs(pair[1])
+        return Named("ahead", Where(size(across) < size(along), across[0] - across[1], along[0] - along[1]))
+
+    @property
+    def along(self) -> sp.Expr:
+        """The exponents of the first relative to the one at the pivot."""
+        return Named("along", self.at(self.first) - self.pivot(self.at(self.first)))
+
+    def mean(self, function: Callable[[sp.Expr], sp.Expr], less: Callable[[sp.Expr], sp.Expr], origin: sp.Expr = sp.S.Zero) -> sp.Expr:
+        """The mean under the second softmax of a function of what the first is ahead of the origin, which is exp(ahead) - less(ahead)."""
+        ahead = Named("from_mean", self.ahead - origin) if origin != 0 else self.ahead
+        far = sp.exp(self.along + self.largest - self.second - origin) - self.share * less(ahead)
+        return Reduce("sum", Where(ahead < 1, self.share * function(ahead), far), self.index)
+
+    @property
+    def share(self) -> sp.Expr:
+        """The second softmax."""
+        return sp.exp(self.at(self.second) - self.second)
+
+    @property
+    def mass(self) -> sp.Expr:
+        """The mean of exp(ahead), less 1."""
+        return Named("mass_ahead", self.mean(expm1, lambda ahead: sp.S.One))
+
+    @property
+    def divergence(self) -> sp.Expr:
+        """The logarithm of the mean of exp(ahead), less the mean of ahead; from that mean, as it was rounded, where it is small."""
+        mean = Named("mean_ahead", Reduce("sum", self.share * self.ahead, self.index))
+        bend = Named("bend", self.mean(expm1mx, lambda ahead: 1 + ahead, mean))
+        small = log1pmx(bend + Reduce("sum", self.share * Named("from_mean", self.ahead - mean), self.index)) + bend
+        left, right = Named("above_pivot", self.first - self.pivot(self.at(self.first))), Named("log_count", self.second - self.largest)
+        return Where(bend < 1, small, left - right - mean)
+
+    def less(self, here: sp.Expr, there: sp.Expr, place: Index) -> sp.Expr:
+        """The first softmax less the second, at a position."""
+        ratio = Named("log_ratio", substitute(self.ahead, {self.index: place}) - log1p(self.mass))
+        own, other = sp.exp(here - self.first), sp.exp(there - self.second)
+        return Where(Abs(ratio) < 1, other * expm1(ratio), Named("share", own) - other)
+
+
+def difference_of_softmaxes(expr: sp.Expr) -> sp.Expr | None:
+    """k softmax(a) - k other softmax(a), or sums of them with the same factors, by the ratio of the two where that is near 1."""
+    if not isinstance(expr, sp.Add):
+        return None
+    for term, other in itertools.permutations(expr.args, 2):
+        rest = sp.Add(*(t for t in expr.args if t not in (term, other)))
+        for share, lse, here in shares(term):
+            place, factor = position_of(here, lse), -without(term, share)
+            for part, second, there in shares(other):
+                if place is not None and (share, second) != (part, lse) and without(other, part) == factor and (
+                        second.bound.axis == lse.bound.axis and position_of(there, second) == place):
+                    return -factor * Apart(lse, second).less(here, there, place) + rest
+        for whole, less in itertools.product(*(
+                [f for f in sp.Mul.make_args(t) if isinstance(f, Reduce) and f.op == "sum"] for t in (term, other))):
+            if whole.bound.axis == less.bound.axis and without(term, whole) == -without(other, less):
+                i = whole.bound.axis.index()
+                one, two = (substitute(r.body, {r.bound: i}) for r in (whole, less))
+                both = difference_of_softmaxes(sp.Add(one, -two))
+                if both is not None:
+                    return without(term, whole) * Reduce("sum", both, i) + rest
+    return None
+
+
+def divergence_of_softmaxes(expr: sp.Expr) -> sp.Expr | None:
+    """k logsumexp(a) - k logsumexp(b) - k (mean of a - b under the softmax of b), which is a divergence: 0 to second order where a is b."""
+    if not isinstance(expr, sp.Add):
+        return None
+    for term, other in itertools.permutations(expr.args, 2):
+        for lse in (f for f in sp.Mul.make_args(term) if isinstance(f, Reduce) and f.op == "logsumexp"):
+            factor = without(term, lse)
+            second = quotient(other, -factor)
+            if not (isinstance(second, Reduce) and second.op == "logsumexp" and second.bound.axis == lse.bound.axis):
+                continue
+            apart = Apart(lse, second)
+            wanted = (apart.at(lse) - apart.at(second)) * sp.exp(apart.at(second) - second)
+            for third in (t for t in expr.args if t not in (term, other)):
+                found = next((f for f in sp.Mul.make_args(third) if isinstance(f, Reduce) and f.op == "sum"), None)
+                if found is None or sp.expand(without(third, found) * substitute(found.body, {found.bound: apart.index})
+                                              + factor * wanted) != 0:
+                    continue
+                return factor * apart.divergence + sp.Add(*(t for t in expr.args if t not in (term, other, third)))
+    return None
+
+
+def difference(b_: sp.Expr, a_: sp.Expr) -> sp.Expr:
+    """b - a, with the named terms of b opened where some of what they hold is then taken away."""
+    bare = sp.Add(*(t.body if isinstance(t, Named) else t for t in sp.Add.make_args(b_)))
+    plain, short = b_ - a_, bare - a_
+    return short if len(sp.Add.make_args(short)) < len(sp.Add.make_args(bare)) else plain
 
 
 def softplus_pair(expr: sp.Expr) -> sp.Expr | None:
@@ -470,18 +600,22 @@ def remains(x_: sp.Expr, p_: sp.Expr, i: Index) -> sp.Expr:
 
 
 def quotient_less_its_part(expr: sp.Expr) -> sp.Expr | None:
-    """k / (1 + x) - k x / (1 + x)**2 is k / (1 + x)**2, where x is large; and so for multiples and higher powers."""
+    """k / (r + x) - k x / (r + x)**2 is k r / (r + x)**2, where x is nearly all; and so for multiples and higher powers.
+
+    r is 1, or x is a sum of some of the terms below.
+    """
     if not isinstance(expr, sp.Add):
         return None
     for t in expr.args:
         for base in (f.base for f in sp.Mul.make_args(t) if f.is_Pow and f.exp.is_Integer and f.exp < 0 and isinstance(f.base, sp.Add)):
-            x_ = base - 1
-            for u in (u for u in expr.args if 1 in base.args and u != t):
-                taken = -u * base / (t * x_)
-                if taken.is_number and taken.is_positive:
-                    both = sp.Min(1, taken)
-                    rest = sp.Add(*(r for r in expr.args if r not in (t, u)))
-                    return both * t / base + (1 - both) * t + (1 - both / taken) * u + rest
+            for u in (u for u in expr.args if u != t):
+                parts = [f for f in sp.Mul.make_args(u) if isinstance(f, sp.Add) and set(f.args) < set(base.args)]
+                for x_ in [*([base - 1] if 1 in base.args else []), *parts]:
+                    taken = -u * base / (t * x_)
+                    if taken.is_number and taken.is_positive:
+                        both = sp.Min(1, taken)
+                        rest = sp.Add(*(r for r in expr.args if r not in (t, u)))
+                        return both * t * (base - x_) / base + (1 - both) * t + (1 - both / taken) * u + rest
     return None
 
 
@@ -519,6 +653,11 @@ def less_its_argument(expr: sp.Expr) -> sp.Expr | None:
     return None
 
 
+_mixture = y * sp.exp(a) + (1 - y) * sp.exp(b)
+_ENTROPY_OF_A_MIXTURE = Rule(
+    "entropy of a mixture", a * y * sp.exp(a) + b * (1 - y) * sp.exp(b) - _mixture * sp.log(_mixture), entropy_gap(a, b, y), "",
+    condition=lambda found: not found[y].atoms(Load))                    # the atom has no derivative by y
+
 SMOOTHING: tuple[Rule | Procedure, ...] = (
     Rule("log of a product", sp.log(a * b, evaluate=False), sp.log(a) + sp.log(b), "overflow under the logarithm of a softmax",
          condition=_exponential, domain=(a, b)),
@@ -555,6 +694,8 @@ SMOOTHING: tuple[Rule | Procedure, ...] = (
     Rule("share of two exponentials", sp.exp(x - logaddexp(a, b)), sigmoid(2 * x - a - b), "overflow, cancellation",
          condition=lambda found: found[x] in (found[a], found[b]), given=((x, a),)),
     Procedure("less its argument", less_its_argument, "cancellation", "smooth"),
+    Procedure("entropy of a mixture", _ENTROPY_OF_A_MIXTURE.apply, "cancellation where the parts are nearly equal, overflow", "smooth",
+              needs=frozenset({sp.exp, sp.log})),
     Rule("one minus tanh", 1 - sp.tanh(x), 2 * sigmoid(-2 * x), "cancellation in a tail"),
     Rule("one plus tanh", 1 + sp.tanh(x), 2 * sigmoid(2 * x), "cancellation in a tail"),
     Procedure("root of squares", root_of_squares, "overflow of a square", "smooth"),
@@ -582,10 +723,12 @@ STABILISING: tuple[Rule | Procedure, ...] = (
     Procedure("share of a sum", share_of_a_sum, "cancellation where one term is nearly the whole sum", needs=SOFTMAX),
     Procedure("powers of one base", powers_of_one_base, "cancellation of terms that differ by a number that the caller chooses"),
     Procedure("common divisor", common_divisor, "cancellation of quotients that are rounded apart"),
+    Procedure("difference of softmaxes", difference_of_softmaxes, "cancellation where two shares are nearly equal", needs=SOFTMAX),
+    Procedure("divergence of softmaxes", divergence_of_softmaxes, "cancellation where two softmaxes are nearly equal", needs=SOFTMAX),
     Procedure("cancelling terms", cancelling_terms, "terms that cancel exactly"),
     Procedure("inside a clip", inside_a_clip, "digits that a quotient and its clip lose apart", needs=frozenset({smaller, larger, step})),
     Procedure("invariant of a sum", invariant_of_a_sum, "digits that a sum and a quotient by it lose apart", needs=frozenset({"sum"})),
-    Procedure("quotient less its part", quotient_less_its_part, "cancellation where 1 is a small part of the divisor"),
+    Procedure("quotient less its part", quotient_less_its_part, "cancellation where the rest is a small part of the divisor"),
     Procedure("log of a share", log_of_a_share, "cancellation where a share is near 1", needs=frozenset({sp.log, "sum"})),
     Procedure("ratio less ratio of sums", ratio_less_ratio_of_sums, "cancellation where two vectors are nearly parallel",
               needs=frozenset({"sum"})),
@@ -593,12 +736,13 @@ STABILISING: tuple[Rule | Procedure, ...] = (
     Procedure("softplus pair", softplus_pair, "cancellation near 0 where y is far outside 0 and 1", needs=frozenset({softplus})),
     Procedure("direction less its mean", direction_less_its_mean, "cancellation of products that are rounded apart"),
     Procedure("common sigmoids", common_sigmoids, "underflow of a tail before it is multiplied", needs=frozenset({sigmoid})),
-    Rule("one minus a quotient", 1 - a / b, (b - a) / b, "cancellation where the quotient is near 1", "stabilise",
+    Rule("one minus a quotient", 1 - a / b, lambda found: difference(found[b], found[a]) / found[b],
+         "cancellation where the quotient is near 1", "stabilise",
          condition=lambda found: not (found[a].is_number or found[b].is_number)),
     Rule("opposite sigmoids", sigmoid(x) - sigmoid(-x), sp.tanh(x / 2), "cancellation near 0", "stabilise"),
     Rule("one minus sigmoid", 1 - sigmoid(x), sigmoid(-x), "cancellation", "stabilise"),
     Rule("sigmoid minus label", sigmoid(x) - y, (1 - y) * sigmoid(x) - y * sigmoid(-x), "cancellation where y is 1", "stabilise",
-         condition=lambda found: not found[y].is_number),
+         condition=lambda found: not (found[y].is_number or found[y].has(sigmoid(-found[x])))),
     Rule("expm1", sp.exp(x) - 1, expm1(x), "cancellation near 0", "stabilise"),
     Rule("expm1 and a constant", a * sp.exp(x) + b, a * expm1(x) + (a + b), "cancellation near 0", "stabilise", condition=_opposite),
     Rule("line and an exponential", x + y * sp.exp(-x), lambda found: Where(

@@ -28,6 +28,9 @@ FUNCTIONS: dict[str, Any] = {
     "sgn": lambda x: math.copysign(float(x != 0), x), "softplus": lambda x: math.log1p(math.exp(x)),
     "logcosh": lambda x: math.log(math.cosh(x)), "log1mexp": lambda x: math.log(-math.expm1(-x)), "step": lambda x: float(x > 0),
     "log1pmx": lambda x: math.log1p(x) - x, "expm1mx": lambda x: math.expm1(x) - x, "binade": lambda x: 2.0 ** math.floor(math.log2(x)),
+    "log_mixture": lambda x, y: math.log1p(y * math.expm1(x)),
+    "entropy_gap": lambda a, b, y: -y * math.exp(a) * math.log1p((1 - y) * math.expm1(b - a)) - (1 - y) * math.exp(b) * math.log1p(
+        y * math.expm1(a - b)),
 }
 
 

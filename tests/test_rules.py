@@ -19,7 +19,26 @@ from losscomp import nodes
 from losscomp.atoms import ATOMS, FUNCTIONS, expand_atoms, step
 from losscomp.check import Checked, check, modern
 from losscomp.errors import LosscompError
-from losscomp.language import Abs, Hinge, Loss, Min, Norm, Sum, axis, clip, exp, index, log, named, oo, param, table, tanh, tensor
+from losscomp.language import (
+    Abs,
+    Hinge,
+    LogSumExp,
+    Loss,
+    Min,
+    Norm,
+    Sum,
+    axis,
+    clip,
+    exp,
+    index,
+    log,
+    named,
+    oo,
+    param,
+    table,
+    tanh,
+    tensor,
+)
 from losscomp.nodes import Eliminated, Load, Reduce, Rejection, Where
 from losscomp.oracle import OracleError, exact, ulp_error
 from losscomp.pipeline import Compiled, compile_loss, plain
@@ -362,6 +381,7 @@ s, t, p = tensor("s"), tensor("t"), tensor("p", positive=True)
 U, V = (named(name, v[c] / Norm(v[c], c, plus=sp.Rational(1, 64))) for name, v in (("u", x), ("v", z)))
 CHANCE = named("chance", p / (2 + p))
 LOG_P = table("log_p", c, log(exp(x[c]) / Sum(exp(x[c]), c)))
+PART = param("part", default=0.25, between=(0, 1))
 WIDTH = param("width", default=1.5, positive=True)
 POWER = param("power", default=1.5, between=(1, 2))
 EXAMPLES: dict[str, Loss] = {name: loss.called(name) for name, loss in {
@@ -410,6 +430,11 @@ EXAMPLES: dict[str, Loss] = {name: loss.called(name) for name, loss in {
     "chances": Loss(-t * log(CHANCE) - (1 - t) * log(1 - CHANCE)),
     "tails": Loss(t * p * log(1 + exp(-s)) + (1 - t) * log(1 + exp(s))),
     "labels": Loss(Sum(z[c] * log(1 + exp(-x[c])) + (1 - z[c]) * log(1 + exp(x[c])), c)),
+    "teacher": Loss(LogSumExp(x[c], c) - LogSumExp(z[c], c) - Sum(exp(z[c] - LogSumExp(z[c], c)) * (x[c] - z[c]), c)),
+    "capped": Loss(-log(exp(3 * tanh(x[y])) / Sum(exp(3 * tanh(x[c])), c))),
+    "overlap": Loss(1 - (Sum(x[c] * z[c], c) + p) / (Sum(x[c] * z[c], c) + Sum(x[c]**2, c) + p)),
+    "mixture": Loss(PART * exp(s) * s + (1 - PART) * exp(t) * t
+                    - (PART * exp(s) + (1 - PART) * exp(t)) * log(PART * exp(s) + (1 - PART) * exp(t))),
     "mixed": Loss(t * log(1 + exp(s)) + (1 - t) * log(1 + exp(s)) + log(1 + exp(s)) * (s + 1) * t - s * t * log(1 + exp(s))),
 }.items()}
 
