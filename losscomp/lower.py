@@ -124,7 +124,7 @@ def weighed(parts: list[sp.Expr]) -> list[sp.Expr]:
 
     A weight below 1 meets the larger of two factors first, another one the smaller: no product of the two is beyond all three then.
     """
-    weight = next((p for p in parts if isinstance(p, nodes.Load) and not p.index and not p.tensor.name.startswith("scale")), None)
+    weight = next((p for p in parts if is_weight(p)), None)
     for total in (p for p in parts if isinstance(p, nodes.Reduce) and p.op == "sum" and weight is not None):
         a, *rest = sorted(factors_apart(total.body), key=lambda f: not isinstance(f, nodes.Load))
         if not rest or any(isinstance(f, sp.exp | atoms.sigmoid | nodes.Where) for f in (a, *rest)):
@@ -138,6 +138,12 @@ def weighed(parts: list[sp.Expr]) -> list[sp.Expr]:
         inside = nodes.Reduce("sum", body, total.bound)
         return [inside if p is total else p for p in parts if p is not weight and p not in sizes]
     return parts
+
+
+def is_weight(part: sp.Expr) -> bool:
+    """Is this a number of each sample that a caller weighs it with, or what that is less than 1?"""
+    load = 1 - part if isinstance(part, sp.Add) else part
+    return isinstance(load, nodes.Load) and not load.index and not load.tensor.name.startswith("scale")
 
 
 def factors_apart(body: sp.Expr) -> list[sp.Expr]:

@@ -527,6 +527,11 @@ STABILISING: tuple[Rule | Procedure, ...] = (
          condition=lambda found: not (found[a].is_number or found[b].is_number)),
     Rule("opposite sigmoids", sigmoid(x) - sigmoid(-x), sp.tanh(x / 2), "cancellation near 0", "stabilise"),
     Rule("one minus sigmoid", 1 - sigmoid(x), sigmoid(-x), "cancellation", "stabilise"),
+    Rule("sigmoids at even odds", (1 - y) * sigmoid(x) - y * sigmoid(a), lambda found: Where(
+            Abs(found[x]) < 1, sp.tanh(found[x] / 2) / 2 + Named("from_even_odds", sp.S.Half - found[y]),
+            (1 - Named("label", found[y])) * sigmoid(found[x]) - found[y] * sigmoid(-found[x])),
+         "cancellation where y is near 1/2 and x near 0", "stabilise", condition=lambda found: found[a] == -found[x], given=((a, -x),),
+         offered=True),
     Rule("sigmoid minus label", sigmoid(x) - y, (1 - y) * sigmoid(x) - y * sigmoid(-x), "cancellation where y is 1", "stabilise",
          condition=lambda found: not found[y].is_number),
     Rule("expm1", sp.exp(x) - 1, expm1(x), "cancellation near 0", "stabilise"),

@@ -42,14 +42,17 @@ if TYPE_CHECKING:
     from ..compositions.adaptive_log_softmax_with_loss import AdaptiveLogSoftmaxWithLossFunction
     from ..losses.binary_cross_entropy import BCELossFunction
     from ..losses.binary_cross_entropy_with_logits import BCEWithLogitsLossFunction
+    from ..losses.contrastive_loss import ContrastiveLossFunction
     from ..losses.cosine_embedding_loss import CosineEmbeddingLossFunction
     from ..losses.crf_nll import CrfNllFunction
     from ..losses.cross_entropy import CrossEntropyLossFunction
     from ..losses.ctc_loss import CTCLossFunction
+    from ..losses.dpo_loss import DPOLossFunction
     from ..losses.focal_loss import FocalLossFunction
     from ..losses.gaussian_nll_loss import GaussianNLLLossFunction
     from ..losses.hinge_embedding_loss import HingeEmbeddingLossFunction
     from ..losses.huber_loss import HuberLossFunction
+    from ..losses.ipo_loss import IPOLossFunction
     from ..losses.keras_binary_crossentropy import KerasBinaryCrossentropyFunction
     from ..losses.keras_categorical_crossentropy import KerasCategoricalCrossentropyFunction
     from ..losses.keras_hinge import KerasHingeFunction
@@ -70,8 +73,10 @@ if TYPE_CHECKING:
     from ..losses.multilabel_soft_margin_loss import MultiLabelSoftMarginLossFunction
     from ..losses.nll_loss import NLLLossFunction
     from ..losses.poisson_nll_loss import PoissonNLLLossFunction
+    from ..losses.ranknet_loss import RankNetLossFunction
     from ..losses.rnnt_loss import RnntLossFunction
     from ..losses.sigmoid_focal_loss import SigmoidFocalLossFunction
+    from ..losses.simpo_loss import SimPOLossFunction
     from ..losses.smooth_l1_loss import SmoothL1LossFunction
     from ..losses.soft_dtw import SoftDtwFunction
     from ..losses.soft_margin_loss import SoftMarginLossFunction
@@ -92,14 +97,17 @@ if TYPE_CHECKING:
     adaptive_log_softmax_with_loss: AdaptiveLogSoftmaxWithLossFunction
     binary_cross_entropy: BCELossFunction
     binary_cross_entropy_with_logits: BCEWithLogitsLossFunction
+    contrastive_loss: ContrastiveLossFunction
     cosine_embedding_loss: CosineEmbeddingLossFunction
     crf_nll: CrfNllFunction
     cross_entropy: CrossEntropyLossFunction
     ctc_loss: CTCLossFunction
+    dpo_loss: DPOLossFunction
     focal_loss: FocalLossFunction
     gaussian_nll_loss: GaussianNLLLossFunction
     hinge_embedding_loss: HingeEmbeddingLossFunction
     huber_loss: HuberLossFunction
+    ipo_loss: IPOLossFunction
     keras_binary_crossentropy: KerasBinaryCrossentropyFunction
     keras_categorical_crossentropy: KerasCategoricalCrossentropyFunction
     keras_hinge: KerasHingeFunction
@@ -120,8 +128,10 @@ if TYPE_CHECKING:
     multilabel_soft_margin_loss: MultiLabelSoftMarginLossFunction
     nll_loss: NLLLossFunction
     poisson_nll_loss: PoissonNLLLossFunction
+    ranknet_loss: RankNetLossFunction
     rnnt_loss: RnntLossFunction
     sigmoid_focal_loss: SigmoidFocalLossFunction
+    simpo_loss: SimPOLossFunction
     smooth_l1_loss: SmoothL1LossFunction
     soft_dtw: SoftDtwFunction
     soft_margin_loss: SoftMarginLossFunction
@@ -142,14 +152,17 @@ if TYPE_CHECKING:
 _CLASSES = {
     "binary_cross_entropy": "BCELossFunction",
     "binary_cross_entropy_with_logits": "BCEWithLogitsLossFunction",
+    "contrastive_loss": "ContrastiveLossFunction",
     "cosine_embedding_loss": "CosineEmbeddingLossFunction",
     "crf_nll": "CrfNllFunction",
     "cross_entropy": "CrossEntropyLossFunction",
     "ctc_loss": "CTCLossFunction",
+    "dpo_loss": "DPOLossFunction",
     "focal_loss": "FocalLossFunction",
     "gaussian_nll_loss": "GaussianNLLLossFunction",
     "hinge_embedding_loss": "HingeEmbeddingLossFunction",
     "huber_loss": "HuberLossFunction",
+    "ipo_loss": "IPOLossFunction",
     "keras_binary_crossentropy": "KerasBinaryCrossentropyFunction",
     "keras_categorical_crossentropy": "KerasCategoricalCrossentropyFunction",
     "keras_hinge": "KerasHingeFunction",
@@ -170,8 +183,10 @@ _CLASSES = {
     "multilabel_soft_margin_loss": "MultiLabelSoftMarginLossFunction",
     "nll_loss": "NLLLossFunction",
     "poisson_nll_loss": "PoissonNLLLossFunction",
+    "ranknet_loss": "RankNetLossFunction",
     "rnnt_loss": "RnntLossFunction",
     "sigmoid_focal_loss": "SigmoidFocalLossFunction",
+    "simpo_loss": "SimPOLossFunction",
     "smooth_l1_loss": "SmoothL1LossFunction",
     "soft_dtw": "SoftDtwFunction",
     "soft_margin_loss": "SoftMarginLossFunction",
@@ -192,7 +207,7 @@ _CLASSES = {
 _COMPOSED = {
     "adaptive_log_softmax_with_loss": "AdaptiveLogSoftmaxWithLossFunction",
 }
-__all__ = ["adaptive_log_softmax_with_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits", "cosine_embedding_loss", "crf_nll", "cross_entropy", "ctc_loss", "focal_loss", "gaussian_nll_loss", "hinge_embedding_loss", "huber_loss", "keras_binary_crossentropy", "keras_categorical_crossentropy", "keras_hinge", "keras_huber", "keras_kl_divergence", "keras_mean_absolute_error", "keras_mean_squared_error", "keras_mean_squared_logarithmic_error", "keras_poisson", "keras_sparse_categorical_crossentropy", "keras_squared_hinge", "kl_div", "l1_loss", "margin_ranking_loss", "mse_loss", "multi_margin_loss", "multilabel_margin_loss", "multilabel_soft_margin_loss", "nll_loss", "poisson_nll_loss", "rnnt_loss", "sigmoid_focal_loss", "smooth_l1_loss", "soft_dtw", "soft_margin_loss", "tf1_absolute_difference", "tf1_hinge_loss", "tf1_huber_loss", "tf1_mean_squared_error", "tf1_sigmoid_cross_entropy", "tf1_softmax_cross_entropy", "tf_sigmoid_cross_entropy_with_logits", "tf_softmax_cross_entropy_with_logits", "tf_sparse_softmax_cross_entropy_with_logits", "tf_weighted_cross_entropy_with_logits", "triplet_distance_loss", "triplet_margin_loss", "triplet_margin_with_distance_loss", "set_num_threads", "get_num_threads", "LossError"]
+__all__ = ["adaptive_log_softmax_with_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits", "contrastive_loss", "cosine_embedding_loss", "crf_nll", "cross_entropy", "ctc_loss", "dpo_loss", "focal_loss", "gaussian_nll_loss", "hinge_embedding_loss", "huber_loss", "ipo_loss", "keras_binary_crossentropy", "keras_categorical_crossentropy", "keras_hinge", "keras_huber", "keras_kl_divergence", "keras_mean_absolute_error", "keras_mean_squared_error", "keras_mean_squared_logarithmic_error", "keras_poisson", "keras_sparse_categorical_crossentropy", "keras_squared_hinge", "kl_div", "l1_loss", "margin_ranking_loss", "mse_loss", "multi_margin_loss", "multilabel_margin_loss", "multilabel_soft_margin_loss", "nll_loss", "poisson_nll_loss", "ranknet_loss", "rnnt_loss", "sigmoid_focal_loss", "simpo_loss", "smooth_l1_loss", "soft_dtw", "soft_margin_loss", "tf1_absolute_difference", "tf1_hinge_loss", "tf1_huber_loss", "tf1_mean_squared_error", "tf1_sigmoid_cross_entropy", "tf1_softmax_cross_entropy", "tf_sigmoid_cross_entropy_with_logits", "tf_softmax_cross_entropy_with_logits", "tf_sparse_softmax_cross_entropy_with_logits", "tf_weighted_cross_entropy_with_logits", "triplet_distance_loss", "triplet_margin_loss", "triplet_margin_with_distance_loss", "set_num_threads", "get_num_threads", "LossError"]
 
 
 def __getattr__(name: str) -> Any:

@@ -16,14 +16,17 @@ enum { CHUNKS = 256, GRAIN = 8192, SERIAL = 65536, TOTALS = 4 };
 
 extern const losslib_kernel losslib_binary_cross_entropy__kernels_f32[], losslib_binary_cross_entropy__kernels_f64[];
 extern const losslib_kernel losslib_binary_cross_entropy_with_logits__kernels_f32[], losslib_binary_cross_entropy_with_logits__kernels_f64[];
+extern const losslib_kernel losslib_contrastive_loss__kernels_f32[], losslib_contrastive_loss__kernels_f64[];
 extern const losslib_kernel losslib_cosine_embedding_loss__kernels_f32[], losslib_cosine_embedding_loss__kernels_f64[];
 extern const losslib_kernel losslib_crf_nll__kernels_f32[], losslib_crf_nll__kernels_f64[];
 extern const losslib_kernel losslib_cross_entropy__kernels_f32[], losslib_cross_entropy__kernels_f64[];
 extern const losslib_kernel losslib_ctc_loss__kernels_f32[], losslib_ctc_loss__kernels_f64[];
+extern const losslib_kernel losslib_dpo_loss__kernels_f32[], losslib_dpo_loss__kernels_f64[];
 extern const losslib_kernel losslib_focal_loss__kernels_f32[], losslib_focal_loss__kernels_f64[];
 extern const losslib_kernel losslib_gaussian_nll_loss__kernels_f32[], losslib_gaussian_nll_loss__kernels_f64[];
 extern const losslib_kernel losslib_hinge_embedding_loss__kernels_f32[], losslib_hinge_embedding_loss__kernels_f64[];
 extern const losslib_kernel losslib_huber_loss__kernels_f32[], losslib_huber_loss__kernels_f64[];
+extern const losslib_kernel losslib_ipo_loss__kernels_f32[], losslib_ipo_loss__kernels_f64[];
 extern const losslib_kernel losslib_keras_binary_crossentropy__kernels_f32[], losslib_keras_binary_crossentropy__kernels_f64[];
 extern const losslib_kernel losslib_keras_categorical_crossentropy__kernels_f32[], losslib_keras_categorical_crossentropy__kernels_f64[];
 extern const losslib_kernel losslib_keras_hinge__kernels_f32[], losslib_keras_hinge__kernels_f64[];
@@ -44,8 +47,10 @@ extern const losslib_kernel losslib_multilabel_margin_loss__kernels_f32[], lossl
 extern const losslib_kernel losslib_multilabel_soft_margin_loss__kernels_f32[], losslib_multilabel_soft_margin_loss__kernels_f64[];
 extern const losslib_kernel losslib_nll_loss__kernels_f32[], losslib_nll_loss__kernels_f64[];
 extern const losslib_kernel losslib_poisson_nll_loss__kernels_f32[], losslib_poisson_nll_loss__kernels_f64[];
+extern const losslib_kernel losslib_ranknet_loss__kernels_f32[], losslib_ranknet_loss__kernels_f64[];
 extern const losslib_kernel losslib_rnnt_loss__kernels_f32[], losslib_rnnt_loss__kernels_f64[];
 extern const losslib_kernel losslib_sigmoid_focal_loss__kernels_f32[], losslib_sigmoid_focal_loss__kernels_f64[];
+extern const losslib_kernel losslib_simpo_loss__kernels_f32[], losslib_simpo_loss__kernels_f64[];
 extern const losslib_kernel losslib_smooth_l1_loss__kernels_f32[], losslib_smooth_l1_loss__kernels_f64[];
 extern const losslib_kernel losslib_soft_dtw__kernels_f32[], losslib_soft_dtw__kernels_f64[];
 extern const losslib_kernel losslib_soft_margin_loss__kernels_f32[], losslib_soft_margin_loss__kernels_f64[];
@@ -69,14 +74,17 @@ static const struct {
 } losses[] = {
     {"binary_cross_entropy", losslib_binary_cross_entropy__kernels_f32, losslib_binary_cross_entropy__kernels_f64},
     {"binary_cross_entropy_with_logits", losslib_binary_cross_entropy_with_logits__kernels_f32, losslib_binary_cross_entropy_with_logits__kernels_f64},
+    {"contrastive_loss", losslib_contrastive_loss__kernels_f32, losslib_contrastive_loss__kernels_f64},
     {"cosine_embedding_loss", losslib_cosine_embedding_loss__kernels_f32, losslib_cosine_embedding_loss__kernels_f64},
     {"crf_nll", losslib_crf_nll__kernels_f32, losslib_crf_nll__kernels_f64},
     {"cross_entropy", losslib_cross_entropy__kernels_f32, losslib_cross_entropy__kernels_f64},
     {"ctc_loss", losslib_ctc_loss__kernels_f32, losslib_ctc_loss__kernels_f64},
+    {"dpo_loss", losslib_dpo_loss__kernels_f32, losslib_dpo_loss__kernels_f64},
     {"focal_loss", losslib_focal_loss__kernels_f32, losslib_focal_loss__kernels_f64},
     {"gaussian_nll_loss", losslib_gaussian_nll_loss__kernels_f32, losslib_gaussian_nll_loss__kernels_f64},
     {"hinge_embedding_loss", losslib_hinge_embedding_loss__kernels_f32, losslib_hinge_embedding_loss__kernels_f64},
     {"huber_loss", losslib_huber_loss__kernels_f32, losslib_huber_loss__kernels_f64},
+    {"ipo_loss", losslib_ipo_loss__kernels_f32, losslib_ipo_loss__kernels_f64},
     {"keras_binary_crossentropy", losslib_keras_binary_crossentropy__kernels_f32, losslib_keras_binary_crossentropy__kernels_f64},
     {"keras_categorical_crossentropy", losslib_keras_categorical_crossentropy__kernels_f32, losslib_keras_categorical_crossentropy__kernels_f64},
     {"keras_hinge", losslib_keras_hinge__kernels_f32, losslib_keras_hinge__kernels_f64},
@@ -97,8 +105,10 @@ static const struct {
     {"multilabel_soft_margin_loss", losslib_multilabel_soft_margin_loss__kernels_f32, losslib_multilabel_soft_margin_loss__kernels_f64},
     {"nll_loss", losslib_nll_loss__kernels_f32, losslib_nll_loss__kernels_f64},
     {"poisson_nll_loss", losslib_poisson_nll_loss__kernels_f32, losslib_poisson_nll_loss__kernels_f64},
+    {"ranknet_loss", losslib_ranknet_loss__kernels_f32, losslib_ranknet_loss__kernels_f64},
     {"rnnt_loss", losslib_rnnt_loss__kernels_f32, losslib_rnnt_loss__kernels_f64},
     {"sigmoid_focal_loss", losslib_sigmoid_focal_loss__kernels_f32, losslib_sigmoid_focal_loss__kernels_f64},
+    {"simpo_loss", losslib_simpo_loss__kernels_f32, losslib_simpo_loss__kernels_f64},
     {"smooth_l1_loss", losslib_smooth_l1_loss__kernels_f32, losslib_smooth_l1_loss__kernels_f64},
     {"soft_dtw", losslib_soft_dtw__kernels_f32, losslib_soft_dtw__kernels_f64},
     {"soft_margin_loss", losslib_soft_margin_loss__kernels_f32, losslib_soft_margin_loss__kernels_f64},

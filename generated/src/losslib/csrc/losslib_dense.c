@@ -159,6 +159,20 @@ int NAME(losslib_binary_cross_entropy_with_logits)(
     return dense_compute(&(const dense_call){"binary_cross_entropy_with_logits", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
 }
 
+int NAME(losslib_contrastive_loss)(
+    int64_t batch, int64_t features,
+    const REAL *input1, const REAL *input2, const REAL *target,
+    double margin, losslib_reduction reduction,
+    REAL *loss, REAL *grad_input1, REAL *grad_input2)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"features", NULL, (double)features}, {"input1", input1, NAN}, {"input2", input2, NAN},
+                                {"target", target, NAN}, {"margin", NULL, (double)margin}, {"grad_input1", grad_input1, 0},
+                                {"grad_input2", grad_input2, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"contrastive_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
 int NAME(losslib_cosine_embedding_loss)(
     int64_t batch, int64_t features,
     const REAL *input1, const REAL *input2, const REAL *target,
@@ -232,6 +246,23 @@ int NAME(losslib_ctc_loss)(
     return dense_compute(&(const dense_call){"ctc_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
 }
 
+int NAME(losslib_dpo_loss)(
+    int64_t batch,
+    const REAL *policy_chosen_logps, const REAL *policy_rejected_logps, const REAL *reference_chosen_logps, const REAL *reference_rejected_logps,
+    double beta, double label_smoothing, losslib_reduction reduction,
+    REAL *loss, REAL *grad_policy_chosen_logps, REAL *grad_policy_rejected_logps)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"policy_chosen_logps", policy_chosen_logps, NAN}, {"policy_rejected_logps", policy_rejected_logps, NAN},
+                                {"reference_chosen_logps", reference_chosen_logps, NAN},
+                                {"reference_rejected_logps", reference_rejected_logps, NAN}, {"beta", NULL, (double)beta},
+                                {"label_smoothing", NULL, (double)label_smoothing},
+                                {"grad_policy_chosen_logps", grad_policy_chosen_logps, 0},
+                                {"grad_policy_rejected_logps", grad_policy_rejected_logps, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"dpo_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
 int NAME(losslib_focal_loss)(
     int64_t batch, int64_t classes,
     const REAL *input, const int64_t *target, const REAL *weight,
@@ -283,6 +314,22 @@ int NAME(losslib_huber_loss)(
     const dense_item items[] = {{"input", input, NAN}, {"target", target, NAN}, {"weight", weight, 1.0}, {"delta", NULL, (double)delta},
                                 {"grad_input", grad_input, 0}, {NULL, NULL, 0}};
     return dense_compute(&(const dense_call){"huber_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
+int NAME(losslib_ipo_loss)(
+    int64_t batch,
+    const REAL *policy_chosen_logps, const REAL *policy_rejected_logps, const REAL *reference_chosen_logps, const REAL *reference_rejected_logps,
+    double beta, losslib_reduction reduction,
+    REAL *loss, REAL *grad_policy_chosen_logps, REAL *grad_policy_rejected_logps)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"policy_chosen_logps", policy_chosen_logps, NAN}, {"policy_rejected_logps", policy_rejected_logps, NAN},
+                                {"reference_chosen_logps", reference_chosen_logps, NAN},
+                                {"reference_rejected_logps", reference_rejected_logps, NAN}, {"beta", NULL, (double)beta},
+                                {"grad_policy_chosen_logps", grad_policy_chosen_logps, 0},
+                                {"grad_policy_rejected_logps", grad_policy_rejected_logps, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"ipo_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
 }
 
 int NAME(losslib_keras_binary_crossentropy)(
@@ -555,6 +602,19 @@ int NAME(losslib_poisson_nll_loss)(
     return dense_compute(&(const dense_call){"poisson_nll_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
 }
 
+int NAME(losslib_ranknet_loss)(
+    int64_t batch,
+    const REAL *input1, const REAL *input2, const REAL *target, const REAL *weight,
+    losslib_reduction reduction,
+    REAL *loss, REAL *grad_input1, REAL *grad_input2)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"input1", input1, NAN}, {"input2", input2, NAN}, {"target", target, NAN}, {"weight", weight, 1.0},
+                                {"grad_input1", grad_input1, 0}, {"grad_input2", grad_input2, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"ranknet_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
 int NAME(losslib_rnnt_loss)(
     int64_t batch, int64_t time, int64_t steps, int64_t classes, int64_t labels,
     const REAL *logits, const int64_t *logit_lengths, const int64_t *target_lengths, const int64_t *targets,
@@ -581,6 +641,22 @@ int NAME(losslib_sigmoid_focal_loss)(
     const dense_item items[] = {{"input", input, NAN}, {"target", target, NAN}, {"alpha", NULL, (double)alpha},
                                 {"gamma", NULL, (double)gamma}, {"grad_input", grad_input, 0}, {NULL, NULL, 0}};
     return dense_compute(&(const dense_call){"sigmoid_focal_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
+int NAME(losslib_simpo_loss)(
+    int64_t batch,
+    const REAL *policy_chosen_logps, const REAL *policy_rejected_logps,
+    double beta, double gamma, double label_smoothing, losslib_reduction reduction,
+    REAL *loss, REAL *grad_policy_chosen_logps, REAL *grad_policy_rejected_logps)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"policy_chosen_logps", policy_chosen_logps, NAN}, {"policy_rejected_logps", policy_rejected_logps, NAN},
+                                {"beta", NULL, (double)beta}, {"gamma", NULL, (double)gamma},
+                                {"label_smoothing", NULL, (double)label_smoothing},
+                                {"grad_policy_chosen_logps", grad_policy_chosen_logps, 0},
+                                {"grad_policy_rejected_logps", grad_policy_rejected_logps, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"simpo_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
 }
 
 int NAME(losslib_smooth_l1_loss)(

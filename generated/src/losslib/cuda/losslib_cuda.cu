@@ -10,14 +10,17 @@
 
 extern "C" const losslib_kernel losslib_kernels_of_binary_cross_entropy[];
 extern "C" const losslib_kernel losslib_kernels_of_binary_cross_entropy_with_logits[];
+extern "C" const losslib_kernel losslib_kernels_of_contrastive_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_cosine_embedding_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_crf_nll[];
 extern "C" const losslib_kernel losslib_kernels_of_cross_entropy[];
 extern "C" const losslib_kernel losslib_kernels_of_ctc_loss[];
+extern "C" const losslib_kernel losslib_kernels_of_dpo_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_focal_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_gaussian_nll_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_hinge_embedding_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_huber_loss[];
+extern "C" const losslib_kernel losslib_kernels_of_ipo_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_keras_binary_crossentropy[];
 extern "C" const losslib_kernel losslib_kernels_of_keras_categorical_crossentropy[];
 extern "C" const losslib_kernel losslib_kernels_of_keras_hinge[];
@@ -38,8 +41,10 @@ extern "C" const losslib_kernel losslib_kernels_of_multilabel_margin_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_multilabel_soft_margin_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_nll_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_poisson_nll_loss[];
+extern "C" const losslib_kernel losslib_kernels_of_ranknet_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_rnnt_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_sigmoid_focal_loss[];
+extern "C" const losslib_kernel losslib_kernels_of_simpo_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_smooth_l1_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_soft_dtw[];
 extern "C" const losslib_kernel losslib_kernels_of_soft_margin_loss[];
@@ -62,14 +67,17 @@ namespace {
 const losslib_kernel *const losses[] = {
     losslib_kernels_of_binary_cross_entropy,
     losslib_kernels_of_binary_cross_entropy_with_logits,
+    losslib_kernels_of_contrastive_loss,
     losslib_kernels_of_cosine_embedding_loss,
     losslib_kernels_of_crf_nll,
     losslib_kernels_of_cross_entropy,
     losslib_kernels_of_ctc_loss,
+    losslib_kernels_of_dpo_loss,
     losslib_kernels_of_focal_loss,
     losslib_kernels_of_gaussian_nll_loss,
     losslib_kernels_of_hinge_embedding_loss,
     losslib_kernels_of_huber_loss,
+    losslib_kernels_of_ipo_loss,
     losslib_kernels_of_keras_binary_crossentropy,
     losslib_kernels_of_keras_categorical_crossentropy,
     losslib_kernels_of_keras_hinge,
@@ -90,8 +98,10 @@ const losslib_kernel *const losses[] = {
     losslib_kernels_of_multilabel_soft_margin_loss,
     losslib_kernels_of_nll_loss,
     losslib_kernels_of_poisson_nll_loss,
+    losslib_kernels_of_ranknet_loss,
     losslib_kernels_of_rnnt_loss,
     losslib_kernels_of_sigmoid_focal_loss,
+    losslib_kernels_of_simpo_loss,
     losslib_kernels_of_smooth_l1_loss,
     losslib_kernels_of_soft_dtw,
     losslib_kernels_of_soft_margin_loss,

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .losses.binary_cross_entropy import binary_cross_entropy as binary_cross_entropy
     from .losses.binary_cross_entropy_with_logits import BCEWithLogitsLoss as BCEWithLogitsLoss
     from .losses.binary_cross_entropy_with_logits import binary_cross_entropy_with_logits as binary_cross_entropy_with_logits
+    from .losses.contrastive_loss import ContrastiveLoss as ContrastiveLoss
+    from .losses.contrastive_loss import contrastive_loss as contrastive_loss
     from .losses.cosine_embedding_loss import CosineEmbeddingLoss as CosineEmbeddingLoss
     from .losses.cosine_embedding_loss import cosine_embedding_loss as cosine_embedding_loss
     from .losses.crf_nll import CrfNll as CrfNll
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from .losses.cross_entropy import cross_entropy as cross_entropy
     from .losses.ctc_loss import CTCLoss as CTCLoss
     from .losses.ctc_loss import ctc_loss as ctc_loss
+    from .losses.dpo_loss import DPOLoss as DPOLoss
+    from .losses.dpo_loss import dpo_loss as dpo_loss
     from .losses.focal_loss import FocalLoss as FocalLoss
     from .losses.focal_loss import focal_loss as focal_loss
     from .losses.gaussian_nll_loss import GaussianNLLLoss as GaussianNLLLoss
@@ -40,6 +44,8 @@ if TYPE_CHECKING:
     from .losses.hinge_embedding_loss import hinge_embedding_loss as hinge_embedding_loss
     from .losses.huber_loss import HuberLoss as HuberLoss
     from .losses.huber_loss import huber_loss as huber_loss
+    from .losses.ipo_loss import IPOLoss as IPOLoss
+    from .losses.ipo_loss import ipo_loss as ipo_loss
     from .losses.keras_binary_crossentropy import KerasBinaryCrossentropy as KerasBinaryCrossentropy
     from .losses.keras_binary_crossentropy import keras_binary_crossentropy as keras_binary_crossentropy
     from .losses.keras_categorical_crossentropy import KerasCategoricalCrossentropy as KerasCategoricalCrossentropy
@@ -81,10 +87,14 @@ if TYPE_CHECKING:
     from .losses.nll_loss import NLLLoss2d as NLLLoss2d
     from .losses.poisson_nll_loss import PoissonNLLLoss as PoissonNLLLoss
     from .losses.poisson_nll_loss import poisson_nll_loss as poisson_nll_loss
+    from .losses.ranknet_loss import RankNetLoss as RankNetLoss
+    from .losses.ranknet_loss import ranknet_loss as ranknet_loss
     from .losses.rnnt_loss import RnntLoss as RnntLoss
     from .losses.rnnt_loss import rnnt_loss as rnnt_loss
     from .losses.sigmoid_focal_loss import SigmoidFocalLoss as SigmoidFocalLoss
     from .losses.sigmoid_focal_loss import sigmoid_focal_loss as sigmoid_focal_loss
+    from .losses.simpo_loss import SimPOLoss as SimPOLoss
+    from .losses.simpo_loss import simpo_loss as simpo_loss
     from .losses.smooth_l1_loss import SmoothL1Loss as SmoothL1Loss
     from .losses.smooth_l1_loss import smooth_l1_loss as smooth_l1_loss
     from .losses.soft_dtw import SoftDtw as SoftDtw
@@ -125,6 +135,8 @@ _HOMES = {
     "BCELoss": "losses.binary_cross_entropy",
     "binary_cross_entropy_with_logits": "losses.binary_cross_entropy_with_logits",
     "BCEWithLogitsLoss": "losses.binary_cross_entropy_with_logits",
+    "contrastive_loss": "losses.contrastive_loss",
+    "ContrastiveLoss": "losses.contrastive_loss",
     "cosine_embedding_loss": "losses.cosine_embedding_loss",
     "CosineEmbeddingLoss": "losses.cosine_embedding_loss",
     "crf_nll": "losses.crf_nll",
@@ -133,6 +145,8 @@ _HOMES = {
     "CrossEntropyLoss": "losses.cross_entropy",
     "ctc_loss": "losses.ctc_loss",
     "CTCLoss": "losses.ctc_loss",
+    "dpo_loss": "losses.dpo_loss",
+    "DPOLoss": "losses.dpo_loss",
     "focal_loss": "losses.focal_loss",
     "FocalLoss": "losses.focal_loss",
     "gaussian_nll_loss": "losses.gaussian_nll_loss",
@@ -141,6 +155,8 @@ _HOMES = {
     "HingeEmbeddingLoss": "losses.hinge_embedding_loss",
     "huber_loss": "losses.huber_loss",
     "HuberLoss": "losses.huber_loss",
+    "ipo_loss": "losses.ipo_loss",
+    "IPOLoss": "losses.ipo_loss",
     "keras_binary_crossentropy": "losses.keras_binary_crossentropy",
     "KerasBinaryCrossentropy": "losses.keras_binary_crossentropy",
     "keras_categorical_crossentropy": "losses.keras_categorical_crossentropy",
@@ -182,10 +198,14 @@ _HOMES = {
     "NLLLoss2d": "losses.nll_loss",
     "poisson_nll_loss": "losses.poisson_nll_loss",
     "PoissonNLLLoss": "losses.poisson_nll_loss",
+    "ranknet_loss": "losses.ranknet_loss",
+    "RankNetLoss": "losses.ranknet_loss",
     "rnnt_loss": "losses.rnnt_loss",
     "RnntLoss": "losses.rnnt_loss",
     "sigmoid_focal_loss": "losses.sigmoid_focal_loss",
     "SigmoidFocalLoss": "losses.sigmoid_focal_loss",
+    "simpo_loss": "losses.simpo_loss",
+    "SimPOLoss": "losses.simpo_loss",
     "smooth_l1_loss": "losses.smooth_l1_loss",
     "SmoothL1Loss": "losses.smooth_l1_loss",
     "soft_dtw": "losses.soft_dtw",
