@@ -16,6 +16,7 @@ enum { CHUNKS = 256, GRAIN = 8192, SERIAL = 65536, TOTALS = 4 };
 
 extern const losslib_kernel losslib_binary_cross_entropy__kernels_f32[], losslib_binary_cross_entropy__kernels_f64[];
 extern const losslib_kernel losslib_binary_cross_entropy_with_logits__kernels_f32[], losslib_binary_cross_entropy_with_logits__kernels_f64[];
+extern const losslib_kernel losslib_clip_loss__kernels_f32[], losslib_clip_loss__kernels_f64[];
 extern const losslib_kernel losslib_contrastive_loss__kernels_f32[], losslib_contrastive_loss__kernels_f64[];
 extern const losslib_kernel losslib_cosine_embedding_loss__kernels_f32[], losslib_cosine_embedding_loss__kernels_f64[];
 extern const losslib_kernel losslib_crf_nll__kernels_f32[], losslib_crf_nll__kernels_f64[];
@@ -26,6 +27,7 @@ extern const losslib_kernel losslib_focal_loss__kernels_f32[], losslib_focal_los
 extern const losslib_kernel losslib_gaussian_nll_loss__kernels_f32[], losslib_gaussian_nll_loss__kernels_f64[];
 extern const losslib_kernel losslib_hinge_embedding_loss__kernels_f32[], losslib_hinge_embedding_loss__kernels_f64[];
 extern const losslib_kernel losslib_huber_loss__kernels_f32[], losslib_huber_loss__kernels_f64[];
+extern const losslib_kernel losslib_info_nce_loss__kernels_f32[], losslib_info_nce_loss__kernels_f64[];
 extern const losslib_kernel losslib_ipo_loss__kernels_f32[], losslib_ipo_loss__kernels_f64[];
 extern const losslib_kernel losslib_keras_binary_crossentropy__kernels_f32[], losslib_keras_binary_crossentropy__kernels_f64[];
 extern const losslib_kernel losslib_keras_categorical_crossentropy__kernels_f32[], losslib_keras_categorical_crossentropy__kernels_f64[];
@@ -45,6 +47,7 @@ extern const losslib_kernel losslib_mse_loss__kernels_f32[], losslib_mse_loss__k
 extern const losslib_kernel losslib_multi_margin_loss__kernels_f32[], losslib_multi_margin_loss__kernels_f64[];
 extern const losslib_kernel losslib_multilabel_margin_loss__kernels_f32[], losslib_multilabel_margin_loss__kernels_f64[];
 extern const losslib_kernel losslib_multilabel_soft_margin_loss__kernels_f32[], losslib_multilabel_soft_margin_loss__kernels_f64[];
+extern const losslib_kernel losslib_n_pairs_loss__kernels_f32[], losslib_n_pairs_loss__kernels_f64[];
 extern const losslib_kernel losslib_nll_loss__kernels_f32[], losslib_nll_loss__kernels_f64[];
 extern const losslib_kernel losslib_poisson_nll_loss__kernels_f32[], losslib_poisson_nll_loss__kernels_f64[];
 extern const losslib_kernel losslib_ranknet_loss__kernels_f32[], losslib_ranknet_loss__kernels_f64[];
@@ -54,6 +57,7 @@ extern const losslib_kernel losslib_simpo_loss__kernels_f32[], losslib_simpo_los
 extern const losslib_kernel losslib_smooth_l1_loss__kernels_f32[], losslib_smooth_l1_loss__kernels_f64[];
 extern const losslib_kernel losslib_soft_dtw__kernels_f32[], losslib_soft_dtw__kernels_f64[];
 extern const losslib_kernel losslib_soft_margin_loss__kernels_f32[], losslib_soft_margin_loss__kernels_f64[];
+extern const losslib_kernel losslib_supervised_contrastive_loss__kernels_f32[], losslib_supervised_contrastive_loss__kernels_f64[];
 extern const losslib_kernel losslib_tf1_absolute_difference__kernels_f32[], losslib_tf1_absolute_difference__kernels_f64[];
 extern const losslib_kernel losslib_tf1_hinge_loss__kernels_f32[], losslib_tf1_hinge_loss__kernels_f64[];
 extern const losslib_kernel losslib_tf1_huber_loss__kernels_f32[], losslib_tf1_huber_loss__kernels_f64[];
@@ -74,6 +78,7 @@ static const struct {
 } losses[] = {
     {"binary_cross_entropy", losslib_binary_cross_entropy__kernels_f32, losslib_binary_cross_entropy__kernels_f64},
     {"binary_cross_entropy_with_logits", losslib_binary_cross_entropy_with_logits__kernels_f32, losslib_binary_cross_entropy_with_logits__kernels_f64},
+    {"clip_loss", losslib_clip_loss__kernels_f32, losslib_clip_loss__kernels_f64},
     {"contrastive_loss", losslib_contrastive_loss__kernels_f32, losslib_contrastive_loss__kernels_f64},
     {"cosine_embedding_loss", losslib_cosine_embedding_loss__kernels_f32, losslib_cosine_embedding_loss__kernels_f64},
     {"crf_nll", losslib_crf_nll__kernels_f32, losslib_crf_nll__kernels_f64},
@@ -84,6 +89,7 @@ static const struct {
     {"gaussian_nll_loss", losslib_gaussian_nll_loss__kernels_f32, losslib_gaussian_nll_loss__kernels_f64},
     {"hinge_embedding_loss", losslib_hinge_embedding_loss__kernels_f32, losslib_hinge_embedding_loss__kernels_f64},
     {"huber_loss", losslib_huber_loss__kernels_f32, losslib_huber_loss__kernels_f64},
+    {"info_nce_loss", losslib_info_nce_loss__kernels_f32, losslib_info_nce_loss__kernels_f64},
     {"ipo_loss", losslib_ipo_loss__kernels_f32, losslib_ipo_loss__kernels_f64},
     {"keras_binary_crossentropy", losslib_keras_binary_crossentropy__kernels_f32, losslib_keras_binary_crossentropy__kernels_f64},
     {"keras_categorical_crossentropy", losslib_keras_categorical_crossentropy__kernels_f32, losslib_keras_categorical_crossentropy__kernels_f64},
@@ -103,6 +109,7 @@ static const struct {
     {"multi_margin_loss", losslib_multi_margin_loss__kernels_f32, losslib_multi_margin_loss__kernels_f64},
     {"multilabel_margin_loss", losslib_multilabel_margin_loss__kernels_f32, losslib_multilabel_margin_loss__kernels_f64},
     {"multilabel_soft_margin_loss", losslib_multilabel_soft_margin_loss__kernels_f32, losslib_multilabel_soft_margin_loss__kernels_f64},
+    {"n_pairs_loss", losslib_n_pairs_loss__kernels_f32, losslib_n_pairs_loss__kernels_f64},
     {"nll_loss", losslib_nll_loss__kernels_f32, losslib_nll_loss__kernels_f64},
     {"poisson_nll_loss", losslib_poisson_nll_loss__kernels_f32, losslib_poisson_nll_loss__kernels_f64},
     {"ranknet_loss", losslib_ranknet_loss__kernels_f32, losslib_ranknet_loss__kernels_f64},
@@ -112,6 +119,7 @@ static const struct {
     {"smooth_l1_loss", losslib_smooth_l1_loss__kernels_f32, losslib_smooth_l1_loss__kernels_f64},
     {"soft_dtw", losslib_soft_dtw__kernels_f32, losslib_soft_dtw__kernels_f64},
     {"soft_margin_loss", losslib_soft_margin_loss__kernels_f32, losslib_soft_margin_loss__kernels_f64},
+    {"supervised_contrastive_loss", losslib_supervised_contrastive_loss__kernels_f32, losslib_supervised_contrastive_loss__kernels_f64},
     {"tf1_absolute_difference", losslib_tf1_absolute_difference__kernels_f32, losslib_tf1_absolute_difference__kernels_f64},
     {"tf1_hinge_loss", losslib_tf1_hinge_loss__kernels_f32, losslib_tf1_hinge_loss__kernels_f64},
     {"tf1_huber_loss", losslib_tf1_huber_loss__kernels_f32, losslib_tf1_huber_loss__kernels_f64},

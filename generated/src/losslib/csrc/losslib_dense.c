@@ -159,6 +159,19 @@ int NAME(losslib_binary_cross_entropy_with_logits)(
     return dense_compute(&(const dense_call){"binary_cross_entropy_with_logits", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
 }
 
+int NAME(losslib_clip_loss)(
+    int64_t batch, int64_t pairs,
+    const REAL *similarity,
+    double temperature, losslib_reduction reduction,
+    REAL *loss, REAL *grad_similarity)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"pairs", NULL, (double)pairs}, {"similarity", similarity, NAN},
+                                {"temperature", NULL, (double)temperature}, {"grad_similarity", grad_similarity, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"clip_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
 int NAME(losslib_contrastive_loss)(
     int64_t batch, int64_t features,
     const REAL *input1, const REAL *input2, const REAL *target,
@@ -314,6 +327,19 @@ int NAME(losslib_huber_loss)(
     const dense_item items[] = {{"input", input, NAN}, {"target", target, NAN}, {"weight", weight, 1.0}, {"delta", NULL, (double)delta},
                                 {"grad_input", grad_input, 0}, {NULL, NULL, 0}};
     return dense_compute(&(const dense_call){"huber_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
+int NAME(losslib_info_nce_loss)(
+    int64_t batch, int64_t pairs,
+    const REAL *similarity,
+    double temperature, losslib_reduction reduction,
+    REAL *loss, REAL *grad_similarity)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"pairs", NULL, (double)pairs}, {"similarity", similarity, NAN},
+                                {"temperature", NULL, (double)temperature}, {"grad_similarity", grad_similarity, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"info_nce_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
 }
 
 int NAME(losslib_ipo_loss)(
@@ -575,6 +601,19 @@ int NAME(losslib_multilabel_soft_margin_loss)(
     return dense_compute(&(const dense_call){"multilabel_soft_margin_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
 }
 
+int NAME(losslib_n_pairs_loss)(
+    int64_t batch, int64_t pairs,
+    const REAL *similarity,
+    losslib_reduction reduction,
+    REAL *loss, REAL *grad_similarity)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"pairs", NULL, (double)pairs}, {"similarity", similarity, NAN}, {"grad_similarity", grad_similarity, 0},
+                                {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"n_pairs_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
 int NAME(losslib_nll_loss)(
     int64_t batch, int64_t classes,
     const REAL *input, const int64_t *target, const REAL *weight,
@@ -697,6 +736,19 @@ int NAME(losslib_soft_margin_loss)(
     const char *const variant[] = {"", NULL};
     const dense_item items[] = {{"input", input, NAN}, {"target", target, NAN}, {"grad_input", grad_input, 0}, {NULL, NULL, 0}};
     return dense_compute(&(const dense_call){"soft_margin_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
+int NAME(losslib_supervised_contrastive_loss)(
+    int64_t batch, int64_t points,
+    const REAL *similarity, const int64_t *labels,
+    double temperature, losslib_reduction reduction,
+    REAL *loss, REAL *grad_similarity)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"points", NULL, (double)points}, {"similarity", similarity, NAN}, {"labels", labels, NAN},
+                                {"temperature", NULL, (double)temperature}, {"grad_similarity", grad_similarity, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"supervised_contrastive_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
 }
 
 int NAME(losslib_tf1_absolute_difference)(

@@ -10,6 +10,7 @@
 
 extern "C" const losslib_kernel losslib_kernels_of_binary_cross_entropy[];
 extern "C" const losslib_kernel losslib_kernels_of_binary_cross_entropy_with_logits[];
+extern "C" const losslib_kernel losslib_kernels_of_clip_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_contrastive_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_cosine_embedding_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_crf_nll[];
@@ -20,6 +21,7 @@ extern "C" const losslib_kernel losslib_kernels_of_focal_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_gaussian_nll_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_hinge_embedding_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_huber_loss[];
+extern "C" const losslib_kernel losslib_kernels_of_info_nce_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_ipo_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_keras_binary_crossentropy[];
 extern "C" const losslib_kernel losslib_kernels_of_keras_categorical_crossentropy[];
@@ -39,6 +41,7 @@ extern "C" const losslib_kernel losslib_kernels_of_mse_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_multi_margin_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_multilabel_margin_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_multilabel_soft_margin_loss[];
+extern "C" const losslib_kernel losslib_kernels_of_n_pairs_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_nll_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_poisson_nll_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_ranknet_loss[];
@@ -48,6 +51,7 @@ extern "C" const losslib_kernel losslib_kernels_of_simpo_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_smooth_l1_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_soft_dtw[];
 extern "C" const losslib_kernel losslib_kernels_of_soft_margin_loss[];
+extern "C" const losslib_kernel losslib_kernels_of_supervised_contrastive_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_tf1_absolute_difference[];
 extern "C" const losslib_kernel losslib_kernels_of_tf1_hinge_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_tf1_huber_loss[];
@@ -67,6 +71,7 @@ namespace {
 const losslib_kernel *const losses[] = {
     losslib_kernels_of_binary_cross_entropy,
     losslib_kernels_of_binary_cross_entropy_with_logits,
+    losslib_kernels_of_clip_loss,
     losslib_kernels_of_contrastive_loss,
     losslib_kernels_of_cosine_embedding_loss,
     losslib_kernels_of_crf_nll,
@@ -77,6 +82,7 @@ const losslib_kernel *const losses[] = {
     losslib_kernels_of_gaussian_nll_loss,
     losslib_kernels_of_hinge_embedding_loss,
     losslib_kernels_of_huber_loss,
+    losslib_kernels_of_info_nce_loss,
     losslib_kernels_of_ipo_loss,
     losslib_kernels_of_keras_binary_crossentropy,
     losslib_kernels_of_keras_categorical_crossentropy,
@@ -96,6 +102,7 @@ const losslib_kernel *const losses[] = {
     losslib_kernels_of_multi_margin_loss,
     losslib_kernels_of_multilabel_margin_loss,
     losslib_kernels_of_multilabel_soft_margin_loss,
+    losslib_kernels_of_n_pairs_loss,
     losslib_kernels_of_nll_loss,
     losslib_kernels_of_poisson_nll_loss,
     losslib_kernels_of_ranknet_loss,
@@ -105,6 +112,7 @@ const losslib_kernel *const losses[] = {
     losslib_kernels_of_smooth_l1_loss,
     losslib_kernels_of_soft_dtw,
     losslib_kernels_of_soft_margin_loss,
+    losslib_kernels_of_supervised_contrastive_loss,
     losslib_kernels_of_tf1_absolute_difference,
     losslib_kernels_of_tf1_hinge_loss,
     losslib_kernels_of_tf1_huber_loss,

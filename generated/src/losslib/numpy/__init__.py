@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..compositions.adaptive_log_softmax_with_loss import AdaptiveLogSoftmaxWithLossFunction
     from ..losses.binary_cross_entropy import BCELossFunction
     from ..losses.binary_cross_entropy_with_logits import BCEWithLogitsLossFunction
+    from ..losses.clip_loss import CLIPLossFunction
     from ..losses.contrastive_loss import ContrastiveLossFunction
     from ..losses.cosine_embedding_loss import CosineEmbeddingLossFunction
     from ..losses.crf_nll import CrfNllFunction
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from ..losses.gaussian_nll_loss import GaussianNLLLossFunction
     from ..losses.hinge_embedding_loss import HingeEmbeddingLossFunction
     from ..losses.huber_loss import HuberLossFunction
+    from ..losses.info_nce_loss import InfoNCELossFunction
     from ..losses.ipo_loss import IPOLossFunction
     from ..losses.keras_binary_crossentropy import KerasBinaryCrossentropyFunction
     from ..losses.keras_categorical_crossentropy import KerasCategoricalCrossentropyFunction
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from ..losses.multi_margin_loss import MultiMarginLossFunction
     from ..losses.multilabel_margin_loss import MultiLabelMarginLossFunction
     from ..losses.multilabel_soft_margin_loss import MultiLabelSoftMarginLossFunction
+    from ..losses.n_pairs_loss import NPairsLossFunction
     from ..losses.nll_loss import NLLLossFunction
     from ..losses.poisson_nll_loss import PoissonNLLLossFunction
     from ..losses.ranknet_loss import RankNetLossFunction
@@ -53,6 +56,7 @@ if TYPE_CHECKING:
     from ..losses.smooth_l1_loss import SmoothL1LossFunction
     from ..losses.soft_dtw import SoftDtwFunction
     from ..losses.soft_margin_loss import SoftMarginLossFunction
+    from ..losses.supervised_contrastive_loss import SupervisedContrastiveLossFunction
     from ..losses.tf1_absolute_difference import Tf1AbsoluteDifferenceFunction
     from ..losses.tf1_hinge_loss import Tf1HingeLossFunction
     from ..losses.tf1_huber_loss import Tf1HuberLossFunction
@@ -70,6 +74,7 @@ if TYPE_CHECKING:
     adaptive_log_softmax_with_loss: AdaptiveLogSoftmaxWithLossFunction
     binary_cross_entropy: BCELossFunction
     binary_cross_entropy_with_logits: BCEWithLogitsLossFunction
+    clip_loss: CLIPLossFunction
     contrastive_loss: ContrastiveLossFunction
     cosine_embedding_loss: CosineEmbeddingLossFunction
     crf_nll: CrfNllFunction
@@ -80,6 +85,7 @@ if TYPE_CHECKING:
     gaussian_nll_loss: GaussianNLLLossFunction
     hinge_embedding_loss: HingeEmbeddingLossFunction
     huber_loss: HuberLossFunction
+    info_nce_loss: InfoNCELossFunction
     ipo_loss: IPOLossFunction
     keras_binary_crossentropy: KerasBinaryCrossentropyFunction
     keras_categorical_crossentropy: KerasCategoricalCrossentropyFunction
@@ -99,6 +105,7 @@ if TYPE_CHECKING:
     multi_margin_loss: MultiMarginLossFunction
     multilabel_margin_loss: MultiLabelMarginLossFunction
     multilabel_soft_margin_loss: MultiLabelSoftMarginLossFunction
+    n_pairs_loss: NPairsLossFunction
     nll_loss: NLLLossFunction
     poisson_nll_loss: PoissonNLLLossFunction
     ranknet_loss: RankNetLossFunction
@@ -108,6 +115,7 @@ if TYPE_CHECKING:
     smooth_l1_loss: SmoothL1LossFunction
     soft_dtw: SoftDtwFunction
     soft_margin_loss: SoftMarginLossFunction
+    supervised_contrastive_loss: SupervisedContrastiveLossFunction
     tf1_absolute_difference: Tf1AbsoluteDifferenceFunction
     tf1_hinge_loss: Tf1HingeLossFunction
     tf1_huber_loss: Tf1HuberLossFunction
@@ -125,6 +133,7 @@ if TYPE_CHECKING:
 _CLASSES = {
     "binary_cross_entropy": "BCELossFunction",
     "binary_cross_entropy_with_logits": "BCEWithLogitsLossFunction",
+    "clip_loss": "CLIPLossFunction",
     "contrastive_loss": "ContrastiveLossFunction",
     "cosine_embedding_loss": "CosineEmbeddingLossFunction",
     "crf_nll": "CrfNllFunction",
@@ -135,6 +144,7 @@ _CLASSES = {
     "gaussian_nll_loss": "GaussianNLLLossFunction",
     "hinge_embedding_loss": "HingeEmbeddingLossFunction",
     "huber_loss": "HuberLossFunction",
+    "info_nce_loss": "InfoNCELossFunction",
     "ipo_loss": "IPOLossFunction",
     "keras_binary_crossentropy": "KerasBinaryCrossentropyFunction",
     "keras_categorical_crossentropy": "KerasCategoricalCrossentropyFunction",
@@ -154,6 +164,7 @@ _CLASSES = {
     "multi_margin_loss": "MultiMarginLossFunction",
     "multilabel_margin_loss": "MultiLabelMarginLossFunction",
     "multilabel_soft_margin_loss": "MultiLabelSoftMarginLossFunction",
+    "n_pairs_loss": "NPairsLossFunction",
     "nll_loss": "NLLLossFunction",
     "poisson_nll_loss": "PoissonNLLLossFunction",
     "ranknet_loss": "RankNetLossFunction",
@@ -163,6 +174,7 @@ _CLASSES = {
     "smooth_l1_loss": "SmoothL1LossFunction",
     "soft_dtw": "SoftDtwFunction",
     "soft_margin_loss": "SoftMarginLossFunction",
+    "supervised_contrastive_loss": "SupervisedContrastiveLossFunction",
     "tf1_absolute_difference": "Tf1AbsoluteDifferenceFunction",
     "tf1_hinge_loss": "Tf1HingeLossFunction",
     "tf1_huber_loss": "Tf1HuberLossFunction",
@@ -180,7 +192,7 @@ _CLASSES = {
 _COMPOSED = {
     "adaptive_log_softmax_with_loss": "AdaptiveLogSoftmaxWithLossFunction",
 }
-__all__ = ["adaptive_log_softmax_with_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits", "contrastive_loss", "cosine_embedding_loss", "crf_nll", "cross_entropy", "ctc_loss", "dpo_loss", "focal_loss", "gaussian_nll_loss", "hinge_embedding_loss", "huber_loss", "ipo_loss", "keras_binary_crossentropy", "keras_categorical_crossentropy", "keras_hinge", "keras_huber", "keras_kl_divergence", "keras_mean_absolute_error", "keras_mean_squared_error", "keras_mean_squared_logarithmic_error", "keras_poisson", "keras_sparse_categorical_crossentropy", "keras_squared_hinge", "kl_div", "l1_loss", "margin_ranking_loss", "mse_loss", "multi_margin_loss", "multilabel_margin_loss", "multilabel_soft_margin_loss", "nll_loss", "poisson_nll_loss", "ranknet_loss", "rnnt_loss", "sigmoid_focal_loss", "simpo_loss", "smooth_l1_loss", "soft_dtw", "soft_margin_loss", "tf1_absolute_difference", "tf1_hinge_loss", "tf1_huber_loss", "tf1_mean_squared_error", "tf1_sigmoid_cross_entropy", "tf1_softmax_cross_entropy", "tf_sigmoid_cross_entropy_with_logits", "tf_softmax_cross_entropy_with_logits", "tf_sparse_softmax_cross_entropy_with_logits", "tf_weighted_cross_entropy_with_logits", "triplet_distance_loss", "triplet_margin_loss", "triplet_margin_with_distance_loss", "LossError"]
+__all__ = ["adaptive_log_softmax_with_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits", "clip_loss", "contrastive_loss", "cosine_embedding_loss", "crf_nll", "cross_entropy", "ctc_loss", "dpo_loss", "focal_loss", "gaussian_nll_loss", "hinge_embedding_loss", "huber_loss", "info_nce_loss", "ipo_loss", "keras_binary_crossentropy", "keras_categorical_crossentropy", "keras_hinge", "keras_huber", "keras_kl_divergence", "keras_mean_absolute_error", "keras_mean_squared_error", "keras_mean_squared_logarithmic_error", "keras_poisson", "keras_sparse_categorical_crossentropy", "keras_squared_hinge", "kl_div", "l1_loss", "margin_ranking_loss", "mse_loss", "multi_margin_loss", "multilabel_margin_loss", "multilabel_soft_margin_loss", "n_pairs_loss", "nll_loss", "poisson_nll_loss", "ranknet_loss", "rnnt_loss", "sigmoid_focal_loss", "simpo_loss", "smooth_l1_loss", "soft_dtw", "soft_margin_loss", "supervised_contrastive_loss", "tf1_absolute_difference", "tf1_hinge_loss", "tf1_huber_loss", "tf1_mean_squared_error", "tf1_sigmoid_cross_entropy", "tf1_softmax_cross_entropy", "tf_sigmoid_cross_entropy_with_logits", "tf_softmax_cross_entropy_with_logits", "tf_sparse_softmax_cross_entropy_with_logits", "tf_weighted_cross_entropy_with_logits", "triplet_distance_loss", "triplet_margin_loss", "triplet_margin_with_distance_loss", "LossError"]
 
 
 def __getattr__(name: str) -> Any:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .losses.binary_cross_entropy import binary_cross_entropy as binary_cross_entropy
     from .losses.binary_cross_entropy_with_logits import BCEWithLogitsLoss as BCEWithLogitsLoss
     from .losses.binary_cross_entropy_with_logits import binary_cross_entropy_with_logits as binary_cross_entropy_with_logits
+    from .losses.clip_loss import CLIPLoss as CLIPLoss
+    from .losses.clip_loss import clip_loss as clip_loss
     from .losses.contrastive_loss import ContrastiveLoss as ContrastiveLoss
     from .losses.contrastive_loss import contrastive_loss as contrastive_loss
     from .losses.cosine_embedding_loss import CosineEmbeddingLoss as CosineEmbeddingLoss
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
     from .losses.hinge_embedding_loss import hinge_embedding_loss as hinge_embedding_loss
     from .losses.huber_loss import HuberLoss as HuberLoss
     from .losses.huber_loss import huber_loss as huber_loss
+    from .losses.info_nce_loss import InfoNCELoss as InfoNCELoss
+    from .losses.info_nce_loss import info_nce_loss as info_nce_loss
     from .losses.ipo_loss import IPOLoss as IPOLoss
     from .losses.ipo_loss import ipo_loss as ipo_loss
     from .losses.keras_binary_crossentropy import KerasBinaryCrossentropy as KerasBinaryCrossentropy
@@ -82,6 +86,8 @@ if TYPE_CHECKING:
     from .losses.multilabel_margin_loss import multilabel_margin_loss as multilabel_margin_loss
     from .losses.multilabel_soft_margin_loss import MultiLabelSoftMarginLoss as MultiLabelSoftMarginLoss
     from .losses.multilabel_soft_margin_loss import multilabel_soft_margin_loss as multilabel_soft_margin_loss
+    from .losses.n_pairs_loss import NPairsLoss as NPairsLoss
+    from .losses.n_pairs_loss import n_pairs_loss as n_pairs_loss
     from .losses.nll_loss import NLLLoss as NLLLoss
     from .losses.nll_loss import nll_loss as nll_loss
     from .losses.nll_loss import NLLLoss2d as NLLLoss2d
@@ -101,6 +107,8 @@ if TYPE_CHECKING:
     from .losses.soft_dtw import soft_dtw as soft_dtw
     from .losses.soft_margin_loss import SoftMarginLoss as SoftMarginLoss
     from .losses.soft_margin_loss import soft_margin_loss as soft_margin_loss
+    from .losses.supervised_contrastive_loss import SupervisedContrastiveLoss as SupervisedContrastiveLoss
+    from .losses.supervised_contrastive_loss import supervised_contrastive_loss as supervised_contrastive_loss
     from .losses.tf1_absolute_difference import Tf1AbsoluteDifference as Tf1AbsoluteDifference
     from .losses.tf1_absolute_difference import tf1_absolute_difference as tf1_absolute_difference
     from .losses.tf1_hinge_loss import Tf1HingeLoss as Tf1HingeLoss
@@ -135,6 +143,8 @@ _HOMES = {
     "BCELoss": "losses.binary_cross_entropy",
     "binary_cross_entropy_with_logits": "losses.binary_cross_entropy_with_logits",
     "BCEWithLogitsLoss": "losses.binary_cross_entropy_with_logits",
+    "clip_loss": "losses.clip_loss",
+    "CLIPLoss": "losses.clip_loss",
     "contrastive_loss": "losses.contrastive_loss",
     "ContrastiveLoss": "losses.contrastive_loss",
     "cosine_embedding_loss": "losses.cosine_embedding_loss",
@@ -155,6 +165,8 @@ _HOMES = {
     "HingeEmbeddingLoss": "losses.hinge_embedding_loss",
     "huber_loss": "losses.huber_loss",
     "HuberLoss": "losses.huber_loss",
+    "info_nce_loss": "losses.info_nce_loss",
+    "InfoNCELoss": "losses.info_nce_loss",
     "ipo_loss": "losses.ipo_loss",
     "IPOLoss": "losses.ipo_loss",
     "keras_binary_crossentropy": "losses.keras_binary_crossentropy",
@@ -193,6 +205,8 @@ _HOMES = {
     "MultiLabelMarginLoss": "losses.multilabel_margin_loss",
     "multilabel_soft_margin_loss": "losses.multilabel_soft_margin_loss",
     "MultiLabelSoftMarginLoss": "losses.multilabel_soft_margin_loss",
+    "n_pairs_loss": "losses.n_pairs_loss",
+    "NPairsLoss": "losses.n_pairs_loss",
     "nll_loss": "losses.nll_loss",
     "NLLLoss": "losses.nll_loss",
     "NLLLoss2d": "losses.nll_loss",
@@ -212,6 +226,8 @@ _HOMES = {
     "SoftDtw": "losses.soft_dtw",
     "soft_margin_loss": "losses.soft_margin_loss",
     "SoftMarginLoss": "losses.soft_margin_loss",
+    "supervised_contrastive_loss": "losses.supervised_contrastive_loss",
+    "SupervisedContrastiveLoss": "losses.supervised_contrastive_loss",
     "tf1_absolute_difference": "losses.tf1_absolute_difference",
     "Tf1AbsoluteDifference": "losses.tf1_absolute_difference",
     "tf1_hinge_loss": "losses.tf1_hinge_loss",
