@@ -129,7 +129,7 @@ def quotient(term: sp.Expr, factor: sp.Expr) -> sp.Expr:
 
 
 def softmax_minus_one_hot(expr: sp.Expr) -> sp.Expr | None:
-    """k softmax(a) - k delta(a, b) is k softmax(a) off b, and -k (1 - softmax(b)) at b."""
+    """k softmax(a) - k delta(a, b) is k softmax(a) off b, and -k (1 - softmax(b)) at b; and so of a part of the delta."""
     if not isinstance(expr, sp.Add):
         return None
     for hit in expr.args:
@@ -138,15 +138,15 @@ def softmax_minus_one_hot(expr: sp.Expr) -> sp.Expr | None:
             continue
         factor = -without(hit, delta)
         for term in expr.args:
-            share = quotient(term, factor)
+            part, share = quotient(term, factor).as_coeff_Mul()
             for _, lse, here in shares(share):
                 place = position_of(here, lse)
-                if place not in delta.args or share != sp.exp(here - lse):
+                if place not in delta.args or share != sp.exp(here - lse) or not 0 < part <= 1:
                     continue
                 other = next(p for p in delta.args if p != place)
                 at = substitute(here, {place: other})
-                new = factor * Where(sp.Eq(place, other), -complement(at, lse), share)
-                return sp.Add(new, *(rest for rest in expr.args if rest not in (hit, term)))
+                new = part * factor * Where(sp.Eq(place, other), -complement(at, lse), share)
+                return sp.Add(new, (1 - part) * hit, *(rest for rest in expr.args if rest not in (hit, term)))
     return None
 
 

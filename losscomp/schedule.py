@@ -35,8 +35,8 @@ from .ir import (
 )
 
 NAMED_OPS = {"mul": "product", "add": "shifted", "sub": "difference", "div": "ratio", "neg": "minus", "where": "choice",
-             "exp": "exponential", "sqrt": "square_root", "pow": "power", "exp_difference": "share", "exp_quotient": "share", "times_exp": "product",
-             "times_sigmoid": "product", "cross": "crossed", "real": "number",
+             "exp": "exponential", "sqrt": "square_root", "pow": "power", "exp_difference": "share", "exp_quotient": "share",
+             "times_exp": "product", "times_sigmoid": "product", "cross": "crossed", "real": "number",
              "eq": "equal", "ne": "differs", "lt": "below", "gt": "above", "ge": "reaches", "le": "within"}
 CHEAP = frozenset({"add", "sub", "mul", "neg", "abs", "sign", "real"})
 # Names that mean something else in a target: keywords, and the functions that the emitted code calls.

@@ -87,23 +87,25 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
                 max_similarity = larger_tile(max_similarity, max_similarity_tile, end - first);
                 max_similarity_2 = larger_tile(max_similarity_2, max_similarity_2_tile, end - first);
             }
-            accumulator others_sum = {0};
             accumulator ties_sum = {0};
+            accumulator others_sum = {0};
             FOR_TILES(first, end, pairs) {
-                REAL others_tile[TILE], ties_tile[TILE];
+                REAL ties_tile[TILE], others_tile[TILE];
                 INDEPENDENT
                 for (int64_t p2 = first; p2 < end; ++p2) {
                     const int is_largest = similarity_row[p * similarity_pairs + p2 * similarity_pairs_2] == max_similarity;
                     const REAL relative = exp_quotient(similarity_row[p * similarity_pairs + p2 * similarity_pairs_2], max_similarity, temperature);
-                    others_tile[p2 - first] = is_largest ? 0 : relative;
                     ties_tile[p2 - first] = (REAL)(is_largest ? 1 : 0);
+                    others_tile[p2 - first] = is_largest ? 0 : relative;
                 }
-                accumulate_tile(&others_sum, others_tile, end - first);
                 accumulate_tile(&ties_sum, ties_tile, end - first);
+                accumulate_tile(&others_sum, others_tile, end - first);
             }
-            const REAL others = value_of(&others_sum);
             const REAL ties = value_of(&ties_sum);
+            const REAL others = value_of(&others_sum);
+            const REAL more_ties = ties - 1;
             const REAL sum_exp = others + ties;
+            const REAL minus_ratio = -(similarity_row[p * similarity_pairs + p * similarity_pairs_2] == max_similarity ? more_ties + others : sum_exp - exp_quotient(similarity_row[p * similarity_pairs + p * similarity_pairs_2], max_similarity, temperature)) / sum_exp;
             accumulator others_2_sum = {0};
             accumulator ties_2_sum = {0};
             for (int64_t p2 = 0; p2 < pairs; ++p2) {
@@ -123,18 +125,19 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
                     INDEPENDENT
                     for (int64_t p3 = first; p3 < end; ++p3) {
                         const int equal = similarity_row[p3 * similarity_pairs + p2 * similarity_pairs_2] == max_similarity_3;
-                        sum_choice_tile[p3 - first] = equal ? 0 : exp_quotient(similarity_row[p3 * similarity_pairs + p2 * similarity_pairs_2], max_similarity_3, temperature);
-                        sum_choice_2_tile[p3 - first] = (REAL)(equal ? 1 : 0);
+                        sum_choice_tile[p3 - first] = (REAL)(equal ? 1 : 0);
+                        sum_choice_2_tile[p3 - first] = equal ? 0 : exp_quotient(similarity_row[p3 * similarity_pairs + p2 * similarity_pairs_2], max_similarity_3, temperature);
                     }
                     accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
                     accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
                 }
                 const REAL sum_choice = value_of(&sum_choice_sum);
                 const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
+                const REAL shifted = sum_choice_2 + sum_choice;
                 const REAL relative_2 = exp_quotient(similarity_row[p * similarity_pairs + p2 * similarity_pairs_2], max_similarity, temperature);
                 const int is_largest_2 = similarity_row[p2 * similarity_pairs + p * similarity_pairs_2] == max_similarity_2;
                 const REAL relative_3 = exp_quotient(similarity_row[p2 * similarity_pairs + p * similarity_pairs_2], max_similarity_2, temperature);
-                if (grad_similarity_wanted) grad_similarity_row[p * grad_similarity_pairs + p2 * grad_similarity_pairs_2] = ratio * ((REAL)0.5 * (exp_quotient(similarity_row[p * similarity_pairs + p2 * similarity_pairs_2], max_similarity_3, temperature) / temperature) / (sum_choice + sum_choice_2) + (REAL)0.5 * (relative_2 / temperature) / sum_exp - (REAL)(p == p2 ? 1 : 0) / temperature);
+                if (grad_similarity_wanted) grad_similarity_row[p * grad_similarity_pairs + p2 * grad_similarity_pairs_2] = ratio * ((REAL)0.5 * ((p == p2 ? -(similarity_row[p2 * similarity_pairs + p2 * similarity_pairs_2] == max_similarity_3 ? sum_choice - 1 + sum_choice_2 : shifted - exp_quotient(similarity_row[p2 * similarity_pairs + p2 * similarity_pairs_2], max_similarity_3, temperature)) / shifted : exp_quotient(similarity_row[p * similarity_pairs + p2 * similarity_pairs_2], max_similarity_3, temperature) / shifted) / temperature) + (REAL)0.5 * ((p2 == p ? minus_ratio : relative_2 / sum_exp) / temperature));
                 accumulate(&others_2_sum, is_largest_2 ? 0 : relative_3);
                 accumulate(&ties_2_sum, (REAL)(is_largest_2 ? 1 : 0));
             }
@@ -142,7 +145,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             const REAL ties_2 = value_of(&ties_2_sum);
             const REAL log_mass = log1p(others_2 + (ties_2 - 1));
             const REAL column_loss = (max_similarity_2 - similarity_row[p * similarity_pairs + p * similarity_pairs_2]) / temperature + log_mass;
-            const REAL log_mass_2 = log1p(others + (ties - 1));
+            const REAL log_mass_2 = log1p(others + more_ties);
             const REAL row_loss = (max_similarity - similarity_row[p * similarity_pairs + p * similarity_pairs_2]) / temperature + log_mass_2;
             accumulate(&sum_shifted_sum, (REAL)0.5 * column_loss + (REAL)0.5 * row_loss);
         }

@@ -13,7 +13,7 @@
 
 namespace {
 
-/* The loss, the totals, and the gradients times scale. 45 operations. */
+/* The loss, the totals, and the gradients times scale. 60 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) value_and_grad(const __grid_constant__ launch<5> run)
 {
@@ -39,17 +39,19 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad(const __grid_consta
                 max_similarity = larger<real>(max_similarity, similarity(p, p2));
                 max_similarity_2 = larger<real>(max_similarity_2, similarity(p2, p));
             }
-            accumulator<real> others_sum;
             accumulator<real> ties_sum;
+            accumulator<real> others_sum;
             for (int64_t p2 = 0; p2 < pairs; ++p2) {
                 const bool is_largest = similarity(p, p2) == max_similarity;
                 const real relative = exp_quotient<real>(similarity(p, p2), max_similarity, temperature);
-                others_sum.add(is_largest ? 0 : relative);
                 ties_sum.add((real)(is_largest ? 1 : 0));
+                others_sum.add(is_largest ? 0 : relative);
             }
-            const real others = others_sum.value();
             const real ties = ties_sum.value();
+            const real others = others_sum.value();
+            const real more_ties = ties - 1;
             const real sum_exp = others + ties;
+            const real minus_ratio = -(similarity(p, p) == max_similarity ? more_ties + others : sum_exp - exp_quotient<real>(similarity(p, p), max_similarity, temperature)) / sum_exp;
             accumulator<real> others_2_sum;
             accumulator<real> ties_2_sum;
             for (int64_t p2 = 0; p2 < pairs; ++p2) {
@@ -61,15 +63,16 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad(const __grid_consta
                 accumulator<real> sum_choice_2_sum;
                 for (int64_t p3 = 0; p3 < pairs; ++p3) {
                     const bool equal = similarity(p3, p2) == max_similarity_3;
-                    sum_choice_sum.add(equal ? 0 : exp_quotient<real>(similarity(p3, p2), max_similarity_3, temperature));
-                    sum_choice_2_sum.add((real)(equal ? 1 : 0));
+                    sum_choice_sum.add((real)(equal ? 1 : 0));
+                    sum_choice_2_sum.add(equal ? 0 : exp_quotient<real>(similarity(p3, p2), max_similarity_3, temperature));
                 }
                 const real sum_choice = sum_choice_sum.value();
                 const real sum_choice_2 = sum_choice_2_sum.value();
+                const real shifted = sum_choice_2 + sum_choice;
                 const real relative_2 = exp_quotient<real>(similarity(p, p2), max_similarity, temperature);
                 const bool is_largest_2 = similarity(p2, p) == max_similarity_2;
                 const real relative_3 = exp_quotient<real>(similarity(p2, p), max_similarity_2, temperature);
-                grad_similarity.put(ratio * ((real)0.5 * (exp_quotient<real>(similarity(p, p2), max_similarity_3, temperature) / temperature) / (sum_choice + sum_choice_2) + (real)0.5 * (relative_2 / temperature) / sum_exp - (real)(p == p2 ? 1 : 0) / temperature), p, p2);
+                grad_similarity.put(ratio * ((real)0.5 * ((p == p2 ? -(similarity(p2, p2) == max_similarity_3 ? sum_choice - 1 + sum_choice_2 : shifted - exp_quotient<real>(similarity(p2, p2), max_similarity_3, temperature)) / shifted : exp_quotient<real>(similarity(p, p2), max_similarity_3, temperature) / shifted) / temperature) + (real)0.5 * ((p2 == p ? minus_ratio : relative_2 / sum_exp) / temperature)), p, p2);
                 others_2_sum.add(is_largest_2 ? 0 : relative_3);
                 ties_2_sum.add((real)(is_largest_2 ? 1 : 0));
             }
@@ -77,7 +80,7 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad(const __grid_consta
             const real ties_2 = ties_2_sum.value();
             const real log_mass = log1p(others_2 + (ties_2 - 1));
             const real column_loss = (max_similarity_2 - similarity(p, p)) / temperature + log_mass;
-            const real log_mass_2 = log1p(others + (ties - 1));
+            const real log_mass_2 = log1p(others + more_ties);
             const real row_loss = (max_similarity - similarity(p, p)) / temperature + log_mass_2;
             sum_shifted_sum.add((real)0.5 * column_loss + (real)0.5 * row_loss);
         }

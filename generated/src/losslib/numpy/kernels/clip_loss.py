@@ -65,21 +65,24 @@ def value_and_grad(similarity, scale, temperature):  # type: ignore[no-untyped-d
     max_similarity_2 = stable.max_over(similarity[n, p2, p], 2)
     is_largest = similarity__n_p_p2 == max_similarity
     relative = stable.exp_quotient(similarity__n_p_p2, max_similarity, temperature)
-    others = stable.sum_over(np.where(is_largest, 0, relative), 2)
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 2)
+    others = stable.sum_over(np.where(is_largest, 0, relative), 2)
+    more_ties = ties - 1
     sum_exp = others + ties
+    minus_ratio = -np.where(similarity[n, p, p] == max_similarity, more_ties + others, sum_exp - stable.exp_quotient(similarity[n, p, p], max_similarity, temperature)) / sum_exp
     max_similarity_3 = stable.max_over(similarity[n, p3, p2], 3)
     equal = similarity[n, p3, p2] == max_similarity_3
-    sum_choice = stable.sum_over(np.where(equal, 0, stable.exp_quotient(similarity[n, p3, p2], max_similarity_3, temperature)), 3)
-    sum_choice_2 = stable.sum_over(real(np.where(equal, 1, 0)), 3)
+    sum_choice = stable.sum_over(real(np.where(equal, 1, 0)), 3)
+    sum_choice_2 = stable.sum_over(np.where(equal, 0, stable.exp_quotient(similarity[n, p3, p2], max_similarity_3, temperature)), 3)
+    shifted = sum_choice_2 + sum_choice
     is_largest_2 = similarity[n, p2, p] == max_similarity_2
     relative_2 = stable.exp_quotient(similarity[n, p2, p], max_similarity_2, temperature)
-    grad_similarity = stable.result(ratio * (0.5 * (stable.exp_quotient(similarity__n_p_p2, max_similarity_3, temperature) / temperature) / (sum_choice + sum_choice_2) + 0.5 * (relative / temperature) / sum_exp - real(np.where(p == p2, 1, 0)) / temperature), (batch, pairs, pairs), (0, 1, 2))
+    grad_similarity = stable.result(ratio * (0.5 * (np.where(p == p2, -np.where(similarity[n, p2, p2] == max_similarity_3, sum_choice - 1 + sum_choice_2, shifted - stable.exp_quotient(similarity[n, p2, p2], max_similarity_3, temperature)) / shifted, stable.exp_quotient(similarity__n_p_p2, max_similarity_3, temperature) / shifted) / temperature) + 0.5 * (np.where(p2 == p, minus_ratio, relative / sum_exp) / temperature)), (batch, pairs, pairs), (0, 1, 2))
     others_2 = stable.sum_over(np.where(is_largest_2, 0, relative_2), 2)
     ties_2 = stable.sum_over(real(np.where(is_largest_2, 1, 0)), 2)
     log_mass = np.log1p(others_2 + (ties_2 - 1))
     column_loss = (max_similarity_2 - similarity[n, p, p]) / temperature + log_mass
-    log_mass_2 = np.log1p(others + (ties - 1))
+    log_mass_2 = np.log1p(others + more_ties)
     row_loss = (max_similarity - similarity[n, p, p]) / temperature + log_mass_2
     sum_shifted = stable.sum_over(0.5 * column_loss + 0.5 * row_loss, 1)
     value = sum_shifted / real(pairs)

@@ -17,9 +17,9 @@ from ..composites import info_nce_loss as composites
 class InfoNCELossFunction(TorchLoss):
     """InfoNCE: of each row of a matrix of similarities, the softmax cross-entropy with the column of the same number as the label.
 
-    van den Oord et al., Representation Learning with Contrastive Predictive Coding, 2018: -log(exp(s_ii / t) / sum over j of exp(s_ij / t)), the
-    mean over all i, with s_ij the similarity of query i and key j, and t the temperature. A sample is a whole matrix: the product of the two
-    sets of vectors is left to the caller's matrix library.
+    van den Oord et al., Representation Learning with Contrastive Predictive Coding, 2018: -log(exp(s_ii / t) / sum over j of exp(s_ij / t)),
+    the mean over all i, with s_ij the similarity of query i and key j, and t the temperature. A sample is a whole matrix: the product of the
+    two sets of vectors is left to the caller's matrix library.
 
     Formula of one sample:
 
