@@ -199,7 +199,7 @@ def centred(own: sp.Expr, place: Index, lse: Reduce) -> sp.Expr:
 
 
 def share_of_a_sum(expr: sp.Expr) -> sp.Expr | None:
-    """k softmax(a) (sum of q) - k q(a) is k softmax(a) (sum of the other q) - k q(a) (1 - softmax(a))."""
+    """k softmax(a) (sum of q) - k q(a) is k softmax(a) (sum of the other q) - k q(a) (1 - softmax(a)); or see `even_shares`."""
     if not isinstance(expr, sp.Add):
         return None
     for term in expr.args:
@@ -213,9 +213,31 @@ def share_of_a_sum(expr: sp.Expr) -> sp.Expr | None:
                 wanted = next((some for some in ([-factor * own], [-factor * t for t in sp.Add.make_args(own)])
                                if all(t in expr.args for t in some)), None)
                 if wanted is not None:
-                    new = factor * (share * others_of(whole, own) - own * complement(here, lse))
+                    new = factor * (even_shares(own, place, share, lse) or share * others_of(whole, own) - own * complement(here, lse))
                     return sp.Add(new, *(t for t in expr.args if t != term and t not in wanted))
     return None
+
+
+def even_shares(own: sp.Expr, place: Index, share: sp.Expr, lse: Reduce) -> sp.Expr | None:
+    """softmax(a) (sum of q) - q(a), where q is one number at some positions and 0 at the others; None for another q.
+
+    Where q is not 0 that is q (count exp(a) - sum of exp) / (sum of exp), and what is near the largest has its difference from 1: the
+    ones are counted apart.
+    """
+    body = own.body if isinstance(own, Named) else own
+    mark = next((f for f in sp.Mul.make_args(body) if isinstance(f, Where) and f.args[1:] == (1, 0)), None)
+    if mark is None or place in nodes.free_indices(without(body, mark)):
+        return None
+    number, i = Named("each", without(body, mark)), lse.bound.axis.index()
+    count = Reduce("sum", Where(substitute(mark.condition, {place: i}), 1, 0), i)
+    largest, others, ties = relative(lse)
+    below = substitute(lse.body, {lse.bound: i}) - largest
+    near = below > -sp.S.Half
+    at = lambda expr: substitute(expr, {i: place})
+    ones, rest = Reduce("sum", Where(near, 1, 0), i), Reduce("sum", Where(near, expm1(below), sp.exp(below)), i)
+    close = Named("ones_apart", count - ones) + Named("rest_apart", count * at(expm1(below)) - rest)
+    apart = Where(at(near), close, count * at(sp.exp(below)) - Named("sum_exp", ones + rest))
+    return Where(mark.condition, number * apart / (others + ties), share * number * count)
 
 
 def others_of(whole: Reduce, own: sp.Expr) -> sp.Expr:

@@ -92,65 +92,55 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
                 max_choice = larger_tile(max_choice, max_choice_tile, end - first);
             }
             const REAL sum_choice = value_of(&sum_choice_sum);
-            const REAL larger_2 = larger(sum_choice, 1);
-            REAL max_abs = -INFINITY;
-            accumulator sum_ratio_sum = {0};
             accumulator others_sum = {0};
             accumulator ties_sum = {0};
+            accumulator sum_choice_2_sum = {0};
+            accumulator sum_choice_3_sum = {0};
             FOR_TILES(first, end, points) {
-                REAL max_abs_tile[TILE], sum_ratio_tile[TILE], others_tile[TILE], ties_tile[TILE];
+                REAL others_tile[TILE], ties_tile[TILE], sum_choice_2_tile[TILE], sum_choice_3_tile[TILE];
                 INDEPENDENT
                 for (int64_t p2 = first; p2 < end; ++p2) {
-                    const REAL among = (REAL)(p != p2 && labels_row[p * labels_points] == labels_row[p2 * labels_points] ? 1 : 0) / larger_2;
                     const REAL choice = p == p2 ? -INFINITY : similarity_row[p * similarity_points + p2 * similarity_points_2];
                     const int is_largest = choice == max_choice;
                     const REAL relative = exp_quotient(choice, max_choice, temperature);
-                    max_abs_tile[p2 - first] = fabs(among);
-                    sum_ratio_tile[p2 - first] = among;
+                    const REAL ratio_2 = (choice - max_choice) / temperature;
+                    const int above = ratio_2 > (REAL)-0.5;
                     others_tile[p2 - first] = is_largest ? 0 : relative;
                     ties_tile[p2 - first] = (REAL)(is_largest ? 1 : 0);
+                    sum_choice_2_tile[p2 - first] = above ? expm1(ratio_2) : relative;
+                    sum_choice_3_tile[p2 - first] = (REAL)(above ? 1 : 0);
                 }
-                max_abs = larger_tile(max_abs, max_abs_tile, end - first);
-                accumulate_tile(&sum_ratio_sum, sum_ratio_tile, end - first);
                 accumulate_tile(&others_sum, others_tile, end - first);
                 accumulate_tile(&ties_sum, ties_tile, end - first);
-            }
-            const REAL sum_ratio = value_of(&sum_ratio_sum);
-            const REAL others = value_of(&others_sum);
-            const REAL ties = value_of(&ties_sum);
-            accumulator sum_choice_2_sum = {0};
-            accumulator sum_choice_3_sum = {0};
-            if (grad_similarity_wanted) FOR_TILES(first, end, points) {
-                REAL sum_choice_2_tile[TILE], sum_choice_3_tile[TILE];
-                INDEPENDENT
-                for (int64_t p2 = first; p2 < end; ++p2) {
-                    const REAL among_2 = (REAL)(p != p2 && labels_row[p * labels_points] == labels_row[p2 * labels_points] ? 1 : 0) / larger_2;
-                    const int equal = fabs(among_2) == max_abs;
-                    sum_choice_2_tile[p2 - first] = equal ? among_2 : 0;
-                    sum_choice_3_tile[p2 - first] = equal ? 0 : among_2;
-                }
                 accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
                 accumulate_tile(&sum_choice_3_sum, sum_choice_3_tile, end - first);
             }
+            const REAL others = value_of(&others_sum);
+            const REAL ties = value_of(&ties_sum);
             const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
             const REAL sum_choice_3 = value_of(&sum_choice_3_sum);
+            const REAL larger_2 = larger(sum_choice, 1);
+            const REAL each = 1 / larger_2;
             const REAL sum_exp = others + ties;
-            const REAL more_ties = ties - 1;
-            const REAL shifted = more_ties + others;
-            const REAL log_mass = log1p(others + more_ties);
+            const REAL ratio_3 = each / sum_exp;
+            const REAL ones_apart = sum_choice - sum_choice_3;
+            const REAL sum_exp_2 = sum_choice_3 + sum_choice_2;
+            const REAL product = ratio_3 * sum_choice;
+            const REAL log_mass = log1p(others + (ties - 1));
             accumulator sum_product_sum = {0};
             FOR_TILES(first, end, points) {
                 REAL sum_product_tile[TILE];
                 INDEPENDENT
                 for (int64_t p2 = first; p2 < end; ++p2) {
-                    const int equal_2 = p == p2;
-                    const REAL among_3 = (REAL)(p != p2 && labels_row[p * labels_points] == labels_row[p2 * labels_points] ? 1 : 0) / larger_2;
-                    const REAL as_large = sum_choice_2 - among_3;
-                    const REAL choice_2 = equal_2 ? -INFINITY : similarity_row[p * similarity_points + p2 * similarity_points_2];
+                    const int equal = p == p2;
+                    const int and_2 = p != p2 && labels_row[p * labels_points] == labels_row[p2 * labels_points];
+                    const REAL choice_2 = equal ? -INFINITY : similarity_row[p * similarity_points + p2 * similarity_points_2];
+                    const REAL ratio_4 = (choice_2 - max_choice) / temperature;
+                    const REAL rest_apart = sum_choice * expm1(ratio_4) - sum_choice_2;
                     const REAL relative_2 = exp_quotient(choice_2, max_choice, temperature);
-                    const int is_largest_2 = choice_2 == max_choice;
-                    if (grad_similarity_wanted) grad_similarity_row[p * grad_similarity_points + p2 * grad_similarity_points_2] = ratio * (REAL)(equal_2 ? 0 : 1) * ((fabs(among_3) == max_abs ? as_large + sum_choice_3 : sum_ratio - among_3) / sum_exp * relative_2 - among_3 / sum_exp * (is_largest_2 ? shifted : sum_exp - relative_2));
-                    sum_product_tile[p2 - first] = (((equal_2 ? 0 : similarity_row[p * similarity_points + p2 * similarity_points_2]) - max_choice) / temperature - log_mass) * among_3;
+                    const REAL among = (REAL)(and_2 ? 1 : 0) / larger_2;
+                    if (grad_similarity_wanted) grad_similarity_row[p * grad_similarity_points + p2 * grad_similarity_points_2] = ratio * (REAL)(equal ? 0 : 1) * (and_2 ? ratio_3 * (ratio_4 > (REAL)-0.5 ? rest_apart + ones_apart : sum_choice * relative_2 - sum_exp_2) : product * relative_2);
+                    sum_product_tile[p2 - first] = (((equal ? 0 : similarity_row[p * similarity_points + p2 * similarity_points_2]) - max_choice) / temperature - log_mass) * among;
                 }
                 accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
             }

@@ -12,7 +12,7 @@
 
 namespace {
 
-/* The loss, the totals, and the gradients times scale. 67 operations. */
+/* The loss, the totals, and the gradients times scale. 61 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) value_and_grad(const __grid_constant__ launch<6> run)
 {
@@ -40,48 +40,44 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad(const __grid_consta
                 max_choice = larger<real>(max_choice, p == p2 ? -INFINITY : similarity(p, p2));
             }
             const real sum_choice = sum_choice_sum.value();
-            const real larger_2 = larger<real>(sum_choice, 1);
-            real max_abs = -INFINITY;
-            accumulator<real> sum_ratio_sum;
             accumulator<real> others_sum;
             accumulator<real> ties_sum;
-            for (int64_t p2 = 0; p2 < points; ++p2) {
-                const real among = (real)(p != p2 && labels(p) == labels(p2) ? 1 : 0) / larger_2;
-                const real choice = p == p2 ? -INFINITY : similarity(p, p2);
-                const bool is_largest = choice == max_choice;
-                const real relative = exp_quotient<real>(choice, max_choice, temperature);
-                max_abs = larger<real>(max_abs, fabs(among));
-                sum_ratio_sum.add(among);
-                others_sum.add(is_largest ? 0 : relative);
-                ties_sum.add((real)(is_largest ? 1 : 0));
-            }
-            const real sum_ratio = sum_ratio_sum.value();
-            const real others = others_sum.value();
-            const real ties = ties_sum.value();
             accumulator<real> sum_choice_2_sum;
             accumulator<real> sum_choice_3_sum;
             for (int64_t p2 = 0; p2 < points; ++p2) {
-                const real among_2 = (real)(p != p2 && labels(p) == labels(p2) ? 1 : 0) / larger_2;
-                const bool equal = fabs(among_2) == max_abs;
-                sum_choice_2_sum.add(equal ? among_2 : 0);
-                sum_choice_3_sum.add(equal ? 0 : among_2);
+                const real choice = p == p2 ? -INFINITY : similarity(p, p2);
+                const bool is_largest = choice == max_choice;
+                const real relative = exp_quotient<real>(choice, max_choice, temperature);
+                const real ratio_2 = (choice - max_choice) / temperature;
+                const bool above = ratio_2 > (real)-0.5;
+                others_sum.add(is_largest ? 0 : relative);
+                ties_sum.add((real)(is_largest ? 1 : 0));
+                sum_choice_2_sum.add(above ? expm1(ratio_2) : relative);
+                sum_choice_3_sum.add((real)(above ? 1 : 0));
             }
+            const real others = others_sum.value();
+            const real ties = ties_sum.value();
             const real sum_choice_2 = sum_choice_2_sum.value();
             const real sum_choice_3 = sum_choice_3_sum.value();
+            const real larger_2 = larger<real>(sum_choice, 1);
+            const real each = 1 / larger_2;
             const real sum_exp = others + ties;
-            const real more_ties = ties - 1;
-            const real shifted = more_ties + others;
-            const real log_mass = log1p(others + more_ties);
+            const real ratio_3 = each / sum_exp;
+            const real ones_apart = sum_choice - sum_choice_3;
+            const real sum_exp_2 = sum_choice_3 + sum_choice_2;
+            const real product = ratio_3 * sum_choice;
+            const real log_mass = log1p(others + (ties - 1));
             accumulator<real> sum_product_sum;
             for (int64_t p2 = 0; p2 < points; ++p2) {
-                const bool equal_2 = p == p2;
-                const real among_3 = (real)(p != p2 && labels(p) == labels(p2) ? 1 : 0) / larger_2;
-                const real as_large = sum_choice_2 - among_3;
-                const real choice_2 = equal_2 ? -INFINITY : similarity(p, p2);
+                const bool equal = p == p2;
+                const bool and_2 = p != p2 && labels(p) == labels(p2);
+                const real choice_2 = equal ? -INFINITY : similarity(p, p2);
+                const real ratio_4 = (choice_2 - max_choice) / temperature;
+                const real rest_apart = sum_choice * expm1(ratio_4) - sum_choice_2;
                 const real relative_2 = exp_quotient<real>(choice_2, max_choice, temperature);
-                const bool is_largest_2 = choice_2 == max_choice;
-                grad_similarity.put(ratio * (real)(equal_2 ? 0 : 1) * ((fabs(among_3) == max_abs ? as_large + sum_choice_3 : sum_ratio - among_3) / sum_exp * relative_2 - among_3 / sum_exp * (is_largest_2 ? shifted : sum_exp - relative_2)), p, p2);
-                sum_product_sum.add((((equal_2 ? 0 : similarity(p, p2)) - max_choice) / temperature - log_mass) * among_3);
+                const real among = (real)(and_2 ? 1 : 0) / larger_2;
+                grad_similarity.put(ratio * (real)(equal ? 0 : 1) * (and_2 ? ratio_3 * (ratio_4 > (real)-0.5 ? rest_apart + ones_apart : sum_choice * relative_2 - sum_exp_2) : product * relative_2), p, p2);
+                sum_product_sum.add((((equal ? 0 : similarity(p, p2)) - max_choice) / temperature - log_mass) * among);
             }
             const real sum_product = sum_product_sum.value();
             sum_sum_product_sum.add(sum_product);

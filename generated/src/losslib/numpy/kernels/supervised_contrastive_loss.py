@@ -58,27 +58,31 @@ def value_and_grad(similarity, labels, scale, temperature):  # type: ignore[no-u
     labels__n_p = labels[:, :, None]
     labels__n_p2 = labels[:, None]
     ratio = scale / real(points) / temperature
+    and_2 = (p != p2) & (labels__n_p == labels__n_p2)
     equal = p == p2
     choice = np.where(equal, -np.inf, similarity)
-    sum_choice = stable.sum_over(real(np.where((p != p2) & (labels__n_p == labels__n_p2), 1, 0)), 2)
+    sum_choice = stable.sum_over(real(np.where(and_2, 1, 0)), 2)
     max_choice = stable.max_over(choice, 2)
-    larger_2 = np.maximum(sum_choice, 1)
-    among = real(np.where((p != p2) & (labels__n_p == labels__n_p2), 1, 0)) / larger_2
     is_largest = choice == max_choice
     relative = stable.exp_quotient(choice, max_choice, temperature)
-    max_abs = stable.max_over(np.abs(among), 2)
-    sum_ratio = stable.sum_over(among, 2)
+    ratio_2 = (choice - max_choice) / temperature
+    above = ratio_2 > -0.5
+    expm1_ratio_2 = np.expm1(ratio_2)
     others = stable.sum_over(np.where(is_largest, 0, relative), 2)
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 2)
-    equal_2 = np.abs(among) == max_abs
-    sum_choice_2 = stable.sum_over(np.where(equal_2, among, 0), 2)
-    sum_choice_3 = stable.sum_over(np.where(equal_2, 0, among), 2)
+    sum_choice_2 = stable.sum_over(np.where(above, expm1_ratio_2, relative), 2)
+    sum_choice_3 = stable.sum_over(real(np.where(above, 1, 0)), 2)
+    larger_2 = np.maximum(sum_choice, 1)
+    each = 1 / larger_2
     sum_exp = others + ties
-    more_ties = ties - 1
-    shifted = more_ties + others
-    log_mass = np.log1p(others + more_ties)
-    as_large = sum_choice_2 - among
-    grad_similarity = stable.result(ratio * real(np.where(equal, 0, 1)) * (np.where(equal_2, as_large + sum_choice_3, sum_ratio - among) / sum_exp * relative - among / sum_exp * np.where(is_largest, shifted, sum_exp - relative)), (batch, points, points), (0, 1, 2))
+    ratio_3 = each / sum_exp
+    ones_apart = sum_choice - sum_choice_3
+    sum_exp_2 = sum_choice_3 + sum_choice_2
+    product = ratio_3 * sum_choice
+    log_mass = np.log1p(others + (ties - 1))
+    rest_apart = sum_choice * expm1_ratio_2 - sum_choice_2
+    among = real(np.where(and_2, 1, 0)) / larger_2
+    grad_similarity = stable.result(ratio * real(np.where(equal, 0, 1)) * np.where(and_2, ratio_3 * np.where(above, rest_apart + ones_apart, sum_choice * relative - sum_exp_2), product * relative), (batch, points, points), (0, 1, 2))
     sum_product = stable.sum_over(((np.where(equal, 0, similarity) - max_choice) / temperature - log_mass) * among, 2)
     sum_sum_product = stable.sum_over(sum_product, 1)
     value = -sum_sum_product / real(points)
