@@ -73,7 +73,7 @@ def values(body: Iterable[Any]) -> Iterable[Node]:
 
 
 # What no loop waits for shares the last loop of all members together: one may get a loop of its own that it would have shared alone.
-ONE_MORE = {"contrastive_loss", "multi_margin_loss"}
+ONE_MORE = {"clip_loss", "contrastive_loss", "multi_margin_loss"}
 
 
 def has_tables(definition: Any) -> bool:

@@ -5,7 +5,7 @@ Khosla et al., Supervised Contrastive Learning, 2020, L_out: the mean over the p
 a point whose label no other has counts 0. A sample is a whole matrix of similarities s, with the labels of its rows.
 """
 
-from losscomp.language import Eq, If, LogSumExp, Loss, Max, Ne, Sum, axis, index, named, oo, param, tensor
+from losscomp.language import Eq, If, LogSumExp, Loss, Max, Ne, Sum, axis, index, oo, param, tensor
 
 points = axis("points")
 similarity = tensor("similarity", points, points)
@@ -14,12 +14,11 @@ temperature = param("temperature", default=0.1, positive=True)
 
 i, j = points.index(), points.index()
 same = Eq(label[i], label[j]) & Ne(i, j)
-among = named("among", If(same, 1, 0) / Max(Sum(If(same, 1, 0), j), 1, tie=1))
 logit = lambda itself: If(Eq(i, j), itself, similarity[i, j] / temperature)
 log_p = logit(0) - LogSumExp(logit(-oo), j)
 
 supervised_contrastive_loss = Loss(
-    -Sum(Sum(among * log_p, j), i) / points.size,
+    -Sum(Sum(If(same, 1, 0) / Max(Sum(If(same, 1, 0), j), 1, tie=1) * log_p, j), i) / points.size,
     module="SupervisedContrastiveLoss",
     signature="similarity labels temperature reduction",
     notes=("The matrix is square. Dimensions before its two are a batch of matrices, and so is the first of labels.",),

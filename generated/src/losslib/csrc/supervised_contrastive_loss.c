@@ -2,8 +2,7 @@
  *
  * Supervised contrastive loss: each point should be more similar to those with its label than to the others.
  *
- *     among = (1 if Ne(j3, j2) & labels[j3] == labels[j2] else 0)/max(sum_j((1 if Ne(j3, j) & labels[j3] == labels[j] else 0)), 1)
- *     loss = -sum_j3(sum_j2((-logsumexp_j((-oo if j3 == j else similarity[j3, j]/temperature)) + (0 if j3 == j2 else similarity[j3, j2]/temperature))*among))/points
+ *     loss = -sum_j3(sum_j2((-logsumexp_j((-oo if j3 == j else similarity[j3, j]/temperature)) + (0 if j3 == j2 else similarity[j3, j2]/temperature))*(1 if Ne(j3, j2) & labels[j3] == labels[j2] else 0)/max(sum_j((1 if Ne(j3, j) & labels[j3] == labels[j] else 0)), 1)))/points
  *
  * Arrays: similarity [batch, points, points], labels [batch, points].
  * A function computes a run of samples; strides are in elements. It serves all kernels in whose row of KERNELS it stands: what
@@ -77,7 +76,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         const int64_t *labels_row = labels + n * labels_batch;
         REAL *grad_similarity_row = grad_similarity + n * grad_similarity_batch;
         const REAL ratio = scale[n * scale_batch] / (REAL)points / temperature;
-        accumulator sum_sum_product_sum = {0};
+        accumulator sum_ratio_sum = {0};
         for (int64_t p = 0; p < points; ++p) {
             accumulator sum_choice_sum = {0};
             REAL max_choice = -INFINITY;
@@ -92,40 +91,38 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
                 max_choice = larger_tile(max_choice, max_choice_tile, end - first);
             }
             const REAL sum_choice = value_of(&sum_choice_sum);
-            accumulator others_sum = {0};
-            accumulator ties_sum = {0};
             accumulator sum_choice_2_sum = {0};
             accumulator sum_choice_3_sum = {0};
+            accumulator others_sum = {0};
+            accumulator ties_sum = {0};
             FOR_TILES(first, end, points) {
-                REAL others_tile[TILE], ties_tile[TILE], sum_choice_2_tile[TILE], sum_choice_3_tile[TILE];
+                REAL sum_choice_2_tile[TILE], sum_choice_3_tile[TILE], others_tile[TILE], ties_tile[TILE];
                 INDEPENDENT
                 for (int64_t p2 = first; p2 < end; ++p2) {
                     const REAL choice = p == p2 ? -INFINITY : similarity_row[p * similarity_points + p2 * similarity_points_2];
-                    const int is_largest = choice == max_choice;
-                    const REAL relative = exp_quotient(choice, max_choice, temperature);
                     const REAL ratio_2 = (choice - max_choice) / temperature;
                     const int above = ratio_2 > (REAL)-0.5;
-                    others_tile[p2 - first] = is_largest ? 0 : relative;
-                    ties_tile[p2 - first] = (REAL)(is_largest ? 1 : 0);
+                    const REAL relative = exp_quotient(choice, max_choice, temperature);
+                    const int is_largest = choice == max_choice;
                     sum_choice_2_tile[p2 - first] = above ? expm1(ratio_2) : relative;
                     sum_choice_3_tile[p2 - first] = (REAL)(above ? 1 : 0);
+                    others_tile[p2 - first] = is_largest ? 0 : relative;
+                    ties_tile[p2 - first] = (REAL)(is_largest ? 1 : 0);
                 }
-                accumulate_tile(&others_sum, others_tile, end - first);
-                accumulate_tile(&ties_sum, ties_tile, end - first);
                 accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
                 accumulate_tile(&sum_choice_3_sum, sum_choice_3_tile, end - first);
+                accumulate_tile(&others_sum, others_tile, end - first);
+                accumulate_tile(&ties_sum, ties_tile, end - first);
             }
-            const REAL others = value_of(&others_sum);
-            const REAL ties = value_of(&ties_sum);
             const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
             const REAL sum_choice_3 = value_of(&sum_choice_3_sum);
+            const REAL others = value_of(&others_sum);
+            const REAL ties = value_of(&ties_sum);
             const REAL larger_2 = larger(sum_choice, 1);
-            const REAL each = 1 / larger_2;
-            const REAL sum_exp = others + ties;
-            const REAL ratio_3 = each / sum_exp;
             const REAL ones_apart = sum_choice - sum_choice_3;
-            const REAL sum_exp_2 = sum_choice_3 + sum_choice_2;
-            const REAL product = ratio_3 * sum_choice;
+            const REAL sum_exp = sum_choice_3 + sum_choice_2;
+            const REAL sum_exp_2 = others + ties;
+            const REAL ratio_3 = sum_choice / sum_exp_2;
             const REAL log_mass = log1p(others + (ties - 1));
             accumulator sum_product_sum = {0};
             FOR_TILES(first, end, points) {
@@ -138,17 +135,16 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
                     const REAL ratio_4 = (choice_2 - max_choice) / temperature;
                     const REAL rest_apart = sum_choice * expm1(ratio_4) - sum_choice_2;
                     const REAL relative_2 = exp_quotient(choice_2, max_choice, temperature);
-                    const REAL among = (REAL)(and_2 ? 1 : 0) / larger_2;
-                    if (grad_similarity_wanted) grad_similarity_row[p * grad_similarity_points + p2 * grad_similarity_points_2] = ratio * (REAL)(equal ? 0 : 1) * (and_2 ? ratio_3 * (ratio_4 > (REAL)-0.5 ? rest_apart + ones_apart : sum_choice * relative_2 - sum_exp_2) : product * relative_2);
-                    sum_product_tile[p2 - first] = (((equal ? 0 : similarity_row[p * similarity_points + p2 * similarity_points_2]) - max_choice) / temperature - log_mass) * among;
+                    if (grad_similarity_wanted) grad_similarity_row[p * grad_similarity_points + p2 * grad_similarity_points_2] = ratio * ((REAL)(equal ? 0 : 1) / larger_2) * (and_2 ? (ratio_4 > (REAL)-0.5 ? rest_apart + ones_apart : sum_choice * relative_2 - sum_exp) / sum_exp_2 : ratio_3 * relative_2);
+                    sum_product_tile[p2 - first] = (((equal ? 0 : similarity_row[p * similarity_points + p2 * similarity_points_2]) - max_choice) / temperature - log_mass) * (REAL)(and_2 ? 1 : 0);
                 }
                 accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
             }
             const REAL sum_product = value_of(&sum_product_sum);
-            accumulate(&sum_sum_product_sum, sum_product);
+            accumulate(&sum_ratio_sum, sum_product / larger_2);
         }
-        const REAL sum_sum_product = value_of(&sum_sum_product_sum);
-        const REAL value = -sum_sum_product / (REAL)points;
+        const REAL sum_ratio = value_of(&sum_ratio_sum);
+        const REAL value = -sum_ratio / (REAL)points;
         if (loss_wanted) loss[n * loss_batch] = value;
         accumulate(&total_loss_sum, value);
     }
@@ -210,14 +206,14 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             const REAL ties = value_of(&ties_sum);
             const REAL larger_2 = larger(sum_choice, 1);
             const REAL sum_exp = others + ties;
-            const REAL ratio = sum_product / temperature / sum_exp;
+            const REAL ratio = sum_product / temperature / larger_2 / sum_exp;
             accumulator sum_difference_sum = {0};
             FOR_TILES(first, end, points) {
                 REAL sum_difference_tile[TILE];
                 INDEPENDENT
                 for (int64_t p2 = first; p2 < end; ++p2) {
-                    const REAL among = (REAL)(p != p2 && labels_row[p * labels_points] == labels_row[p2 * labels_points] ? 1 : 0) / larger_2;
-                    sum_difference_tile[p2 - first] = among / temperature * (p == p2 ? 0 : direction_similarity_row[p * direction_similarity_points + p2 * direction_similarity_points_2]) - ratio * among;
+                    const REAL choice_2 = (REAL)(p != p2 && labels_row[p * labels_points] == labels_row[p2 * labels_points] ? 1 : 0);
+                    sum_difference_tile[p2 - first] = (p == p2 ? 0 : direction_similarity_row[p * direction_similarity_points + p2 * direction_similarity_points_2]) / temperature * (choice_2 / larger_2) - ratio * choice_2;
                 }
                 accumulate_tile(&sum_difference_sum, sum_difference_tile, end - first);
             }
@@ -263,31 +259,25 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
                 max_choice = larger_tile(max_choice, max_choice_tile, end - first);
             }
             const REAL sum_choice = value_of(&sum_choice_sum);
-            const REAL larger_2 = larger(sum_choice, 1);
-            accumulator sum_ratio_sum = {0};
             accumulator others_sum = {0};
             accumulator ties_sum = {0};
             accumulator sum_product_sum = {0};
             FOR_TILES(first, end, points) {
-                REAL sum_ratio_tile[TILE], others_tile[TILE], ties_tile[TILE], sum_product_tile[TILE];
+                REAL others_tile[TILE], ties_tile[TILE], sum_product_tile[TILE];
                 INDEPENDENT
                 for (int64_t p2 = first; p2 < end; ++p2) {
-                    const REAL among = (REAL)(p != p2 && labels_row[p * labels_points] == labels_row[p2 * labels_points] ? 1 : 0) / larger_2;
                     const int equal = p == p2;
                     const REAL choice = equal ? -INFINITY : similarity_row[p * similarity_points + p2 * similarity_points_2];
                     const int is_largest = choice == max_choice;
                     const REAL relative = exp_quotient(choice, max_choice, temperature);
-                    sum_ratio_tile[p2 - first] = among;
                     others_tile[p2 - first] = is_largest ? 0 : relative;
                     ties_tile[p2 - first] = (REAL)(is_largest ? 1 : 0);
                     sum_product_tile[p2 - first] = (equal ? 0 : direction_similarity_row[p * direction_similarity_points + p2 * direction_similarity_points_2]) * relative;
                 }
-                accumulate_tile(&sum_ratio_sum, sum_ratio_tile, end - first);
                 accumulate_tile(&others_sum, others_tile, end - first);
                 accumulate_tile(&ties_sum, ties_tile, end - first);
                 accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
             }
-            const REAL sum_ratio = value_of(&sum_ratio_sum);
             const REAL others = value_of(&others_sum);
             const REAL ties = value_of(&ties_sum);
             const REAL sum_product = value_of(&sum_product_sum);
@@ -306,14 +296,14 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
                 accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
             }
             const REAL sum_product_2 = value_of(&sum_product_2_sum);
-            const REAL product = ratio * (sum_ratio / sum_exp);
+            const REAL product = ratio * (sum_choice / larger(sum_choice, 1));
             const REAL ratio_2 = sum_product_2 / sum_exp;
             INDEPENDENT
             for (int64_t p2 = 0; p2 < points; ++p2) {
                 const int equal_3 = p == p2;
                 const REAL from_mean_2 = (equal_3 ? 0 : direction_similarity_row[p * direction_similarity_points + p2 * direction_similarity_points_2]) / temperature - mean_under_softmax;
                 const REAL relative_3 = exp_quotient(equal_3 ? -INFINITY : similarity_row[p * similarity_points + p2 * similarity_points_2], max_choice, temperature);
-                if (hvp_similarity_wanted) hvp_similarity_row[p * hvp_similarity_points + p2 * hvp_similarity_points_2] = product * (REAL)(equal_3 ? 0 : 1) * (from_mean_2 - ratio_2) * relative_3;
+                if (hvp_similarity_wanted) hvp_similarity_row[p * hvp_similarity_points + p2 * hvp_similarity_points_2] = product * ((REAL)(equal_3 ? 0 : 1) / sum_exp) * (from_mean_2 - ratio_2) * relative_3;
             }
         }
     }
@@ -348,41 +338,35 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
                 accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
             }
             const REAL sum_choice = value_of(&sum_choice_sum);
-            const REAL larger_2 = larger(sum_choice, 1);
             accumulator others_sum = {0};
             accumulator ties_sum = {0};
-            accumulator sum_ratio_sum = {0};
             FOR_TILES(first, end, points) {
-                REAL others_tile[TILE], ties_tile[TILE], sum_ratio_tile[TILE];
+                REAL others_tile[TILE], ties_tile[TILE];
                 INDEPENDENT
                 for (int64_t p2 = first; p2 < end; ++p2) {
                     const REAL choice = p == p2 ? -INFINITY : similarity_row[p * similarity_points + p2 * similarity_points_2];
                     const int is_largest = choice == max_choice;
                     const REAL relative = exp_quotient(choice, max_choice, temperature);
-                    const REAL among = (REAL)(p != p2 && labels_row[p * labels_points] == labels_row[p2 * labels_points] ? 1 : 0) / larger_2;
                     others_tile[p2 - first] = is_largest ? 0 : relative;
                     ties_tile[p2 - first] = (REAL)(is_largest ? 1 : 0);
-                    sum_ratio_tile[p2 - first] = among;
                 }
                 accumulate_tile(&others_sum, others_tile, end - first);
                 accumulate_tile(&ties_sum, ties_tile, end - first);
-                accumulate_tile(&sum_ratio_sum, sum_ratio_tile, end - first);
             }
             const REAL others = value_of(&others_sum);
             const REAL ties = value_of(&ties_sum);
-            const REAL sum_ratio = value_of(&sum_ratio_sum);
             const REAL sum_exp = others + ties;
-            const REAL ratio_2 = sum_ratio / sum_exp;
+            const REAL ratio_2 = sum_choice / larger(sum_choice, 1);
             const REAL more_ties = ties - 1;
             const REAL shifted = more_ties + others;
             INDEPENDENT
             for (int64_t p2 = 0; p2 < points; ++p2) {
                 const int equal = p == p2;
-                const REAL ratio_3 = (equal ? 0 : 1) / temperature;
+                const REAL ratio_3 = (equal ? 0 : 1) / temperature / sum_exp;
                 const REAL choice_2 = equal ? -INFINITY : similarity_row[p * similarity_points + p2 * similarity_points_2];
                 const int is_largest_2 = choice_2 == max_choice;
                 const REAL relative_2 = exp_quotient(choice_2, max_choice, temperature);
-                if (hessian_similarity_wanted) hessian_similarity_row[p * hessian_similarity_points + p2 * hessian_similarity_points_2] = ratio * (ratio_3 / sum_exp) * ratio_2 * ratio_3 * (is_largest_2 ? shifted : sum_exp - relative_2) * relative_2;
+                if (hessian_similarity_wanted) hessian_similarity_row[p * hessian_similarity_points + p2 * hessian_similarity_points_2] = ratio * ratio_3 * ratio_2 * ratio_3 * (is_largest_2 ? shifted : sum_exp - relative_2) * relative_2;
             }
         }
     }

@@ -2,8 +2,7 @@
  *
  * Supervised contrastive loss: each point should be more similar to those with its label than to the others.
  *
- *     among = (1 if Ne(j3, j2) & labels[j3] == labels[j2] else 0)/max(sum_j((1 if Ne(j3, j) & labels[j3] == labels[j] else 0)), 1)
- *     loss = -sum_j3(sum_j2((-logsumexp_j((-oo if j3 == j else similarity[j3, j]/temperature)) + (0 if j3 == j2 else similarity[j3, j2]/temperature))*among))/points
+ *     loss = -sum_j3(sum_j2((-logsumexp_j((-oo if j3 == j else similarity[j3, j]/temperature)) + (0 if j3 == j2 else similarity[j3, j2]/temperature))*(1 if Ne(j3, j2) & labels[j3] == labels[j2] else 0)/max(sum_j((1 if Ne(j3, j) & labels[j3] == labels[j] else 0)), 1)))/points
  *
  * Arrays: similarity [batch, points, points], labels [batch, points].
  * A kernel computes a batch of samples; outputs that are NULL are not wanted. losslib_device.cuh says what kernels are made of.
@@ -12,7 +11,7 @@
 
 namespace {
 
-/* The loss, the totals, and the gradients times scale. 61 operations. */
+/* The loss, the totals, and the gradients times scale. 60 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) value_and_grad(const __grid_constant__ launch<6> run)
 {
@@ -31,7 +30,7 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad(const __grid_consta
         const output_row<Storage> grad_similarity(run, 5, here.of[5]);
 
         const real ratio = scale / (real)points / temperature;
-        accumulator<real> sum_sum_product_sum;
+        accumulator<real> sum_ratio_sum;
         for (int64_t p = team.lane; p < points; p += team.size) {
             accumulator<real> sum_choice_sum;
             real max_choice = -INFINITY;
@@ -40,32 +39,30 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad(const __grid_consta
                 max_choice = larger<real>(max_choice, p == p2 ? -INFINITY : similarity(p, p2));
             }
             const real sum_choice = sum_choice_sum.value();
-            accumulator<real> others_sum;
-            accumulator<real> ties_sum;
             accumulator<real> sum_choice_2_sum;
             accumulator<real> sum_choice_3_sum;
+            accumulator<real> others_sum;
+            accumulator<real> ties_sum;
             for (int64_t p2 = 0; p2 < points; ++p2) {
                 const real choice = p == p2 ? -INFINITY : similarity(p, p2);
-                const bool is_largest = choice == max_choice;
-                const real relative = exp_quotient<real>(choice, max_choice, temperature);
                 const real ratio_2 = (choice - max_choice) / temperature;
                 const bool above = ratio_2 > (real)-0.5;
-                others_sum.add(is_largest ? 0 : relative);
-                ties_sum.add((real)(is_largest ? 1 : 0));
+                const real relative = exp_quotient<real>(choice, max_choice, temperature);
+                const bool is_largest = choice == max_choice;
                 sum_choice_2_sum.add(above ? expm1(ratio_2) : relative);
                 sum_choice_3_sum.add((real)(above ? 1 : 0));
+                others_sum.add(is_largest ? 0 : relative);
+                ties_sum.add((real)(is_largest ? 1 : 0));
             }
-            const real others = others_sum.value();
-            const real ties = ties_sum.value();
             const real sum_choice_2 = sum_choice_2_sum.value();
             const real sum_choice_3 = sum_choice_3_sum.value();
+            const real others = others_sum.value();
+            const real ties = ties_sum.value();
             const real larger_2 = larger<real>(sum_choice, 1);
-            const real each = 1 / larger_2;
-            const real sum_exp = others + ties;
-            const real ratio_3 = each / sum_exp;
             const real ones_apart = sum_choice - sum_choice_3;
-            const real sum_exp_2 = sum_choice_3 + sum_choice_2;
-            const real product = ratio_3 * sum_choice;
+            const real sum_exp = sum_choice_3 + sum_choice_2;
+            const real sum_exp_2 = others + ties;
+            const real ratio_3 = sum_choice / sum_exp_2;
             const real log_mass = log1p(others + (ties - 1));
             accumulator<real> sum_product_sum;
             for (int64_t p2 = 0; p2 < points; ++p2) {
@@ -75,22 +72,21 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad(const __grid_consta
                 const real ratio_4 = (choice_2 - max_choice) / temperature;
                 const real rest_apart = sum_choice * expm1(ratio_4) - sum_choice_2;
                 const real relative_2 = exp_quotient<real>(choice_2, max_choice, temperature);
-                const real among = (real)(and_2 ? 1 : 0) / larger_2;
-                grad_similarity.put(ratio * (real)(equal ? 0 : 1) * (and_2 ? ratio_3 * (ratio_4 > (real)-0.5 ? rest_apart + ones_apart : sum_choice * relative_2 - sum_exp_2) : product * relative_2), p, p2);
-                sum_product_sum.add((((equal ? 0 : similarity(p, p2)) - max_choice) / temperature - log_mass) * among);
+                grad_similarity.put(ratio * ((real)(equal ? 0 : 1) / larger_2) * (and_2 ? (ratio_4 > (real)-0.5 ? rest_apart + ones_apart : sum_choice * relative_2 - sum_exp) / sum_exp_2 : ratio_3 * relative_2), p, p2);
+                sum_product_sum.add((((equal ? 0 : similarity(p, p2)) - max_choice) / temperature - log_mass) * (real)(and_2 ? 1 : 0));
             }
             const real sum_product = sum_product_sum.value();
-            sum_sum_product_sum.add(sum_product);
+            sum_ratio_sum.add(sum_product / larger_2);
         }
-        const real sum_sum_product = team.total(sum_sum_product_sum);
-        const real value = -sum_sum_product / (real)points;
+        const real sum_ratio = team.total(sum_ratio_sum);
+        const real value = -sum_ratio / (real)points;
         if (team.leads) loss.put(value);
         if (team.leads) total_loss_sum.add(value);
     }
     close_total(run, 4, 0, total_loss_sum);
 }
 
-/* The derivative along the directions. 31 operations. */
+/* The derivative along the directions. 32 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) jvp(const __grid_constant__ launch<5> run)
 {
@@ -133,11 +129,11 @@ __global__ void __launch_bounds__(THREADS, 1) jvp(const __grid_constant__ launch
             const real ties = ties_sum.value();
             const real larger_2 = larger<real>(sum_choice, 1);
             const real sum_exp = others + ties;
-            const real ratio = sum_product / temperature / sum_exp;
+            const real ratio = sum_product / temperature / larger_2 / sum_exp;
             accumulator<real> sum_difference_sum;
             for (int64_t p2 = 0; p2 < points; ++p2) {
-                const real among = (real)(p != p2 && labels(p) == labels(p2) ? 1 : 0) / larger_2;
-                sum_difference_sum.add(among / temperature * (p == p2 ? 0 : direction_similarity(p, p2)) - ratio * among);
+                const real choice_2 = (real)(p != p2 && labels(p) == labels(p2) ? 1 : 0);
+                sum_difference_sum.add((p == p2 ? 0 : direction_similarity(p, p2)) / temperature * (choice_2 / larger_2) - ratio * choice_2);
             }
             const real sum_difference = sum_difference_sum.value();
             sum_sum_difference_sum.add(sum_difference);
@@ -150,7 +146,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp(const __grid_constant__ launch
     close_total(run, 4, 0, total_rate_sum);
 }
 
-/* The hessian times the directions, times scale. 46 operations. */
+/* The hessian times the directions, times scale. 42 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) hvp(const __grid_constant__ launch<5> run)
 {
@@ -176,23 +172,18 @@ __global__ void __launch_bounds__(THREADS, 1) hvp(const __grid_constant__ launch
                 max_choice = larger<real>(max_choice, p == p2 ? -INFINITY : similarity(p, p2));
             }
             const real sum_choice = sum_choice_sum.value();
-            const real larger_2 = larger<real>(sum_choice, 1);
-            accumulator<real> sum_ratio_sum;
             accumulator<real> others_sum;
             accumulator<real> ties_sum;
             accumulator<real> sum_product_sum;
             for (int64_t p2 = 0; p2 < points; ++p2) {
-                const real among = (real)(p != p2 && labels(p) == labels(p2) ? 1 : 0) / larger_2;
                 const bool equal = p == p2;
                 const real choice = equal ? -INFINITY : similarity(p, p2);
                 const bool is_largest = choice == max_choice;
                 const real relative = exp_quotient<real>(choice, max_choice, temperature);
-                sum_ratio_sum.add(among);
                 others_sum.add(is_largest ? 0 : relative);
                 ties_sum.add((real)(is_largest ? 1 : 0));
                 sum_product_sum.add((equal ? 0 : direction_similarity(p, p2)) * relative);
             }
-            const real sum_ratio = sum_ratio_sum.value();
             const real others = others_sum.value();
             const real ties = ties_sum.value();
             const real sum_product = sum_product_sum.value();
@@ -206,13 +197,13 @@ __global__ void __launch_bounds__(THREADS, 1) hvp(const __grid_constant__ launch
                 sum_product_2_sum.add(from_mean * relative_2);
             }
             const real sum_product_2 = sum_product_2_sum.value();
-            const real product = ratio * (sum_ratio / sum_exp);
+            const real product = ratio * (sum_choice / larger<real>(sum_choice, 1));
             const real ratio_2 = sum_product_2 / sum_exp;
             for (int64_t p2 = 0; p2 < points; ++p2) {
                 const bool equal_3 = p == p2;
                 const real from_mean_2 = (equal_3 ? 0 : direction_similarity(p, p2)) / temperature - mean_under_softmax;
                 const real relative_3 = exp_quotient<real>(equal_3 ? -INFINITY : similarity(p, p2), max_choice, temperature);
-                hvp_similarity.put(product * (real)(equal_3 ? 0 : 1) * (from_mean_2 - ratio_2) * relative_3, p, p2);
+                hvp_similarity.put(product * ((real)(equal_3 ? 0 : 1) / sum_exp) * (from_mean_2 - ratio_2) * relative_3, p, p2);
             }
         }
     }

@@ -54,8 +54,7 @@ class SupervisedContrastiveLossFunction(LossFunction):
 
     Formula of one sample:
 
-        among = (1 if Ne(j3, j2) & labels[j3] == labels[j2] else 0)/max(sum_j((1 if Ne(j3, j) & labels[j3] == labels[j] else 0)), 1)
-        loss = -sum_j3(sum_j2((-logsumexp_j((-oo if j3 == j else similarity[j3, j]/temperature)) + (0 if j3 == j2 else similarity[j3, j2]/temperature))*among))/points
+        loss = -sum_j3(sum_j2((-logsumexp_j((-oo if j3 == j else similarity[j3, j]/temperature)) + (0 if j3 == j2 else similarity[j3, j2]/temperature))*(1 if Ne(j3, j2) & labels[j3] == labels[j2] else 0)/max(sum_j((1 if Ne(j3, j) & labels[j3] == labels[j] else 0)), 1)))/points
 
     Args:
         similarity: [batch, points, points].
