@@ -18,7 +18,8 @@ from .recurrence import Table, pads_of, schedule_of
 from .schedule import safe_name
 
 RESERVED = frozenset({"loss", "scale", "scale_weight", "rate", "total_loss", "total_weight", "total_rate", "batch", "count",
-                      "value", "reduction", "size_average", "reduce", "out", "wrt", "upstream", "direction"})
+                      "value", "reduction", "size_average", "reduce", "out", "wrt", "upstream", "direction", "items",
+                      "variant"})
 PREFIXES = ("direction_", "grad_", "hvp_", "hessian_", "scale_", "total_", "losslib")
 LEGACY = ("size_average", "reduce")
 STRUCTURE = (Load, nodes.Delta, nodes.Where, nodes.Reduce, nodes.LogAddExp, sp.floor, nodes.Named, nodes.Stated, nodes.StopGradient,

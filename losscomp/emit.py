@@ -295,6 +295,7 @@ def argument_doc(name: str, tensors: Mapping[str, Tensor], scalars: Mapping[str,
         at = [a for a in record.axes if a.record.position != -1 and record.per_sample]
         said += f", {at[0].name} at dimension {at[0].record.position}" if at else ""
         said += f", integers: positions along {record.into.name}" if record.into else ""
+        said += ", integers: labels that are compared with each other" if compared(record) else ""
         said += f", integers: how much of {record.measures.name} belongs to each sample" if record.measures else ""
         said += f"; what lies behind {record.length} may be anything" if record.length else ""
         said += "; or all samples end to end" if record.packed else ""
@@ -307,6 +308,11 @@ def argument_doc(name: str, tensors: Mapping[str, Tensor], scalars: Mapping[str,
         return f"{name}: {' or '.join(map(str, record.special))}."
     return f"{name}: {'an option' if record.is_option else 'a number' if not record.integer else 'an integer'}" + (
         f", {record.domain.words()}." if record.domain.bounded else ".")
+
+
+def compared(record: nodes.TensorRecord) -> bool:
+    """Does a tensor hold integers that formulas only compare?"""
+    return record.integer and record.into is None and record.measures is None and record.until is None
 
 
 def form_record(group: list[Compiled]) -> dict[str, Any]:

@@ -150,11 +150,11 @@ def tensor(name: str, *axes: Axis, per_sample: bool = True, optional: bool = Fal
     return TensorRef(made) if axes else Load(made)
 
 
-def index(name: str, *axes: Axis, into: Axis, ignore: str | None = None, length: Any = None, packed: bool = False) -> Any:
+def index(name: str, *axes: Axis, into: Axis | None, ignore: str | None = None, length: Any = None, packed: bool = False) -> Any:
     """A tensor of integers that point into an axis. Values out of range are errors.
 
     Args:
-        into: the axis that the values point into.
+        into: the axis that the values point into; None for any integers, which formulas may only compare.
         ignore: the name of a parameter (default -100); samples whose value equals it are left out of the loss and of
             the denominator of the mean.
         length: how much of the last axis belongs to each sample, made with `length`; what lies behind it may be anything.

@@ -88,8 +88,41 @@ def parameter(param: nodes.Param) -> Param:
 
 
 def where(condition: Node, a: Node, b: Node) -> Node:
-    """A selection."""
+    """A selection; between 0 or an infinity and a quotient by a positive parameter, it is the quotient."""
+    for first, other, turned in ((a, b, False), (b, a, True)):
+        if isinstance(first, Const) and 0 in (first.numerator, first.denominator) and (found := in_units(other)) is not None:
+            return Op("div", (op("where", condition, *((found[0], first) if turned else (first, found[0]))), found[1]))
     return a if a is b else op("where", condition, a, b)
+
+
+def in_units(node: Node) -> tuple[Node, Param] | None:
+    """For the quotient by a positive parameter, such as a temperature: what is divided, and by what."""
+    match node:
+        case Op("div", (a, Param(_, False, (low, _, open_low)) as unit)) if low > 0 or (low == 0 and open_low):
+            return a, unit
+    return None
+
+
+def exp_difference(a: Node, b: Node) -> Node:
+    """exp(a - b); of two quotients by one parameter, without the rounding errors of the quotients."""
+    one, other = in_units(a), in_units(b)
+    if one is not None and other is not None and one[1] is other[1]:
+        return Op("exp_quotient", (real(one[0]), real(other[0]), one[1]))
+    return Op("exp_difference", (real(a), real(b)))
+
+
+def equal(a: Node, b: Node) -> Node:
+    """a = b; quotients by one parameter are equal where what is divided is."""
+    one, other = in_units(a), in_units(b)
+    return op("eq", one[0], other[0]) if one is not None and other is not None and one[1] is other[1] else op("eq", a, b)
+
+
+def difference(a: Node, b: Node) -> Node:
+    """a - b; of two quotients by one parameter, the difference is divided."""
+    one, other = in_units(a), in_units(b)
+    if one is not None and other is not None and one[1] is other[1]:
+        return op("div", op("sub", one[0], other[0]), one[1])
+    return op("sub", a, b)
 
 
 def product(above: Iterable[Node], below: Iterable[Node] = (), sign: bool = False) -> Node:
@@ -136,7 +169,7 @@ def weighed(parts: list[sp.Expr]) -> list[sp.Expr]:
 
     A weight below 1 meets the larger of two factors first, another one the smaller: no product of the two is beyond all three then.
     """
-    weight = next((p for p in parts if isinstance(p, nodes.Load) and not p.index and not p.tensor.name.startswith("scale")), None)
+    weight = next((p for p in parts if is_weight(p)), None)
     for total in (p for p in parts if isinstance(p, nodes.Reduce) and p.op == "sum" and weight is not None):
         a, *rest = sorted(factors_apart(total.body), key=lambda f: not isinstance(f, nodes.Load))
         if not rest or any(isinstance(f, sp.exp | atoms.sigmoid | nodes.Where) for f in (a, *rest)):
@@ -150,6 +183,12 @@ def weighed(parts: list[sp.Expr]) -> list[sp.Expr]:
         inside = nodes.Reduce("sum", body, total.bound)
         return [inside if p is total else p for p in parts if p is not weight and p not in sizes]
     return parts
+
+
+def is_weight(part: sp.Expr) -> bool:
+    """Is this a number of each sample that a caller weighs it with, or what that is less than 1?"""
+    load = 1 - part if isinstance(part, sp.Add) else part
+    return isinstance(load, nodes.Load) and not load.index and not load.tensor.name.startswith("scale")
 
 
 def factors_apart(body: sp.Expr) -> list[sp.Expr]:
@@ -342,6 +381,8 @@ class Lowering:
                 return Const(1 if expr is sp.oo else -1, 0)
         if type(expr) in RELATIONS:
             args = [self(a, env) for a in expr.args]
+            if isinstance(expr, sp.Equality):
+                return equal(*args)
             return fold(lambda a, b: op(RELATIONS[type(expr)], a, b), args) if len(args) > 1 else op(RELATIONS[type(expr)], *args)
         if isinstance(expr, sp.Mod) and all(a.is_integer for a in expr.args):
             return Op("remainder", tuple(self(a, env) for a in expr.args))
@@ -401,6 +442,9 @@ class Lowering:
         taken = {env[i] for i in nodes.free_indices(expr)}
         var = next(v for k in range(9) if (v := Var(axis, k)) not in taken)
         body = self(expr.body, {**env, expr.bound: var})
+        found = in_units(body)
+        if expr.op == "max" and found is not None:                       # the largest quotient is that of the largest
+            return op("div", Reduce("max", var, real(found[0])), found[1])
         return self.summed(var, body) if expr.op == "sum" else Reduce(expr.op, var, real(body))
 
     def log_sum_exp(self, lse: nodes.Reduce, env: Env) -> tuple[Node, Node]:
@@ -422,7 +466,7 @@ class Lowering:
         taken = {env[i] for i in nodes.free_indices(lse)}
         var = next(v for k in range(9) if (v := Var(axis, k)) not in taken)
         body = self(lse.body, {**env, lse.bound: var})
-        top = self.called("is_largest", op("eq", body, largest))
+        top = self.called("is_largest", equal(body, largest))
         relative = self.called("relative", self.below(lse.body, lse.body, lse.bound, {**env, lse.bound: var}))
         others = Reduce("sum", var, where(top, ZERO, relative))
         ties = Reduce("sum", var, real(where(top, ONE, ZERO)))
@@ -436,7 +480,7 @@ class Lowering:
         one, other = saturating(a), saturating(body)
         if one is None or other is None or one[0] != other[0]:
             largest = self.largest_of(body, bound, env)
-            return Op("exp_difference", (real(self(a, env)), largest)) if exponential else op("sub", self(a, env), largest)
+            return exp_difference(self(a, env), largest) if exponential else difference(self(a, env), largest)
         top = nodes.Reduce("max", other[1], bound)
         (end, left), (most, rest) = ([self(part, env) for part in ends(one[0], v)] for v in (one[1], top))
         if exponential:
@@ -508,7 +552,7 @@ class Lowering:
                 a, b = sorted(terms, key=lambda t: t.as_coeff_Mul()[0] == -1)
                 if isinstance(-b, nodes.Reduce) and (-b).op == "max" and saturating(a):
                     return self.below(a, (-b).body, (-b).bound, env)
-                return Op("exp_difference", (real(self(a, env)), real(self(-b, env))))
+                return exp_difference(self(a, env), self(-b, env))
             return op("exp", self(power, env))
         below = [self.called("sum_exp", op("add", *self.relative(lse, env))) for lse in shares]
         if len(rest) == len(shares):
@@ -552,7 +596,7 @@ class Lowering:
         result = plus.pop(0) if plus else op("neg", minus.pop(0))
         while plus or minus:
             turn = minus and (not plus or len(free(minus[0])) >= len(free(plus[0])))
-            result = op("sub", result, minus.pop(0)) if turn else op("add", result, plus.pop(0))
+            result = difference(result, minus.pop(0)) if turn else op("add", result, plus.pop(0))
         return fold(lambda a, b: op(b[0], a, b[1]), late, result)
 
     def content(self, expr: sp.Expr) -> tuple[sp.Rational, sp.Expr]:

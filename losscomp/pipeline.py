@@ -327,7 +327,8 @@ def lowered(compiled: Compiled, formula: Formula) -> tuple[list[ir.Store], Lower
     stores = []
     with timed(compiled.seconds, "lower"):
         for output in formula.outputs:
-            env = {i: ir.Var(i.axis.name) for i in output.index}
+            axes = [i.axis.name for i in output.index]
+            env = {i: ir.Var(axes[k], axes[:k].count(axes[k])) for k, i in enumerate(output.index)}
             argument = output.argument
             index = ((ir.SAMPLE,) if argument.per_sample else ()) + tuple(env[i] for i in output.index)
             stores.append(ir.Store(argument.name, index, lowering(sp.sympify(output.expr), env), not argument.per_sample))

@@ -142,7 +142,10 @@ def quotient(term: sp.Expr, factor: sp.Expr) -> sp.Expr:
 
 
 def softmax_minus_one_hot(expr: sp.Expr) -> sp.Expr | None:
-    """k softmax(a) - k delta(a, b) is k softmax(a) off b, and -k (1 - softmax(b)) at b. k may depend on a, and is then taken at b too."""
+    """k softmax(a) - k delta(a, b) is k softmax(a) off b, and -k (1 - softmax(b)) at b; and so of a part of the delta.
+
+    k may depend on a, and is then taken at b too.
+    """
     if not isinstance(expr, sp.Add):
         return None
     for hit in expr.args:
@@ -151,17 +154,18 @@ def softmax_minus_one_hot(expr: sp.Expr) -> sp.Expr | None:
             continue
         factor = -without(hit, delta)
         for term in expr.args:
-            for share, k_ in [(quotient(term, factor), factor), *((share, without(term, share)) for share, _, _ in shares(term))]:
+            for part, share, k_ in [(*quotient(term, factor).as_coeff_Mul(), factor),
+                                    *((sp.S.One, share, without(term, share)) for share, _, _ in shares(term))]:
                 for _, lse, here in shares(share):
                     place = position_of(here, lse)
-                    if place not in delta.args or share != sp.exp(here - lse):
+                    if place not in delta.args or share != sp.exp(here - lse) or not 0 < part <= 1:
                         continue
                     other = next(p for p in delta.args if p != place)
                     if factor not in (k_, substitute(k_, {place: other})):
                         continue
                     at = substitute(here, {place: other})
-                    new = k_ * Where(sp.Eq(place, other), -complement(at, lse), share)
-                    return sp.Add(new, *(rest for rest in expr.args if rest not in (hit, term)))
+                    new = part * k_ * Where(sp.Eq(place, other), -complement(at, lse), share)
+                    return sp.Add(new, (1 - part) * hit, *(rest for rest in expr.args if rest not in (hit, term)))
     return None
 
 
@@ -214,7 +218,7 @@ def centred(own: sp.Expr, place: Index, lse: Reduce) -> sp.Expr:
 
 
 def share_of_a_sum(expr: sp.Expr) -> sp.Expr | None:
-    """k softmax(a) (sum of q) - k q(a) is k softmax(a) (sum of the other q) - k q(a) (1 - softmax(a))."""
+    """k softmax(a) (sum of q) - k q(a) is k softmax(a) (sum of the other q) - k q(a) (1 - softmax(a)); or see `even_shares`."""
     if not isinstance(expr, sp.Add):
         return None
     for term in expr.args:
@@ -228,9 +232,31 @@ def share_of_a_sum(expr: sp.Expr) -> sp.Expr | None:
                 wanted = next((some for some in ([-factor * own], [-factor * t for t in sp.Add.make_args(own)])
                                if all(t in expr.args for t in some)), None)
                 if wanted is not None:
-                    new = factor * (share * others_of(whole, own) - own * complement(here, lse))
+                    new = factor * (even_shares(own, place, share, lse) or share * others_of(whole, own) - own * complement(here, lse))
                     return sp.Add(new, *(t for t in expr.args if t != term and t not in wanted))
     return None
+
+
+def even_shares(own: sp.Expr, place: Index, share: sp.Expr, lse: Reduce) -> sp.Expr | None:
+    """softmax(a) (sum of q) - q(a), where q is one number at some positions and 0 at the others; None for another q.
+
+    Where q is not 0 that is q (count exp(a) - sum of exp) / (sum of exp), and what is near the largest has its difference from 1: the
+    ones are counted apart.
+    """
+    body = own.body if isinstance(own, Named) else own
+    mark = next((f for f in sp.Mul.make_args(body) if isinstance(f, Where) and f.args[1:] == (1, 0)), None)
+    if mark is None or place in nodes.free_indices(without(body, mark)):
+        return None
+    number, i = Named("each", without(body, mark)), lse.bound.axis.index()
+    count = Reduce("sum", Where(substitute(mark.condition, {place: i}), 1, 0), i)
+    largest, others, ties = relative(lse)
+    below = substitute(lse.body, {lse.bound: i}) - largest
+    near = below > -sp.S.Half
+    at = lambda expr: substitute(expr, {i: place})
+    ones, rest = Reduce("sum", Where(near, 1, 0), i), Reduce("sum", Where(near, expm1(below), sp.exp(below)), i)
+    close = Named("ones_apart", count - ones) + Named("rest_apart", count * at(expm1(below)) - rest)
+    apart = Where(at(near), close, count * at(sp.exp(below)) - Named("sum_exp", ones + rest))
+    return Where(mark.condition, number * apart / (others + ties), share * number * count)
 
 
 def others_of(whole: Reduce, own: sp.Expr) -> sp.Expr:
@@ -741,6 +767,11 @@ STABILISING: tuple[Rule | Procedure, ...] = (
          condition=lambda found: not (found[a].is_number or found[b].is_number)),
     Rule("opposite sigmoids", sigmoid(x) - sigmoid(-x), sp.tanh(x / 2), "cancellation near 0", "stabilise"),
     Rule("one minus sigmoid", 1 - sigmoid(x), sigmoid(-x), "cancellation", "stabilise"),
+    Rule("sigmoids at even odds", (1 - y) * sigmoid(x) - y * sigmoid(a), lambda found: Where(
+            Abs(found[x]) < 1, sp.tanh(found[x] / 2) / 2 + Named("from_even_odds", sp.S.Half - found[y]),
+            (1 - Named("label", found[y])) * sigmoid(found[x]) - found[y] * sigmoid(-found[x])),
+         "cancellation where y is near 1/2 and x near 0", "stabilise", condition=lambda found: found[a] == -found[x], given=((a, -x),),
+         offered=True),
     Rule("sigmoid minus label", sigmoid(x) - y, (1 - y) * sigmoid(x) - y * sigmoid(-x), "cancellation where y is 1", "stabilise",
          condition=lambda found: not (found[y].is_number or found[y].has(sigmoid(-found[x])))),
     Rule("expm1", sp.exp(x) - 1, expm1(x), "cancellation near 0", "stabilise"),

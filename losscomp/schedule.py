@@ -35,8 +35,8 @@ from .ir import (
 )
 
 NAMED_OPS = {"mul": "product", "add": "shifted", "sub": "difference", "div": "ratio", "neg": "minus", "where": "choice",
-             "exp": "exponential", "sqrt": "square_root", "pow": "power", "exp_difference": "share", "times_exp": "product",
-             "times_sigmoid": "product", "cross": "crossed", "real": "number",
+             "exp": "exponential", "sqrt": "square_root", "pow": "power", "exp_difference": "share", "exp_quotient": "share",
+             "times_exp": "product", "times_sigmoid": "product", "cross": "crossed", "real": "number",
              "eq": "equal", "ne": "differs", "lt": "below", "gt": "above", "ge": "reaches", "le": "within"}
 CHEAP = frozenset({"add", "sub", "mul", "neg", "abs", "sign", "real"})
 # Names that mean something else in a target: keywords, and the functions that the emitted code calls.
@@ -45,7 +45,7 @@ TAKEN = frozenset(keyword.kwlist) | frozenset(
     restrict return short signed sizeof static struct switch typedef union unsigned void volatile while bool true false
     sigmoid softplus log1p expm1 expm1mx xlogy sign sum max min abs fabs exp log pow sqrt tanh erf step larger smaller
     sin cos sinh cosh atan arctan remainder fmod floor ldexp frexp
-    inverse_root binade abs_power signed_power exp_difference times_exp times_sigmoid cross
+    inverse_root binade abs_power signed_power exp_difference exp_quotient times_exp times_sigmoid cross
     SMALLEST LARGEST np torch stable real run dense self NULL INFINITY REAL NAME
     accumulator accumulate accumulate_tile larger_tile add exp_below lanes to_columns to_rows fill_lanes add_to_lane value_of_lane
     prefetch SHORT SIDE FOR_SIDES PREFETCH LANEWISE AT_LEVEL sum_of_tile largest_of_tile TILE LANES LEVELS BITS WIDE

@@ -35,6 +35,7 @@ ARB: dict[str, tuple[str, Truth, float]] = {
     "expm1mx": ("expm1mx({x})", lambda x: x.expm1() - x, 2.5),
     "exp_difference": ("exp_difference({x}, (REAL)0.25)", lambda x: (x - flint.arb("0.25")).exp(), 1.5),
     "exp_below": ("exp_below(-fabs({x}), (REAL)0.25)", lambda x: (-abs(x) - flint.arb("0.25")).exp(), 1.5),
+    "exp_quotient": ("exp_quotient({x}, (REAL)0.25, (REAL)0.75)", lambda x: ((x - flint.arb("0.25")) / flint.arb("0.75")).exp(), 1.5),
     "times_exp": ("times_exp(3, {x})", lambda x: 3 * x.exp(), 2),
     "times_sigmoid": ("times_sigmoid(3, {x})", lambda x: 3 / (1 + (-x).exp()), 3),
 }

@@ -23,7 +23,7 @@ USUAL = {True: ("value", "value_and_grad"),
 ELEMENTARY = (
     *((name, f"vector_{name}", "x") for name in ("exp", "expm1", "log", "log1p", "tanh")),
     *((name, name, "x") for name in ("sigmoid", "softplus", "expm1mx")),
-    ("exp_difference", "exp_difference", "a, b"), ("exp_below", "exp_below", "a, most"),
+    ("exp_difference", "exp_difference", "a, b"), ("exp_below", "exp_below", "a, most"), ("exp_quotient", "exp_quotient", "a, b, unit"),
     ("times_exp", "times_exp", "factor, x"), ("times_sigmoid", "times_sigmoid", "factor, x"),
 )
 WIDTH = 136
@@ -38,7 +38,7 @@ class CPrinter(Printer):
                                       "sigmoid", "softplus", "inverse_root", "expm1mx", "sign", "binade")},
         **{n: f"{n}({{0}}, {{1}})" for n in ("xlogy", "step", "abs_power", "signed_power", "exp_difference", "exp_below", "larger",
                                                "smaller", "pow", "times_exp", "times_sigmoid")},
-        "cross": "cross({0}, {1}, {2}, {3})",
+        "cross": "cross({0}, {1}, {2}, {3})", "exp_quotient": "exp_quotient({0}, {1}, {2})",
         "abs": "fabs({0})", "where": "{0} ? {1} : {2}", "not": "!{0}", "and": "{0} && {1}", "or": "{0} || {1}",
         "real": "(REAL){0}", "integer": "(int64_t){0}", "remainder": "{0} % {1}", "floor_divide": "{0} / {1}",
         "inside": "inside({0}, {1})",

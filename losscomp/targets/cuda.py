@@ -33,7 +33,8 @@ class CudaPrinter(CPrinter):
         **{n: f"{n}<real>({{0}})" for n in ("sigmoid", "softplus", "inverse_root", "expm1mx", "sign", "binade")},
         **{n: f"{n}<real>({{0}}, {{1}})" for n in ("xlogy", "step", "abs_power", "signed_power", "exp_difference", "larger", "smaller",
                                                      "times_exp", "times_sigmoid")},
-        "cross": "cross<real>({0}, {1}, {2}, {3})", "pow": "raised<real>({0}, {1})", "real": "(real){0}",
+        "cross": "cross<real>({0}, {1}, {2}, {3})", "exp_quotient": "exp_quotient<real>({0}, {1}, {2})",
+        "pow": "raised<real>({0}, {1})", "real": "(real){0}",
     }
 
     def constant(self, p: int, q: int, outer: int) -> str:

@@ -20,7 +20,7 @@ class NumPyPrinter(Printer):
         **{n: f"stable.{n}({{0}})" for n in ("sigmoid", "softplus", "inverse_root", "expm1mx", "erf", "binade")},
         **{n: f"stable.{n}({{0}}, {{1}})" for n in ("xlogy", "step", "abs_power", "signed_power", "exp_difference", "times_exp",
                                                       "times_sigmoid")},
-        "cross": "stable.cross({0}, {1}, {2}, {3})",
+        "cross": "stable.cross({0}, {1}, {2}, {3})", "exp_quotient": "stable.exp_quotient({0}, {1}, {2})",
         "larger": "np.maximum({0}, {1})", "smaller": "np.minimum({0}, {1})", "pow": "np.power({0}, {1})",
         "atan": "np.arctan({0})", "where": "np.where({0}, {1}, {2})", "not": "~({0})",
         "and": "({0}) & ({1})", "or": "({0}) | ({1})",

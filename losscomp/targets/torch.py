@@ -28,12 +28,12 @@ class TorchPrinter(Printer):
                                                     "relative", "straight_through", "times_exp", "times_sigmoid")},
         **{n: f"stable.{n}({{0}}, {{1}}, {{2}})" for n in ("larger", "smaller")},
         "inside": "stable.inside({0}, {1})", "pow": "torch.pow({0}, {1})", "where": "torch.where({0}, {1}, {2})",
-        "exp_difference": "torch.exp({0} - {1})",
+        "exp_difference": "torch.exp({0} - {1})", "exp_quotient": "torch.exp(({0} - {1}) / {2})",
         "stop_gradient": "{0}.detach()", "real": "{0}.to({like}.dtype)", "integer": "{0}.to(torch.int64)",
         "not": "~{0}", "and": "{0} & {1}", "or": "{0} | {1}", "remainder": "{0} % {1}", "floor_divide": "{0} // {1}",
     }
     tight: ClassVar[frozenset[str]] = frozenset({"stop_gradient", "real", "integer", "not", "and", "or", "remainder", "floor_divide",
-                                            "exp_difference"})
+                                            "exp_difference", "exp_quotient"})
 
     over: ClassVar[dict[str, str]] = OVER
     gather: ClassVar[str] = "stable.at({0}, {1})"
@@ -99,7 +99,7 @@ class TorchPrinter(Printer):
                     return self.wrap(f"not {self(args[0], CALL)}", 4, outer)
         if name in self.tight:
             level = {"and": 8, "or": 7, "not": 30, "remainder": 20, "floor_divide": 20}.get(name, CALL)
-            inner = 11 if name == "exp_difference" else 9 if name in ("and", "or") else level
+            inner = 21 if name == "exp_quotient" else 11 if name == "exp_difference" else 9 if name in ("and", "or") else level
             return self.wrap(self.calls[name].format(*(self(a, inner) for a in args), like=self.like), level, outer)
         first, *rest = args
         if name in WHOLE or all(map(self.is_number, args)):

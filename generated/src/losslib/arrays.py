@@ -81,14 +81,20 @@ def convert(loss: str, i: Input, value: Any) -> Array:
         return None
     array = np.asarray(value)
     if i.index and array.dtype.kind not in "iu":
-        what = f"positions along the axis {i.into!r}" if i.into else f"how much of the axis {i.measures!r} belongs to each sample"
-        raise TypeMismatch(f"{loss}: {i.name} holds {what} and must be an array of integers, got {array.dtype}. "
+        raise TypeMismatch(f"{loss}: {i.name} holds {held(i)} and must be an array of integers, got {array.dtype}. "
                            f"Convert it: {i.name}.astype(np.int64).")
     if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
         raise TypeMismatch(f"{loss}: {i.name} has the type {array.dtype}. Give real numbers of 32 or 64 bits.")
     if array.dtype == np.float16:
         raise TypeMismatch(f"{loss}: {i.name} has the type float16. Convert it: {i.name}.astype(np.float32).")
     return array
+
+
+def held(i: Input) -> str:
+    """What an argument of integers says, in words."""
+    if i.into is not None:
+        return f"positions along the axis {i.into!r}"
+    return "labels" if i.measures is None else f"how much of the axis {i.measures!r} belongs to each sample"
 
 
 def unpack(loss: str, form: Form, raw: dict[str, Array]) -> None:
@@ -290,7 +296,9 @@ def check_index(problem: Problem, i: Input, array: Array, params: Mapping[str, A
             where, value = first_bad(array, bad)
             raise IndexOutOfRange(f"{problem.loss}: {i.name}{where} is {value}, and the axis {i.measures!r} has the length {size}.")
         return
-    size = problem.sizes[str(i.into)]
+    if i.into is None:
+        return
+    size = problem.sizes[i.into]
     bad = (array < 0) | (array >= size)
     if i.length is not None:
         bad &= np.arange(array.shape[-1]) < problem.arrays[i.length][..., None]

@@ -144,6 +144,7 @@ CONST REAL MATH(losslib_softplus)(const REAL x);
 CONST REAL MATH(losslib_expm1mx)(const REAL x);
 CONST REAL MATH(losslib_exp_difference)(const REAL a, const REAL b);
 CONST REAL MATH(losslib_exp_below)(const REAL a, const REAL most);
+CONST REAL MATH(losslib_exp_quotient)(const REAL a, const REAL b, const REAL unit);
 CONST REAL MATH(losslib_times_exp)(const REAL factor, const REAL x);
 CONST REAL MATH(losslib_times_sigmoid)(const REAL factor, const REAL x);
 
@@ -189,6 +190,8 @@ CONST REAL MATH(losslib_times_sigmoid)(const REAL factor, const REAL x);
 #define exp_difference(a, b) (dense ? MATH(exp_difference)(a, b) : MATH(losslib_exp_difference)(a, b))
 #undef exp_below
 #define exp_below(a, most) (dense ? MATH(exp_below)(a, most) : MATH(losslib_exp_below)(a, most))
+#undef exp_quotient
+#define exp_quotient(a, b, unit) (dense ? MATH(exp_quotient)(a, b, unit) : MATH(losslib_exp_quotient)(a, b, unit))
 #undef times_exp
 #define times_exp(factor, x) (dense ? MATH(times_exp)(factor, x) : MATH(losslib_times_exp)(factor, x))
 #undef times_sigmoid

@@ -118,6 +118,7 @@ REAL NAME(losslib_softplus)(const REAL x) { return NAME(softplus)(x); }
 REAL NAME(losslib_expm1mx)(const REAL x) { return NAME(expm1mx)(x); }
 REAL NAME(losslib_exp_difference)(const REAL a, const REAL b) { return NAME(exp_difference)(a, b); }
 REAL NAME(losslib_exp_below)(const REAL a, const REAL most) { return NAME(exp_below)(a, most); }
+REAL NAME(losslib_exp_quotient)(const REAL a, const REAL b, const REAL unit) { return NAME(exp_quotient)(a, b, unit); }
 REAL NAME(losslib_times_exp)(const REAL factor, const REAL x) { return NAME(times_exp)(factor, x); }
 REAL NAME(losslib_times_sigmoid)(const REAL factor, const REAL x) { return NAME(times_sigmoid)(factor, x); }
 

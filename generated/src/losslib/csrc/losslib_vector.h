@@ -240,6 +240,23 @@ static INLINE REAL MATH(exp_below)(const REAL a, const REAL most)
     return part * POWER_OF_TWO(power + 64) * POWER_OF_TWO(-64);
 }
 
+/* exp((a - b) / unit), with the rounding errors of the difference and of the quotient put back. */
+static INLINE REAL MATH(exp_quotient)(const REAL a, const REAL b, const REAL unit)
+{
+    BITS power;
+    const REAL d = a - b, ratio = d / unit;
+#if WIDE
+    const REAL high = ratio * 134217729.0 - (ratio * 134217729.0 - ratio), high_unit = unit * 134217729.0 - (unit * 134217729.0 - unit);
+    const REAL low = ratio - high, low_unit = unit - high_unit;
+    const REAL rest = (((d - high * high_unit) - high * low_unit) - low * high_unit) - low * low_unit;
+#else
+    const REAL rest = (REAL)((double)d - (double)ratio * (double)unit);
+#endif
+    const REAL error = (MATH(lost)(a, b, d) + rest) / unit;
+    const REAL part = MATH(exp_part)(MATH(between)(LEAST_EXP, ratio, MOST_EXP), fabs(error) < (REAL)0.001 ? error : 0, &power);
+    return MATH(scale_twice)(part, power);
+}
+
 /* A factor of what is 0 for a very small x: a number, where a product has become infinite. */
 static INLINE REAL MATH(kept_finite)(const REAL factor, const REAL x)
 {

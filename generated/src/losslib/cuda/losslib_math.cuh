@@ -99,6 +99,16 @@ template <class real> DEVICE real exp_difference(const real a, const real b)
     return isfinite(error) ? e + e * error : e;
 }
 
+/* exp((a - b) / unit), with the rounding errors of the difference and of the quotient put back. */
+template <class real> DEVICE real exp_quotient(const real a, const real b, const real unit)
+{
+    const real d = a - b, ratio = d / unit;
+    const real back = d - a;
+    const real error = ((a - (d - back)) - (b + back) + fma(-ratio, unit, d)) / unit;
+    const real e = exp(ratio);
+    return isfinite(error) ? e + e * error : e;
+}
+
 /* factor exp(x), where exp(x) alone would overflow or lose digits below the smallest normal number. Far down a product that has become
  * infinite counts as a number: 0 times it is 0. */
 template <class real> DEVICE real times_exp(const real factor, const real x)

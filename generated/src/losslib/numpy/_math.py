@@ -78,6 +78,15 @@ def exp_difference(a: Array, b: Array) -> Array:
     return np.where(np.isfinite(d), e + e * np.where(np.isfinite(error), error, 0), e)
 
 
+def exp_quotient(a: Array, b: Array, unit: Any) -> Array:
+    """exp((a - b) / unit), with the rounding errors of the difference and of the quotient put back."""
+    d = a - b
+    back, ratio = d - a, d / unit
+    error = ((a - (d - back)) - (b + back) + cross(d, 1, ratio, unit)) / unit
+    e = np.exp(ratio)
+    return np.where(np.isfinite(ratio), e + e * np.where(np.isfinite(error), error, 0), e)
+
+
 def times_exp(factor: Array, x: Array) -> Array:
     """factor exp(x), where exp(x) alone would overflow or lose digits below the smallest normal number."""
     e = np.exp(x)

@@ -266,7 +266,7 @@ def arrange(spec: Spec, given: Tensors, scalars: Scalars, reduction: str,
     sizes = axis_sizes(spec.name, form, raw)
     for i in form.inputs:
         if i.index and not whole(i, tensors[i.name]):
-            raise TypeMismatch(f"{spec.name}: {i.name} holds positions along the axis {i.into!r} and must be a tensor of integers, got "
+            raise TypeMismatch(f"{spec.name}: {i.name} holds {arrays.held(i)} and must be a tensor of integers, got "
                                f"{tensors[i.name].dtype}.")
     arrays.check_positions(spec.name, form, sizes, settled)
     laid = {i.name: None if raw[i.name] is None else axes_last(form, i, raw[i.name]) for i in form.inputs}
