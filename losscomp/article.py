@@ -349,13 +349,13 @@ def rewrites(shown: Shown) -> list[Rewrite]:
 
 def vocabulary(exprs: Sequence[sp.Basic]) -> Iterator[Equation]:
     """What the names of functions in formulas mean."""
-    x, y = sp.Symbol("x", real=True), sp.Symbol("y", real=True)
+    letters = sp.symbols("x y z", real=True)
     used = {type(node).__name__ for expr in exprs for node in expr.atoms(sp.Function) if atoms.is_atom(node)}
     printer = MathPrinter({}, {})
     for name in SPOKEN:
         if name in used:
             count = len(atoms.ATOMS[name].slopes)
-            arguments = (x, y)[:count]
+            arguments = letters[:count]
             kind: Any = atoms.FUNCTIONS[name]
             yield Equation(pieces(printer, printer.line(kind(*arguments)), sp.sympify(atoms.ATOMS[name].meaning(*arguments))))
 

@@ -24,7 +24,7 @@ WHAT = "the loss of each sample, and what it adds to the denominator of the mean
 # What a target spells with its tie, so that its derivative at the tie is ours.
 KINKS: dict[type, str] = {atoms.FUNCTIONS[name]: name for name in ("hinge", "larger", "smaller", "step", "root")}
 # Slopes that are finite whatever the operands are. Those of |x| and of a hinge are NaN where x is.
-LINEAR = frozenset({"add", "sub", "neg", "real", "sign", "step", "larger", "smaller", "relative", "only", "unless"})
+LINEAR = frozenset({"add", "sub", "neg", "real", "sign", "step", "larger", "smaller", "relative", "only", "unless", "around"})
 
 
 class Around(nodes.Node):

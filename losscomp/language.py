@@ -92,7 +92,7 @@ def axis(name: str, *, position: int = -1, vector: bool = False, size: Any = Non
 
 def _domain(positive: bool, nonnegative: bool, between: tuple[float, float] | None) -> Domain:
     if between is not None:
-        return Domain(float(between[0]), float(between[1]))
+        return Domain(None if between[0] == -oo else float(between[0]), float(between[1]))
     return Domain(0.0, open_low=True) if positive else Domain(0.0) if nonnegative else Domain()
 
 

@@ -130,6 +130,8 @@ def drawn(form: Checked, rng: np.random.Generator, positive: bool, batch: tuple[
             found[record.name] = torch.tensor(rng.choice(labels, shape))
         elif domain.low is not None and domain.high is not None:
             found[record.name] = torch.tensor(rng.uniform(domain.low + 0.1, domain.high - 0.1, shape))
+        elif domain.high is not None:
+            found[record.name] = torch.tensor(domain.high - rng.uniform(0.3, 2.5, shape))
         elif positive or domain.bounded or record.default is not None:
             found[record.name] = torch.tensor((domain.low or 0.0) + rng.uniform(0.3, 2.5, shape))
         else:

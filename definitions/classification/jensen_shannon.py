@@ -6,10 +6,10 @@ added up. As in kl_div this is one term a cell, and reduction="batchmean" gives 
 has a Kullback-Leibler divergence.
 """
 
-from losscomp.language import Loss, exp, log, param, tensor
+from losscomp.language import Loss, exp, log, oo, param, tensor
 
-input = tensor("input")
-target = tensor("target", fixed=True)
+input = tensor("input", between=(-oo, 0))
+target = tensor("target", between=(-oo, 0), fixed=True)
 beta = param("beta", default=0.5, between=(0, 1))
 
 mixture = beta * exp(target) + (1 - beta) * exp(input)

@@ -19,6 +19,7 @@ static const losslib_argument total_loss_argument = {.name = "total_loss", .role
 static const losslib_argument grad_input__classes_argument = {.name = "grad_input", .role = LOSSLIB_OUTPUT, .per_sample = 1, .axes = 1, .axis = {"classes"}};
 static const losslib_argument grad_target__classes_argument = {.name = "grad_target", .role = LOSSLIB_OUTPUT, .per_sample = 1, .axes = 1, .axis = {"classes"}};
 static const losslib_argument direction_input__classes_argument = {.name = "direction_input", .role = LOSSLIB_DIRECTION, .per_sample = 1, .axes = 1, .axis = {"classes"}};
+static const losslib_argument direction_target__classes_argument = {.name = "direction_target", .role = LOSSLIB_DIRECTION, .per_sample = 1, .axes = 1, .axis = {"classes"}};
 static const losslib_argument rate_argument = {.name = "rate", .role = LOSSLIB_OUTPUT, .per_sample = 1, .seldom = 1};
 static const losslib_argument total_rate_argument = {.name = "total_rate", .role = LOSSLIB_TOTAL};
 static const losslib_argument hvp_input__classes_argument = {.name = "hvp_input", .role = LOSSLIB_OUTPUT, .per_sample = 1, .axes = 1, .axis = {"classes"}};
@@ -32,17 +33,19 @@ static const losslib_family value_and_grad_family = {7, 1, 1,
      &grad_input__classes_argument, &grad_target__classes_argument},
     {&temperature_param}, {"classes"}, NULL};
 
-static const losslib_family jvp_family = {5, 1, 1,
-    {&input__classes_argument, &target__classes_argument, &direction_input__classes_argument, &rate_argument, &total_rate_argument},
+static const losslib_family jvp_family = {6, 1, 1,
+    {&input__classes_argument, &target__classes_argument, &direction_input__classes_argument, &direction_target__classes_argument,
+     &rate_argument, &total_rate_argument},
     {&temperature_param}, {"classes"}, NULL};
 
-static const losslib_family hvp_family = {5, 1, 1,
-    {&input__classes_argument, &scale_argument, &direction_input__classes_argument, &hvp_input__classes_argument,
-     &hvp_target__classes_argument},
+static const losslib_family hvp_family = {7, 1, 1,
+    {&input__classes_argument, &target__classes_argument, &scale_argument, &direction_input__classes_argument,
+     &direction_target__classes_argument, &hvp_input__classes_argument, &hvp_target__classes_argument},
     {&temperature_param}, {"classes"}, NULL};
 
-static const losslib_family hessian_diag_family = {4, 1, 1,
-    {&input__classes_argument, &scale_argument, &hessian_input__classes_argument, &hessian_target__classes_argument},
+static const losslib_family hessian_diag_family = {5, 1, 1,
+    {&input__classes_argument, &target__classes_argument, &scale_argument, &hessian_input__classes_argument,
+     &hessian_target__classes_argument},
     {&temperature_param}, {"classes"}, NULL};
 
 /* Each kernel: its function, which of the function's arrays, scalars and axes it has (a bit each), and what the flags are. A KERNEL
@@ -51,12 +54,12 @@ static const losslib_family hessian_diag_family = {4, 1, 1,
     KERNEL(value, value_and_grad, 0x1b, 0x1, 0x1, ) \
     KERNEL(value_and_grad, value_and_grad, 0x3f, 0x1, 0x1, ) \
     STRIDED(value_and_grad_all, value_and_grad, 0x7f, 0x1, 0x1, ) \
-    STRIDED(jvp, jvp, 0x1f, 0x1, 0x1, ) \
-    STRIDED(jvp_all, jvp, 0x1f, 0x1, 0x1, ) \
-    STRIDED(hvp, hvp, 0xf, 0x1, 0x1, ) \
-    STRIDED(hvp_all, hvp, 0x1f, 0x1, 0x1, ) \
-    STRIDED(hessian_diag, hessian_diag, 0x7, 0x1, 0x1, ) \
-    STRIDED(hessian_diag_all, hessian_diag, 0xf, 0x1, 0x1, )
+    STRIDED(jvp, jvp, 0x37, 0x1, 0x1, WITH(0)) \
+    STRIDED(jvp_all, jvp, 0x3f, 0x1, 0x1, WITH(1)) \
+    STRIDED(hvp, hvp, 0x2d, 0x1, 0x1, WITH(0)) \
+    STRIDED(hvp_all, hvp, 0x7f, 0x1, 0x1, WITH(1)) \
+    STRIDED(hessian_diag, hessian_diag, 0xd, 0x1, 0x1, ) \
+    STRIDED(hessian_diag_all, hessian_diag, 0x1f, 0x1, 0x1, )
 
 #include "losslib_float.h"
 #include "distillation_loss.c"
@@ -110,7 +113,8 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             for (int64_t n = first; n < end; ++n) {
                 const REAL teacher_2 = target_side[c][n - first] / temperature;
                 const int is_largest = teacher_2 == largest_tile[n - first];
-                const REAL across = (input_side[c][n - first] - target_side[c][n - first]) / temperature;
+                const REAL difference = input_side[c][n - first] - target_side[c][n - first];
+                const REAL across = difference / temperature;
                 const REAL student_2 = input_side[c][n - first] / temperature;
                 const REAL relative = exp_difference(teacher_2, largest_tile[n - first]);
                 if (grad_input_wanted) grad_input_side[c][n - first] = relative;
@@ -135,13 +139,14 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             const REAL sum_exp = value_of_lane(&others_sum, n - first) + value_of_lane(&ties_sum, n - first);
             sum_exp_lane[n - first] = sum_exp;
         }
-        lanes sum_product_sum = {{0}, {0}};
         lanes sum_product_2_sum = {{0}, {0}};
+        lanes sum_product_3_sum = {{0}, {0}};
         lanes mass_ahead_sum = {{0}, {0}};
         for (int64_t c = 0; c < classes; ++c)
             INDEPENDENT
             for (int64_t n = first; n < end; ++n) {
-                const REAL across_3 = (input_side[c][n - first] - target_side[c][n - first]) / temperature;
+                const REAL difference_2 = input_side[c][n - first] - target_side[c][n - first];
+                const REAL across_3 = difference_2 / temperature;
                 const REAL student_3 = input_side[c][n - first] / temperature;
                 const REAL along = student_3 - max_choice_tile[n - first];
                 const REAL teacher_3 = target_side[c][n - first] / temperature;
@@ -152,8 +157,8 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
                 const REAL across_4 = student_3 - teacher_3;
                 const REAL ahead_2 = fabs(across_4) + abs_across_pivot_2_lane[n - first] < shifted ? across_4 - across_pivot_2_tile[n - first] : along - below;
                 const REAL p = relative_3 / sum_exp_lane[n - first];
-                add_to_lane(&sum_product_sum, n - first, ahead * relative_3);
-                add_to_lane(&sum_product_2_sum, n - first, ahead_2 * relative_3);
+                add_to_lane(&sum_product_2_sum, n - first, ahead * relative_3);
+                add_to_lane(&sum_product_3_sum, n - first, ahead_2 * relative_3);
                 add_to_lane(&mass_ahead_sum, n - first, ahead < 1 ? p * expm1(ahead) : exp(along) / sum_exp_lane[n - first] - p);
             }
         REAL product_2_lane[SIDE], log1p_mass_ahead_lane[SIDE], sum_exp_2_lane[SIDE], mean_ahead_lane[SIDE], mean_ahead_2_lane[SIDE];
@@ -165,17 +170,18 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             log1p_mass_ahead_lane[n - first] = log1p_mass_ahead;
             const REAL sum_exp_2 = value_of_lane(&others_2_sum, n - first) + value_of_lane(&ties_2_sum, n - first);
             sum_exp_2_lane[n - first] = sum_exp_2;
-            const REAL mean_ahead = value_of_lane(&sum_product_sum, n - first) / sum_exp_lane[n - first];
+            const REAL mean_ahead = value_of_lane(&sum_product_2_sum, n - first) / sum_exp_lane[n - first];
             mean_ahead_lane[n - first] = mean_ahead;
-            const REAL mean_ahead_2 = value_of_lane(&sum_product_2_sum, n - first) / sum_exp_lane[n - first];
+            const REAL mean_ahead_2 = value_of_lane(&sum_product_3_sum, n - first) / sum_exp_lane[n - first];
             mean_ahead_2_lane[n - first] = mean_ahead_2;
         }
         lanes bend_sum = {{0}, {0}};
-        lanes sum_product_3_sum = {{0}, {0}};
+        lanes sum_product_5_sum = {{0}, {0}};
         for (int64_t c = 0; c < classes; ++c)
             INDEPENDENT
             for (int64_t n = first; n < end; ++n) {
-                const REAL across_5 = (input_side[c][n - first] - target_side[c][n - first]) / temperature;
+                const REAL difference_3 = input_side[c][n - first] - target_side[c][n - first];
+                const REAL across_5 = difference_3 / temperature;
                 const REAL student_4 = input_side[c][n - first] / temperature;
                 const REAL along_2 = student_4 - max_choice_tile[n - first];
                 const REAL teacher_4 = target_side[c][n - first] / temperature;
@@ -186,19 +192,19 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
                 const REAL p_2 = relative_4 / sum_exp_lane[n - first];
                 const REAL relative_5 = grad_target_wanted ? grad_target_side[c][n - first] : exp_difference(student_4, largest_2_tile[n - first]);
                 const REAL share = relative_5 / sum_exp_2_lane[n - first];
-                const REAL from_mean = ahead_3 - mean_ahead_lane[n - first];
+                const REAL from_mean_3 = ahead_3 - mean_ahead_lane[n - first];
                 if (grad_input_wanted) grad_input_side[c][n - first] = product_2_lane[n - first] * (fabs(log_ratio) < 1 ? p_2 * expm1(log_ratio) : share - p_2);
-                add_to_lane(&bend_sum, n - first, from_mean < 1 ? p_2 * expm1mx(from_mean) : exp(along_2 - mean_ahead_2_lane[n - first]) / sum_exp_lane[n - first] - (from_mean + 1) / sum_exp_lane[n - first] * relative_4);
-                add_to_lane(&sum_product_3_sum, n - first, from_mean * relative_4);
+                add_to_lane(&bend_sum, n - first, from_mean_3 < 1 ? p_2 * expm1mx(from_mean_3) : exp(along_2 - mean_ahead_2_lane[n - first]) / sum_exp_lane[n - first] - (from_mean_3 + 1) / sum_exp_lane[n - first] * relative_4);
+                add_to_lane(&sum_product_5_sum, n - first, from_mean_3 * relative_4);
             }
         REAL total_loss_tile[SIDE];
         INDEPENDENT
         for (int64_t n = first; n < end; ++n) {
-            const REAL ratio = value_of_lane(&sum_product_3_sum, n - first) / sum_exp_lane[n - first];
-            const REAL shifted_2 = value_of_lane(&bend_sum, n - first) + ratio;
+            const REAL ratio_3 = value_of_lane(&sum_product_5_sum, n - first) / sum_exp_lane[n - first];
+            const REAL shifted_2 = value_of_lane(&bend_sum, n - first) + ratio_3;
             const REAL shifted_3 = shifted_2 + 2;
-            const REAL ratio_2 = shifted_2 / shifted_3;
-            const REAL log1pmx = fabs(shifted_2) < (REAL)2 / 5 ? ratio_2 * (ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((2 * (shifted_2 / 27) * ratio_2 / shifted_3 + (REAL)2 / 25) / shifted_3) * shifted_2 + (REAL)2 / 23) / shifted_3) * shifted_2 + (REAL)2 / 21) / shifted_3) * shifted_2 + (REAL)2 / 19) / shifted_3) * shifted_2 + (REAL)2 / 17) / shifted_3) * shifted_2 + (REAL)2 / 15) / shifted_3) * shifted_2 + (REAL)2 / 13) / shifted_3) * shifted_2 + (REAL)2 / 11) / shifted_3) * shifted_2 + (REAL)2 / 9) / shifted_3) * shifted_2 + (REAL)2 / 7) / shifted_3) * shifted_2 + (REAL)2 / 5) / shifted_3) * shifted_2 + (REAL)2 / 3) / shifted_3) * shifted_2 - value_of_lane(&bend_sum, n - first) - ratio) : log1p(shifted_2) - value_of_lane(&bend_sum, n - first) - ratio;
+            const REAL ratio_4 = shifted_2 / shifted_3;
+            const REAL log1pmx = fabs(shifted_2) < (REAL)2 / 5 ? ratio_4 * (ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((2 * (shifted_2 / 27) * ratio_4 / shifted_3 + (REAL)2 / 25) / shifted_3) * shifted_2 + (REAL)2 / 23) / shifted_3) * shifted_2 + (REAL)2 / 21) / shifted_3) * shifted_2 + (REAL)2 / 19) / shifted_3) * shifted_2 + (REAL)2 / 17) / shifted_3) * shifted_2 + (REAL)2 / 15) / shifted_3) * shifted_2 + (REAL)2 / 13) / shifted_3) * shifted_2 + (REAL)2 / 11) / shifted_3) * shifted_2 + (REAL)2 / 9) / shifted_3) * shifted_2 + (REAL)2 / 7) / shifted_3) * shifted_2 + (REAL)2 / 5) / shifted_3) * shifted_2 + (REAL)2 / 3) / shifted_3) * shifted_2 - value_of_lane(&bend_sum, n - first) - ratio_3) : log1p(shifted_2) - value_of_lane(&bend_sum, n - first) - ratio_3;
             const REAL log_mass = log1p(value_of_lane(&others_2_sum, n - first) + (value_of_lane(&ties_2_sum, n - first) - 1));
             const REAL above_pivot = largest_2_tile[n - first] - max_choice_tile[n - first] + log_mass;
             const REAL log_mass_2 = log1p(value_of_lane(&others_sum, n - first) + (value_of_lane(&ties_sum, n - first) - 1));
@@ -237,13 +243,15 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         REAL across_pivot_2 = -INFINITY;
         accumulator others_2_sum = {0};
         accumulator ties_2_sum = {0};
+        accumulator sum_product_sum = {0};
         FOR_TILES(first, end, classes) {
-            REAL across_pivot_tile[TILE], max_choice_tile[TILE], others_tile[TILE], ties_tile[TILE], across_pivot_2_tile[TILE], others_2_tile[TILE], ties_2_tile[TILE];
+            REAL across_pivot_tile[TILE], max_choice_tile[TILE], others_tile[TILE], ties_tile[TILE], across_pivot_2_tile[TILE], others_2_tile[TILE], ties_2_tile[TILE], sum_product_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const REAL teacher_2 = target_row[c * target_classes] / temperature;
                 const int is_largest = teacher_2 == largest;
-                const REAL across = (input_row[c * input_classes] - target_row[c * target_classes]) / temperature;
+                const REAL difference = input_row[c * input_classes] - target_row[c * target_classes];
+                const REAL across = difference / temperature;
                 const REAL student_2 = input_row[c * input_classes] / temperature;
                 const REAL relative = exp_difference(teacher_2, largest);
                 if (grad_input_wanted) grad_input_row[c * grad_input_classes] = relative;
@@ -258,6 +266,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
                 across_pivot_2_tile[c - first] = is_largest ? across_2 : -INFINITY;
                 others_2_tile[c - first] = is_largest_2 ? 0 : relative_2;
                 ties_2_tile[c - first] = (REAL)(is_largest_2 ? 1 : 0);
+                sum_product_tile[c - first] = difference * relative;
             }
             across_pivot = larger_tile(across_pivot, across_pivot_tile, end - first);
             max_choice = larger_tile(max_choice, max_choice_tile, end - first);
@@ -266,22 +275,27 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             across_pivot_2 = larger_tile(across_pivot_2, across_pivot_2_tile, end - first);
             accumulate_tile(&others_2_sum, others_2_tile, end - first);
             accumulate_tile(&ties_2_sum, ties_2_tile, end - first);
+            accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
         }
         const REAL others = value_of(&others_sum);
         const REAL ties = value_of(&ties_sum);
         const REAL others_2 = value_of(&others_2_sum);
         const REAL ties_2 = value_of(&ties_2_sum);
+        const REAL sum_product = value_of(&sum_product_sum);
         const REAL abs_across_pivot = fabs(across_pivot);
         const REAL abs_across_pivot_2 = fabs(across_pivot_2);
         const REAL sum_exp = others + ties;
-        accumulator sum_product_sum = {0};
+        const REAL mean_under_softmax = sum_product / sum_exp;
         accumulator sum_product_2_sum = {0};
+        accumulator sum_product_3_sum = {0};
         accumulator mass_ahead_sum = {0};
+        accumulator sum_product_4_sum = {0};
         FOR_TILES(first, end, classes) {
-            REAL sum_product_tile[TILE], sum_product_2_tile[TILE], mass_ahead_tile[TILE];
+            REAL sum_product_2_tile[TILE], sum_product_3_tile[TILE], mass_ahead_tile[TILE], sum_product_4_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
-                const REAL across_3 = (input_row[c * input_classes] - target_row[c * target_classes]) / temperature;
+                const REAL difference_2 = input_row[c * input_classes] - target_row[c * target_classes];
+                const REAL across_3 = difference_2 / temperature;
                 const REAL student_3 = input_row[c * input_classes] / temperature;
                 const REAL along = student_3 - max_choice;
                 const REAL teacher_3 = target_row[c * target_classes] / temperature;
@@ -292,29 +306,36 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
                 const REAL across_4 = student_3 - teacher_3;
                 const REAL ahead_2 = fabs(across_4) + abs_across_pivot_2 < shifted ? across_4 - across_pivot_2 : along - below;
                 const REAL p = relative_3 / sum_exp;
-                sum_product_tile[c - first] = ahead * relative_3;
-                sum_product_2_tile[c - first] = ahead_2 * relative_3;
+                const REAL from_mean = difference_2 - mean_under_softmax;
+                sum_product_2_tile[c - first] = ahead * relative_3;
+                sum_product_3_tile[c - first] = ahead_2 * relative_3;
                 mass_ahead_tile[c - first] = ahead < 1 ? p * expm1(ahead) : exp(along) / sum_exp - p;
+                sum_product_4_tile[c - first] = from_mean * relative_3;
             }
-            accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
             accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
+            accumulate_tile(&sum_product_3_sum, sum_product_3_tile, end - first);
             accumulate_tile(&mass_ahead_sum, mass_ahead_tile, end - first);
+            accumulate_tile(&sum_product_4_sum, sum_product_4_tile, end - first);
         }
-        const REAL sum_product = value_of(&sum_product_sum);
         const REAL sum_product_2 = value_of(&sum_product_2_sum);
+        const REAL sum_product_3 = value_of(&sum_product_3_sum);
         const REAL mass_ahead = value_of(&mass_ahead_sum);
+        const REAL sum_product_4 = value_of(&sum_product_4_sum);
         const REAL product_2 = temperature * scale[n * scale_batch];
         const REAL log1p_mass_ahead = log1p(mass_ahead);
         const REAL sum_exp_2 = others_2 + ties_2;
-        const REAL mean_ahead = sum_product / sum_exp;
-        const REAL mean_ahead_2 = sum_product_2 / sum_exp;
+        const REAL ratio = scale[n * scale_batch] / sum_exp;
+        const REAL ratio_2 = sum_product_4 / sum_exp;
+        const REAL mean_ahead = sum_product_2 / sum_exp;
+        const REAL mean_ahead_2 = sum_product_3 / sum_exp;
         accumulator bend_sum = {0};
-        accumulator sum_product_3_sum = {0};
+        accumulator sum_product_5_sum = {0};
         FOR_TILES(first, end, classes) {
-            REAL bend_tile[TILE], sum_product_3_tile[TILE];
+            REAL bend_tile[TILE], sum_product_5_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
-                const REAL across_5 = (input_row[c * input_classes] - target_row[c * target_classes]) / temperature;
+                const REAL difference_3 = input_row[c * input_classes] - target_row[c * target_classes];
+                const REAL across_5 = difference_3 / temperature;
                 const REAL student_4 = input_row[c * input_classes] / temperature;
                 const REAL along_2 = student_4 - max_choice;
                 const REAL teacher_4 = target_row[c * target_classes] / temperature;
@@ -325,22 +346,23 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
                 const REAL p_2 = relative_4 / sum_exp;
                 const REAL relative_5 = grad_target_wanted ? grad_target_row[c * grad_target_classes] : exp_difference(student_4, largest_2);
                 const REAL share = relative_5 / sum_exp_2;
-                const REAL from_mean = ahead_3 - mean_ahead;
+                const REAL from_mean_2 = difference_3 - mean_under_softmax;
+                const REAL from_mean_3 = ahead_3 - mean_ahead;
                 if (grad_input_wanted) grad_input_row[c * grad_input_classes] = product_2 * (fabs(log_ratio) < 1 ? p_2 * expm1(log_ratio) : share - p_2);
-                if (grad_target_wanted) grad_target_row[c * grad_target_classes] = 0;
-                bend_tile[c - first] = from_mean < 1 ? p_2 * expm1mx(from_mean) : exp(along_2 - mean_ahead_2) / sum_exp - (from_mean + 1) / sum_exp * relative_4;
-                sum_product_3_tile[c - first] = from_mean * relative_4;
+                if (grad_target_wanted) grad_target_row[c * grad_target_classes] = -ratio * (from_mean_2 - ratio_2) * relative_4;
+                bend_tile[c - first] = from_mean_3 < 1 ? p_2 * expm1mx(from_mean_3) : exp(along_2 - mean_ahead_2) / sum_exp - (from_mean_3 + 1) / sum_exp * relative_4;
+                sum_product_5_tile[c - first] = from_mean_3 * relative_4;
             }
             accumulate_tile(&bend_sum, bend_tile, end - first);
-            accumulate_tile(&sum_product_3_sum, sum_product_3_tile, end - first);
+            accumulate_tile(&sum_product_5_sum, sum_product_5_tile, end - first);
         }
         const REAL bend = value_of(&bend_sum);
-        const REAL sum_product_3 = value_of(&sum_product_3_sum);
-        const REAL ratio = sum_product_3 / sum_exp;
-        const REAL shifted_2 = bend + ratio;
+        const REAL sum_product_5 = value_of(&sum_product_5_sum);
+        const REAL ratio_3 = sum_product_5 / sum_exp;
+        const REAL shifted_2 = bend + ratio_3;
         const REAL shifted_3 = shifted_2 + 2;
-        const REAL ratio_2 = shifted_2 / shifted_3;
-        const REAL log1pmx = fabs(shifted_2) < (REAL)2 / 5 ? ratio_2 * (ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((2 * (shifted_2 / 27) * ratio_2 / shifted_3 + (REAL)2 / 25) / shifted_3) * shifted_2 + (REAL)2 / 23) / shifted_3) * shifted_2 + (REAL)2 / 21) / shifted_3) * shifted_2 + (REAL)2 / 19) / shifted_3) * shifted_2 + (REAL)2 / 17) / shifted_3) * shifted_2 + (REAL)2 / 15) / shifted_3) * shifted_2 + (REAL)2 / 13) / shifted_3) * shifted_2 + (REAL)2 / 11) / shifted_3) * shifted_2 + (REAL)2 / 9) / shifted_3) * shifted_2 + (REAL)2 / 7) / shifted_3) * shifted_2 + (REAL)2 / 5) / shifted_3) * shifted_2 + (REAL)2 / 3) / shifted_3) * shifted_2 - bend - ratio) : log1p(shifted_2) - bend - ratio;
+        const REAL ratio_4 = shifted_2 / shifted_3;
+        const REAL log1pmx = fabs(shifted_2) < (REAL)2 / 5 ? ratio_4 * (ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((2 * (shifted_2 / 27) * ratio_4 / shifted_3 + (REAL)2 / 25) / shifted_3) * shifted_2 + (REAL)2 / 23) / shifted_3) * shifted_2 + (REAL)2 / 21) / shifted_3) * shifted_2 + (REAL)2 / 19) / shifted_3) * shifted_2 + (REAL)2 / 17) / shifted_3) * shifted_2 + (REAL)2 / 15) / shifted_3) * shifted_2 + (REAL)2 / 13) / shifted_3) * shifted_2 + (REAL)2 / 11) / shifted_3) * shifted_2 + (REAL)2 / 9) / shifted_3) * shifted_2 + (REAL)2 / 7) / shifted_3) * shifted_2 + (REAL)2 / 5) / shifted_3) * shifted_2 + (REAL)2 / 3) / shifted_3) * shifted_2 - bend - ratio_3) : log1p(shifted_2) - bend - ratio_3;
         const REAL log_mass = log1p(others_2 + (ties_2 - 1));
         const REAL above_pivot = largest_2 - max_choice + log_mass;
         const REAL log_mass_2 = log1p(others + (ties - 1));
@@ -353,21 +375,159 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
 }
 
 /* The derivative along the directions. */
-static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted)
+static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted, const int all)
 {
     const int64_t classes = run->sizes[0];
     const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
     const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense ? 1 : run->steps[1][1];
     const REAL *restrict direction_input = run->data[2]; const int64_t direction_input_batch = run->steps[2][0], direction_input_classes = dense ? 1 : run->steps[2][1];
-    REAL *restrict rate = run->data[3]; const int64_t rate_batch = run->steps[3][0]; const int rate_wanted = WANTS(3) && rate != NULL;
-    accumulator *restrict total_rate = WANTS(4) ? run->data[4] : NULL;
+    const REAL *restrict direction_target = run->data[3]; const int64_t direction_target_batch = run->steps[3][0], direction_target_classes = dense && WANTS(3) ? 1 : run->steps[3][1];
+    REAL *restrict rate = run->data[4]; const int64_t rate_batch = run->steps[4][0]; const int rate_wanted = WANTS(4) && rate != NULL;
+    accumulator *restrict total_rate = WANTS(5) ? run->data[5] : NULL;
     const REAL temperature = (REAL)run->params[0];
 
     accumulator total_rate_sum = {0};
+    const REAL product = temperature * temperature;
     for (int64_t n = 0; n < batch; ++n) {
         const REAL *input_row = input + n * input_batch;
         const REAL *target_row = target + n * target_batch;
         const REAL *direction_input_row = direction_input + n * direction_input_batch;
+        const REAL *direction_target_row = direction_target + n * direction_target_batch;
+        REAL largest = -INFINITY;
+        REAL largest_2 = -INFINITY;
+        FOR_TILES(first, end, classes) {
+            REAL largest_tile[TILE], largest_2_tile[TILE];
+            INDEPENDENT
+            for (int64_t c = first; c < end; ++c) {
+                const REAL student = input_row[c * input_classes] / temperature;
+                const REAL teacher = target_row[c * target_classes] / temperature;
+                largest_tile[c - first] = student;
+                largest_2_tile[c - first] = teacher;
+            }
+            largest = larger_tile(largest, largest_tile, end - first);
+            largest_2 = larger_tile(largest_2, largest_2_tile, end - first);
+        }
+        accumulator others_sum = {0};
+        accumulator ties_sum = {0};
+        accumulator others_2_sum = {0};
+        accumulator ties_2_sum = {0};
+        accumulator sum_product_sum = {0};
+        REAL across_pivot = -INFINITY;
+        REAL max_choice = -INFINITY;
+        FOR_TILES(first, end, classes) {
+            REAL others_tile[TILE], ties_tile[TILE], others_2_tile[TILE], ties_2_tile[TILE], sum_product_tile[TILE], across_pivot_tile[TILE], max_choice_tile[TILE];
+            INDEPENDENT
+            for (int64_t c = first; c < end; ++c) {
+                const REAL student_2 = input_row[c * input_classes] / temperature;
+                const int is_largest = student_2 == largest;
+                const REAL relative = exp_difference(student_2, largest);
+                const REAL teacher_2 = target_row[c * target_classes] / temperature;
+                const int is_largest_2 = teacher_2 == largest_2;
+                const REAL relative_2 = exp_difference(teacher_2, largest_2);
+                const REAL across = (input_row[c * input_classes] - target_row[c * target_classes]) / temperature;
+                others_tile[c - first] = is_largest ? 0 : relative;
+                ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
+                others_2_tile[c - first] = is_largest_2 ? 0 : relative_2;
+                ties_2_tile[c - first] = (REAL)(is_largest_2 ? 1 : 0);
+                sum_product_tile[c - first] = relative_2 * direction_target_row[c * direction_target_classes];
+                across_pivot_tile[c - first] = is_largest_2 ? across : -INFINITY;
+                max_choice_tile[c - first] = is_largest_2 ? student_2 : -INFINITY;
+            }
+            accumulate_tile(&others_sum, others_tile, end - first);
+            accumulate_tile(&ties_sum, ties_tile, end - first);
+            accumulate_tile(&others_2_sum, others_2_tile, end - first);
+            accumulate_tile(&ties_2_sum, ties_2_tile, end - first);
+            accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
+            across_pivot = larger_tile(across_pivot, across_pivot_tile, end - first);
+            max_choice = larger_tile(max_choice, max_choice_tile, end - first);
+        }
+        const REAL others = value_of(&others_sum);
+        const REAL ties = value_of(&ties_sum);
+        const REAL others_2 = value_of(&others_2_sum);
+        const REAL ties_2 = value_of(&ties_2_sum);
+        const REAL sum_product = value_of(&sum_product_sum);
+        const REAL abs_across_pivot = fabs(across_pivot);
+        const REAL sum_exp = others_2 + ties_2;
+        accumulator mass_ahead_sum = {0};
+        FOR_TILES(first, end, classes) {
+            REAL mass_ahead_tile[TILE];
+            INDEPENDENT
+            for (int64_t c = first; c < end; ++c) {
+                const REAL across_2 = (input_row[c * input_classes] - target_row[c * target_classes]) / temperature;
+                const REAL student_3 = input_row[c * input_classes] / temperature;
+                const REAL along = student_3 - max_choice;
+                const REAL teacher_3 = target_row[c * target_classes] / temperature;
+                const REAL below = teacher_3 - largest_2;
+                const REAL ahead = fabs(across_2) + abs_across_pivot < fabs(along) + fabs(below) ? across_2 - across_pivot : along - below;
+                const REAL relative_3 = exp_difference(teacher_3, largest_2);
+                const REAL p = relative_3 / sum_exp;
+                mass_ahead_tile[c - first] = ahead < 1 ? p * expm1(ahead) : exp(along) / sum_exp - p;
+            }
+            accumulate_tile(&mass_ahead_sum, mass_ahead_tile, end - first);
+        }
+        const REAL mass_ahead = value_of(&mass_ahead_sum);
+        const REAL ratio = sum_product / temperature / temperature / sum_exp / sum_exp;
+        const REAL log1p_mass_ahead = log1p(mass_ahead);
+        const REAL sum_exp_2 = others + ties;
+        accumulator sum_product_2_sum = {0};
+        accumulator sum_shifted_sum = {0};
+        accumulator sum_product_3_sum = {0};
+        FOR_TILES(first, end, classes) {
+            REAL sum_product_2_tile[TILE], sum_shifted_tile[TILE], sum_product_3_tile[TILE];
+            INDEPENDENT
+            for (int64_t c = first; c < end; ++c) {
+                const REAL student_4 = input_row[c * input_classes] / temperature;
+                const REAL relative_4 = exp_difference(student_4, largest);
+                const REAL difference = input_row[c * input_classes] - target_row[c * target_classes];
+                const REAL across_3 = difference / temperature;
+                const REAL teacher_4 = target_row[c * target_classes] / temperature;
+                const REAL relative_5 = exp_difference(teacher_4, largest_2);
+                const REAL ratio_2 = relative_5 / temperature;
+                const REAL along_2 = student_4 - max_choice;
+                const REAL below_2 = teacher_4 - largest_2;
+                const REAL ahead_2 = fabs(across_3) + abs_across_pivot < fabs(along_2) + fabs(below_2) ? across_3 - across_pivot : along_2 - below_2;
+                const REAL log_ratio = ahead_2 - log1p_mass_ahead;
+                const REAL p_2 = relative_5 / sum_exp;
+                const REAL share = relative_4 / sum_exp_2;
+                sum_product_2_tile[c - first] = relative_4 * direction_input_row[c * direction_input_classes];
+                sum_shifted_tile[c - first] = (across_3 * ratio_2 / sum_exp - ratio_2 / sum_exp) * direction_target_row[c * direction_target_classes] - ratio * difference * relative_5 + ratio_2 * (direction_input_row[c * direction_input_classes] / sum_exp);
+                sum_product_3_tile[c - first] = (fabs(log_ratio) < 1 ? p_2 * expm1(log_ratio) : share - p_2) * direction_input_row[c * direction_input_classes];
+            }
+            accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
+            accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
+            accumulate_tile(&sum_product_3_sum, sum_product_3_tile, end - first);
+        }
+        const REAL sum_product_2 = value_of(&sum_product_2_sum);
+        const REAL sum_shifted = value_of(&sum_shifted_sum);
+        const REAL sum_product_3 = value_of(&sum_product_3_sum);
+        const REAL choice = all ? temperature * (sum_product_2 / sum_exp_2) - product * sum_shifted - temperature * (sum_product / sum_exp) : temperature * sum_product_3;
+        if (rate_wanted) rate[n * rate_batch] = choice;
+        accumulate(&total_rate_sum, choice);
+    }
+    if (total_rate) add(total_rate, &total_rate_sum);
+}
+
+/* The hessian times the directions, times scale. */
+static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted, const int all)
+{
+    const int64_t classes = run->sizes[0];
+    const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
+    const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense && WANTS(1) ? 1 : run->steps[1][1];
+    const REAL *restrict scale = run->data[2]; const int64_t scale_batch = run->steps[2][0];
+    const REAL *restrict direction_input = run->data[3]; const int64_t direction_input_batch = run->steps[3][0], direction_input_classes = dense ? 1 : run->steps[3][1];
+    const REAL *restrict direction_target = run->data[4]; const int64_t direction_target_batch = run->steps[4][0], direction_target_classes = dense && WANTS(4) ? 1 : run->steps[4][1];
+    REAL *restrict hvp_input = run->data[5]; const int64_t hvp_input_batch = run->steps[5][0], hvp_input_classes = dense ? 1 : run->steps[5][1]; const int hvp_input_wanted = WANTS(5);
+    REAL *restrict hvp_target = run->data[6]; const int64_t hvp_target_batch = run->steps[6][0], hvp_target_classes = dense ? 1 : run->steps[6][1]; const int hvp_target_wanted = WANTS(6);
+    const REAL temperature = (REAL)run->params[0];
+
+    const REAL product = temperature * temperature;
+    for (int64_t n = 0; n < batch; ++n) {
+        const REAL *input_row = input + n * input_batch;
+        const REAL *target_row = target + n * target_batch;
+        const REAL *direction_input_row = direction_input + n * direction_input_batch;
+        const REAL *direction_target_row = direction_target + n * direction_target_batch;
+        REAL *hvp_input_row = hvp_input + n * hvp_input_batch;
+        REAL *hvp_target_row = hvp_target + n * hvp_target_batch;
         REAL largest = -INFINITY;
         REAL largest_2 = -INFINITY;
         FOR_TILES(first, end, classes) {
@@ -382,163 +542,136 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             largest = larger_tile(largest, largest_tile, end - first);
             largest_2 = larger_tile(largest_2, largest_2_tile, end - first);
         }
-        REAL across_pivot = -INFINITY;
-        REAL max_choice = -INFINITY;
+        accumulator sum_product_sum = {0};
         accumulator others_sum = {0};
         accumulator ties_sum = {0};
         accumulator others_2_sum = {0};
         accumulator ties_2_sum = {0};
+        accumulator sum_product_2_sum = {0};
+        accumulator sum_product_3_sum = {0};
         FOR_TILES(first, end, classes) {
-            REAL across_pivot_tile[TILE], max_choice_tile[TILE], others_tile[TILE], ties_tile[TILE], others_2_tile[TILE], ties_2_tile[TILE];
+            REAL sum_product_tile[TILE], others_tile[TILE], ties_tile[TILE], others_2_tile[TILE], ties_2_tile[TILE], sum_product_2_tile[TILE], sum_product_3_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const REAL teacher_2 = target_row[c * target_classes] / temperature;
-                const int is_largest = teacher_2 == largest;
-                const REAL across = (input_row[c * input_classes] - target_row[c * target_classes]) / temperature;
-                const REAL student_2 = input_row[c * input_classes] / temperature;
                 const REAL relative = exp_difference(teacher_2, largest);
+                if (hvp_input_wanted) hvp_input_row[c * hvp_input_classes] = relative;
+                const int is_largest = teacher_2 == largest;
+                const REAL student_2 = input_row[c * input_classes] / temperature;
                 const int is_largest_2 = student_2 == largest_2;
                 const REAL relative_2 = exp_difference(student_2, largest_2);
-                across_pivot_tile[c - first] = is_largest ? across : -INFINITY;
-                max_choice_tile[c - first] = is_largest ? student_2 : -INFINITY;
+                if (hvp_target_wanted) hvp_target_row[c * hvp_target_classes] = relative_2;
+                sum_product_tile[c - first] = relative * direction_target_row[c * direction_target_classes];
                 others_tile[c - first] = is_largest ? 0 : relative;
                 ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
                 others_2_tile[c - first] = is_largest_2 ? 0 : relative_2;
                 ties_2_tile[c - first] = (REAL)(is_largest_2 ? 1 : 0);
+                sum_product_2_tile[c - first] = relative_2 * direction_input_row[c * direction_input_classes];
+                sum_product_3_tile[c - first] = (input_row[c * input_classes] - target_row[c * target_classes]) * relative;
             }
-            across_pivot = larger_tile(across_pivot, across_pivot_tile, end - first);
-            max_choice = larger_tile(max_choice, max_choice_tile, end - first);
+            accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
             accumulate_tile(&others_sum, others_tile, end - first);
             accumulate_tile(&ties_sum, ties_tile, end - first);
             accumulate_tile(&others_2_sum, others_2_tile, end - first);
             accumulate_tile(&ties_2_sum, ties_2_tile, end - first);
+            accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
+            accumulate_tile(&sum_product_3_sum, sum_product_3_tile, end - first);
         }
+        const REAL sum_product = value_of(&sum_product_sum);
         const REAL others = value_of(&others_sum);
         const REAL ties = value_of(&ties_sum);
         const REAL others_2 = value_of(&others_2_sum);
         const REAL ties_2 = value_of(&ties_2_sum);
-        const REAL abs_across_pivot = fabs(across_pivot);
-        const REAL sum_exp = others + ties;
-        accumulator mass_ahead_sum = {0};
-        FOR_TILES(first, end, classes) {
-            REAL mass_ahead_tile[TILE];
-            INDEPENDENT
-            for (int64_t c = first; c < end; ++c) {
-                const REAL across_2 = (input_row[c * input_classes] - target_row[c * target_classes]) / temperature;
-                const REAL student_3 = input_row[c * input_classes] / temperature;
-                const REAL along = student_3 - max_choice;
-                const REAL teacher_3 = target_row[c * target_classes] / temperature;
-                const REAL below = teacher_3 - largest;
-                const REAL ahead = fabs(across_2) + abs_across_pivot < fabs(along) + fabs(below) ? across_2 - across_pivot : along - below;
-                const REAL relative_3 = exp_difference(teacher_3, largest);
-                const REAL ratio = relative_3 / sum_exp;
-                mass_ahead_tile[c - first] = ahead < 1 ? ratio * expm1(ahead) : exp(along) / sum_exp - ratio;
-            }
-            accumulate_tile(&mass_ahead_sum, mass_ahead_tile, end - first);
-        }
-        const REAL mass_ahead = value_of(&mass_ahead_sum);
-        const REAL log1p_mass_ahead = log1p(mass_ahead);
-        const REAL sum_exp_2 = others_2 + ties_2;
-        accumulator sum_product_sum = {0};
-        FOR_TILES(first, end, classes) {
-            REAL sum_product_tile[TILE];
-            INDEPENDENT
-            for (int64_t c = first; c < end; ++c) {
-                const REAL across_3 = (input_row[c * input_classes] - target_row[c * target_classes]) / temperature;
-                const REAL student_4 = input_row[c * input_classes] / temperature;
-                const REAL along_2 = student_4 - max_choice;
-                const REAL teacher_4 = target_row[c * target_classes] / temperature;
-                const REAL below_2 = teacher_4 - largest;
-                const REAL ahead_2 = fabs(across_3) + abs_across_pivot < fabs(along_2) + fabs(below_2) ? across_3 - across_pivot : along_2 - below_2;
-                const REAL log_ratio = ahead_2 - log1p_mass_ahead;
-                const REAL relative_4 = exp_difference(teacher_4, largest);
-                const REAL ratio_2 = relative_4 / sum_exp;
-                const REAL relative_5 = exp_difference(student_4, largest_2);
-                const REAL share = relative_5 / sum_exp_2;
-                sum_product_tile[c - first] = (fabs(log_ratio) < 1 ? ratio_2 * expm1(log_ratio) : share - ratio_2) * direction_input_row[c * direction_input_classes];
-            }
-            accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
-        }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL product = temperature * sum_product;
-        if (rate_wanted) rate[n * rate_batch] = product;
-        accumulate(&total_rate_sum, product);
-    }
-    if (total_rate) add(total_rate, &total_rate_sum);
-}
-
-/* The hessian times the directions, times scale. */
-static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const int dense, const uint64_t wanted)
-{
-    const int64_t classes = run->sizes[0];
-    const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
-    const REAL *restrict scale = run->data[1]; const int64_t scale_batch = run->steps[1][0];
-    const REAL *restrict direction_input = run->data[2]; const int64_t direction_input_batch = run->steps[2][0], direction_input_classes = dense ? 1 : run->steps[2][1];
-    REAL *restrict hvp_input = run->data[3]; const int64_t hvp_input_batch = run->steps[3][0], hvp_input_classes = dense ? 1 : run->steps[3][1]; const int hvp_input_wanted = WANTS(3);
-    REAL *restrict hvp_target = run->data[4]; const int64_t hvp_target_batch = run->steps[4][0], hvp_target_classes = dense ? 1 : run->steps[4][1]; const int hvp_target_wanted = WANTS(4);
-    const REAL temperature = (REAL)run->params[0];
-
-    for (int64_t n = 0; n < batch; ++n) {
-        const REAL *input_row = input + n * input_batch;
-        const REAL *direction_input_row = direction_input + n * direction_input_batch;
-        REAL *hvp_input_row = hvp_input + n * hvp_input_batch;
-        REAL *hvp_target_row = hvp_target + n * hvp_target_batch;
-        REAL largest = -INFINITY;
-        FOR_TILES(first, end, classes) {
-            REAL largest_tile[TILE];
-            INDEPENDENT
-            for (int64_t c = first; c < end; ++c) {
-                const REAL student = input_row[c * input_classes] / temperature;
-                largest_tile[c - first] = student;
-            }
-            largest = larger_tile(largest, largest_tile, end - first);
-        }
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
-        accumulator sum_product_sum = {0};
-        FOR_TILES(first, end, classes) {
-            REAL others_tile[TILE], ties_tile[TILE], sum_product_tile[TILE];
-            INDEPENDENT
-            for (int64_t c = first; c < end; ++c) {
-                const REAL student_2 = input_row[c * input_classes] / temperature;
-                const int is_largest = student_2 == largest;
-                const REAL relative = exp_difference(student_2, largest);
-                if (hvp_input_wanted) hvp_input_row[c * hvp_input_classes] = relative;
-                others_tile[c - first] = is_largest ? 0 : relative;
-                ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
-                sum_product_tile[c - first] = relative * direction_input_row[c * direction_input_classes];
-            }
-            accumulate_tile(&others_sum, others_tile, end - first);
-            accumulate_tile(&ties_sum, ties_tile, end - first);
-            accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
-        }
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
-        const REAL sum_product = value_of(&sum_product_sum);
+        const REAL sum_product_2 = value_of(&sum_product_2_sum);
+        const REAL sum_product_3 = value_of(&sum_product_3_sum);
         const REAL sum_exp = others + ties;
         const REAL mean_under_softmax = sum_product / sum_exp;
-        accumulator sum_product_2_sum = {0};
+        const REAL sum_exp_2 = others_2 + ties_2;
+        const REAL mean_under_softmax_2 = sum_product_2 / sum_exp_2;
+        const REAL mean_under_softmax_3 = sum_product_3 / sum_exp;
+        const REAL ratio = mean_under_softmax / temperature;
+        const REAL ratio_2 = ratio / sum_exp;
+        REAL max_abs = -INFINITY;
+        accumulator sum_product_4_sum = {0};
+        accumulator sum_product_5_sum = {0};
+        accumulator sum_product_6_sum = {0};
+        accumulator sum_shifted_sum = {0};
         FOR_TILES(first, end, classes) {
-            REAL sum_product_2_tile[TILE];
+            REAL max_abs_tile[TILE], sum_product_4_tile[TILE], sum_product_5_tile[TILE], sum_product_6_tile[TILE], sum_shifted_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
-                const REAL from_mean = direction_input_row[c * direction_input_classes] - mean_under_softmax;
+                const REAL from_mean = direction_target_row[c * direction_target_classes] - mean_under_softmax;
+                const REAL teacher_3 = target_row[c * target_classes] / temperature;
+                const REAL relative_3 = exp_difference(teacher_3, largest);
+                const REAL from_mean_2 = direction_input_row[c * direction_input_classes] - mean_under_softmax_2;
                 const REAL student_3 = input_row[c * input_classes] / temperature;
-                const REAL relative_2 = exp_difference(student_3, largest);
-                sum_product_2_tile[c - first] = from_mean * relative_2;
+                const REAL relative_4 = exp_difference(student_3, largest_2);
+                const REAL difference = input_row[c * input_classes] - target_row[c * target_classes];
+                const REAL from_mean_3 = difference - mean_under_softmax_3;
+                const REAL p = relative_3 / sum_exp;
+                max_abs_tile[c - first] = fabs(from_mean / sum_exp * relative_3);
+                sum_product_4_tile[c - first] = from_mean * relative_3;
+                sum_product_5_tile[c - first] = from_mean_2 * relative_4;
+                sum_product_6_tile[c - first] = from_mean_3 * relative_3;
+                sum_shifted_tile[c - first] = (difference / temperature * p - p) * direction_target_row[c * direction_target_classes] - ratio_2 * difference * relative_3 + p * direction_input_row[c * direction_input_classes];
             }
-            accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
+            max_abs = larger_tile(max_abs, max_abs_tile, end - first);
+            accumulate_tile(&sum_product_4_sum, sum_product_4_tile, end - first);
+            accumulate_tile(&sum_product_5_sum, sum_product_5_tile, end - first);
+            accumulate_tile(&sum_product_6_sum, sum_product_6_tile, end - first);
+            accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
         }
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL ratio = scale[n * scale_batch] / sum_exp;
-        const REAL ratio_2 = sum_product_2 / sum_exp;
+        const REAL sum_product_4 = value_of(&sum_product_4_sum);
+        const REAL sum_product_5 = value_of(&sum_product_5_sum);
+        const REAL sum_product_6 = value_of(&sum_product_6_sum);
+        const REAL sum_shifted = value_of(&sum_shifted_sum);
+        accumulator sum_choice_sum = {0};
+        accumulator sum_choice_2_sum = {0};
+        FOR_TILES(first, end, classes) {
+            REAL sum_choice_tile[TILE], sum_choice_2_tile[TILE];
+            INDEPENDENT
+            for (int64_t c = first; c < end; ++c) {
+                const REAL from_mean_4 = direction_target_row[c * direction_target_classes] - mean_under_softmax;
+                const REAL teacher_4 = target_row[c * target_classes] / temperature;
+                const REAL relative_5 = exp_difference(teacher_4, largest);
+                const REAL product_2 = from_mean_4 / sum_exp * relative_5;
+                const int equal = fabs(product_2) == max_abs;
+                sum_choice_tile[c - first] = equal ? product_2 : 0;
+                sum_choice_2_tile[c - first] = equal ? 0 : from_mean_4 * relative_5;
+            }
+            accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
+            accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
+        }
+        const REAL sum_choice = value_of(&sum_choice_sum);
+        const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
+        const REAL ratio_3 = sum_choice_2 / sum_exp;
+        const REAL ratio_4 = sum_product_4 / sum_exp;
+        const REAL more_ties = ties - 1;
+        const REAL shifted = more_ties + others;
+        const REAL ratio_5 = scale[n * scale_batch] / sum_exp_2;
+        const REAL ratio_6 = sum_product_5 / sum_exp_2;
+        const REAL product_3 = product * scale[n * scale_batch];
+        const REAL ratio_7 = sum_product_6 / sum_exp;
+        const REAL ratio_8 = scale[n * scale_batch] / sum_exp;
+        const REAL product_4 = ratio * ratio_8;
         INDEPENDENT
         for (int64_t c = 0; c < classes; ++c) {
-            const REAL from_mean_2 = direction_input_row[c * direction_input_classes] - mean_under_softmax;
+            const REAL from_mean_5 = direction_target_row[c * direction_target_classes] - mean_under_softmax;
+            const REAL ratio_9 = from_mean_5 / sum_exp;
+            const REAL teacher_5 = target_row[c * target_classes] / temperature;
+            const REAL relative_6 = hvp_input_wanted ? hvp_input_row[c * hvp_input_classes] : exp_difference(teacher_5, largest);
+            const REAL product_5 = ratio_9 * relative_6;
+            const REAL as_large = sum_choice - product_5;
+            const int is_largest_3 = teacher_5 == largest;
+            const REAL from_mean_6 = direction_input_row[c * direction_input_classes] - mean_under_softmax_2;
             const REAL student_4 = input_row[c * input_classes] / temperature;
-            const REAL relative_3 = hvp_input_wanted ? hvp_input_row[c * hvp_input_classes] : exp_difference(student_4, largest);
-            if (hvp_input_wanted) hvp_input_row[c * hvp_input_classes] = ratio * (from_mean_2 - ratio_2) * relative_3;
-            if (hvp_target_wanted) hvp_target_row[c * hvp_target_classes] = 0;
+            const REAL relative_7 = hvp_target_wanted ? hvp_target_row[c * hvp_target_classes] : exp_difference(student_4, largest_2);
+            const REAL product_6 = ratio_5 * (from_mean_6 - ratio_6) * relative_7;
+            const REAL from_mean_7 = input_row[c * input_classes] - target_row[c * target_classes] - mean_under_softmax_3;
+            const REAL difference_2 = from_mean_7 - ratio_7;
+            const REAL ratio_10 = relative_6 / temperature;
+            if (hvp_input_wanted) hvp_input_row[c * hvp_input_classes] = all ? scale[n * scale_batch] * ((fabs(product_5) == max_abs ? as_large + ratio_3 : ratio_4 - product_5) / sum_exp * relative_6 - ratio_9 * ((is_largest_3 ? shifted : sum_exp - relative_6) / sum_exp) * relative_6) + product_6 : product_6;
+            if (hvp_target_wanted) hvp_target_row[c * hvp_target_classes] = -(product_3 * (difference_2 / temperature * ratio_10 / temperature / sum_exp - 2 * ratio_10 / temperature / sum_exp) + ratio_8 * relative_6) * direction_target_row[c * direction_target_classes] - ratio_8 * (direction_input_row[c * direction_input_classes] - sum_shifted) * relative_6 + product_4 * difference_2 * relative_6;
         }
     }
 }
@@ -548,54 +681,104 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
 {
     const int64_t classes = run->sizes[0];
     const REAL *restrict input = run->data[0]; const int64_t input_batch = run->steps[0][0], input_classes = dense ? 1 : run->steps[0][1];
-    const REAL *restrict scale = run->data[1]; const int64_t scale_batch = run->steps[1][0];
-    REAL *restrict hessian_input = run->data[2]; const int64_t hessian_input_batch = run->steps[2][0], hessian_input_classes = dense ? 1 : run->steps[2][1]; const int hessian_input_wanted = WANTS(2);
-    REAL *restrict hessian_target = run->data[3]; const int64_t hessian_target_batch = run->steps[3][0], hessian_target_classes = dense ? 1 : run->steps[3][1]; const int hessian_target_wanted = WANTS(3);
+    const REAL *restrict target = run->data[1]; const int64_t target_batch = run->steps[1][0], target_classes = dense && WANTS(1) ? 1 : run->steps[1][1];
+    const REAL *restrict scale = run->data[2]; const int64_t scale_batch = run->steps[2][0];
+    REAL *restrict hessian_input = run->data[3]; const int64_t hessian_input_batch = run->steps[3][0], hessian_input_classes = dense ? 1 : run->steps[3][1]; const int hessian_input_wanted = WANTS(3);
+    REAL *restrict hessian_target = run->data[4]; const int64_t hessian_target_batch = run->steps[4][0], hessian_target_classes = dense ? 1 : run->steps[4][1]; const int hessian_target_wanted = WANTS(4);
     const REAL temperature = (REAL)run->params[0];
 
     for (int64_t n = 0; n < batch; ++n) {
         const REAL *input_row = input + n * input_batch;
+        const REAL *target_row = target + n * target_batch;
         REAL *hessian_input_row = hessian_input + n * hessian_input_batch;
         REAL *hessian_target_row = hessian_target + n * hessian_target_batch;
         REAL largest = -INFINITY;
+        REAL largest_2 = -INFINITY;
         FOR_TILES(first, end, classes) {
-            REAL largest_tile[TILE];
+            REAL largest_tile[TILE], largest_2_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const REAL student = input_row[c * input_classes] / temperature;
+                const REAL teacher = target_row[c * target_classes] / temperature;
                 largest_tile[c - first] = student;
+                largest_2_tile[c - first] = teacher;
             }
             largest = larger_tile(largest, largest_tile, end - first);
+            largest_2 = larger_tile(largest_2, largest_2_tile, end - first);
         }
         accumulator others_sum = {0};
         accumulator ties_sum = {0};
+        accumulator others_2_sum = {0};
+        accumulator ties_2_sum = {0};
+        accumulator sum_product_sum = {0};
         FOR_TILES(first, end, classes) {
-            REAL others_tile[TILE], ties_tile[TILE];
+            REAL others_tile[TILE], ties_tile[TILE], others_2_tile[TILE], ties_2_tile[TILE], sum_product_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const REAL student_2 = input_row[c * input_classes] / temperature;
                 const int is_largest = student_2 == largest;
                 const REAL relative = exp_difference(student_2, largest);
                 if (hessian_input_wanted) hessian_input_row[c * hessian_input_classes] = relative;
+                const REAL teacher_2 = target_row[c * target_classes] / temperature;
+                const int is_largest_2 = teacher_2 == largest_2;
+                const REAL relative_2 = exp_difference(teacher_2, largest_2);
+                if (hessian_target_wanted) hessian_target_row[c * hessian_target_classes] = relative_2;
                 others_tile[c - first] = is_largest ? 0 : relative;
                 ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
+                others_2_tile[c - first] = is_largest_2 ? 0 : relative_2;
+                ties_2_tile[c - first] = (REAL)(is_largest_2 ? 1 : 0);
+                sum_product_tile[c - first] = (input_row[c * input_classes] - target_row[c * target_classes]) * relative_2;
             }
             accumulate_tile(&others_sum, others_tile, end - first);
             accumulate_tile(&ties_sum, ties_tile, end - first);
+            accumulate_tile(&others_2_sum, others_2_tile, end - first);
+            accumulate_tile(&ties_2_sum, ties_2_tile, end - first);
+            accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
         }
         const REAL others = value_of(&others_sum);
         const REAL ties = value_of(&ties_sum);
-        const REAL sum_exp = others + ties;
-        const REAL ratio = scale[n * scale_batch] / sum_exp / sum_exp;
+        const REAL others_2 = value_of(&others_2_sum);
+        const REAL ties_2 = value_of(&ties_2_sum);
+        const REAL sum_product = value_of(&sum_product_sum);
+        const REAL sum_exp = others_2 + ties_2;
+        const REAL mean_under_softmax = sum_product / sum_exp;
+        accumulator sum_product_2_sum = {0};
+        if (hessian_target_wanted) FOR_TILES(first, end, classes) {
+            REAL sum_product_2_tile[TILE];
+            INDEPENDENT
+            for (int64_t c = first; c < end; ++c) {
+                const REAL from_mean = input_row[c * input_classes] - target_row[c * target_classes] - mean_under_softmax;
+                const REAL teacher_3 = target_row[c * target_classes] / temperature;
+                const REAL relative_3 = exp_difference(teacher_3, largest_2);
+                sum_product_2_tile[c - first] = from_mean * relative_3;
+            }
+            accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
+        }
+        const REAL sum_product_2 = value_of(&sum_product_2_sum);
+        const REAL sum_exp_2 = others + ties;
+        const REAL ratio = scale[n * scale_batch] / sum_exp_2 / sum_exp_2;
         const REAL more_ties = ties - 1;
         const REAL shifted = more_ties + others;
+        const REAL ratio_2 = scale[n * scale_batch] / sum_exp;
+        const REAL ratio_3 = ratio_2 / sum_exp;
+        const REAL more_ties_2 = ties_2 - 1;
+        const REAL shifted_2 = more_ties_2 + others_2;
+        const REAL ratio_4 = scale[n * scale_batch] / temperature / sum_exp;
+        const REAL ratio_5 = sum_product_2 / sum_exp;
+        const REAL ratio_6 = sum_product_2 / temperature * ratio_2 / sum_exp / sum_exp;
+        const REAL ratio_7 = ratio_4 / sum_exp;
         INDEPENDENT
         for (int64_t c = 0; c < classes; ++c) {
             const REAL student_3 = input_row[c * input_classes] / temperature;
-            const int is_largest_2 = student_3 == largest;
-            const REAL relative_2 = hessian_input_wanted ? hessian_input_row[c * hessian_input_classes] : exp_difference(student_3, largest);
-            if (hessian_input_wanted) hessian_input_row[c * hessian_input_classes] = ratio * (is_largest_2 ? shifted : sum_exp - relative_2) * relative_2;
-            if (hessian_target_wanted) hessian_target_row[c * hessian_target_classes] = 0;
+            const int is_largest_3 = student_3 == largest;
+            const REAL relative_4 = hessian_input_wanted ? hessian_input_row[c * hessian_input_classes] : exp_difference(student_3, largest);
+            const REAL teacher_4 = target_row[c * target_classes] / temperature;
+            const int is_largest_4 = teacher_4 == largest_2;
+            const REAL relative_5 = hessian_target_wanted ? hessian_target_row[c * hessian_target_classes] : exp_difference(teacher_4, largest_2);
+            const REAL from_mean_2 = input_row[c * input_classes] - target_row[c * target_classes] - mean_under_softmax;
+            const REAL difference = from_mean_2 - ratio_5;
+            if (hessian_input_wanted) hessian_input_row[c * hessian_input_classes] = ratio * (is_largest_3 ? shifted : sum_exp_2 - relative_4) * relative_4;
+            if (hessian_target_wanted) hessian_target_row[c * hessian_target_classes] = ratio_3 * (is_largest_4 ? shifted_2 : sum_exp - relative_5) * relative_5 - ratio_4 * difference * relative_5 - ratio_6 * relative_5 * relative_5 + ratio_7 * difference * relative_5 * relative_5 + ratio_7 * from_mean_2 * relative_5 * relative_5;
         }
     }
 }

@@ -11,7 +11,7 @@
 
 namespace {
 
-/* The loss, the totals, and the gradients times scale. 181 operations. */
+/* The loss, the totals, and the gradients times scale. 192 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all(const __grid_constant__ launch<7> run)
 {
@@ -48,10 +48,12 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all(const __grid_co
         real across_pivot_2_here = -INFINITY;
         accumulator<real> others_2_sum;
         accumulator<real> ties_2_sum;
+        accumulator<real> sum_product_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
             const real teacher_2 = target(c) / temperature;
             const bool is_largest = teacher_2 == largest;
-            const real across = (input(c) - target(c)) / temperature;
+            const real difference = input(c) - target(c);
+            const real across = difference / temperature;
             const real student_2 = input(c) / temperature;
             const real relative = exp_difference<real>(teacher_2, largest);
             const real across_2 = student_2 - teacher_2;
@@ -64,6 +66,7 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all(const __grid_co
             across_pivot_2_here = larger<real>(across_pivot_2_here, is_largest ? across_2 : -INFINITY);
             others_2_sum.add(is_largest_2 ? 0 : relative_2);
             ties_2_sum.add((real)(is_largest_2 ? 1 : 0));
+            sum_product_sum.add(difference * relative);
         }
         const real across_pivot = team.largest(across_pivot_here);
         const real max_choice = team.largest(max_choice_here);
@@ -72,14 +75,18 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all(const __grid_co
         const real across_pivot_2 = team.largest(across_pivot_2_here);
         const real others_2 = team.total(others_2_sum);
         const real ties_2 = team.total(ties_2_sum);
+        const real sum_product = team.total(sum_product_sum);
         const real abs_across_pivot = fabs(across_pivot);
         const real abs_across_pivot_2 = fabs(across_pivot_2);
         const real sum_exp = others + ties;
-        accumulator<real> sum_product_sum;
+        const real mean_under_softmax = sum_product / sum_exp;
         accumulator<real> sum_product_2_sum;
+        accumulator<real> sum_product_3_sum;
         accumulator<real> mass_ahead_sum;
+        accumulator<real> sum_product_4_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
-            const real across_3 = (input(c) - target(c)) / temperature;
+            const real difference_2 = input(c) - target(c);
+            const real across_3 = difference_2 / temperature;
             const real student_3 = input(c) / temperature;
             const real along = student_3 - max_choice;
             const real teacher_3 = target(c) / temperature;
@@ -90,22 +97,28 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all(const __grid_co
             const real across_4 = student_3 - teacher_3;
             const real ahead_2 = fabs(across_4) + abs_across_pivot_2 < shifted ? across_4 - across_pivot_2 : along - below;
             const real p = relative_3 / sum_exp;
-            sum_product_sum.add(ahead * relative_3);
-            sum_product_2_sum.add(ahead_2 * relative_3);
+            const real from_mean = difference_2 - mean_under_softmax;
+            sum_product_2_sum.add(ahead * relative_3);
+            sum_product_3_sum.add(ahead_2 * relative_3);
             mass_ahead_sum.add(ahead < 1 ? p * expm1(ahead) : exp(along) / sum_exp - p);
+            sum_product_4_sum.add(from_mean * relative_3);
         }
-        const real sum_product = team.total(sum_product_sum);
         const real sum_product_2 = team.total(sum_product_2_sum);
+        const real sum_product_3 = team.total(sum_product_3_sum);
         const real mass_ahead = team.total(mass_ahead_sum);
+        const real sum_product_4 = team.total(sum_product_4_sum);
         const real product_2 = temperature * scale;
         const real log1p_mass_ahead = log1p(mass_ahead);
         const real sum_exp_2 = others_2 + ties_2;
-        const real mean_ahead = sum_product / sum_exp;
-        const real mean_ahead_2 = sum_product_2 / sum_exp;
+        const real ratio = scale / sum_exp;
+        const real ratio_2 = sum_product_4 / sum_exp;
+        const real mean_ahead = sum_product_2 / sum_exp;
+        const real mean_ahead_2 = sum_product_3 / sum_exp;
         accumulator<real> bend_sum;
-        accumulator<real> sum_product_3_sum;
+        accumulator<real> sum_product_5_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
-            const real across_5 = (input(c) - target(c)) / temperature;
+            const real difference_3 = input(c) - target(c);
+            const real across_5 = difference_3 / temperature;
             const real student_4 = input(c) / temperature;
             const real along_2 = student_4 - max_choice;
             const real teacher_4 = target(c) / temperature;
@@ -116,19 +129,20 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all(const __grid_co
             const real p_2 = relative_4 / sum_exp;
             const real relative_5 = exp_difference<real>(student_4, largest_2);
             const real share = relative_5 / sum_exp_2;
-            const real from_mean = ahead_3 - mean_ahead;
+            const real from_mean_2 = difference_3 - mean_under_softmax;
+            const real from_mean_3 = ahead_3 - mean_ahead;
             grad_input.put(product_2 * (fabs(log_ratio) < 1 ? p_2 * expm1(log_ratio) : share - p_2), c);
-            grad_target.put(0, c);
-            bend_sum.add(from_mean < 1 ? p_2 * expm1mx<real>(from_mean) : exp(along_2 - mean_ahead_2) / sum_exp - (from_mean + 1) / sum_exp * relative_4);
-            sum_product_3_sum.add(from_mean * relative_4);
+            grad_target.put(-ratio * (from_mean_2 - ratio_2) * relative_4, c);
+            bend_sum.add(from_mean_3 < 1 ? p_2 * expm1mx<real>(from_mean_3) : exp(along_2 - mean_ahead_2) / sum_exp - (from_mean_3 + 1) / sum_exp * relative_4);
+            sum_product_5_sum.add(from_mean_3 * relative_4);
         }
         const real bend = team.total(bend_sum);
-        const real sum_product_3 = team.total(sum_product_3_sum);
-        const real ratio = sum_product_3 / sum_exp;
-        const real shifted_2 = bend + ratio;
+        const real sum_product_5 = team.total(sum_product_5_sum);
+        const real ratio_3 = sum_product_5 / sum_exp;
+        const real shifted_2 = bend + ratio_3;
         const real shifted_3 = shifted_2 + 2;
-        const real ratio_2 = shifted_2 / shifted_3;
-        const real log1pmx = fabs(shifted_2) < (real)2 / 5 ? ratio_2 * (ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((2 * (shifted_2 / 27) * ratio_2 / shifted_3 + (real)2 / 25) / shifted_3) * shifted_2 + (real)2 / 23) / shifted_3) * shifted_2 + (real)2 / 21) / shifted_3) * shifted_2 + (real)2 / 19) / shifted_3) * shifted_2 + (real)2 / 17) / shifted_3) * shifted_2 + (real)2 / 15) / shifted_3) * shifted_2 + (real)2 / 13) / shifted_3) * shifted_2 + (real)2 / 11) / shifted_3) * shifted_2 + (real)2 / 9) / shifted_3) * shifted_2 + (real)2 / 7) / shifted_3) * shifted_2 + (real)2 / 5) / shifted_3) * shifted_2 + (real)2 / 3) / shifted_3) * shifted_2 - bend - ratio) : log1p(shifted_2) - bend - ratio;
+        const real ratio_4 = shifted_2 / shifted_3;
+        const real log1pmx = fabs(shifted_2) < (real)2 / 5 ? ratio_4 * (ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((2 * (shifted_2 / 27) * ratio_4 / shifted_3 + (real)2 / 25) / shifted_3) * shifted_2 + (real)2 / 23) / shifted_3) * shifted_2 + (real)2 / 21) / shifted_3) * shifted_2 + (real)2 / 19) / shifted_3) * shifted_2 + (real)2 / 17) / shifted_3) * shifted_2 + (real)2 / 15) / shifted_3) * shifted_2 + (real)2 / 13) / shifted_3) * shifted_2 + (real)2 / 11) / shifted_3) * shifted_2 + (real)2 / 9) / shifted_3) * shifted_2 + (real)2 / 7) / shifted_3) * shifted_2 + (real)2 / 5) / shifted_3) * shifted_2 + (real)2 / 3) / shifted_3) * shifted_2 - bend - ratio_3) : log1p(shifted_2) - bend - ratio_3;
         const real log_mass = log1p(others_2 + (ties_2 - 1));
         const real above_pivot = largest_2 - max_choice + log_mass;
         const real log_mass_2 = log1p(others + (ties - 1));
@@ -291,9 +305,9 @@ __global__ void __launch_bounds__(THREADS, 1) hvp(const __grid_constant__ launch
     }
 }
 
-/* The derivative along the directions. 72 operations. */
+/* The derivative along the directions. 44 operations. */
 template <class Storage>
-__global__ void __launch_bounds__(THREADS, 1) jvp_all(const __grid_constant__ launch<5> run)
+__global__ void __launch_bounds__(THREADS, 1) jvp_all(const __grid_constant__ launch<6> run)
 {
     using real = arithmetic<Storage>;
     const int64_t classes = run.about.sizes[0];
@@ -301,12 +315,89 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all(const __grid_constant__ la
     team_of_threads team(run.about.team);
 
     accumulator<real> total_rate_sum;
+    const real product = temperature * temperature;
     for (int64_t n = team.first; n < run.about.samples; n += team.count) {
-        const sample_place<5> here(run, n);
+        const sample_place<6> here(run, n);
         const input_row<Storage> input(run, 0, here.of[0]);
         const input_row<Storage> target(run, 1, here.of[1]);
         const optional_row<Storage> direction_input(run, 2, here.of[2], (real)0.0);
-        const output_row<Storage> rate(run, 3, here.of[3]);
+        const optional_row<Storage> direction_target(run, 3, here.of[3], (real)0.0);
+        const output_row<Storage> rate(run, 4, here.of[4]);
+
+        real largest_here = -INFINITY;
+        real largest_2_here = -INFINITY;
+        for (int64_t c = team.lane; c < classes; c += team.size) {
+            const real student = input(c) / temperature;
+            const real teacher = target(c) / temperature;
+            largest_here = larger<real>(largest_here, student);
+            largest_2_here = larger<real>(largest_2_here, teacher);
+        }
+        const real largest = team.largest(largest_here);
+        const real largest_2 = team.largest(largest_2_here);
+        accumulator<real> others_sum;
+        accumulator<real> ties_sum;
+        accumulator<real> sum_product_sum;
+        for (int64_t c = team.lane; c < classes; c += team.size) {
+            const real teacher_2 = target(c) / temperature;
+            const bool is_largest = teacher_2 == largest_2;
+            const real relative = exp_difference<real>(teacher_2, largest_2);
+            others_sum.add(is_largest ? 0 : relative);
+            ties_sum.add((real)(is_largest ? 1 : 0));
+            sum_product_sum.add(relative * direction_target(c));
+        }
+        const real others = team.total(others_sum);
+        const real ties = team.total(ties_sum);
+        const real sum_product = team.total(sum_product_sum);
+        const real sum_exp = others + ties;
+        const real ratio = sum_product / temperature / temperature / sum_exp / sum_exp;
+        accumulator<real> sum_product_2_sum;
+        accumulator<real> others_2_sum;
+        accumulator<real> ties_2_sum;
+        accumulator<real> sum_shifted_sum;
+        for (int64_t c = team.lane; c < classes; c += team.size) {
+            const real student_2 = input(c) / temperature;
+            const real relative_2 = exp_difference<real>(student_2, largest);
+            const bool is_largest_2 = student_2 == largest;
+            const real difference = input(c) - target(c);
+            const real teacher_3 = target(c) / temperature;
+            const real relative_3 = exp_difference<real>(teacher_3, largest_2);
+            const real ratio_2 = relative_3 / temperature;
+            sum_product_2_sum.add(relative_2 * direction_input(c));
+            others_2_sum.add(is_largest_2 ? 0 : relative_2);
+            ties_2_sum.add((real)(is_largest_2 ? 1 : 0));
+            sum_shifted_sum.add((difference / temperature * ratio_2 / sum_exp - ratio_2 / sum_exp) * direction_target(c) - ratio * difference * relative_3 + ratio_2 * (direction_input(c) / sum_exp));
+        }
+        const real sum_product_2 = team.total(sum_product_2_sum);
+        const real others_2 = team.total(others_2_sum);
+        const real ties_2 = team.total(ties_2_sum);
+        const real sum_shifted = team.total(sum_shifted_sum);
+        const real sum_exp_2 = others_2 + ties_2;
+        const real difference_2 = temperature * (sum_product_2 / sum_exp_2) - product * sum_shifted - temperature * (sum_product / sum_exp);
+        if (team.leads) rate.put(difference_2);
+        if (team.leads) total_rate_sum.add(difference_2);
+    }
+    close_total(run, 5, 0, total_rate_sum);
+}
+
+/* The hessian times the directions, times scale. 120 operations. */
+template <class Storage>
+__global__ void __launch_bounds__(THREADS, 1) hvp_all(const __grid_constant__ launch<7> run)
+{
+    using real = arithmetic<Storage>;
+    const int64_t classes = run.about.sizes[0];
+    const real temperature = (real)run.about.params[0];
+    team_of_threads team(run.about.team);
+
+    const real product = temperature * temperature;
+    for (int64_t n = team.first; n < run.about.samples; n += team.count) {
+        const sample_place<7> here(run, n);
+        const input_row<Storage> input(run, 0, here.of[0]);
+        const input_row<Storage> target(run, 1, here.of[1]);
+        const real scale = number_at<Storage>(run, 2, here.of[2], (real)1, run.about.wide_scale);
+        const optional_row<Storage> direction_input(run, 3, here.of[3], (real)0.0);
+        const optional_row<Storage> direction_target(run, 4, here.of[4], (real)0.0);
+        const output_row<Storage> hvp_input(run, 5, here.of[5]);
+        const output_row<Storage> hvp_target(run, 6, here.of[6]);
 
         real largest_here = -INFINITY;
         real largest_2_here = -INFINITY;
@@ -318,128 +409,107 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all(const __grid_constant__ la
         }
         const real largest = team.largest(largest_here);
         const real largest_2 = team.largest(largest_2_here);
-        real across_pivot_here = -INFINITY;
-        real max_choice_here = -INFINITY;
+        accumulator<real> sum_product_sum;
         accumulator<real> others_sum;
         accumulator<real> ties_sum;
         accumulator<real> others_2_sum;
         accumulator<real> ties_2_sum;
+        accumulator<real> sum_product_2_sum;
+        accumulator<real> sum_product_3_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
             const real teacher_2 = target(c) / temperature;
-            const bool is_largest = teacher_2 == largest;
-            const real across = (input(c) - target(c)) / temperature;
-            const real student_2 = input(c) / temperature;
             const real relative = exp_difference<real>(teacher_2, largest);
+            const bool is_largest = teacher_2 == largest;
+            const real student_2 = input(c) / temperature;
             const bool is_largest_2 = student_2 == largest_2;
             const real relative_2 = exp_difference<real>(student_2, largest_2);
-            across_pivot_here = larger<real>(across_pivot_here, is_largest ? across : -INFINITY);
-            max_choice_here = larger<real>(max_choice_here, is_largest ? student_2 : -INFINITY);
+            sum_product_sum.add(relative * direction_target(c));
             others_sum.add(is_largest ? 0 : relative);
             ties_sum.add((real)(is_largest ? 1 : 0));
             others_2_sum.add(is_largest_2 ? 0 : relative_2);
             ties_2_sum.add((real)(is_largest_2 ? 1 : 0));
+            sum_product_2_sum.add(relative_2 * direction_input(c));
+            sum_product_3_sum.add((input(c) - target(c)) * relative);
         }
-        const real across_pivot = team.largest(across_pivot_here);
-        const real max_choice = team.largest(max_choice_here);
+        const real sum_product = team.total(sum_product_sum);
         const real others = team.total(others_sum);
         const real ties = team.total(ties_sum);
         const real others_2 = team.total(others_2_sum);
         const real ties_2 = team.total(ties_2_sum);
-        const real abs_across_pivot = fabs(across_pivot);
-        const real sum_exp = others + ties;
-        accumulator<real> mass_ahead_sum;
-        for (int64_t c = team.lane; c < classes; c += team.size) {
-            const real across_2 = (input(c) - target(c)) / temperature;
-            const real student_3 = input(c) / temperature;
-            const real along = student_3 - max_choice;
-            const real teacher_3 = target(c) / temperature;
-            const real below = teacher_3 - largest;
-            const real ahead = fabs(across_2) + abs_across_pivot < fabs(along) + fabs(below) ? across_2 - across_pivot : along - below;
-            const real relative_3 = exp_difference<real>(teacher_3, largest);
-            const real ratio = relative_3 / sum_exp;
-            mass_ahead_sum.add(ahead < 1 ? ratio * expm1(ahead) : exp(along) / sum_exp - ratio);
-        }
-        const real mass_ahead = team.total(mass_ahead_sum);
-        const real log1p_mass_ahead = log1p(mass_ahead);
-        const real sum_exp_2 = others_2 + ties_2;
-        accumulator<real> sum_product_sum;
-        for (int64_t c = team.lane; c < classes; c += team.size) {
-            const real across_3 = (input(c) - target(c)) / temperature;
-            const real student_4 = input(c) / temperature;
-            const real along_2 = student_4 - max_choice;
-            const real teacher_4 = target(c) / temperature;
-            const real below_2 = teacher_4 - largest;
-            const real ahead_2 = fabs(across_3) + abs_across_pivot < fabs(along_2) + fabs(below_2) ? across_3 - across_pivot : along_2 - below_2;
-            const real log_ratio = ahead_2 - log1p_mass_ahead;
-            const real relative_4 = exp_difference<real>(teacher_4, largest);
-            const real ratio_2 = relative_4 / sum_exp;
-            const real relative_5 = exp_difference<real>(student_4, largest_2);
-            const real share = relative_5 / sum_exp_2;
-            sum_product_sum.add((fabs(log_ratio) < 1 ? ratio_2 * expm1(log_ratio) : share - ratio_2) * direction_input(c));
-        }
-        const real sum_product = team.total(sum_product_sum);
-        const real product = temperature * sum_product;
-        if (team.leads) rate.put(product);
-        if (team.leads) total_rate_sum.add(product);
-    }
-    close_total(run, 4, 0, total_rate_sum);
-}
-
-/* The hessian times the directions, times scale. 21 operations. */
-template <class Storage>
-__global__ void __launch_bounds__(THREADS, 1) hvp_all(const __grid_constant__ launch<5> run)
-{
-    using real = arithmetic<Storage>;
-    const int64_t classes = run.about.sizes[0];
-    const real temperature = (real)run.about.params[0];
-    team_of_threads team(run.about.team);
-
-    for (int64_t n = team.first; n < run.about.samples; n += team.count) {
-        const sample_place<5> here(run, n);
-        const input_row<Storage> input(run, 0, here.of[0]);
-        const real scale = number_at<Storage>(run, 1, here.of[1], (real)1, run.about.wide_scale);
-        const optional_row<Storage> direction_input(run, 2, here.of[2], (real)0.0);
-        const output_row<Storage> hvp_input(run, 3, here.of[3]);
-        const output_row<Storage> hvp_target(run, 4, here.of[4]);
-
-        real largest_here = -INFINITY;
-        for (int64_t c = team.lane; c < classes; c += team.size) {
-            const real student = input(c) / temperature;
-            largest_here = larger<real>(largest_here, student);
-        }
-        const real largest = team.largest(largest_here);
-        accumulator<real> others_sum;
-        accumulator<real> ties_sum;
-        accumulator<real> sum_product_sum;
-        for (int64_t c = team.lane; c < classes; c += team.size) {
-            const real student_2 = input(c) / temperature;
-            const bool is_largest = student_2 == largest;
-            const real relative = exp_difference<real>(student_2, largest);
-            others_sum.add(is_largest ? 0 : relative);
-            ties_sum.add((real)(is_largest ? 1 : 0));
-            sum_product_sum.add(relative * direction_input(c));
-        }
-        const real others = team.total(others_sum);
-        const real ties = team.total(ties_sum);
-        const real sum_product = team.total(sum_product_sum);
+        const real sum_product_2 = team.total(sum_product_2_sum);
+        const real sum_product_3 = team.total(sum_product_3_sum);
         const real sum_exp = others + ties;
         const real mean_under_softmax = sum_product / sum_exp;
-        accumulator<real> sum_product_2_sum;
+        const real sum_exp_2 = others_2 + ties_2;
+        const real mean_under_softmax_2 = sum_product_2 / sum_exp_2;
+        const real mean_under_softmax_3 = sum_product_3 / sum_exp;
+        const real ratio = mean_under_softmax / temperature;
+        const real ratio_2 = ratio / sum_exp;
+        real max_abs_here = -INFINITY;
+        accumulator<real> sum_product_4_sum;
+        accumulator<real> sum_product_5_sum;
+        accumulator<real> sum_product_6_sum;
+        accumulator<real> sum_shifted_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
-            const real from_mean = direction_input(c) - mean_under_softmax;
+            const real from_mean = direction_target(c) - mean_under_softmax;
+            const real teacher_3 = target(c) / temperature;
+            const real relative_3 = exp_difference<real>(teacher_3, largest);
+            const real from_mean_2 = direction_input(c) - mean_under_softmax_2;
             const real student_3 = input(c) / temperature;
-            const real relative_2 = exp_difference<real>(student_3, largest);
-            sum_product_2_sum.add(from_mean * relative_2);
+            const real relative_4 = exp_difference<real>(student_3, largest_2);
+            const real difference = input(c) - target(c);
+            const real from_mean_3 = difference - mean_under_softmax_3;
+            const real p = relative_3 / sum_exp;
+            max_abs_here = larger<real>(max_abs_here, fabs(from_mean / sum_exp * relative_3));
+            sum_product_4_sum.add(from_mean * relative_3);
+            sum_product_5_sum.add(from_mean_2 * relative_4);
+            sum_product_6_sum.add(from_mean_3 * relative_3);
+            sum_shifted_sum.add((difference / temperature * p - p) * direction_target(c) - ratio_2 * difference * relative_3 + p * direction_input(c));
         }
-        const real sum_product_2 = team.total(sum_product_2_sum);
-        const real ratio = scale / sum_exp;
-        const real ratio_2 = sum_product_2 / sum_exp;
+        const real max_abs = team.largest(max_abs_here);
+        const real sum_product_4 = team.total(sum_product_4_sum);
+        const real sum_product_5 = team.total(sum_product_5_sum);
+        const real sum_product_6 = team.total(sum_product_6_sum);
+        const real sum_shifted = team.total(sum_shifted_sum);
+        accumulator<real> sum_choice_sum;
+        accumulator<real> sum_choice_2_sum;
+        for (int64_t c = team.lane; c < classes; c += team.size) {
+            const real from_mean_4 = direction_target(c) - mean_under_softmax;
+            const real teacher_4 = target(c) / temperature;
+            const real relative_5 = exp_difference<real>(teacher_4, largest);
+            const real product_2 = from_mean_4 / sum_exp * relative_5;
+            const bool equal = fabs(product_2) == max_abs;
+            sum_choice_sum.add(equal ? product_2 : 0);
+            sum_choice_2_sum.add(equal ? 0 : from_mean_4 * relative_5);
+        }
+        const real sum_choice = team.total(sum_choice_sum);
+        const real sum_choice_2 = team.total(sum_choice_2_sum);
+        const real ratio_3 = sum_choice_2 / sum_exp;
+        const real ratio_4 = sum_product_4 / sum_exp;
+        const real more_ties = ties - 1;
+        const real shifted = more_ties + others;
+        const real ratio_5 = scale / sum_exp_2;
+        const real ratio_6 = sum_product_5 / sum_exp_2;
+        const real product_3 = product * scale;
+        const real ratio_7 = sum_product_6 / sum_exp;
+        const real ratio_8 = scale / sum_exp;
+        const real product_4 = ratio * ratio_8;
         if (hvp_input.wanted || hvp_target.wanted) for (int64_t c = team.lane; c < classes; c += team.size) {
-            const real from_mean_2 = direction_input(c) - mean_under_softmax;
+            const real from_mean_5 = direction_target(c) - mean_under_softmax;
+            const real ratio_9 = from_mean_5 / sum_exp;
+            const real teacher_5 = target(c) / temperature;
+            const real relative_6 = exp_difference<real>(teacher_5, largest);
+            const real product_5 = ratio_9 * relative_6;
+            const real as_large = sum_choice - product_5;
+            const bool is_largest_3 = teacher_5 == largest;
+            const real from_mean_6 = direction_input(c) - mean_under_softmax_2;
             const real student_4 = input(c) / temperature;
-            const real relative_3 = exp_difference<real>(student_4, largest);
-            hvp_input.put(ratio * (from_mean_2 - ratio_2) * relative_3, c);
-            hvp_target.put(0, c);
+            const real relative_7 = exp_difference<real>(student_4, largest_2);
+            const real from_mean_7 = input(c) - target(c) - mean_under_softmax_3;
+            const real difference_2 = from_mean_7 - ratio_7;
+            const real ratio_10 = relative_6 / temperature;
+            hvp_input.put(scale * ((fabs(product_5) == max_abs ? as_large + ratio_3 : ratio_4 - product_5) / sum_exp * relative_6 - ratio_9 * ((is_largest_3 ? shifted : sum_exp - relative_6) / sum_exp) * relative_6) + ratio_5 * (from_mean_6 - ratio_6) * relative_7, c);
+            hvp_target.put(-(product_3 * (difference_2 / temperature * ratio_10 / temperature / sum_exp - 2 * ratio_10 / temperature / sum_exp) + ratio_8 * relative_6) * direction_target(c) - ratio_8 * (direction_input(c) - sum_shifted) * relative_6 + product_4 * difference_2 * relative_6, c);
         }
     }
 }
@@ -457,6 +527,7 @@ const losslib_argument direction_input__classes_argument = {"direction_input", L
 const losslib_argument rate_argument = {"rate", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
 const losslib_argument total_rate_argument = {"total_rate", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
 const losslib_argument hvp_input__classes_argument = {"hvp_input", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument direction_target__classes_argument = {"direction_target", LOSSLIB_DIRECTION, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
 const losslib_argument hvp_target__classes_argument = {"hvp_target", LOSSLIB_OUTPUT, 0, 1, 1, {"classes"}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
 const losslib_param temperature_param = {"temperature", 0.0, INFINITY, 1, NULL};
 
@@ -481,12 +552,12 @@ const losslib_signature hvp_signature = {
     { &input__classes_argument, &scale_argument, &direction_input__classes_argument, &hvp_input__classes_argument },
     { &temperature_param }, { "classes" }, NULL};
 const losslib_signature jvp_all_signature = {
-    "distillation_loss.jvp_all", 5, 1, 1,
-    { &input__classes_argument, &target__classes_argument, &direction_input__classes_argument, &rate_argument, &total_rate_argument },
+    "distillation_loss.jvp_all", 6, 1, 1,
+    { &input__classes_argument, &target__classes_argument, &direction_input__classes_argument, &direction_target__classes_argument, &rate_argument, &total_rate_argument },
     { &temperature_param }, { "classes" }, NULL};
 const losslib_signature hvp_all_signature = {
-    "distillation_loss.hvp_all", 5, 1, 1,
-    { &input__classes_argument, &scale_argument, &direction_input__classes_argument, &hvp_input__classes_argument, &hvp_target__classes_argument },
+    "distillation_loss.hvp_all", 7, 1, 1,
+    { &input__classes_argument, &target__classes_argument, &scale_argument, &direction_input__classes_argument, &direction_target__classes_argument, &hvp_input__classes_argument, &hvp_target__classes_argument },
     { &temperature_param }, { "classes" }, NULL};
 
 }
@@ -497,6 +568,6 @@ extern "C" const losslib_kernel losslib_kernels_of_distillation_loss[] = {
     LOSSLIB_ROWS(jvp_signature, jvp_signature, 5, jvp, 1),
     LOSSLIB_ROWS(hvp_signature, hvp_signature, 4, hvp, 1),
     LOSSLIB_ROWS(value_and_grad_all_signature, value_and_grad_all_signature, 7, value_and_grad_all, 1),
-    LOSSLIB_ROWS(jvp_all_signature, jvp_all_signature, 5, jvp_all, 1),
-    LOSSLIB_ROWS(hvp_all_signature, hvp_all_signature, 5, hvp_all, 1),
+    LOSSLIB_ROWS(jvp_all_signature, jvp_all_signature, 6, jvp_all, 1),
+    LOSSLIB_ROWS(hvp_all_signature, hvp_all_signature, 7, hvp_all, 1),
     {NULL, NULL, 0, NULL, NULL, 0}};

@@ -41,6 +41,8 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all(const __grid_co
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
             const real input = input_pack.at[nth], target = target_pack.at[nth], scale = scale_pack.at[nth];
+            check_value<real>(input, -INFINITY, 0.0, false, "input");
+            check_value<real>(target, -INFINITY, 0.0, false, "target");
             const real apart = target - input;
             const real back = input - target;
             const real expm1_back = expm1(back);
@@ -103,6 +105,8 @@ __global__ void __launch_bounds__(THREADS, 1) jvp(const __grid_constant__ launch
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
             const real input = input_pack.at[nth], target = target_pack.at[nth], direction_input = direction_input_pack.at[nth];
+            check_value<real>(input, -INFINITY, 0.0, false, "input");
+            check_value<real>(target, -INFINITY, 0.0, false, "target");
             const real difference_3 = target - input;
             const real product = beta * expm1(difference_3);
             const real log_mixture = difference_3 < 64 ? (product < (real)-0.5 ? (equal ? difference_3 : log(beta * exp_difference<real>(target, input) - beta + 1)) : log1p(product)) : (equal_2 ? 0 : log(difference_2 * exp_difference<real>(input, target) + beta) - input + target);
@@ -141,6 +145,8 @@ __global__ void __launch_bounds__(THREADS, 1) hvp(const __grid_constant__ launch
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
             const real input = input_pack.at[nth], target = target_pack.at[nth], scale = scale_pack.at[nth], direction_input = direction_input_pack.at[nth];
+            check_value<real>(input, -INFINITY, 0.0, false, "input");
+            check_value<real>(target, -INFINITY, 0.0, false, "target");
             const real difference_3 = target - input;
             const real product_2 = beta * expm1(difference_3);
             const real log_2 = log(beta * exp_difference<real>(target, input) - beta + 1);
@@ -181,6 +187,8 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all(const __grid_constant__ la
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
             const real input = input_pack.at[nth], target = target_pack.at[nth], direction_input = direction_input_pack.at[nth], direction_target = direction_target_pack.at[nth];
+            check_value<real>(input, -INFINITY, 0.0, false, "input");
+            check_value<real>(target, -INFINITY, 0.0, false, "target");
             const real difference_3 = target - input;
             const real product = beta * expm1(difference_3);
             const real log_2 = log(beta * exp_difference<real>(target, input) - beta + 1);
@@ -226,6 +234,8 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all(const __grid_constant__ la
 #pragma unroll
         for (int nth = 0; nth < WIDTH; ++nth) {
             const real input = input_pack.at[nth], target = target_pack.at[nth], scale = scale_pack.at[nth], direction_input = direction_input_pack.at[nth], direction_target = direction_target_pack.at[nth];
+            check_value<real>(input, -INFINITY, 0.0, false, "input");
+            check_value<real>(target, -INFINITY, 0.0, false, "target");
             const real difference_3 = input - target;
             const real product_3 = difference_2 * expm1(difference_3);
             const real log_2 = log(difference_2 * exp_difference<real>(input, target) + beta);
@@ -246,8 +256,8 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all(const __grid_constant__ la
 
 /* What the driver is told. */
 
-const losslib_argument input_argument = {"input", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
-const losslib_argument target_argument = {"target", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
+const losslib_argument input_argument = {"input", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, 0.0, 0, 0, NULL};
+const losslib_argument target_argument = {"target", LOSSLIB_INPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, 0.0, 0, 0, NULL};
 const losslib_argument loss_argument = {"loss", LOSSLIB_OUTPUT, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
 const losslib_argument total_loss_argument = {"total_loss", LOSSLIB_TOTAL, 0, 0, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};
 const losslib_argument scale_argument = {"scale", LOSSLIB_SCALE, 0, 1, 0, {NULL}, NULL, NULL, -INFINITY, INFINITY, 0, 0, NULL};

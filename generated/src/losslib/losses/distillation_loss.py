@@ -39,9 +39,9 @@ SPEC = Spec(
                     "hvp": Kernel(("input", "scale", "direction_input"), ("temperature",), ("hvp_input",)),
                     "hessian_diag": Kernel(("input", "scale"), ("temperature",), ("hessian_input",)),
                     "value_and_grad_all": Kernel(("input", "target", "scale"), ("temperature",), ("loss", "total_loss", "grad_input", "grad_target")),
-                    "jvp_all": Kernel(("input", "target", "direction_input"), ("temperature",), ("rate", "total_rate")),
-                    "hvp_all": Kernel(("input", "scale", "direction_input"), ("temperature",), ("hvp_input", "hvp_target")),
-                    "hessian_diag_all": Kernel(("input", "scale"), ("temperature",), ("hessian_input", "hessian_target")),
+                    "jvp_all": Kernel(("input", "target", "direction_input", "direction_target"), ("temperature",), ("rate", "total_rate")),
+                    "hvp_all": Kernel(("input", "target", "scale", "direction_input", "direction_target"), ("temperature",), ("hvp_input", "hvp_target")),
+                    "hessian_diag_all": Kernel(("input", "target", "scale"), ("temperature",), ("hessian_input", "hessian_target")),
                 },
             },
         ),
@@ -69,8 +69,6 @@ class DistillationLossFunction(LossFunction):
     Raises:
         ShapeError: shapes that do not go together; IndexOutOfRange, DomainError: values that are not allowed;
         TypeMismatch: arrays of a wrong type; ReductionError: a reduction other than none, mean, sum.
-
-    Note: The teacher is taken as it is: the derivative by target is 0.
     """
 
     spec = SPEC

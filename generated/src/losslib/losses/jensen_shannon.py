@@ -17,8 +17,8 @@ SPEC = Spec(
     forms=(
         Form(
             inputs=(
-                Input('input'),
-                Input('target'),
+                Input('input', high=0.0),
+                Input('target', high=0.0),
             ),
             parameters=(
                 Parameter('beta', 0.5, low=0.0, high=1.0),
@@ -63,8 +63,8 @@ class JensenShannonFunction(LossFunction):
         loss = beta*exp(target)*target + (1 - beta)*exp(input)*input - (mixture)*log(mixture)
 
     Args:
-        input: [batch].
-        target: [batch].
+        input: [batch]; at most 0.
+        target: [batch]; at most 0.
         beta: a number, between 0 and 1.
         reduction: one of none, mean, sum, batchmean.
 

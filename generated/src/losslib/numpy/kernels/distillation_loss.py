@@ -226,7 +226,8 @@ def value_and_grad_all(input, target, scale, temperature):  # type: ignore[no-un
     largest = stable.max_over(teacher, 1)
     largest_2 = stable.max_over(student, 1)
     is_largest = teacher == largest
-    across = (input - target) / temperature
+    difference = input - target
+    across = difference / temperature
     relative = stable.exp_difference(teacher, largest)
     across_2 = student - teacher
     is_largest_2 = student == largest_2
@@ -238,36 +239,42 @@ def value_and_grad_all(input, target, scale, temperature):  # type: ignore[no-un
     across_pivot_2 = stable.max_over(np.where(is_largest, across_2, -np.inf), 1)
     others_2 = stable.sum_over(np.where(is_largest_2, 0, relative_2), 1)
     ties_2 = stable.sum_over(real(np.where(is_largest_2, 1, 0)), 1)
+    sum_product = stable.sum_over(difference * relative, 1)
     abs_across_pivot = np.abs(across_pivot)
     abs_across_pivot_2 = np.abs(across_pivot_2)
     sum_exp = others + ties
+    mean_under_softmax = sum_product / sum_exp
     along = student - max_choice
     below = teacher - largest
     shifted = np.abs(along) + np.abs(below)
-    difference = along - below
-    ahead = np.where(np.abs(across) + abs_across_pivot < shifted, across - across_pivot, difference)
-    ahead_2 = np.where(np.abs(across_2) + abs_across_pivot_2 < shifted, across_2 - across_pivot_2, difference)
+    difference_2 = along - below
+    ahead = np.where(np.abs(across) + abs_across_pivot < shifted, across - across_pivot, difference_2)
+    ahead_2 = np.where(np.abs(across_2) + abs_across_pivot_2 < shifted, across_2 - across_pivot_2, difference_2)
     p = relative / sum_exp
-    sum_product = stable.sum_over(ahead * relative, 1)
-    sum_product_2 = stable.sum_over(ahead_2 * relative, 1)
+    from_mean = difference - mean_under_softmax
+    sum_product_2 = stable.sum_over(ahead * relative, 1)
+    sum_product_3 = stable.sum_over(ahead_2 * relative, 1)
     mass_ahead = stable.sum_over(np.where(ahead < 1, p * np.expm1(ahead), np.exp(along) / sum_exp - p), 1)
+    sum_product_4 = stable.sum_over(from_mean * relative, 1)
     product_2 = temperature * scale
     log1p_mass_ahead = np.log1p(mass_ahead)
     sum_exp_2 = others_2 + ties_2
-    mean_ahead = sum_product / sum_exp
-    mean_ahead_2 = sum_product_2 / sum_exp
+    ratio = scale / sum_exp
+    ratio_2 = sum_product_4 / sum_exp
+    mean_ahead = sum_product_2 / sum_exp
+    mean_ahead_2 = sum_product_3 / sum_exp
     log_ratio = ahead - log1p_mass_ahead
     share = relative_2 / sum_exp_2
-    from_mean = ahead - mean_ahead
+    from_mean_2 = ahead - mean_ahead
     grad_input = stable.result(product_2 * np.where(np.abs(log_ratio) < 1, p * np.expm1(log_ratio), share - p), (batch, classes), (0, 1))
-    grad_target = stable.result(0, (batch, classes), (0, 1))
-    bend = stable.sum_over(np.where(from_mean < 1, p * stable.expm1mx(from_mean), np.exp(along - mean_ahead_2) / sum_exp - (from_mean + 1) / sum_exp * relative), 1)
-    sum_product_3 = stable.sum_over(from_mean * relative, 1)
-    ratio = sum_product_3 / sum_exp
-    shifted_2 = bend + ratio
+    grad_target = stable.result(-ratio * (from_mean - ratio_2) * relative, (batch, classes), (0, 1))
+    bend = stable.sum_over(np.where(from_mean_2 < 1, p * stable.expm1mx(from_mean_2), np.exp(along - mean_ahead_2) / sum_exp - (from_mean_2 + 1) / sum_exp * relative), 1)
+    sum_product_5 = stable.sum_over(from_mean_2 * relative, 1)
+    ratio_3 = sum_product_5 / sum_exp
+    shifted_2 = bend + ratio_3
     shifted_3 = shifted_2 + 2
-    ratio_2 = shifted_2 / shifted_3
-    log1pmx = np.where(np.abs(shifted_2) < 2 / 5, ratio_2 * (ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((2 * (shifted_2 / 27) * ratio_2 / shifted_3 + 2 / 25) / shifted_3) * shifted_2 + 2 / 23) / shifted_3) * shifted_2 + 2 / 21) / shifted_3) * shifted_2 + 2 / 19) / shifted_3) * shifted_2 + 2 / 17) / shifted_3) * shifted_2 + 2 / 15) / shifted_3) * shifted_2 + 2 / 13) / shifted_3) * shifted_2 + 2 / 11) / shifted_3) * shifted_2 + 2 / 9) / shifted_3) * shifted_2 + 2 / 7) / shifted_3) * shifted_2 + 2 / 5) / shifted_3) * shifted_2 + 2 / 3) / shifted_3) * shifted_2 - bend - ratio), np.log1p(shifted_2) - bend - ratio)
+    ratio_4 = shifted_2 / shifted_3
+    log1pmx = np.where(np.abs(shifted_2) < 2 / 5, ratio_4 * (ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((2 * (shifted_2 / 27) * ratio_4 / shifted_3 + 2 / 25) / shifted_3) * shifted_2 + 2 / 23) / shifted_3) * shifted_2 + 2 / 21) / shifted_3) * shifted_2 + 2 / 19) / shifted_3) * shifted_2 + 2 / 17) / shifted_3) * shifted_2 + 2 / 15) / shifted_3) * shifted_2 + 2 / 13) / shifted_3) * shifted_2 + 2 / 11) / shifted_3) * shifted_2 + 2 / 9) / shifted_3) * shifted_2 + 2 / 7) / shifted_3) * shifted_2 + 2 / 5) / shifted_3) * shifted_2 + 2 / 3) / shifted_3) * shifted_2 - bend - ratio_3), np.log1p(shifted_2) - bend - ratio_3)
     log_mass = np.log1p(others_2 + (ties_2 - 1))
     above_pivot = largest_2 - max_choice + log_mass
     log_mass_2 = np.log1p(others + (ties - 1))
@@ -278,83 +285,136 @@ def value_and_grad_all(input, target, scale, temperature):  # type: ignore[no-un
     return loss, total_loss, grad_input, grad_target
 
 
-def jvp_all(input, target, direction_input, temperature):  # type: ignore[no-untyped-def]
+def jvp_all(input, target, direction_input, direction_target, temperature):  # type: ignore[no-untyped-def]
     """The derivative along the directions."""
     batch = input.shape[0]
     real = input.dtype.type
-    teacher = target / temperature
+    product = temperature * temperature
     student = input / temperature
-    largest = stable.max_over(teacher, 1)
-    largest_2 = stable.max_over(student, 1)
-    is_largest = teacher == largest
-    across = (input - target) / temperature
-    relative = stable.exp_difference(teacher, largest)
-    is_largest_2 = student == largest_2
-    relative_2 = stable.exp_difference(student, largest_2)
-    across_pivot = stable.max_over(np.where(is_largest, across, -np.inf), 1)
-    max_choice = stable.max_over(np.where(is_largest, student, -np.inf), 1)
+    teacher = target / temperature
+    largest = stable.max_over(student, 1)
+    largest_2 = stable.max_over(teacher, 1)
+    is_largest = teacher == largest_2
+    relative = stable.exp_difference(teacher, largest_2)
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
+    sum_product = stable.sum_over(relative * direction_target, 1)
+    sum_exp = others + ties
+    ratio = sum_product / temperature / temperature / sum_exp / sum_exp
+    relative_2 = stable.exp_difference(student, largest)
+    is_largest_2 = student == largest
+    difference = input - target
+    ratio_2 = relative / temperature
+    sum_product_2 = stable.sum_over(relative_2 * direction_input, 1)
     others_2 = stable.sum_over(np.where(is_largest_2, 0, relative_2), 1)
     ties_2 = stable.sum_over(real(np.where(is_largest_2, 1, 0)), 1)
-    abs_across_pivot = np.abs(across_pivot)
-    sum_exp = others + ties
-    along = student - max_choice
-    below = teacher - largest
-    ahead = np.where(np.abs(across) + abs_across_pivot < np.abs(along) + np.abs(below), across - across_pivot, along - below)
-    ratio = relative / sum_exp
-    mass_ahead = stable.sum_over(np.where(ahead < 1, ratio * np.expm1(ahead), np.exp(along) / sum_exp - ratio), 1)
-    log1p_mass_ahead = np.log1p(mass_ahead)
+    sum_shifted = stable.sum_over((difference / temperature * ratio_2 / sum_exp - ratio_2 / sum_exp) * direction_target - ratio * difference * relative + ratio_2 * (direction_input / sum_exp), 1)
     sum_exp_2 = others_2 + ties_2
-    log_ratio = ahead - log1p_mass_ahead
-    share = relative_2 / sum_exp_2
-    sum_product = stable.sum_over(np.where(np.abs(log_ratio) < 1, ratio * np.expm1(log_ratio), share - ratio) * direction_input, 1)
-    product = temperature * sum_product
-    rate = stable.result(product, (batch,), (0,))
-    total_rate = stable.total(product, batch, (), ())
+    difference_2 = temperature * (sum_product_2 / sum_exp_2) - product * sum_shifted - temperature * (sum_product / sum_exp)
+    rate = stable.result(difference_2, (batch,), (0,))
+    total_rate = stable.total(difference_2, batch, (), ())
     return rate, total_rate
 
 
-def hvp_all(input, scale, direction_input, temperature):  # type: ignore[no-untyped-def]
+def hvp_all(input, target, scale, direction_input, direction_target, temperature):  # type: ignore[no-untyped-def]
     """The hessian times the directions, times scale."""
     batch = input.shape[0]
     classes = input.shape[1]
     real = input.dtype.type
     scale = scale[:, None]
+    product = temperature * temperature
+    teacher = target / temperature
     student = input / temperature
-    largest = stable.max_over(student, 1)
-    is_largest = student == largest
-    relative = stable.exp_difference(student, largest)
+    largest = stable.max_over(teacher, 1)
+    largest_2 = stable.max_over(student, 1)
+    relative = stable.exp_difference(teacher, largest)
+    is_largest = teacher == largest
+    is_largest_2 = student == largest_2
+    relative_2 = stable.exp_difference(student, largest_2)
+    difference = input - target
+    sum_product = stable.sum_over(relative * direction_target, 1)
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
-    sum_product = stable.sum_over(relative * direction_input, 1)
+    others_2 = stable.sum_over(np.where(is_largest_2, 0, relative_2), 1)
+    ties_2 = stable.sum_over(real(np.where(is_largest_2, 1, 0)), 1)
+    sum_product_2 = stable.sum_over(relative_2 * direction_input, 1)
+    sum_product_3 = stable.sum_over(difference * relative, 1)
     sum_exp = others + ties
     mean_under_softmax = sum_product / sum_exp
-    from_mean = direction_input - mean_under_softmax
-    sum_product_2 = stable.sum_over(from_mean * relative, 1)
-    ratio = scale / sum_exp
-    ratio_2 = sum_product_2 / sum_exp
-    hvp_input = stable.result(ratio * (from_mean - ratio_2) * relative, (batch, classes), (0, 1))
-    hvp_target = stable.result(0, (batch, classes), (0, 1))
+    sum_exp_2 = others_2 + ties_2
+    mean_under_softmax_2 = sum_product_2 / sum_exp_2
+    mean_under_softmax_3 = sum_product_3 / sum_exp
+    ratio = mean_under_softmax / temperature
+    ratio_2 = ratio / sum_exp
+    from_mean = direction_target - mean_under_softmax
+    ratio_3 = from_mean / sum_exp
+    product_2 = ratio_3 * relative
+    from_mean_2 = direction_input - mean_under_softmax_2
+    from_mean_3 = difference - mean_under_softmax_3
+    p = relative / sum_exp
+    max_abs = stable.max_over(np.abs(product_2), 1)
+    sum_product_4 = stable.sum_over(from_mean * relative, 1)
+    sum_product_5 = stable.sum_over(from_mean_2 * relative_2, 1)
+    sum_product_6 = stable.sum_over(from_mean_3 * relative, 1)
+    sum_shifted = stable.sum_over((difference / temperature * p - p) * direction_target - ratio_2 * difference * relative + p * direction_input, 1)
+    equal = np.abs(product_2) == max_abs
+    sum_choice = stable.sum_over(np.where(equal, product_2, 0), 1)
+    sum_choice_2 = stable.sum_over(np.where(equal, 0, from_mean * relative), 1)
+    ratio_4 = sum_choice_2 / sum_exp
+    ratio_5 = sum_product_4 / sum_exp
+    more_ties = ties - 1
+    shifted = more_ties + others
+    ratio_6 = scale / sum_exp_2
+    ratio_7 = sum_product_5 / sum_exp_2
+    product_3 = product * scale
+    ratio_8 = sum_product_6 / sum_exp
+    ratio_9 = scale / sum_exp
+    product_4 = ratio * ratio_9
+    as_large = sum_choice - product_2
+    difference_2 = from_mean_3 - ratio_8
+    ratio_10 = relative / temperature
+    hvp_input = stable.result(scale * (np.where(equal, as_large + ratio_4, ratio_5 - product_2) / sum_exp * relative - ratio_3 * (np.where(is_largest, shifted, sum_exp - relative) / sum_exp) * relative) + ratio_6 * (from_mean_2 - ratio_7) * relative_2, (batch, classes), (0, 1))
+    hvp_target = stable.result(-(product_3 * (difference_2 / temperature * ratio_10 / temperature / sum_exp - 2 * ratio_10 / temperature / sum_exp) + ratio_9 * relative) * direction_target - ratio_9 * (direction_input - sum_shifted) * relative + product_4 * difference_2 * relative, (batch, classes), (0, 1))
     return hvp_input, hvp_target
 
 
-def hessian_diag_all(input, scale, temperature):  # type: ignore[no-untyped-def]
+def hessian_diag_all(input, target, scale, temperature):  # type: ignore[no-untyped-def]
     """The diagonal of the hessian, times scale."""
     batch = input.shape[0]
     classes = input.shape[1]
     real = input.dtype.type
     scale = scale[:, None]
     student = input / temperature
+    teacher = target / temperature
     largest = stable.max_over(student, 1)
+    largest_2 = stable.max_over(teacher, 1)
     is_largest = student == largest
     relative = stable.exp_difference(student, largest)
+    is_largest_2 = teacher == largest_2
+    relative_2 = stable.exp_difference(teacher, largest_2)
+    difference = input - target
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
-    sum_exp = others + ties
-    ratio = scale / sum_exp / sum_exp
+    others_2 = stable.sum_over(np.where(is_largest_2, 0, relative_2), 1)
+    ties_2 = stable.sum_over(real(np.where(is_largest_2, 1, 0)), 1)
+    sum_product = stable.sum_over(difference * relative_2, 1)
+    sum_exp = others_2 + ties_2
+    mean_under_softmax = sum_product / sum_exp
+    from_mean = difference - mean_under_softmax
+    sum_product_2 = stable.sum_over(from_mean * relative_2, 1)
+    sum_exp_2 = others + ties
+    ratio = scale / sum_exp_2 / sum_exp_2
     more_ties = ties - 1
     shifted = more_ties + others
-    hessian_input = stable.result(ratio * np.where(is_largest, shifted, sum_exp - relative) * relative, (batch, classes), (0, 1))
-    hessian_target = stable.result(0, (batch, classes), (0, 1))
+    ratio_2 = scale / sum_exp
+    ratio_3 = ratio_2 / sum_exp
+    more_ties_2 = ties_2 - 1
+    shifted_2 = more_ties_2 + others_2
+    ratio_4 = scale / temperature / sum_exp
+    ratio_5 = sum_product_2 / sum_exp
+    ratio_6 = sum_product_2 / temperature * ratio_2 / sum_exp / sum_exp
+    ratio_7 = ratio_4 / sum_exp
+    difference_2 = from_mean - ratio_5
+    hessian_input = stable.result(ratio * np.where(is_largest, shifted, sum_exp_2 - relative) * relative, (batch, classes), (0, 1))
+    hessian_target = stable.result(ratio_3 * np.where(is_largest_2, shifted_2, sum_exp - relative_2) * relative_2 - ratio_4 * difference_2 * relative_2 - ratio_6 * relative_2 * relative_2 + ratio_7 * difference_2 * relative_2 * relative_2 + ratio_7 * from_mean * relative_2 * relative_2, (batch, classes), (0, 1))
     return hessian_input, hessian_target

@@ -30,8 +30,6 @@ class DistillationLossFunction(TorchLoss):
         target: [batch, classes], classes at dimension 1.
         temperature: a number, greater than 0.
         reduction: one of none, mean, sum.
-
-    Note: The teacher is taken as it is: the derivative by target is 0.
     """
 
     def __call__(self, input: Any, target: Any, temperature: float = 2.0, reduction: str = 'mean') -> Tensor:

@@ -28,8 +28,8 @@ class JensenShannonFunction(TorchLoss):
         loss = beta*exp(target)*target + (1 - beta)*exp(input)*input - (mixture)*log(mixture)
 
     Args:
-        input: [batch].
-        target: [batch].
+        input: [batch]; at most 0.
+        target: [batch]; at most 0.
         beta: a number, between 0 and 1.
         reduction: one of none, mean, sum, batchmean.
     """
