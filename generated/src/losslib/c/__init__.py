@@ -73,7 +73,6 @@ if TYPE_CHECKING:
     from ..losses.multi_margin_loss import MultiMarginLossFunction
     from ..losses.multilabel_margin_loss import MultiLabelMarginLossFunction
     from ..losses.multilabel_soft_margin_loss import MultiLabelSoftMarginLossFunction
-    from ..losses.n_pairs_loss import NPairsLossFunction
     from ..losses.nll_loss import NLLLossFunction
     from ..losses.poisson_nll_loss import PoissonNLLLossFunction
     from ..losses.ranknet_loss import RankNetLossFunction
@@ -132,7 +131,6 @@ if TYPE_CHECKING:
     multi_margin_loss: MultiMarginLossFunction
     multilabel_margin_loss: MultiLabelMarginLossFunction
     multilabel_soft_margin_loss: MultiLabelSoftMarginLossFunction
-    n_pairs_loss: NPairsLossFunction
     nll_loss: NLLLossFunction
     poisson_nll_loss: PoissonNLLLossFunction
     ranknet_loss: RankNetLossFunction
@@ -191,7 +189,6 @@ _CLASSES = {
     "multi_margin_loss": "MultiMarginLossFunction",
     "multilabel_margin_loss": "MultiLabelMarginLossFunction",
     "multilabel_soft_margin_loss": "MultiLabelSoftMarginLossFunction",
-    "n_pairs_loss": "NPairsLossFunction",
     "nll_loss": "NLLLossFunction",
     "poisson_nll_loss": "PoissonNLLLossFunction",
     "ranknet_loss": "RankNetLossFunction",
@@ -219,7 +216,7 @@ _CLASSES = {
 _COMPOSED = {
     "adaptive_log_softmax_with_loss": "AdaptiveLogSoftmaxWithLossFunction",
 }
-__all__ = ["adaptive_log_softmax_with_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits", "clip_loss", "contrastive_loss", "cosine_embedding_loss", "crf_nll", "cross_entropy", "ctc_loss", "dpo_loss", "focal_loss", "gaussian_nll_loss", "hinge_embedding_loss", "huber_loss", "info_nce_loss", "ipo_loss", "keras_binary_crossentropy", "keras_categorical_crossentropy", "keras_hinge", "keras_huber", "keras_kl_divergence", "keras_mean_absolute_error", "keras_mean_squared_error", "keras_mean_squared_logarithmic_error", "keras_poisson", "keras_sparse_categorical_crossentropy", "keras_squared_hinge", "kl_div", "l1_loss", "margin_ranking_loss", "mse_loss", "multi_margin_loss", "multilabel_margin_loss", "multilabel_soft_margin_loss", "n_pairs_loss", "nll_loss", "poisson_nll_loss", "ranknet_loss", "rnnt_loss", "sigmoid_focal_loss", "simpo_loss", "smooth_l1_loss", "soft_dtw", "soft_margin_loss", "supervised_contrastive_loss", "tf1_absolute_difference", "tf1_hinge_loss", "tf1_huber_loss", "tf1_mean_squared_error", "tf1_sigmoid_cross_entropy", "tf1_softmax_cross_entropy", "tf_sigmoid_cross_entropy_with_logits", "tf_softmax_cross_entropy_with_logits", "tf_sparse_softmax_cross_entropy_with_logits", "tf_weighted_cross_entropy_with_logits", "triplet_distance_loss", "triplet_margin_loss", "triplet_margin_with_distance_loss", "set_num_threads", "get_num_threads", "LossError"]
+__all__ = ["adaptive_log_softmax_with_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits", "clip_loss", "contrastive_loss", "cosine_embedding_loss", "crf_nll", "cross_entropy", "ctc_loss", "dpo_loss", "focal_loss", "gaussian_nll_loss", "hinge_embedding_loss", "huber_loss", "info_nce_loss", "ipo_loss", "keras_binary_crossentropy", "keras_categorical_crossentropy", "keras_hinge", "keras_huber", "keras_kl_divergence", "keras_mean_absolute_error", "keras_mean_squared_error", "keras_mean_squared_logarithmic_error", "keras_poisson", "keras_sparse_categorical_crossentropy", "keras_squared_hinge", "kl_div", "l1_loss", "margin_ranking_loss", "mse_loss", "multi_margin_loss", "multilabel_margin_loss", "multilabel_soft_margin_loss", "nll_loss", "poisson_nll_loss", "ranknet_loss", "rnnt_loss", "sigmoid_focal_loss", "simpo_loss", "smooth_l1_loss", "soft_dtw", "soft_margin_loss", "supervised_contrastive_loss", "tf1_absolute_difference", "tf1_hinge_loss", "tf1_huber_loss", "tf1_mean_squared_error", "tf1_sigmoid_cross_entropy", "tf1_softmax_cross_entropy", "tf_sigmoid_cross_entropy_with_logits", "tf_softmax_cross_entropy_with_logits", "tf_sparse_softmax_cross_entropy_with_logits", "tf_weighted_cross_entropy_with_logits", "triplet_distance_loss", "triplet_margin_loss", "triplet_margin_with_distance_loss", "set_num_threads", "get_num_threads", "LossError"]
 
 
 def __getattr__(name: str) -> Any:

@@ -47,7 +47,6 @@ extern const losslib_kernel losslib_mse_loss__kernels_f32[], losslib_mse_loss__k
 extern const losslib_kernel losslib_multi_margin_loss__kernels_f32[], losslib_multi_margin_loss__kernels_f64[];
 extern const losslib_kernel losslib_multilabel_margin_loss__kernels_f32[], losslib_multilabel_margin_loss__kernels_f64[];
 extern const losslib_kernel losslib_multilabel_soft_margin_loss__kernels_f32[], losslib_multilabel_soft_margin_loss__kernels_f64[];
-extern const losslib_kernel losslib_n_pairs_loss__kernels_f32[], losslib_n_pairs_loss__kernels_f64[];
 extern const losslib_kernel losslib_nll_loss__kernels_f32[], losslib_nll_loss__kernels_f64[];
 extern const losslib_kernel losslib_poisson_nll_loss__kernels_f32[], losslib_poisson_nll_loss__kernels_f64[];
 extern const losslib_kernel losslib_ranknet_loss__kernels_f32[], losslib_ranknet_loss__kernels_f64[];
@@ -109,7 +108,6 @@ static const struct {
     {"multi_margin_loss", losslib_multi_margin_loss__kernels_f32, losslib_multi_margin_loss__kernels_f64},
     {"multilabel_margin_loss", losslib_multilabel_margin_loss__kernels_f32, losslib_multilabel_margin_loss__kernels_f64},
     {"multilabel_soft_margin_loss", losslib_multilabel_soft_margin_loss__kernels_f32, losslib_multilabel_soft_margin_loss__kernels_f64},
-    {"n_pairs_loss", losslib_n_pairs_loss__kernels_f32, losslib_n_pairs_loss__kernels_f64},
     {"nll_loss", losslib_nll_loss__kernels_f32, losslib_nll_loss__kernels_f64},
     {"poisson_nll_loss", losslib_poisson_nll_loss__kernels_f32, losslib_poisson_nll_loss__kernels_f64},
     {"ranknet_loss", losslib_ranknet_loss__kernels_f32, losslib_ranknet_loss__kernels_f64},

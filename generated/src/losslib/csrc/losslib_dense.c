@@ -601,19 +601,6 @@ int NAME(losslib_multilabel_soft_margin_loss)(
     return dense_compute(&(const dense_call){"multilabel_soft_margin_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
 }
 
-int NAME(losslib_n_pairs_loss)(
-    int64_t batch, int64_t pairs,
-    const REAL *similarity,
-    losslib_reduction reduction,
-    REAL *loss, REAL *grad_similarity)
-{
-    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
-    const char *const variant[] = {"", NULL};
-    const dense_item items[] = {{"pairs", NULL, (double)pairs}, {"similarity", similarity, NAN}, {"grad_similarity", grad_similarity, 0},
-                                {NULL, NULL, 0}};
-    return dense_compute(&(const dense_call){"n_pairs_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
-}
-
 int NAME(losslib_nll_loss)(
     int64_t batch, int64_t classes,
     const REAL *input, const int64_t *target, const REAL *weight,

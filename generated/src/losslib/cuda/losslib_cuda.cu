@@ -41,7 +41,6 @@ extern "C" const losslib_kernel losslib_kernels_of_mse_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_multi_margin_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_multilabel_margin_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_multilabel_soft_margin_loss[];
-extern "C" const losslib_kernel losslib_kernels_of_n_pairs_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_nll_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_poisson_nll_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_ranknet_loss[];
@@ -102,7 +101,6 @@ const losslib_kernel *const losses[] = {
     losslib_kernels_of_multi_margin_loss,
     losslib_kernels_of_multilabel_margin_loss,
     losslib_kernels_of_multilabel_soft_margin_loss,
-    losslib_kernels_of_n_pairs_loss,
     losslib_kernels_of_nll_loss,
     losslib_kernels_of_poisson_nll_loss,
     losslib_kernels_of_ranknet_loss,

@@ -86,8 +86,6 @@ if TYPE_CHECKING:
     from .losses.multilabel_margin_loss import multilabel_margin_loss as multilabel_margin_loss
     from .losses.multilabel_soft_margin_loss import MultiLabelSoftMarginLoss as MultiLabelSoftMarginLoss
     from .losses.multilabel_soft_margin_loss import multilabel_soft_margin_loss as multilabel_soft_margin_loss
-    from .losses.n_pairs_loss import NPairsLoss as NPairsLoss
-    from .losses.n_pairs_loss import n_pairs_loss as n_pairs_loss
     from .losses.nll_loss import NLLLoss as NLLLoss
     from .losses.nll_loss import nll_loss as nll_loss
     from .losses.nll_loss import NLLLoss2d as NLLLoss2d
@@ -205,8 +203,6 @@ _HOMES = {
     "MultiLabelMarginLoss": "losses.multilabel_margin_loss",
     "multilabel_soft_margin_loss": "losses.multilabel_soft_margin_loss",
     "MultiLabelSoftMarginLoss": "losses.multilabel_soft_margin_loss",
-    "n_pairs_loss": "losses.n_pairs_loss",
-    "NPairsLoss": "losses.n_pairs_loss",
     "nll_loss": "losses.nll_loss",
     "NLLLoss": "losses.nll_loss",
     "NLLLoss2d": "losses.nll_loss",

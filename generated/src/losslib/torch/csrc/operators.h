@@ -142,7 +142,7 @@ inline double by_weight_rate(const Reduction reduction, const Totals &t, double 
     }
 }
 
-constexpr int COUNT = 57;
+constexpr int COUNT = 56;
 const Loss LOSSES[COUNT] = {
     {"binary_cross_entropy",
      {"binary_cross_entropy(Tensor input, Tensor target, Tensor? weight, int reduction) -> Tensor",
@@ -708,23 +708,6 @@ const Loss LOSSES[COUNT] = {
        {{true, true, false, 1, {0}}, {true, true, false, 1, {0}}, {true, true, false, 1, {0}}, },
        0, {},
        1, 7, 0, COUNTED, 1.0},
-}},
-    {"n_pairs_loss",
-     {"n_pairs_loss(Tensor similarity, int reduction) -> Tensor",
-"_n_pairs_loss(Tensor similarity, int reduction) -> Tensor",
-"_n_pairs_loss_fused(Tensor similarity, int reduction, int wrt) -> Tensor[]",
-"n_pairs_loss_grad(Tensor upstream, Tensor similarity, int reduction, int wrt) -> Tensor[]",
-"_n_pairs_loss_grad(Tensor upstream, Tensor similarity, int reduction, int wrt) -> Tensor[]",
-"_n_pairs_loss_hvp(Tensor upstream, Tensor[] ways, int moving, Tensor similarity, int reduction, int wrt) -> Tensor[]"
-},
-     1, 0,
-     {{"similarity", false, 0.0}, },
-     {},
-     1, 1,
-     {{"", 1, {"pairs", },
-       {{true, true, false, 2, {0, 0}}, },
-       0, {},
-       1, 1, 0, COUNTED, 1.0},
 }},
     {"nll_loss",
      {"nll_loss(Tensor input, Tensor target, Tensor? weight, int reduction, int ignore_index) -> Tensor",
