@@ -123,7 +123,7 @@ def _mixed_entropy(a: Any, b: Any, y: Any) -> Any:
     apart, back = Named("apart", a - b), Named("back", b - a)
     near = -y * sp.exp(a) * log1pmx((1 - y) * expm1(back)) - (1 - y) * sp.exp(b) * log1pmx(y * expm1(apart))
     far = -y * sp.exp(a) * log_mixture(back, 1 - y) - (1 - y) * sp.exp(b) * log_mixture(apart, y)
-    return Where(Abs(apart) < FAR, near, far)
+    return Where(Abs(apart) < 1, near, far)
 
 
 FAR = sp.Integer(64)                             # from here on exp(x) may overflow, and nothing is lost without it

@@ -117,7 +117,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             const int below_3 = apart < 64;
             const int below_4 = product_7 < (REAL)-0.5;
             const REAL log_mixture_2 = below_3 ? (below_4 ? (equal_3 ? apart : log(times_exp(beta, apart) - beta + 1)) : log1p_product_7) : (equal_4 ? 0 : log(times_exp(difference, -apart) + beta) + apart);
-            const REAL entropy_gap = fabs(apart) < 64 ? -(times_exp(beta * log1pmx, target[n * target_batch]) + times_exp(difference * log1pmx_2, input[n * input_batch])) : -(times_exp(beta * log_mixture, target[n * target_batch]) + times_exp(difference * log_mixture_2, input[n * input_batch]));
+            const REAL entropy_gap = fabs(apart) < 1 ? -(times_exp(beta * log1pmx, target[n * target_batch]) + times_exp(difference * log1pmx_2, input[n * input_batch])) : -(times_exp(beta * log_mixture, target[n * target_batch]) + times_exp(difference * log_mixture_2, input[n * input_batch]));
             const REAL log_2 = log(beta * exp_difference(target[n * target_batch], input[n * input_batch]) - beta + 1);
             const REAL log_3 = log(difference * exp_difference(input[n * input_batch], target[n * target_batch]) + beta);
             const REAL log_mixture_3 = below_3 ? (below_4 ? (equal_3 ? apart : log_2) : log1p_product_7) : (equal_4 ? 0 : log_3 - input[n * input_batch] + target[n * target_batch]);

@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all(const __grid_co
             const bool below_3 = apart < 64;
             const bool below_4 = product_7 < (real)-0.5;
             const real log_mixture_2 = below_3 ? (below_4 ? (equal_3 ? apart : log(times_exp<real>(beta, apart) - beta + 1)) : log1p_product_7) : (equal_4 ? 0 : log(times_exp<real>(difference, -apart) + beta) + apart);
-            const real entropy_gap = fabs(apart) < 64 ? -(times_exp<real>(beta * log1pmx, target) + times_exp<real>(difference * log1pmx_2, input)) : -(times_exp<real>(beta * log_mixture, target) + times_exp<real>(difference * log_mixture_2, input));
+            const real entropy_gap = fabs(apart) < 1 ? -(times_exp<real>(beta * log1pmx, target) + times_exp<real>(difference * log1pmx_2, input)) : -(times_exp<real>(beta * log_mixture, target) + times_exp<real>(difference * log_mixture_2, input));
             const real log_2 = log(beta * exp_difference<real>(target, input) - beta + 1);
             const real log_3 = log(difference * exp_difference<real>(input, target) + beta);
             const real log_mixture_3 = below_3 ? (below_4 ? (equal_3 ? apart : log_2) : log1p_product_7) : (equal_4 ? 0 : log_3 - input + target);

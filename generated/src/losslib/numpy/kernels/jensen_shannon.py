@@ -49,7 +49,7 @@ def value(input, target, beta):  # type: ignore[no-untyped-def]
     log1pmx_2 = np.where(np.abs(product_7) < 2 / 5, beta * ((product_8 * ((product_8 * ((product_8 * ((product_8 * ((product_8 * ((product_8 * ((product_8 * ((product_8 * ((product_8 * ((product_8 * ((product_8 * ((product_8 * ((product_4 * ratio_2 * ratio_2 + 2 / 25) / shifted_2) * expm1_apart + 2 / 23) / shifted_2) * expm1_apart + 2 / 21) / shifted_2) * expm1_apart + 2 / 19) / shifted_2) * expm1_apart + 2 / 17) / shifted_2) * expm1_apart + 2 / 15) / shifted_2) * expm1_apart + 2 / 13) / shifted_2) * expm1_apart + 2 / 11) / shifted_2) * expm1_apart + 2 / 9) / shifted_2) * expm1_apart + 2 / 7) / shifted_2) * expm1_apart + 2 / 5) / shifted_2) * expm1_apart + 2 / 3) / shifted_2) * expm1_apart - product_7) / shifted_2) * expm1_apart, log1p_product_7 - product_7)
     log_mixture = np.where(back < 64, np.where(product_5 < -0.5, np.where(equal, back, np.log(stable.times_exp(difference, back) + beta)), log1p_product_5), np.where(equal_2, 0, np.log(stable.times_exp(beta, -back) - beta + 1) + back))
     log_mixture_2 = np.where(apart < 64, np.where(product_7 < -0.5, np.where(equal_3, apart, np.log(stable.times_exp(beta, apart) - beta + 1)), log1p_product_7), np.where(equal_4, 0, np.log(stable.times_exp(difference, -apart) + beta) + apart))
-    entropy_gap = np.where(np.abs(apart) < 64, -(stable.times_exp(beta * log1pmx, target) + stable.times_exp(difference * log1pmx_2, input)), -(stable.times_exp(beta * log_mixture, target) + stable.times_exp(difference * log_mixture_2, input)))
+    entropy_gap = np.where(np.abs(apart) < 1, -(stable.times_exp(beta * log1pmx, target) + stable.times_exp(difference * log1pmx_2, input)), -(stable.times_exp(beta * log_mixture, target) + stable.times_exp(difference * log_mixture_2, input)))
     loss = stable.result(entropy_gap, (batch,), (0,))
     total_loss = stable.total(entropy_gap, batch, (), ())
     return loss, total_loss
@@ -88,7 +88,7 @@ def value_and_grad(input, target, scale, beta):  # type: ignore[no-untyped-def]
     below = apart < 64
     below_2 = product_7 < -0.5
     log_mixture_2 = np.where(below, np.where(below_2, np.where(equal_3, apart, np.log(stable.times_exp(beta, apart) - beta + 1)), log1p_product_7), np.where(equal_4, 0, np.log(stable.times_exp(difference, -apart) + beta) + apart))
-    entropy_gap = np.where(np.abs(apart) < 64, -(stable.times_exp(beta * log1pmx, target) + stable.times_exp(difference * log1pmx_2, input)), -(stable.times_exp(beta * log_mixture, target) + stable.times_exp(difference * log_mixture_2, input)))
+    entropy_gap = np.where(np.abs(apart) < 1, -(stable.times_exp(beta * log1pmx, target) + stable.times_exp(difference * log1pmx_2, input)), -(stable.times_exp(beta * log_mixture, target) + stable.times_exp(difference * log_mixture_2, input)))
     log_mixture_3 = np.where(below, np.where(below_2, np.where(equal_3, apart, np.log(beta * stable.exp_difference(target, input) - beta + 1)), log1p_product_7), np.where(equal_4, 0, np.log(difference * stable.exp_difference(input, target) + beta) - input + target))
     loss = stable.result(entropy_gap, (batch,), (0,))
     total_loss = stable.total(entropy_gap, batch, (), ())
@@ -191,7 +191,7 @@ def value_and_grad_all(input, target, scale, beta):  # type: ignore[no-untyped-d
     below_3 = apart < 64
     below_4 = product_7 < -0.5
     log_mixture_2 = np.where(below_3, np.where(below_4, np.where(equal_3, apart, np.log(stable.times_exp(beta, apart) - beta + 1)), log1p_product_7), np.where(equal_4, 0, np.log(stable.times_exp(difference, -apart) + beta) + apart))
-    entropy_gap = np.where(np.abs(apart) < 64, -(stable.times_exp(beta * log1pmx, target) + stable.times_exp(difference * log1pmx_2, input)), -(stable.times_exp(beta * log_mixture, target) + stable.times_exp(difference * log_mixture_2, input)))
+    entropy_gap = np.where(np.abs(apart) < 1, -(stable.times_exp(beta * log1pmx, target) + stable.times_exp(difference * log1pmx_2, input)), -(stable.times_exp(beta * log_mixture, target) + stable.times_exp(difference * log_mixture_2, input)))
     log_2 = np.log(beta * stable.exp_difference(target, input) - beta + 1)
     log_3 = np.log(difference * stable.exp_difference(input, target) + beta)
     log_mixture_3 = np.where(below_3, np.where(below_4, np.where(equal_3, apart, log_2), log1p_product_7), np.where(equal_4, 0, log_3 - input + target))
