@@ -85,8 +85,7 @@ def results(f: Any, given: dict[str, Any], form: Checked, reduction: str,
         names = [t.name for t in tensors]
         if not names:
             continue
-        ways = {name: move(name, ((np.arange(given[name].size) % 7 - 3) / 4).astype(given[name].dtype).reshape(given[name].shape))
-                for name in names}
+        ways = {name: move(name, direction(given[name])) for name in names}
         value, gradients = f.value_and_grad(**given, reduction=reduction, wrt=names)
         found[f"value{suffix}"] = value
         found |= {f"grad{suffix}_{k}": v for k, v in gradients._asdict().items()}
@@ -94,6 +93,22 @@ def results(f: Any, given: dict[str, Any], form: Checked, reduction: str,
         hvp = f.hvp(**given, reduction=reduction, wrt=names, direction=ways)
         found |= {f"hvp{suffix}_{k}": v for k, v in hvp._asdict().items()}
     return {k: np.asarray(v) for k, v in found.items()}
+
+
+def direction(array: np.ndarray) -> np.ndarray:
+    """Where an input is moved to."""
+    return ((np.arange(array.size) % 7 - 3) / 4).astype(array.dtype).reshape(array.shape)
+
+
+def terms(found: dict[str, np.ndarray], given: dict[str, Any], name: str) -> np.ndarray:
+    """What a rate adds up, without signs: gradients of each sample times directions."""
+    rate, suffix = found[name], name.removeprefix("rate")
+    total = np.zeros_like(rate)
+    for k, grad in found.items():
+        if k.startswith(f"grad{suffix}_") and (suffix or not k.startswith("grad_all_")) and grad.shape[:rate.ndim] == rate.shape:
+            each = np.abs(grad * direction(given[k.removeprefix(f"grad{suffix}_")]))
+            total += np.nan_to_num(each.sum(tuple(range(rate.ndim, each.ndim))), nan=0.0, posinf=0.0)
+    return total
 
 
 def inputs(form: Checked, count: int, size: int, dtype: Any, storage: str = "", seed: int = 0) -> dict[str, Any]:
@@ -154,14 +169,16 @@ def differences(mine: Any, peer: Any, given: dict[str, Any], form: Checked, redu
     C has elementary functions of its own and the shim has those of the system. Either is within an ULP or two, but where terms cancel,
     as in sigmoid(x) - y where they are all but equal, that is any number of ULP of what is left, of which neither is the right one.
     So what differs may differ by a few times what inputs that move by an ULP change. (Against float64, both are off by up to 2.4 times
-    that where they differ, now the one by more and now the other.)
+    that where they differ, now the one by more and now the other.) A rate that cancels may be off by four units of what it adds up.
     """
     ulp = ULP[np.dtype(dtype).name]
     made, truth = results(mine, given, form, reduction), results(peer, given, form, reduction)
     if not disagreement(made, truth, 64 * ulp):
         return []
     moved = motion(peer, given, form, reduction, ulp)
-    return disagreement(made, truth, 64 * ulp, {k: MOVED * v for k, v in moved.items()})
+    with np.errstate(all="ignore"):
+        added = {k: 4 * ulp * terms(truth, given, k) if k.startswith("rate") else 0.0 for k in truth}
+    return disagreement(made, truth, 64 * ulp, {k: MOVED * v + added[k] for k, v in moved.items()})
 
 
 def shapes(form: Checked) -> list[tuple[int, int]]:

@@ -72,16 +72,25 @@ def values(body: Iterable[Any]) -> Iterable[Node]:
         yield from values(s[1]) if isinstance(s[0], ir.Var) else [s[1]]
 
 
-def nests(body: Iterable[Any], around: frozenset[str] = frozenset()) -> Iterable[str]:
-    """The axes of loops that stand in a loop over the same axis: a sum that is computed anew for each place."""
+def nests(body: Iterable[Any], most: dict[str, int], around: tuple[str, ...] = ()) -> Iterable[str]:
+    """The axes of more loops in each other over one axis than a tensor has dimensions of it: a sum that is computed anew for each place."""
     for s in body:
         if isinstance(s, Loop):
-            yield from [s.var.axis] if s.var.axis in around else []
-            yield from nests(s.body, around | {s.var.axis})
+            yield from [s.var.axis] if around.count(s.var.axis) >= most.get(s.var.axis, 1) else []
+            yield from nests(s.body, most, (*around, s.var.axis))
+
+
+def dimensions(kernel: ir.Kernel) -> dict[str, int]:
+    """How often one tensor has an axis, at most."""
+    return {axis: max(a.axes.count(axis) for a in (*kernel.inputs, *kernel.outputs)) for a in kernel.inputs for axis in a.axes}
 
 
 # The formula is a sum of sums; the largest of a row is looked for at each place, for the diagonal of the Hessian alone.
 NESTED = {"multilabel_margin_loss": {"value_and_grad", "jvp", "hvp", "hessian_diag"}, "cosine_embedding_loss": {"hessian_diag"}}
+
+
+# A sum that the value alone has shares the last loop of the gradient, which the value alone has not.
+ONE_MORE = {("contrastive_loss", "value")}
 
 
 def has_tables(definition: Any) -> bool:
@@ -109,11 +118,11 @@ def test_a_member_is_no_longer_than_it_would_be_alone(name: str) -> None:
         found = families(group)
         assert {m.name for f in found for m in f.members} == set(alone)
         for f in found:
-            assert f.name in NESTED.get(name, ()) or not list(nests(f.kernel.body)), f.name
+            assert f.name in NESTED.get(name, ()) or not list(nests(f.kernel.body, dimensions(f.kernel))), f.name
             for m in f.members:
                 kernel, left = alone[m.name], alive(f, m)
                 loops = sum(isinstance(s, Loop) for s in ir.statements(kernel.body))
-                assert sweeps(left) <= loops, m.name
+                assert sweeps(left) <= loops + ((name, m.name) in ONE_MORE), m.name
                 read = {n.tensor for v in values(left) for n in ir.walk(v) if isinstance(n, Load)}
                 assert read <= {a.name for a in m.signature.inputs}, m.name
                 assert m.signature.inputs == kernel.inputs and m.signature.outputs == kernel.outputs

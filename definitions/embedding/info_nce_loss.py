@@ -2,7 +2,8 @@
 
 van den Oord et al., Representation Learning with Contrastive Predictive Coding, 2018: -log(exp(s_ii / t) / sum over j of exp(s_ij / t)),
 the mean over all i, with s_ij the similarity of query i and key j, and t the temperature. A sample is a whole matrix: the product of the
-two sets of vectors is left to the caller's matrix library.
+two sets of vectors is left to the caller's matrix library. The symmetric loss of CLIP (Radford et al., 2021) is the mean of this loss of
+the matrix and of its transpose.
 """
 
 from losscomp.language import LogSumExp, Loss, Sum, axis, param, tensor

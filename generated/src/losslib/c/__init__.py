@@ -43,17 +43,27 @@ if TYPE_CHECKING:
     from ..losses.binary_cross_entropy import BCELossFunction
     from ..losses.binary_cross_entropy_with_logits import BCEWithLogitsLossFunction
     from ..losses.charbonnier_loss import CharbonnierLossFunction
+    from ..losses.contrastive_loss import ContrastiveLossFunction
     from ..losses.cosine_embedding_loss import CosineEmbeddingLossFunction
     from ..losses.crf_nll import CrfNllFunction
     from ..losses.cross_entropy import CrossEntropyLossFunction
     from ..losses.ctc_loss import CTCLossFunction
+    from ..losses.dice_loss import DiceLossFunction
+    from ..losses.distillation_loss import DistillationLossFunction
+    from ..losses.dpo_loss import DPOLossFunction
     from ..losses.expectile_loss import ExpectileLossFunction
     from ..losses.focal_loss import FocalLossFunction
     from ..losses.gamma_nll_loss import GammaNLLLossFunction
     from ..losses.gaussian_crps_loss import GaussianCRPSLossFunction
     from ..losses.gaussian_nll_loss import GaussianNLLLossFunction
+    from ..losses.generalized_cross_entropy import GeneralizedCrossEntropyFunction
     from ..losses.hinge_embedding_loss import HingeEmbeddingLossFunction
+    from ..losses.hinge_loss import HingeLossFunction
     from ..losses.huber_loss import HuberLossFunction
+    from ..losses.info_nce_loss import InfoNCELossFunction
+    from ..losses.ipo_loss import IPOLossFunction
+    from ..losses.jaccard_loss import JaccardLossFunction
+    from ..losses.jensen_shannon import JensenShannonFunction
     from ..losses.keras_binary_crossentropy import KerasBinaryCrossentropyFunction
     from ..losses.keras_categorical_crossentropy import KerasCategoricalCrossentropyFunction
     from ..losses.keras_hinge import KerasHingeFunction
@@ -79,11 +89,17 @@ if TYPE_CHECKING:
     from ..losses.poisson_nll_loss import PoissonNLLLossFunction
     from ..losses.pseudo_huber_loss import PseudoHuberLossFunction
     from ..losses.quantile_loss import QuantileLossFunction
+    from ..losses.ranknet_loss import RankNetLossFunction
     from ..losses.rnnt_loss import RnntLossFunction
     from ..losses.sigmoid_focal_loss import SigmoidFocalLossFunction
+    from ..losses.simpo_loss import SimPOLossFunction
     from ..losses.smooth_l1_loss import SmoothL1LossFunction
+    from ..losses.soft_capped_cross_entropy import SoftCappedCrossEntropyFunction
     from ..losses.soft_dtw import SoftDtwFunction
     from ..losses.soft_margin_loss import SoftMarginLossFunction
+    from ..losses.squared_hinge_loss import SquaredHingeLossFunction
+    from ..losses.supervised_contrastive_loss import SupervisedContrastiveLossFunction
+    from ..losses.symmetric_cross_entropy import SymmetricCrossEntropyFunction
     from ..losses.tf1_absolute_difference import Tf1AbsoluteDifferenceFunction
     from ..losses.tf1_hinge_loss import Tf1HingeLossFunction
     from ..losses.tf1_huber_loss import Tf1HuberLossFunction
@@ -94,26 +110,38 @@ if TYPE_CHECKING:
     from ..losses.tf_softmax_cross_entropy_with_logits import TfSoftmaxCrossEntropyWithLogitsFunction
     from ..losses.tf_sparse_softmax_cross_entropy_with_logits import TfSparseSoftmaxCrossEntropyWithLogitsFunction
     from ..losses.tf_weighted_cross_entropy_with_logits import TfWeightedCrossEntropyWithLogitsFunction
+    from ..losses.total_variation import TotalVariationFunction
     from ..losses.triplet_distance_loss import TripletDistanceLossFunction
     from ..losses.triplet_margin_loss import TripletMarginLossFunction
     from ..losses.triplet_margin_with_distance_loss import TripletMarginWithDistanceLossFunction
+    from ..losses.tversky_loss import TverskyLossFunction
     from ..losses.tweedie_loss import TweedieLossFunction
 
     adaptive_log_softmax_with_loss: AdaptiveLogSoftmaxWithLossFunction
     binary_cross_entropy: BCELossFunction
     binary_cross_entropy_with_logits: BCEWithLogitsLossFunction
     charbonnier_loss: CharbonnierLossFunction
+    contrastive_loss: ContrastiveLossFunction
     cosine_embedding_loss: CosineEmbeddingLossFunction
     crf_nll: CrfNllFunction
     cross_entropy: CrossEntropyLossFunction
     ctc_loss: CTCLossFunction
+    dice_loss: DiceLossFunction
+    distillation_loss: DistillationLossFunction
+    dpo_loss: DPOLossFunction
     expectile_loss: ExpectileLossFunction
     focal_loss: FocalLossFunction
     gamma_nll_loss: GammaNLLLossFunction
     gaussian_crps_loss: GaussianCRPSLossFunction
     gaussian_nll_loss: GaussianNLLLossFunction
+    generalized_cross_entropy: GeneralizedCrossEntropyFunction
     hinge_embedding_loss: HingeEmbeddingLossFunction
+    hinge_loss: HingeLossFunction
     huber_loss: HuberLossFunction
+    info_nce_loss: InfoNCELossFunction
+    ipo_loss: IPOLossFunction
+    jaccard_loss: JaccardLossFunction
+    jensen_shannon: JensenShannonFunction
     keras_binary_crossentropy: KerasBinaryCrossentropyFunction
     keras_categorical_crossentropy: KerasCategoricalCrossentropyFunction
     keras_hinge: KerasHingeFunction
@@ -139,11 +167,17 @@ if TYPE_CHECKING:
     poisson_nll_loss: PoissonNLLLossFunction
     pseudo_huber_loss: PseudoHuberLossFunction
     quantile_loss: QuantileLossFunction
+    ranknet_loss: RankNetLossFunction
     rnnt_loss: RnntLossFunction
     sigmoid_focal_loss: SigmoidFocalLossFunction
+    simpo_loss: SimPOLossFunction
     smooth_l1_loss: SmoothL1LossFunction
+    soft_capped_cross_entropy: SoftCappedCrossEntropyFunction
     soft_dtw: SoftDtwFunction
     soft_margin_loss: SoftMarginLossFunction
+    squared_hinge_loss: SquaredHingeLossFunction
+    supervised_contrastive_loss: SupervisedContrastiveLossFunction
+    symmetric_cross_entropy: SymmetricCrossEntropyFunction
     tf1_absolute_difference: Tf1AbsoluteDifferenceFunction
     tf1_hinge_loss: Tf1HingeLossFunction
     tf1_huber_loss: Tf1HuberLossFunction
@@ -154,26 +188,38 @@ if TYPE_CHECKING:
     tf_softmax_cross_entropy_with_logits: TfSoftmaxCrossEntropyWithLogitsFunction
     tf_sparse_softmax_cross_entropy_with_logits: TfSparseSoftmaxCrossEntropyWithLogitsFunction
     tf_weighted_cross_entropy_with_logits: TfWeightedCrossEntropyWithLogitsFunction
+    total_variation: TotalVariationFunction
     triplet_distance_loss: TripletDistanceLossFunction
     triplet_margin_loss: TripletMarginLossFunction
     triplet_margin_with_distance_loss: TripletMarginWithDistanceLossFunction
+    tversky_loss: TverskyLossFunction
     tweedie_loss: TweedieLossFunction
 
 _CLASSES = {
     "binary_cross_entropy": "BCELossFunction",
     "binary_cross_entropy_with_logits": "BCEWithLogitsLossFunction",
     "charbonnier_loss": "CharbonnierLossFunction",
+    "contrastive_loss": "ContrastiveLossFunction",
     "cosine_embedding_loss": "CosineEmbeddingLossFunction",
     "crf_nll": "CrfNllFunction",
     "cross_entropy": "CrossEntropyLossFunction",
     "ctc_loss": "CTCLossFunction",
+    "dice_loss": "DiceLossFunction",
+    "distillation_loss": "DistillationLossFunction",
+    "dpo_loss": "DPOLossFunction",
     "expectile_loss": "ExpectileLossFunction",
     "focal_loss": "FocalLossFunction",
     "gamma_nll_loss": "GammaNLLLossFunction",
     "gaussian_crps_loss": "GaussianCRPSLossFunction",
     "gaussian_nll_loss": "GaussianNLLLossFunction",
+    "generalized_cross_entropy": "GeneralizedCrossEntropyFunction",
     "hinge_embedding_loss": "HingeEmbeddingLossFunction",
+    "hinge_loss": "HingeLossFunction",
     "huber_loss": "HuberLossFunction",
+    "info_nce_loss": "InfoNCELossFunction",
+    "ipo_loss": "IPOLossFunction",
+    "jaccard_loss": "JaccardLossFunction",
+    "jensen_shannon": "JensenShannonFunction",
     "keras_binary_crossentropy": "KerasBinaryCrossentropyFunction",
     "keras_categorical_crossentropy": "KerasCategoricalCrossentropyFunction",
     "keras_hinge": "KerasHingeFunction",
@@ -199,11 +245,17 @@ _CLASSES = {
     "poisson_nll_loss": "PoissonNLLLossFunction",
     "pseudo_huber_loss": "PseudoHuberLossFunction",
     "quantile_loss": "QuantileLossFunction",
+    "ranknet_loss": "RankNetLossFunction",
     "rnnt_loss": "RnntLossFunction",
     "sigmoid_focal_loss": "SigmoidFocalLossFunction",
+    "simpo_loss": "SimPOLossFunction",
     "smooth_l1_loss": "SmoothL1LossFunction",
+    "soft_capped_cross_entropy": "SoftCappedCrossEntropyFunction",
     "soft_dtw": "SoftDtwFunction",
     "soft_margin_loss": "SoftMarginLossFunction",
+    "squared_hinge_loss": "SquaredHingeLossFunction",
+    "supervised_contrastive_loss": "SupervisedContrastiveLossFunction",
+    "symmetric_cross_entropy": "SymmetricCrossEntropyFunction",
     "tf1_absolute_difference": "Tf1AbsoluteDifferenceFunction",
     "tf1_hinge_loss": "Tf1HingeLossFunction",
     "tf1_huber_loss": "Tf1HuberLossFunction",
@@ -214,15 +266,17 @@ _CLASSES = {
     "tf_softmax_cross_entropy_with_logits": "TfSoftmaxCrossEntropyWithLogitsFunction",
     "tf_sparse_softmax_cross_entropy_with_logits": "TfSparseSoftmaxCrossEntropyWithLogitsFunction",
     "tf_weighted_cross_entropy_with_logits": "TfWeightedCrossEntropyWithLogitsFunction",
+    "total_variation": "TotalVariationFunction",
     "triplet_distance_loss": "TripletDistanceLossFunction",
     "triplet_margin_loss": "TripletMarginLossFunction",
     "triplet_margin_with_distance_loss": "TripletMarginWithDistanceLossFunction",
+    "tversky_loss": "TverskyLossFunction",
     "tweedie_loss": "TweedieLossFunction",
 }
 _COMPOSED = {
     "adaptive_log_softmax_with_loss": "AdaptiveLogSoftmaxWithLossFunction",
 }
-__all__ = ["adaptive_log_softmax_with_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits", "charbonnier_loss", "cosine_embedding_loss", "crf_nll", "cross_entropy", "ctc_loss", "expectile_loss", "focal_loss", "gamma_nll_loss", "gaussian_crps_loss", "gaussian_nll_loss", "hinge_embedding_loss", "huber_loss", "keras_binary_crossentropy", "keras_categorical_crossentropy", "keras_hinge", "keras_huber", "keras_kl_divergence", "keras_mean_absolute_error", "keras_mean_squared_error", "keras_mean_squared_logarithmic_error", "keras_poisson", "keras_sparse_categorical_crossentropy", "keras_squared_hinge", "kl_div", "l1_loss", "laplace_nll_loss", "log_cosh_loss", "margin_ranking_loss", "mse_loss", "multi_margin_loss", "multilabel_margin_loss", "multilabel_soft_margin_loss", "negative_binomial_nll_loss", "nll_loss", "poisson_nll_loss", "pseudo_huber_loss", "quantile_loss", "rnnt_loss", "sigmoid_focal_loss", "smooth_l1_loss", "soft_dtw", "soft_margin_loss", "tf1_absolute_difference", "tf1_hinge_loss", "tf1_huber_loss", "tf1_mean_squared_error", "tf1_sigmoid_cross_entropy", "tf1_softmax_cross_entropy", "tf_sigmoid_cross_entropy_with_logits", "tf_softmax_cross_entropy_with_logits", "tf_sparse_softmax_cross_entropy_with_logits", "tf_weighted_cross_entropy_with_logits", "triplet_distance_loss", "triplet_margin_loss", "triplet_margin_with_distance_loss", "tweedie_loss", "set_num_threads", "get_num_threads", "LossError"]
+__all__ = ["adaptive_log_softmax_with_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits", "charbonnier_loss", "contrastive_loss", "cosine_embedding_loss", "crf_nll", "cross_entropy", "ctc_loss", "dice_loss", "distillation_loss", "dpo_loss", "expectile_loss", "focal_loss", "gamma_nll_loss", "gaussian_crps_loss", "gaussian_nll_loss", "generalized_cross_entropy", "hinge_embedding_loss", "hinge_loss", "huber_loss", "info_nce_loss", "ipo_loss", "jaccard_loss", "jensen_shannon", "keras_binary_crossentropy", "keras_categorical_crossentropy", "keras_hinge", "keras_huber", "keras_kl_divergence", "keras_mean_absolute_error", "keras_mean_squared_error", "keras_mean_squared_logarithmic_error", "keras_poisson", "keras_sparse_categorical_crossentropy", "keras_squared_hinge", "kl_div", "l1_loss", "laplace_nll_loss", "log_cosh_loss", "margin_ranking_loss", "mse_loss", "multi_margin_loss", "multilabel_margin_loss", "multilabel_soft_margin_loss", "negative_binomial_nll_loss", "nll_loss", "poisson_nll_loss", "pseudo_huber_loss", "quantile_loss", "ranknet_loss", "rnnt_loss", "sigmoid_focal_loss", "simpo_loss", "smooth_l1_loss", "soft_capped_cross_entropy", "soft_dtw", "soft_margin_loss", "squared_hinge_loss", "supervised_contrastive_loss", "symmetric_cross_entropy", "tf1_absolute_difference", "tf1_hinge_loss", "tf1_huber_loss", "tf1_mean_squared_error", "tf1_sigmoid_cross_entropy", "tf1_softmax_cross_entropy", "tf_sigmoid_cross_entropy_with_logits", "tf_softmax_cross_entropy_with_logits", "tf_sparse_softmax_cross_entropy_with_logits", "tf_weighted_cross_entropy_with_logits", "total_variation", "triplet_distance_loss", "triplet_margin_loss", "triplet_margin_with_distance_loss", "tversky_loss", "tweedie_loss", "set_num_threads", "get_num_threads", "LossError"]
 
 
 def __getattr__(name: str) -> Any:

@@ -86,82 +86,67 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         REAL input_side[SHORT][SIDE], target_side[SHORT][SIDE], grad_input_side[SHORT][SIDE], grad_target_side[SHORT][SIDE];
         to_columns(input_side, input + first * input_batch, input_batch, classes, end - first);
         to_columns(target_side, target + first * target_batch, target_batch, classes, end - first);
-        REAL largest_tile[SIDE];
-        fill_lanes(largest_tile, -INFINITY);
-        REAL largest_2_tile[SIDE];
-        fill_lanes(largest_2_tile, -INFINITY);
+        REAL max_target_tile[SIDE];
+        fill_lanes(max_target_tile, -INFINITY);
+        REAL max_input_tile[SIDE];
+        fill_lanes(max_input_tile, -INFINITY);
         for (int64_t c = 0; c < classes; ++c)
             INDEPENDENT
             for (int64_t n = first; n < end; ++n) {
-                const REAL teacher = target_side[c][n - first] / temperature;
-                const REAL student = input_side[c][n - first] / temperature;
-                largest_tile[n - first] = larger(largest_tile[n - first], teacher);
-                largest_2_tile[n - first] = larger(largest_2_tile[n - first], student);
+                max_target_tile[n - first] = larger(max_target_tile[n - first], target_side[c][n - first]);
+                max_input_tile[n - first] = larger(max_input_tile[n - first], input_side[c][n - first]);
             }
-        REAL across_pivot_tile[SIDE];
-        fill_lanes(across_pivot_tile, -INFINITY);
         REAL max_choice_tile[SIDE];
         fill_lanes(max_choice_tile, -INFINITY);
+        REAL max_choice_2_tile[SIDE];
+        fill_lanes(max_choice_2_tile, -INFINITY);
         lanes others_sum = {{0}, {0}};
         lanes ties_sum = {{0}, {0}};
-        REAL across_pivot_2_tile[SIDE];
-        fill_lanes(across_pivot_2_tile, -INFINITY);
         lanes others_2_sum = {{0}, {0}};
         lanes ties_2_sum = {{0}, {0}};
         for (int64_t c = 0; c < classes; ++c)
             INDEPENDENT
             for (int64_t n = first; n < end; ++n) {
-                const REAL teacher_2 = target_side[c][n - first] / temperature;
-                const int is_largest = teacher_2 == largest_tile[n - first];
+                const int is_largest = target_side[c][n - first] == max_target_tile[n - first];
                 const REAL difference = input_side[c][n - first] - target_side[c][n - first];
-                const REAL across = difference / temperature;
-                const REAL student_2 = input_side[c][n - first] / temperature;
-                const REAL relative = exp_difference(teacher_2, largest_tile[n - first]);
+                const REAL relative = exp_quotient(target_side[c][n - first], max_target_tile[n - first], temperature);
                 if (grad_input_wanted) grad_input_side[c][n - first] = relative;
-                const REAL across_2 = student_2 - teacher_2;
-                const int is_largest_2 = student_2 == largest_2_tile[n - first];
-                const REAL relative_2 = exp_difference(student_2, largest_2_tile[n - first]);
-                across_pivot_tile[n - first] = larger(across_pivot_tile[n - first], is_largest ? across : -INFINITY);
-                max_choice_tile[n - first] = larger(max_choice_tile[n - first], is_largest ? student_2 : -INFINITY);
+                const int is_largest_2 = input_side[c][n - first] == max_input_tile[n - first];
+                const REAL relative_2 = exp_quotient(input_side[c][n - first], max_input_tile[n - first], temperature);
+                max_choice_tile[n - first] = larger(max_choice_tile[n - first], is_largest ? difference : -INFINITY);
+                max_choice_2_tile[n - first] = larger(max_choice_2_tile[n - first], is_largest ? input_side[c][n - first] : -INFINITY);
                 add_to_lane(&others_sum, n - first, is_largest ? 0 : relative);
                 add_to_lane(&ties_sum, n - first, (REAL)(is_largest ? 1 : 0));
-                across_pivot_2_tile[n - first] = larger(across_pivot_2_tile[n - first], is_largest ? across_2 : -INFINITY);
                 add_to_lane(&others_2_sum, n - first, is_largest_2 ? 0 : relative_2);
                 add_to_lane(&ties_2_sum, n - first, (REAL)(is_largest_2 ? 1 : 0));
             }
-        REAL abs_across_pivot_lane[SIDE], abs_across_pivot_2_lane[SIDE], sum_exp_lane[SIDE];
+        REAL abs_across_pivot_lane[SIDE], sum_exp_lane[SIDE];
         INDEPENDENT
         for (int64_t n = first; n < end; ++n) {
-            const REAL abs_across_pivot = fabs(across_pivot_tile[n - first]);
+            const REAL across_pivot = max_choice_tile[n - first] / temperature;
+            const REAL abs_across_pivot = fabs(across_pivot);
             abs_across_pivot_lane[n - first] = abs_across_pivot;
-            const REAL abs_across_pivot_2 = fabs(across_pivot_2_tile[n - first]);
-            abs_across_pivot_2_lane[n - first] = abs_across_pivot_2;
             const REAL sum_exp = value_of_lane(&others_sum, n - first) + value_of_lane(&ties_sum, n - first);
             sum_exp_lane[n - first] = sum_exp;
         }
         lanes sum_product_2_sum = {{0}, {0}};
-        lanes sum_product_3_sum = {{0}, {0}};
         lanes mass_ahead_sum = {{0}, {0}};
         for (int64_t c = 0; c < classes; ++c)
             INDEPENDENT
             for (int64_t n = first; n < end; ++n) {
                 const REAL difference_2 = input_side[c][n - first] - target_side[c][n - first];
-                const REAL across_3 = difference_2 / temperature;
-                const REAL student_3 = input_side[c][n - first] / temperature;
-                const REAL along = student_3 - max_choice_tile[n - first];
-                const REAL teacher_3 = target_side[c][n - first] / temperature;
-                const REAL below = teacher_3 - largest_tile[n - first];
-                const REAL shifted = fabs(along) + fabs(below);
-                const REAL ahead = fabs(across_3) + abs_across_pivot_lane[n - first] < shifted ? across_3 - across_pivot_tile[n - first] : along - below;
-                const REAL relative_3 = exp_difference(teacher_3, largest_tile[n - first]);
-                const REAL across_4 = student_3 - teacher_3;
-                const REAL ahead_2 = fabs(across_4) + abs_across_pivot_2_lane[n - first] < shifted ? across_4 - across_pivot_2_tile[n - first] : along - below;
+                const REAL across = difference_2 / temperature;
+                const REAL difference_3 = input_side[c][n - first] - max_choice_2_tile[n - first];
+                const REAL along = difference_3 / temperature;
+                const REAL difference_4 = target_side[c][n - first] - max_target_tile[n - first];
+                const REAL below = difference_4 / temperature;
+                const REAL ahead = fabs(across) + abs_across_pivot_lane[n - first] < fabs(along) + fabs(below) ? (difference_2 - max_choice_tile[n - first]) / temperature : (difference_3 - difference_4) / temperature;
+                const REAL relative_3 = exp_quotient(target_side[c][n - first], max_target_tile[n - first], temperature);
                 const REAL p = relative_3 / sum_exp_lane[n - first];
                 add_to_lane(&sum_product_2_sum, n - first, ahead * relative_3);
-                add_to_lane(&sum_product_3_sum, n - first, ahead_2 * relative_3);
                 add_to_lane(&mass_ahead_sum, n - first, ahead < 1 ? p * expm1(ahead) : exp(along) / sum_exp_lane[n - first] - p);
             }
-        REAL product_2_lane[SIDE], log1p_mass_ahead_lane[SIDE], sum_exp_2_lane[SIDE], mean_ahead_lane[SIDE], mean_ahead_2_lane[SIDE];
+        REAL product_2_lane[SIDE], log1p_mass_ahead_lane[SIDE], sum_exp_2_lane[SIDE], mean_ahead_lane[SIDE];
         INDEPENDENT
         for (int64_t n = first; n < end; ++n) {
             const REAL product_2 = temperature * scale[n * scale_batch];
@@ -172,43 +157,41 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             sum_exp_2_lane[n - first] = sum_exp_2;
             const REAL mean_ahead = value_of_lane(&sum_product_2_sum, n - first) / sum_exp_lane[n - first];
             mean_ahead_lane[n - first] = mean_ahead;
-            const REAL mean_ahead_2 = value_of_lane(&sum_product_3_sum, n - first) / sum_exp_lane[n - first];
-            mean_ahead_2_lane[n - first] = mean_ahead_2;
         }
         lanes bend_sum = {{0}, {0}};
-        lanes sum_product_5_sum = {{0}, {0}};
+        lanes sum_product_4_sum = {{0}, {0}};
         for (int64_t c = 0; c < classes; ++c)
             INDEPENDENT
             for (int64_t n = first; n < end; ++n) {
-                const REAL difference_3 = input_side[c][n - first] - target_side[c][n - first];
-                const REAL across_5 = difference_3 / temperature;
-                const REAL student_4 = input_side[c][n - first] / temperature;
-                const REAL along_2 = student_4 - max_choice_tile[n - first];
-                const REAL teacher_4 = target_side[c][n - first] / temperature;
-                const REAL below_2 = teacher_4 - largest_tile[n - first];
-                const REAL ahead_3 = fabs(across_5) + abs_across_pivot_lane[n - first] < fabs(along_2) + fabs(below_2) ? across_5 - across_pivot_tile[n - first] : along_2 - below_2;
-                const REAL log_ratio = ahead_3 - log1p_mass_ahead_lane[n - first];
-                const REAL relative_4 = grad_input_wanted ? grad_input_side[c][n - first] : exp_difference(teacher_4, largest_tile[n - first]);
+                const REAL difference_5 = input_side[c][n - first] - target_side[c][n - first];
+                const REAL across_2 = difference_5 / temperature;
+                const REAL difference_6 = input_side[c][n - first] - max_choice_2_tile[n - first];
+                const REAL along_2 = difference_6 / temperature;
+                const REAL difference_7 = target_side[c][n - first] - max_target_tile[n - first];
+                const REAL below_2 = difference_7 / temperature;
+                const REAL ahead_2 = fabs(across_2) + abs_across_pivot_lane[n - first] < fabs(along_2) + fabs(below_2) ? (difference_5 - max_choice_tile[n - first]) / temperature : (difference_6 - difference_7) / temperature;
+                const REAL log_ratio = ahead_2 - log1p_mass_ahead_lane[n - first];
+                const REAL relative_4 = grad_input_wanted ? grad_input_side[c][n - first] : exp_quotient(target_side[c][n - first], max_target_tile[n - first], temperature);
                 const REAL p_2 = relative_4 / sum_exp_lane[n - first];
-                const REAL relative_5 = grad_target_wanted ? grad_target_side[c][n - first] : exp_difference(student_4, largest_2_tile[n - first]);
+                const REAL relative_5 = grad_target_wanted ? grad_target_side[c][n - first] : exp_quotient(input_side[c][n - first], max_input_tile[n - first], temperature);
                 const REAL share = relative_5 / sum_exp_2_lane[n - first];
-                const REAL from_mean_3 = ahead_3 - mean_ahead_lane[n - first];
+                const REAL from_mean_3 = ahead_2 - mean_ahead_lane[n - first];
                 if (grad_input_wanted) grad_input_side[c][n - first] = product_2_lane[n - first] * (fabs(log_ratio) < 1 ? p_2 * expm1(log_ratio) : share - p_2);
-                add_to_lane(&bend_sum, n - first, from_mean_3 < 1 ? p_2 * expm1mx(from_mean_3) : exp(along_2 - mean_ahead_2_lane[n - first]) / sum_exp_lane[n - first] - (from_mean_3 + 1) / sum_exp_lane[n - first] * relative_4);
-                add_to_lane(&sum_product_5_sum, n - first, from_mean_3 * relative_4);
+                add_to_lane(&bend_sum, n - first, from_mean_3 < 1 ? p_2 * expm1mx(from_mean_3) : exp(along_2 - mean_ahead_lane[n - first]) / sum_exp_lane[n - first] - (from_mean_3 + 1) / sum_exp_lane[n - first] * relative_4);
+                add_to_lane(&sum_product_4_sum, n - first, from_mean_3 * relative_4);
             }
         REAL total_loss_tile[SIDE];
         INDEPENDENT
         for (int64_t n = first; n < end; ++n) {
-            const REAL ratio_3 = value_of_lane(&sum_product_5_sum, n - first) / sum_exp_lane[n - first];
-            const REAL shifted_2 = value_of_lane(&bend_sum, n - first) + ratio_3;
-            const REAL shifted_3 = shifted_2 + 2;
-            const REAL ratio_4 = shifted_2 / shifted_3;
-            const REAL log1pmx = fabs(shifted_2) < (REAL)2 / 5 ? ratio_4 * (ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((2 * (shifted_2 / 27) * ratio_4 / shifted_3 + (REAL)2 / 25) / shifted_3) * shifted_2 + (REAL)2 / 23) / shifted_3) * shifted_2 + (REAL)2 / 21) / shifted_3) * shifted_2 + (REAL)2 / 19) / shifted_3) * shifted_2 + (REAL)2 / 17) / shifted_3) * shifted_2 + (REAL)2 / 15) / shifted_3) * shifted_2 + (REAL)2 / 13) / shifted_3) * shifted_2 + (REAL)2 / 11) / shifted_3) * shifted_2 + (REAL)2 / 9) / shifted_3) * shifted_2 + (REAL)2 / 7) / shifted_3) * shifted_2 + (REAL)2 / 5) / shifted_3) * shifted_2 + (REAL)2 / 3) / shifted_3) * shifted_2 - value_of_lane(&bend_sum, n - first) - ratio_3) : log1p(shifted_2) - value_of_lane(&bend_sum, n - first) - ratio_3;
+            const REAL ratio_3 = value_of_lane(&sum_product_4_sum, n - first) / sum_exp_lane[n - first];
+            const REAL shifted = value_of_lane(&bend_sum, n - first) + ratio_3;
+            const REAL shifted_2 = shifted + 2;
+            const REAL ratio_4 = shifted / shifted_2;
+            const REAL log1pmx = fabs(shifted) < (REAL)2 / 5 ? ratio_4 * (ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((2 * (shifted / 27) * ratio_4 / shifted_2 + (REAL)2 / 25) / shifted_2) * shifted + (REAL)2 / 23) / shifted_2) * shifted + (REAL)2 / 21) / shifted_2) * shifted + (REAL)2 / 19) / shifted_2) * shifted + (REAL)2 / 17) / shifted_2) * shifted + (REAL)2 / 15) / shifted_2) * shifted + (REAL)2 / 13) / shifted_2) * shifted + (REAL)2 / 11) / shifted_2) * shifted + (REAL)2 / 9) / shifted_2) * shifted + (REAL)2 / 7) / shifted_2) * shifted + (REAL)2 / 5) / shifted_2) * shifted + (REAL)2 / 3) / shifted_2) * shifted - value_of_lane(&bend_sum, n - first) - ratio_3) : log1p(shifted) - value_of_lane(&bend_sum, n - first) - ratio_3;
             const REAL log_mass = log1p(value_of_lane(&others_2_sum, n - first) + (value_of_lane(&ties_2_sum, n - first) - 1));
-            const REAL above_pivot = largest_2_tile[n - first] - max_choice_tile[n - first] + log_mass;
+            const REAL above_pivot = (max_input_tile[n - first] - max_choice_2_tile[n - first]) / temperature + log_mass;
             const REAL log_mass_2 = log1p(value_of_lane(&others_sum, n - first) + (value_of_lane(&ties_sum, n - first) - 1));
-            const REAL log_count = largest_tile[n - first] - largest_tile[n - first] + log_mass_2;
+            const REAL log_count = (max_target_tile[n - first] - max_target_tile[n - first]) / temperature + log_mass_2;
             const REAL product_3 = product * (value_of_lane(&bend_sum, n - first) < 1 ? log1pmx + value_of_lane(&bend_sum, n - first) : above_pivot - log_count - mean_ahead_lane[n - first]);
             if (loss_wanted) loss[n * loss_batch] = product_3;
             total_loss_tile[n - first] = product_3;
@@ -222,57 +205,48 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         const REAL *target_row = target + n * target_batch;
         REAL *grad_input_row = grad_input + n * grad_input_batch;
         REAL *grad_target_row = grad_target + n * grad_target_batch;
-        REAL largest = -INFINITY;
-        REAL largest_2 = -INFINITY;
+        REAL max_target = -INFINITY;
+        REAL max_input = -INFINITY;
         FOR_TILES(first, end, classes) {
-            REAL largest_tile[TILE], largest_2_tile[TILE];
+            REAL max_target_tile[TILE], max_input_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
-                const REAL teacher = target_row[c * target_classes] / temperature;
-                const REAL student = input_row[c * input_classes] / temperature;
-                largest_tile[c - first] = teacher;
-                largest_2_tile[c - first] = student;
+                max_target_tile[c - first] = target_row[c * target_classes];
+                max_input_tile[c - first] = input_row[c * input_classes];
             }
-            largest = larger_tile(largest, largest_tile, end - first);
-            largest_2 = larger_tile(largest_2, largest_2_tile, end - first);
+            max_target = larger_tile(max_target, target_classes == 1 ? target_row + first : max_target_tile, end - first);
+            max_input = larger_tile(max_input, input_classes == 1 ? input_row + first : max_input_tile, end - first);
         }
-        REAL across_pivot = -INFINITY;
         REAL max_choice = -INFINITY;
+        REAL max_choice_2 = -INFINITY;
         accumulator others_sum = {0};
         accumulator ties_sum = {0};
-        REAL across_pivot_2 = -INFINITY;
         accumulator others_2_sum = {0};
         accumulator ties_2_sum = {0};
         accumulator sum_product_sum = {0};
         FOR_TILES(first, end, classes) {
-            REAL across_pivot_tile[TILE], max_choice_tile[TILE], others_tile[TILE], ties_tile[TILE], across_pivot_2_tile[TILE], others_2_tile[TILE], ties_2_tile[TILE], sum_product_tile[TILE];
+            REAL max_choice_tile[TILE], max_choice_2_tile[TILE], others_tile[TILE], ties_tile[TILE], others_2_tile[TILE], ties_2_tile[TILE], sum_product_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
-                const REAL teacher_2 = target_row[c * target_classes] / temperature;
-                const int is_largest = teacher_2 == largest;
+                const int is_largest = target_row[c * target_classes] == max_target;
                 const REAL difference = input_row[c * input_classes] - target_row[c * target_classes];
-                const REAL across = difference / temperature;
-                const REAL student_2 = input_row[c * input_classes] / temperature;
-                const REAL relative = exp_difference(teacher_2, largest);
+                const REAL relative = exp_quotient(target_row[c * target_classes], max_target, temperature);
                 if (grad_input_wanted) grad_input_row[c * grad_input_classes] = relative;
-                const REAL across_2 = student_2 - teacher_2;
-                const int is_largest_2 = student_2 == largest_2;
-                const REAL relative_2 = exp_difference(student_2, largest_2);
+                const int is_largest_2 = input_row[c * input_classes] == max_input;
+                const REAL relative_2 = exp_quotient(input_row[c * input_classes], max_input, temperature);
                 if (grad_target_wanted) grad_target_row[c * grad_target_classes] = relative_2;
-                across_pivot_tile[c - first] = is_largest ? across : -INFINITY;
-                max_choice_tile[c - first] = is_largest ? student_2 : -INFINITY;
+                max_choice_tile[c - first] = is_largest ? difference : -INFINITY;
+                max_choice_2_tile[c - first] = is_largest ? input_row[c * input_classes] : -INFINITY;
                 others_tile[c - first] = is_largest ? 0 : relative;
                 ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
-                across_pivot_2_tile[c - first] = is_largest ? across_2 : -INFINITY;
                 others_2_tile[c - first] = is_largest_2 ? 0 : relative_2;
                 ties_2_tile[c - first] = (REAL)(is_largest_2 ? 1 : 0);
                 sum_product_tile[c - first] = difference * relative;
             }
-            across_pivot = larger_tile(across_pivot, across_pivot_tile, end - first);
             max_choice = larger_tile(max_choice, max_choice_tile, end - first);
+            max_choice_2 = larger_tile(max_choice_2, max_choice_2_tile, end - first);
             accumulate_tile(&others_sum, others_tile, end - first);
             accumulate_tile(&ties_sum, ties_tile, end - first);
-            across_pivot_2 = larger_tile(across_pivot_2, across_pivot_2_tile, end - first);
             accumulate_tile(&others_2_sum, others_2_tile, end - first);
             accumulate_tile(&ties_2_sum, ties_2_tile, end - first);
             accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
@@ -282,91 +256,83 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         const REAL others_2 = value_of(&others_2_sum);
         const REAL ties_2 = value_of(&ties_2_sum);
         const REAL sum_product = value_of(&sum_product_sum);
+        const REAL across_pivot = max_choice / temperature;
         const REAL abs_across_pivot = fabs(across_pivot);
-        const REAL abs_across_pivot_2 = fabs(across_pivot_2);
         const REAL sum_exp = others + ties;
         const REAL mean_under_softmax = sum_product / sum_exp;
         accumulator sum_product_2_sum = {0};
-        accumulator sum_product_3_sum = {0};
         accumulator mass_ahead_sum = {0};
-        accumulator sum_product_4_sum = {0};
+        accumulator sum_product_3_sum = {0};
         FOR_TILES(first, end, classes) {
-            REAL sum_product_2_tile[TILE], sum_product_3_tile[TILE], mass_ahead_tile[TILE], sum_product_4_tile[TILE];
+            REAL sum_product_2_tile[TILE], mass_ahead_tile[TILE], sum_product_3_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const REAL difference_2 = input_row[c * input_classes] - target_row[c * target_classes];
-                const REAL across_3 = difference_2 / temperature;
-                const REAL student_3 = input_row[c * input_classes] / temperature;
-                const REAL along = student_3 - max_choice;
-                const REAL teacher_3 = target_row[c * target_classes] / temperature;
-                const REAL below = teacher_3 - largest;
-                const REAL shifted = fabs(along) + fabs(below);
-                const REAL ahead = fabs(across_3) + abs_across_pivot < shifted ? across_3 - across_pivot : along - below;
-                const REAL relative_3 = exp_difference(teacher_3, largest);
-                const REAL across_4 = student_3 - teacher_3;
-                const REAL ahead_2 = fabs(across_4) + abs_across_pivot_2 < shifted ? across_4 - across_pivot_2 : along - below;
+                const REAL across = difference_2 / temperature;
+                const REAL difference_3 = input_row[c * input_classes] - max_choice_2;
+                const REAL along = difference_3 / temperature;
+                const REAL difference_4 = target_row[c * target_classes] - max_target;
+                const REAL below = difference_4 / temperature;
+                const REAL ahead = fabs(across) + abs_across_pivot < fabs(along) + fabs(below) ? (difference_2 - max_choice) / temperature : (difference_3 - difference_4) / temperature;
+                const REAL relative_3 = exp_quotient(target_row[c * target_classes], max_target, temperature);
                 const REAL p = relative_3 / sum_exp;
                 const REAL from_mean = difference_2 - mean_under_softmax;
                 sum_product_2_tile[c - first] = ahead * relative_3;
-                sum_product_3_tile[c - first] = ahead_2 * relative_3;
                 mass_ahead_tile[c - first] = ahead < 1 ? p * expm1(ahead) : exp(along) / sum_exp - p;
-                sum_product_4_tile[c - first] = from_mean * relative_3;
+                sum_product_3_tile[c - first] = from_mean * relative_3;
             }
             accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
-            accumulate_tile(&sum_product_3_sum, sum_product_3_tile, end - first);
             accumulate_tile(&mass_ahead_sum, mass_ahead_tile, end - first);
-            accumulate_tile(&sum_product_4_sum, sum_product_4_tile, end - first);
+            accumulate_tile(&sum_product_3_sum, sum_product_3_tile, end - first);
         }
         const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL sum_product_3 = value_of(&sum_product_3_sum);
         const REAL mass_ahead = value_of(&mass_ahead_sum);
-        const REAL sum_product_4 = value_of(&sum_product_4_sum);
+        const REAL sum_product_3 = value_of(&sum_product_3_sum);
         const REAL product_2 = temperature * scale[n * scale_batch];
         const REAL log1p_mass_ahead = log1p(mass_ahead);
         const REAL sum_exp_2 = others_2 + ties_2;
         const REAL ratio = scale[n * scale_batch] / sum_exp;
-        const REAL ratio_2 = sum_product_4 / sum_exp;
+        const REAL ratio_2 = sum_product_3 / sum_exp;
         const REAL mean_ahead = sum_product_2 / sum_exp;
-        const REAL mean_ahead_2 = sum_product_3 / sum_exp;
         accumulator bend_sum = {0};
-        accumulator sum_product_5_sum = {0};
+        accumulator sum_product_4_sum = {0};
         FOR_TILES(first, end, classes) {
-            REAL bend_tile[TILE], sum_product_5_tile[TILE];
+            REAL bend_tile[TILE], sum_product_4_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
-                const REAL difference_3 = input_row[c * input_classes] - target_row[c * target_classes];
-                const REAL across_5 = difference_3 / temperature;
-                const REAL student_4 = input_row[c * input_classes] / temperature;
-                const REAL along_2 = student_4 - max_choice;
-                const REAL teacher_4 = target_row[c * target_classes] / temperature;
-                const REAL below_2 = teacher_4 - largest;
-                const REAL ahead_3 = fabs(across_5) + abs_across_pivot < fabs(along_2) + fabs(below_2) ? across_5 - across_pivot : along_2 - below_2;
-                const REAL log_ratio = ahead_3 - log1p_mass_ahead;
-                const REAL relative_4 = grad_input_wanted ? grad_input_row[c * grad_input_classes] : exp_difference(teacher_4, largest);
+                const REAL difference_5 = input_row[c * input_classes] - target_row[c * target_classes];
+                const REAL across_2 = difference_5 / temperature;
+                const REAL difference_6 = input_row[c * input_classes] - max_choice_2;
+                const REAL along_2 = difference_6 / temperature;
+                const REAL difference_7 = target_row[c * target_classes] - max_target;
+                const REAL below_2 = difference_7 / temperature;
+                const REAL ahead_2 = fabs(across_2) + abs_across_pivot < fabs(along_2) + fabs(below_2) ? (difference_5 - max_choice) / temperature : (difference_6 - difference_7) / temperature;
+                const REAL log_ratio = ahead_2 - log1p_mass_ahead;
+                const REAL relative_4 = grad_input_wanted ? grad_input_row[c * grad_input_classes] : exp_quotient(target_row[c * target_classes], max_target, temperature);
                 const REAL p_2 = relative_4 / sum_exp;
-                const REAL relative_5 = grad_target_wanted ? grad_target_row[c * grad_target_classes] : exp_difference(student_4, largest_2);
+                const REAL relative_5 = grad_target_wanted ? grad_target_row[c * grad_target_classes] : exp_quotient(input_row[c * input_classes], max_input, temperature);
                 const REAL share = relative_5 / sum_exp_2;
-                const REAL from_mean_2 = difference_3 - mean_under_softmax;
-                const REAL from_mean_3 = ahead_3 - mean_ahead;
+                const REAL from_mean_2 = difference_5 - mean_under_softmax;
+                const REAL from_mean_3 = ahead_2 - mean_ahead;
                 if (grad_input_wanted) grad_input_row[c * grad_input_classes] = product_2 * (fabs(log_ratio) < 1 ? p_2 * expm1(log_ratio) : share - p_2);
                 if (grad_target_wanted) grad_target_row[c * grad_target_classes] = -ratio * (from_mean_2 - ratio_2) * relative_4;
-                bend_tile[c - first] = from_mean_3 < 1 ? p_2 * expm1mx(from_mean_3) : exp(along_2 - mean_ahead_2) / sum_exp - (from_mean_3 + 1) / sum_exp * relative_4;
-                sum_product_5_tile[c - first] = from_mean_3 * relative_4;
+                bend_tile[c - first] = from_mean_3 < 1 ? p_2 * expm1mx(from_mean_3) : exp(along_2 - mean_ahead) / sum_exp - (from_mean_3 + 1) / sum_exp * relative_4;
+                sum_product_4_tile[c - first] = from_mean_3 * relative_4;
             }
             accumulate_tile(&bend_sum, bend_tile, end - first);
-            accumulate_tile(&sum_product_5_sum, sum_product_5_tile, end - first);
+            accumulate_tile(&sum_product_4_sum, sum_product_4_tile, end - first);
         }
         const REAL bend = value_of(&bend_sum);
-        const REAL sum_product_5 = value_of(&sum_product_5_sum);
-        const REAL ratio_3 = sum_product_5 / sum_exp;
-        const REAL shifted_2 = bend + ratio_3;
-        const REAL shifted_3 = shifted_2 + 2;
-        const REAL ratio_4 = shifted_2 / shifted_3;
-        const REAL log1pmx = fabs(shifted_2) < (REAL)2 / 5 ? ratio_4 * (ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((2 * (shifted_2 / 27) * ratio_4 / shifted_3 + (REAL)2 / 25) / shifted_3) * shifted_2 + (REAL)2 / 23) / shifted_3) * shifted_2 + (REAL)2 / 21) / shifted_3) * shifted_2 + (REAL)2 / 19) / shifted_3) * shifted_2 + (REAL)2 / 17) / shifted_3) * shifted_2 + (REAL)2 / 15) / shifted_3) * shifted_2 + (REAL)2 / 13) / shifted_3) * shifted_2 + (REAL)2 / 11) / shifted_3) * shifted_2 + (REAL)2 / 9) / shifted_3) * shifted_2 + (REAL)2 / 7) / shifted_3) * shifted_2 + (REAL)2 / 5) / shifted_3) * shifted_2 + (REAL)2 / 3) / shifted_3) * shifted_2 - bend - ratio_3) : log1p(shifted_2) - bend - ratio_3;
+        const REAL sum_product_4 = value_of(&sum_product_4_sum);
+        const REAL ratio_3 = sum_product_4 / sum_exp;
+        const REAL shifted = bend + ratio_3;
+        const REAL shifted_2 = shifted + 2;
+        const REAL ratio_4 = shifted / shifted_2;
+        const REAL log1pmx = fabs(shifted) < (REAL)2 / 5 ? ratio_4 * (ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((2 * (shifted / 27) * ratio_4 / shifted_2 + (REAL)2 / 25) / shifted_2) * shifted + (REAL)2 / 23) / shifted_2) * shifted + (REAL)2 / 21) / shifted_2) * shifted + (REAL)2 / 19) / shifted_2) * shifted + (REAL)2 / 17) / shifted_2) * shifted + (REAL)2 / 15) / shifted_2) * shifted + (REAL)2 / 13) / shifted_2) * shifted + (REAL)2 / 11) / shifted_2) * shifted + (REAL)2 / 9) / shifted_2) * shifted + (REAL)2 / 7) / shifted_2) * shifted + (REAL)2 / 5) / shifted_2) * shifted + (REAL)2 / 3) / shifted_2) * shifted - bend - ratio_3) : log1p(shifted) - bend - ratio_3;
         const REAL log_mass = log1p(others_2 + (ties_2 - 1));
-        const REAL above_pivot = largest_2 - max_choice + log_mass;
+        const REAL above_pivot = (max_input - max_choice_2) / temperature + log_mass;
         const REAL log_mass_2 = log1p(others + (ties - 1));
-        const REAL log_count = largest - largest + log_mass_2;
+        const REAL log_count = (max_target - max_target) / temperature + log_mass_2;
         const REAL product_3 = product * (bend < 1 ? log1pmx + bend : above_pivot - log_count - mean_ahead);
         if (loss_wanted) loss[n * loss_batch] = product_3;
         accumulate(&total_loss_sum, product_3);
@@ -393,59 +359,55 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         const REAL *target_row = target + n * target_batch;
         const REAL *direction_input_row = direction_input + n * direction_input_batch;
         const REAL *direction_target_row = direction_target + n * direction_target_batch;
-        REAL largest = -INFINITY;
-        REAL largest_2 = -INFINITY;
+        REAL max_input = -INFINITY;
+        REAL max_target = -INFINITY;
         FOR_TILES(first, end, classes) {
-            REAL largest_tile[TILE], largest_2_tile[TILE];
+            REAL max_input_tile[TILE], max_target_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
-                const REAL student = input_row[c * input_classes] / temperature;
-                const REAL teacher = target_row[c * target_classes] / temperature;
-                largest_tile[c - first] = student;
-                largest_2_tile[c - first] = teacher;
+                max_input_tile[c - first] = input_row[c * input_classes];
+                max_target_tile[c - first] = target_row[c * target_classes];
             }
-            largest = larger_tile(largest, largest_tile, end - first);
-            largest_2 = larger_tile(largest_2, largest_2_tile, end - first);
+            max_input = larger_tile(max_input, input_classes == 1 ? input_row + first : max_input_tile, end - first);
+            max_target = larger_tile(max_target, target_classes == 1 ? target_row + first : max_target_tile, end - first);
         }
         accumulator others_sum = {0};
         accumulator ties_sum = {0};
         accumulator others_2_sum = {0};
         accumulator ties_2_sum = {0};
         accumulator sum_product_sum = {0};
-        REAL across_pivot = -INFINITY;
         REAL max_choice = -INFINITY;
+        REAL max_choice_2 = -INFINITY;
         FOR_TILES(first, end, classes) {
-            REAL others_tile[TILE], ties_tile[TILE], others_2_tile[TILE], ties_2_tile[TILE], sum_product_tile[TILE], across_pivot_tile[TILE], max_choice_tile[TILE];
+            REAL others_tile[TILE], ties_tile[TILE], others_2_tile[TILE], ties_2_tile[TILE], sum_product_tile[TILE], max_choice_tile[TILE], max_choice_2_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
-                const REAL student_2 = input_row[c * input_classes] / temperature;
-                const int is_largest = student_2 == largest;
-                const REAL relative = exp_difference(student_2, largest);
-                const REAL teacher_2 = target_row[c * target_classes] / temperature;
-                const int is_largest_2 = teacher_2 == largest_2;
-                const REAL relative_2 = exp_difference(teacher_2, largest_2);
-                const REAL across = (input_row[c * input_classes] - target_row[c * target_classes]) / temperature;
+                const int is_largest = input_row[c * input_classes] == max_input;
+                const REAL relative = exp_quotient(input_row[c * input_classes], max_input, temperature);
+                const int is_largest_2 = target_row[c * target_classes] == max_target;
+                const REAL relative_2 = exp_quotient(target_row[c * target_classes], max_target, temperature);
                 others_tile[c - first] = is_largest ? 0 : relative;
                 ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
                 others_2_tile[c - first] = is_largest_2 ? 0 : relative_2;
                 ties_2_tile[c - first] = (REAL)(is_largest_2 ? 1 : 0);
                 sum_product_tile[c - first] = relative_2 * direction_target_row[c * direction_target_classes];
-                across_pivot_tile[c - first] = is_largest_2 ? across : -INFINITY;
-                max_choice_tile[c - first] = is_largest_2 ? student_2 : -INFINITY;
+                max_choice_tile[c - first] = is_largest_2 ? input_row[c * input_classes] - target_row[c * target_classes] : -INFINITY;
+                max_choice_2_tile[c - first] = is_largest_2 ? input_row[c * input_classes] : -INFINITY;
             }
             accumulate_tile(&others_sum, others_tile, end - first);
             accumulate_tile(&ties_sum, ties_tile, end - first);
             accumulate_tile(&others_2_sum, others_2_tile, end - first);
             accumulate_tile(&ties_2_sum, ties_2_tile, end - first);
             accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
-            across_pivot = larger_tile(across_pivot, across_pivot_tile, end - first);
             max_choice = larger_tile(max_choice, max_choice_tile, end - first);
+            max_choice_2 = larger_tile(max_choice_2, max_choice_2_tile, end - first);
         }
         const REAL others = value_of(&others_sum);
         const REAL ties = value_of(&ties_sum);
         const REAL others_2 = value_of(&others_2_sum);
         const REAL ties_2 = value_of(&ties_2_sum);
         const REAL sum_product = value_of(&sum_product_sum);
+        const REAL across_pivot = max_choice / temperature;
         const REAL abs_across_pivot = fabs(across_pivot);
         const REAL sum_exp = others_2 + ties_2;
         accumulator mass_ahead_sum = {0};
@@ -453,13 +415,14 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             REAL mass_ahead_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
-                const REAL across_2 = (input_row[c * input_classes] - target_row[c * target_classes]) / temperature;
-                const REAL student_3 = input_row[c * input_classes] / temperature;
-                const REAL along = student_3 - max_choice;
-                const REAL teacher_3 = target_row[c * target_classes] / temperature;
-                const REAL below = teacher_3 - largest_2;
-                const REAL ahead = fabs(across_2) + abs_across_pivot < fabs(along) + fabs(below) ? across_2 - across_pivot : along - below;
-                const REAL relative_3 = exp_difference(teacher_3, largest_2);
+                const REAL difference = input_row[c * input_classes] - target_row[c * target_classes];
+                const REAL across = difference / temperature;
+                const REAL difference_2 = input_row[c * input_classes] - max_choice_2;
+                const REAL along = difference_2 / temperature;
+                const REAL difference_3 = target_row[c * target_classes] - max_target;
+                const REAL below = difference_3 / temperature;
+                const REAL ahead = fabs(across) + abs_across_pivot < fabs(along) + fabs(below) ? (difference - max_choice) / temperature : (difference_2 - difference_3) / temperature;
+                const REAL relative_3 = exp_quotient(target_row[c * target_classes], max_target, temperature);
                 const REAL p = relative_3 / sum_exp;
                 mass_ahead_tile[c - first] = ahead < 1 ? p * expm1(ahead) : exp(along) / sum_exp - p;
             }
@@ -476,21 +439,21 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             REAL sum_product_2_tile[TILE], sum_shifted_tile[TILE], sum_product_3_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
-                const REAL student_4 = input_row[c * input_classes] / temperature;
-                const REAL relative_4 = exp_difference(student_4, largest);
-                const REAL difference = input_row[c * input_classes] - target_row[c * target_classes];
-                const REAL across_3 = difference / temperature;
-                const REAL teacher_4 = target_row[c * target_classes] / temperature;
-                const REAL relative_5 = exp_difference(teacher_4, largest_2);
+                const REAL relative_4 = exp_quotient(input_row[c * input_classes], max_input, temperature);
+                const REAL difference_4 = input_row[c * input_classes] - target_row[c * target_classes];
+                const REAL across_2 = difference_4 / temperature;
+                const REAL relative_5 = exp_quotient(target_row[c * target_classes], max_target, temperature);
                 const REAL ratio_2 = relative_5 / temperature;
-                const REAL along_2 = student_4 - max_choice;
-                const REAL below_2 = teacher_4 - largest_2;
-                const REAL ahead_2 = fabs(across_3) + abs_across_pivot < fabs(along_2) + fabs(below_2) ? across_3 - across_pivot : along_2 - below_2;
+                const REAL difference_5 = input_row[c * input_classes] - max_choice_2;
+                const REAL along_2 = difference_5 / temperature;
+                const REAL difference_6 = target_row[c * target_classes] - max_target;
+                const REAL below_2 = difference_6 / temperature;
+                const REAL ahead_2 = fabs(across_2) + abs_across_pivot < fabs(along_2) + fabs(below_2) ? (difference_4 - max_choice) / temperature : (difference_5 - difference_6) / temperature;
                 const REAL log_ratio = ahead_2 - log1p_mass_ahead;
                 const REAL p_2 = relative_5 / sum_exp;
                 const REAL share = relative_4 / sum_exp_2;
                 sum_product_2_tile[c - first] = relative_4 * direction_input_row[c * direction_input_classes];
-                sum_shifted_tile[c - first] = (across_3 * ratio_2 / sum_exp - ratio_2 / sum_exp) * direction_target_row[c * direction_target_classes] - ratio * difference * relative_5 + ratio_2 * (direction_input_row[c * direction_input_classes] / sum_exp);
+                sum_shifted_tile[c - first] = (across_2 * ratio_2 / sum_exp - ratio_2 / sum_exp) * direction_target_row[c * direction_target_classes] - ratio * difference_4 * relative_5 + ratio_2 * (direction_input_row[c * direction_input_classes] / sum_exp);
                 sum_product_3_tile[c - first] = (fabs(log_ratio) < 1 ? p_2 * expm1(log_ratio) : share - p_2) * direction_input_row[c * direction_input_classes];
             }
             accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
@@ -528,19 +491,17 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         const REAL *direction_target_row = direction_target + n * direction_target_batch;
         REAL *hvp_input_row = hvp_input + n * hvp_input_batch;
         REAL *hvp_target_row = hvp_target + n * hvp_target_batch;
-        REAL largest = -INFINITY;
-        REAL largest_2 = -INFINITY;
+        REAL max_target = -INFINITY;
+        REAL max_input = -INFINITY;
         FOR_TILES(first, end, classes) {
-            REAL largest_tile[TILE], largest_2_tile[TILE];
+            REAL max_target_tile[TILE], max_input_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
-                const REAL teacher = target_row[c * target_classes] / temperature;
-                const REAL student = input_row[c * input_classes] / temperature;
-                largest_tile[c - first] = teacher;
-                largest_2_tile[c - first] = student;
+                max_target_tile[c - first] = target_row[c * target_classes];
+                max_input_tile[c - first] = input_row[c * input_classes];
             }
-            largest = larger_tile(largest, largest_tile, end - first);
-            largest_2 = larger_tile(largest_2, largest_2_tile, end - first);
+            max_target = larger_tile(max_target, target_classes == 1 ? target_row + first : max_target_tile, end - first);
+            max_input = larger_tile(max_input, input_classes == 1 ? input_row + first : max_input_tile, end - first);
         }
         accumulator sum_product_sum = {0};
         accumulator others_sum = {0};
@@ -553,13 +514,11 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             REAL sum_product_tile[TILE], others_tile[TILE], ties_tile[TILE], others_2_tile[TILE], ties_2_tile[TILE], sum_product_2_tile[TILE], sum_product_3_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
-                const REAL teacher_2 = target_row[c * target_classes] / temperature;
-                const REAL relative = exp_difference(teacher_2, largest);
+                const REAL relative = exp_quotient(target_row[c * target_classes], max_target, temperature);
                 if (hvp_input_wanted) hvp_input_row[c * hvp_input_classes] = relative;
-                const int is_largest = teacher_2 == largest;
-                const REAL student_2 = input_row[c * input_classes] / temperature;
-                const int is_largest_2 = student_2 == largest_2;
-                const REAL relative_2 = exp_difference(student_2, largest_2);
+                const int is_largest = target_row[c * target_classes] == max_target;
+                const int is_largest_2 = input_row[c * input_classes] == max_input;
+                const REAL relative_2 = exp_quotient(input_row[c * input_classes], max_input, temperature);
                 if (hvp_target_wanted) hvp_target_row[c * hvp_target_classes] = relative_2;
                 sum_product_tile[c - first] = relative * direction_target_row[c * direction_target_classes];
                 others_tile[c - first] = is_largest ? 0 : relative;
@@ -601,11 +560,9 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const REAL from_mean = direction_target_row[c * direction_target_classes] - mean_under_softmax;
-                const REAL teacher_3 = target_row[c * target_classes] / temperature;
-                const REAL relative_3 = exp_difference(teacher_3, largest);
+                const REAL relative_3 = exp_quotient(target_row[c * target_classes], max_target, temperature);
                 const REAL from_mean_2 = direction_input_row[c * direction_input_classes] - mean_under_softmax_2;
-                const REAL student_3 = input_row[c * input_classes] / temperature;
-                const REAL relative_4 = exp_difference(student_3, largest_2);
+                const REAL relative_4 = exp_quotient(input_row[c * input_classes], max_input, temperature);
                 const REAL difference = input_row[c * input_classes] - target_row[c * target_classes];
                 const REAL from_mean_3 = difference - mean_under_softmax_3;
                 const REAL p = relative_3 / sum_exp;
@@ -632,8 +589,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const REAL from_mean_4 = direction_target_row[c * direction_target_classes] - mean_under_softmax;
-                const REAL teacher_4 = target_row[c * target_classes] / temperature;
-                const REAL relative_5 = exp_difference(teacher_4, largest);
+                const REAL relative_5 = exp_quotient(target_row[c * target_classes], max_target, temperature);
                 const REAL product_2 = from_mean_4 / sum_exp * relative_5;
                 const int equal = fabs(product_2) == max_abs;
                 sum_choice_tile[c - first] = equal ? product_2 : 0;
@@ -658,14 +614,12 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         for (int64_t c = 0; c < classes; ++c) {
             const REAL from_mean_5 = direction_target_row[c * direction_target_classes] - mean_under_softmax;
             const REAL ratio_9 = from_mean_5 / sum_exp;
-            const REAL teacher_5 = target_row[c * target_classes] / temperature;
-            const REAL relative_6 = hvp_input_wanted ? hvp_input_row[c * hvp_input_classes] : exp_difference(teacher_5, largest);
+            const REAL relative_6 = hvp_input_wanted ? hvp_input_row[c * hvp_input_classes] : exp_quotient(target_row[c * target_classes], max_target, temperature);
             const REAL product_5 = ratio_9 * relative_6;
             const REAL as_large = sum_choice - product_5;
-            const int is_largest_3 = teacher_5 == largest;
+            const int is_largest_3 = target_row[c * target_classes] == max_target;
             const REAL from_mean_6 = direction_input_row[c * direction_input_classes] - mean_under_softmax_2;
-            const REAL student_4 = input_row[c * input_classes] / temperature;
-            const REAL relative_7 = hvp_target_wanted ? hvp_target_row[c * hvp_target_classes] : exp_difference(student_4, largest_2);
+            const REAL relative_7 = hvp_target_wanted ? hvp_target_row[c * hvp_target_classes] : exp_quotient(input_row[c * input_classes], max_input, temperature);
             const REAL product_6 = ratio_5 * (from_mean_6 - ratio_6) * relative_7;
             const REAL from_mean_7 = input_row[c * input_classes] - target_row[c * target_classes] - mean_under_softmax_3;
             const REAL difference_2 = from_mean_7 - ratio_7;
@@ -692,19 +646,17 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
         const REAL *target_row = target + n * target_batch;
         REAL *hessian_input_row = hessian_input + n * hessian_input_batch;
         REAL *hessian_target_row = hessian_target + n * hessian_target_batch;
-        REAL largest = -INFINITY;
-        REAL largest_2 = -INFINITY;
+        REAL max_input = -INFINITY;
+        REAL max_target = -INFINITY;
         FOR_TILES(first, end, classes) {
-            REAL largest_tile[TILE], largest_2_tile[TILE];
+            REAL max_input_tile[TILE], max_target_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
-                const REAL student = input_row[c * input_classes] / temperature;
-                const REAL teacher = target_row[c * target_classes] / temperature;
-                largest_tile[c - first] = student;
-                largest_2_tile[c - first] = teacher;
+                max_input_tile[c - first] = input_row[c * input_classes];
+                max_target_tile[c - first] = target_row[c * target_classes];
             }
-            largest = larger_tile(largest, largest_tile, end - first);
-            largest_2 = larger_tile(largest_2, largest_2_tile, end - first);
+            max_input = larger_tile(max_input, input_classes == 1 ? input_row + first : max_input_tile, end - first);
+            max_target = larger_tile(max_target, target_classes == 1 ? target_row + first : max_target_tile, end - first);
         }
         accumulator others_sum = {0};
         accumulator ties_sum = {0};
@@ -715,13 +667,11 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
             REAL others_tile[TILE], ties_tile[TILE], others_2_tile[TILE], ties_2_tile[TILE], sum_product_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
-                const REAL student_2 = input_row[c * input_classes] / temperature;
-                const int is_largest = student_2 == largest;
-                const REAL relative = exp_difference(student_2, largest);
+                const int is_largest = input_row[c * input_classes] == max_input;
+                const REAL relative = exp_quotient(input_row[c * input_classes], max_input, temperature);
                 if (hessian_input_wanted) hessian_input_row[c * hessian_input_classes] = relative;
-                const REAL teacher_2 = target_row[c * target_classes] / temperature;
-                const int is_largest_2 = teacher_2 == largest_2;
-                const REAL relative_2 = exp_difference(teacher_2, largest_2);
+                const int is_largest_2 = target_row[c * target_classes] == max_target;
+                const REAL relative_2 = exp_quotient(target_row[c * target_classes], max_target, temperature);
                 if (hessian_target_wanted) hessian_target_row[c * hessian_target_classes] = relative_2;
                 others_tile[c - first] = is_largest ? 0 : relative;
                 ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
@@ -748,8 +698,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const REAL from_mean = input_row[c * input_classes] - target_row[c * target_classes] - mean_under_softmax;
-                const REAL teacher_3 = target_row[c * target_classes] / temperature;
-                const REAL relative_3 = exp_difference(teacher_3, largest_2);
+                const REAL relative_3 = exp_quotient(target_row[c * target_classes], max_target, temperature);
                 sum_product_2_tile[c - first] = from_mean * relative_3;
             }
             accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
@@ -769,12 +718,10 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
         const REAL ratio_7 = ratio_4 / sum_exp;
         INDEPENDENT
         for (int64_t c = 0; c < classes; ++c) {
-            const REAL student_3 = input_row[c * input_classes] / temperature;
-            const int is_largest_3 = student_3 == largest;
-            const REAL relative_4 = hessian_input_wanted ? hessian_input_row[c * hessian_input_classes] : exp_difference(student_3, largest);
-            const REAL teacher_4 = target_row[c * target_classes] / temperature;
-            const int is_largest_4 = teacher_4 == largest_2;
-            const REAL relative_5 = hessian_target_wanted ? hessian_target_row[c * hessian_target_classes] : exp_difference(teacher_4, largest_2);
+            const int is_largest_3 = input_row[c * input_classes] == max_input;
+            const REAL relative_4 = hessian_input_wanted ? hessian_input_row[c * hessian_input_classes] : exp_quotient(input_row[c * input_classes], max_input, temperature);
+            const int is_largest_4 = target_row[c * target_classes] == max_target;
+            const REAL relative_5 = hessian_target_wanted ? hessian_target_row[c * hessian_target_classes] : exp_quotient(target_row[c * target_classes], max_target, temperature);
             const REAL from_mean_2 = input_row[c * input_classes] - target_row[c * target_classes] - mean_under_softmax;
             const REAL difference = from_mean_2 - ratio_5;
             if (hessian_input_wanted) hessian_input_row[c * hessian_input_classes] = ratio * (is_largest_3 ? shifted : sum_exp_2 - relative_4) * relative_4;

@@ -17,17 +17,27 @@ enum { CHUNKS = 256, GRAIN = 8192, SERIAL = 65536, TOTALS = 4 };
 extern const losslib_kernel losslib_binary_cross_entropy__kernels_f32[], losslib_binary_cross_entropy__kernels_f64[];
 extern const losslib_kernel losslib_binary_cross_entropy_with_logits__kernels_f32[], losslib_binary_cross_entropy_with_logits__kernels_f64[];
 extern const losslib_kernel losslib_charbonnier_loss__kernels_f32[], losslib_charbonnier_loss__kernels_f64[];
+extern const losslib_kernel losslib_contrastive_loss__kernels_f32[], losslib_contrastive_loss__kernels_f64[];
 extern const losslib_kernel losslib_cosine_embedding_loss__kernels_f32[], losslib_cosine_embedding_loss__kernels_f64[];
 extern const losslib_kernel losslib_crf_nll__kernels_f32[], losslib_crf_nll__kernels_f64[];
 extern const losslib_kernel losslib_cross_entropy__kernels_f32[], losslib_cross_entropy__kernels_f64[];
 extern const losslib_kernel losslib_ctc_loss__kernels_f32[], losslib_ctc_loss__kernels_f64[];
+extern const losslib_kernel losslib_dice_loss__kernels_f32[], losslib_dice_loss__kernels_f64[];
+extern const losslib_kernel losslib_distillation_loss__kernels_f32[], losslib_distillation_loss__kernels_f64[];
+extern const losslib_kernel losslib_dpo_loss__kernels_f32[], losslib_dpo_loss__kernels_f64[];
 extern const losslib_kernel losslib_expectile_loss__kernels_f32[], losslib_expectile_loss__kernels_f64[];
 extern const losslib_kernel losslib_focal_loss__kernels_f32[], losslib_focal_loss__kernels_f64[];
 extern const losslib_kernel losslib_gamma_nll_loss__kernels_f32[], losslib_gamma_nll_loss__kernels_f64[];
 extern const losslib_kernel losslib_gaussian_crps_loss__kernels_f32[], losslib_gaussian_crps_loss__kernels_f64[];
 extern const losslib_kernel losslib_gaussian_nll_loss__kernels_f32[], losslib_gaussian_nll_loss__kernels_f64[];
+extern const losslib_kernel losslib_generalized_cross_entropy__kernels_f32[], losslib_generalized_cross_entropy__kernels_f64[];
 extern const losslib_kernel losslib_hinge_embedding_loss__kernels_f32[], losslib_hinge_embedding_loss__kernels_f64[];
+extern const losslib_kernel losslib_hinge_loss__kernels_f32[], losslib_hinge_loss__kernels_f64[];
 extern const losslib_kernel losslib_huber_loss__kernels_f32[], losslib_huber_loss__kernels_f64[];
+extern const losslib_kernel losslib_info_nce_loss__kernels_f32[], losslib_info_nce_loss__kernels_f64[];
+extern const losslib_kernel losslib_ipo_loss__kernels_f32[], losslib_ipo_loss__kernels_f64[];
+extern const losslib_kernel losslib_jaccard_loss__kernels_f32[], losslib_jaccard_loss__kernels_f64[];
+extern const losslib_kernel losslib_jensen_shannon__kernels_f32[], losslib_jensen_shannon__kernels_f64[];
 extern const losslib_kernel losslib_keras_binary_crossentropy__kernels_f32[], losslib_keras_binary_crossentropy__kernels_f64[];
 extern const losslib_kernel losslib_keras_categorical_crossentropy__kernels_f32[], losslib_keras_categorical_crossentropy__kernels_f64[];
 extern const losslib_kernel losslib_keras_hinge__kernels_f32[], losslib_keras_hinge__kernels_f64[];
@@ -53,11 +63,17 @@ extern const losslib_kernel losslib_nll_loss__kernels_f32[], losslib_nll_loss__k
 extern const losslib_kernel losslib_poisson_nll_loss__kernels_f32[], losslib_poisson_nll_loss__kernels_f64[];
 extern const losslib_kernel losslib_pseudo_huber_loss__kernels_f32[], losslib_pseudo_huber_loss__kernels_f64[];
 extern const losslib_kernel losslib_quantile_loss__kernels_f32[], losslib_quantile_loss__kernels_f64[];
+extern const losslib_kernel losslib_ranknet_loss__kernels_f32[], losslib_ranknet_loss__kernels_f64[];
 extern const losslib_kernel losslib_rnnt_loss__kernels_f32[], losslib_rnnt_loss__kernels_f64[];
 extern const losslib_kernel losslib_sigmoid_focal_loss__kernels_f32[], losslib_sigmoid_focal_loss__kernels_f64[];
+extern const losslib_kernel losslib_simpo_loss__kernels_f32[], losslib_simpo_loss__kernels_f64[];
 extern const losslib_kernel losslib_smooth_l1_loss__kernels_f32[], losslib_smooth_l1_loss__kernels_f64[];
+extern const losslib_kernel losslib_soft_capped_cross_entropy__kernels_f32[], losslib_soft_capped_cross_entropy__kernels_f64[];
 extern const losslib_kernel losslib_soft_dtw__kernels_f32[], losslib_soft_dtw__kernels_f64[];
 extern const losslib_kernel losslib_soft_margin_loss__kernels_f32[], losslib_soft_margin_loss__kernels_f64[];
+extern const losslib_kernel losslib_squared_hinge_loss__kernels_f32[], losslib_squared_hinge_loss__kernels_f64[];
+extern const losslib_kernel losslib_supervised_contrastive_loss__kernels_f32[], losslib_supervised_contrastive_loss__kernels_f64[];
+extern const losslib_kernel losslib_symmetric_cross_entropy__kernels_f32[], losslib_symmetric_cross_entropy__kernels_f64[];
 extern const losslib_kernel losslib_tf1_absolute_difference__kernels_f32[], losslib_tf1_absolute_difference__kernels_f64[];
 extern const losslib_kernel losslib_tf1_hinge_loss__kernels_f32[], losslib_tf1_hinge_loss__kernels_f64[];
 extern const losslib_kernel losslib_tf1_huber_loss__kernels_f32[], losslib_tf1_huber_loss__kernels_f64[];
@@ -68,9 +84,11 @@ extern const losslib_kernel losslib_tf_sigmoid_cross_entropy_with_logits__kernel
 extern const losslib_kernel losslib_tf_softmax_cross_entropy_with_logits__kernels_f32[], losslib_tf_softmax_cross_entropy_with_logits__kernels_f64[];
 extern const losslib_kernel losslib_tf_sparse_softmax_cross_entropy_with_logits__kernels_f32[], losslib_tf_sparse_softmax_cross_entropy_with_logits__kernels_f64[];
 extern const losslib_kernel losslib_tf_weighted_cross_entropy_with_logits__kernels_f32[], losslib_tf_weighted_cross_entropy_with_logits__kernels_f64[];
+extern const losslib_kernel losslib_total_variation__kernels_f32[], losslib_total_variation__kernels_f64[];
 extern const losslib_kernel losslib_triplet_distance_loss__kernels_f32[], losslib_triplet_distance_loss__kernels_f64[];
 extern const losslib_kernel losslib_triplet_margin_loss__kernels_f32[], losslib_triplet_margin_loss__kernels_f64[];
 extern const losslib_kernel losslib_triplet_margin_with_distance_loss__kernels_f32[], losslib_triplet_margin_with_distance_loss__kernels_f64[];
+extern const losslib_kernel losslib_tversky_loss__kernels_f32[], losslib_tversky_loss__kernels_f64[];
 extern const losslib_kernel losslib_tweedie_loss__kernels_f32[], losslib_tweedie_loss__kernels_f64[];
 
 static const struct {
@@ -80,17 +98,27 @@ static const struct {
     {"binary_cross_entropy", losslib_binary_cross_entropy__kernels_f32, losslib_binary_cross_entropy__kernels_f64},
     {"binary_cross_entropy_with_logits", losslib_binary_cross_entropy_with_logits__kernels_f32, losslib_binary_cross_entropy_with_logits__kernels_f64},
     {"charbonnier_loss", losslib_charbonnier_loss__kernels_f32, losslib_charbonnier_loss__kernels_f64},
+    {"contrastive_loss", losslib_contrastive_loss__kernels_f32, losslib_contrastive_loss__kernels_f64},
     {"cosine_embedding_loss", losslib_cosine_embedding_loss__kernels_f32, losslib_cosine_embedding_loss__kernels_f64},
     {"crf_nll", losslib_crf_nll__kernels_f32, losslib_crf_nll__kernels_f64},
     {"cross_entropy", losslib_cross_entropy__kernels_f32, losslib_cross_entropy__kernels_f64},
     {"ctc_loss", losslib_ctc_loss__kernels_f32, losslib_ctc_loss__kernels_f64},
+    {"dice_loss", losslib_dice_loss__kernels_f32, losslib_dice_loss__kernels_f64},
+    {"distillation_loss", losslib_distillation_loss__kernels_f32, losslib_distillation_loss__kernels_f64},
+    {"dpo_loss", losslib_dpo_loss__kernels_f32, losslib_dpo_loss__kernels_f64},
     {"expectile_loss", losslib_expectile_loss__kernels_f32, losslib_expectile_loss__kernels_f64},
     {"focal_loss", losslib_focal_loss__kernels_f32, losslib_focal_loss__kernels_f64},
     {"gamma_nll_loss", losslib_gamma_nll_loss__kernels_f32, losslib_gamma_nll_loss__kernels_f64},
     {"gaussian_crps_loss", losslib_gaussian_crps_loss__kernels_f32, losslib_gaussian_crps_loss__kernels_f64},
     {"gaussian_nll_loss", losslib_gaussian_nll_loss__kernels_f32, losslib_gaussian_nll_loss__kernels_f64},
+    {"generalized_cross_entropy", losslib_generalized_cross_entropy__kernels_f32, losslib_generalized_cross_entropy__kernels_f64},
     {"hinge_embedding_loss", losslib_hinge_embedding_loss__kernels_f32, losslib_hinge_embedding_loss__kernels_f64},
+    {"hinge_loss", losslib_hinge_loss__kernels_f32, losslib_hinge_loss__kernels_f64},
     {"huber_loss", losslib_huber_loss__kernels_f32, losslib_huber_loss__kernels_f64},
+    {"info_nce_loss", losslib_info_nce_loss__kernels_f32, losslib_info_nce_loss__kernels_f64},
+    {"ipo_loss", losslib_ipo_loss__kernels_f32, losslib_ipo_loss__kernels_f64},
+    {"jaccard_loss", losslib_jaccard_loss__kernels_f32, losslib_jaccard_loss__kernels_f64},
+    {"jensen_shannon", losslib_jensen_shannon__kernels_f32, losslib_jensen_shannon__kernels_f64},
     {"keras_binary_crossentropy", losslib_keras_binary_crossentropy__kernels_f32, losslib_keras_binary_crossentropy__kernels_f64},
     {"keras_categorical_crossentropy", losslib_keras_categorical_crossentropy__kernels_f32, losslib_keras_categorical_crossentropy__kernels_f64},
     {"keras_hinge", losslib_keras_hinge__kernels_f32, losslib_keras_hinge__kernels_f64},
@@ -116,11 +144,17 @@ static const struct {
     {"poisson_nll_loss", losslib_poisson_nll_loss__kernels_f32, losslib_poisson_nll_loss__kernels_f64},
     {"pseudo_huber_loss", losslib_pseudo_huber_loss__kernels_f32, losslib_pseudo_huber_loss__kernels_f64},
     {"quantile_loss", losslib_quantile_loss__kernels_f32, losslib_quantile_loss__kernels_f64},
+    {"ranknet_loss", losslib_ranknet_loss__kernels_f32, losslib_ranknet_loss__kernels_f64},
     {"rnnt_loss", losslib_rnnt_loss__kernels_f32, losslib_rnnt_loss__kernels_f64},
     {"sigmoid_focal_loss", losslib_sigmoid_focal_loss__kernels_f32, losslib_sigmoid_focal_loss__kernels_f64},
+    {"simpo_loss", losslib_simpo_loss__kernels_f32, losslib_simpo_loss__kernels_f64},
     {"smooth_l1_loss", losslib_smooth_l1_loss__kernels_f32, losslib_smooth_l1_loss__kernels_f64},
+    {"soft_capped_cross_entropy", losslib_soft_capped_cross_entropy__kernels_f32, losslib_soft_capped_cross_entropy__kernels_f64},
     {"soft_dtw", losslib_soft_dtw__kernels_f32, losslib_soft_dtw__kernels_f64},
     {"soft_margin_loss", losslib_soft_margin_loss__kernels_f32, losslib_soft_margin_loss__kernels_f64},
+    {"squared_hinge_loss", losslib_squared_hinge_loss__kernels_f32, losslib_squared_hinge_loss__kernels_f64},
+    {"supervised_contrastive_loss", losslib_supervised_contrastive_loss__kernels_f32, losslib_supervised_contrastive_loss__kernels_f64},
+    {"symmetric_cross_entropy", losslib_symmetric_cross_entropy__kernels_f32, losslib_symmetric_cross_entropy__kernels_f64},
     {"tf1_absolute_difference", losslib_tf1_absolute_difference__kernels_f32, losslib_tf1_absolute_difference__kernels_f64},
     {"tf1_hinge_loss", losslib_tf1_hinge_loss__kernels_f32, losslib_tf1_hinge_loss__kernels_f64},
     {"tf1_huber_loss", losslib_tf1_huber_loss__kernels_f32, losslib_tf1_huber_loss__kernels_f64},
@@ -131,9 +165,11 @@ static const struct {
     {"tf_softmax_cross_entropy_with_logits", losslib_tf_softmax_cross_entropy_with_logits__kernels_f32, losslib_tf_softmax_cross_entropy_with_logits__kernels_f64},
     {"tf_sparse_softmax_cross_entropy_with_logits", losslib_tf_sparse_softmax_cross_entropy_with_logits__kernels_f32, losslib_tf_sparse_softmax_cross_entropy_with_logits__kernels_f64},
     {"tf_weighted_cross_entropy_with_logits", losslib_tf_weighted_cross_entropy_with_logits__kernels_f32, losslib_tf_weighted_cross_entropy_with_logits__kernels_f64},
+    {"total_variation", losslib_total_variation__kernels_f32, losslib_total_variation__kernels_f64},
     {"triplet_distance_loss", losslib_triplet_distance_loss__kernels_f32, losslib_triplet_distance_loss__kernels_f64},
     {"triplet_margin_loss", losslib_triplet_margin_loss__kernels_f32, losslib_triplet_margin_loss__kernels_f64},
     {"triplet_margin_with_distance_loss", losslib_triplet_margin_with_distance_loss__kernels_f32, losslib_triplet_margin_with_distance_loss__kernels_f64},
+    {"tversky_loss", losslib_tversky_loss__kernels_f32, losslib_tversky_loss__kernels_f64},
     {"tweedie_loss", losslib_tweedie_loss__kernels_f32, losslib_tweedie_loss__kernels_f64},
 };
 

@@ -172,6 +172,20 @@ int NAME(losslib_charbonnier_loss)(
     return dense_compute(&(const dense_call){"charbonnier_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
 }
 
+int NAME(losslib_contrastive_loss)(
+    int64_t batch, int64_t features,
+    const REAL *input1, const REAL *input2, const REAL *target,
+    double margin, losslib_reduction reduction,
+    REAL *loss, REAL *grad_input1, REAL *grad_input2)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"features", NULL, (double)features}, {"input1", input1, NAN}, {"input2", input2, NAN},
+                                {"target", target, NAN}, {"margin", NULL, (double)margin}, {"grad_input1", grad_input1, 0},
+                                {"grad_input2", grad_input2, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"contrastive_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
 int NAME(losslib_cosine_embedding_loss)(
     int64_t batch, int64_t features,
     const REAL *input1, const REAL *input2, const REAL *target,
@@ -245,6 +259,49 @@ int NAME(losslib_ctc_loss)(
     return dense_compute(&(const dense_call){"ctc_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
 }
 
+int NAME(losslib_dice_loss)(
+    int64_t batch, int64_t pixels,
+    const REAL *input, const REAL *target,
+    double smooth, losslib_reduction reduction,
+    REAL *loss, REAL *grad_input)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"pixels", NULL, (double)pixels}, {"input", input, NAN}, {"target", target, NAN},
+                                {"smooth", NULL, (double)smooth}, {"grad_input", grad_input, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"dice_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
+int NAME(losslib_distillation_loss)(
+    int64_t batch, int64_t classes,
+    const REAL *input, const REAL *target,
+    double temperature, losslib_reduction reduction,
+    REAL *loss, REAL *grad_input)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"classes", NULL, (double)classes}, {"input", input, NAN}, {"target", target, NAN},
+                                {"temperature", NULL, (double)temperature}, {"grad_input", grad_input, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"distillation_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
+int NAME(losslib_dpo_loss)(
+    int64_t batch,
+    const REAL *policy_chosen_logps, const REAL *policy_rejected_logps, const REAL *reference_chosen_logps, const REAL *reference_rejected_logps,
+    double beta, double label_smoothing, losslib_reduction reduction,
+    REAL *loss, REAL *grad_policy_chosen_logps, REAL *grad_policy_rejected_logps)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"policy_chosen_logps", policy_chosen_logps, NAN}, {"policy_rejected_logps", policy_rejected_logps, NAN},
+                                {"reference_chosen_logps", reference_chosen_logps, NAN},
+                                {"reference_rejected_logps", reference_rejected_logps, NAN}, {"beta", NULL, (double)beta},
+                                {"label_smoothing", NULL, (double)label_smoothing},
+                                {"grad_policy_chosen_logps", grad_policy_chosen_logps, 0},
+                                {"grad_policy_rejected_logps", grad_policy_rejected_logps, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"dpo_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
 int NAME(losslib_expectile_loss)(
     int64_t batch,
     const REAL *input, const REAL *target, const REAL *weight,
@@ -311,6 +368,20 @@ int NAME(losslib_gaussian_nll_loss)(
     return dense_compute(&(const dense_call){"gaussian_nll_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
 }
 
+int NAME(losslib_generalized_cross_entropy)(
+    int64_t batch, int64_t classes,
+    const REAL *input, const int64_t *target, const REAL *weight,
+    double q, int64_t ignore_index, losslib_reduction reduction,
+    REAL *loss, REAL *grad_input)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"classes", NULL, (double)classes}, {"input", input, NAN}, {"target", target, NAN},
+                                {"weight", weight, 1.0}, {"q", NULL, (double)q}, {"ignore_index", NULL, (double)ignore_index},
+                                {"grad_input", grad_input, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"generalized_cross_entropy", variant, sizeof(REAL), batch, items, reduction, 0}, loss);
+}
+
 int NAME(losslib_hinge_embedding_loss)(
     int64_t batch,
     const REAL *input, const REAL *target,
@@ -324,6 +395,19 @@ int NAME(losslib_hinge_embedding_loss)(
     return dense_compute(&(const dense_call){"hinge_embedding_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
 }
 
+int NAME(losslib_hinge_loss)(
+    int64_t batch,
+    const REAL *input, const REAL *target,
+    double margin, losslib_reduction reduction,
+    REAL *loss, REAL *grad_input)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"input", input, NAN}, {"target", target, NAN}, {"margin", NULL, (double)margin},
+                                {"grad_input", grad_input, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"hinge_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
 int NAME(losslib_huber_loss)(
     int64_t batch,
     const REAL *input, const REAL *target, const REAL *weight,
@@ -335,6 +419,60 @@ int NAME(losslib_huber_loss)(
     const dense_item items[] = {{"input", input, NAN}, {"target", target, NAN}, {"weight", weight, 1.0}, {"delta", NULL, (double)delta},
                                 {"grad_input", grad_input, 0}, {NULL, NULL, 0}};
     return dense_compute(&(const dense_call){"huber_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
+int NAME(losslib_info_nce_loss)(
+    int64_t batch, int64_t pairs,
+    const REAL *similarity,
+    double temperature, losslib_reduction reduction,
+    REAL *loss, REAL *grad_similarity)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"pairs", NULL, (double)pairs}, {"similarity", similarity, NAN},
+                                {"temperature", NULL, (double)temperature}, {"grad_similarity", grad_similarity, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"info_nce_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
+int NAME(losslib_ipo_loss)(
+    int64_t batch,
+    const REAL *policy_chosen_logps, const REAL *policy_rejected_logps, const REAL *reference_chosen_logps, const REAL *reference_rejected_logps,
+    double beta, losslib_reduction reduction,
+    REAL *loss, REAL *grad_policy_chosen_logps, REAL *grad_policy_rejected_logps)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"policy_chosen_logps", policy_chosen_logps, NAN}, {"policy_rejected_logps", policy_rejected_logps, NAN},
+                                {"reference_chosen_logps", reference_chosen_logps, NAN},
+                                {"reference_rejected_logps", reference_rejected_logps, NAN}, {"beta", NULL, (double)beta},
+                                {"grad_policy_chosen_logps", grad_policy_chosen_logps, 0},
+                                {"grad_policy_rejected_logps", grad_policy_rejected_logps, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"ipo_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
+int NAME(losslib_jaccard_loss)(
+    int64_t batch, int64_t pixels,
+    const REAL *input, const REAL *target,
+    double smooth, losslib_reduction reduction,
+    REAL *loss, REAL *grad_input)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"pixels", NULL, (double)pixels}, {"input", input, NAN}, {"target", target, NAN},
+                                {"smooth", NULL, (double)smooth}, {"grad_input", grad_input, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"jaccard_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
+int NAME(losslib_jensen_shannon)(
+    int64_t batch,
+    const REAL *input, const REAL *target,
+    double beta, losslib_reduction reduction,
+    REAL *loss, REAL *grad_input)
+{
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"input", input, NAN}, {"target", target, NAN}, {"beta", NULL, (double)beta},
+                                {"grad_input", grad_input, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"jensen_shannon", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
 }
 
 int NAME(losslib_keras_binary_crossentropy)(
@@ -672,6 +810,19 @@ int NAME(losslib_quantile_loss)(
     return dense_compute(&(const dense_call){"quantile_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
 }
 
+int NAME(losslib_ranknet_loss)(
+    int64_t batch,
+    const REAL *input1, const REAL *input2, const REAL *target, const REAL *weight,
+    losslib_reduction reduction,
+    REAL *loss, REAL *grad_input1, REAL *grad_input2)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"input1", input1, NAN}, {"input2", input2, NAN}, {"target", target, NAN}, {"weight", weight, 1.0},
+                                {"grad_input1", grad_input1, 0}, {"grad_input2", grad_input2, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"ranknet_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
 int NAME(losslib_rnnt_loss)(
     int64_t batch, int64_t time, int64_t steps, int64_t classes, int64_t labels,
     const REAL *logits, const int64_t *logit_lengths, const int64_t *target_lengths, const int64_t *targets,
@@ -700,6 +851,22 @@ int NAME(losslib_sigmoid_focal_loss)(
     return dense_compute(&(const dense_call){"sigmoid_focal_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
 }
 
+int NAME(losslib_simpo_loss)(
+    int64_t batch,
+    const REAL *policy_chosen_logps, const REAL *policy_rejected_logps,
+    double beta, double gamma, double label_smoothing, losslib_reduction reduction,
+    REAL *loss, REAL *grad_policy_chosen_logps, REAL *grad_policy_rejected_logps)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"policy_chosen_logps", policy_chosen_logps, NAN}, {"policy_rejected_logps", policy_rejected_logps, NAN},
+                                {"beta", NULL, (double)beta}, {"gamma", NULL, (double)gamma},
+                                {"label_smoothing", NULL, (double)label_smoothing},
+                                {"grad_policy_chosen_logps", grad_policy_chosen_logps, 0},
+                                {"grad_policy_rejected_logps", grad_policy_rejected_logps, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"simpo_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
 int NAME(losslib_smooth_l1_loss)(
     int64_t batch,
     const REAL *input, const REAL *target,
@@ -711,6 +878,21 @@ int NAME(losslib_smooth_l1_loss)(
     const dense_item items[] = {{"input", input, NAN}, {"target", target, NAN}, {"beta", NULL, (double)beta},
                                 {"grad_input", grad_input, 0}, {NULL, NULL, 0}};
     return dense_compute(&(const dense_call){"smooth_l1_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
+int NAME(losslib_soft_capped_cross_entropy)(
+    int64_t batch, int64_t classes,
+    const REAL *input, const int64_t *target,
+    double label_smoothing, double softcap, double lse_square_scale, int64_t ignore_index, losslib_reduction reduction,
+    REAL *loss, REAL *grad_input)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", label_smoothing == 0.0 ? "__label_smoothing_0" : "__label_smoothing_general", softcap == INFINITY ? "__softcap_inf" : "__softcap_general", NULL};
+    const dense_item items[] = {{"classes", NULL, (double)classes}, {"input", input, NAN}, {"target", target, NAN},
+                                {"label_smoothing", NULL, (double)label_smoothing}, {"softcap", NULL, (double)softcap},
+                                {"lse_square_scale", NULL, (double)lse_square_scale}, {"ignore_index", NULL, (double)ignore_index},
+                                {"grad_input", grad_input, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"soft_capped_cross_entropy", variant, sizeof(REAL), batch, items, reduction, 0}, loss);
 }
 
 int NAME(losslib_soft_dtw)(
@@ -738,6 +920,47 @@ int NAME(losslib_soft_margin_loss)(
     const char *const variant[] = {"", NULL};
     const dense_item items[] = {{"input", input, NAN}, {"target", target, NAN}, {"grad_input", grad_input, 0}, {NULL, NULL, 0}};
     return dense_compute(&(const dense_call){"soft_margin_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
+int NAME(losslib_squared_hinge_loss)(
+    int64_t batch,
+    const REAL *input, const REAL *target,
+    double margin, losslib_reduction reduction,
+    REAL *loss, REAL *grad_input)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"input", input, NAN}, {"target", target, NAN}, {"margin", NULL, (double)margin},
+                                {"grad_input", grad_input, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"squared_hinge_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
+int NAME(losslib_supervised_contrastive_loss)(
+    int64_t batch, int64_t points,
+    const REAL *similarity, const int64_t *labels,
+    double temperature, losslib_reduction reduction,
+    REAL *loss, REAL *grad_similarity)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"points", NULL, (double)points}, {"similarity", similarity, NAN}, {"labels", labels, NAN},
+                                {"temperature", NULL, (double)temperature}, {"grad_similarity", grad_similarity, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"supervised_contrastive_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
+int NAME(losslib_symmetric_cross_entropy)(
+    int64_t batch, int64_t classes,
+    const REAL *input, const int64_t *target, const REAL *weight,
+    double alpha, double beta, double log_zero, int64_t ignore_index, losslib_reduction reduction,
+    REAL *loss, REAL *grad_input)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"classes", NULL, (double)classes}, {"input", input, NAN}, {"target", target, NAN},
+                                {"weight", weight, 1.0}, {"alpha", NULL, (double)alpha}, {"beta", NULL, (double)beta},
+                                {"log_zero", NULL, (double)log_zero}, {"ignore_index", NULL, (double)ignore_index},
+                                {"grad_input", grad_input, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"symmetric_cross_entropy", variant, sizeof(REAL), batch, items, reduction, 0}, loss);
 }
 
 int NAME(losslib_tf1_absolute_difference)(
@@ -870,6 +1093,19 @@ int NAME(losslib_tf_weighted_cross_entropy_with_logits)(
     return dense_compute(&(const dense_call){"tf_weighted_cross_entropy_with_logits", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
 }
 
+int NAME(losslib_total_variation)(
+    int64_t batch, int64_t classes,
+    const REAL *input, const REAL *target,
+    losslib_reduction reduction,
+    REAL *loss, REAL *grad_input)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"classes", NULL, (double)classes}, {"input", input, NAN}, {"target", target, NAN},
+                                {"grad_input", grad_input, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"total_variation", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
 int NAME(losslib_triplet_distance_loss)(
     int64_t batch,
     const REAL *to_positive, const REAL *to_negative, const REAL *between,
@@ -912,6 +1148,20 @@ int NAME(losslib_triplet_margin_with_distance_loss)(
                                 {"grad_anchor", grad_anchor, 0}, {"grad_positive", grad_positive, 0}, {"grad_negative", grad_negative, 0},
                                 {NULL, NULL, 0}};
     return dense_compute(&(const dense_call){"triplet_margin_with_distance_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
+}
+
+int NAME(losslib_tversky_loss)(
+    int64_t batch, int64_t pixels,
+    const REAL *input, const REAL *target,
+    double alpha, double beta, double smooth, losslib_reduction reduction,
+    REAL *loss, REAL *grad_input)
+{
+    if (reduction != LOSSLIB_NONE && reduction != LOSSLIB_MEAN && reduction != LOSSLIB_SUM) return LOSSLIB_BAD_CALL;
+    const char *const variant[] = {"", NULL};
+    const dense_item items[] = {{"pixels", NULL, (double)pixels}, {"input", input, NAN}, {"target", target, NAN},
+                                {"alpha", NULL, (double)alpha}, {"beta", NULL, (double)beta}, {"smooth", NULL, (double)smooth},
+                                {"grad_input", grad_input, 0}, {NULL, NULL, 0}};
+    return dense_compute(&(const dense_call){"tversky_loss", variant, sizeof(REAL), batch, items, reduction, 1.0}, loss);
 }
 
 int NAME(losslib_tweedie_loss)(

@@ -108,7 +108,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             const REAL product = shifted * weight[n * weight_batch];
             const REAL from_even_odds = (REAL)0.5 - target[n * target_batch];
             const REAL minus_logit = -logit;
-            const REAL product_2 = weight[n * weight_batch] * (abs_logit < 1 ? (REAL)0.5 * tanh((REAL)0.5 * input1[n * input1_batch] - (REAL)0.5 * input2[n * input2_batch]) + from_even_odds : times_sigmoid(difference, logit) - times_sigmoid(target[n * target_batch], minus_logit)) * scale[n * scale_batch];
+            const REAL product_2 = weight[n * weight_batch] * (abs_logit < 1 ? from_even_odds + (REAL)0.5 * tanh((REAL)0.5 * input1[n * input1_batch] - (REAL)0.5 * input2[n * input2_batch]) : times_sigmoid(difference, logit) - times_sigmoid(target[n * target_batch], minus_logit)) * scale[n * scale_batch];
             if (loss_wanted) loss[n * loss_batch] = product;
             total_loss_tile[n - first] = product;
             if (grad_input1_wanted) grad_input1[n * grad_input1_batch] = product_2;
@@ -145,7 +145,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             const REAL abs_logit = fabs(logit);
             const REAL from_even_odds = (REAL)0.5 - target[n * target_batch];
             const REAL difference = 1 - target[n * target_batch];
-            const REAL product = weight[n * weight_batch] * (abs_logit < 1 ? (REAL)0.5 * tanh((REAL)0.5 * input1[n * input1_batch] - (REAL)0.5 * input2[n * input2_batch]) + from_even_odds : times_sigmoid(difference, logit) - times_sigmoid(target[n * target_batch], minus_logit));
+            const REAL product = weight[n * weight_batch] * (abs_logit < 1 ? from_even_odds + (REAL)0.5 * tanh((REAL)0.5 * input1[n * input1_batch] - (REAL)0.5 * input2[n * input2_batch]) : times_sigmoid(difference, logit) - times_sigmoid(target[n * target_batch], minus_logit));
             const REAL product_2 = product * direction_input2[n * direction_input2_batch];
             const REAL product_3 = product * direction_input1[n * direction_input1_batch];
             const REAL choice = all ? (softplus(minus_logit) - softplus(logit)) * weight[n * weight_batch] * direction_target[n * direction_target_batch] - product_2 + (softplus(-abs_logit) + (logit > 0 ? difference * logit : -logit * target[n * target_batch])) * direction_weight[n * direction_weight_batch] + product_3 : product_3 - product_2;
@@ -183,7 +183,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         const REAL product_3 = times_sigmoid(times_sigmoid(weight[n * weight_batch] * direction_input2[n * direction_input2_batch] * scale[n * scale_batch], minus_logit), logit);
         const REAL product_4 = times_sigmoid(times_sigmoid(weight[n * weight_batch] * direction_input1[n * direction_input1_batch] * scale[n * scale_batch], minus_logit), logit);
         const REAL from_even_odds = (REAL)0.5 - target[n * target_batch];
-        const REAL choice = fabs(logit) < 1 ? (REAL)0.5 * tanh((REAL)0.5 * input1[n * input1_batch] - (REAL)0.5 * input2[n * input2_batch]) + from_even_odds : times_sigmoid(1 - target[n * target_batch], logit) - times_sigmoid(target[n * target_batch], minus_logit);
+        const REAL choice = fabs(logit) < 1 ? from_even_odds + (REAL)0.5 * tanh((REAL)0.5 * input1[n * input1_batch] - (REAL)0.5 * input2[n * input2_batch]) : times_sigmoid(1 - target[n * target_batch], logit) - times_sigmoid(target[n * target_batch], minus_logit);
         const REAL product_5 = choice * direction_weight[n * direction_weight_batch] * scale[n * scale_batch];
         const REAL difference = softplus(minus_logit) - softplus(logit);
         if (hvp_input1_wanted) hvp_input1[n * hvp_input1_batch] = all ? -product_2 - product_3 + product_4 + product_5 : times_sigmoid(times_sigmoid((direction_input1[n * direction_input1_batch] - direction_input2[n * direction_input2_batch]) * weight[n * weight_batch] * scale[n * scale_batch], minus_logit), logit);

@@ -111,28 +111,25 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         REAL largest = -INFINITY;
         REAL largest_2 = -INFINITY;
         REAL largest_3 = -INFINITY;
-        REAL max_ratio = -INFINITY;
         if (loss_wanted || total_loss || grad_input_wanted) FOR_TILES(first, end, classes) {
-            REAL largest_tile[TILE], largest_2_tile[TILE], largest_3_tile[TILE], max_ratio_tile[TILE];
+            REAL largest_tile[TILE], largest_2_tile[TILE], largest_3_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
-                const REAL ratio_2 = input_row[c * input_classes] / softcap;
-                const REAL product_6 = softcap * tanh(ratio_2);
+                const REAL product_6 = softcap * tanh(input_row[c * input_classes] / softcap);
                 largest_tile[c - first] = softcap_is_inf ? input_row[c * input_classes] : product_6;
                 largest_2_tile[c - first] = input_row[c * input_classes];
                 largest_3_tile[c - first] = product_6;
-                max_ratio_tile[c - first] = ratio_2;
             }
             largest = larger_tile(largest, largest_tile, end - first);
             largest_2 = larger_tile(largest_2, input_classes == 1 ? input_row + first : largest_2_tile, end - first);
             largest_3 = larger_tile(largest_3, largest_3_tile, end - first);
-            max_ratio = larger_tile(max_ratio, max_ratio_tile, end - first);
         }
-        const REAL abs_max_ratio = fabs(max_ratio);
-        const int above = abs_max_ratio > (REAL)0.5;
-        const REAL sign_max_ratio = sign(max_ratio);
-        const REAL left = above ? -times_sigmoid(product * sign_max_ratio, -2 * abs_max_ratio) : softcap * tanh(max_ratio);
-        const REAL end_2 = above ? softcap * sign_max_ratio : 0;
+        const REAL ratio_2 = largest_2 / softcap;
+        const REAL abs_ratio_2 = fabs(ratio_2);
+        const int above = abs_ratio_2 > (REAL)0.5;
+        const REAL sign_ratio_2 = sign(ratio_2);
+        const REAL left = above ? -times_sigmoid(product * sign_ratio_2, -2 * abs_ratio_2) : softcap * tanh(ratio_2);
+        const REAL end_2 = above ? softcap * sign_ratio_2 : 0;
         accumulator others_sum = {0};
         accumulator ties_sum = {0};
         accumulator others_2_sum = {0};
@@ -276,25 +273,22 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         const REAL *direction_input_row = direction_input + n * direction_input_batch;
         REAL largest = -INFINITY;
         REAL largest_2 = -INFINITY;
-        REAL max_ratio = -INFINITY;
         FOR_TILES(first, end, classes) {
-            REAL largest_tile[TILE], largest_2_tile[TILE], max_ratio_tile[TILE];
+            REAL largest_tile[TILE], largest_2_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
-                const REAL ratio_2 = input_row[c * input_classes] / softcap;
                 largest_tile[c - first] = input_row[c * input_classes];
-                largest_2_tile[c - first] = softcap * tanh(ratio_2);
-                max_ratio_tile[c - first] = ratio_2;
+                largest_2_tile[c - first] = softcap * tanh(input_row[c * input_classes] / softcap);
             }
             largest = larger_tile(largest, input_classes == 1 ? input_row + first : largest_tile, end - first);
             largest_2 = larger_tile(largest_2, largest_2_tile, end - first);
-            max_ratio = larger_tile(max_ratio, max_ratio_tile, end - first);
         }
-        const REAL abs_max_ratio = fabs(max_ratio);
-        const int above = abs_max_ratio > (REAL)0.5;
-        const REAL sign_max_ratio = sign(max_ratio);
-        const REAL left = above ? -times_sigmoid(product_3 * sign_max_ratio, -2 * abs_max_ratio) : softcap * tanh(max_ratio);
-        const REAL end_2 = above ? softcap * sign_max_ratio : 0;
+        const REAL ratio_2 = largest / softcap;
+        const REAL abs_ratio_2 = fabs(ratio_2);
+        const int above = abs_ratio_2 > (REAL)0.5;
+        const REAL sign_ratio_2 = sign(ratio_2);
+        const REAL left = above ? -times_sigmoid(product_3 * sign_ratio_2, -2 * abs_ratio_2) : softcap * tanh(ratio_2);
+        const REAL end_2 = above ? softcap * sign_ratio_2 : 0;
         accumulator others_sum = {0};
         accumulator ties_sum = {0};
         accumulator sum_product_sum = {0};
@@ -399,25 +393,22 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         REAL *hvp_input_row = hvp_input + n * hvp_input_batch;
         REAL largest = -INFINITY;
         REAL largest_2 = -INFINITY;
-        REAL max_ratio = -INFINITY;
         FOR_TILES(first, end, classes) {
-            REAL largest_tile[TILE], largest_2_tile[TILE], max_ratio_tile[TILE];
+            REAL largest_tile[TILE], largest_2_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
-                const REAL ratio_2 = input_row[c * input_classes] / softcap;
                 largest_tile[c - first] = input_row[c * input_classes];
-                largest_2_tile[c - first] = softcap * tanh(ratio_2);
-                max_ratio_tile[c - first] = ratio_2;
+                largest_2_tile[c - first] = softcap * tanh(input_row[c * input_classes] / softcap);
             }
             largest = larger_tile(largest, input_classes == 1 ? input_row + first : largest_tile, end - first);
             largest_2 = larger_tile(largest_2, largest_2_tile, end - first);
-            max_ratio = larger_tile(max_ratio, max_ratio_tile, end - first);
         }
-        const REAL abs_max_ratio = fabs(max_ratio);
-        const int above = abs_max_ratio > (REAL)0.5;
-        const REAL sign_max_ratio = sign(max_ratio);
-        const REAL left = above ? -times_sigmoid(product_2 * sign_max_ratio, -2 * abs_max_ratio) : softcap * tanh(max_ratio);
-        const REAL end_2 = above ? softcap * sign_max_ratio : 0;
+        const REAL ratio_2 = largest / softcap;
+        const REAL abs_ratio_2 = fabs(ratio_2);
+        const int above = abs_ratio_2 > (REAL)0.5;
+        const REAL sign_ratio_2 = sign(ratio_2);
+        const REAL left = above ? -times_sigmoid(product_2 * sign_ratio_2, -2 * abs_ratio_2) : softcap * tanh(ratio_2);
+        const REAL end_2 = above ? softcap * sign_ratio_2 : 0;
         accumulator others_sum = {0};
         accumulator ties_sum = {0};
         accumulator sum_product_sum = {0};
@@ -630,25 +621,22 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
         REAL *hessian_input_row = hessian_input + n * hessian_input_batch;
         REAL largest = -INFINITY;
         REAL largest_2 = -INFINITY;
-        REAL max_ratio = -INFINITY;
         FOR_TILES(first, end, classes) {
-            REAL largest_tile[TILE], largest_2_tile[TILE], max_ratio_tile[TILE];
+            REAL largest_tile[TILE], largest_2_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
-                const REAL ratio_3 = input_row[c * input_classes] / softcap;
                 largest_tile[c - first] = input_row[c * input_classes];
-                largest_2_tile[c - first] = softcap * tanh(ratio_3);
-                max_ratio_tile[c - first] = ratio_3;
+                largest_2_tile[c - first] = softcap * tanh(input_row[c * input_classes] / softcap);
             }
             largest = larger_tile(largest, input_classes == 1 ? input_row + first : largest_tile, end - first);
             largest_2 = larger_tile(largest_2, largest_2_tile, end - first);
-            max_ratio = larger_tile(max_ratio, max_ratio_tile, end - first);
         }
-        const REAL abs_max_ratio = fabs(max_ratio);
-        const int above = abs_max_ratio > (REAL)0.5;
-        const REAL sign_max_ratio = sign(max_ratio);
-        const REAL left = above ? -times_sigmoid(product_3 * sign_max_ratio, -2 * abs_max_ratio) : softcap * tanh(max_ratio);
-        const REAL end_2 = above ? softcap * sign_max_ratio : 0;
+        const REAL ratio_3 = largest / softcap;
+        const REAL abs_ratio_3 = fabs(ratio_3);
+        const int above = abs_ratio_3 > (REAL)0.5;
+        const REAL sign_ratio_3 = sign(ratio_3);
+        const REAL left = above ? -times_sigmoid(product_3 * sign_ratio_3, -2 * abs_ratio_3) : softcap * tanh(ratio_3);
+        const REAL end_2 = above ? softcap * sign_ratio_3 : 0;
         accumulator others_sum = {0};
         accumulator ties_sum = {0};
         accumulator others_2_sum = {0};

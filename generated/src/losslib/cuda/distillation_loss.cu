@@ -11,7 +11,7 @@
 
 namespace {
 
-/* The loss, the totals, and the gradients times scale. 192 operations. */
+/* The loss, the totals, and the gradients times scale. 182 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all(const __grid_constant__ launch<7> run)
 {
@@ -31,122 +31,106 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all(const __grid_co
         const output_row<Storage> grad_input(run, 5, here.of[5]);
         const output_row<Storage> grad_target(run, 6, here.of[6]);
 
-        real largest_here = -INFINITY;
-        real largest_2_here = -INFINITY;
+        real max_target_here = -INFINITY;
+        real max_input_here = -INFINITY;
         for (int64_t c = team.lane; c < classes; c += team.size) {
-            const real teacher = target(c) / temperature;
-            const real student = input(c) / temperature;
-            largest_here = larger<real>(largest_here, teacher);
-            largest_2_here = larger<real>(largest_2_here, student);
+            max_target_here = larger<real>(max_target_here, target(c));
+            max_input_here = larger<real>(max_input_here, input(c));
         }
-        const real largest = team.largest(largest_here);
-        const real largest_2 = team.largest(largest_2_here);
-        real across_pivot_here = -INFINITY;
+        const real max_target = team.largest(max_target_here);
+        const real max_input = team.largest(max_input_here);
         real max_choice_here = -INFINITY;
+        real max_choice_2_here = -INFINITY;
         accumulator<real> others_sum;
         accumulator<real> ties_sum;
-        real across_pivot_2_here = -INFINITY;
         accumulator<real> others_2_sum;
         accumulator<real> ties_2_sum;
         accumulator<real> sum_product_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
-            const real teacher_2 = target(c) / temperature;
-            const bool is_largest = teacher_2 == largest;
+            const bool is_largest = target(c) == max_target;
             const real difference = input(c) - target(c);
-            const real across = difference / temperature;
-            const real student_2 = input(c) / temperature;
-            const real relative = exp_difference<real>(teacher_2, largest);
-            const real across_2 = student_2 - teacher_2;
-            const bool is_largest_2 = student_2 == largest_2;
-            const real relative_2 = exp_difference<real>(student_2, largest_2);
-            across_pivot_here = larger<real>(across_pivot_here, is_largest ? across : -INFINITY);
-            max_choice_here = larger<real>(max_choice_here, is_largest ? student_2 : -INFINITY);
+            const real relative = exp_quotient<real>(target(c), max_target, temperature);
+            const bool is_largest_2 = input(c) == max_input;
+            const real relative_2 = exp_quotient<real>(input(c), max_input, temperature);
+            max_choice_here = larger<real>(max_choice_here, is_largest ? difference : -INFINITY);
+            max_choice_2_here = larger<real>(max_choice_2_here, is_largest ? input(c) : -INFINITY);
             others_sum.add(is_largest ? 0 : relative);
             ties_sum.add((real)(is_largest ? 1 : 0));
-            across_pivot_2_here = larger<real>(across_pivot_2_here, is_largest ? across_2 : -INFINITY);
             others_2_sum.add(is_largest_2 ? 0 : relative_2);
             ties_2_sum.add((real)(is_largest_2 ? 1 : 0));
             sum_product_sum.add(difference * relative);
         }
-        const real across_pivot = team.largest(across_pivot_here);
         const real max_choice = team.largest(max_choice_here);
+        const real max_choice_2 = team.largest(max_choice_2_here);
         const real others = team.total(others_sum);
         const real ties = team.total(ties_sum);
-        const real across_pivot_2 = team.largest(across_pivot_2_here);
         const real others_2 = team.total(others_2_sum);
         const real ties_2 = team.total(ties_2_sum);
         const real sum_product = team.total(sum_product_sum);
+        const real across_pivot = max_choice / temperature;
         const real abs_across_pivot = fabs(across_pivot);
-        const real abs_across_pivot_2 = fabs(across_pivot_2);
         const real sum_exp = others + ties;
         const real mean_under_softmax = sum_product / sum_exp;
         accumulator<real> sum_product_2_sum;
-        accumulator<real> sum_product_3_sum;
         accumulator<real> mass_ahead_sum;
-        accumulator<real> sum_product_4_sum;
+        accumulator<real> sum_product_3_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
             const real difference_2 = input(c) - target(c);
-            const real across_3 = difference_2 / temperature;
-            const real student_3 = input(c) / temperature;
-            const real along = student_3 - max_choice;
-            const real teacher_3 = target(c) / temperature;
-            const real below = teacher_3 - largest;
-            const real shifted = fabs(along) + fabs(below);
-            const real ahead = fabs(across_3) + abs_across_pivot < shifted ? across_3 - across_pivot : along - below;
-            const real relative_3 = exp_difference<real>(teacher_3, largest);
-            const real across_4 = student_3 - teacher_3;
-            const real ahead_2 = fabs(across_4) + abs_across_pivot_2 < shifted ? across_4 - across_pivot_2 : along - below;
+            const real across = difference_2 / temperature;
+            const real difference_3 = input(c) - max_choice_2;
+            const real along = difference_3 / temperature;
+            const real difference_4 = target(c) - max_target;
+            const real below = difference_4 / temperature;
+            const real ahead = fabs(across) + abs_across_pivot < fabs(along) + fabs(below) ? (difference_2 - max_choice) / temperature : (difference_3 - difference_4) / temperature;
+            const real relative_3 = exp_quotient<real>(target(c), max_target, temperature);
             const real p = relative_3 / sum_exp;
             const real from_mean = difference_2 - mean_under_softmax;
             sum_product_2_sum.add(ahead * relative_3);
-            sum_product_3_sum.add(ahead_2 * relative_3);
             mass_ahead_sum.add(ahead < 1 ? p * expm1(ahead) : exp(along) / sum_exp - p);
-            sum_product_4_sum.add(from_mean * relative_3);
+            sum_product_3_sum.add(from_mean * relative_3);
         }
         const real sum_product_2 = team.total(sum_product_2_sum);
-        const real sum_product_3 = team.total(sum_product_3_sum);
         const real mass_ahead = team.total(mass_ahead_sum);
-        const real sum_product_4 = team.total(sum_product_4_sum);
+        const real sum_product_3 = team.total(sum_product_3_sum);
         const real product_2 = temperature * scale;
         const real log1p_mass_ahead = log1p(mass_ahead);
         const real sum_exp_2 = others_2 + ties_2;
         const real ratio = scale / sum_exp;
-        const real ratio_2 = sum_product_4 / sum_exp;
+        const real ratio_2 = sum_product_3 / sum_exp;
         const real mean_ahead = sum_product_2 / sum_exp;
-        const real mean_ahead_2 = sum_product_3 / sum_exp;
         accumulator<real> bend_sum;
-        accumulator<real> sum_product_5_sum;
+        accumulator<real> sum_product_4_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
-            const real difference_3 = input(c) - target(c);
-            const real across_5 = difference_3 / temperature;
-            const real student_4 = input(c) / temperature;
-            const real along_2 = student_4 - max_choice;
-            const real teacher_4 = target(c) / temperature;
-            const real below_2 = teacher_4 - largest;
-            const real ahead_3 = fabs(across_5) + abs_across_pivot < fabs(along_2) + fabs(below_2) ? across_5 - across_pivot : along_2 - below_2;
-            const real log_ratio = ahead_3 - log1p_mass_ahead;
-            const real relative_4 = exp_difference<real>(teacher_4, largest);
+            const real difference_5 = input(c) - target(c);
+            const real across_2 = difference_5 / temperature;
+            const real difference_6 = input(c) - max_choice_2;
+            const real along_2 = difference_6 / temperature;
+            const real difference_7 = target(c) - max_target;
+            const real below_2 = difference_7 / temperature;
+            const real ahead_2 = fabs(across_2) + abs_across_pivot < fabs(along_2) + fabs(below_2) ? (difference_5 - max_choice) / temperature : (difference_6 - difference_7) / temperature;
+            const real log_ratio = ahead_2 - log1p_mass_ahead;
+            const real relative_4 = exp_quotient<real>(target(c), max_target, temperature);
             const real p_2 = relative_4 / sum_exp;
-            const real relative_5 = exp_difference<real>(student_4, largest_2);
+            const real relative_5 = exp_quotient<real>(input(c), max_input, temperature);
             const real share = relative_5 / sum_exp_2;
-            const real from_mean_2 = difference_3 - mean_under_softmax;
-            const real from_mean_3 = ahead_3 - mean_ahead;
+            const real from_mean_2 = difference_5 - mean_under_softmax;
+            const real from_mean_3 = ahead_2 - mean_ahead;
             grad_input.put(product_2 * (fabs(log_ratio) < 1 ? p_2 * expm1(log_ratio) : share - p_2), c);
             grad_target.put(-ratio * (from_mean_2 - ratio_2) * relative_4, c);
-            bend_sum.add(from_mean_3 < 1 ? p_2 * expm1mx<real>(from_mean_3) : exp(along_2 - mean_ahead_2) / sum_exp - (from_mean_3 + 1) / sum_exp * relative_4);
-            sum_product_5_sum.add(from_mean_3 * relative_4);
+            bend_sum.add(from_mean_3 < 1 ? p_2 * expm1mx<real>(from_mean_3) : exp(along_2 - mean_ahead) / sum_exp - (from_mean_3 + 1) / sum_exp * relative_4);
+            sum_product_4_sum.add(from_mean_3 * relative_4);
         }
         const real bend = team.total(bend_sum);
-        const real sum_product_5 = team.total(sum_product_5_sum);
-        const real ratio_3 = sum_product_5 / sum_exp;
-        const real shifted_2 = bend + ratio_3;
-        const real shifted_3 = shifted_2 + 2;
-        const real ratio_4 = shifted_2 / shifted_3;
-        const real log1pmx = fabs(shifted_2) < (real)2 / 5 ? ratio_4 * (ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((2 * (shifted_2 / 27) * ratio_4 / shifted_3 + (real)2 / 25) / shifted_3) * shifted_2 + (real)2 / 23) / shifted_3) * shifted_2 + (real)2 / 21) / shifted_3) * shifted_2 + (real)2 / 19) / shifted_3) * shifted_2 + (real)2 / 17) / shifted_3) * shifted_2 + (real)2 / 15) / shifted_3) * shifted_2 + (real)2 / 13) / shifted_3) * shifted_2 + (real)2 / 11) / shifted_3) * shifted_2 + (real)2 / 9) / shifted_3) * shifted_2 + (real)2 / 7) / shifted_3) * shifted_2 + (real)2 / 5) / shifted_3) * shifted_2 + (real)2 / 3) / shifted_3) * shifted_2 - bend - ratio_3) : log1p(shifted_2) - bend - ratio_3;
+        const real sum_product_4 = team.total(sum_product_4_sum);
+        const real ratio_3 = sum_product_4 / sum_exp;
+        const real shifted = bend + ratio_3;
+        const real shifted_2 = shifted + 2;
+        const real ratio_4 = shifted / shifted_2;
+        const real log1pmx = fabs(shifted) < (real)2 / 5 ? ratio_4 * (ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((2 * (shifted / 27) * ratio_4 / shifted_2 + (real)2 / 25) / shifted_2) * shifted + (real)2 / 23) / shifted_2) * shifted + (real)2 / 21) / shifted_2) * shifted + (real)2 / 19) / shifted_2) * shifted + (real)2 / 17) / shifted_2) * shifted + (real)2 / 15) / shifted_2) * shifted + (real)2 / 13) / shifted_2) * shifted + (real)2 / 11) / shifted_2) * shifted + (real)2 / 9) / shifted_2) * shifted + (real)2 / 7) / shifted_2) * shifted + (real)2 / 5) / shifted_2) * shifted + (real)2 / 3) / shifted_2) * shifted - bend - ratio_3) : log1p(shifted) - bend - ratio_3;
         const real log_mass = log1p(others_2 + (ties_2 - 1));
-        const real above_pivot = largest_2 - max_choice + log_mass;
+        const real above_pivot = (max_input - max_choice_2) / temperature + log_mass;
         const real log_mass_2 = log1p(others + (ties - 1));
-        const real log_count = largest - largest + log_mass_2;
+        const real log_count = (max_target - max_target) / temperature + log_mass_2;
         const real product_3 = product * (bend < 1 ? log1pmx + bend : above_pivot - log_count - mean_ahead);
         if (team.leads) loss.put(product_3);
         if (team.leads) total_loss_sum.add(product_3);
@@ -171,54 +155,51 @@ __global__ void __launch_bounds__(THREADS, 1) jvp(const __grid_constant__ launch
         const optional_row<Storage> direction_input(run, 2, here.of[2], (real)0.0);
         const output_row<Storage> rate(run, 3, here.of[3]);
 
-        real largest_here = -INFINITY;
-        real largest_2_here = -INFINITY;
+        real max_target_here = -INFINITY;
+        real max_input_here = -INFINITY;
         for (int64_t c = team.lane; c < classes; c += team.size) {
-            const real teacher = target(c) / temperature;
-            const real student = input(c) / temperature;
-            largest_here = larger<real>(largest_here, teacher);
-            largest_2_here = larger<real>(largest_2_here, student);
+            max_target_here = larger<real>(max_target_here, target(c));
+            max_input_here = larger<real>(max_input_here, input(c));
         }
-        const real largest = team.largest(largest_here);
-        const real largest_2 = team.largest(largest_2_here);
-        real across_pivot_here = -INFINITY;
+        const real max_target = team.largest(max_target_here);
+        const real max_input = team.largest(max_input_here);
         real max_choice_here = -INFINITY;
+        real max_choice_2_here = -INFINITY;
         accumulator<real> others_sum;
         accumulator<real> ties_sum;
         accumulator<real> others_2_sum;
         accumulator<real> ties_2_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
-            const real teacher_2 = target(c) / temperature;
-            const bool is_largest = teacher_2 == largest;
-            const real across = (input(c) - target(c)) / temperature;
-            const real student_2 = input(c) / temperature;
-            const real relative = exp_difference<real>(teacher_2, largest);
-            const bool is_largest_2 = student_2 == largest_2;
-            const real relative_2 = exp_difference<real>(student_2, largest_2);
-            across_pivot_here = larger<real>(across_pivot_here, is_largest ? across : -INFINITY);
-            max_choice_here = larger<real>(max_choice_here, is_largest ? student_2 : -INFINITY);
+            const bool is_largest = target(c) == max_target;
+            const real relative = exp_quotient<real>(target(c), max_target, temperature);
+            const bool is_largest_2 = input(c) == max_input;
+            const real relative_2 = exp_quotient<real>(input(c), max_input, temperature);
+            max_choice_here = larger<real>(max_choice_here, is_largest ? input(c) - target(c) : -INFINITY);
+            max_choice_2_here = larger<real>(max_choice_2_here, is_largest ? input(c) : -INFINITY);
             others_sum.add(is_largest ? 0 : relative);
             ties_sum.add((real)(is_largest ? 1 : 0));
             others_2_sum.add(is_largest_2 ? 0 : relative_2);
             ties_2_sum.add((real)(is_largest_2 ? 1 : 0));
         }
-        const real across_pivot = team.largest(across_pivot_here);
         const real max_choice = team.largest(max_choice_here);
+        const real max_choice_2 = team.largest(max_choice_2_here);
         const real others = team.total(others_sum);
         const real ties = team.total(ties_sum);
         const real others_2 = team.total(others_2_sum);
         const real ties_2 = team.total(ties_2_sum);
+        const real across_pivot = max_choice / temperature;
         const real abs_across_pivot = fabs(across_pivot);
         const real sum_exp = others + ties;
         accumulator<real> mass_ahead_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
-            const real across_2 = (input(c) - target(c)) / temperature;
-            const real student_3 = input(c) / temperature;
-            const real along = student_3 - max_choice;
-            const real teacher_3 = target(c) / temperature;
-            const real below = teacher_3 - largest;
-            const real ahead = fabs(across_2) + abs_across_pivot < fabs(along) + fabs(below) ? across_2 - across_pivot : along - below;
-            const real relative_3 = exp_difference<real>(teacher_3, largest);
+            const real difference = input(c) - target(c);
+            const real across = difference / temperature;
+            const real difference_2 = input(c) - max_choice_2;
+            const real along = difference_2 / temperature;
+            const real difference_3 = target(c) - max_target;
+            const real below = difference_3 / temperature;
+            const real ahead = fabs(across) + abs_across_pivot < fabs(along) + fabs(below) ? (difference - max_choice) / temperature : (difference_2 - difference_3) / temperature;
+            const real relative_3 = exp_quotient<real>(target(c), max_target, temperature);
             const real ratio = relative_3 / sum_exp;
             mass_ahead_sum.add(ahead < 1 ? ratio * expm1(ahead) : exp(along) / sum_exp - ratio);
         }
@@ -227,16 +208,17 @@ __global__ void __launch_bounds__(THREADS, 1) jvp(const __grid_constant__ launch
         const real sum_exp_2 = others_2 + ties_2;
         accumulator<real> sum_product_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
-            const real across_3 = (input(c) - target(c)) / temperature;
-            const real student_4 = input(c) / temperature;
-            const real along_2 = student_4 - max_choice;
-            const real teacher_4 = target(c) / temperature;
-            const real below_2 = teacher_4 - largest;
-            const real ahead_2 = fabs(across_3) + abs_across_pivot < fabs(along_2) + fabs(below_2) ? across_3 - across_pivot : along_2 - below_2;
+            const real difference_4 = input(c) - target(c);
+            const real across_2 = difference_4 / temperature;
+            const real difference_5 = input(c) - max_choice_2;
+            const real along_2 = difference_5 / temperature;
+            const real difference_6 = target(c) - max_target;
+            const real below_2 = difference_6 / temperature;
+            const real ahead_2 = fabs(across_2) + abs_across_pivot < fabs(along_2) + fabs(below_2) ? (difference_4 - max_choice) / temperature : (difference_5 - difference_6) / temperature;
             const real log_ratio = ahead_2 - log1p_mass_ahead;
-            const real relative_4 = exp_difference<real>(teacher_4, largest);
+            const real relative_4 = exp_quotient<real>(target(c), max_target, temperature);
             const real ratio_2 = relative_4 / sum_exp;
-            const real relative_5 = exp_difference<real>(student_4, largest_2);
+            const real relative_5 = exp_quotient<real>(input(c), max_input, temperature);
             const real share = relative_5 / sum_exp_2;
             sum_product_sum.add((fabs(log_ratio) < 1 ? ratio_2 * expm1(log_ratio) : share - ratio_2) * direction_input(c));
         }
@@ -248,7 +230,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp(const __grid_constant__ launch
     close_total(run, 4, 0, total_rate_sum);
 }
 
-/* The hessian times the directions, times scale. 21 operations. */
+/* The hessian times the directions, times scale. 17 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) hvp(const __grid_constant__ launch<4> run)
 {
@@ -264,19 +246,17 @@ __global__ void __launch_bounds__(THREADS, 1) hvp(const __grid_constant__ launch
         const optional_row<Storage> direction_input(run, 2, here.of[2], (real)0.0);
         const output_row<Storage> hvp_input(run, 3, here.of[3]);
 
-        real largest_here = -INFINITY;
+        real max_input_here = -INFINITY;
         for (int64_t c = team.lane; c < classes; c += team.size) {
-            const real student = input(c) / temperature;
-            largest_here = larger<real>(largest_here, student);
+            max_input_here = larger<real>(max_input_here, input(c));
         }
-        const real largest = team.largest(largest_here);
+        const real max_input = team.largest(max_input_here);
         accumulator<real> others_sum;
         accumulator<real> ties_sum;
         accumulator<real> sum_product_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
-            const real student_2 = input(c) / temperature;
-            const bool is_largest = student_2 == largest;
-            const real relative = exp_difference<real>(student_2, largest);
+            const bool is_largest = input(c) == max_input;
+            const real relative = exp_quotient<real>(input(c), max_input, temperature);
             others_sum.add(is_largest ? 0 : relative);
             ties_sum.add((real)(is_largest ? 1 : 0));
             sum_product_sum.add(relative * direction_input(c));
@@ -289,8 +269,7 @@ __global__ void __launch_bounds__(THREADS, 1) hvp(const __grid_constant__ launch
         accumulator<real> sum_product_2_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
             const real from_mean = direction_input(c) - mean_under_softmax;
-            const real student_3 = input(c) / temperature;
-            const real relative_2 = exp_difference<real>(student_3, largest);
+            const real relative_2 = exp_quotient<real>(input(c), max_input, temperature);
             sum_product_2_sum.add(from_mean * relative_2);
         }
         const real sum_product_2 = team.total(sum_product_2_sum);
@@ -298,14 +277,13 @@ __global__ void __launch_bounds__(THREADS, 1) hvp(const __grid_constant__ launch
         const real ratio_2 = sum_product_2 / sum_exp;
         if (hvp_input.wanted) for (int64_t c = team.lane; c < classes; c += team.size) {
             const real from_mean_2 = direction_input(c) - mean_under_softmax;
-            const real student_4 = input(c) / temperature;
-            const real relative_3 = exp_difference<real>(student_4, largest);
+            const real relative_3 = exp_quotient<real>(input(c), max_input, temperature);
             hvp_input.put(ratio * (from_mean_2 - ratio_2) * relative_3, c);
         }
     }
 }
 
-/* The derivative along the directions. 44 operations. */
+/* The derivative along the directions. 39 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) jvp_all(const __grid_constant__ launch<6> run)
 {
@@ -324,23 +302,20 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all(const __grid_constant__ la
         const optional_row<Storage> direction_target(run, 3, here.of[3], (real)0.0);
         const output_row<Storage> rate(run, 4, here.of[4]);
 
-        real largest_here = -INFINITY;
-        real largest_2_here = -INFINITY;
+        real max_input_here = -INFINITY;
+        real max_target_here = -INFINITY;
         for (int64_t c = team.lane; c < classes; c += team.size) {
-            const real student = input(c) / temperature;
-            const real teacher = target(c) / temperature;
-            largest_here = larger<real>(largest_here, student);
-            largest_2_here = larger<real>(largest_2_here, teacher);
+            max_input_here = larger<real>(max_input_here, input(c));
+            max_target_here = larger<real>(max_target_here, target(c));
         }
-        const real largest = team.largest(largest_here);
-        const real largest_2 = team.largest(largest_2_here);
+        const real max_input = team.largest(max_input_here);
+        const real max_target = team.largest(max_target_here);
         accumulator<real> others_sum;
         accumulator<real> ties_sum;
         accumulator<real> sum_product_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
-            const real teacher_2 = target(c) / temperature;
-            const bool is_largest = teacher_2 == largest_2;
-            const real relative = exp_difference<real>(teacher_2, largest_2);
+            const bool is_largest = target(c) == max_target;
+            const real relative = exp_quotient<real>(target(c), max_target, temperature);
             others_sum.add(is_largest ? 0 : relative);
             ties_sum.add((real)(is_largest ? 1 : 0));
             sum_product_sum.add(relative * direction_target(c));
@@ -355,12 +330,10 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all(const __grid_constant__ la
         accumulator<real> ties_2_sum;
         accumulator<real> sum_shifted_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
-            const real student_2 = input(c) / temperature;
-            const real relative_2 = exp_difference<real>(student_2, largest);
-            const bool is_largest_2 = student_2 == largest;
+            const real relative_2 = exp_quotient<real>(input(c), max_input, temperature);
+            const bool is_largest_2 = input(c) == max_input;
             const real difference = input(c) - target(c);
-            const real teacher_3 = target(c) / temperature;
-            const real relative_3 = exp_difference<real>(teacher_3, largest_2);
+            const real relative_3 = exp_quotient<real>(target(c), max_target, temperature);
             const real ratio_2 = relative_3 / temperature;
             sum_product_2_sum.add(relative_2 * direction_input(c));
             others_2_sum.add(is_largest_2 ? 0 : relative_2);
@@ -379,7 +352,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all(const __grid_constant__ la
     close_total(run, 5, 0, total_rate_sum);
 }
 
-/* The hessian times the directions, times scale. 120 operations. */
+/* The hessian times the directions, times scale. 111 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) hvp_all(const __grid_constant__ launch<7> run)
 {
@@ -399,16 +372,14 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all(const __grid_constant__ la
         const output_row<Storage> hvp_input(run, 5, here.of[5]);
         const output_row<Storage> hvp_target(run, 6, here.of[6]);
 
-        real largest_here = -INFINITY;
-        real largest_2_here = -INFINITY;
+        real max_target_here = -INFINITY;
+        real max_input_here = -INFINITY;
         for (int64_t c = team.lane; c < classes; c += team.size) {
-            const real teacher = target(c) / temperature;
-            const real student = input(c) / temperature;
-            largest_here = larger<real>(largest_here, teacher);
-            largest_2_here = larger<real>(largest_2_here, student);
+            max_target_here = larger<real>(max_target_here, target(c));
+            max_input_here = larger<real>(max_input_here, input(c));
         }
-        const real largest = team.largest(largest_here);
-        const real largest_2 = team.largest(largest_2_here);
+        const real max_target = team.largest(max_target_here);
+        const real max_input = team.largest(max_input_here);
         accumulator<real> sum_product_sum;
         accumulator<real> others_sum;
         accumulator<real> ties_sum;
@@ -417,12 +388,10 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all(const __grid_constant__ la
         accumulator<real> sum_product_2_sum;
         accumulator<real> sum_product_3_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
-            const real teacher_2 = target(c) / temperature;
-            const real relative = exp_difference<real>(teacher_2, largest);
-            const bool is_largest = teacher_2 == largest;
-            const real student_2 = input(c) / temperature;
-            const bool is_largest_2 = student_2 == largest_2;
-            const real relative_2 = exp_difference<real>(student_2, largest_2);
+            const real relative = exp_quotient<real>(target(c), max_target, temperature);
+            const bool is_largest = target(c) == max_target;
+            const bool is_largest_2 = input(c) == max_input;
+            const real relative_2 = exp_quotient<real>(input(c), max_input, temperature);
             sum_product_sum.add(relative * direction_target(c));
             others_sum.add(is_largest ? 0 : relative);
             ties_sum.add((real)(is_largest ? 1 : 0));
@@ -452,11 +421,9 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all(const __grid_constant__ la
         accumulator<real> sum_shifted_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
             const real from_mean = direction_target(c) - mean_under_softmax;
-            const real teacher_3 = target(c) / temperature;
-            const real relative_3 = exp_difference<real>(teacher_3, largest);
+            const real relative_3 = exp_quotient<real>(target(c), max_target, temperature);
             const real from_mean_2 = direction_input(c) - mean_under_softmax_2;
-            const real student_3 = input(c) / temperature;
-            const real relative_4 = exp_difference<real>(student_3, largest_2);
+            const real relative_4 = exp_quotient<real>(input(c), max_input, temperature);
             const real difference = input(c) - target(c);
             const real from_mean_3 = difference - mean_under_softmax_3;
             const real p = relative_3 / sum_exp;
@@ -475,8 +442,7 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all(const __grid_constant__ la
         accumulator<real> sum_choice_2_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
             const real from_mean_4 = direction_target(c) - mean_under_softmax;
-            const real teacher_4 = target(c) / temperature;
-            const real relative_5 = exp_difference<real>(teacher_4, largest);
+            const real relative_5 = exp_quotient<real>(target(c), max_target, temperature);
             const real product_2 = from_mean_4 / sum_exp * relative_5;
             const bool equal = fabs(product_2) == max_abs;
             sum_choice_sum.add(equal ? product_2 : 0);
@@ -497,14 +463,12 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all(const __grid_constant__ la
         if (hvp_input.wanted || hvp_target.wanted) for (int64_t c = team.lane; c < classes; c += team.size) {
             const real from_mean_5 = direction_target(c) - mean_under_softmax;
             const real ratio_9 = from_mean_5 / sum_exp;
-            const real teacher_5 = target(c) / temperature;
-            const real relative_6 = exp_difference<real>(teacher_5, largest);
+            const real relative_6 = exp_quotient<real>(target(c), max_target, temperature);
             const real product_5 = ratio_9 * relative_6;
             const real as_large = sum_choice - product_5;
-            const bool is_largest_3 = teacher_5 == largest;
+            const bool is_largest_3 = target(c) == max_target;
             const real from_mean_6 = direction_input(c) - mean_under_softmax_2;
-            const real student_4 = input(c) / temperature;
-            const real relative_7 = exp_difference<real>(student_4, largest_2);
+            const real relative_7 = exp_quotient<real>(input(c), max_input, temperature);
             const real from_mean_7 = input(c) - target(c) - mean_under_softmax_3;
             const real difference_2 = from_mean_7 - ratio_7;
             const real ratio_10 = relative_6 / temperature;

@@ -11,17 +11,27 @@
 extern "C" const losslib_kernel losslib_kernels_of_binary_cross_entropy[];
 extern "C" const losslib_kernel losslib_kernels_of_binary_cross_entropy_with_logits[];
 extern "C" const losslib_kernel losslib_kernels_of_charbonnier_loss[];
+extern "C" const losslib_kernel losslib_kernels_of_contrastive_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_cosine_embedding_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_crf_nll[];
 extern "C" const losslib_kernel losslib_kernels_of_cross_entropy[];
 extern "C" const losslib_kernel losslib_kernels_of_ctc_loss[];
+extern "C" const losslib_kernel losslib_kernels_of_dice_loss[];
+extern "C" const losslib_kernel losslib_kernels_of_distillation_loss[];
+extern "C" const losslib_kernel losslib_kernels_of_dpo_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_expectile_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_focal_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_gamma_nll_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_gaussian_crps_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_gaussian_nll_loss[];
+extern "C" const losslib_kernel losslib_kernels_of_generalized_cross_entropy[];
 extern "C" const losslib_kernel losslib_kernels_of_hinge_embedding_loss[];
+extern "C" const losslib_kernel losslib_kernels_of_hinge_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_huber_loss[];
+extern "C" const losslib_kernel losslib_kernels_of_info_nce_loss[];
+extern "C" const losslib_kernel losslib_kernels_of_ipo_loss[];
+extern "C" const losslib_kernel losslib_kernels_of_jaccard_loss[];
+extern "C" const losslib_kernel losslib_kernels_of_jensen_shannon[];
 extern "C" const losslib_kernel losslib_kernels_of_keras_binary_crossentropy[];
 extern "C" const losslib_kernel losslib_kernels_of_keras_categorical_crossentropy[];
 extern "C" const losslib_kernel losslib_kernels_of_keras_hinge[];
@@ -47,11 +57,17 @@ extern "C" const losslib_kernel losslib_kernels_of_nll_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_poisson_nll_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_pseudo_huber_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_quantile_loss[];
+extern "C" const losslib_kernel losslib_kernels_of_ranknet_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_rnnt_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_sigmoid_focal_loss[];
+extern "C" const losslib_kernel losslib_kernels_of_simpo_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_smooth_l1_loss[];
+extern "C" const losslib_kernel losslib_kernels_of_soft_capped_cross_entropy[];
 extern "C" const losslib_kernel losslib_kernels_of_soft_dtw[];
 extern "C" const losslib_kernel losslib_kernels_of_soft_margin_loss[];
+extern "C" const losslib_kernel losslib_kernels_of_squared_hinge_loss[];
+extern "C" const losslib_kernel losslib_kernels_of_supervised_contrastive_loss[];
+extern "C" const losslib_kernel losslib_kernels_of_symmetric_cross_entropy[];
 extern "C" const losslib_kernel losslib_kernels_of_tf1_absolute_difference[];
 extern "C" const losslib_kernel losslib_kernels_of_tf1_hinge_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_tf1_huber_loss[];
@@ -62,9 +78,11 @@ extern "C" const losslib_kernel losslib_kernels_of_tf_sigmoid_cross_entropy_with
 extern "C" const losslib_kernel losslib_kernels_of_tf_softmax_cross_entropy_with_logits[];
 extern "C" const losslib_kernel losslib_kernels_of_tf_sparse_softmax_cross_entropy_with_logits[];
 extern "C" const losslib_kernel losslib_kernels_of_tf_weighted_cross_entropy_with_logits[];
+extern "C" const losslib_kernel losslib_kernels_of_total_variation[];
 extern "C" const losslib_kernel losslib_kernels_of_triplet_distance_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_triplet_margin_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_triplet_margin_with_distance_loss[];
+extern "C" const losslib_kernel losslib_kernels_of_tversky_loss[];
 extern "C" const losslib_kernel losslib_kernels_of_tweedie_loss[];
 
 namespace {
@@ -73,17 +91,27 @@ const losslib_kernel *const losses[] = {
     losslib_kernels_of_binary_cross_entropy,
     losslib_kernels_of_binary_cross_entropy_with_logits,
     losslib_kernels_of_charbonnier_loss,
+    losslib_kernels_of_contrastive_loss,
     losslib_kernels_of_cosine_embedding_loss,
     losslib_kernels_of_crf_nll,
     losslib_kernels_of_cross_entropy,
     losslib_kernels_of_ctc_loss,
+    losslib_kernels_of_dice_loss,
+    losslib_kernels_of_distillation_loss,
+    losslib_kernels_of_dpo_loss,
     losslib_kernels_of_expectile_loss,
     losslib_kernels_of_focal_loss,
     losslib_kernels_of_gamma_nll_loss,
     losslib_kernels_of_gaussian_crps_loss,
     losslib_kernels_of_gaussian_nll_loss,
+    losslib_kernels_of_generalized_cross_entropy,
     losslib_kernels_of_hinge_embedding_loss,
+    losslib_kernels_of_hinge_loss,
     losslib_kernels_of_huber_loss,
+    losslib_kernels_of_info_nce_loss,
+    losslib_kernels_of_ipo_loss,
+    losslib_kernels_of_jaccard_loss,
+    losslib_kernels_of_jensen_shannon,
     losslib_kernels_of_keras_binary_crossentropy,
     losslib_kernels_of_keras_categorical_crossentropy,
     losslib_kernels_of_keras_hinge,
@@ -109,11 +137,17 @@ const losslib_kernel *const losses[] = {
     losslib_kernels_of_poisson_nll_loss,
     losslib_kernels_of_pseudo_huber_loss,
     losslib_kernels_of_quantile_loss,
+    losslib_kernels_of_ranknet_loss,
     losslib_kernels_of_rnnt_loss,
     losslib_kernels_of_sigmoid_focal_loss,
+    losslib_kernels_of_simpo_loss,
     losslib_kernels_of_smooth_l1_loss,
+    losslib_kernels_of_soft_capped_cross_entropy,
     losslib_kernels_of_soft_dtw,
     losslib_kernels_of_soft_margin_loss,
+    losslib_kernels_of_squared_hinge_loss,
+    losslib_kernels_of_supervised_contrastive_loss,
+    losslib_kernels_of_symmetric_cross_entropy,
     losslib_kernels_of_tf1_absolute_difference,
     losslib_kernels_of_tf1_hinge_loss,
     losslib_kernels_of_tf1_huber_loss,
@@ -124,9 +158,11 @@ const losslib_kernel *const losses[] = {
     losslib_kernels_of_tf_softmax_cross_entropy_with_logits,
     losslib_kernels_of_tf_sparse_softmax_cross_entropy_with_logits,
     losslib_kernels_of_tf_weighted_cross_entropy_with_logits,
+    losslib_kernels_of_total_variation,
     losslib_kernels_of_triplet_distance_loss,
     losslib_kernels_of_triplet_margin_loss,
     losslib_kernels_of_triplet_margin_with_distance_loss,
+    losslib_kernels_of_tversky_loss,
     losslib_kernels_of_tweedie_loss,
 };
 

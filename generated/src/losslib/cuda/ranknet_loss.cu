@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad_all(const __grid_co
             const real product = shifted * weight;
             const real from_even_odds = (real)0.5 - target;
             const real minus_logit = -logit;
-            const real product_2 = weight * (abs_logit < 1 ? (real)0.5 * tanh((real)0.5 * input1 - (real)0.5 * input2) + from_even_odds : times_sigmoid<real>(difference, logit) - times_sigmoid<real>(target, minus_logit)) * scale;
+            const real product_2 = weight * (abs_logit < 1 ? from_even_odds + (real)0.5 * tanh((real)0.5 * input1 - (real)0.5 * input2) : times_sigmoid<real>(difference, logit) - times_sigmoid<real>(target, minus_logit)) * scale;
             loss_pack.at[nth] = product;
             total_loss_sum.add(here.has(nth) ? product : 0);
             grad_input1_pack.at[nth] = product_2;
@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp(const __grid_constant__ launch
             check_value<real>(target, 0.0, 1.0, false, "target");
             const real logit = input1 - input2;
             const real from_even_odds = (real)0.5 - target;
-            const real product = weight * (fabs(logit) < 1 ? (real)0.5 * tanh((real)0.5 * input1 - (real)0.5 * input2) + from_even_odds : times_sigmoid<real>(1 - target, logit) - times_sigmoid<real>(target, -logit));
+            const real product = weight * (fabs(logit) < 1 ? from_even_odds + (real)0.5 * tanh((real)0.5 * input1 - (real)0.5 * input2) : times_sigmoid<real>(1 - target, logit) - times_sigmoid<real>(target, -logit));
             const real difference = product * direction_input1 - product * direction_input2;
             rate_pack.at[nth] = difference;
             total_rate_sum.add(here.has(nth) ? difference : 0);
@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp_all(const __grid_constant__ la
             const real abs_logit = fabs(logit);
             const real from_even_odds = (real)0.5 - target;
             const real difference = 1 - target;
-            const real product = weight * (abs_logit < 1 ? (real)0.5 * tanh((real)0.5 * input1 - (real)0.5 * input2) + from_even_odds : times_sigmoid<real>(difference, logit) - times_sigmoid<real>(target, minus_logit));
+            const real product = weight * (abs_logit < 1 ? from_even_odds + (real)0.5 * tanh((real)0.5 * input1 - (real)0.5 * input2) : times_sigmoid<real>(difference, logit) - times_sigmoid<real>(target, minus_logit));
             const real shifted = (softplus<real>(minus_logit) - softplus<real>(logit)) * weight * direction_target - product * direction_input2 + (softplus<real>(-abs_logit) + (logit > 0 ? difference * logit : -logit * target)) * direction_weight + product * direction_input1;
             rate_pack.at[nth] = shifted;
             total_rate_sum.add(here.has(nth) ? shifted : 0);
@@ -191,7 +191,7 @@ __global__ void __launch_bounds__(THREADS, 1) hvp_all(const __grid_constant__ la
             const real product_3 = times_sigmoid<real>(times_sigmoid<real>(weight * direction_input2 * scale, minus_logit), logit);
             const real product_4 = times_sigmoid<real>(times_sigmoid<real>(weight * direction_input1 * scale, minus_logit), logit);
             const real from_even_odds = (real)0.5 - target;
-            const real choice = fabs(logit) < 1 ? (real)0.5 * tanh((real)0.5 * input1 - (real)0.5 * input2) + from_even_odds : times_sigmoid<real>(1 - target, logit) - times_sigmoid<real>(target, minus_logit);
+            const real choice = fabs(logit) < 1 ? from_even_odds + (real)0.5 * tanh((real)0.5 * input1 - (real)0.5 * input2) : times_sigmoid<real>(1 - target, logit) - times_sigmoid<real>(target, minus_logit);
             const real product_5 = choice * direction_weight * scale;
             const real difference = softplus<real>(minus_logit) - softplus<real>(logit);
             hvp_input1_pack.at[nth] = -product_2 - product_3 + product_4 + product_5;

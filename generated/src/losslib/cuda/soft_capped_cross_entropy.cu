@@ -222,7 +222,7 @@ __global__ void __launch_bounds__(THREADS, 1) hvp__label_smoothing_0__softcap_in
     }
 }
 
-/* The loss, the totals, and the gradients times scale, where label_smoothing is 0 and softcap is none of the special values. 107 operations. */
+/* The loss, the totals, and the gradients times scale, where label_smoothing is 0 and softcap is none of the special values. 108 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) value_and_grad__label_smoothing_0__softcap_general(const __grid_constant__ launch<7> run)
 {
@@ -246,19 +246,19 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad__label_smoothing_0_
         const output_row<Storage> grad_input(run, 6, here.of[6]);
 
         real largest_here = -INFINITY;
-        real max_ratio_here = -INFINITY;
+        real max_input_here = -INFINITY;
         for (int64_t c = team.lane; c < classes; c += team.size) {
-            const real ratio = input(c) / softcap;
-            largest_here = larger<real>(largest_here, softcap * tanh(ratio));
-            max_ratio_here = larger<real>(max_ratio_here, ratio);
+            largest_here = larger<real>(largest_here, softcap * tanh(input(c) / softcap));
+            max_input_here = larger<real>(max_input_here, input(c));
         }
         const real largest = team.largest(largest_here);
-        const real max_ratio = team.largest(max_ratio_here);
-        const real abs_max_ratio = fabs(max_ratio);
-        const bool above = abs_max_ratio > (real)0.5;
-        const real sign_max_ratio = sign<real>(max_ratio);
-        const real left = above ? -times_sigmoid<real>(product * sign_max_ratio, -2 * abs_max_ratio) : softcap * tanh(max_ratio);
-        const real end_2 = above ? softcap * sign_max_ratio : 0;
+        const real max_input = team.largest(max_input_here);
+        const real ratio = max_input / softcap;
+        const real abs_2 = fabs(ratio);
+        const bool above = abs_2 > (real)0.5;
+        const real sign_2 = sign<real>(ratio);
+        const real left = above ? -times_sigmoid<real>(product * sign_2, -2 * abs_2) : softcap * tanh(ratio);
+        const real end_2 = above ? softcap * sign_2 : 0;
         accumulator<real> others_sum;
         accumulator<real> ties_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
@@ -334,7 +334,7 @@ __global__ void __launch_bounds__(THREADS, 1) weight__label_smoothing_0__softcap
     close_total(run, 1, 0, total_weight_sum);
 }
 
-/* The derivative along the directions, where label_smoothing is 0 and softcap is none of the special values. 64 operations. */
+/* The derivative along the directions, where label_smoothing is 0 and softcap is none of the special values. 65 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) jvp__label_smoothing_0__softcap_general(const __grid_constant__ launch<5> run)
 {
@@ -356,19 +356,19 @@ __global__ void __launch_bounds__(THREADS, 1) jvp__label_smoothing_0__softcap_ge
         const output_row<Storage> rate(run, 3, here.of[3]);
 
         real largest_here = -INFINITY;
-        real max_ratio_here = -INFINITY;
+        real max_input_here = -INFINITY;
         for (int64_t c = team.lane; c < classes; c += team.size) {
-            const real ratio = input(c) / softcap;
-            largest_here = larger<real>(largest_here, softcap * tanh(ratio));
-            max_ratio_here = larger<real>(max_ratio_here, ratio);
+            largest_here = larger<real>(largest_here, softcap * tanh(input(c) / softcap));
+            max_input_here = larger<real>(max_input_here, input(c));
         }
         const real largest = team.largest(largest_here);
-        const real max_ratio = team.largest(max_ratio_here);
-        const real abs_max_ratio = fabs(max_ratio);
-        const bool above = abs_max_ratio > (real)0.5;
-        const real sign_max_ratio = sign<real>(max_ratio);
-        const real left = above ? -times_sigmoid<real>(product_2 * sign_max_ratio, -2 * abs_max_ratio) : softcap * tanh(max_ratio);
-        const real end_2 = above ? softcap * sign_max_ratio : 0;
+        const real max_input = team.largest(max_input_here);
+        const real ratio = max_input / softcap;
+        const real abs_2 = fabs(ratio);
+        const bool above = abs_2 > (real)0.5;
+        const real sign_2 = sign<real>(ratio);
+        const real left = above ? -times_sigmoid<real>(product_2 * sign_2, -2 * abs_2) : softcap * tanh(ratio);
+        const real end_2 = above ? softcap * sign_2 : 0;
         accumulator<real> others_sum;
         accumulator<real> ties_sum;
         accumulator<real> sum_product_sum;
@@ -403,7 +403,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp__label_smoothing_0__softcap_ge
     close_total(run, 4, 0, total_rate_sum);
 }
 
-/* The hessian times the directions, times scale, where label_smoothing is 0 and softcap is none of the special values. 204 operations. */
+/* The hessian times the directions, times scale, where label_smoothing is 0 and softcap is none of the special values. 205 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) hvp__label_smoothing_0__softcap_general(const __grid_constant__ launch<5> run)
 {
@@ -426,19 +426,19 @@ __global__ void __launch_bounds__(THREADS, 1) hvp__label_smoothing_0__softcap_ge
         const output_row<Storage> hvp_input(run, 4, here.of[4]);
 
         real largest_here = -INFINITY;
-        real max_ratio_here = -INFINITY;
+        real max_input_here = -INFINITY;
         for (int64_t c = team.lane; c < classes; c += team.size) {
-            const real ratio = input(c) / softcap;
-            largest_here = larger<real>(largest_here, softcap * tanh(ratio));
-            max_ratio_here = larger<real>(max_ratio_here, ratio);
+            largest_here = larger<real>(largest_here, softcap * tanh(input(c) / softcap));
+            max_input_here = larger<real>(max_input_here, input(c));
         }
         const real largest = team.largest(largest_here);
-        const real max_ratio = team.largest(max_ratio_here);
-        const real abs_max_ratio = fabs(max_ratio);
-        const bool above = abs_max_ratio > (real)0.5;
-        const real sign_max_ratio = sign<real>(max_ratio);
-        const real left = above ? -times_sigmoid<real>(product_2 * sign_max_ratio, -2 * abs_max_ratio) : softcap * tanh(max_ratio);
-        const real end_2 = above ? softcap * sign_max_ratio : 0;
+        const real max_input = team.largest(max_input_here);
+        const real ratio = max_input / softcap;
+        const real abs_2 = fabs(ratio);
+        const bool above = abs_2 > (real)0.5;
+        const real sign_2 = sign<real>(ratio);
+        const real left = above ? -times_sigmoid<real>(product_2 * sign_2, -2 * abs_2) : softcap * tanh(ratio);
+        const real end_2 = above ? softcap * sign_2 : 0;
         accumulator<real> others_sum;
         accumulator<real> ties_sum;
         accumulator<real> sum_product_sum;
@@ -770,7 +770,7 @@ __global__ void __launch_bounds__(THREADS, 1) hvp__label_smoothing_general__soft
     }
 }
 
-/* The loss, the totals, and the gradients times scale, where label_smoothing is none of the special values and softcap is none of the special values. 122 operations. */
+/* The loss, the totals, and the gradients times scale, where label_smoothing is none of the special values and softcap is none of the special values. 123 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) value_and_grad__label_smoothing_general__softcap_general(const __grid_constant__ launch<7> run)
 {
@@ -799,19 +799,19 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad__label_smoothing_ge
         const output_row<Storage> grad_input(run, 6, here.of[6]);
 
         real largest_here = -INFINITY;
-        real max_ratio_here = -INFINITY;
+        real max_input_here = -INFINITY;
         for (int64_t c = team.lane; c < classes; c += team.size) {
-            const real ratio_2 = input(c) / softcap;
-            largest_here = larger<real>(largest_here, softcap * tanh(ratio_2));
-            max_ratio_here = larger<real>(max_ratio_here, ratio_2);
+            largest_here = larger<real>(largest_here, softcap * tanh(input(c) / softcap));
+            max_input_here = larger<real>(max_input_here, input(c));
         }
         const real largest = team.largest(largest_here);
-        const real max_ratio = team.largest(max_ratio_here);
-        const real abs_max_ratio = fabs(max_ratio);
-        const bool above = abs_max_ratio > (real)0.5;
-        const real sign_max_ratio = sign<real>(max_ratio);
-        const real left = above ? -times_sigmoid<real>(product * sign_max_ratio, -2 * abs_max_ratio) : softcap * tanh(max_ratio);
-        const real end_2 = above ? softcap * sign_max_ratio : 0;
+        const real max_input = team.largest(max_input_here);
+        const real ratio_2 = max_input / softcap;
+        const real abs_ratio_2 = fabs(ratio_2);
+        const bool above = abs_ratio_2 > (real)0.5;
+        const real sign_ratio_2 = sign<real>(ratio_2);
+        const real left = above ? -times_sigmoid<real>(product * sign_ratio_2, -2 * abs_ratio_2) : softcap * tanh(ratio_2);
+        const real end_2 = above ? softcap * sign_ratio_2 : 0;
         accumulator<real> others_sum;
         accumulator<real> ties_sum;
         for (int64_t c = team.lane; c < classes; c += team.size) {
@@ -892,7 +892,7 @@ __global__ void __launch_bounds__(THREADS, 1) weight__label_smoothing_general__s
     close_total(run, 1, 0, total_weight_sum);
 }
 
-/* The derivative along the directions, where label_smoothing is none of the special values and softcap is none of the special values. 76 operations. */
+/* The derivative along the directions, where label_smoothing is none of the special values and softcap is none of the special values. 77 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) jvp__label_smoothing_general__softcap_general(const __grid_constant__ launch<5> run)
 {
@@ -917,19 +917,19 @@ __global__ void __launch_bounds__(THREADS, 1) jvp__label_smoothing_general__soft
         const output_row<Storage> rate(run, 3, here.of[3]);
 
         real largest_here = -INFINITY;
-        real max_ratio_here = -INFINITY;
+        real max_input_here = -INFINITY;
         for (int64_t c = team.lane; c < classes; c += team.size) {
-            const real ratio_2 = input(c) / softcap;
-            largest_here = larger<real>(largest_here, softcap * tanh(ratio_2));
-            max_ratio_here = larger<real>(max_ratio_here, ratio_2);
+            largest_here = larger<real>(largest_here, softcap * tanh(input(c) / softcap));
+            max_input_here = larger<real>(max_input_here, input(c));
         }
         const real largest = team.largest(largest_here);
-        const real max_ratio = team.largest(max_ratio_here);
-        const real abs_max_ratio = fabs(max_ratio);
-        const bool above = abs_max_ratio > (real)0.5;
-        const real sign_max_ratio = sign<real>(max_ratio);
-        const real left = above ? -times_sigmoid<real>(product_2 * sign_max_ratio, -2 * abs_max_ratio) : softcap * tanh(max_ratio);
-        const real end_2 = above ? softcap * sign_max_ratio : 0;
+        const real max_input = team.largest(max_input_here);
+        const real ratio_2 = max_input / softcap;
+        const real abs_ratio_2 = fabs(ratio_2);
+        const bool above = abs_ratio_2 > (real)0.5;
+        const real sign_ratio_2 = sign<real>(ratio_2);
+        const real left = above ? -times_sigmoid<real>(product_2 * sign_ratio_2, -2 * abs_ratio_2) : softcap * tanh(ratio_2);
+        const real end_2 = above ? softcap * sign_ratio_2 : 0;
         accumulator<real> others_sum;
         accumulator<real> ties_sum;
         accumulator<real> sum_product_sum;
@@ -971,7 +971,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp__label_smoothing_general__soft
     close_total(run, 4, 0, total_rate_sum);
 }
 
-/* The hessian times the directions, times scale, where label_smoothing is none of the special values and softcap is none of the special values. 238 operations. */
+/* The hessian times the directions, times scale, where label_smoothing is none of the special values and softcap is none of the special values. 239 operations. */
 template <class Storage>
 __global__ void __launch_bounds__(THREADS, 1) hvp__label_smoothing_general__softcap_general(const __grid_constant__ launch<5> run)
 {
@@ -996,20 +996,20 @@ __global__ void __launch_bounds__(THREADS, 1) hvp__label_smoothing_general__soft
         const optional_row<Storage> direction_input(run, 3, here.of[3], (real)0.0);
         const output_row<Storage> hvp_input(run, 4, here.of[4]);
 
-        real max_ratio_here = -INFINITY;
+        real max_input_here = -INFINITY;
         real largest_here = -INFINITY;
         for (int64_t c = team.lane; c < classes; c += team.size) {
-            const real ratio_2 = input(c) / softcap;
-            max_ratio_here = larger<real>(max_ratio_here, ratio_2);
-            largest_here = larger<real>(largest_here, softcap * tanh(ratio_2));
+            max_input_here = larger<real>(max_input_here, input(c));
+            largest_here = larger<real>(largest_here, softcap * tanh(input(c) / softcap));
         }
-        const real max_ratio = team.largest(max_ratio_here);
+        const real max_input = team.largest(max_input_here);
         const real largest = team.largest(largest_here);
-        const real abs_max_ratio = fabs(max_ratio);
-        const bool above = abs_max_ratio > (real)0.5;
-        const real sign_max_ratio = sign<real>(max_ratio);
-        const real left = above ? -times_sigmoid<real>(product_2 * sign_max_ratio, -2 * abs_max_ratio) : softcap * tanh(max_ratio);
-        const real end_2 = above ? softcap * sign_max_ratio : 0;
+        const real ratio_2 = max_input / softcap;
+        const real abs_ratio_2 = fabs(ratio_2);
+        const bool above = abs_ratio_2 > (real)0.5;
+        const real sign_ratio_2 = sign<real>(ratio_2);
+        const real left = above ? -times_sigmoid<real>(product_2 * sign_ratio_2, -2 * abs_ratio_2) : softcap * tanh(ratio_2);
+        const real end_2 = above ? softcap * sign_ratio_2 : 0;
         accumulator<real> sum_product_sum;
         accumulator<real> others_sum;
         accumulator<real> ties_sum;

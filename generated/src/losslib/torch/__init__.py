@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from .losses.binary_cross_entropy_with_logits import binary_cross_entropy_with_logits as binary_cross_entropy_with_logits
     from .losses.charbonnier_loss import CharbonnierLoss as CharbonnierLoss
     from .losses.charbonnier_loss import charbonnier_loss as charbonnier_loss
+    from .losses.contrastive_loss import ContrastiveLoss as ContrastiveLoss
+    from .losses.contrastive_loss import contrastive_loss as contrastive_loss
     from .losses.cosine_embedding_loss import CosineEmbeddingLoss as CosineEmbeddingLoss
     from .losses.cosine_embedding_loss import cosine_embedding_loss as cosine_embedding_loss
     from .losses.crf_nll import CrfNll as CrfNll
@@ -34,6 +36,12 @@ if TYPE_CHECKING:
     from .losses.cross_entropy import cross_entropy as cross_entropy
     from .losses.ctc_loss import CTCLoss as CTCLoss
     from .losses.ctc_loss import ctc_loss as ctc_loss
+    from .losses.dice_loss import DiceLoss as DiceLoss
+    from .losses.dice_loss import dice_loss as dice_loss
+    from .losses.distillation_loss import DistillationLoss as DistillationLoss
+    from .losses.distillation_loss import distillation_loss as distillation_loss
+    from .losses.dpo_loss import DPOLoss as DPOLoss
+    from .losses.dpo_loss import dpo_loss as dpo_loss
     from .losses.expectile_loss import ExpectileLoss as ExpectileLoss
     from .losses.expectile_loss import expectile_loss as expectile_loss
     from .losses.focal_loss import FocalLoss as FocalLoss
@@ -44,10 +52,22 @@ if TYPE_CHECKING:
     from .losses.gaussian_crps_loss import gaussian_crps_loss as gaussian_crps_loss
     from .losses.gaussian_nll_loss import GaussianNLLLoss as GaussianNLLLoss
     from .losses.gaussian_nll_loss import gaussian_nll_loss as gaussian_nll_loss
+    from .losses.generalized_cross_entropy import GeneralizedCrossEntropy as GeneralizedCrossEntropy
+    from .losses.generalized_cross_entropy import generalized_cross_entropy as generalized_cross_entropy
     from .losses.hinge_embedding_loss import HingeEmbeddingLoss as HingeEmbeddingLoss
     from .losses.hinge_embedding_loss import hinge_embedding_loss as hinge_embedding_loss
+    from .losses.hinge_loss import HingeLoss as HingeLoss
+    from .losses.hinge_loss import hinge_loss as hinge_loss
     from .losses.huber_loss import HuberLoss as HuberLoss
     from .losses.huber_loss import huber_loss as huber_loss
+    from .losses.info_nce_loss import InfoNCELoss as InfoNCELoss
+    from .losses.info_nce_loss import info_nce_loss as info_nce_loss
+    from .losses.ipo_loss import IPOLoss as IPOLoss
+    from .losses.ipo_loss import ipo_loss as ipo_loss
+    from .losses.jaccard_loss import JaccardLoss as JaccardLoss
+    from .losses.jaccard_loss import jaccard_loss as jaccard_loss
+    from .losses.jensen_shannon import JensenShannon as JensenShannon
+    from .losses.jensen_shannon import jensen_shannon as jensen_shannon
     from .losses.keras_binary_crossentropy import KerasBinaryCrossentropy as KerasBinaryCrossentropy
     from .losses.keras_binary_crossentropy import keras_binary_crossentropy as keras_binary_crossentropy
     from .losses.keras_categorical_crossentropy import KerasCategoricalCrossentropy as KerasCategoricalCrossentropy
@@ -99,16 +119,28 @@ if TYPE_CHECKING:
     from .losses.pseudo_huber_loss import pseudo_huber_loss as pseudo_huber_loss
     from .losses.quantile_loss import QuantileLoss as QuantileLoss
     from .losses.quantile_loss import quantile_loss as quantile_loss
+    from .losses.ranknet_loss import RankNetLoss as RankNetLoss
+    from .losses.ranknet_loss import ranknet_loss as ranknet_loss
     from .losses.rnnt_loss import RnntLoss as RnntLoss
     from .losses.rnnt_loss import rnnt_loss as rnnt_loss
     from .losses.sigmoid_focal_loss import SigmoidFocalLoss as SigmoidFocalLoss
     from .losses.sigmoid_focal_loss import sigmoid_focal_loss as sigmoid_focal_loss
+    from .losses.simpo_loss import SimPOLoss as SimPOLoss
+    from .losses.simpo_loss import simpo_loss as simpo_loss
     from .losses.smooth_l1_loss import SmoothL1Loss as SmoothL1Loss
     from .losses.smooth_l1_loss import smooth_l1_loss as smooth_l1_loss
+    from .losses.soft_capped_cross_entropy import SoftCappedCrossEntropy as SoftCappedCrossEntropy
+    from .losses.soft_capped_cross_entropy import soft_capped_cross_entropy as soft_capped_cross_entropy
     from .losses.soft_dtw import SoftDtw as SoftDtw
     from .losses.soft_dtw import soft_dtw as soft_dtw
     from .losses.soft_margin_loss import SoftMarginLoss as SoftMarginLoss
     from .losses.soft_margin_loss import soft_margin_loss as soft_margin_loss
+    from .losses.squared_hinge_loss import SquaredHingeLoss as SquaredHingeLoss
+    from .losses.squared_hinge_loss import squared_hinge_loss as squared_hinge_loss
+    from .losses.supervised_contrastive_loss import SupervisedContrastiveLoss as SupervisedContrastiveLoss
+    from .losses.supervised_contrastive_loss import supervised_contrastive_loss as supervised_contrastive_loss
+    from .losses.symmetric_cross_entropy import SymmetricCrossEntropy as SymmetricCrossEntropy
+    from .losses.symmetric_cross_entropy import symmetric_cross_entropy as symmetric_cross_entropy
     from .losses.tf1_absolute_difference import Tf1AbsoluteDifference as Tf1AbsoluteDifference
     from .losses.tf1_absolute_difference import tf1_absolute_difference as tf1_absolute_difference
     from .losses.tf1_hinge_loss import Tf1HingeLoss as Tf1HingeLoss
@@ -129,12 +161,16 @@ if TYPE_CHECKING:
     from .losses.tf_sparse_softmax_cross_entropy_with_logits import tf_sparse_softmax_cross_entropy_with_logits as tf_sparse_softmax_cross_entropy_with_logits
     from .losses.tf_weighted_cross_entropy_with_logits import TfWeightedCrossEntropyWithLogits as TfWeightedCrossEntropyWithLogits
     from .losses.tf_weighted_cross_entropy_with_logits import tf_weighted_cross_entropy_with_logits as tf_weighted_cross_entropy_with_logits
+    from .losses.total_variation import TotalVariation as TotalVariation
+    from .losses.total_variation import total_variation as total_variation
     from .losses.triplet_distance_loss import TripletDistanceLoss as TripletDistanceLoss
     from .losses.triplet_distance_loss import triplet_distance_loss as triplet_distance_loss
     from .losses.triplet_margin_loss import TripletMarginLoss as TripletMarginLoss
     from .losses.triplet_margin_loss import triplet_margin_loss as triplet_margin_loss
     from .losses.triplet_margin_with_distance_loss import TripletMarginWithDistanceLoss as TripletMarginWithDistanceLoss
     from .losses.triplet_margin_with_distance_loss import triplet_margin_with_distance_loss as triplet_margin_with_distance_loss
+    from .losses.tversky_loss import TverskyLoss as TverskyLoss
+    from .losses.tversky_loss import tversky_loss as tversky_loss
     from .losses.tweedie_loss import TweedieLoss as TweedieLoss
     from .losses.tweedie_loss import tweedie_loss as tweedie_loss
 
@@ -147,6 +183,8 @@ _HOMES = {
     "BCEWithLogitsLoss": "losses.binary_cross_entropy_with_logits",
     "charbonnier_loss": "losses.charbonnier_loss",
     "CharbonnierLoss": "losses.charbonnier_loss",
+    "contrastive_loss": "losses.contrastive_loss",
+    "ContrastiveLoss": "losses.contrastive_loss",
     "cosine_embedding_loss": "losses.cosine_embedding_loss",
     "CosineEmbeddingLoss": "losses.cosine_embedding_loss",
     "crf_nll": "losses.crf_nll",
@@ -155,6 +193,12 @@ _HOMES = {
     "CrossEntropyLoss": "losses.cross_entropy",
     "ctc_loss": "losses.ctc_loss",
     "CTCLoss": "losses.ctc_loss",
+    "dice_loss": "losses.dice_loss",
+    "DiceLoss": "losses.dice_loss",
+    "distillation_loss": "losses.distillation_loss",
+    "DistillationLoss": "losses.distillation_loss",
+    "dpo_loss": "losses.dpo_loss",
+    "DPOLoss": "losses.dpo_loss",
     "expectile_loss": "losses.expectile_loss",
     "ExpectileLoss": "losses.expectile_loss",
     "focal_loss": "losses.focal_loss",
@@ -165,10 +209,22 @@ _HOMES = {
     "GaussianCRPSLoss": "losses.gaussian_crps_loss",
     "gaussian_nll_loss": "losses.gaussian_nll_loss",
     "GaussianNLLLoss": "losses.gaussian_nll_loss",
+    "generalized_cross_entropy": "losses.generalized_cross_entropy",
+    "GeneralizedCrossEntropy": "losses.generalized_cross_entropy",
     "hinge_embedding_loss": "losses.hinge_embedding_loss",
     "HingeEmbeddingLoss": "losses.hinge_embedding_loss",
+    "hinge_loss": "losses.hinge_loss",
+    "HingeLoss": "losses.hinge_loss",
     "huber_loss": "losses.huber_loss",
     "HuberLoss": "losses.huber_loss",
+    "info_nce_loss": "losses.info_nce_loss",
+    "InfoNCELoss": "losses.info_nce_loss",
+    "ipo_loss": "losses.ipo_loss",
+    "IPOLoss": "losses.ipo_loss",
+    "jaccard_loss": "losses.jaccard_loss",
+    "JaccardLoss": "losses.jaccard_loss",
+    "jensen_shannon": "losses.jensen_shannon",
+    "JensenShannon": "losses.jensen_shannon",
     "keras_binary_crossentropy": "losses.keras_binary_crossentropy",
     "KerasBinaryCrossentropy": "losses.keras_binary_crossentropy",
     "keras_categorical_crossentropy": "losses.keras_categorical_crossentropy",
@@ -220,16 +276,28 @@ _HOMES = {
     "PseudoHuberLoss": "losses.pseudo_huber_loss",
     "quantile_loss": "losses.quantile_loss",
     "QuantileLoss": "losses.quantile_loss",
+    "ranknet_loss": "losses.ranknet_loss",
+    "RankNetLoss": "losses.ranknet_loss",
     "rnnt_loss": "losses.rnnt_loss",
     "RnntLoss": "losses.rnnt_loss",
     "sigmoid_focal_loss": "losses.sigmoid_focal_loss",
     "SigmoidFocalLoss": "losses.sigmoid_focal_loss",
+    "simpo_loss": "losses.simpo_loss",
+    "SimPOLoss": "losses.simpo_loss",
     "smooth_l1_loss": "losses.smooth_l1_loss",
     "SmoothL1Loss": "losses.smooth_l1_loss",
+    "soft_capped_cross_entropy": "losses.soft_capped_cross_entropy",
+    "SoftCappedCrossEntropy": "losses.soft_capped_cross_entropy",
     "soft_dtw": "losses.soft_dtw",
     "SoftDtw": "losses.soft_dtw",
     "soft_margin_loss": "losses.soft_margin_loss",
     "SoftMarginLoss": "losses.soft_margin_loss",
+    "squared_hinge_loss": "losses.squared_hinge_loss",
+    "SquaredHingeLoss": "losses.squared_hinge_loss",
+    "supervised_contrastive_loss": "losses.supervised_contrastive_loss",
+    "SupervisedContrastiveLoss": "losses.supervised_contrastive_loss",
+    "symmetric_cross_entropy": "losses.symmetric_cross_entropy",
+    "SymmetricCrossEntropy": "losses.symmetric_cross_entropy",
     "tf1_absolute_difference": "losses.tf1_absolute_difference",
     "Tf1AbsoluteDifference": "losses.tf1_absolute_difference",
     "tf1_hinge_loss": "losses.tf1_hinge_loss",
@@ -250,12 +318,16 @@ _HOMES = {
     "TfSparseSoftmaxCrossEntropyWithLogits": "losses.tf_sparse_softmax_cross_entropy_with_logits",
     "tf_weighted_cross_entropy_with_logits": "losses.tf_weighted_cross_entropy_with_logits",
     "TfWeightedCrossEntropyWithLogits": "losses.tf_weighted_cross_entropy_with_logits",
+    "total_variation": "losses.total_variation",
+    "TotalVariation": "losses.total_variation",
     "triplet_distance_loss": "losses.triplet_distance_loss",
     "TripletDistanceLoss": "losses.triplet_distance_loss",
     "triplet_margin_loss": "losses.triplet_margin_loss",
     "TripletMarginLoss": "losses.triplet_margin_loss",
     "triplet_margin_with_distance_loss": "losses.triplet_margin_with_distance_loss",
     "TripletMarginWithDistanceLoss": "losses.triplet_margin_with_distance_loss",
+    "tversky_loss": "losses.tversky_loss",
+    "TverskyLoss": "losses.tversky_loss",
     "tweedie_loss": "losses.tweedie_loss",
     "TweedieLoss": "losses.tweedie_loss",
 }

@@ -23,48 +23,42 @@ def value(input, target, temperature):  # type: ignore[no-untyped-def]
     batch = input.shape[0]
     real = input.dtype.type
     product = temperature * temperature
-    teacher = target / temperature
-    student = input / temperature
-    largest = stable.max_over(teacher, 1)
-    largest_2 = stable.max_over(student, 1)
-    is_largest = teacher == largest
-    across = (input - target) / temperature
-    relative = stable.exp_difference(teacher, largest)
-    across_2 = student - teacher
-    across_pivot = stable.max_over(np.where(is_largest, across, -np.inf), 1)
-    max_choice = stable.max_over(np.where(is_largest, student, -np.inf), 1)
+    max_target = stable.max_over(target, 1)
+    max_input = stable.max_over(input, 1)
+    is_largest = target == max_target
+    difference = input - target
+    relative = stable.exp_quotient(target, max_target, temperature)
+    max_choice = stable.max_over(np.where(is_largest, difference, -np.inf), 1)
+    max_choice_2 = stable.max_over(np.where(is_largest, input, -np.inf), 1)
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
-    across_pivot_2 = stable.max_over(np.where(is_largest, across_2, -np.inf), 1)
+    across_pivot = max_choice / temperature
     abs_across_pivot = np.abs(across_pivot)
-    abs_across_pivot_2 = np.abs(across_pivot_2)
-    along = student - max_choice
-    below = teacher - largest
-    shifted = np.abs(along) + np.abs(below)
-    difference = along - below
-    ahead = np.where(np.abs(across) + abs_across_pivot < shifted, across - across_pivot, difference)
-    ahead_2 = np.where(np.abs(across_2) + abs_across_pivot_2 < shifted, across_2 - across_pivot_2, difference)
+    across = difference / temperature
+    difference_2 = input - max_choice_2
+    along = difference_2 / temperature
+    difference_3 = target - max_target
+    below = difference_3 / temperature
+    ahead = np.where(np.abs(across) + abs_across_pivot < np.abs(along) + np.abs(below), (difference - max_choice) / temperature, (difference_2 - difference_3) / temperature)
     sum_product = stable.sum_over(ahead * relative, 1)
-    sum_product_2 = stable.sum_over(ahead_2 * relative, 1)
     sum_exp = others + ties
     mean_ahead = sum_product / sum_exp
-    mean_ahead_2 = sum_product_2 / sum_exp
     from_mean = ahead - mean_ahead
-    is_largest_2 = student == largest_2
-    relative_2 = stable.exp_difference(student, largest_2)
-    bend = stable.sum_over(np.where(from_mean < 1, relative / sum_exp * stable.expm1mx(from_mean), np.exp(along - mean_ahead_2) / sum_exp - (from_mean + 1) / sum_exp * relative), 1)
-    sum_product_3 = stable.sum_over(from_mean * relative, 1)
+    is_largest_2 = input == max_input
+    relative_2 = stable.exp_quotient(input, max_input, temperature)
+    bend = stable.sum_over(np.where(from_mean < 1, relative / sum_exp * stable.expm1mx(from_mean), np.exp(along - mean_ahead) / sum_exp - (from_mean + 1) / sum_exp * relative), 1)
+    sum_product_2 = stable.sum_over(from_mean * relative, 1)
     others_2 = stable.sum_over(np.where(is_largest_2, 0, relative_2), 1)
     ties_2 = stable.sum_over(real(np.where(is_largest_2, 1, 0)), 1)
-    ratio = sum_product_3 / sum_exp
-    shifted_2 = bend + ratio
-    shifted_3 = shifted_2 + 2
-    ratio_2 = shifted_2 / shifted_3
-    log1pmx = np.where(np.abs(shifted_2) < 2 / 5, ratio_2 * (ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((2 * (shifted_2 / 27) * ratio_2 / shifted_3 + 2 / 25) / shifted_3) * shifted_2 + 2 / 23) / shifted_3) * shifted_2 + 2 / 21) / shifted_3) * shifted_2 + 2 / 19) / shifted_3) * shifted_2 + 2 / 17) / shifted_3) * shifted_2 + 2 / 15) / shifted_3) * shifted_2 + 2 / 13) / shifted_3) * shifted_2 + 2 / 11) / shifted_3) * shifted_2 + 2 / 9) / shifted_3) * shifted_2 + 2 / 7) / shifted_3) * shifted_2 + 2 / 5) / shifted_3) * shifted_2 + 2 / 3) / shifted_3) * shifted_2 - bend - ratio), np.log1p(shifted_2) - bend - ratio)
+    ratio = sum_product_2 / sum_exp
+    shifted = bend + ratio
+    shifted_2 = shifted + 2
+    ratio_2 = shifted / shifted_2
+    log1pmx = np.where(np.abs(shifted) < 2 / 5, ratio_2 * (ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((2 * (shifted / 27) * ratio_2 / shifted_2 + 2 / 25) / shifted_2) * shifted + 2 / 23) / shifted_2) * shifted + 2 / 21) / shifted_2) * shifted + 2 / 19) / shifted_2) * shifted + 2 / 17) / shifted_2) * shifted + 2 / 15) / shifted_2) * shifted + 2 / 13) / shifted_2) * shifted + 2 / 11) / shifted_2) * shifted + 2 / 9) / shifted_2) * shifted + 2 / 7) / shifted_2) * shifted + 2 / 5) / shifted_2) * shifted + 2 / 3) / shifted_2) * shifted - bend - ratio), np.log1p(shifted) - bend - ratio)
     log_mass = np.log1p(others_2 + (ties_2 - 1))
-    above_pivot = largest_2 - max_choice + log_mass
+    above_pivot = (max_input - max_choice_2) / temperature + log_mass
     log_mass_2 = np.log1p(others + (ties - 1))
-    log_count = largest - largest + log_mass_2
+    log_count = (max_target - max_target) / temperature + log_mass_2
     product_2 = product * np.where(bend < 1, log1pmx + bend, above_pivot - log_count - mean_ahead)
     loss = stable.result(product_2, (batch,), (0,))
     total_loss = stable.total(product_2, batch, (), ())
@@ -78,56 +72,50 @@ def value_and_grad(input, target, scale, temperature):  # type: ignore[no-untype
     real = input.dtype.type
     scale = scale[:, None]
     product = temperature * temperature
-    teacher = target / temperature
-    student = input / temperature
-    largest = stable.max_over(teacher, 1)
-    largest_2 = stable.max_over(student, 1)
-    is_largest = teacher == largest
-    across = (input - target) / temperature
-    relative = stable.exp_difference(teacher, largest)
-    across_2 = student - teacher
-    is_largest_2 = student == largest_2
-    relative_2 = stable.exp_difference(student, largest_2)
-    across_pivot = stable.max_over(np.where(is_largest, across, -np.inf), 1)
-    max_choice = stable.max_over(np.where(is_largest, student, -np.inf), 1)
+    max_target = stable.max_over(target, 1)
+    max_input = stable.max_over(input, 1)
+    is_largest = target == max_target
+    difference = input - target
+    relative = stable.exp_quotient(target, max_target, temperature)
+    is_largest_2 = input == max_input
+    relative_2 = stable.exp_quotient(input, max_input, temperature)
+    max_choice = stable.max_over(np.where(is_largest, difference, -np.inf), 1)
+    max_choice_2 = stable.max_over(np.where(is_largest, input, -np.inf), 1)
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
-    across_pivot_2 = stable.max_over(np.where(is_largest, across_2, -np.inf), 1)
     others_2 = stable.sum_over(np.where(is_largest_2, 0, relative_2), 1)
     ties_2 = stable.sum_over(real(np.where(is_largest_2, 1, 0)), 1)
+    across_pivot = max_choice / temperature
     abs_across_pivot = np.abs(across_pivot)
-    abs_across_pivot_2 = np.abs(across_pivot_2)
     sum_exp = others + ties
-    along = student - max_choice
-    below = teacher - largest
-    shifted = np.abs(along) + np.abs(below)
-    difference = along - below
-    ahead = np.where(np.abs(across) + abs_across_pivot < shifted, across - across_pivot, difference)
-    ahead_2 = np.where(np.abs(across_2) + abs_across_pivot_2 < shifted, across_2 - across_pivot_2, difference)
+    across = difference / temperature
+    difference_2 = input - max_choice_2
+    along = difference_2 / temperature
+    difference_3 = target - max_target
+    below = difference_3 / temperature
+    ahead = np.where(np.abs(across) + abs_across_pivot < np.abs(along) + np.abs(below), (difference - max_choice) / temperature, (difference_2 - difference_3) / temperature)
     p = relative / sum_exp
     sum_product = stable.sum_over(ahead * relative, 1)
-    sum_product_2 = stable.sum_over(ahead_2 * relative, 1)
     mass_ahead = stable.sum_over(np.where(ahead < 1, p * np.expm1(ahead), np.exp(along) / sum_exp - p), 1)
     product_2 = temperature * scale
     log1p_mass_ahead = np.log1p(mass_ahead)
     sum_exp_2 = others_2 + ties_2
     mean_ahead = sum_product / sum_exp
-    mean_ahead_2 = sum_product_2 / sum_exp
     log_ratio = ahead - log1p_mass_ahead
     share = relative_2 / sum_exp_2
     from_mean = ahead - mean_ahead
     grad_input = stable.result(product_2 * np.where(np.abs(log_ratio) < 1, p * np.expm1(log_ratio), share - p), (batch, classes), (0, 1))
-    bend = stable.sum_over(np.where(from_mean < 1, p * stable.expm1mx(from_mean), np.exp(along - mean_ahead_2) / sum_exp - (from_mean + 1) / sum_exp * relative), 1)
-    sum_product_3 = stable.sum_over(from_mean * relative, 1)
-    ratio = sum_product_3 / sum_exp
-    shifted_2 = bend + ratio
-    shifted_3 = shifted_2 + 2
-    ratio_2 = shifted_2 / shifted_3
-    log1pmx = np.where(np.abs(shifted_2) < 2 / 5, ratio_2 * (ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((2 * (shifted_2 / 27) * ratio_2 / shifted_3 + 2 / 25) / shifted_3) * shifted_2 + 2 / 23) / shifted_3) * shifted_2 + 2 / 21) / shifted_3) * shifted_2 + 2 / 19) / shifted_3) * shifted_2 + 2 / 17) / shifted_3) * shifted_2 + 2 / 15) / shifted_3) * shifted_2 + 2 / 13) / shifted_3) * shifted_2 + 2 / 11) / shifted_3) * shifted_2 + 2 / 9) / shifted_3) * shifted_2 + 2 / 7) / shifted_3) * shifted_2 + 2 / 5) / shifted_3) * shifted_2 + 2 / 3) / shifted_3) * shifted_2 - bend - ratio), np.log1p(shifted_2) - bend - ratio)
+    bend = stable.sum_over(np.where(from_mean < 1, p * stable.expm1mx(from_mean), np.exp(along - mean_ahead) / sum_exp - (from_mean + 1) / sum_exp * relative), 1)
+    sum_product_2 = stable.sum_over(from_mean * relative, 1)
+    ratio = sum_product_2 / sum_exp
+    shifted = bend + ratio
+    shifted_2 = shifted + 2
+    ratio_2 = shifted / shifted_2
+    log1pmx = np.where(np.abs(shifted) < 2 / 5, ratio_2 * (ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((ratio_2 * ((2 * (shifted / 27) * ratio_2 / shifted_2 + 2 / 25) / shifted_2) * shifted + 2 / 23) / shifted_2) * shifted + 2 / 21) / shifted_2) * shifted + 2 / 19) / shifted_2) * shifted + 2 / 17) / shifted_2) * shifted + 2 / 15) / shifted_2) * shifted + 2 / 13) / shifted_2) * shifted + 2 / 11) / shifted_2) * shifted + 2 / 9) / shifted_2) * shifted + 2 / 7) / shifted_2) * shifted + 2 / 5) / shifted_2) * shifted + 2 / 3) / shifted_2) * shifted - bend - ratio), np.log1p(shifted) - bend - ratio)
     log_mass = np.log1p(others_2 + (ties_2 - 1))
-    above_pivot = largest_2 - max_choice + log_mass
+    above_pivot = (max_input - max_choice_2) / temperature + log_mass
     log_mass_2 = np.log1p(others + (ties - 1))
-    log_count = largest - largest + log_mass_2
+    log_count = (max_target - max_target) / temperature + log_mass_2
     product_3 = product * np.where(bend < 1, log1pmx + bend, above_pivot - log_count - mean_ahead)
     loss = stable.result(product_3, (batch,), (0,))
     total_loss = stable.total(product_3, batch, (), ())
@@ -138,26 +126,28 @@ def jvp(input, target, direction_input, temperature):  # type: ignore[no-untyped
     """The derivative along the directions."""
     batch = input.shape[0]
     real = input.dtype.type
-    teacher = target / temperature
-    student = input / temperature
-    largest = stable.max_over(teacher, 1)
-    largest_2 = stable.max_over(student, 1)
-    is_largest = teacher == largest
-    across = (input - target) / temperature
-    relative = stable.exp_difference(teacher, largest)
-    is_largest_2 = student == largest_2
-    relative_2 = stable.exp_difference(student, largest_2)
-    across_pivot = stable.max_over(np.where(is_largest, across, -np.inf), 1)
-    max_choice = stable.max_over(np.where(is_largest, student, -np.inf), 1)
+    max_target = stable.max_over(target, 1)
+    max_input = stable.max_over(input, 1)
+    is_largest = target == max_target
+    difference = input - target
+    relative = stable.exp_quotient(target, max_target, temperature)
+    is_largest_2 = input == max_input
+    relative_2 = stable.exp_quotient(input, max_input, temperature)
+    max_choice = stable.max_over(np.where(is_largest, difference, -np.inf), 1)
+    max_choice_2 = stable.max_over(np.where(is_largest, input, -np.inf), 1)
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
     others_2 = stable.sum_over(np.where(is_largest_2, 0, relative_2), 1)
     ties_2 = stable.sum_over(real(np.where(is_largest_2, 1, 0)), 1)
+    across_pivot = max_choice / temperature
     abs_across_pivot = np.abs(across_pivot)
     sum_exp = others + ties
-    along = student - max_choice
-    below = teacher - largest
-    ahead = np.where(np.abs(across) + abs_across_pivot < np.abs(along) + np.abs(below), across - across_pivot, along - below)
+    across = difference / temperature
+    difference_2 = input - max_choice_2
+    along = difference_2 / temperature
+    difference_3 = target - max_target
+    below = difference_3 / temperature
+    ahead = np.where(np.abs(across) + abs_across_pivot < np.abs(along) + np.abs(below), (difference - max_choice) / temperature, (difference_2 - difference_3) / temperature)
     ratio = relative / sum_exp
     mass_ahead = stable.sum_over(np.where(ahead < 1, ratio * np.expm1(ahead), np.exp(along) / sum_exp - ratio), 1)
     log1p_mass_ahead = np.log1p(mass_ahead)
@@ -177,10 +167,9 @@ def hvp(input, scale, direction_input, temperature):  # type: ignore[no-untyped-
     classes = input.shape[1]
     real = input.dtype.type
     scale = scale[:, None]
-    student = input / temperature
-    largest = stable.max_over(student, 1)
-    is_largest = student == largest
-    relative = stable.exp_difference(student, largest)
+    max_input = stable.max_over(input, 1)
+    is_largest = input == max_input
+    relative = stable.exp_quotient(input, max_input, temperature)
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
     sum_product = stable.sum_over(relative * direction_input, 1)
@@ -200,10 +189,9 @@ def hessian_diag(input, scale, temperature):  # type: ignore[no-untyped-def]
     classes = input.shape[1]
     real = input.dtype.type
     scale = scale[:, None]
-    student = input / temperature
-    largest = stable.max_over(student, 1)
-    is_largest = student == largest
-    relative = stable.exp_difference(student, largest)
+    max_input = stable.max_over(input, 1)
+    is_largest = input == max_input
+    relative = stable.exp_quotient(input, max_input, temperature)
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
     sum_exp = others + ties
@@ -221,64 +209,57 @@ def value_and_grad_all(input, target, scale, temperature):  # type: ignore[no-un
     real = input.dtype.type
     scale = scale[:, None]
     product = temperature * temperature
-    teacher = target / temperature
-    student = input / temperature
-    largest = stable.max_over(teacher, 1)
-    largest_2 = stable.max_over(student, 1)
-    is_largest = teacher == largest
+    max_target = stable.max_over(target, 1)
+    max_input = stable.max_over(input, 1)
+    is_largest = target == max_target
     difference = input - target
-    across = difference / temperature
-    relative = stable.exp_difference(teacher, largest)
-    across_2 = student - teacher
-    is_largest_2 = student == largest_2
-    relative_2 = stable.exp_difference(student, largest_2)
-    across_pivot = stable.max_over(np.where(is_largest, across, -np.inf), 1)
-    max_choice = stable.max_over(np.where(is_largest, student, -np.inf), 1)
+    relative = stable.exp_quotient(target, max_target, temperature)
+    is_largest_2 = input == max_input
+    relative_2 = stable.exp_quotient(input, max_input, temperature)
+    max_choice = stable.max_over(np.where(is_largest, difference, -np.inf), 1)
+    max_choice_2 = stable.max_over(np.where(is_largest, input, -np.inf), 1)
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
-    across_pivot_2 = stable.max_over(np.where(is_largest, across_2, -np.inf), 1)
     others_2 = stable.sum_over(np.where(is_largest_2, 0, relative_2), 1)
     ties_2 = stable.sum_over(real(np.where(is_largest_2, 1, 0)), 1)
     sum_product = stable.sum_over(difference * relative, 1)
+    across_pivot = max_choice / temperature
     abs_across_pivot = np.abs(across_pivot)
-    abs_across_pivot_2 = np.abs(across_pivot_2)
     sum_exp = others + ties
     mean_under_softmax = sum_product / sum_exp
-    along = student - max_choice
-    below = teacher - largest
-    shifted = np.abs(along) + np.abs(below)
-    difference_2 = along - below
-    ahead = np.where(np.abs(across) + abs_across_pivot < shifted, across - across_pivot, difference_2)
-    ahead_2 = np.where(np.abs(across_2) + abs_across_pivot_2 < shifted, across_2 - across_pivot_2, difference_2)
+    across = difference / temperature
+    difference_2 = input - max_choice_2
+    along = difference_2 / temperature
+    difference_3 = target - max_target
+    below = difference_3 / temperature
+    ahead = np.where(np.abs(across) + abs_across_pivot < np.abs(along) + np.abs(below), (difference - max_choice) / temperature, (difference_2 - difference_3) / temperature)
     p = relative / sum_exp
     from_mean = difference - mean_under_softmax
     sum_product_2 = stable.sum_over(ahead * relative, 1)
-    sum_product_3 = stable.sum_over(ahead_2 * relative, 1)
     mass_ahead = stable.sum_over(np.where(ahead < 1, p * np.expm1(ahead), np.exp(along) / sum_exp - p), 1)
-    sum_product_4 = stable.sum_over(from_mean * relative, 1)
+    sum_product_3 = stable.sum_over(from_mean * relative, 1)
     product_2 = temperature * scale
     log1p_mass_ahead = np.log1p(mass_ahead)
     sum_exp_2 = others_2 + ties_2
     ratio = scale / sum_exp
-    ratio_2 = sum_product_4 / sum_exp
+    ratio_2 = sum_product_3 / sum_exp
     mean_ahead = sum_product_2 / sum_exp
-    mean_ahead_2 = sum_product_3 / sum_exp
     log_ratio = ahead - log1p_mass_ahead
     share = relative_2 / sum_exp_2
     from_mean_2 = ahead - mean_ahead
     grad_input = stable.result(product_2 * np.where(np.abs(log_ratio) < 1, p * np.expm1(log_ratio), share - p), (batch, classes), (0, 1))
     grad_target = stable.result(-ratio * (from_mean - ratio_2) * relative, (batch, classes), (0, 1))
-    bend = stable.sum_over(np.where(from_mean_2 < 1, p * stable.expm1mx(from_mean_2), np.exp(along - mean_ahead_2) / sum_exp - (from_mean_2 + 1) / sum_exp * relative), 1)
-    sum_product_5 = stable.sum_over(from_mean_2 * relative, 1)
-    ratio_3 = sum_product_5 / sum_exp
-    shifted_2 = bend + ratio_3
-    shifted_3 = shifted_2 + 2
-    ratio_4 = shifted_2 / shifted_3
-    log1pmx = np.where(np.abs(shifted_2) < 2 / 5, ratio_4 * (ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((2 * (shifted_2 / 27) * ratio_4 / shifted_3 + 2 / 25) / shifted_3) * shifted_2 + 2 / 23) / shifted_3) * shifted_2 + 2 / 21) / shifted_3) * shifted_2 + 2 / 19) / shifted_3) * shifted_2 + 2 / 17) / shifted_3) * shifted_2 + 2 / 15) / shifted_3) * shifted_2 + 2 / 13) / shifted_3) * shifted_2 + 2 / 11) / shifted_3) * shifted_2 + 2 / 9) / shifted_3) * shifted_2 + 2 / 7) / shifted_3) * shifted_2 + 2 / 5) / shifted_3) * shifted_2 + 2 / 3) / shifted_3) * shifted_2 - bend - ratio_3), np.log1p(shifted_2) - bend - ratio_3)
+    bend = stable.sum_over(np.where(from_mean_2 < 1, p * stable.expm1mx(from_mean_2), np.exp(along - mean_ahead) / sum_exp - (from_mean_2 + 1) / sum_exp * relative), 1)
+    sum_product_4 = stable.sum_over(from_mean_2 * relative, 1)
+    ratio_3 = sum_product_4 / sum_exp
+    shifted = bend + ratio_3
+    shifted_2 = shifted + 2
+    ratio_4 = shifted / shifted_2
+    log1pmx = np.where(np.abs(shifted) < 2 / 5, ratio_4 * (ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((ratio_4 * ((2 * (shifted / 27) * ratio_4 / shifted_2 + 2 / 25) / shifted_2) * shifted + 2 / 23) / shifted_2) * shifted + 2 / 21) / shifted_2) * shifted + 2 / 19) / shifted_2) * shifted + 2 / 17) / shifted_2) * shifted + 2 / 15) / shifted_2) * shifted + 2 / 13) / shifted_2) * shifted + 2 / 11) / shifted_2) * shifted + 2 / 9) / shifted_2) * shifted + 2 / 7) / shifted_2) * shifted + 2 / 5) / shifted_2) * shifted + 2 / 3) / shifted_2) * shifted - bend - ratio_3), np.log1p(shifted) - bend - ratio_3)
     log_mass = np.log1p(others_2 + (ties_2 - 1))
-    above_pivot = largest_2 - max_choice + log_mass
+    above_pivot = (max_input - max_choice_2) / temperature + log_mass
     log_mass_2 = np.log1p(others + (ties - 1))
-    log_count = largest - largest + log_mass_2
+    log_count = (max_target - max_target) / temperature + log_mass_2
     product_3 = product * np.where(bend < 1, log1pmx + bend, above_pivot - log_count - mean_ahead)
     loss = stable.result(product_3, (batch,), (0,))
     total_loss = stable.total(product_3, batch, (), ())
@@ -290,19 +271,17 @@ def jvp_all(input, target, direction_input, direction_target, temperature):  # t
     batch = input.shape[0]
     real = input.dtype.type
     product = temperature * temperature
-    student = input / temperature
-    teacher = target / temperature
-    largest = stable.max_over(student, 1)
-    largest_2 = stable.max_over(teacher, 1)
-    is_largest = teacher == largest_2
-    relative = stable.exp_difference(teacher, largest_2)
+    max_input = stable.max_over(input, 1)
+    max_target = stable.max_over(target, 1)
+    is_largest = target == max_target
+    relative = stable.exp_quotient(target, max_target, temperature)
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
     sum_product = stable.sum_over(relative * direction_target, 1)
     sum_exp = others + ties
     ratio = sum_product / temperature / temperature / sum_exp / sum_exp
-    relative_2 = stable.exp_difference(student, largest)
-    is_largest_2 = student == largest
+    relative_2 = stable.exp_quotient(input, max_input, temperature)
+    is_largest_2 = input == max_input
     difference = input - target
     ratio_2 = relative / temperature
     sum_product_2 = stable.sum_over(relative_2 * direction_input, 1)
@@ -323,14 +302,12 @@ def hvp_all(input, target, scale, direction_input, direction_target, temperature
     real = input.dtype.type
     scale = scale[:, None]
     product = temperature * temperature
-    teacher = target / temperature
-    student = input / temperature
-    largest = stable.max_over(teacher, 1)
-    largest_2 = stable.max_over(student, 1)
-    relative = stable.exp_difference(teacher, largest)
-    is_largest = teacher == largest
-    is_largest_2 = student == largest_2
-    relative_2 = stable.exp_difference(student, largest_2)
+    max_target = stable.max_over(target, 1)
+    max_input = stable.max_over(input, 1)
+    relative = stable.exp_quotient(target, max_target, temperature)
+    is_largest = target == max_target
+    is_largest_2 = input == max_input
+    relative_2 = stable.exp_quotient(input, max_input, temperature)
     difference = input - target
     sum_product = stable.sum_over(relative * direction_target, 1)
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
@@ -384,14 +361,12 @@ def hessian_diag_all(input, target, scale, temperature):  # type: ignore[no-unty
     classes = input.shape[1]
     real = input.dtype.type
     scale = scale[:, None]
-    student = input / temperature
-    teacher = target / temperature
-    largest = stable.max_over(student, 1)
-    largest_2 = stable.max_over(teacher, 1)
-    is_largest = student == largest
-    relative = stable.exp_difference(student, largest)
-    is_largest_2 = teacher == largest_2
-    relative_2 = stable.exp_difference(teacher, largest_2)
+    max_input = stable.max_over(input, 1)
+    max_target = stable.max_over(target, 1)
+    is_largest = input == max_input
+    relative = stable.exp_quotient(input, max_input, temperature)
+    is_largest_2 = target == max_target
+    relative_2 = stable.exp_quotient(target, max_target, temperature)
     difference = input - target
     others = stable.sum_over(np.where(is_largest, 0, relative), 1)
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)

@@ -37,7 +37,7 @@ def value_and_grad(input1, input2, target, weight, scale):  # type: ignore[no-un
     difference = 1 - target
     product = (stable.softplus(-abs_logit) + np.where(logit > 0, difference * logit, -logit * target)) * weight
     from_even_odds = 0.5 - target
-    product_2 = weight * np.where(abs_logit < 1, 0.5 * np.tanh(0.5 * input1 - 0.5 * input2) + from_even_odds, stable.times_sigmoid(difference, logit) - stable.times_sigmoid(target, -logit)) * scale
+    product_2 = weight * np.where(abs_logit < 1, from_even_odds + 0.5 * np.tanh(0.5 * input1 - 0.5 * input2), stable.times_sigmoid(difference, logit) - stable.times_sigmoid(target, -logit)) * scale
     loss = stable.result(product, (batch,), (0,))
     total_loss = stable.total(product, batch, (), ())
     grad_input1 = stable.result(product_2, (batch,), (0,))
@@ -50,7 +50,7 @@ def jvp(input1, input2, target, weight, direction_input1, direction_input2):  # 
     batch = input1.shape[0]
     logit = input1 - input2
     from_even_odds = 0.5 - target
-    product = weight * np.where(np.abs(logit) < 1, 0.5 * np.tanh(0.5 * input1 - 0.5 * input2) + from_even_odds, stable.times_sigmoid(1 - target, logit) - stable.times_sigmoid(target, -logit))
+    product = weight * np.where(np.abs(logit) < 1, from_even_odds + 0.5 * np.tanh(0.5 * input1 - 0.5 * input2), stable.times_sigmoid(1 - target, logit) - stable.times_sigmoid(target, -logit))
     difference = product * direction_input1 - product * direction_input2
     rate = stable.result(difference, (batch,), (0,))
     total_rate = stable.total(difference, batch, (), ())
@@ -87,7 +87,7 @@ def value_and_grad_all(input1, input2, target, weight, scale):  # type: ignore[n
     product = shifted * weight
     from_even_odds = 0.5 - target
     minus_logit = -logit
-    product_2 = weight * np.where(abs_logit < 1, 0.5 * np.tanh(0.5 * input1 - 0.5 * input2) + from_even_odds, stable.times_sigmoid(difference, logit) - stable.times_sigmoid(target, minus_logit)) * scale
+    product_2 = weight * np.where(abs_logit < 1, from_even_odds + 0.5 * np.tanh(0.5 * input1 - 0.5 * input2), stable.times_sigmoid(difference, logit) - stable.times_sigmoid(target, minus_logit)) * scale
     loss = stable.result(product, (batch,), (0,))
     total_loss = stable.total(product, batch, (), ())
     grad_input1 = stable.result(product_2, (batch,), (0,))
@@ -105,7 +105,7 @@ def jvp_all(input1, input2, target, weight, direction_input1, direction_input2, 
     abs_logit = np.abs(logit)
     from_even_odds = 0.5 - target
     difference = 1 - target
-    product = weight * np.where(abs_logit < 1, 0.5 * np.tanh(0.5 * input1 - 0.5 * input2) + from_even_odds, stable.times_sigmoid(difference, logit) - stable.times_sigmoid(target, minus_logit))
+    product = weight * np.where(abs_logit < 1, from_even_odds + 0.5 * np.tanh(0.5 * input1 - 0.5 * input2), stable.times_sigmoid(difference, logit) - stable.times_sigmoid(target, minus_logit))
     shifted = (stable.softplus(minus_logit) - stable.softplus(logit)) * weight * direction_target - product * direction_input2 + (stable.softplus(-abs_logit) + np.where(logit > 0, difference * logit, -logit * target)) * direction_weight + product * direction_input1
     rate = stable.result(shifted, (batch,), (0,))
     total_rate = stable.total(shifted, batch, (), ())
@@ -122,7 +122,7 @@ def hvp_all(input1, input2, target, weight, scale, direction_input1, direction_i
     product_3 = stable.times_sigmoid(stable.times_sigmoid(weight * direction_input2 * scale, minus_logit), logit)
     product_4 = stable.times_sigmoid(stable.times_sigmoid(weight * direction_input1 * scale, minus_logit), logit)
     from_even_odds = 0.5 - target
-    choice = np.where(np.abs(logit) < 1, 0.5 * np.tanh(0.5 * input1 - 0.5 * input2) + from_even_odds, stable.times_sigmoid(1 - target, logit) - stable.times_sigmoid(target, minus_logit))
+    choice = np.where(np.abs(logit) < 1, from_even_odds + 0.5 * np.tanh(0.5 * input1 - 0.5 * input2), stable.times_sigmoid(1 - target, logit) - stable.times_sigmoid(target, minus_logit))
     product_5 = choice * direction_weight * scale
     difference = stable.softplus(minus_logit) - stable.softplus(logit)
     hvp_input1 = stable.result(-product_2 - product_3 + product_4 + product_5, (batch,), (0,))

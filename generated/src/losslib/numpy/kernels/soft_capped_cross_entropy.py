@@ -183,12 +183,13 @@ def value__label_smoothing_0__softcap_general(input, target, softcap, lse_square
     ratio = input / softcap
     product_2 = softcap * np.tanh(ratio)
     largest = stable.max_over(product_2, 1)
-    max_ratio = stable.max_over(ratio, 1)
-    abs_max_ratio = np.abs(max_ratio)
-    above = abs_max_ratio > 0.5
-    sign_max_ratio = np.sign(max_ratio)
-    left = np.where(above, -stable.times_sigmoid(product * sign_max_ratio, -2 * abs_max_ratio), softcap * np.tanh(max_ratio))
-    end_2 = np.where(above, softcap * sign_max_ratio, 0)
+    max_input = stable.max_over(input, 1)
+    ratio_2 = max_input / softcap
+    abs_ratio_2 = np.abs(ratio_2)
+    above = abs_ratio_2 > 0.5
+    sign_ratio_2 = np.sign(ratio_2)
+    left = np.where(above, -stable.times_sigmoid(product * sign_ratio_2, -2 * abs_ratio_2), softcap * np.tanh(ratio_2))
+    end_2 = np.where(above, softcap * sign_ratio_2, 0)
     is_largest = product_2 == largest
     abs_2 = np.abs(ratio)
     above_2 = abs_2 > 0.5
@@ -202,12 +203,12 @@ def value__label_smoothing_0__softcap_general(input, target, softcap, lse_square
     log_mass = np.log1p(others + (ties - 1))
     log_sum_exp = largest + log_mass
     safe_target = np.where(ignored, 0, target)
-    ratio_2 = input[n, safe_target] / softcap
-    abs_ratio_2 = np.abs(ratio_2)
-    above_3 = abs_ratio_2 > 0.5
-    sign_ratio_2 = np.sign(ratio_2)
-    end_4 = np.where(above_3, softcap * sign_ratio_2, 0)
-    left_3 = np.where(above_3, -stable.times_sigmoid(product * sign_ratio_2, -2 * abs_ratio_2), softcap * np.tanh(ratio_2))
+    ratio_3 = input[n, safe_target] / softcap
+    abs_ratio_3 = np.abs(ratio_3)
+    above_3 = abs_ratio_3 > 0.5
+    sign_ratio_3 = np.sign(ratio_3)
+    end_4 = np.where(above_3, softcap * sign_ratio_3, 0)
+    left_3 = np.where(above_3, -stable.times_sigmoid(product * sign_ratio_3, -2 * abs_ratio_3), softcap * np.tanh(ratio_3))
     log_p = end_4 - end_2 + (left_3 - left) - log_mass
     value = np.where(ignored, 0, lse_square_scale * log_sum_exp * log_sum_exp - log_p)
     loss = stable.result(value, (batch,), (0,))
@@ -238,12 +239,13 @@ def value_and_grad__label_smoothing_0__softcap_general(input, target, scale, sof
     ratio = input / softcap
     product_3 = softcap * np.tanh(ratio)
     largest = stable.max_over(product_3, 1)
-    max_ratio = stable.max_over(ratio, 1)
-    abs_max_ratio = np.abs(max_ratio)
-    above = abs_max_ratio > 0.5
-    sign_max_ratio = np.sign(max_ratio)
-    left = np.where(above, -stable.times_sigmoid(product * sign_max_ratio, -2 * abs_max_ratio), softcap * np.tanh(max_ratio))
-    end_2 = np.where(above, softcap * sign_max_ratio, 0)
+    max_input = stable.max_over(input, 1)
+    ratio_2 = max_input / softcap
+    abs_ratio_2 = np.abs(ratio_2)
+    above = abs_ratio_2 > 0.5
+    sign_ratio_2 = np.sign(ratio_2)
+    left = np.where(above, -stable.times_sigmoid(product * sign_ratio_2, -2 * abs_ratio_2), softcap * np.tanh(ratio_2))
+    end_2 = np.where(above, softcap * sign_ratio_2, 0)
     is_largest = product_3 == largest
     abs_2 = np.abs(ratio)
     above_2 = abs_2 > 0.5
@@ -261,14 +263,14 @@ def value_and_grad__label_smoothing_0__softcap_general(input, target, scale, sof
     sum_exp = others + ties
     product_5 = product_2 * (log_sum_exp / sum_exp)
     safe_target = np.where(ignored, 0, target)
-    ratio_2 = input[n, safe_target] / softcap
-    product_6 = softcap * np.tanh(ratio_2)
-    abs_ratio_2 = np.abs(ratio_2)
-    above_3 = abs_ratio_2 > 0.5
-    sign_ratio_2 = np.sign(ratio_2)
-    left_3 = np.where(above_3, -stable.times_sigmoid(product * sign_ratio_2, -2 * abs_ratio_2), product_6)
+    ratio_3 = input[n, safe_target] / softcap
+    product_6 = softcap * np.tanh(ratio_3)
+    abs_ratio_3 = np.abs(ratio_3)
+    above_3 = abs_ratio_3 > 0.5
+    sign_ratio_3 = np.sign(ratio_3)
+    left_3 = np.where(above_3, -stable.times_sigmoid(product * sign_ratio_3, -2 * abs_ratio_3), product_6)
     difference = left_3 - left
-    end_4 = np.where(above_3, softcap * sign_ratio_2, 0)
+    end_4 = np.where(above_3, softcap * sign_ratio_3, 0)
     minus_ratio = -np.where(product_6 == largest, more_ties + others, sum_exp - stable.exp_difference(difference, end_2 - end_4)) / sum_exp
     product_7 = 2 * ratio
     grad_input = stable.result(np.where(ignored, 0, stable.times_sigmoid(stable.times_sigmoid(product_4 * (product_5 * relative + np.where(c == safe_target, minus_ratio, relative / sum_exp)), -product_7), product_7)), (batch, classes), (0, 1))
@@ -291,12 +293,13 @@ def jvp__label_smoothing_0__softcap_general(input, target, direction_input, soft
     ratio = input / softcap
     product_3 = softcap * np.tanh(ratio)
     largest = stable.max_over(product_3, 1)
-    max_ratio = stable.max_over(ratio, 1)
-    abs_max_ratio = np.abs(max_ratio)
-    above = abs_max_ratio > 0.5
-    sign_max_ratio = np.sign(max_ratio)
-    left = np.where(above, -stable.times_sigmoid(product_2 * sign_max_ratio, -2 * abs_max_ratio), softcap * np.tanh(max_ratio))
-    end_2 = np.where(above, softcap * sign_max_ratio, 0)
+    max_input = stable.max_over(input, 1)
+    ratio_2 = max_input / softcap
+    abs_ratio_2 = np.abs(ratio_2)
+    above = abs_ratio_2 > 0.5
+    sign_ratio_2 = np.sign(ratio_2)
+    left = np.where(above, -stable.times_sigmoid(product_2 * sign_ratio_2, -2 * abs_ratio_2), softcap * np.tanh(ratio_2))
+    end_2 = np.where(above, softcap * sign_ratio_2, 0)
     is_largest = product_3 == largest
     abs_2 = np.abs(ratio)
     above_2 = abs_2 > 0.5
@@ -336,12 +339,13 @@ def hvp__label_smoothing_0__softcap_general(input, target, scale, direction_inpu
     tanh_2 = np.tanh(ratio)
     product_4 = softcap * tanh_2
     largest = stable.max_over(product_4, 1)
-    max_ratio = stable.max_over(ratio, 1)
-    abs_max_ratio = np.abs(max_ratio)
-    above = abs_max_ratio > 0.5
-    sign_max_ratio = np.sign(max_ratio)
-    left = np.where(above, -stable.times_sigmoid(product_2 * sign_max_ratio, -2 * abs_max_ratio), softcap * np.tanh(max_ratio))
-    end_2 = np.where(above, softcap * sign_max_ratio, 0)
+    max_input = stable.max_over(input, 1)
+    ratio_2 = max_input / softcap
+    abs_ratio_2 = np.abs(ratio_2)
+    above = abs_ratio_2 > 0.5
+    sign_ratio_2 = np.sign(ratio_2)
+    left = np.where(above, -stable.times_sigmoid(product_2 * sign_ratio_2, -2 * abs_ratio_2), softcap * np.tanh(ratio_2))
+    end_2 = np.where(above, softcap * sign_ratio_2, 0)
     is_largest = product_4 == largest
     abs_2 = np.abs(ratio)
     above_2 = abs_2 > 0.5
@@ -357,8 +361,8 @@ def hvp__label_smoothing_0__softcap_general(input, target, scale, direction_inpu
     sum_exp = others + ties
     mean_under_softmax = 4 * (sum_product / sum_exp)
     from_mean = stable.times_sigmoid(stable.times_sigmoid(4 * direction_input, minus_product_5), product_5) - mean_under_softmax
-    ratio_2 = from_mean / sum_exp
-    product_6 = ratio_2 * relative
+    ratio_3 = from_mean / sum_exp
+    product_6 = ratio_3 * relative
     sum_product_2 = stable.sum_over(from_mean * relative, 1)
     max_abs = stable.max_over(np.abs(product_6), 1)
     equal = np.abs(product_6) == max_abs
@@ -369,24 +373,24 @@ def hvp__label_smoothing_0__softcap_general(input, target, scale, direction_inpu
     more_ties = ties - 1
     log_mass = np.log1p(others + more_ties)
     log_sum_exp = largest + log_mass
-    ratio_3 = log_sum_exp / sum_exp
-    product_8 = product * ratio_3
-    ratio_4 = sum_product_2 / sum_exp
-    product_9 = product_3 * ratio_3
-    ratio_5 = sum_choice_2 / sum_exp
+    ratio_4 = log_sum_exp / sum_exp
+    product_8 = product * ratio_4
+    ratio_5 = sum_product_2 / sum_exp
+    product_9 = product_3 * ratio_4
+    ratio_6 = sum_choice_2 / sum_exp
     safe_target = np.where(ignored, 0, target)
-    ratio_6 = input[n, safe_target] / softcap
-    product_10 = softcap * np.tanh(ratio_6)
+    ratio_7 = input[n, safe_target] / softcap
+    product_10 = softcap * np.tanh(ratio_7)
     shifted = more_ties + others
-    abs_ratio_6 = np.abs(ratio_6)
-    above_3 = abs_ratio_6 > 0.5
-    sign_ratio_6 = np.sign(ratio_6)
-    left_3 = np.where(above_3, -stable.times_sigmoid(product_2 * sign_ratio_6, -2 * abs_ratio_6), product_10)
-    end_4 = np.where(above_3, softcap * sign_ratio_6, 0)
+    abs_ratio_7 = np.abs(ratio_7)
+    above_3 = abs_ratio_7 > 0.5
+    sign_ratio_7 = np.sign(ratio_7)
+    left_3 = np.where(above_3, -stable.times_sigmoid(product_2 * sign_ratio_7, -2 * abs_ratio_7), product_10)
+    end_4 = np.where(above_3, softcap * sign_ratio_7, 0)
     minus_ratio = -np.where(product_10 == largest, shifted, sum_exp - stable.exp_difference(left_3 - left, end_2 - end_4)) / sum_exp
     product_11 = product * (mean_under_softmax / sum_exp)
     as_large = sum_choice - product_6
-    hvp_input = stable.result(np.where(ignored, 0, stable.times_sigmoid(stable.times_sigmoid(product_7 * (product_8 * (from_mean - ratio_4) * relative - product_9 * relative * tanh_2 * direction_input - np.where(equal, as_large + ratio_5, ratio_4 - product_6) / sum_exp * relative - 2 * (np.where(c == safe_target, minus_ratio, relative / sum_exp) / softcap) * tanh_2 * direction_input + product_11 * relative + ratio_2 * (np.where(is_largest, shifted, sum_exp - relative) / sum_exp) * relative), minus_product_5), product_5)), (batch, classes), (0, 1))
+    hvp_input = stable.result(np.where(ignored, 0, stable.times_sigmoid(stable.times_sigmoid(product_7 * (product_8 * (from_mean - ratio_5) * relative - product_9 * relative * tanh_2 * direction_input - np.where(equal, as_large + ratio_6, ratio_5 - product_6) / sum_exp * relative - 2 * (np.where(c == safe_target, minus_ratio, relative / sum_exp) / softcap) * tanh_2 * direction_input + product_11 * relative + ratio_3 * (np.where(is_largest, shifted, sum_exp - relative) / sum_exp) * relative), minus_product_5), product_5)), (batch, classes), (0, 1))
     return hvp_input
 
 
@@ -406,12 +410,13 @@ def hessian_diag__label_smoothing_0__softcap_general(input, target, scale, softc
     tanh_2 = np.tanh(ratio)
     product_4 = softcap * tanh_2
     largest = stable.max_over(product_4, 1)
-    max_ratio = stable.max_over(ratio, 1)
-    abs_max_ratio = np.abs(max_ratio)
-    above = abs_max_ratio > 0.5
-    sign_max_ratio = np.sign(max_ratio)
-    left = np.where(above, -stable.times_sigmoid(product_2 * sign_max_ratio, -2 * abs_max_ratio), softcap * np.tanh(max_ratio))
-    end_2 = np.where(above, softcap * sign_max_ratio, 0)
+    max_input = stable.max_over(input, 1)
+    ratio_2 = max_input / softcap
+    abs_ratio_2 = np.abs(ratio_2)
+    above = abs_ratio_2 > 0.5
+    sign_ratio_2 = np.sign(ratio_2)
+    left = np.where(above, -stable.times_sigmoid(product_2 * sign_ratio_2, -2 * abs_ratio_2), softcap * np.tanh(ratio_2))
+    end_2 = np.where(above, softcap * sign_ratio_2, 0)
     is_largest = product_4 == largest
     abs_2 = np.abs(ratio)
     above_2 = abs_2 > 0.5
@@ -423,26 +428,26 @@ def hessian_diag__label_smoothing_0__softcap_general(input, target, scale, softc
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
     ignored = target == ignore_index
     sum_exp = others + ties
-    ratio_2 = scale / sum_exp
-    ratio_3 = product * ratio_2 / sum_exp
+    ratio_3 = scale / sum_exp
+    ratio_4 = product * ratio_3 / sum_exp
     more_ties = ties - 1
     log_mass = np.log1p(others + more_ties)
     log_sum_exp = largest + log_mass
-    ratio_4 = log_sum_exp / sum_exp
-    product_5 = product_3 * ratio_4 * scale
-    ratio_5 = scale / softcap / sum_exp
-    product_6 = product * ratio_4 * ratio_2
+    ratio_5 = log_sum_exp / sum_exp
+    product_5 = product_3 * ratio_5 * scale
+    ratio_6 = scale / softcap / sum_exp
+    product_6 = product * ratio_5 * ratio_3
     shifted = more_ties + others
-    ratio_6 = 2 * ratio_2 / sum_exp
+    ratio_7 = 2 * ratio_3 / sum_exp
     safe_target = np.where(ignored, 0, target)
-    ratio_7 = input[n, safe_target] / softcap
-    product_7 = 2 * ratio_7
-    product_8 = stable.times_sigmoid(stable.times_sigmoid(np.tanh(ratio_7) / softcap * scale, -product_7), product_7)
+    ratio_8 = input[n, safe_target] / softcap
+    product_7 = 2 * ratio_8
+    product_8 = stable.times_sigmoid(stable.times_sigmoid(np.tanh(ratio_8) / softcap * scale, -product_7), product_7)
     product_9 = 2 * ratio
     minus_product_9 = -product_9
     choice = np.where(is_largest, shifted, sum_exp - relative)
     choice_2 = real(np.where(c == safe_target, 1, 0))
-    hessian_input = stable.result(np.where(ignored, 0, 8 * (stable.times_sigmoid(stable.times_sigmoid(stable.times_sigmoid(stable.times_sigmoid(ratio_3 * relative * relative, minus_product_9), minus_product_9), product_9), product_9) - stable.times_sigmoid(stable.times_sigmoid(product_5 * relative * tanh_2, minus_product_9), product_9) - stable.times_sigmoid(stable.times_sigmoid(ratio_5 * relative * tanh_2, minus_product_9), product_9) + stable.times_sigmoid(stable.times_sigmoid(stable.times_sigmoid(stable.times_sigmoid(product_6 * choice * relative, minus_product_9), minus_product_9), product_9), product_9) + stable.times_sigmoid(stable.times_sigmoid(stable.times_sigmoid(stable.times_sigmoid(ratio_6 * choice * relative, minus_product_9), minus_product_9), product_9), product_9) + product_8 * choice_2 * choice_2)), (batch, classes), (0, 1))
+    hessian_input = stable.result(np.where(ignored, 0, 8 * (stable.times_sigmoid(stable.times_sigmoid(stable.times_sigmoid(stable.times_sigmoid(ratio_4 * relative * relative, minus_product_9), minus_product_9), product_9), product_9) - stable.times_sigmoid(stable.times_sigmoid(product_5 * relative * tanh_2, minus_product_9), product_9) - stable.times_sigmoid(stable.times_sigmoid(ratio_6 * relative * tanh_2, minus_product_9), product_9) + stable.times_sigmoid(stable.times_sigmoid(stable.times_sigmoid(stable.times_sigmoid(product_6 * choice * relative, minus_product_9), minus_product_9), product_9), product_9) + stable.times_sigmoid(stable.times_sigmoid(stable.times_sigmoid(stable.times_sigmoid(ratio_7 * choice * relative, minus_product_9), minus_product_9), product_9), product_9) + product_8 * choice_2 * choice_2)), (batch, classes), (0, 1))
     return hessian_input
 
 
@@ -630,12 +635,13 @@ def value__label_smoothing_general__softcap_general(input, target, label_smoothi
     ratio_2 = input / softcap
     product_2 = softcap * np.tanh(ratio_2)
     largest = stable.max_over(product_2, 1)
-    max_ratio = stable.max_over(ratio_2, 1)
-    abs_max_ratio = np.abs(max_ratio)
-    above = abs_max_ratio > 0.5
-    sign_max_ratio = np.sign(max_ratio)
-    left = np.where(above, -stable.times_sigmoid(product * sign_max_ratio, -2 * abs_max_ratio), softcap * np.tanh(max_ratio))
-    end_2 = np.where(above, softcap * sign_max_ratio, 0)
+    max_input = stable.max_over(input, 1)
+    ratio_3 = max_input / softcap
+    abs_ratio_3 = np.abs(ratio_3)
+    above = abs_ratio_3 > 0.5
+    sign_ratio_3 = np.sign(ratio_3)
+    left = np.where(above, -stable.times_sigmoid(product * sign_ratio_3, -2 * abs_ratio_3), softcap * np.tanh(ratio_3))
+    end_2 = np.where(above, softcap * sign_ratio_3, 0)
     is_largest = product_2 == largest
     abs_ratio_2 = np.abs(ratio_2)
     above_2 = abs_ratio_2 > 0.5
@@ -652,12 +658,12 @@ def value__label_smoothing_general__softcap_general(input, target, label_smoothi
     ignored = target == ignore_index
     log_sum_exp = largest + log_mass
     safe_target = np.where(ignored, 0, target)
-    ratio_3 = input[n, safe_target] / softcap
-    abs_ratio_3 = np.abs(ratio_3)
-    above_3 = abs_ratio_3 > 0.5
-    sign_ratio_3 = np.sign(ratio_3)
-    end_4 = np.where(above_3, softcap * sign_ratio_3, 0)
-    left_3 = np.where(above_3, -stable.times_sigmoid(product * sign_ratio_3, -2 * abs_ratio_3), softcap * np.tanh(ratio_3))
+    ratio_4 = input[n, safe_target] / softcap
+    abs_ratio_4 = np.abs(ratio_4)
+    above_3 = abs_ratio_4 > 0.5
+    sign_ratio_4 = np.sign(ratio_4)
+    end_4 = np.where(above_3, softcap * sign_ratio_4, 0)
+    left_3 = np.where(above_3, -stable.times_sigmoid(product * sign_ratio_4, -2 * abs_ratio_4), softcap * np.tanh(ratio_4))
     log_p_2 = end_4 - end_2 + (left_3 - left) - log_mass
     value = np.where(ignored, 0, lse_square_scale * log_sum_exp * log_sum_exp - ratio * sum_difference + difference * log_p_2)
     loss = stable.result(value, (batch,), (0,))
@@ -692,12 +698,13 @@ def value_and_grad__label_smoothing_general__softcap_general(input, target, scal
     ratio_2 = input / softcap
     product_5 = softcap * np.tanh(ratio_2)
     largest = stable.max_over(product_5, 1)
-    max_ratio = stable.max_over(ratio_2, 1)
-    abs_max_ratio = np.abs(max_ratio)
-    above = abs_max_ratio > 0.5
-    sign_max_ratio = np.sign(max_ratio)
-    left = np.where(above, -stable.times_sigmoid(product * sign_max_ratio, -2 * abs_max_ratio), softcap * np.tanh(max_ratio))
-    end_2 = np.where(above, softcap * sign_max_ratio, 0)
+    max_input = stable.max_over(input, 1)
+    ratio_3 = max_input / softcap
+    abs_ratio_3 = np.abs(ratio_3)
+    above = abs_ratio_3 > 0.5
+    sign_ratio_3 = np.sign(ratio_3)
+    left = np.where(above, -stable.times_sigmoid(product * sign_ratio_3, -2 * abs_ratio_3), softcap * np.tanh(ratio_3))
+    end_2 = np.where(above, softcap * sign_ratio_3, 0)
     is_largest = product_5 == largest
     abs_ratio_2 = np.abs(ratio_2)
     above_2 = abs_ratio_2 > 0.5
@@ -715,19 +722,19 @@ def value_and_grad__label_smoothing_general__softcap_general(input, target, scal
     sum_exp = others + ties
     product_6 = product_2 * (log_sum_exp / sum_exp)
     safe_target = np.where(ignored, 0, target)
-    ratio_3 = input[n, safe_target] / softcap
-    product_7 = softcap * np.tanh(ratio_3)
-    abs_ratio_3 = np.abs(ratio_3)
-    above_3 = abs_ratio_3 > 0.5
-    sign_ratio_3 = np.sign(ratio_3)
-    left_3 = np.where(above_3, -stable.times_sigmoid(product * sign_ratio_3, -2 * abs_ratio_3), product_7)
+    ratio_4 = input[n, safe_target] / softcap
+    product_7 = softcap * np.tanh(ratio_4)
+    abs_ratio_4 = np.abs(ratio_4)
+    above_3 = abs_ratio_4 > 0.5
+    sign_ratio_4 = np.sign(ratio_4)
+    left_3 = np.where(above_3, -stable.times_sigmoid(product * sign_ratio_4, -2 * abs_ratio_4), product_7)
     difference_3 = left_3 - left
-    end_4 = np.where(above_3, softcap * sign_ratio_3, 0)
+    end_4 = np.where(above_3, softcap * sign_ratio_4, 0)
     minus_ratio = -np.where(product_7 == largest, more_ties + others, sum_exp - stable.exp_difference(difference_3, end_2 - end_4)) / sum_exp
-    ratio_4 = real(classes) / sum_exp
+    ratio_5 = real(classes) / sum_exp
     product_8 = 2 * ratio_2
     log_p = end_3 - end_2 + difference_2 - log_mass
-    grad_input = stable.result(np.where(ignored, 0, stable.times_sigmoid(stable.times_sigmoid(scale * (product_6 * relative - product_3 * np.where(c == safe_target, minus_ratio, relative / sum_exp) - product_4 * (1 - ratio_4 * relative)), -product_8), product_8)), (batch, classes), (0, 1))
+    grad_input = stable.result(np.where(ignored, 0, stable.times_sigmoid(stable.times_sigmoid(scale * (product_6 * relative - product_3 * np.where(c == safe_target, minus_ratio, relative / sum_exp) - product_4 * (1 - ratio_5 * relative)), -product_8), product_8)), (batch, classes), (0, 1))
     sum_difference = stable.sum_over(log_p, 1)
     log_p_2 = end_4 - end_2 + difference_3 - log_mass
     value = np.where(ignored, 0, lse_square_scale * log_sum_exp * log_sum_exp - ratio * sum_difference + difference * log_p_2)
@@ -751,12 +758,13 @@ def jvp__label_smoothing_general__softcap_general(input, target, direction_input
     ratio_2 = input / softcap
     product_3 = softcap * np.tanh(ratio_2)
     largest = stable.max_over(product_3, 1)
-    max_ratio = stable.max_over(ratio_2, 1)
-    abs_max_ratio = np.abs(max_ratio)
-    above = abs_max_ratio > 0.5
-    sign_max_ratio = np.sign(max_ratio)
-    left = np.where(above, -stable.times_sigmoid(product_2 * sign_max_ratio, -2 * abs_max_ratio), softcap * np.tanh(max_ratio))
-    end_2 = np.where(above, softcap * sign_max_ratio, 0)
+    max_input = stable.max_over(input, 1)
+    ratio_3 = max_input / softcap
+    abs_ratio_3 = np.abs(ratio_3)
+    above = abs_ratio_3 > 0.5
+    sign_ratio_3 = np.sign(ratio_3)
+    left = np.where(above, -stable.times_sigmoid(product_2 * sign_ratio_3, -2 * abs_ratio_3), softcap * np.tanh(ratio_3))
+    end_2 = np.where(above, softcap * sign_ratio_3, 0)
     is_largest = product_3 == largest
     abs_ratio_2 = np.abs(ratio_2)
     above_2 = abs_ratio_2 > 0.5
@@ -800,13 +808,14 @@ def hvp__label_smoothing_general__softcap_general(input, target, scale, directio
     ratio_2 = input / softcap
     tanh_ratio_2 = np.tanh(ratio_2)
     product_5 = softcap * tanh_ratio_2
-    max_ratio = stable.max_over(ratio_2, 1)
+    max_input = stable.max_over(input, 1)
     largest = stable.max_over(product_5, 1)
-    abs_max_ratio = np.abs(max_ratio)
-    above = abs_max_ratio > 0.5
-    sign_max_ratio = np.sign(max_ratio)
-    left = np.where(above, -stable.times_sigmoid(product_2 * sign_max_ratio, -2 * abs_max_ratio), softcap * np.tanh(max_ratio))
-    end_2 = np.where(above, softcap * sign_max_ratio, 0)
+    ratio_3 = max_input / softcap
+    abs_ratio_3 = np.abs(ratio_3)
+    above = abs_ratio_3 > 0.5
+    sign_ratio_3 = np.sign(ratio_3)
+    left = np.where(above, -stable.times_sigmoid(product_2 * sign_ratio_3, -2 * abs_ratio_3), softcap * np.tanh(ratio_3))
+    end_2 = np.where(above, softcap * sign_ratio_3, 0)
     abs_ratio_2 = np.abs(ratio_2)
     above_2 = abs_ratio_2 > 0.5
     sign_ratio_2 = np.sign(ratio_2)
@@ -822,8 +831,8 @@ def hvp__label_smoothing_general__softcap_general(input, target, scale, directio
     sum_exp = others + ties
     mean_under_softmax = 4 * (sum_product / sum_exp)
     from_mean = stable.times_sigmoid(stable.times_sigmoid(4 * direction_input, minus_product_6), product_6) - mean_under_softmax
-    ratio_3 = from_mean / sum_exp
-    product_7 = ratio_3 * relative
+    ratio_4 = from_mean / sum_exp
+    product_7 = ratio_4 * relative
     max_abs = stable.max_over(np.abs(product_7), 1)
     sum_product_2 = stable.sum_over(from_mean * relative, 1)
     equal = np.abs(product_7) == max_abs
@@ -832,31 +841,31 @@ def hvp__label_smoothing_general__softcap_general(input, target, scale, directio
     ignored = target == ignore_index
     product_8 = product * (mean_under_softmax / sum_exp) * scale
     safe_target = np.where(ignored, 0, target)
-    ratio_4 = input[n, safe_target] / softcap
-    tanh_ratio_4 = np.tanh(ratio_4)
-    product_9 = 2 * ratio_4
-    product_10 = stable.times_sigmoid(stable.times_sigmoid(product_3 * tanh_ratio_4 * scale * direction_input[n, safe_target], -product_9), product_9)
+    ratio_5 = input[n, safe_target] / softcap
+    tanh_ratio_5 = np.tanh(ratio_5)
+    product_9 = 2 * ratio_5
+    product_10 = stable.times_sigmoid(stable.times_sigmoid(product_3 * tanh_ratio_5 * scale * direction_input[n, safe_target], -product_9), product_9)
     more_ties = ties - 1
     log_mass = np.log1p(others + more_ties)
     log_sum_exp = largest + log_mass
     product_11 = product * log_sum_exp * scale
-    ratio_5 = sum_choice_2 / sum_exp
-    ratio_6 = sum_product_2 / sum_exp
+    ratio_6 = sum_choice_2 / sum_exp
+    ratio_7 = sum_product_2 / sum_exp
     shifted = more_ties + others
     product_12 = product_4 * (log_sum_exp / sum_exp) * scale
     product_13 = 2 * (scale / softcap)
-    product_14 = softcap * tanh_ratio_4
-    abs_ratio_4 = np.abs(ratio_4)
-    above_3 = abs_ratio_4 > 0.5
-    sign_ratio_4 = np.sign(ratio_4)
-    left_3 = np.where(above_3, -stable.times_sigmoid(product_2 * sign_ratio_4, -2 * abs_ratio_4), product_14)
-    end_4 = np.where(above_3, softcap * sign_ratio_4, 0)
+    product_14 = softcap * tanh_ratio_5
+    abs_ratio_5 = np.abs(ratio_5)
+    above_3 = abs_ratio_5 > 0.5
+    sign_ratio_5 = np.sign(ratio_5)
+    left_3 = np.where(above_3, -stable.times_sigmoid(product_2 * sign_ratio_5, -2 * abs_ratio_5), product_14)
+    end_4 = np.where(above_3, softcap * sign_ratio_5, 0)
     minus_ratio = -np.where(product_14 == largest, shifted, sum_exp - stable.exp_difference(left_3 - left, end_2 - end_4)) / sum_exp
-    ratio_7 = scale / sum_exp
+    ratio_8 = scale / sum_exp
     product_15 = ratio * scale
     equal_2 = c == safe_target
     as_large = sum_choice - product_7
-    hvp_input = stable.result(np.where(ignored, 0, 4 * (stable.times_sigmoid(stable.times_sigmoid(product_8 * relative, minus_product_6), product_6) - product_10 * real(np.where(equal_2, 1, 0)) - stable.times_sigmoid(stable.times_sigmoid(product_11 * (np.where(equal, as_large + ratio_5, ratio_6 - product_7) / sum_exp * relative - ratio_3 * (np.where(is_largest, shifted, sum_exp - relative) / sum_exp) * relative), minus_product_6), product_6) - stable.times_sigmoid(stable.times_sigmoid(product_12 * relative * tanh_ratio_2 * direction_input, minus_product_6), product_6) - stable.times_sigmoid(stable.times_sigmoid(product_13 * np.where(equal_2, minus_ratio, relative / sum_exp) * tanh_ratio_2 * direction_input, minus_product_6), product_6) + stable.times_sigmoid(stable.times_sigmoid(ratio_7 * (from_mean - ratio_6) * relative, minus_product_6), product_6) + stable.times_sigmoid(stable.times_sigmoid(product_15 * tanh_ratio_2 * direction_input, minus_product_6), product_6))), (batch, classes), (0, 1))
+    hvp_input = stable.result(np.where(ignored, 0, 4 * (stable.times_sigmoid(stable.times_sigmoid(product_8 * relative, minus_product_6), product_6) - product_10 * real(np.where(equal_2, 1, 0)) - stable.times_sigmoid(stable.times_sigmoid(product_11 * (np.where(equal, as_large + ratio_6, ratio_7 - product_7) / sum_exp * relative - ratio_4 * (np.where(is_largest, shifted, sum_exp - relative) / sum_exp) * relative), minus_product_6), product_6) - stable.times_sigmoid(stable.times_sigmoid(product_12 * relative * tanh_ratio_2 * direction_input, minus_product_6), product_6) - stable.times_sigmoid(stable.times_sigmoid(product_13 * np.where(equal_2, minus_ratio, relative / sum_exp) * tanh_ratio_2 * direction_input, minus_product_6), product_6) + stable.times_sigmoid(stable.times_sigmoid(ratio_8 * (from_mean - ratio_7) * relative, minus_product_6), product_6) + stable.times_sigmoid(stable.times_sigmoid(product_15 * tanh_ratio_2 * direction_input, minus_product_6), product_6))), (batch, classes), (0, 1))
     return hvp_input
 
 
@@ -878,12 +887,13 @@ def hessian_diag__label_smoothing_general__softcap_general(input, target, scale,
     tanh_ratio_3 = np.tanh(ratio_3)
     product_4 = softcap * tanh_ratio_3
     largest = stable.max_over(product_4, 1)
-    max_ratio = stable.max_over(ratio_3, 1)
-    abs_max_ratio = np.abs(max_ratio)
-    above = abs_max_ratio > 0.5
-    sign_max_ratio = np.sign(max_ratio)
-    left = np.where(above, -stable.times_sigmoid(product_2 * sign_max_ratio, -2 * abs_max_ratio), softcap * np.tanh(max_ratio))
-    end_2 = np.where(above, softcap * sign_max_ratio, 0)
+    max_input = stable.max_over(input, 1)
+    ratio_4 = max_input / softcap
+    abs_ratio_4 = np.abs(ratio_4)
+    above = abs_ratio_4 > 0.5
+    sign_ratio_4 = np.sign(ratio_4)
+    left = np.where(above, -stable.times_sigmoid(product_2 * sign_ratio_4, -2 * abs_ratio_4), softcap * np.tanh(ratio_4))
+    end_2 = np.where(above, softcap * sign_ratio_4, 0)
     is_largest = product_4 == largest
     abs_ratio_3 = np.abs(ratio_3)
     above_2 = abs_ratio_3 > 0.5
@@ -895,28 +905,28 @@ def hessian_diag__label_smoothing_general__softcap_general(input, target, scale,
     ties = stable.sum_over(real(np.where(is_largest, 1, 0)), 1)
     ignored = target == ignore_index
     sum_exp = others + ties
-    ratio_4 = scale / sum_exp
-    ratio_5 = product * ratio_4 / sum_exp
+    ratio_5 = scale / sum_exp
+    ratio_6 = product * ratio_5 / sum_exp
     safe_target = np.where(ignored, 0, target)
-    ratio_6 = input[n, safe_target] / softcap
-    tanh_ratio_6 = np.tanh(ratio_6)
-    product_5 = 2 * ratio_6
+    ratio_7 = input[n, safe_target] / softcap
+    tanh_ratio_7 = np.tanh(ratio_7)
+    product_5 = 2 * ratio_7
     minus_product_5 = -product_5
-    product_6 = stable.times_sigmoid(stable.times_sigmoid(ratio * tanh_ratio_6 * scale, minus_product_5), product_5)
+    product_6 = stable.times_sigmoid(stable.times_sigmoid(ratio * tanh_ratio_7 * scale, minus_product_5), product_5)
     more_ties = ties - 1
     log_mass = np.log1p(others + more_ties)
     log_sum_exp = largest + log_mass
-    ratio_7 = log_sum_exp / sum_exp
-    product_7 = product_3 * ratio_7 * scale
-    ratio_8 = scale / softcap / sum_exp
-    product_8 = product * ratio_7 * ratio_4
+    ratio_8 = log_sum_exp / sum_exp
+    product_7 = product_3 * ratio_8 * scale
+    ratio_9 = scale / softcap / sum_exp
+    product_8 = product * ratio_8 * ratio_5
     shifted = more_ties + others
-    ratio_9 = 2 * ratio_4 / sum_exp
-    product_9 = stable.times_sigmoid(stable.times_sigmoid(tanh_ratio_6 / softcap * scale, minus_product_5), product_5)
+    ratio_10 = 2 * ratio_5 / sum_exp
+    product_9 = stable.times_sigmoid(stable.times_sigmoid(tanh_ratio_7 / softcap * scale, minus_product_5), product_5)
     product_10 = ratio_2 * scale
     product_11 = 2 * ratio_3
     minus_product_11 = -product_11
     choice = real(np.where(c == safe_target, 1, 0))
     choice_2 = np.where(is_largest, shifted, sum_exp - relative)
-    hessian_input = stable.result(np.where(ignored, 0, 8 * (stable.times_sigmoid(stable.times_sigmoid(stable.times_sigmoid(stable.times_sigmoid(ratio_5 * relative * relative, minus_product_11), minus_product_11), product_11), product_11) - product_6 * choice * choice - stable.times_sigmoid(stable.times_sigmoid(product_7 * relative * tanh_ratio_3, minus_product_11), product_11) - stable.times_sigmoid(stable.times_sigmoid(ratio_8 * relative * tanh_ratio_3, minus_product_11), product_11) + stable.times_sigmoid(stable.times_sigmoid(stable.times_sigmoid(stable.times_sigmoid(product_8 * choice_2 * relative, minus_product_11), minus_product_11), product_11), product_11) + stable.times_sigmoid(stable.times_sigmoid(stable.times_sigmoid(stable.times_sigmoid(ratio_9 * choice_2 * relative, minus_product_11), minus_product_11), product_11), product_11) + product_9 * choice * choice + stable.times_sigmoid(stable.times_sigmoid(product_10 * tanh_ratio_3, minus_product_11), product_11))), (batch, classes), (0, 1))
+    hessian_input = stable.result(np.where(ignored, 0, 8 * (stable.times_sigmoid(stable.times_sigmoid(stable.times_sigmoid(stable.times_sigmoid(ratio_6 * relative * relative, minus_product_11), minus_product_11), product_11), product_11) - product_6 * choice * choice - stable.times_sigmoid(stable.times_sigmoid(product_7 * relative * tanh_ratio_3, minus_product_11), product_11) - stable.times_sigmoid(stable.times_sigmoid(ratio_9 * relative * tanh_ratio_3, minus_product_11), product_11) + stable.times_sigmoid(stable.times_sigmoid(stable.times_sigmoid(stable.times_sigmoid(product_8 * choice_2 * relative, minus_product_11), minus_product_11), product_11), product_11) + stable.times_sigmoid(stable.times_sigmoid(stable.times_sigmoid(stable.times_sigmoid(ratio_10 * choice_2 * relative, minus_product_11), minus_product_11), product_11), product_11) + product_9 * choice * choice + stable.times_sigmoid(stable.times_sigmoid(product_10 * tanh_ratio_3, minus_product_11), product_11))), (batch, classes), (0, 1))
     return hessian_input

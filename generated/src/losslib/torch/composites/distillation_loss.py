@@ -23,13 +23,13 @@ from .. import _math as stable
 def value(input: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor | float]:
     """The loss of each sample, and what it adds to the denominator of the mean."""
     product = temperature * temperature
-    student = input / temperature
+    max_input = stable.max_over(input, -1)
+    max_target = stable.max_over(target, -1)
+    largest = (max_target / temperature).detach()
     teacher = target / temperature
-    max_ratio = stable.max_over(student, -1)
-    max_ratio_2 = stable.max_over(teacher, -1)
-    largest = max_ratio_2.detach()
     log_mass = stable.log_mass(stable.relative(teacher, largest), -1)
-    largest_2 = max_ratio.detach()
+    largest_2 = (max_input / temperature).detach()
+    student = input / temperature
     sum_product = torch.sum(stable.times_exp(input - target, teacher - largest - log_mass), -1, keepdim=True)
     log_mass_2 = stable.log_mass(stable.relative(student, largest_2), -1)
     value = product * (largest_2 - largest - sum_product / temperature + log_mass_2 - log_mass)
@@ -40,13 +40,13 @@ def value(input: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Te
 def sharded(shards: Any, input: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor | float]:
     """The same as value, where each process has a part of the axis classes."""
     product = temperature * temperature
-    student = input / temperature
+    max_input = shards.max_over(input, -1)
+    max_target = shards.max_over(target, -1)
+    largest = (max_target / temperature).detach()
     teacher = target / temperature
-    max_ratio = shards.max_over(student, -1)
-    max_ratio_2 = shards.max_over(teacher, -1)
-    largest = max_ratio_2.detach()
     log_mass = shards.log_mass(stable.relative(teacher, largest), -1)
-    largest_2 = max_ratio.detach()
+    largest_2 = (max_input / temperature).detach()
+    student = input / temperature
     sum_product = shards.sum_over(stable.times_exp(input - target, teacher - largest - log_mass), -1)
     log_mass_2 = shards.log_mass(stable.relative(student, largest_2), -1)
     value = product * (largest_2 - largest - sum_product / temperature + log_mass_2 - log_mass)

@@ -21,8 +21,7 @@ from .. import _math as stable
 @stable.widened
 def value(input: Tensor, target: Tensor, std: Tensor) -> tuple[Tensor, Tensor | float]:
     """The loss of each sample, and what it adds to the denominator of the mean."""
-    ratio = 1 / torch.sqrt(stable.number(3.141592653589793, input))
     error = target - input
-    ratio_2 = error / std
-    value = (stable.times_exp(0.7978845608028654, -0.5 * ratio_2 * ratio_2) - ratio) * std + error * torch.erf(0.7071067811865476 * ratio_2)
+    ratio = error / std
+    value = (stable.times_exp(0.7978845608028654, -0.5 * ratio * ratio) - 0.5641895835477563) * std + error * torch.erf(0.7071067811865476 * ratio)
     return value, 1.0
