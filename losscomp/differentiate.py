@@ -163,7 +163,8 @@ Linear = tuple[dict[Delta, sp.Expr], sp.Expr]
 
 def without_deltas(expr: sp.Expr, meant: Callable[[Delta], bool]) -> Linear:
     """`expr`, which is linear in the deltas that are meant, as a factor for each of them and a rest that has none."""
-    if not any(map(meant, expr.atoms(Delta))):
+    there = lambda part: any(meant(d) and free_indices(d) <= free_indices(part) for d in part.atoms(Delta))   # not bound within
+    if not there(expr):
         return {}, expr
     match expr:
         case Delta():
@@ -172,7 +173,7 @@ def without_deltas(expr: sp.Expr, meant: Callable[[Delta], bool]) -> Linear:
             parts = [without_deltas(term, meant) for term in expr.args]
             return merge([deltas for deltas, _ in parts]), sp.Add(*(rest for _, rest in parts))
         case sp.Mul():
-            first = next(f for f in expr.args if any(map(meant, f.atoms(Delta))))
+            first = next(f for f in expr.args if there(f))
             others = expr / first
             deltas, rest = without_deltas(first, meant)
             more, rest = without_deltas(rest * others, meant) if rest != 0 else ({}, sp.S.Zero)
@@ -185,7 +186,8 @@ def without_deltas(expr: sp.Expr, meant: Callable[[Delta], bool]) -> Linear:
             return arms, Where(condition, a, b)
         case Reduce():
             bound = expr.bound.axis.index()
-            deltas, rest = without_deltas(substitute(expr.body, {expr.bound: bound}), meant)
+            leaves = lambda delta: meant(delta) and bound not in free_indices(delta)
+            deltas, rest = without_deltas(substitute(expr.body, {expr.bound: bound}), leaves)
             return {d: total(factor, bound) for d, factor in deltas.items()}, total(rest, bound)
     raise CheckError(f"the derivative is not linear in its deltas: {expr}")
 

@@ -487,7 +487,10 @@ def test_text() -> None:
     for name in LOSSES:
         text = inspect.getsource(importlib.import_module(f"losslib.torch.composites.{name}"))
         assert LOSSES[name].doc.strip().splitlines()[0] in text
-        numbers = "|".join([p.name for v in variants(name) for p in v.form.params] + [r"\w+_now"])       # which Python may ask
+        scalars = {p.name for v in variants(name) for p in v.form.params}
+        for made, words in re.findall(r"^    (\w+) = ([\w .+*/()-]+)$", text, re.MULTILINE):             # numbers made of numbers
+            scalars |= {made} if set(re.findall(r"[a-zA-Z_]\w*", words)) <= scalars else set()
+        numbers = "|".join([*scalars, r"\w+_now"])                                                      # which Python may ask
         called = "|".join([m[1] for m in re.finditer(rf"(\w+) = (?:{numbers}) (?:==|<|>|<=|>=) [\d.]+\n", text)] or ["-"])
         asks = rf"\bif\b(?! (?:(?:{numbers}) == \d+|{called}) else)"
         assert not re.search(rf"\.item\(|\w_\(|torch\.empty|\.data\b|{asks}", text[text.index("@stable"):])

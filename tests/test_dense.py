@@ -58,7 +58,7 @@ def draw(rng: np.random.Generator, tensor: Any, sizes: dict[str, int], dtype: np
     if tensor.measures:
         return rng.integers(0, sizes[tensor.measures] + 1, shape)
     if tensor.index:
-        return rng.integers(0, sizes[tensor.into], shape)
+        return rng.integers(0, sizes[tensor.into] if tensor.into else 3, shape)
     low, high = max(tensor.low, -3.0), min(tensor.high, 3.0)
     return (low + (high - low) * rng.uniform(0.05, 0.95, shape)).astype(dtype)
 
