@@ -31,6 +31,7 @@ class Atom:
         stable: how the targets compute it, in words, for `losscomp show`.
         computed: how lowering computes it, in other functions; None where every target spells it itself. Its arms are analytic
             where they hold, so that a framework may differentiate them.
+        by_slopes: whether a framework is given the slopes nevertheless, as what it would make of `computed` cancels.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Atom:
     ranges: tuple[tuple[float, float], ...] = ((-1e4, 1e4),)
     stable: str = ""
     computed: Formula | None = None
+    by_slopes: bool = False
 
 
 # The functions, by name; filled from the table below, whose formulas use them.
@@ -162,7 +164,7 @@ _smooth = (
     Atom("entropy_gap", lambda a, b, y: y * sp.exp(a) * a + (1 - y) * sp.exp(b) * b - (y * sp.exp(a) + (1 - y) * sp.exp(b)) * sp.log(
             y * sp.exp(a) + (1 - y) * sp.exp(b)),
          (lambda a, b, y: -y * sp.exp(a) * log_mixture(b - a, 1 - y), lambda a, b, y: -(1 - y) * sp.exp(b) * log_mixture(a - b, y), None),
-         "nonnegative", ((-300, 300), (-300, 300), (1e-3, 0.999)), computed=_mixed_entropy,
+         "nonnegative", ((-300, 300), (-300, 300), (1e-3, 0.999)), computed=_mixed_entropy, by_slopes=True,
          stable="-y exp(a) log1pmx((1 - y) expm1(b - a)) - (1 - y) exp(b) log1pmx(y expm1(a - b))"),
 )
 

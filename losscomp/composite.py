@@ -35,6 +35,15 @@ class Around(nodes.Node):
         return self.args[0]
 
 
+def own_slopes(atom: sp.Function) -> list[sp.Expr]:
+    """The numbers that an atom is of and its slope by each, in turn, where a framework is to take these; else nothing."""
+    record = atoms.ATOMS[type(atom).__name__]
+    moving = [(k, a) for k, a in enumerate(atom.args) if record.slopes[k] is not None]
+    if not record.by_slopes or not all(isinstance(a, nodes.Load) for _, a in moving):
+        return []
+    return [part for k, a in moving for part in (a, atom.fdiff(k + 1))]
+
+
 class CompositeLowering(Lowering):
     """Lowering that keeps what says how to differentiate."""
 
@@ -64,8 +73,8 @@ class CompositeLowering(Lowering):
                 return where(test, self.held("only", test, self(a, env)), self.held("unless", test, self(b, env)))
             case atoms.xlogy(args=(x, y)) if x == y:                     # its derivative at 0 is log(0), not log(0) + 0 / 0
                 return Op("xlogx", (real(self(x, env)),))
-            case atoms.entropy_gap(args=(nodes.Load() as a, nodes.Load() as b, _)):       # whose two halves would cancel in a derivative
-                return self.stated(nodes.Stated(expr, a, expr.fdiff(1), b, expr.fdiff(2)), env)
+            case sp.Function() if atoms.is_atom(expr) and (slopes := own_slopes(expr)):
+                return self.stated(nodes.Stated(expr, *slopes), env)
         if type(expr) in KINKS:
             return Op(KINKS[type(expr)], tuple(real(self(a, env)) for a in expr.args))
         return super().lower(expr, env)

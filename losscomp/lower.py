@@ -75,6 +75,11 @@ def digits(expr: sp.Expr) -> sp.Expr:
     return atoms.expand_atoms(expr).evalf(40)
 
 
+def constant(expr: sp.Expr) -> Number:
+    """A number that is none of SymPy's."""
+    return Number(str(digits(expr)))
+
+
 def irrational(expr: sp.Expr) -> Number | None:
     """A formula of constants alone, as a number; None where it is infinite or says more than its number."""
     value = digits(expr)
@@ -203,11 +208,6 @@ def factors_apart(body: sp.Expr) -> list[sp.Expr]:
     return [found[0] * number, *found[1:]] if found else [body]
 
 
-def constant(expr: sp.Expr) -> Number:
-    """A number that is none of SymPy's."""
-    return Number(str(digits(expr)))
-
-
 def saturating(expr: sp.Expr) -> tuple[sp.Expr, sp.Expr] | None:
     """For k tanh(v), with a number k > 0 that the caller may choose: k and v."""
     bent = [f for f in sp.Mul.make_args(expr) if isinstance(f, sp.tanh)]
@@ -252,8 +252,6 @@ def apart(nodes_: list[Node], divisors: int) -> list[Node]:
     for node in early:
         rest.remove(node)
     return own + early + [n for n in first if is_given(n)] + rest
-
-
 
 
 def whole_part(exponent: sp.Expr) -> int:

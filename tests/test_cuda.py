@@ -95,6 +95,10 @@ def results(f: Any, given: dict[str, Any], form: Checked, reduction: str,
     return {k: np.asarray(v) for k, v in found.items()}
 
 
+# Gradients are differences of two distributions here: they add up to 0, and a rate cancels while no input is near a root.
+CANCELLING = {"distillation_loss", "soft_capped_cross_entropy"}
+
+
 def direction(array: np.ndarray) -> np.ndarray:
     """Where an input is moved to."""
     return ((np.arange(array.size) % 7 - 3) / 4).astype(array.dtype).reshape(array.shape)
@@ -169,7 +173,8 @@ def differences(mine: Any, peer: Any, given: dict[str, Any], form: Checked, redu
     C has elementary functions of its own and the shim has those of the system. Either is within an ULP or two, but where terms cancel,
     as in sigmoid(x) - y where they are all but equal, that is any number of ULP of what is left, of which neither is the right one.
     So what differs may differ by a few times what inputs that move by an ULP change. (Against float64, both are off by up to 2.4 times
-    that where they differ, now the one by more and now the other.) A rate that cancels may be off by four units of what it adds up.
+    that where they differ, now the one by more and now the other.) The rates of losses in CANCELLING may be off by four units of what
+    they add up, too.
     """
     ulp = ULP[np.dtype(dtype).name]
     made, truth = results(mine, given, form, reduction), results(peer, given, form, reduction)
@@ -177,7 +182,8 @@ def differences(mine: Any, peer: Any, given: dict[str, Any], form: Checked, redu
         return []
     moved = motion(peer, given, form, reduction, ulp)
     with np.errstate(all="ignore"):
-        added = {k: 4 * ulp * terms(truth, given, k) if k.startswith("rate") else 0.0 for k in truth}
+        rates = [k for k in truth if k.startswith("rate") and form.loss.name in CANCELLING]
+        added = dict.fromkeys(truth, 0.0) | {k: 4 * ulp * terms(truth, given, k) for k in rates}
     return disagreement(made, truth, 64 * ulp, {k: MOVED * v + added[k] for k, v in moved.items()})
 
 
