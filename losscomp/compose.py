@@ -23,8 +23,9 @@ from .rewrite import rewrite
 from .rules import SMOOTHING
 
 INDENT = "    "
-RESERVED = frozenset({"self", "input", "target", "parameters", "wrt", "upstream", "device", "dtype", "outcome", "forward", "training",
-                      "shapes", "value_and_grad", "grad", "log_prob", "predict", "reset_parameters", "choices", "Choice", "Layers"})
+RESERVED = frozenset({"self", "input", "target", "parameters", "wrt", "upstream", "reduction", "device", "dtype", "outcome", "forward",
+                      "training", "shapes", "value_and_grad", "grad", "state", "grad_within", "finish", "spec", "log_prob", "predict",
+                      "reset_parameters", "choices", "Choice", "Layers"})
 
 
 class SizePrinter(TextPrinter):

@@ -150,6 +150,27 @@ def samples_in_parts(T: Any, rank: int, count: int, folder: Path) -> Iterator[st
         model.grad = whole.grad = None
 
 
+def hierarchy_in_parts(T: Any, rank: int, count: int, folder: Path) -> Iterator[str]:
+    """The same for a loss over classes that are reached by choices, with the parameters of its layers; one process has one sample."""
+    made = []
+    for home in (torch.nn, T):
+        torch.manual_seed(0)
+        made.append(home.AdaptiveLogSoftmaxWithLoss(8, 20, [3, 9], dtype=torch.float64))
+    theirs, ours = made
+    x, labels = torch.randn(12, 8, dtype=torch.float64), torch.randint(0, 20, (12,))
+    bounds = {2: [0, 1, 12], 3: [0, 1, 5, 12]}[count]
+    mine = slice(bounds[rank], bounds[rank + 1])
+    expected = theirs(x, labels).loss
+    expected.backward()
+    value = T.adaptive_log_softmax_with_loss.finish(ours.state(x[mine], labels[mine]).all_reduce())
+    value.backward()
+    yield from off("value", value, expected)
+    for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        grad = torch.zeros_like(a) if a.grad is None else a.grad
+        dist.all_reduce(grad)
+        yield from off(f"gradient by {name}", grad, torch.zeros_like(b) if b.grad is None else b.grad)
+
+
 def axis_in_parts(T: Any, rank: int, count: int, folder: Path) -> Iterator[str]:
     """Every loss with one axis, each process having a part of it, against the whole in this process."""
     from losslib.torch.distributed import sharded
@@ -220,7 +241,7 @@ def bad_calls(T: Any, rank: int, count: int, folder: Path) -> Iterator[str]:
 
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="NOT CHECKED: no torch.distributed with gloo; "
                     "nothing over processes")
-@pytest.mark.parametrize("work", [samples_in_parts, axis_in_parts, bad_calls])
+@pytest.mark.parametrize("work", [samples_in_parts, hierarchy_in_parts, axis_in_parts, bad_calls])
 @pytest.mark.parametrize("count", [2, 3])
 def test_processes(work: Callable[..., Iterator[str]], count: int, tmp_path: Path, T: Any) -> None:
     if work is axis_in_parts:

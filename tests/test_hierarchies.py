@@ -120,6 +120,61 @@ def check_arrays(T: Any, targets: dict[str, Any], theirs: Any, input: Any, targe
             assert torch.equal(torch.as_tensor(function.predict(*rows, **sizes)), theirs.predict(input))
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_parts_of_a_batch(T: Any, targets: dict[str, Any], dtype: Any) -> None:
+    """Totals of parts, one of them without samples, added up and finished: value and gradients are those of the whole, by PyTorch."""
+    sizes: dict[str, Any] = {"cutoffs": [3, 5, 9], "div_value": 2.0, "head_bias": True}
+    theirs, ours = pair(T, 8, 20, **sizes, dtype=dtype)
+    input, target = torch.randn(12, 8, dtype=dtype) * 3, torch.tensor([0, 3, 19, 1, 2, 4, 5, 8, 9, 12, 0, 7])
+    names, parts = ["input", *dict(theirs.named_parameters())], (slice(0, 0), slice(0, 3), slice(3, 12))
+    function, by_name = getattr(T, NAME), dict(theirs.named_parameters())
+    arrays = {name: p.detach().numpy() for name, p in by_name.items()}
+    call = lambda p: (input[p].numpy(), target[p].numpy(), arrays, 8, 20)
+    for reduction, times in (("mean", 1), ("sum", 12)):
+        given = input.clone().requires_grad_()
+        expected = theirs(given, target).loss * times
+        wanted = dict(zip(names, torch.autograd.grad(expected, [given, *theirs.parameters()]), strict=True))
+        with torch.no_grad():
+            whole = sum(ours.state(input[p], target[p]) for p in parts)
+        assert (whole.count, whole.batch, whole.weight) == (12, 12, 12)
+        ours.zero_grad()
+        for p in parts:
+            given = input[p].clone().requires_grad_()
+            value = function.finish(ours.state(given, target[p]).within(whole), reduction)
+            value.backward()
+            close(value.detach().to(dtype), expected, dtype)
+            close(given.grad, wanted["input"][p], dtype)
+        for name, p in ours.named_parameters():
+            close(p.grad, wanted[name], dtype)
+        total = function.finish(sum(function.state(input[p], target[p], by_name, 8, 20, **sizes) for p in parts), reduction)
+        for name, grad in zip(names[1:], torch.autograd.grad(total, list(by_name.values())), strict=True):
+            close(grad, wanted[name], dtype)
+        for target_of in targets.values():
+            loss = getattr(target_of, NAME)
+            merged = sum(loss.state(*call(p), **sizes) for p in parts)
+            close(torch.as_tensor(loss.finish(merged, reduction), dtype=dtype), expected, dtype)
+            found = [loss.grad_within(merged, *call(p), **sizes, reduction=reduction) for p in parts]
+            close(np.concatenate([f["input"] for f in found]), wanted["input"], dtype)
+            for name in names[1:]:
+                close(sum(f[name] for f in found), wanted[name], dtype)
+
+
+def test_states_that_are_not_its_own(T: Any, targets: dict[str, Any]) -> None:
+    sizes: dict[str, Any] = {"cutoffs": [3]}
+    module = T.AdaptiveLogSoftmaxWithLoss(8, 20, **sizes)
+    input, target = torch.randn(2, 8), torch.tensor([0, 1])
+    mine, other = module.state(input, target), T.cross_entropy.state(input, target)
+    for wrong in (lambda: getattr(T, NAME).finish(other), lambda: T.cross_entropy.finish(mine), lambda: mine + other):
+        with pytest.raises(ValueError, match=r"is no state of this loss|cannot be merged"):
+            wrong()
+    for word in ("none", "batchmean"):
+        with pytest.raises(ValueError, match=r"finishes no state\. Choose from mean, sum"):
+            getattr(T, NAME).finish(mine, word)
+        with pytest.raises(ValueError, match=r"finishes no state\. Choose from mean, sum"):
+            getattr(targets["numpy"], NAME).finish(getattr(targets["numpy"], NAME).state(
+                input.numpy(), target.numpy(), {n: p.detach().numpy() for n, p in module.named_parameters()}, 8, 20, **sizes), word)
+
+
 def test_what_pytorch_tests_of_its_own(T: Any) -> None:
     """There is no ModuleInfo for it; these are the properties that its own tests hold it to."""
     made = T.AdaptiveLogSoftmaxWithLoss(16, 20, [5, 10, 15], div_value=2.0)

@@ -14,7 +14,10 @@ import numpy as np
 
 from .choices import Choice, Output, check_parameters, check_rows, check_shapes, out_of_range
 from .errors import ArgumentError, TypeMismatch
+from .reductions import REDUCTIONS
 from .runtime import Backend
+from .spec import Spec
+from .state import State, check_state, finish
 
 Array = Any
 Arrays = dict[str, Array]
@@ -35,20 +38,36 @@ class HierarchyFunction:
     def __repr__(self) -> str:
         return f"<{self.name} on {self._backend.name}>"
 
+    @property
+    def spec(self) -> Spec:
+        """What its states are finished by."""
+        return Spec(self.name, (), ("mean", "sum"))
+
     def _value(self, choice: Choice, input: Array, target: Array, parameters: Mapping[str, Any]) -> Output:
         call = Call(self, choice, parameters, input, target)
         return call.finish(call.losses(choice, call.input, call.target))
 
-    def _value_and_grad(self, choice: Choice, input: Array, target: Array, parameters: Mapping[str, Any],
-                        wrt: Sequence[str] | str | None, upstream: Any) -> tuple[Output, Arrays]:
+    def _state(self, choice: Choice, input: Array, target: Array, parameters: Mapping[str, Any]) -> State:
+        call = Call(self, choice, parameters, input, target)
+        return call.state(call.losses(choice, call.input, call.target))
+
+    def finish(self, state: State, reduction: str = "mean") -> np.float64:
+        """The loss of all samples whose totals are in a state, as `state` makes it and `+` merges it."""
+        return finish(self.spec, state, reduction)
+
+    def _value_and_grad(self, choice: Choice, input: Array, target: Array, parameters: Mapping[str, Any], wrt: Sequence[str] | str | None,
+                        upstream: Any, within: State | None = None, reduction: str = "mean") -> tuple[Output, Arrays]:
         call = Call(self, choice, parameters, input, target)
         known = ["input", *call.parameters]
         names = known if wrt is None else [wrt] if isinstance(wrt, str) else list(wrt)
         for name in names:
             if name not in known:
                 raise ArgumentError(f"{self.name}: there is no derivative by {name!r}. Choose from {', '.join(known)}.")
+        word = "mean" if within is None else check_state(self.spec, within, reduction)
+        whole = call.state(np.zeros(len(call.target))) if within is None else within
         with np.errstate(all="ignore"):
-            share = np.divide(1.0 if upstream is None else upstream, len(call.target)).astype(call.dtype)
+            by_total = REDUCTIONS[word].by_total(*map(np.float64, whole.totals))
+            share = np.asarray(by_total * (1.0 if upstream is None else upstream), call.dtype)
         grads = {name: np.zeros_like(p) for name, p in call.parameters.items()}
         losses, by_input = call.losses_and_grad(choice, call.input, call.target, np.broadcast_to(share, call.target.shape), grads)
         grads = {"input": by_input.reshape(np.shape(input)), **grads}
@@ -97,9 +116,13 @@ class Call:
 
     def finish(self, losses: Array) -> Output:
         """What the caller gets."""
-        with np.errstate(all="ignore"):
-            mean = self.dtype.type(np.divide(losses.sum(dtype=np.float64), len(losses)))
+        mean = self.dtype.type(self.function.finish(self.state(losses)))
         return Output(-losses[0] if self.one else -losses, mean)
+
+    def state(self, losses: Array) -> State:
+        """What the losses of some samples add up to."""
+        count = len(losses)
+        return State(self.function.name, losses.sum(dtype=np.float64), np.float64(count), count, count)
 
     def activations(self, choice: Choice, input: Array) -> list[Array]:
         """What goes into each of the layers of a choice, and the scores."""

@@ -8,6 +8,7 @@ from losslib.choices import Choice, Layers, check_cuts, check_size
 from losslib.hierarchy import HierarchyFunction
 from losslib.runtime import check_parameter
 from losslib.spec import Parameter
+from losslib.state import State
 
 
 def choices(in_features: int, n_classes: int, cutoffs: Sequence[int], div_value: float = 4.0, head_bias: bool = False) -> Choice:
@@ -79,6 +80,17 @@ class AdaptiveLogSoftmaxWithLossFunction(HierarchyFunction):
              wrt: Sequence[str] | str | None = None, upstream: Any = None) -> dict[str, Any]:
         """The gradients of the loss by "input" and by parameters, by their names, times `upstream`."""
         return self._value_and_grad(choices(in_features, n_classes, cutoffs, div_value, head_bias), input, target, parameters, wrt, upstream)[1]
+
+    def state(self, input: Any, target: Any, parameters: Mapping[str, Any],
+              in_features: int, n_classes: int, cutoffs: Sequence[int], div_value: float = 4.0, head_bias: bool = False) -> State:
+        """What a part of a batch adds up to: add those of all parts, then `finish`."""
+        return self._state(choices(in_features, n_classes, cutoffs, div_value, head_bias), input, target, parameters)
+
+    def grad_within(self, state: State, input: Any, target: Any, parameters: Mapping[str, Any],
+                    in_features: int, n_classes: int, cutoffs: Sequence[int], div_value: float = 4.0, head_bias: bool = False, *,
+                    reduction: str = "mean", wrt: Sequence[str] | str | None = None, upstream: Any = None) -> dict[str, Any]:
+        """The gradients of the loss of all samples whose totals are in a state, as far as they come from these, times `upstream`."""
+        return self._value_and_grad(choices(in_features, n_classes, cutoffs, div_value, head_bias), input, target, parameters, wrt, upstream, state, reduction)[1]
 
     def log_prob(self, input: Any, parameters: Mapping[str, Any],
                  in_features: int, n_classes: int, cutoffs: Sequence[int], div_value: float = 4.0, head_bias: bool = False) -> Any:

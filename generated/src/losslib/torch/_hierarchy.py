@@ -15,7 +15,9 @@ from torch import Tensor
 
 from ..choices import Choice, Output, check_parameters, check_rows, check_shapes, out_of_range
 from ..errors import TypeMismatch
-from ._runtime import HALVES, find_loss
+from ..spec import Spec
+from ._runtime import HALVES, find_loss, finish
+from ._state import State
 
 
 @dataclass(frozen=True)
@@ -39,17 +41,26 @@ class Tree:
 
     def value(self, input: Tensor, target: Tensor) -> Output:
         """log p of each target, and the mean of their negatives. Raises LossError."""
+        output = -self.rows(input, target).to(input.dtype)
+        return Output(output if target.ndim else output[0], (-output).mean())
+
+    def state(self, name: str, input: Tensor, target: Tensor) -> State:
+        """What the losses of these samples add up to. Raises LossError."""
+        losses = self.rows(input, target)
+        count = len(losses)
+        return State(name, losses.sum(dtype=torch.float64), losses.new_tensor(float(count), dtype=torch.float64), count, count)
+
+    def rows(self, input: Tensor, target: Tensor) -> Tensor:
+        """-log p of each target. Raises LossError."""
         check_shapes(input, target)
         if target.is_floating_point() or target.dtype == torch.bool:
             raise TypeMismatch(f"target holds integers, got {target.dtype}.")
-        one = target.ndim == 0
-        rows, classes = (input[None], target[None]) if one else (input, target)
+        rows, classes = (input, target) if target.ndim else (input[None], target[None])
         if len(classes):
             least, most = torch.stack(classes.aminmax()).tolist()
             if least < self.choice.classes.start or most >= self.choice.classes.stop:
                 raise out_of_range(self.choice.classes, least, most)
-        output = -self.losses(self.choice, rows, classes.long()).to(input.dtype)
-        return Output(output[0] if one else output, (-output).mean())
+        return self.losses(self.choice, rows, classes.long())
 
     def scores(self, choice: Choice, input: Tensor) -> Tensor:
         """The scores of the outcomes; halves are added up and rounded once, at the end."""
@@ -121,6 +132,15 @@ class TorchHierarchy:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return find_loss, (self.__name__,)
+
+    @property
+    def spec(self) -> Spec:
+        """What its states are finished by."""
+        return Spec(self.__name__, (), ("mean", "sum"))
+
+    def finish(self, state: State, reduction: str = "mean") -> Tensor:
+        """The loss of all samples whose totals are in a state, in float64, with the gradients that the state has."""
+        return finish(self.spec, state, reduction)
 
     def _tree(self, choice: Choice, parameters: Mapping[str, Tensor]) -> Tree:
         check_parameters(choice, parameters)

@@ -221,8 +221,13 @@ class TorchLoss:
 
     def finish(self, state: State, reduction: str = "mean") -> Tensor:
         """The loss of all samples whose totals are in a state, in float64, with the gradients that the state has."""
-        word = check_state(self.spec, state, reduction)
-        return FORMULAS[word](*(x if isinstance(x, Tensor) else state.total.new_tensor(float(x)) for x in state.totals))  # type: ignore[no-any-return]
+        return finish(self.spec, state, reduction)
+
+
+def finish(spec: Spec, state: State, reduction: str) -> Tensor:
+    """The loss of all samples whose totals are in a state, with the gradients that the state has."""
+    word = check_state(spec, state, reduction)
+    return FORMULAS[word](*(x if isinstance(x, Tensor) else state.total.new_tensor(float(x)) for x in state.totals))  # type: ignore[no-any-return]
 
 
 class TorchModule(torch.nn.Module):

@@ -10,6 +10,7 @@ from losslib.choices import Output, check_cuts
 from losslib.compositions.adaptive_log_softmax_with_loss import choices
 
 from .._hierarchy import HierarchyModule, Outcome, TorchHierarchy
+from .._state import State
 
 
 class AdaptiveLogSoftmaxWithLossFunction(TorchHierarchy):
@@ -35,6 +36,11 @@ class AdaptiveLogSoftmaxWithLossFunction(TorchHierarchy):
                  in_features: int, n_classes: int, cutoffs: Sequence[int], div_value: float = 4.0, head_bias: bool = False) -> Output:
         """A named tuple: `output`, log p of each target, and `loss`."""
         return self._tree(choices(in_features, n_classes, cutoffs, div_value, head_bias), parameters).value(input, target)
+
+    def state(self, input: Tensor, target: Tensor, parameters: Mapping[str, Tensor],
+              in_features: int, n_classes: int, cutoffs: Sequence[int], div_value: float = 4.0, head_bias: bool = False) -> State:
+        """What a part of a batch adds up to, with gradients: add those of all parts, then `finish`."""
+        return self._tree(choices(in_features, n_classes, cutoffs, div_value, head_bias), parameters).state(self.__name__, input, target)
 
     def log_prob(self, input: Tensor, parameters: Mapping[str, Tensor],
                  in_features: int, n_classes: int, cutoffs: Sequence[int], div_value: float = 4.0, head_bias: bool = False) -> Tensor:
@@ -93,3 +99,7 @@ class AdaptiveLogSoftmaxWithLoss(HierarchyModule):
     def forward(self, input_: Tensor, target_: Tensor) -> Output:
         """A named tuple: `output`, log p of each target, and `loss`."""
         return self._tree().value(input_, target_)
+
+    def state(self, input_: Tensor, target_: Tensor) -> State:
+        """What a part of a batch adds up to, with gradients: add those of all parts, then `adaptive_log_softmax_with_loss.finish`."""
+        return self._tree().state("adaptive_log_softmax_with_loss", input_, target_)
