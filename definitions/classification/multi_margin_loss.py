@@ -23,7 +23,7 @@ multi_margin_loss = Loss(
     signature="input target p margin weight size_average reduce reduction",
     notes=(
         "NaN in the scores gives NaN; PyTorch drops it.",
-        "The mean of no samples is NaN; in PyTorch it is whatever was in memory.",
+        "The mean of no samples is NaN and the sum 0; in PyTorch both are whatever was in memory.",
         "Second derivatives, float16 and bfloat16 are there; in PyTorch they are not. weight has a derivative.",
     ),
 )

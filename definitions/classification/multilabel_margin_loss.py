@@ -21,7 +21,7 @@ multilabel_margin_loss = Loss(
     signature="input target size_average reduce reduction",
     notes=(
         "NaN in the scores gives NaN; PyTorch drops it.",
-        "The mean of no samples is NaN; in PyTorch it is whatever was in memory.",
+        "The mean of no samples is NaN and the sum 0; in PyTorch both are whatever was in memory.",
         "Second derivatives, float16 and bfloat16 are there; in PyTorch they are not.",
         "The kernels of the C and CUDA libraries, and the torch operators, take how often each class is a label.",
     ),

@@ -31,7 +31,7 @@ class MultiLabelMarginLossFunction(TorchLoss):
 
     Note: NaN in the scores gives NaN; PyTorch drops it.
 
-    Note: The mean of no samples is NaN; in PyTorch it is whatever was in memory.
+    Note: The mean of no samples is NaN and the sum 0; in PyTorch both are whatever was in memory.
 
     Note: Second derivatives, float16 and bfloat16 are there; in PyTorch they are not.
 
