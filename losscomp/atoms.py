@@ -221,3 +221,14 @@ def is_atom(node: sp.Basic) -> bool:
 def expand_atoms(expr: sp.Expr) -> sp.Expr:
     """The expression in elementary functions and selections only: what the proofs look at."""
     return expr.replace(is_atom, meaning, simultaneous=False)       # else an atom that looks like one already replaced is kept
+
+
+def number(expr: sp.Expr) -> sp.Float | None:
+    """The value of a formula of constants alone, to 40 digits; None where it is not finite, or where it is made of more than constants.
+
+    SymPy does not know the sign of an atom of constants, so ask this.
+    """
+    if not expr.is_number:
+        return None
+    value = expand_atoms(expr).evalf(40)
+    return sp.Float(value, 40) if (value.is_Float or value.is_Rational) and value.is_finite else None

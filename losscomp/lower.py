@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from functools import reduce as fold
 from typing import Any
@@ -70,20 +70,19 @@ def op(name: str, *args: Node) -> Node:
     return Op(name, args)
 
 
-def digits(expr: sp.Expr) -> sp.Expr:
-    """A formula of constants alone, rounded once."""
-    return atoms.expand_atoms(expr).evalf(40)
-
-
-def constant(expr: sp.Expr) -> Number:
-    """A number that is none of SymPy's."""
-    return Number(str(digits(expr)))
-
-
-def irrational(expr: sp.Expr) -> Number | None:
+def irrational(expr: sp.Expr) -> Number | Const | None:
     """A formula of constants alone, as a number; None where it is infinite or says more than its number."""
-    value = digits(expr)
-    return Number(str(value)) if value.is_Float and value.is_finite and not expr.is_Float else None
+    value = None if expr.is_Float else atoms.number(expr)
+    if value is None or (exact := atoms.expand_atoms(expr)).is_Rational:
+        return None if value is None else Const(int(exact.p), int(exact.q))
+    return Number(str(value))
+
+
+def summed_up(numbers: Sequence[sp.Expr], total: Callable[..., sp.Expr]) -> tuple[bool, Number]:
+    """The sum or the product of constants, rounded once: whether it is negative, and its size."""
+    value = atoms.number(total(*numbers))
+    assert value is not None
+    return bool(value < 0), Number(str(abs(value)))
 
 
 def parameter(param: nodes.Param) -> Param:
@@ -568,10 +567,11 @@ class Lowering:
         plus: list[Node] = []
         minus: list[Node] = []
         late: list[tuple[str, Node]] = []
-        numbers = [t for t in expr.args if t.is_number and t.is_finite]
+        numbers = [t for t in expr.args if atoms.number(t) is not None]
         numbers = numbers if len(numbers) > 1 else []
         if numbers:                                                      # constants are added up exactly
-            (minus if sp.Add(*numbers).is_negative else plus).append(constant(sp.Abs(sp.Add(*numbers))))
+            negative, size = summed_up(numbers, sp.Add)
+            (minus if negative else plus).append(size)
         terms = sorted((t for t in expr.as_ordered_terms() if t not in numbers),
                        key=lambda t: saturating(t) is not None or saturating(-t) is not None)
         while terms:
@@ -622,12 +622,12 @@ class Lowering:
         contents = [self.content(f) for f in self.weighed(list(parts))]
         number = sp.Mul(*(c for c, _ in contents), *(f for _, f in contents if f.is_Rational))
         factors = [f for _, f in contents if not f.is_Rational]
-        constants = [f for f in factors if f.is_number and f.is_finite]
+        constants = [f for f in factors if atoms.number(f) is not None]
         if len(constants) > 1 or any(f.is_Pow for f in constants):       # sqrt(2) / sqrt(pi) is rounded once
             factors = [f for f in factors if f not in constants]
-            exact = sp.Mul(number, *constants)
-            number = sp.S.NegativeOne if exact.is_negative else sp.S.One
-            above.append(constant(sp.Abs(exact)))
+            sign, size = summed_up([number, *constants], sp.Mul)
+            number = sp.S.One
+            above.append(size)
         for f, x in [(f, x) for f in factors for x in factors if isinstance(f, atoms.inverse_root) and x is not f]:
             found = nodes.sum_of_squares(f.args[0])
             along = next((v for v in (x, -x) if found and f in factors and x in factors and nodes.place_of(v, *found[:2])), None)

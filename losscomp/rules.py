@@ -35,6 +35,7 @@ from .atoms import (
     log1pmx,
     logaddexp,
     logcosh,
+    number,
     root,
     sigmoid,
     smaller,
@@ -70,8 +71,8 @@ def _exponential(found: Binding) -> bool:
 
 def _opposite(found: Binding) -> bool:
     """Are these numbers of opposite signs, which nearly cancel?"""
-    return bool(found[a].is_number and found[b].is_number and found[a].is_positive is not found[b].is_positive and
-                abs(found[a] + found[b]) < abs(found[a]) / 2)
+    one, other = number(found[a]), number(found[b])
+    return one is not None and other is not None and bool((one > 0) != (other > 0) and abs(one + other) < abs(one) / 2)
 
 
 def _unnamed(found: Binding) -> bool:

@@ -26,6 +26,7 @@ from losscomp.language import (
     erf,
     exp,
     index,
+    log,
     named,
     param,
     stop_gradient,
@@ -105,6 +106,10 @@ FOUND: dict[str, tuple[Loss, dict[str, Any], dict[str, float]]] = {
     "a product of numbers and an exponential of one": (
         Loss(s / (Rational(1, 4) + 1 / (1 + exp(-Rational(1, 2)) / (exp(v) + 1)))), {"s": S, "v": S}, {}),
     "a function of a number that is whole": (Loss(s**2 * erf(Rational(1)) + Where(s > 0, exp(-Rational(1)) * 2, 0)), {"s": S}, {}),
+    "constants that add up to less than 0": (Loss(s**2 + log(log(exp(-Rational(3)) + 1) + Rational(1, 2)) - Rational(1, 2)), {"s": S}, {}),
+    "a product of constants that is less than 0": (Loss(1 / Sum(exp((Rational(1, 4) + 1 / (1 + exp(Rational(1, 2)))) * (s - u[f])), f)),
+                                                   {"s": S, "u": U}, {}),
+    "a constant with a kink beside an exponential": (Loss(s**2 * (exp(s) - Hinge(Rational(3, 2), tie=1))), {"s": S}, {}),
     "every label but one ignored": (Loss(skipped * x[skipped]), {"x": X, "y": np.array([-100, 2, -100])}, {}),
 }
 
