@@ -374,7 +374,7 @@ static int run_any(const walk *w, const int argument, const int64_t batch, const
 static int run_dense(const walk *w, const int argument, const int64_t batch, const losslib_run *run)
 {
     (void)argument;
-    w->kernel->dense[losslib_level()](batch, run);
+    w->kernel->dense[losslib_level() - 1](batch, run);
     return LOSSLIB_OK;
 }
 
@@ -484,7 +484,7 @@ int losslib_compute(const losslib_kernel *kernel, losslib_call *call)
         scratch = malloc((size_t)cells * (size_t)threads * sizeof *scratch);
         if (scratch == NULL) return LOSSLIB_NO_MEMORY;
     }
-    const visitor compute = kernel->dense[0] != NULL && is_dense(&w) ? run_dense : run_any;
+    const visitor compute = losslib_level() > 0 && kernel->dense[0] != NULL && is_dense(&w) ? run_dense : run_any;
 
     if (chunks == 1) {                      /* a small call asks OpenMP for nothing */
         w.scratch = scratch;

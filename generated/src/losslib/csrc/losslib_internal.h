@@ -68,17 +68,17 @@ typedef struct losslib_family {
     int64_t (*cells)(const int64_t *sizes);      /* how many cells of tables a sample needs; NULL where there are no tables */
 } losslib_family;
 
-/* The usual call is compiled once more for the instructions of newer processors, and the driver asks which of them there are. Levels
- * differ in speed only: contraction is off, and sums have an order. */
+/* The usual call has functions of its own. On x86-64 these are for the vectors of newer processors, and the driver asks which of them
+ * there are; a processor without AVX2 runs the function for any strides. Levels differ in speed only: contraction is off, and sums have
+ * an order. */
 #if defined __GNUC__ && defined __x86_64__ && defined __OPTIMIZE__ && !defined LOSSLIB_PLAIN
-#define LEVELS 3
+#define LEVELS 2
 #define AVX2 __attribute__((target("avx2,fma")))
 #define AVX512 __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")))
 #define FOR_LEVELS(kernel, function, arguments, ...) \
-    DENSE_FUNCTION(, kernel, 1, function, arguments, __VA_ARGS__) \
     DENSE_FUNCTION(AVX2, kernel##_avx2, 2, function, arguments, __VA_ARGS__) \
     DENSE_FUNCTION(AVX512, kernel##_avx512, 3, function, arguments, __VA_ARGS__)
-#define ALL_LEVELS(kernel) NAME(kernel), NAME(kernel##_avx2), NAME(kernel##_avx512)
+#define ALL_LEVELS(kernel) NAME(kernel##_avx2), NAME(kernel##_avx512)
 #define AT_LEVEL(name) \
     (dense == 3 ? MATH(losslib_##name##_avx512) : dense == 2 ? MATH(losslib_##name##_avx2) : MATH(losslib_##name))
 #else
@@ -98,8 +98,8 @@ struct losslib_kernel {
     void (*dense[LEVELS])(int64_t batch, const losslib_run *run);    /* the usual strides, and all that is usually wanted; or NULL */
 };
 
-/* A kernel is its family's function with what it wants known: for any strides (dense is 0), and for the usual ones at each level (dense
- * is 1, 2 or 3). */
+/* A kernel is its family's function with what it wants known: for any strides (dense is 0), and for the usual ones (dense is 1, or 2 and 3
+ * where there are levels). */
 #define WITH(...) , __VA_ARGS__
 #define WANTS(k) (wanted >> (k) & 1)
 #define STRIDED_FUNCTION(kernel, function, arguments, params, axes, ...) \
@@ -155,7 +155,7 @@ struct losslib_kernel {
 
 #include "losslib_polynomials.h"
 
-/* Which level this processor can run. */
+/* Which level this processor can run: 0 is none. */
 int losslib_level(void);
 
 typedef losslib_accumulator accumulator;

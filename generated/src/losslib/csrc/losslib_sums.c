@@ -12,9 +12,10 @@ int losslib_level(void)
 {
 #if LEVELS > 1
     if (__builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) return 2;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#else
+    return 1;
 #endif
-    return 0;
 }
 
 /* A function of each level, and the one that calls that of this processor. */
@@ -25,7 +26,7 @@ int losslib_level(void)
     AVX512 type NAME(losslib_##name##_avx512) declared { return NAME(name) given; } \
     type NAME(losslib_##name) declared \
     { \
-        static type (*const every[LEVELS]) declared = \
+        static type (*const every[LEVELS + 1]) declared = \
             {NAME(name##_plain), NAME(losslib_##name##_avx2), NAME(losslib_##name##_avx512)}; \
         return every[losslib_level()] given; \
     }
