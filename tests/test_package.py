@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from losscomp import compiler
+from losscomp import __version__, compiler
 from losscomp.build import build
 from losscomp.plan import Options
 
@@ -212,3 +213,9 @@ def test_losscomp_builds_from_its_wheel(tmp_path: Path) -> None:
     build(Options(ROOT / "definitions" / "regression" / "huber_loss.py", tmp_path / "expected", "losslib", compile=False))
     assert (tmp_path / "out" / ".losscomp.json").read_bytes() == (tmp_path / "expected" / ".losscomp.json").read_bytes()
     assert "huber_loss" in run(sys.executable, "-m", "losscomp", "list", cwd=tmp_path, **environment)
+
+
+def test_one_version() -> None:
+    """The changes and the citation speak of the version that the package has."""
+    assert re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1] == __version__  # type: ignore[index]
+    assert re.search(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1] == __version__  # type: ignore[index]

@@ -278,15 +278,15 @@ _COMPOSED = {
 }
 __all__ = ["adaptive_log_softmax_with_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits", "charbonnier_loss", "contrastive_loss", "cosine_embedding_loss", "crf_nll", "cross_entropy", "ctc_loss", "dice_loss", "distillation_loss", "dpo_loss", "expectile_loss", "focal_loss", "gamma_nll_loss", "gaussian_crps_loss", "gaussian_nll_loss", "generalized_cross_entropy", "hinge_embedding_loss", "hinge_loss", "huber_loss", "info_nce_loss", "ipo_loss", "jaccard_loss", "jensen_shannon", "keras_binary_crossentropy", "keras_categorical_crossentropy", "keras_hinge", "keras_huber", "keras_kl_divergence", "keras_mean_absolute_error", "keras_mean_squared_error", "keras_mean_squared_logarithmic_error", "keras_poisson", "keras_sparse_categorical_crossentropy", "keras_squared_hinge", "kl_div", "l1_loss", "laplace_nll_loss", "log_cosh_loss", "margin_ranking_loss", "mse_loss", "multi_margin_loss", "multilabel_margin_loss", "multilabel_soft_margin_loss", "negative_binomial_nll_loss", "nll_loss", "poisson_nll_loss", "pseudo_huber_loss", "quantile_loss", "ranknet_loss", "rnnt_loss", "sigmoid_focal_loss", "simpo_loss", "smooth_l1_loss", "soft_capped_cross_entropy", "soft_dtw", "soft_margin_loss", "squared_hinge_loss", "supervised_contrastive_loss", "symmetric_cross_entropy", "tf1_absolute_difference", "tf1_hinge_loss", "tf1_huber_loss", "tf1_mean_squared_error", "tf1_sigmoid_cross_entropy", "tf1_softmax_cross_entropy", "tf_sigmoid_cross_entropy_with_logits", "tf_softmax_cross_entropy_with_logits", "tf_sparse_softmax_cross_entropy_with_logits", "tf_weighted_cross_entropy_with_logits", "total_variation", "triplet_distance_loss", "triplet_margin_loss", "triplet_margin_with_distance_loss", "tversky_loss", "tweedie_loss", "set_num_threads", "get_num_threads", "LossError"]
 
-
-def __getattr__(name: str) -> Any:
-    """A loss, made when first asked for."""
-    classes, folder = (_COMPOSED, "compositions") if name in _COMPOSED else (_CLASSES, "losses")
-    if name not in classes:
-        raise AttributeError(f"{__name__} has no loss {name!r}; it has {', '.join([*_CLASSES, *_COMPOSED])}")
-    loss = getattr(import_module(f"losslib.{folder}.{name}"), classes[name])(_backend)
-    globals()[name] = loss
-    return loss
+if not TYPE_CHECKING:                                # a name that is no loss is an error to who checks types
+    def __getattr__(name: str) -> Any:
+        """A loss, made when first asked for."""
+        classes, folder = (_COMPOSED, "compositions") if name in _COMPOSED else (_CLASSES, "losses")
+        if name not in classes:
+            raise AttributeError(f"{__name__} has no loss {name!r}; it has {', '.join([*_CLASSES, *_COMPOSED])}")
+        loss = getattr(import_module(f"losslib.{folder}.{name}"), classes[name])(_backend)
+        globals()[name] = loss
+        return loss
 
 
 def __dir__() -> list[str]:

@@ -4,7 +4,20 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import keras_binary_crossentropy as binary_crossentropy
+    from . import keras_categorical_crossentropy as categorical_crossentropy
+    from . import keras_hinge as hinge
+    from . import keras_huber as huber
+    from . import keras_kl_divergence as kl_divergence
+    from . import keras_mean_absolute_error as mean_absolute_error
+    from . import keras_mean_squared_error as mean_squared_error
+    from . import keras_mean_squared_logarithmic_error as mean_squared_logarithmic_error
+    from . import keras_poisson as poisson
+    from . import keras_sparse_categorical_crossentropy as sparse_categorical_crossentropy
+    from . import keras_squared_hinge as squared_hinge
 
 _NAMES = {
     "binary_crossentropy": "keras_binary_crossentropy",
@@ -21,12 +34,12 @@ _NAMES = {
 }
 __all__ = ["binary_crossentropy", "categorical_crossentropy", "hinge", "huber", "kl_divergence", "mean_absolute_error", "mean_squared_error", "mean_squared_logarithmic_error", "poisson", "sparse_categorical_crossentropy", "squared_hinge"]
 
-
-def __getattr__(name: str) -> Any:
-    """A loss, made when first asked for."""
-    if name not in _NAMES:
-        raise AttributeError(f"{__name__} has no {name!r}; it has {', '.join(_NAMES)}")
-    return getattr(import_module("losslib.c"), _NAMES[name])
+if not TYPE_CHECKING:                                # a name that is no loss is an error to who checks types
+    def __getattr__(name: str) -> Any:
+        """A loss, made when first asked for."""
+        if name not in _NAMES:
+            raise AttributeError(f"{__name__} has no {name!r}; it has {', '.join(_NAMES)}")
+        return getattr(import_module("losslib.c"), _NAMES[name])
 
 
 def __dir__() -> list[str]:

@@ -4,7 +4,15 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import tf1_absolute_difference as absolute_difference
+    from . import tf1_hinge_loss as hinge_loss
+    from . import tf1_huber_loss as huber_loss
+    from . import tf1_mean_squared_error as mean_squared_error
+    from . import tf1_sigmoid_cross_entropy as sigmoid_cross_entropy
+    from . import tf1_softmax_cross_entropy as softmax_cross_entropy
 
 _NAMES = {
     "absolute_difference": "tf1_absolute_difference",
@@ -16,12 +24,12 @@ _NAMES = {
 }
 __all__ = ["absolute_difference", "hinge_loss", "huber_loss", "mean_squared_error", "sigmoid_cross_entropy", "softmax_cross_entropy"]
 
-
-def __getattr__(name: str) -> Any:
-    """A loss, made when first asked for."""
-    if name not in _NAMES:
-        raise AttributeError(f"{__name__} has no {name!r}; it has {', '.join(_NAMES)}")
-    return getattr(import_module("losslib.c"), _NAMES[name])
+if not TYPE_CHECKING:                                # a name that is no loss is an error to who checks types
+    def __getattr__(name: str) -> Any:
+        """A loss, made when first asked for."""
+        if name not in _NAMES:
+            raise AttributeError(f"{__name__} has no {name!r}; it has {', '.join(_NAMES)}")
+        return getattr(import_module("losslib.c"), _NAMES[name])
 
 
 def __dir__() -> list[str]:

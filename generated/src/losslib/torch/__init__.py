@@ -333,14 +333,14 @@ _HOMES = {
 }
 __all__ = [*_HOMES, "LossError", "cuda_missing"]
 
-
-def __getattr__(name: str) -> Any:
-    """A function or a module, made when first asked for."""
-    if name not in _HOMES:
-        raise AttributeError(f"{__name__} has no {name!r}; it has {', '.join(_HOMES)}")
-    found = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = found
-    return found
+if not TYPE_CHECKING:                                # a name that is no loss is an error to who checks types
+    def __getattr__(name: str) -> Any:
+        """A function or a module, made when first asked for."""
+        if name not in _HOMES:
+            raise AttributeError(f"{__name__} has no {name!r}; it has {', '.join(_HOMES)}")
+        found = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        globals()[name] = found
+        return found
 
 
 def __dir__() -> list[str]:

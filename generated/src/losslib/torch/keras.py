@@ -4,7 +4,31 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import keras_binary_crossentropy as binary_crossentropy
+    from . import keras_categorical_crossentropy as categorical_crossentropy
+    from . import keras_hinge as hinge
+    from . import keras_huber as huber
+    from . import keras_kl_divergence as kl_divergence
+    from . import keras_mean_absolute_error as mean_absolute_error
+    from . import keras_mean_squared_error as mean_squared_error
+    from . import keras_mean_squared_logarithmic_error as mean_squared_logarithmic_error
+    from . import keras_poisson as poisson
+    from . import keras_sparse_categorical_crossentropy as sparse_categorical_crossentropy
+    from . import keras_squared_hinge as squared_hinge
+    from . import KerasBinaryCrossentropy as BinaryCrossentropy
+    from . import KerasCategoricalCrossentropy as CategoricalCrossentropy
+    from . import KerasHinge as Hinge
+    from . import KerasHuber as Huber
+    from . import KerasKlDivergence as KlDivergence
+    from . import KerasMeanAbsoluteError as MeanAbsoluteError
+    from . import KerasMeanSquaredError as MeanSquaredError
+    from . import KerasMeanSquaredLogarithmicError as MeanSquaredLogarithmicError
+    from . import KerasPoisson as Poisson
+    from . import KerasSparseCategoricalCrossentropy as SparseCategoricalCrossentropy
+    from . import KerasSquaredHinge as SquaredHinge
 
 _NAMES = {
     "binary_crossentropy": "keras_binary_crossentropy",
@@ -32,12 +56,12 @@ _NAMES = {
 }
 __all__ = ["binary_crossentropy", "categorical_crossentropy", "hinge", "huber", "kl_divergence", "mean_absolute_error", "mean_squared_error", "mean_squared_logarithmic_error", "poisson", "sparse_categorical_crossentropy", "squared_hinge", "BinaryCrossentropy", "CategoricalCrossentropy", "Hinge", "Huber", "KlDivergence", "MeanAbsoluteError", "MeanSquaredError", "MeanSquaredLogarithmicError", "Poisson", "SparseCategoricalCrossentropy", "SquaredHinge"]
 
-
-def __getattr__(name: str) -> Any:
-    """A loss, made when first asked for."""
-    if name not in _NAMES:
-        raise AttributeError(f"{__name__} has no {name!r}; it has {', '.join(_NAMES)}")
-    return getattr(import_module("losslib.torch"), _NAMES[name])
+if not TYPE_CHECKING:                                # a name that is no loss is an error to who checks types
+    def __getattr__(name: str) -> Any:
+        """A loss, made when first asked for."""
+        if name not in _NAMES:
+            raise AttributeError(f"{__name__} has no {name!r}; it has {', '.join(_NAMES)}")
+        return getattr(import_module("losslib.torch"), _NAMES[name])
 
 
 def __dir__() -> list[str]:

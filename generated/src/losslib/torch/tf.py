@@ -4,7 +4,17 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import tf_sigmoid_cross_entropy_with_logits as sigmoid_cross_entropy_with_logits
+    from . import tf_softmax_cross_entropy_with_logits as softmax_cross_entropy_with_logits
+    from . import tf_sparse_softmax_cross_entropy_with_logits as sparse_softmax_cross_entropy_with_logits
+    from . import tf_weighted_cross_entropy_with_logits as weighted_cross_entropy_with_logits
+    from . import TfSigmoidCrossEntropyWithLogits as SigmoidCrossEntropyWithLogits
+    from . import TfSoftmaxCrossEntropyWithLogits as SoftmaxCrossEntropyWithLogits
+    from . import TfSparseSoftmaxCrossEntropyWithLogits as SparseSoftmaxCrossEntropyWithLogits
+    from . import TfWeightedCrossEntropyWithLogits as WeightedCrossEntropyWithLogits
 
 _NAMES = {
     "sigmoid_cross_entropy_with_logits": "tf_sigmoid_cross_entropy_with_logits",
@@ -18,12 +28,12 @@ _NAMES = {
 }
 __all__ = ["sigmoid_cross_entropy_with_logits", "softmax_cross_entropy_with_logits", "sparse_softmax_cross_entropy_with_logits", "weighted_cross_entropy_with_logits", "SigmoidCrossEntropyWithLogits", "SoftmaxCrossEntropyWithLogits", "SparseSoftmaxCrossEntropyWithLogits", "WeightedCrossEntropyWithLogits"]
 
-
-def __getattr__(name: str) -> Any:
-    """A loss, made when first asked for."""
-    if name not in _NAMES:
-        raise AttributeError(f"{__name__} has no {name!r}; it has {', '.join(_NAMES)}")
-    return getattr(import_module("losslib.torch"), _NAMES[name])
+if not TYPE_CHECKING:                                # a name that is no loss is an error to who checks types
+    def __getattr__(name: str) -> Any:
+        """A loss, made when first asked for."""
+        if name not in _NAMES:
+            raise AttributeError(f"{__name__} has no {name!r}; it has {', '.join(_NAMES)}")
+        return getattr(import_module("losslib.torch"), _NAMES[name])
 
 
 def __dir__() -> list[str]:
