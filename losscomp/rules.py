@@ -634,7 +634,8 @@ def quotient_less_its_part(expr: sp.Expr) -> sp.Expr | None:
     if not isinstance(expr, sp.Add):
         return None
     for t in expr.args:
-        for base in (f.base for f in sp.Mul.make_args(t) if f.is_Pow and f.exp.is_Integer and f.exp < 0 and isinstance(f.base, sp.Add)):
+        below = (f.base for f in sp.Mul.make_args(t) if f.is_Pow and f.exp.is_Integer and f.exp < 0)
+        for base in (b for b in below if isinstance(b, sp.Add) and not b.is_number):       # all of numbers: none is nearly all
             for u in (u for u in expr.args if u != t):
                 parts = [f for f in sp.Mul.make_args(u) if isinstance(f, sp.Add) and set(f.args) < set(base.args)]
                 for x_ in [*([base - 1] if 1 in base.args else []), *parts]:

@@ -110,6 +110,8 @@ FOUND: dict[str, tuple[Loss, dict[str, Any], dict[str, float]]] = {
     "a product of constants that is less than 0": (Loss(1 / Sum(exp((Rational(1, 4) + 1 / (1 + exp(Rational(1, 2)))) * (s - u[f])), f)),
                                                    {"s": S, "u": U}, {}),
     "a constant with a kink beside an exponential": (Loss(s**2 * (exp(s) - Hinge(Rational(3, 2), tie=1))), {"s": S}, {}),
+    "a quotient of constants that are parts of each other": (
+        Loss(v**2 / (straight_through(tanh(Rational(2)), s)**2 + 1)), {"s": S, "v": S + 0.5}, {}),
     "every label but one ignored": (Loss(skipped * x[skipped]), {"x": X, "y": np.array([-100, 2, -100])}, {}),
 }
 
