@@ -34,8 +34,8 @@ DIRECT: dict[type, str] = {
 BRANCHES: dict[type, Callable[..., Node]] = {
     atoms.hinge: lambda z, tie: where(Op("lt", (z, ZERO)), ZERO, z),
     atoms.step: lambda z, tie: Op("step", (z, tie)),
-    atoms.larger: lambda a, b, tie: Op("larger", (a, b)),
-    atoms.smaller: lambda a, b, tie: Op("smaller", (a, b)),
+    atoms.larger: lambda a, b, tie: op("larger", a, b),
+    atoms.smaller: lambda a, b, tie: op("smaller", a, b),
     atoms.same: lambda a, b: where(Op("eq", (a, b)), ONE, ZERO),
 }
 FOLDED: dict[str, Callable[[Fraction, Fraction], Fraction]] = {

@@ -76,6 +76,12 @@ x, u, s, w = tensor("x", classes), tensor("u", features), tensor("s"), tensor("w
 v, fixed = tensor("v", optional=True, default=0.5), tensor("fixed", fixed=True)
 y, skipped = index("y", into=classes), index("y", into=classes, ignore="skip")
 k = index("k", features, into=classes)
+d = classes.index()
+
+
+def chosen(i: Any) -> Any:
+    return Where(Eq(i, y), 1, 0)
+
 a = param("a", default=0.75, positive=True)
 
 FOUND: dict[str, tuple[Loss, dict[str, Any], dict[str, float]]] = {
@@ -112,6 +118,9 @@ FOUND: dict[str, tuple[Loss, dict[str, Any], dict[str, float]]] = {
     "a constant with a kink beside an exponential": (Loss(s**2 * (exp(s) - Hinge(Rational(3, 2), tie=1))), {"s": S}, {}),
     "a quotient of constants that are parts of each other": (
         Loss(v**2 / (straight_through(tanh(Rational(2)), s)**2 + 1)), {"s": S, "v": S + 0.5}, {}),
+    "the larger of whole numbers": (
+        Loss(x[y] * Sum(exp(Max(1, chosen(c), tie=Rational(1, 2))) / Sum(exp(Max(chosen(c), chosen(d), tie=Rational(1, 2))), d), c)),
+        {"x": X, "y": Y}, {}),
     "every label but one ignored": (Loss(skipped * x[skipped]), {"x": X, "y": np.array([-100, 2, -100])}, {}),
 }
 

@@ -189,7 +189,7 @@ static INLINE void NAME(value)(const int64_t batch, const losslib_run *run, cons
         const REAL base_2 = fabs(largest_2) == INFINITY ? 0 : largest_2;
         const REAL shifted = largest_2 + log1p(exp(smaller(alpha_before_4, alpha_before_5) - base_2));
         const REAL nll = -shifted;
-        const REAL counted = -shifted / (reduction_is_mean == 1 ? larger(target_lengths[n * target_lengths_batch], 1) : 1);
+        const REAL counted = -shifted / (reduction_is_mean == 1 ? larger((REAL)target_lengths[n * target_lengths_batch], 1) : 1);
         const REAL choice_2 = nll == INFINITY ? (zero_infinity == 1 ? 0 : nll) : counted;
         if (loss_wanted) loss[n * loss_batch] = (STORED)(choice_2);
         accumulate(&total_loss_sum, choice_2);
@@ -292,7 +292,7 @@ static INLINE void NAME(value_scaled)(const int64_t batch, const losslib_run *ru
         const REAL total_2 = times_power(alpha_part[(frames - 1) * alpha_part_frames + 2 * target_lengths[n * target_lengths_batch] - 1], alpha_power_before_4 - top_2) + times_power(alpha_part[(frames - 1) * alpha_part_frames + 2 * target_lengths[n * target_lengths_batch]], alpha_power_before_5 - top_2);
         const REAL logarithm = scaled_log(significand(total_2), top_2 + exponent_of(total_2));
         const REAL minus_logarithm = -logarithm;
-        const REAL choice_2 = minus_logarithm == INFINITY ? (zero_infinity == 1 ? 0 : minus_logarithm) : -logarithm / (reduction_is_mean == 1 ? larger(target_lengths[n * target_lengths_batch], 1) : 1);
+        const REAL choice_2 = minus_logarithm == INFINITY ? (zero_infinity == 1 ? 0 : minus_logarithm) : -logarithm / (reduction_is_mean == 1 ? larger((REAL)target_lengths[n * target_lengths_batch], 1) : 1);
         if (loss_wanted) loss[n * loss_batch] = (STORED)(choice_2);
         accumulate(&total_loss_sum, choice_2);
     }
@@ -378,7 +378,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         const REAL nll = -shifted;
         const int equal = nll == INFINITY;
         const int equal_2 = normalized == 1;
-        const REAL choice_2 = reduction_is_mean == 1 ? larger(target_lengths[n * target_lengths_batch], 1) : 1;
+        const REAL choice_2 = reduction_is_mean == 1 ? larger((REAL)target_lengths[n * target_lengths_batch], 1) : 1;
         const REAL ratio = (REAL)scale[n * scale_batch] / choice_2;
         if (!equal && equal_2) {
             for (int64_t f = 0; f < frames; ++f) {
@@ -537,7 +537,7 @@ static INLINE void NAME(value_and_grad_scaled)(const int64_t batch, const lossli
         const REAL minus_logarithm = -logarithm;
         const int equal = minus_logarithm == INFINITY;
         const int equal_2 = normalized == 1;
-        const REAL choice_2 = reduction_is_mean == 1 ? larger(target_lengths[n * target_lengths_batch], 1) : 1;
+        const REAL choice_2 = reduction_is_mean == 1 ? larger((REAL)target_lengths[n * target_lengths_batch], 1) : 1;
         const REAL ratio = (REAL)scale[n * scale_batch] / choice_2;
         if (!equal && equal_2) {
             for (int64_t f = 0; f < frames; ++f) {
@@ -683,7 +683,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         const REAL nll = -shifted;
         const REAL product = alpha_rate[(frames - 1) * alpha_rate_frames + 2 * target_lengths[n * target_lengths_batch] - 1] * zero_if_absent(alpha_before_7, exp(smaller(alpha_before_7 - shifted, 0)));
         const REAL product_2 = alpha_rate[(frames - 1) * alpha_rate_frames + 2 * target_lengths[n * target_lengths_batch]] * zero_if_absent(alpha_before_8, exp(smaller(alpha_before_8 - shifted, 0)));
-        const REAL choice_2 = nll == INFINITY ? (zero_infinity == 1 ? 0 : -(product + product_2)) : (normalized == 1 ? sum_sum_product - product - product_2 : -(product + product_2)) / (reduction_is_mean == 1 ? larger(target_lengths[n * target_lengths_batch], 1) : 1);
+        const REAL choice_2 = nll == INFINITY ? (zero_infinity == 1 ? 0 : -(product + product_2)) : (normalized == 1 ? sum_sum_product - product - product_2 : -(product + product_2)) / (reduction_is_mean == 1 ? larger((REAL)target_lengths[n * target_lengths_batch], 1) : 1);
         if (rate_wanted) rate[n * rate_batch] = (STORED)(choice_2);
         accumulate(&total_rate_sum, choice_2);
     }
@@ -786,7 +786,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         const REAL nll = -shifted;
         const int equal = nll == INFINITY;
         const int equal_2 = normalized == 1;
-        const REAL choice_2 = reduction_is_mean == 1 ? larger(target_lengths[n * target_lengths_batch], 1) : 1;
+        const REAL choice_2 = reduction_is_mean == 1 ? larger((REAL)target_lengths[n * target_lengths_batch], 1) : 1;
         const REAL ratio = (REAL)scale[n * scale_batch] / choice_2;
         if (!equal && equal_2) {
             for (int64_t f = 0; f < frames; ++f) {

@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(THREADS, 1) value(const __grid_constant__ laun
         const real base_2 = fabs(largest_2) == INFINITY ? 0 : largest_2;
         const real shifted = largest_2 + log1p(exp(smaller<real>(alpha_before_4, alpha_before_5) - base_2));
         const real nll = -shifted;
-        const real counted = -shifted / (reduction_is_mean == 1 ? larger<real>(target_lengths, 1) : 1);
+        const real counted = -shifted / (reduction_is_mean == 1 ? larger<real>((real)target_lengths, 1) : 1);
         const real choice_2 = nll == INFINITY ? (zero_infinity == 1 ? 0 : nll) : counted;
         if (team.leads) loss.put(choice_2);
         if (team.leads) total_loss_sum.add(choice_2);
@@ -177,7 +177,7 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad(const __grid_consta
         const real nll = -shifted;
         const bool equal = nll == INFINITY;
         const bool equal_2 = normalized == 1;
-        const real choice_2 = reduction_is_mean == 1 ? larger<real>(target_lengths, 1) : 1;
+        const real choice_2 = reduction_is_mean == 1 ? larger<real>((real)target_lengths, 1) : 1;
         const real ratio = scale / choice_2;
         if (grad_log_probs.wanted) for (int64_t f = team.lane; f < frames; f += team.size) {
             for (int64_t c = 0; c < classes; ++c) {
@@ -323,7 +323,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp(const __grid_constant__ launch
         const real nll = -shifted;
         const real product = alpha_rate[(frames - 1) * alpha_rate_frames + 2 * target_lengths - 1] * (alpha_before_7 == -INFINITY ? 0 : exp(smaller<real>(alpha_before_7 - shifted, 0)));
         const real product_2 = alpha_rate[(frames - 1) * alpha_rate_frames + 2 * target_lengths] * (alpha_before_8 == -INFINITY ? 0 : exp(smaller<real>(alpha_before_8 - shifted, 0)));
-        const real choice_2 = nll == INFINITY ? (zero_infinity == 1 ? 0 : -(product + product_2)) : (normalized == 1 ? sum_sum_product - product - product_2 : -(product + product_2)) / (reduction_is_mean == 1 ? larger<real>(target_lengths, 1) : 1);
+        const real choice_2 = nll == INFINITY ? (zero_infinity == 1 ? 0 : -(product + product_2)) : (normalized == 1 ? sum_sum_product - product - product_2 : -(product + product_2)) / (reduction_is_mean == 1 ? larger<real>((real)target_lengths, 1) : 1);
         if (team.leads) rate.put(choice_2);
         if (team.leads) total_rate_sum.add(choice_2);
         team.meet();
@@ -427,7 +427,7 @@ __global__ void __launch_bounds__(THREADS, 1) hvp(const __grid_constant__ launch
         const real nll = -shifted;
         const bool equal = nll == INFINITY;
         const bool equal_2 = normalized == 1;
-        const real choice_2 = reduction_is_mean == 1 ? larger<real>(target_lengths, 1) : 1;
+        const real choice_2 = reduction_is_mean == 1 ? larger<real>((real)target_lengths, 1) : 1;
         const real ratio = scale / choice_2;
         if (hvp_log_probs.wanted) for (int64_t f = team.lane; f < frames; f += team.size) {
             for (int64_t c = 0; c < classes; ++c) {

@@ -29,6 +29,7 @@ def value(log_probs, input_lengths, target_lengths, targets, blank, zero_infinit
     batch = log_probs.shape[0]
     classes = log_probs.shape[2]
     labels = targets.shape[1]
+    real = np.float64
     loss = np.zeros((batch,))
     total_loss = 0.0
     log_probs = np.asarray(log_probs, np.float64)
@@ -65,7 +66,7 @@ def value(log_probs, input_lengths, target_lengths, targets, blank, zero_infinit
         base_2 = np.where(np.abs(largest_2) == np.inf, 0, largest_2)
         shifted = largest_2 + np.log1p(np.exp(np.minimum(alpha_before_4, alpha_before_5) - base_2))
         nll = -shifted
-        counted = -shifted / np.where(reduction_is_mean == 1, np.maximum(target_lengths[n], 1), 1)
+        counted = -shifted / np.where(reduction_is_mean == 1, np.maximum(real(target_lengths[n]), 1), 1)
         choice_2 = np.where(nll == np.inf, np.where(zero_infinity == 1, 0, nll), counted)
         loss[n] = stable.number(choice_2)
         total_loss += stable.number(choice_2)
@@ -78,6 +79,7 @@ def value_and_grad(log_probs, input_lengths, target_lengths, targets, scale, bla
     time = log_probs.shape[1]
     classes = log_probs.shape[2]
     labels = targets.shape[1]
+    real = np.float64
     loss = np.zeros((batch,))
     total_loss = 0.0
     grad_log_probs = np.zeros((batch, time, classes))
@@ -119,7 +121,7 @@ def value_and_grad(log_probs, input_lengths, target_lengths, targets, scale, bla
         nll = -shifted
         equal = nll == np.inf
         equal_2 = normalized == 1
-        choice_2 = np.where(reduction_is_mean == 1, np.maximum(target_lengths[n], 1), 1)
+        choice_2 = np.where(reduction_is_mean == 1, np.maximum(real(target_lengths[n]), 1), 1)
         ratio = scale[n] / choice_2
         f = np.arange(frames).reshape(1, -1, 1)
         c = np.arange(classes).reshape(-1, 1, 1)
@@ -152,6 +154,7 @@ def jvp(log_probs, input_lengths, target_lengths, targets, direction_log_probs, 
     batch = log_probs.shape[0]
     classes = log_probs.shape[2]
     labels = targets.shape[1]
+    real = np.float64
     rate = np.zeros((batch,))
     total_rate = 0.0
     log_probs = np.asarray(log_probs, np.float64)
@@ -204,7 +207,7 @@ def jvp(log_probs, input_lengths, target_lengths, targets, direction_log_probs, 
         nll = -shifted
         product = alpha_rate[frames - 1, 2 * target_lengths[n] - 1] * np.where(alpha_before_7 == -np.inf, 0, np.exp(np.minimum(alpha_before_7 - shifted, 0)))
         product_2 = alpha_rate[frames - 1, 2 * target_lengths[n]] * np.where(alpha_before_8 == -np.inf, 0, np.exp(np.minimum(alpha_before_8 - shifted, 0)))
-        choice_2 = np.where(nll == np.inf, np.where(zero_infinity == 1, 0, -(product + product_2)), np.where(normalized == 1, sum_sum_product - product - product_2, -(product + product_2)) / np.where(reduction_is_mean == 1, np.maximum(target_lengths[n], 1), 1))
+        choice_2 = np.where(nll == np.inf, np.where(zero_infinity == 1, 0, -(product + product_2)), np.where(normalized == 1, sum_sum_product - product - product_2, -(product + product_2)) / np.where(reduction_is_mean == 1, np.maximum(real(target_lengths[n]), 1), 1))
         rate[n] = stable.number(choice_2)
         total_rate += stable.number(choice_2)
     return rate, total_rate
@@ -216,6 +219,7 @@ def hvp(log_probs, input_lengths, target_lengths, targets, scale, direction_log_
     time = log_probs.shape[1]
     classes = log_probs.shape[2]
     labels = targets.shape[1]
+    real = np.float64
     hvp_log_probs = np.zeros((batch, time, classes))
     log_probs = np.asarray(log_probs, np.float64)
     scale = np.asarray(scale, np.float64)
@@ -266,7 +270,7 @@ def hvp(log_probs, input_lengths, target_lengths, targets, scale, direction_log_
         nll = -shifted
         equal = nll == np.inf
         equal_2 = normalized == 1
-        choice_2 = np.where(reduction_is_mean == 1, np.maximum(target_lengths[n], 1), 1)
+        choice_2 = np.where(reduction_is_mean == 1, np.maximum(real(target_lengths[n]), 1), 1)
         ratio = scale[n] / choice_2
         f = np.arange(frames).reshape(1, -1, 1)
         c = np.arange(classes).reshape(-1, 1, 1)
