@@ -259,12 +259,13 @@ class Accumulate:
 
 @dataclass(frozen=True)
 class Store:
-    """tensor[index] = value; or, where the tensor is shared by samples or is pushed to, tensor[index] += value."""
+    """tensor[index] = value; or, where the tensor is shared by samples or is pushed to, tensor[index] += value. `when`: flags alone."""
 
     tensor: str
     index: tuple[Node, ...]
     value: Node
     adds: bool = False
+    when: Node | None = None
 
 
 @dataclass(frozen=True)

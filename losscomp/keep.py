@@ -1,15 +1,36 @@
 """What the loop nest of a kernel tells that its formulas do not: what is computed twice, and what is surely not larger.
 
 Loops over a row that depend on each other each compute their parts again. What costs much is kept in the row of a result instead:
-the earlier loop stores it where the result will be, and the last loop reads it there before it stores the result.
+the earlier loop stores it where the result will be, and the last loop reads it there before it stores the result. Members of a
+family whose flags differ keep different things, each what it needs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from .ir import SAMPLE, Accumulate, Kernel, Let, Load, Loop, Node, Op, Ref, Statement, Store, Var, Wanted, walk
+from .ir import (
+    SAMPLE,
+    Accumulate,
+    Flag,
+    Kernel,
+    Let,
+    Load,
+    Loop,
+    Member,
+    Node,
+    Op,
+    Ref,
+    Statement,
+    Store,
+    Var,
+    Wanted,
+    kind_of,
+    settled,
+    values,
+    walk,
+)
 from .schedule import CHEAP, rebuild
 
 # About what operations count; those that are not here are functions. What is worth a store and a read.
@@ -18,9 +39,51 @@ COST = {**dict.fromkeys(CHEAP | {"where", "eq", "ne", "lt", "le", "gt", "ge", "a
 FUNCTION, WORTH = 20, 12
 
 
-def refined(kernel: Kernel) -> Kernel:
+@dataclass(frozen=True)
+class Case:
+    """Members with the same flags: what holds, and the results that they have."""
+
+    flags: Mapping[str, bool]
+    results: frozenset[str]
+
+
+def refined(kernel: Kernel, members: Sequence[Member]) -> Kernel:
     """The kernel with what its loops know put to use. For targets whose results are arrays of the numbers they compute in."""
-    return replace(kernel, body=below(keep(kernel.body, frozenset(row_results(kernel)))))
+    cases = []
+    for flags in dict.fromkeys(m.flags for m in members):
+        results = frozenset(a.name for m in members if m.flags == flags for a in m.signature.outputs)
+        cases.append(Case(dict(zip(kernel.flags, flags, strict=True)), results))
+    return replace(kernel, body=below(Keeper(kernel, cases)(kernel.body)))
+
+
+def needed(body: tuple[Statement, ...], case: Case, known: Iterable[str]) -> frozenset[str]:
+    """The names from which the results of a case are computed, where some are known."""
+    made: dict[str, list[Node]] = {}
+    for s in values(body):
+        name = s.tensor if isinstance(s, Store) else s.start.name if isinstance(s, Accumulate) else s.name
+        made.setdefault(name, []).append(s.value)
+    seen: set[Node] = set()
+    found, known = set(case.results), frozenset(known)
+    ahead = [value for name in case.results for value in made.get(name, ())]
+    while ahead:
+        node = ahead.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        match node:
+            case Ref(name):
+                found.add(name)
+                ahead += made.get(name, ()) if name not in known else ()
+            case Op("where", (chosen, a, b)) if settled(chosen):
+                ahead.append(a if holds(chosen, case.flags) else b)
+            case _:
+                ahead += node.children
+    return frozenset(found)
+
+
+def holds(condition: Node, flags: Mapping[str, bool]) -> bool:
+    """Whether a settled condition is true."""
+    return flags[condition.name] if isinstance(condition, Flag) else any(holds(c, flags) for c in condition.children)
 
 
 def row_results(kernel: Kernel) -> Iterator[str]:
@@ -28,35 +91,90 @@ def row_results(kernel: Kernel) -> Iterator[str]:
     return (a.name for a in kernel.outputs if a.role == "output" and a.per_sample and len(a.axes) == 1)
 
 
-def keep(body: tuple[Statement, ...], results: frozenset[str]) -> tuple[Statement, ...]:
-    """The statements, with what two loops compute kept in results of the later one."""
-    out = [replace(s, body=keep(s.body, results)) if isinstance(s, Loop) else s for s in body]
-    for last in [k for k, s in enumerate(out) if isinstance(s, Loop)]:
-        earlier = [k for k in range(last) if isinstance(out[k], Loop)]
-        for first in earlier:
-            out[first], out[last] = kept(out[first], out[last], results)
-    return tuple(out)
+class Keeper:
+    """Keeps what two loops of a kernel compute in results of the later one. `read`: what the last loops read, for each case."""
 
+    def __init__(self, kernel: Kernel, cases: Sequence[Case]) -> None:
+        self.body, self.cases, self.results = kernel.body, cases, frozenset(row_results(kernel))
+        self.read: list[set[str]] = [set() for _ in cases]
 
-def kept(first: Statement, last: Statement, results: frozenset[str]) -> tuple[Loop, Loop]:
-    """Two loops, the dearest things that both compute kept in the rows that the last one stores."""
-    assert isinstance(first, Loop) and isinstance(last, Loop)
-    place = (SAMPLE, last.var)
-    rows = [s.tensor for s in last.body if isinstance(s, Store) and s.tensor in results and s.index == place and not s.adds]
-    used = {n.tensor for s in (*first.body, *last.body) if isinstance(s, Let) for n in walk(s.value) if isinstance(n, Load)}
-    rows = [row for row in rows if row not in used]
-    if first.var is not last.var or first.serial or last.serial or any(isinstance(s, Loop) for s in (*first.body, *last.body)):
+    def __call__(self, body: tuple[Statement, ...]) -> tuple[Statement, ...]:
+        out = [replace(s, body=self(s.body)) if isinstance(s, Loop) else s for s in body]
+        for last in [k for k, s in enumerate(out) if isinstance(s, Loop)]:
+            earlier = [k for k in range(last) if isinstance(out[k], Loop)]
+            for first in earlier:
+                out[first], out[last] = self.pair(out[first], out[last])
+        return tuple(out)
+
+    def pair(self, first: Statement, last: Statement) -> tuple[Loop, Loop]:
+        """Two loops, the dearest things that both compute kept in the rows that the last one stores."""
+        assert isinstance(first, Loop) and isinstance(last, Loop)
+        if first.var is not last.var or first.serial or last.serial or any(isinstance(s, Loop) for s in (*first.body, *last.body)):
+            return first, last
+        place = (SAMPLE, last.var)
+        stored = [s.tensor for s in last.body if isinstance(s, Store) and s.tensor in self.results and s.index == place and not s.adds]
+        used = {n.tensor for s in (*first.body, *last.body) if isinstance(s, Let) for n in walk(s.value) if isinstance(n, Load)}
+        chosen = self.choice(shared(first, last), [row for row in stored if row not in used])
+        for (row, name, was), when in [(key, when) for key, mine in chosen.items() for when in conditions(self.cases, mine)]:
+            store = Store(row, place, Ref(was, frozenset(place)), when=conjunction(when))
+            there = conjunction([Wanted(row), *when])
+            assert there is not None
+            first = replace(first, body=tuple(part for s in first.body for part in (
+                (s, store) if isinstance(s, Let) and s.name == was else (s,))))
+            last = replace(last, body=tuple(
+                Let(s.name, Op("where", (there, Load(row, place), s.value))) if isinstance(s, Let) and s.name == name else s
+                for s in last.body))
+        for (_, name, _), mine in chosen.items():
+            for k in mine:
+                self.read[k].add(name)
         return first, last
+
+    def choice(self, dearest: list[tuple[str, str]], rows: list[str]) -> dict[tuple[str, str, str], list[int]]:
+        """What to keep, as row, name and name in the first loop; and the cases that keep it there: each the dearest that it needs."""
+        chosen: dict[tuple[str, str, str], list[int]] = {}
+        for k, case in enumerate(self.cases if dearest else ()):
+            read = set(self.read[k])
+            for row in rows:
+                live = needed(self.body, case, read) - read
+                name, was = next((x for x in dearest if x[0] in live), ("", ""))
+                if name:
+                    chosen.setdefault((row, name, was), []).append(k)
+                    read.add(name)
+        return chosen
+
+
+def shared(first: Loop, last: Loop) -> list[tuple[str, str]]:
+    """The names in the last loop for what is worth keeping, with those in the first, the dearest before others."""
     known = {value: name for name, value in meanings(first).items()}
-    both = [(name, known[value], cost(value)) for name, value in meanings(last).items() if value in known]
-    dearest = sorted((x for x in both if x[2] >= WORTH), key=lambda x: -x[2])
-    for row, (name, was, _) in zip(rows, dearest, strict=False):
-        first = replace(first, body=tuple(part for s in first.body for part in (
-            (s, Store(row, place, Ref(was, frozenset(place)))) if isinstance(s, Let) and s.name == was else (s,))))
-        last = replace(last, body=tuple(
-            Let(s.name, Op("where", (Wanted(row), Load(row, place), s.value))) if isinstance(s, Let) and s.name == name else s
-            for s in last.body))
-    return first, last
+    both = [(name, known[value], cost(value)) for name, value in meanings(last).items() if value in known and kind_of(value) == "real"]
+    return [(name, was) for name, was, worth in sorted(both, key=lambda x: -x[2]) if worth >= WORTH]
+
+
+def conditions(cases: Sequence[Case], mine: Sequence[int]) -> Iterator[list[Node]]:
+    """Flags and opposites of flags that hold together in some cases and in no other, as few as say it; several where one does not do."""
+    alike = [(flag, true) for flag, true in cases[mine[0]].flags.items() if all(cases[k].flags[flag] == true for k in mine)]
+
+    def covered(literals: Sequence[tuple[str, bool]]) -> list[int]:
+        return [k for k, case in enumerate(cases) if all(case.flags[flag] == true for flag, true in literals)]
+
+    if (whole := covered(alike)) != mine:
+        flag = next(flag for flag in cases[mine[0]].flags if flag not in dict(alike))
+        for true in (True, False):
+            yield from conditions(cases, [k for k in mine if cases[k].flags[flag] == true])
+        return
+    for literal in sorted(alike, key=lambda x: x[1]):                     # what does not hold goes first
+        fewer = [x for x in alike if x != literal]
+        if covered(fewer) == whole:
+            alike = fewer
+    yield [Flag(flag) if true else Op("not", (Flag(flag),)) for flag, true in alike]
+
+
+def conjunction(parts: Iterable[Node]) -> Node | None:
+    """One condition of some; None where there is none."""
+    joined: Node | None = None
+    for part in parts:
+        joined = part if joined is None else Op("and", (joined, part))
+    return joined
 
 
 def meanings(loop: Loop) -> dict[str, Node]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +16,28 @@ from support import COMPILER, library
 from losscomp import catalogue, emit, ir, pipeline
 from losscomp.family import families
 from losscomp.ir import Accumulate, Family, Flag, Load, Loop, Member, Node, Op, Ref, Store
+from losscomp.keep import refined
 from losscomp.language import Abs, If, Loss, Sum, axis, exp, log, named, option, param, tensor
 from losscomp.schedule import rebuild
 
 CATALOGUE = catalogue.load(catalogue.builtin_definitions())
 
 
+def holds(condition: Node, flags: dict[str, bool]) -> bool | None:
+    """Whether a condition on flags is true; None where it is about more than flags."""
+    if isinstance(condition, Flag):
+        return flags[condition.name]
+    if isinstance(condition, Op) and condition.name in ("or", "and", "not"):
+        known = [holds(a, flags) for a in condition.args]
+        together: dict[str, Any] = {"or": any, "and": all, "not": lambda parts: not parts[0]}
+        return None if None in known else together[condition.name](known)
+    return None
+
+
 def settle(node: Node, flags: dict[str, bool]) -> Node:
     """The node with every flag settled, as a C compiler sees it."""
-    def holds(condition: Node) -> bool | None:
-        if isinstance(condition, Flag):
-            return flags[condition.name]
-        if isinstance(condition, Op) and condition.name == "or":
-            known = [holds(a) for a in condition.args]
-            return None if None in known else any(known)
-        return None
-
     def change(n: Node) -> Node | None:
-        if isinstance(n, Op) and n.name == "where" and (known := holds(n.args[0])) is not None:
+        if isinstance(n, Op) and n.name == "where" and (known := holds(n.args[0], flags)) is not None:
             return settle(n.args[1 if known else 2], flags)
         return None
 
@@ -53,6 +58,8 @@ def alive(family: Family, member: Member) -> list[Any]:
                     out.append((s.var, inside))
                 continue
             name = s.tensor if isinstance(s, Store) else s.start.name if isinstance(s, Accumulate) else s.name
+            if isinstance(s, Store) and s.when is not None and not holds(s.when, flags):
+                continue
             if name in (wanted if isinstance(s, Store) else used):
                 value = settle(s.value, flags)
                 used.update(n.name for n in ir.walk(value) if isinstance(n, Ref))
@@ -70,6 +77,15 @@ def sweeps(body: Iterable[Any]) -> int:
 def values(body: Iterable[Any]) -> Iterable[Node]:
     for s in body:
         yield from values(s[1]) if isinstance(s[0], ir.Var) else [s[1]]
+
+
+def names(body: Iterable[Any]) -> set[str]:
+    """What the statements that are left compute."""
+    found: set[str] = set()
+    for s in body:
+        found |= names(s[1]) if isinstance(s[0], ir.Var) else set() if isinstance(s[0], Store) else {
+            s[0].start.name if isinstance(s[0], Accumulate) else s[0].name}
+    return found
 
 
 def nests(body: Iterable[Any], most: dict[str, int], around: tuple[str, ...] = ()) -> Iterable[str]:
@@ -127,6 +143,8 @@ def test_a_member_is_no_longer_than_it_would_be_alone(name: str) -> None:
                 assert read <= {a.name for a in m.signature.inputs}, m.name
                 assert m.signature.inputs == kernel.inputs and m.signature.outputs == kernel.outputs
                 assert m.signature.params == kernel.params and set(m.signature.axes) == set(kernel.axes)
+                kept = replace(f, kernel=refined(f.kernel, f.members))       # to keep something costs no other member anything
+                assert names(alive(kept, m)) <= names(left), m.name
 
 
 def test_a_family_has_one_function_for_every_variant() -> None:

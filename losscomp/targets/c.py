@@ -54,7 +54,8 @@ class CPrinter(Printer):
         level = self.levels.get(name)
         if level is None:
             return super().call(name, args, outer)
-        return self.wrap(self.calls[name].format(*(self(a, level + 1) for a in args)), level, outer)
+        first = level if name in ("and", "or") else level + 1                # a && b && c as it is
+        return self.wrap(self.calls[name].format(*(self(a, level + 1 if k else first) for k, a in enumerate(args))), level, outer)
 
     def constant(self, p: int, q: int, outer: int) -> str:
         if q == 0:
@@ -302,7 +303,12 @@ class CText:
             return self.accumulate(s.tensor, "sum", text)
         place = self.p.element(s.tensor, s.index)
         done = f"accumulate(&{place}, {text});" if s.adds else f"{place} = {text};"
-        return f"if ({self.derived(s.tensor, 'wanted')}) {done}"
+        return f"if ({self.when(s)}) {done}"
+
+    def when(self, s: Store) -> str:
+        """The condition of a store."""
+        wanted = self.derived(s.tensor, "wanted")
+        return wanted if s.when is None else f"{wanted} && {self.p(s.when, self.p.levels['and'])}"
 
 
 def served(body: tuple[Statement, ...]) -> dict[Loop, set[str]]:
@@ -335,7 +341,7 @@ class FamilyText:
     """What the template asks of a family: the text of its kernel, and the tables of its members."""
 
     def __init__(self, family: Family, text: type[CText] = CText) -> None:
-        self.family, self.kernel = family, family.kernel if family.kernel.tables else refined(family.kernel)
+        self.family, self.kernel = family, family.kernel if family.kernel.tables else refined(family.kernel, family.members)
         self.text = text(self.kernel, family.members)
         self.scaled = text(family.scaled, family.members) if family.scaled else None
 

@@ -137,7 +137,7 @@ class Side:
 
     def store(self, s: Store) -> str:
         """The store of a result."""
-        return f"if ({self.p.derived[s.tensor, 'wanted']}) {self.p.element(s.tensor, s.index)} = {self.p(s.value)};"
+        return f"if ({self.text.when(s)}) {self.p.element(s.tensor, s.index)} = {self.p(s.value)};"
 
     def once(self, group: Sequence[Statement], later: set[str], depth: int) -> list[tuple[int, str]]:
         """What is computed once for each sample; names that are used later are kept in lanes."""

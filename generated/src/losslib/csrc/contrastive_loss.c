@@ -361,7 +361,6 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
                 const REAL difference_4 = input1_row[f * input1_features] - input2_row[f * input2_features];
                 const REAL scaled_2 = difference_4 / binade_max_abs;
                 const REAL eliminated = cross(direction_input1_row[f * direction_input1_features] - direction_input2_row[f * direction_input2_features], choice, scaled_2, max_choice);
-                if (hvp_input2_wanted) hvp_input2_row[f * hvp_input2_features] = eliminated;
                 const REAL left = eliminated / choice;
                 if (hvp_input1_wanted) hvp_input1_row[f * hvp_input1_features] = left;
                 sum_product_2_tile[f - first] = left * scaled_2;
@@ -397,7 +396,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
                 const REAL scaled_3 = difference_7 / binade_max_abs;
                 const REAL product_9 = product_4 * scaled_3;
                 const REAL difference_8 = direction_input1_row[f * direction_input1_features] - direction_input2_row[f * direction_input2_features];
-                const REAL eliminated_2 = hvp_input2_wanted ? hvp_input2_row[f * hvp_input2_features] : cross(difference_8, choice, scaled_3, max_choice);
+                const REAL eliminated_2 = cross(difference_8, choice, scaled_3, max_choice);
                 const REAL left_2 = hvp_input1_wanted ? hvp_input1_row[f * hvp_input1_features] : eliminated_2 / choice;
                 const REAL product_10 = product_5 * (along * scaled_3 + left_2);
                 const REAL choice_3 = below_2 ? 0 : (below_2 ? 0 : product_6 * difference_7 * step_2) * step_2;

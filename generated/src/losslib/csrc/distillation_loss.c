@@ -515,11 +515,12 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const REAL relative = exp_quotient(target_row[c * target_classes], max_target, temperature);
-                if (hvp_input_wanted) hvp_input_row[c * hvp_input_classes] = relative;
+                if (hvp_input_wanted && all) hvp_input_row[c * hvp_input_classes] = relative;
                 const int is_largest = target_row[c * target_classes] == max_target;
                 const int is_largest_2 = input_row[c * input_classes] == max_input;
                 const REAL relative_2 = exp_quotient(input_row[c * input_classes], max_input, temperature);
-                if (hvp_target_wanted) hvp_target_row[c * hvp_target_classes] = relative_2;
+                if (hvp_target_wanted && all) hvp_target_row[c * hvp_target_classes] = relative_2;
+                if (hvp_input_wanted && !all) hvp_input_row[c * hvp_input_classes] = relative_2;
                 sum_product_tile[c - first] = relative * direction_target_row[c * direction_target_classes];
                 others_tile[c - first] = is_largest ? 0 : relative;
                 ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
@@ -614,12 +615,12 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         for (int64_t c = 0; c < classes; ++c) {
             const REAL from_mean_5 = direction_target_row[c * direction_target_classes] - mean_under_softmax;
             const REAL ratio_9 = from_mean_5 / sum_exp;
-            const REAL relative_6 = hvp_input_wanted ? hvp_input_row[c * hvp_input_classes] : exp_quotient(target_row[c * target_classes], max_target, temperature);
+            const REAL relative_6 = hvp_input_wanted && all ? hvp_input_row[c * hvp_input_classes] : exp_quotient(target_row[c * target_classes], max_target, temperature);
             const REAL product_5 = ratio_9 * relative_6;
             const REAL as_large = sum_choice - product_5;
             const int is_largest_3 = target_row[c * target_classes] == max_target;
             const REAL from_mean_6 = direction_input_row[c * direction_input_classes] - mean_under_softmax_2;
-            const REAL relative_7 = hvp_target_wanted ? hvp_target_row[c * hvp_target_classes] : exp_quotient(input_row[c * input_classes], max_input, temperature);
+            const REAL relative_7 = hvp_target_wanted && all ? hvp_target_row[c * hvp_target_classes] : (hvp_input_wanted && !all ? hvp_input_row[c * hvp_input_classes] : exp_quotient(input_row[c * input_classes], max_input, temperature));
             const REAL product_6 = ratio_5 * (from_mean_6 - ratio_6) * relative_7;
             const REAL from_mean_7 = input_row[c * input_classes] - target_row[c * target_classes] - mean_under_softmax_3;
             const REAL difference_2 = from_mean_7 - ratio_7;

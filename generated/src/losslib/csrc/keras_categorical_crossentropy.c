@@ -147,6 +147,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             for (int64_t f = first; f < end; ++f) {
                 const int is_largest = y_pred_row[f * y_pred_features] == largest;
                 const REAL relative = exp_below(y_pred_row[f * y_pred_features], largest);
+                if (grad_y_true_wanted && from_logits) grad_y_true_row[f * grad_y_true_features] = relative;
                 const int equal = fabs(y_pred_row[f * y_pred_features]) == max_abs_y_pred;
                 const REAL shifted_2 = difference * y_true_row[f * y_true_features] + ratio;
                 const int equal_2 = fabs(shifted_2) == max_abs;
@@ -156,9 +157,9 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
                 const REAL difference_3 = share - epsilon;
                 const int below_2 = difference_3 < 0;
                 const REAL step_2 = step(difference_3, 1);
-                if (grad_y_pred_wanted) grad_y_pred_row[f * grad_y_pred_features] = step_2;
+                if (grad_y_pred_wanted && !from_logits) grad_y_pred_row[f * grad_y_pred_features] = step_2;
                 const REAL step_3 = step(difference_2, 1);
-                if (grad_y_true_wanted) grad_y_true_row[f * grad_y_true_features] = step_3;
+                if (grad_y_true_wanted && !from_logits) grad_y_true_row[f * grad_y_true_features] = step_3;
                 others_tile[f - first] = is_largest ? 0 : relative;
                 ties_tile[f - first] = (REAL)(is_largest ? 1 : 0);
                 sum_choice_tile[f - first] = equal ? y_pred_row[f * y_pred_features] : 0;
@@ -232,15 +233,15 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
                 const REAL product_3 = difference * y_true_row[f * y_true_features];
                 const REAL shifted_4 = product_3 + ratio;
                 const int is_largest_2 = y_pred_row[f * y_pred_features] == largest;
-                const REAL relative_2 = exp_below(y_pred_row[f * y_pred_features], largest);
+                const REAL relative_2 = grad_y_true_wanted && from_logits ? grad_y_true_row[f * grad_y_true_features] : exp_below(y_pred_row[f * y_pred_features], largest);
                 const REAL abs_shifted_4 = fabs(shifted_4);
                 const REAL as_large_2 = sum_choice_3 - product_3 - ratio;
                 const REAL difference_6 = bound - larger_2;
                 const int below_5 = difference_6 < 0;
                 const REAL difference_7 = share_3 - epsilon;
                 const int below_6 = difference_7 < 0;
-                const REAL step_4 = grad_y_pred_wanted ? grad_y_pred_row[f * grad_y_pred_features] : step(difference_7, 1);
-                const REAL step_5 = grad_y_true_wanted ? grad_y_true_row[f * grad_y_true_features] : step(difference_6, 1);
+                const REAL step_4 = grad_y_pred_wanted && !from_logits ? grad_y_pred_row[f * grad_y_pred_features] : step(difference_7, 1);
+                const REAL step_5 = grad_y_true_wanted && !from_logits ? grad_y_true_row[f * grad_y_true_features] : step(difference_6, 1);
                 const REAL choice_3 = below_5 ? 0 : (below_6 ? 0 : shifted_4 * step_4) * step_5;
                 const REAL own_ratio = below_5 ? 0 : (below_6 ? 0 : shifted_4 / y_pred_row[f * y_pred_features] * step_4) * step_5;
                 const REAL difference_8 = own_ratio - mean_ratio;
@@ -522,6 +523,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
                 const REAL relative = exp_below(y_pred_row[f * y_pred_features], largest);
+                if (hvp_y_true_wanted && from_logits) hvp_y_true_row[f * hvp_y_true_features] = relative;
                 const int is_largest = y_pred_row[f * y_pred_features] == largest;
                 const int equal = fabs(y_pred_row[f * y_pred_features]) == max_abs_y_pred;
                 const int equal_2 = fabs(direction_y_true_row[f * direction_y_true_features]) == max_2;
@@ -534,9 +536,9 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
                 const REAL difference_3 = share - epsilon;
                 const int below_3 = difference_3 < 0;
                 const REAL step_2 = step(difference_3, 1);
-                if (hvp_y_pred_wanted) hvp_y_pred_row[f * hvp_y_pred_features] = step_2;
+                if (hvp_y_pred_wanted && !from_logits) hvp_y_pred_row[f * hvp_y_pred_features] = step_2;
                 const REAL step_3 = step(difference_2, 1);
-                if (hvp_y_true_wanted) hvp_y_true_row[f * hvp_y_true_features] = step_3;
+                if (hvp_y_true_wanted && !from_logits) hvp_y_true_row[f * hvp_y_true_features] = step_3;
                 const REAL product_2 = step_2 * step_3;
                 const int above = abs_shifted_2 > fabs(product_2);
                 const REAL smaller_factor = above ? product_2 : shifted_2;
@@ -665,13 +667,13 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
                 const REAL eliminated_3 = cross(direction_y_pred_row[f * direction_y_pred_features], choice, scaled_2, max_choice);
                 const REAL left_3 = eliminated_3 / choice;
                 const REAL choice_3 = direction_y_pred_row[f * direction_y_pred_features] == 0 ? minus_mean_ratio : (2 * fabs(difference_8) < abs_mean_ratio && below_4 ? left_3 / y_pred_row[f * y_pred_features] - ratio_2 : difference_8);
-                const REAL step_4 = hvp_y_pred_wanted ? hvp_y_pred_row[f * hvp_y_pred_features] : step(difference_7, 1);
-                const REAL step_5 = hvp_y_true_wanted ? hvp_y_true_row[f * hvp_y_true_features] : step(difference_6, 1);
+                const REAL step_4 = hvp_y_pred_wanted && !from_logits ? hvp_y_pred_row[f * hvp_y_pred_features] : step(difference_7, 1);
+                const REAL step_5 = hvp_y_true_wanted && !from_logits ? hvp_y_true_row[f * hvp_y_true_features] : step(difference_6, 1);
                 const REAL p = smaller(larger_2, bound);
                 const REAL as_large = sum_choice - y_pred_row[f * y_pred_features];
                 const REAL choice_4 = share_3 > (REAL)0.5 && share_3 == p ? log1p(-(fabs(y_pred_row[f * y_pred_features]) == max_abs_y_pred ? as_large + sum_choice_2 : sum_y_pred - y_pred_row[f * y_pred_features]) / sum_y_pred) : log(p);
                 const REAL as_large_2 = sum_choice_3 - direction_y_true_row[f * direction_y_true_features];
-                const REAL relative_3 = exp_below(y_pred_row[f * y_pred_features], largest);
+                const REAL relative_3 = hvp_y_true_wanted && from_logits ? hvp_y_true_row[f * hvp_y_true_features] : exp_below(y_pred_row[f * y_pred_features], largest);
                 const int is_largest_2 = y_pred_row[f * y_pred_features] == largest;
                 const REAL choice_5 = is_largest_2 ? shifted_3 : sum_exp - relative_3;
                 const REAL difference_9 = (fabs(direction_y_true_row[f * direction_y_true_features]) == max_2 ? as_large_2 + sum_choice_4 : sum_direction_y_true - direction_y_true_row[f * direction_y_true_features]) / sum_exp * relative_3 - choice_5 / sum_exp * direction_y_true_row[f * direction_y_true_features];
@@ -746,7 +748,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
             for (int64_t f = first; f < end; ++f) {
                 const int is_largest = y_pred_row[f * y_pred_features] == largest;
                 const REAL relative = exp_below(y_pred_row[f * y_pred_features], largest);
-                if (hessian_y_true_wanted) hessian_y_true_row[f * hessian_y_true_features] = relative;
+                if (hessian_y_true_wanted && from_logits) hessian_y_true_row[f * hessian_y_true_features] = relative;
                 const REAL shifted = difference * y_true_row[f * y_true_features] + ratio;
                 const REAL share = y_pred_row[f * y_pred_features] / sum_y_pred;
                 const REAL product = step(share - epsilon, 1) * step(bound - larger(share, epsilon), 1);
@@ -775,7 +777,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
         INDEPENDENT
         for (int64_t f = 0; f < features; ++f) {
             const int is_largest_2 = y_pred_row[f * y_pred_features] == largest;
-            const REAL relative_2 = hessian_y_true_wanted ? hessian_y_true_row[f * hessian_y_true_features] : exp_below(y_pred_row[f * y_pred_features], largest);
+            const REAL relative_2 = hessian_y_true_wanted && from_logits ? hessian_y_true_row[f * hessian_y_true_features] : exp_below(y_pred_row[f * y_pred_features], largest);
             const REAL share_2 = y_pred_row[f * y_pred_features] / sum_y_pred;
             const REAL difference_2 = bound - larger(share_2, epsilon);
             const REAL difference_3 = share_2 - epsilon;

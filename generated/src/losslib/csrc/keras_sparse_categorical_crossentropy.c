@@ -113,7 +113,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             for (int64_t n = first; n < end; ++n) {
                 const int is_largest = y_pred_side[c][n - first] == largest_tile[n - first];
                 const REAL relative = exp_below(y_pred_side[c][n - first], largest_tile[n - first]);
-                if (grad_y_pred_wanted) grad_y_pred_side[c][n - first] = relative;
+                if (grad_y_pred_wanted && from_logits) grad_y_pred_side[c][n - first] = relative;
                 add_to_lane(&others_2_sum, n - first, is_largest ? 0 : relative);
                 add_to_lane(&ties_sum, n - first, (REAL)(is_largest ? 1 : 0));
             }
@@ -152,7 +152,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             INDEPENDENT
             for (int64_t n = first; n < end; ++n) {
                 const int equal = c == safe_y_true_lane[n - first];
-                const REAL relative_2 = grad_y_pred_wanted ? grad_y_pred_side[c][n - first] : exp_below(y_pred_side[c][n - first], largest_tile[n - first]);
+                const REAL relative_2 = grad_y_pred_wanted && from_logits ? grad_y_pred_side[c][n - first] : exp_below(y_pred_side[c][n - first], largest_tile[n - first]);
                 if (grad_y_pred_wanted) grad_y_pred_side[c][n - first] = from_logits ? (ignored_lane[n - first] ? 0 : scale[n * scale_batch] * (equal ? minus_ratio_lane[n - first] : relative_2 / sum_exp_lane[n - first])) : (ignored_lane[n - first] ? 0 : ratio_2_lane[n - first] * (equal ? 0 : step(y_pred_side[c][n - first] - epsilon, 1) * step(bound - larger(y_pred_side[c][n - first], epsilon), 1)) - (below_lane[n - first] ? 0 : (below_2_lane[n - first] ? 0 : ratio_3_lane[n - first] * (REAL)(equal ? 1 : 0) * step_2_lane[n - first]) * step_3_lane[n - first]));
             }
         REAL total_loss_tile[SIDE], total_weight_tile[SIDE];
@@ -197,7 +197,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             for (int64_t c = first; c < end; ++c) {
                 const int is_largest = y_pred_row[c * y_pred_classes] == largest;
                 const REAL relative = exp_below(y_pred_row[c * y_pred_classes], largest);
-                if (grad_y_pred_wanted) grad_y_pred_row[c * grad_y_pred_classes] = relative;
+                if (grad_y_pred_wanted && from_logits) grad_y_pred_row[c * grad_y_pred_classes] = relative;
                 others_2_tile[c - first] = is_largest ? 0 : relative;
                 ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
             }
@@ -225,7 +225,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         INDEPENDENT
         for (int64_t c = 0; c < classes; ++c) {
             const int equal = c == safe_y_true;
-            const REAL relative_2 = grad_y_pred_wanted ? grad_y_pred_row[c * grad_y_pred_classes] : exp_below(y_pred_row[c * y_pred_classes], largest);
+            const REAL relative_2 = grad_y_pred_wanted && from_logits ? grad_y_pred_row[c * grad_y_pred_classes] : exp_below(y_pred_row[c * y_pred_classes], largest);
             if (grad_y_pred_wanted) grad_y_pred_row[c * grad_y_pred_classes] = from_logits ? (ignored ? 0 : scale[n * scale_batch] * (equal ? minus_ratio : relative_2 / sum_exp)) : (ignored ? 0 : ratio_2 * (equal ? 0 : step(y_pred_row[c * y_pred_classes] - epsilon, 1) * step(bound - larger(y_pred_row[c * y_pred_classes], epsilon), 1)) - (below ? 0 : (below_2 ? 0 : ratio_3 * (REAL)(equal ? 1 : 0) * step_2) * step_3));
         }
         const REAL log_mass = log1p(others_2 + more_ties);
@@ -364,7 +364,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             for (int64_t c = first; c < end; ++c) {
                 const int is_largest = y_pred_row[c * y_pred_classes] == largest;
                 const REAL relative = exp_below(y_pred_row[c * y_pred_classes], largest);
-                if (hvp_y_pred_wanted) hvp_y_pred_row[c * hvp_y_pred_classes] = relative;
+                if (hvp_y_pred_wanted && from_logits) hvp_y_pred_row[c * hvp_y_pred_classes] = relative;
                 others_2_tile[c - first] = is_largest ? 0 : relative;
                 ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
                 sum_product_tile[c - first] = relative * direction_y_pred_row[c * direction_y_pred_classes];
@@ -413,7 +413,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         INDEPENDENT
         for (int64_t c = 0; c < classes; ++c) {
             const REAL from_mean_2 = direction_y_pred_row[c * direction_y_pred_classes] - mean_under_softmax;
-            const REAL relative_3 = hvp_y_pred_wanted ? hvp_y_pred_row[c * hvp_y_pred_classes] : exp_below(y_pred_row[c * y_pred_classes], largest);
+            const REAL relative_3 = hvp_y_pred_wanted && from_logits ? hvp_y_pred_row[c * hvp_y_pred_classes] : exp_below(y_pred_row[c * y_pred_classes], largest);
             const int equal_2 = c == safe_y_true;
             const REAL choice = (REAL)(equal_2 ? 1 : 0);
             const REAL choice_2 = equal_2 ? 0 : step(y_pred_row[c * y_pred_classes] - epsilon, 1) * step(bound - larger(y_pred_row[c * y_pred_classes], epsilon), 1);
@@ -460,7 +460,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
             for (int64_t c = first; c < end; ++c) {
                 const int is_largest = y_pred_row[c * y_pred_classes] == largest;
                 const REAL relative = exp_below(y_pred_row[c * y_pred_classes], largest);
-                if (hessian_y_pred_wanted) hessian_y_pred_row[c * hessian_y_pred_classes] = relative;
+                if (hessian_y_pred_wanted && from_logits) hessian_y_pred_row[c * hessian_y_pred_classes] = relative;
                 others_2_tile[c - first] = is_largest ? 0 : relative;
                 ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
             }
@@ -493,7 +493,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
         INDEPENDENT
         for (int64_t c = 0; c < classes; ++c) {
             const int is_largest_2 = y_pred_row[c * y_pred_classes] == largest;
-            const REAL relative_2 = hessian_y_pred_wanted ? hessian_y_pred_row[c * hessian_y_pred_classes] : exp_below(y_pred_row[c * y_pred_classes], largest);
+            const REAL relative_2 = hessian_y_pred_wanted && from_logits ? hessian_y_pred_row[c * hessian_y_pred_classes] : exp_below(y_pred_row[c * y_pred_classes], largest);
             const int equal = c == safe_y_true;
             const REAL choice = (REAL)(equal ? 1 : 0);
             const REAL choice_2 = equal ? 0 : step(y_pred_row[c * y_pred_classes] - epsilon, 1) * step(bound - larger(y_pred_row[c * y_pred_classes], epsilon), 1);

@@ -274,7 +274,8 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
                 const int equal = c == target[n * target_batch];
                 const REAL shifted = input_row[c * input_classes] - input_at_target + margin;
                 const REAL step_2 = step(shifted, 0);
-                if (hvp_input_wanted) hvp_input_row[c * hvp_input_classes] = step_2;
+                if (hvp_input_wanted && !p_is_1) hvp_input_row[c * hvp_input_classes] = step_2;
+                if (hvp_input_wanted && p_is_1 && all) hvp_input_row[c * hvp_input_classes] = step_2;
                 const int below = shifted < 0;
                 const REAL short_2 = below ? 0 : shifted;
                 const REAL difference = (below ? 0 : direction_input_row[c * direction_input_classes] * step_2) - (below ? 0 : direction_input_at_target * step_2);
@@ -306,7 +307,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             const int equal_2 = c == target[n * target_batch];
             const REAL choice = (REAL)(equal_2 ? 1 : 0);
             const REAL shifted_2 = input_row[c * input_classes] - input_at_target + margin;
-            const REAL step_3 = hvp_input_wanted ? hvp_input_row[c * hvp_input_classes] : step(shifted_2, 0);
+            const REAL step_3 = hvp_input_wanted && !p_is_1 ? hvp_input_row[c * hvp_input_classes] : (hvp_input_wanted && p_is_1 && all ? hvp_input_row[c * hvp_input_classes] : step(shifted_2, 0));
             const int below_2 = shifted_2 < 0;
             const REAL short_3 = below_2 ? 0 : shifted_2;
             const REAL minus_product = -product_2 * choice;
@@ -339,7 +340,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const REAL step_2 = step(input_row[c * input_classes] - input_at_target + margin, 0);
-                if (hessian_input_wanted) hessian_input_row[c * hessian_input_classes] = step_2;
+                if (hessian_input_wanted && !p_is_1) hessian_input_row[c * hessian_input_classes] = step_2;
                 sum_choice_tile[c - first] = c == target[n * target_batch] ? 0 : step_2 * step_2;
             }
             accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
@@ -352,7 +353,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
             const int equal = c == target[n * target_batch];
             const REAL choice = (REAL)(equal ? 1 : 0);
             const REAL shifted = input_row[c * input_classes] - input_at_target + margin;
-            const REAL step_3 = hessian_input_wanted ? hessian_input_row[c * hessian_input_classes] : step(shifted, 0);
+            const REAL step_3 = hessian_input_wanted && !p_is_1 ? hessian_input_row[c * hessian_input_classes] : step(shifted, 0);
             const int below = shifted < 0;
             if (hessian_input_wanted) hessian_input_row[c * hessian_input_classes] = p_is_1 ? 0 : product * (product_2 * choice + (equal ? 0 : -2 * step_3 * step_3)) * choice + product * (equal ? 0 : (below ? 0 : 2 * (step_3 - (below ? 0 : choice * step_3)) * step_3));
             if (hessian_weight_wanted) accumulate(&hessian_weight[c * hessian_weight_classes], 0);

@@ -142,6 +142,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             for (int64_t c = first; c < end; ++c) {
                 const int is_largest = input_row[c * input_classes] == largest_2;
                 const REAL relative = exp_below(input_row[c * input_classes], largest_2);
+                if (grad_input_wanted && softcap_is_inf) grad_input_row[c * grad_input_classes] = relative;
                 const REAL choice = is_largest ? 0 : relative;
                 const REAL ratio_3 = input_row[c * input_classes] / softcap;
                 const REAL product_7 = softcap * tanh(ratio_3);
@@ -152,7 +153,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
                 const REAL left_2 = above_2 ? -times_sigmoid(product * sign_ratio_3, -2 * abs_ratio_3) : product_7;
                 const REAL end_3 = above_2 ? softcap * sign_ratio_3 : 0;
                 const REAL relative_2 = exp_difference(left_2 - left, end_2 - end_3);
-                if (grad_input_wanted) grad_input_row[c * grad_input_classes] = relative_2;
+                if (grad_input_wanted && !softcap_is_inf) grad_input_row[c * grad_input_classes] = relative_2;
                 const REAL choice_2 = is_largest_2 ? 0 : relative_2;
                 const int is_largest_3 = (softcap_is_inf ? input_row[c * input_classes] : product_7) == largest;
                 others_tile[c - first] = softcap_is_inf ? choice : choice_2;
@@ -212,7 +213,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             REAL sum_difference_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
-                const REAL relative_3 = exp_below(input_row[c * input_classes], largest_2);
+                const REAL relative_3 = grad_input_wanted && softcap_is_inf ? grad_input_row[c * grad_input_classes] : exp_below(input_row[c * input_classes], largest_2);
                 const REAL product_15 = product_8 * relative_3;
                 const int equal = c == safe_target;
                 const REAL choice_3 = equal ? minus_ratio : relative_3 / sum_exp;
@@ -223,7 +224,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
                 const REAL left_4 = above_4 ? -times_sigmoid(product * sign_ratio_8, -2 * abs_ratio_8) : softcap * tanh(ratio_8);
                 const REAL difference_3 = left_4 - left;
                 const REAL end_5 = above_4 ? softcap * sign_ratio_8 : 0;
-                const REAL relative_4 = grad_input_wanted ? grad_input_row[c * grad_input_classes] : exp_difference(difference_3, end_2 - end_5);
+                const REAL relative_4 = grad_input_wanted && !softcap_is_inf ? grad_input_row[c * grad_input_classes] : exp_difference(difference_3, end_2 - end_5);
                 const REAL choice_4 = equal ? minus_ratio_2 : relative_4 / sum_exp_2;
                 const REAL product_16 = 2 * ratio_8;
                 const REAL minus_product_16 = -product_16;
@@ -421,6 +422,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             for (int64_t c = first; c < end; ++c) {
                 const int is_largest = input_row[c * input_classes] == largest;
                 const REAL relative = exp_below(input_row[c * input_classes], largest);
+                if (hvp_input_wanted && softcap_is_inf) hvp_input_row[c * hvp_input_classes] = relative;
                 const REAL ratio_3 = input_row[c * input_classes] / softcap;
                 const REAL product_5 = softcap * tanh(ratio_3);
                 const int is_largest_2 = product_5 == largest_2;
@@ -430,7 +432,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
                 const REAL left_2 = above_2 ? -times_sigmoid(product_2 * sign_ratio_3, -2 * abs_ratio_3) : product_5;
                 const REAL end_3 = above_2 ? softcap * sign_ratio_3 : 0;
                 const REAL relative_2 = exp_difference(left_2 - left, end_2 - end_3);
-                if (hvp_input_wanted) hvp_input_row[c * hvp_input_classes] = relative_2;
+                if (hvp_input_wanted && !softcap_is_inf) hvp_input_row[c * hvp_input_classes] = relative_2;
                 const REAL product_6 = 2 * ratio_3;
                 others_tile[c - first] = is_largest ? 0 : relative;
                 ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
@@ -565,7 +567,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         INDEPENDENT
         for (int64_t c = 0; c < classes; ++c) {
             const REAL from_mean_5 = direction_input_row[c * direction_input_classes] - mean_under_softmax;
-            const REAL relative_7 = exp_below(input_row[c * input_classes], largest);
+            const REAL relative_7 = hvp_input_wanted && softcap_is_inf ? hvp_input_row[c * hvp_input_classes] : exp_below(input_row[c * input_classes], largest);
             const REAL ratio_13 = from_mean_5 / sum_exp;
             const REAL product_25 = ratio_13 * relative_7;
             const REAL as_large = sum_choice - product_25;
@@ -583,7 +585,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             const REAL product_27 = softcap * tanh_ratio_14;
             const REAL left_6 = above_6 ? -times_sigmoid(product_2 * sign_ratio_14, -2 * abs_ratio_14) : product_27;
             const REAL end_7 = above_6 ? softcap * sign_ratio_14 : 0;
-            const REAL relative_8 = hvp_input_wanted ? hvp_input_row[c * hvp_input_classes] : exp_difference(left_6 - left, end_2 - end_7);
+            const REAL relative_8 = hvp_input_wanted && !softcap_is_inf ? hvp_input_row[c * hvp_input_classes] : exp_difference(left_6 - left, end_2 - end_7);
             const REAL ratio_15 = from_mean_6 / sum_exp_2;
             const REAL product_28 = ratio_15 * relative_8;
             const REAL as_large_2 = sum_choice_3 - product_28;
@@ -647,6 +649,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
             for (int64_t c = first; c < end; ++c) {
                 const int is_largest = input_row[c * input_classes] == largest;
                 const REAL relative = exp_below(input_row[c * input_classes], largest);
+                if (hessian_input_wanted && softcap_is_inf) hessian_input_row[c * hessian_input_classes] = relative;
                 const REAL ratio_4 = input_row[c * input_classes] / softcap;
                 const REAL product_5 = softcap * tanh(ratio_4);
                 const int is_largest_2 = product_5 == largest_2;
@@ -656,7 +659,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
                 const REAL left_2 = above_2 ? -times_sigmoid(product_3 * sign_ratio_4, -2 * abs_ratio_4) : product_5;
                 const REAL end_3 = above_2 ? softcap * sign_ratio_4 : 0;
                 const REAL relative_2 = exp_difference(left_2 - left, end_2 - end_3);
-                if (hessian_input_wanted) hessian_input_row[c * hessian_input_classes] = relative_2;
+                if (hessian_input_wanted && !softcap_is_inf) hessian_input_row[c * hessian_input_classes] = relative_2;
                 others_tile[c - first] = is_largest ? 0 : relative;
                 ties_tile[c - first] = (REAL)(is_largest ? 1 : 0);
                 others_2_tile[c - first] = is_largest_2 ? 0 : relative_2;
@@ -703,7 +706,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
         const REAL product_12 = ratio_2 * scale[n * scale_batch];
         INDEPENDENT
         for (int64_t c = 0; c < classes; ++c) {
-            const REAL relative_3 = exp_below(input_row[c * input_classes], largest);
+            const REAL relative_3 = hessian_input_wanted && softcap_is_inf ? hessian_input_row[c * hessian_input_classes] : exp_below(input_row[c * input_classes], largest);
             const int is_largest_3 = input_row[c * input_classes] == largest;
             const REAL choice = is_largest_3 ? shifted : sum_exp - relative_3;
             const REAL choice_2 = ignored ? 0 : ratio_6 * relative_3 * relative_3 + product_6 * choice * relative_3 + ratio_7 * choice * relative_3;
@@ -715,7 +718,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
             const REAL product_13 = softcap * tanh_ratio_14;
             const REAL left_3 = above_3 ? -times_sigmoid(product_3 * sign_ratio_14, -2 * abs_ratio_14) : product_13;
             const REAL end_4 = above_3 ? softcap * sign_ratio_14 : 0;
-            const REAL relative_4 = hessian_input_wanted ? hessian_input_row[c * hessian_input_classes] : exp_difference(left_3 - left, end_2 - end_4);
+            const REAL relative_4 = hessian_input_wanted && !softcap_is_inf ? hessian_input_row[c * hessian_input_classes] : exp_difference(left_3 - left, end_2 - end_4);
             const REAL product_14 = 2 * ratio_14;
             const REAL minus_product_14 = -product_14;
             const REAL product_15 = times_sigmoid(times_sigmoid(times_sigmoid(times_sigmoid(ratio_9 * relative_4 * relative_4, minus_product_14), minus_product_14), product_14), product_14);

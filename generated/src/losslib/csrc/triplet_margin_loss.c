@@ -255,7 +255,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
                 const int equal_2 = abs_second_3 == far_2;
                 const REAL abs_first_3 = fabs(first_3);
                 const int equal_3 = abs_first_3 == near_2;
-                const int and_2 = (equal && equal_2) && equal_3;
+                const int and_2 = equal && equal_2 && equal_3;
                 const REAL apart_2 = negative_row[f * negative_features] - positive_row[f * positive_features];
                 const REAL product_2 = apart_2 * sign_first_3;
                 const REAL abs_power_2 = abs_power(scaled_2, p);
@@ -268,7 +268,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
                 const int equal_4 = sign_shifted_2 == sign_second_3;
                 const REAL abs_shifted_2 = fabs(shifted_2);
                 const int equal_5 = abs_shifted_2 == across_2;
-                const int and_3 = (equal_4 && equal_5) && equal_2;
+                const int and_3 = equal_4 && equal_5 && equal_2;
                 const REAL product_3 = (positive_row[f * positive_features] - anchor_row[f * anchor_features]) * sign_shifted_2;
                 const REAL abs_product_3 = fabs(product_3);
                 const REAL larger_3 = larger(larger(abs_shifted_2, abs_second_3), abs_product_3);
@@ -276,7 +276,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
                 const REAL scaled_7 = shifted_2 / scale_of_second;
                 const REAL apart_3 = to_negative_2 + product;
                 const int equal_6 = sign_second_3 == sign_shifted_2;
-                const int and_4 = (equal_6 && equal_5) && equal_2;
+                const int and_4 = equal_6 && equal_5 && equal_2;
                 const REAL product_4 = to_positive_2 * sign_second_3;
                 const REAL abs_product_4 = fabs(product_4);
                 const REAL larger_4 = larger(larger(abs_second_3, abs_shifted_2), abs_product_4);
@@ -398,17 +398,19 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
                 const REAL unit_y = inverse_root_sum_product_2 * scaled_11;
                 const REAL eliminated = cross(apart_4, choice, scaled_11, max_choice_2);
                 const REAL left = eliminated / choice;
+                if (grad_anchor_wanted && p_is_2) grad_anchor_row[f * grad_anchor_features] = left;
                 const REAL ratio_2 = first_4 / first_or_1;
                 const REAL ratio_of_second = second_5 / choice_2;
                 const int above = sign(ratio_2) * sign(ratio_of_second) > 0;
                 const REAL abs_ratio_2 = fabs(ratio_2);
                 const REAL abs_ratio_of_second = fabs(ratio_of_second);
-                const int and_7 = (above && abs_ratio_2 < 2 * abs_ratio_of_second) && abs_ratio_of_second < 2 * abs_ratio_2;
+                const int and_7 = above && abs_ratio_2 < 2 * abs_ratio_of_second && abs_ratio_of_second < 2 * abs_ratio_2;
                 const REAL eliminated_2 = cross(apart_4, choice, scaled_11, max_choice_4);
                 const REAL left_2 = eliminated_2 / choice;
                 const REAL ratios_apart = left_2 / first_or_1;
                 const REAL log_ratio = and_7 ? log1p(ratios_apart / (and_7 ? ratio_of_second : 1)) : log(above ? ratio_2 / ratio_of_second : 1);
-                if (grad_positive_wanted) grad_positive_row[f * grad_positive_features] = log_ratio;
+                if (grad_anchor_wanted && !p_is_0 && !p_is_1 && !p_is_2 && !p_is_inf && !swap) grad_anchor_row[f * grad_anchor_features] = log_ratio;
+                if (grad_positive_wanted && !p_is_0 && !p_is_1 && !p_is_2 && !p_is_inf && swap) grad_positive_row[f * grad_positive_features] = log_ratio;
                 const REAL larger_ratio = larger(abs_ratio_2, abs_ratio_of_second);
                 const REAL abs_power_4 = abs_power(ratio_of_second, p);
                 const REAL shifted_3 = between_3 + eps;
@@ -423,13 +425,12 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
                 const int above_2 = sign(ratio_3) * sign(ratio_of_second_2) > 0;
                 const REAL abs_ratio_3 = fabs(ratio_3);
                 const REAL abs_ratio_of_second_2 = fabs(ratio_of_second_2);
-                const int and_8 = (above_2 && abs_ratio_3 < 2 * abs_ratio_of_second_2) && abs_ratio_of_second_2 < 2 * abs_ratio_3;
+                const int and_8 = above_2 && abs_ratio_3 < 2 * abs_ratio_of_second_2 && abs_ratio_of_second_2 < 2 * abs_ratio_3;
                 const REAL eliminated_4 = cross(apart_5, choice_5, second_6 / scale_of_second_2, max_choice_7);
                 const REAL left_4 = eliminated_4 / choice_5;
                 const REAL ratios_apart_2 = left_4 / first_or_1_2;
-                if (grad_negative_wanted) grad_negative_row[f * grad_negative_features] = ratios_apart_2;
                 const REAL log_ratio_2 = and_8 ? log1p(ratios_apart_2 / (and_8 ? ratio_of_second_2 : 1)) : log(above_2 ? ratio_3 / ratio_of_second_2 : 1);
-                if (grad_anchor_wanted) grad_anchor_row[f * grad_anchor_features] = log_ratio_2;
+                if (grad_anchor_wanted && !p_is_0 && !p_is_1 && !p_is_2 && !p_is_inf && swap) grad_anchor_row[f * grad_anchor_features] = log_ratio_2;
                 const REAL larger_ratio_2 = larger(abs_ratio_3, abs_ratio_of_second_2);
                 const REAL abs_power_5 = abs_power(ratio_of_second_2, p);
                 sum_product_4_tile[f - first] = apart_4 * middle;
@@ -474,7 +475,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         const REAL along_2 = -share_2 * sum_product_8 * share_2;
         accumulator sum_product_9_sum = {0};
         accumulator sum_product_10_sum = {0};
-        if (grad_anchor_wanted || grad_positive_wanted) FOR_TILES(first, end, features) {
+        if (grad_anchor_wanted || grad_positive_wanted || grad_negative_wanted) FOR_TILES(first, end, features) {
             REAL sum_product_9_tile[TILE], sum_product_10_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
@@ -492,6 +493,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
                 const REAL eliminated_6 = cross(apart_7, choice_3, scaled_15, max_choice_5);
                 const REAL left_6 = eliminated_6 / choice_3;
                 const REAL across_4 = ratio_4 * (along_2 * scaled_15 + left_6);
+                if (grad_negative_wanted && p_is_2 && swap) grad_negative_row[f * grad_negative_features] = across_4;
                 sum_product_9_tile[f - first] = across_3 * across_3;
                 sum_product_10_tile[f - first] = across_4 * across_4;
             }
@@ -610,7 +612,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
                 const REAL scaled_17 = second_8 / scale_of_second;
                 const REAL apart_8 = negative_row[f * negative_features] - positive_row[f * positive_features];
                 const REAL eliminated_7 = cross(apart_8, choice, scaled_17, max_choice_2);
-                const REAL left_7 = eliminated_7 / choice;
+                const REAL left_7 = grad_anchor_wanted && p_is_2 ? grad_anchor_row[f * grad_anchor_features] : eliminated_7 / choice;
                 const REAL across_8 = ratio_4 * (along * scaled_17 + left_7);
                 const REAL unit_y_3 = inverse_root_sum_product_2 * scaled_17;
                 const REAL unit_x_2 = inverse_root_sum_product * scaled_16;
@@ -627,16 +629,16 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
                 const int above_5 = sign(ratio_10) * sign(ratio_of_second_3) > 0;
                 const REAL abs_ratio_10 = fabs(ratio_10);
                 const REAL abs_ratio_of_second_3 = fabs(ratio_of_second_3);
-                const int and_9 = (above_5 && abs_ratio_10 < 2 * abs_ratio_of_second_3) && abs_ratio_of_second_3 < 2 * abs_ratio_10;
+                const int and_9 = above_5 && abs_ratio_10 < 2 * abs_ratio_of_second_3 && abs_ratio_of_second_3 < 2 * abs_ratio_10;
                 const REAL eliminated_8 = cross(apart_8, choice, scaled_17, max_choice_4);
                 const REAL left_8 = eliminated_8 / choice;
                 const REAL ratios_apart_3 = left_8 / first_or_1;
-                const REAL log_ratio_3 = grad_positive_wanted ? grad_positive_row[f * grad_positive_features] : (and_9 ? log1p(ratios_apart_3 / (and_9 ? ratio_of_second_3 : 1)) : log(above_5 ? ratio_10 / ratio_of_second_3 : 1));
+                const REAL log_ratio_3 = grad_anchor_wanted && !p_is_0 && !p_is_1 && !p_is_2 && !p_is_inf && !swap ? grad_anchor_row[f * grad_anchor_features] : (grad_positive_wanted && !p_is_0 && !p_is_1 && !p_is_2 && !p_is_inf && swap ? grad_positive_row[f * grad_positive_features] : (and_9 ? log1p(ratios_apart_3 / (and_9 ? ratio_of_second_3 : 1)) : log(above_5 ? ratio_10 / ratio_of_second_3 : 1)));
                 const REAL turn = difference_2 * (log_ratio_3 - shift);
                 const REAL signed_power_6 = signed_power(scaled_17, difference_2);
                 const REAL unit_y_4 = signed_power_3 * signed_power_6;
                 const REAL unit_x_3 = signed_power_2 * signed_power_5;
-                const REAL product_17 = scale[n * scale_batch] * ((and_5 && above_5) && fabs(turn) < (REAL)7 / 10 ? unit_y_4 * expm1(turn) : unit_x_3 - unit_y_4);
+                const REAL product_17 = scale[n * scale_batch] * (and_5 && above_5 && fabs(turn) < (REAL)7 / 10 ? unit_y_4 * expm1(turn) : unit_x_3 - unit_y_4);
                 const REAL between_5 = positive_row[f * positive_features] - negative_row[f * negative_features];
                 const REAL shifted_12 = between_5 + eps;
                 const REAL sign_shifted_12 = sign(shifted_12);
@@ -646,7 +648,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
                 const REAL apart_9 = to_negative_5 + product;
                 const REAL eliminated_9 = cross(apart_9, choice_3, scaled_19, max_choice_5);
                 const REAL left_9 = eliminated_9 / choice_3;
-                const REAL across_9 = ratio_4 * (along_2 * scaled_19 + left_9);
+                const REAL across_9 = grad_negative_wanted && p_is_2 && swap ? grad_negative_row[f * grad_negative_features] : ratio_4 * (along_2 * scaled_19 + left_9);
                 const REAL unit_y_5 = -inverse_root_sum_product_3 * scaled_18;
                 const REAL choice_15 = below_20 ? 0 : (below_8 ? 0 : ratio_9 * sign_shifted_12 * (REAL)(fabs(shifted_12) == across_2 ? 1 : 0) * step_9) * step_19;
                 const REAL ratio_11 = first_5 / first_or_1_2;
@@ -655,16 +657,16 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
                 const int above_6 = sign(ratio_11) * sign(ratio_of_second_4) > 0;
                 const REAL abs_ratio_11 = fabs(ratio_11);
                 const REAL abs_ratio_of_second_4 = fabs(ratio_of_second_4);
-                const int and_10 = (above_6 && abs_ratio_11 < 2 * abs_ratio_of_second_4) && abs_ratio_of_second_4 < 2 * abs_ratio_11;
+                const int and_10 = above_6 && abs_ratio_11 < 2 * abs_ratio_of_second_4 && abs_ratio_of_second_4 < 2 * abs_ratio_11;
                 const REAL eliminated_10 = cross(apart_9, choice_5, second_9 / scale_of_second_2, max_choice_7);
                 const REAL left_10 = eliminated_10 / choice_5;
-                const REAL ratios_apart_4 = grad_negative_wanted ? grad_negative_row[f * grad_negative_features] : left_10 / first_or_1_2;
-                const REAL log_ratio_4 = grad_anchor_wanted ? grad_anchor_row[f * grad_anchor_features] : (and_10 ? log1p(ratios_apart_4 / (and_10 ? ratio_of_second_4 : 1)) : log(above_6 ? ratio_11 / ratio_of_second_4 : 1));
+                const REAL ratios_apart_4 = left_10 / first_or_1_2;
+                const REAL log_ratio_4 = grad_anchor_wanted && !p_is_0 && !p_is_1 && !p_is_2 && !p_is_inf && swap ? grad_anchor_row[f * grad_anchor_features] : (and_10 ? log1p(ratios_apart_4 / (and_10 ? ratio_of_second_4 : 1)) : log(above_6 ? ratio_11 / ratio_of_second_4 : 1));
                 const REAL turn_2 = difference_2 * (log_ratio_4 - shift_2);
                 const REAL signed_power_7 = signed_power(scaled_18, difference_2);
                 const REAL unit_y_6 = -signed_power_4 * signed_power_7;
                 if (grad_anchor_wanted) grad_anchor_row[f * grad_anchor_features] = p_is_0 ? 0 : (p_is_1 ? (swap ? choice_6 - choice_7 : choice_8 - choice_9) : (p_is_2 ? (swap ? (below_4 ? 0 : (below_5 ? 0 : product_7 * scaled_16 * step_5) * step_6) + (below_6 ? 0 : (below_4 ? 0 : product_14 * step_6) * step_7) : (below_7 ? 0 : product_14 * step_8)) : (p_is_inf ? (swap ? choice_10 - choice_11 : choice_12 - choice_13) : (swap ? (below_11 ? 0 : (below_14 ? 0 : product_9 * signed_power_5 * step_12) * step_13) + (below_15 ? 0 : (below_11 ? 0 : product_17 * step_13) * step_14) : (below_16 ? 0 : product_17 * step_15)))));
-                if (grad_positive_wanted) grad_positive_row[f * grad_positive_features] = p_is_0 ? 0 : (p_is_1 ? (swap ? -(choice_14 + choice_6) : -choice_8) : (p_is_2 ? (swap ? -((below_4 ? 0 : (below_18 ? 0 : product_7 * scaled_16 * step_17) * step_6) + (below_19 ? 0 : (below_4 ? 0 : scale[n * scale_batch] * (above_4 ? across_9 - ratio_8 * unit_y_5 : unit_x_2 - unit_y_5) * step_6) * step_18)) : -(below_7 ? 0 : product_7 * scaled_16 * step_8)) : (p_is_inf ? (swap ? -(choice_15 + choice_10) : -choice_12) : (swap ? -((below_11 ? 0 : (below_21 ? 0 : product_9 * signed_power_5 * step_20) * step_13) + (below_22 ? 0 : (below_11 ? 0 : scale[n * scale_batch] * ((and_6 && above_6) && fabs(turn_2) < (REAL)7 / 10 ? unit_y_6 * expm1(turn_2) : unit_x_3 - unit_y_6) * step_13) * step_21)) : -(below_16 ? 0 : product_9 * signed_power_5 * step_15)))));
+                if (grad_positive_wanted) grad_positive_row[f * grad_positive_features] = p_is_0 ? 0 : (p_is_1 ? (swap ? -(choice_14 + choice_6) : -choice_8) : (p_is_2 ? (swap ? -((below_4 ? 0 : (below_18 ? 0 : product_7 * scaled_16 * step_17) * step_6) + (below_19 ? 0 : (below_4 ? 0 : scale[n * scale_batch] * (above_4 ? across_9 - ratio_8 * unit_y_5 : unit_x_2 - unit_y_5) * step_6) * step_18)) : -(below_7 ? 0 : product_7 * scaled_16 * step_8)) : (p_is_inf ? (swap ? -(choice_15 + choice_10) : -choice_12) : (swap ? -((below_11 ? 0 : (below_21 ? 0 : product_9 * signed_power_5 * step_20) * step_13) + (below_22 ? 0 : (below_11 ? 0 : scale[n * scale_batch] * (and_6 && above_6 && fabs(turn_2) < (REAL)7 / 10 ? unit_y_6 * expm1(turn_2) : unit_x_3 - unit_y_6) * step_13) * step_21)) : -(below_16 ? 0 : product_9 * signed_power_5 * step_15)))));
                 if (grad_negative_wanted) grad_negative_row[f * grad_negative_features] = p_is_0 ? 0 : (p_is_1 ? (swap ? choice_14 + choice_7 : choice_9) : (p_is_2 ? (swap ? -(-(below_19 ? 0 : (below_4 ? 0 : product_10 * scaled_18 * step_6) * step_18) + -(below_6 ? 0 : (below_4 ? 0 : product_11 * scaled_17 * step_6) * step_7)) : (below_7 ? 0 : product_11 * scaled_17 * step_8)) : (p_is_inf ? (swap ? choice_15 + choice_11 : choice_13) : (swap ? (below_22 ? 0 : (below_11 ? 0 : product_12 * signed_power_7 * step_13) * step_21) + (below_15 ? 0 : (below_11 ? 0 : product_13 * signed_power_6 * step_13) * step_14) : (below_16 ? 0 : product_13 * signed_power_6 * step_15)))));
                 near_5_tile[f - first] = (REAL)(first_5 == 0 ? 0 : 1);
                 far_5_tile[f - first] = (REAL)(second_8 == 0 ? 0 : 1);
@@ -845,10 +847,10 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
                 const int equal_5 = abs_shifted_2 == far;
                 const REAL choice_2 = (REAL)(equal_5 ? 1 : 0);
                 const int equal_6 = abs_shifted_3 == across;
-                const int and_2 = (equal && equal_6) && equal_5;
+                const int and_2 = equal && equal_6 && equal_5;
                 const REAL choice_3 = (REAL)(equal_6 ? 1 : 0);
-                const int and_3 = (equal_2 && equal_6) && equal_5;
-                const int and_4 = (equal_3 && equal_5) && equal_4;
+                const int and_3 = equal_2 && equal_6 && equal_5;
+                const int and_4 = equal_3 && equal_5 && equal_4;
                 const REAL scaled_4 = shifted / binade_near;
                 const REAL scaled_5 = shifted_2 / binade_far;
                 const REAL abs_power_2 = abs_power(scaled_5, p);
@@ -1210,7 +1212,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
                 const REAL scaled_10 = (to_positive_3 + eps) / binade_max_abs;
                 const REAL eliminated = cross(difference_5, choice, scaled_10, max_choice);
                 const REAL left = eliminated / choice;
-                if (hvp_anchor_wanted) hvp_anchor_row[f * hvp_anchor_features] = left;
+                if (hvp_anchor_wanted && p_is_2) hvp_anchor_row[f * hvp_anchor_features] = left;
                 const REAL between_3 = positive_row[f * positive_features] - negative_row[f * negative_features];
                 const REAL to_negative_3 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
                 const REAL product_5 = (REAL)0.5 * to_negative_3;
@@ -1219,14 +1221,14 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
                 const REAL scaled_11 = (to_negative_3 + eps) / binade_max_abs_2;
                 const REAL eliminated_2 = cross(difference_6, choice_2, scaled_11, max_choice_2);
                 const REAL left_2 = eliminated_2 / choice_2;
-                if (hvp_positive_wanted) hvp_positive_row[f * hvp_positive_features] = left_2;
+                if (hvp_positive_wanted && p_is_2) hvp_positive_row[f * hvp_positive_features] = left_2;
                 const REAL difference_7 = negative_row[f * negative_features] - positive_row[f * positive_features];
                 const REAL middle_2 = (product_5 + (REAL)0.5 * to_positive_3 + eps) / mean_length_2;
                 const REAL unit_x = inverse_root_sum_product * scaled_10;
                 const REAL unit_y = inverse_root_sum_product_2 * scaled_11;
                 const REAL eliminated_3 = cross(direction_negative_row[f * direction_negative_features] - direction_positive_row[f * direction_positive_features], choice, scaled_10, max_choice_3);
                 const REAL left_3 = eliminated_3 / choice;
-                if (hvp_negative_wanted) hvp_negative_row[f * hvp_negative_features] = left_3;
+                if (hvp_negative_wanted && p_is_2 && !swap) hvp_negative_row[f * hvp_negative_features] = left_3;
                 const REAL eliminated_4 = cross(difference_7, choice_2, scaled_11, max_choice_4);
                 const REAL left_4 = eliminated_4 / choice_2;
                 const REAL apart_in_units = ratio_2 * difference_7;
@@ -1234,6 +1236,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
                 const REAL scaled_12 = (between_3 + eps) / binade_max_abs_3;
                 const REAL eliminated_5 = cross(difference_8, choice_3, scaled_12, max_choice_5);
                 const REAL left_5 = eliminated_5 / choice_3;
+                if (hvp_negative_wanted && p_is_2 && swap) hvp_negative_row[f * hvp_negative_features] = left_5;
                 sum_product_4_tile[f - first] = left * scaled_10;
                 sum_product_5_tile[f - first] = (positive_row[f * positive_features] - anchor_row[f * anchor_features]) * middle;
                 sum_product_6_tile[f - first] = left_2 * scaled_11;
@@ -1402,17 +1405,17 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             const REAL scaled_20 = (to_positive_5 + eps) / binade_max_abs;
             const REAL difference_9 = direction_anchor_row[f * direction_anchor_features] - direction_positive_row[f * direction_positive_features];
             const REAL eliminated_11 = cross(difference_9, choice, scaled_20, max_choice);
-            const REAL left_11 = hvp_anchor_wanted ? hvp_anchor_row[f * hvp_anchor_features] : eliminated_11 / choice;
+            const REAL left_11 = hvp_anchor_wanted && p_is_2 ? hvp_anchor_row[f * hvp_anchor_features] : eliminated_11 / choice;
             const REAL choice_7 = below ? 0 : product_6 * (along_2 * scaled_20 + left_11) * step_2;
             const REAL to_negative_6 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
             const REAL scaled_21 = (to_negative_6 + eps) / binade_max_abs_2;
             const REAL difference_10 = direction_anchor_row[f * direction_anchor_features] - direction_negative_row[f * direction_negative_features];
             const REAL eliminated_12 = cross(difference_10, choice_2, scaled_21, max_choice_2);
-            const REAL left_12 = hvp_positive_wanted ? hvp_positive_row[f * hvp_positive_features] : eliminated_12 / choice_2;
+            const REAL left_12 = hvp_positive_wanted && p_is_2 ? hvp_positive_row[f * hvp_positive_features] : eliminated_12 / choice_2;
             const REAL shifted_8 = along_3 * scaled_21 + left_12;
             const REAL choice_8 = below_2 ? 0 : (below ? 0 : product_7 * shifted_8 * step_2) * step_3;
             const REAL eliminated_13 = cross(direction_negative_row[f * direction_negative_features] - direction_positive_row[f * direction_positive_features], choice, scaled_20, max_choice_3);
-            const REAL left_13 = hvp_negative_wanted ? hvp_negative_row[f * hvp_negative_features] : eliminated_13 / choice;
+            const REAL left_13 = hvp_negative_wanted && p_is_2 && !swap ? hvp_negative_row[f * hvp_negative_features] : eliminated_13 / choice;
             const REAL eliminated_14 = cross(negative_row[f * negative_features] - positive_row[f * positive_features], choice_2, scaled_21, max_choice_4);
             const REAL left_14 = eliminated_14 / choice_2;
             const REAL across_5 = ratio_2 * (along * scaled_21 + left_14);
@@ -1437,7 +1440,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             const REAL scaled_24 = (between_5 + eps) / binade_max_abs_3;
             const REAL difference_11 = direction_positive_row[f * direction_positive_features] - direction_negative_row[f * direction_negative_features];
             const REAL eliminated_17 = cross(difference_11, choice_3, scaled_24, max_choice_5);
-            const REAL left_17 = eliminated_17 / choice_3;
+            const REAL left_17 = hvp_negative_wanted && p_is_2 && swap ? hvp_negative_row[f * hvp_negative_features] : eliminated_17 / choice_3;
             const REAL choice_13 = below_9 ? 0 : (below ? 0 : product_12 * (along_7 * scaled_24 + left_17) * step_2) * step_8;
             const REAL scaled_25 = scaled_24 / binade_max_abs_6;
             const REAL eliminated_18 = cross(difference_11, choice_6, scaled_25, max_choice_8);

@@ -187,7 +187,6 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
                 const REAL scaled_5 = (to_negative_3 + (REAL)1 / 1000000) / binade_max_abs_2;
                 const REAL unit_y = inverse_root_sum_product_2 * scaled_5;
                 const REAL eliminated = cross(difference, choice, scaled_5, max_choice);
-                if (grad_positive_wanted) grad_positive_row[f * grad_positive_features] = eliminated;
                 const REAL left = eliminated / choice;
                 if (grad_anchor_wanted) grad_anchor_row[f * grad_anchor_features] = left;
                 const REAL shifted_3 = between_3 + (REAL)1 / 1000000;
@@ -225,7 +224,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         const REAL along_2 = -share_2 * sum_product_8 * share_2;
         accumulator sum_product_9_sum = {0};
         accumulator sum_product_10_sum = {0};
-        if (grad_anchor_wanted || grad_positive_wanted || grad_negative_wanted) FOR_TILES(first, end, features) {
+        if (grad_anchor_wanted || grad_positive_wanted) FOR_TILES(first, end, features) {
             REAL sum_product_9_tile[TILE], sum_product_10_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
@@ -240,7 +239,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
                 const REAL eliminated_4 = cross(to_negative_4 + (REAL)1 / 500000, choice_2, scaled_9, max_choice_2);
                 const REAL left_4 = eliminated_4 / choice_2;
                 const REAL across_2 = ratio * (along_2 * scaled_9 + left_4);
-                if (grad_negative_wanted) grad_negative_row[f * grad_negative_features] = across_2;
+                if (grad_positive_wanted && swap) grad_positive_row[f * grad_positive_features] = across_2;
                 sum_product_9_tile[f - first] = across * across;
                 sum_product_10_tile[f - first] = across_2 * across_2;
             }
@@ -284,7 +283,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             const REAL scaled_10 = (to_positive_4 + (REAL)1 / 1000000) / binade_max_abs;
             const REAL to_negative_5 = anchor_row[f * anchor_features] - negative_row[f * negative_features];
             const REAL scaled_11 = (to_negative_5 + (REAL)1 / 1000000) / binade_max_abs_2;
-            const REAL eliminated_5 = grad_positive_wanted ? grad_positive_row[f * grad_positive_features] : cross(negative_row[f * negative_features] - positive_row[f * positive_features], choice, scaled_11, max_choice);
+            const REAL eliminated_5 = cross(negative_row[f * negative_features] - positive_row[f * positive_features], choice, scaled_11, max_choice);
             const REAL left_5 = grad_anchor_wanted ? grad_anchor_row[f * grad_anchor_features] : eliminated_5 / choice;
             const REAL across_3 = ratio * (along * scaled_11 + left_5);
             const REAL unit_y_3 = inverse_root_sum_product_2 * scaled_11;
@@ -295,7 +294,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             const REAL scaled_13 = -scaled_12;
             const REAL eliminated_6 = cross(to_negative_5 + (REAL)1 / 500000, choice_2, scaled_13, max_choice_2);
             const REAL left_6 = eliminated_6 / choice_2;
-            const REAL across_4 = grad_negative_wanted ? grad_negative_row[f * grad_negative_features] : ratio * (along_2 * scaled_13 + left_6);
+            const REAL across_4 = grad_positive_wanted && swap ? grad_positive_row[f * grad_positive_features] : ratio * (along_2 * scaled_13 + left_6);
             const REAL unit_y_4 = -inverse_root_sum_product_3 * scaled_12;
             const REAL product_8 = product_6 * (2 * to_negative_5 + (REAL)1 / 500000);
             if (grad_anchor_wanted) grad_anchor_row[f * grad_anchor_features] = swap ? (below ? 0 : (below_2 ? 0 : product_3 * scaled_10 * step_2) * step_3) + (below_3 ? 0 : (below ? 0 : product_7 * step_3) * step_4) : (below_4 ? 0 : product_7 * step_5);
@@ -576,13 +575,14 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
                 const REAL unit_y = inverse_root_sum_product_2 * scaled_5;
                 const REAL eliminated_3 = cross(direction_negative_row[f * direction_negative_features] - direction_positive_row[f * direction_positive_features], choice, scaled_4, max_choice_3);
                 const REAL left_3 = eliminated_3 / choice;
-                if (hvp_negative_wanted) hvp_negative_row[f * hvp_negative_features] = left_3;
+                if (hvp_negative_wanted && !swap) hvp_negative_row[f * hvp_negative_features] = left_3;
                 const REAL eliminated_4 = cross(difference_2, choice_2, scaled_5, max_choice_4);
                 const REAL left_4 = eliminated_4 / choice_2;
                 const REAL apart_in_units = ratio * difference_2;
                 const REAL scaled_6 = (between_3 + (REAL)1 / 1000000) / binade_max_abs_3;
                 const REAL eliminated_5 = cross(direction_positive_row[f * direction_positive_features] - direction_negative_row[f * direction_negative_features], choice_3, scaled_6, max_choice_5);
                 const REAL left_5 = eliminated_5 / choice_3;
+                if (hvp_negative_wanted && swap) hvp_negative_row[f * hvp_negative_features] = left_5;
                 sum_product_4_tile[f - first] = left * scaled_4;
                 sum_product_5_tile[f - first] = (positive_row[f * positive_features] - anchor_row[f * anchor_features]) * middle;
                 sum_product_6_tile[f - first] = left_2 * scaled_5;
@@ -694,7 +694,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             const REAL shifted_6 = along_3 * scaled_10 + left_9;
             const REAL choice_5 = below_2 ? 0 : (below ? 0 : product_4 * shifted_6 * step_2) * step_3;
             const REAL eliminated_10 = cross(direction_negative_row[f * direction_negative_features] - direction_positive_row[f * direction_positive_features], choice, scaled_9, max_choice_3);
-            const REAL left_10 = hvp_negative_wanted ? hvp_negative_row[f * hvp_negative_features] : eliminated_10 / choice;
+            const REAL left_10 = hvp_negative_wanted && !swap ? hvp_negative_row[f * hvp_negative_features] : eliminated_10 / choice;
             const REAL eliminated_11 = cross(negative_row[f * negative_features] - positive_row[f * positive_features], choice_2, scaled_10, max_choice_4);
             const REAL left_11 = eliminated_11 / choice_2;
             const REAL across_3 = ratio * (along * scaled_10 + left_11);
@@ -706,7 +706,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             const REAL between_4 = positive_row[f * positive_features] - negative_row[f * negative_features];
             const REAL scaled_11 = (between_4 + (REAL)1 / 1000000) / binade_max_abs_3;
             const REAL eliminated_12 = cross(direction_positive_row[f * direction_positive_features] - direction_negative_row[f * direction_negative_features], choice_3, scaled_11, max_choice_5);
-            const REAL left_12 = eliminated_12 / choice_3;
+            const REAL left_12 = hvp_negative_wanted && swap ? hvp_negative_row[f * hvp_negative_features] : eliminated_12 / choice_3;
             const REAL choice_6 = below_4 ? 0 : (below ? 0 : product_6 * (along_5 * scaled_11 + left_12) * step_2) * step_5;
             if (hvp_anchor_wanted) hvp_anchor_row[f * hvp_anchor_features] = swap ? choice_4 - choice_5 : (below_3 ? 0 : scale[n * scale_batch] * (above ? ratio * (along_4 * scaled_9 + left_10) - ratio * (sum_product_9 * turn_2 + sum_product_15 * unit_x_2) - product_5 * shifted_6 : first_part - second_part) * step_4);
             if (hvp_positive_wanted) hvp_positive_row[f * hvp_positive_features] = swap ? -(choice_6 + choice_4) : -(below_3 ? 0 : product_3 * (along_2 * scaled_9 + left_8) * step_4);

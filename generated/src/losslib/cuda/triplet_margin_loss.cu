@@ -1314,8 +1314,8 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad__p_inf__swap_yes(co
             const real sign_shifted_2 = sign<real>(shifted_2);
             const bool equal = fabs(shifted) == across;
             const bool equal_2 = fabs(shifted_2) == far;
-            const bool and_2 = (sign_2 == sign_shifted_2 && equal) && equal_2;
-            const bool and_3 = (sign_shifted_2 == sign_2 && equal) && equal_2;
+            const bool and_2 = sign_2 == sign_shifted_2 && equal && equal_2;
+            const bool and_3 = sign_shifted_2 == sign_2 && equal && equal_2;
             sum_choice_sum.add((real)(fabs(to_positive_2 + eps) == near ? 1 : 0));
             sum_choice_2_sum.add((real)(and_2 ? 1 : 0));
             max_choice_here = larger<real>(max_choice_here, and_2 ? (positive(f) - anchor(f)) * sign_2 : -INFINITY);
@@ -1422,9 +1422,9 @@ __global__ void __launch_bounds__(THREADS, 1) jvp__p_inf__swap_yes(const __grid_
             const real shifted_3 = between_2 + eps;
             const real sign_shifted_3 = sign<real>(shifted_3);
             const bool equal_2 = fabs(shifted_3) == across;
-            const bool and_2 = (sign_shifted_3 == sign_shifted_2 && equal_2) && equal;
+            const bool and_2 = sign_shifted_3 == sign_shifted_2 && equal_2 && equal;
             const real choice_3 = (real)(equal_2 ? 1 : 0);
-            const bool and_3 = (sign_shifted_2 == sign_shifted_3 && equal_2) && equal;
+            const bool and_3 = sign_shifted_2 == sign_shifted_3 && equal_2 && equal;
             sum_product_sum.add((direction_anchor(f) - direction_positive(f)) * sign<real>(shifted) * choice);
             sum_choice_sum.add(choice);
             sum_product_2_sum.add((direction_anchor(f) - direction_negative(f)) * sign_shifted_2 * choice_2);
@@ -1521,7 +1521,7 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad__p_inf__swap_no(con
             const real shifted_2 = to_negative_2 + eps;
             const bool equal = fabs(shifted_2) == far;
             const bool equal_2 = fabs(shifted) == near;
-            const bool and_2 = (sign_2 == sign<real>(shifted_2) && equal) && equal_2;
+            const bool and_2 = sign_2 == sign<real>(shifted_2) && equal && equal_2;
             sum_choice_sum.add((real)(and_2 ? 1 : 0));
             max_choice_here = larger<real>(max_choice_here, and_2 ? (negative(f) - positive(f)) * sign_2 : -INFINITY);
             sum_choice_2_sum.add((real)(equal_2 ? 1 : 0));
@@ -1602,7 +1602,7 @@ __global__ void __launch_bounds__(THREADS, 1) jvp__p_inf__swap_no(const __grid_c
             const real shifted_2 = to_negative_2 + eps;
             const real sign_shifted_2 = sign<real>(shifted_2);
             const bool equal_2 = fabs(shifted_2) == far;
-            const bool and_2 = (sign_2 == sign_shifted_2 && equal_2) && equal;
+            const bool and_2 = sign_2 == sign_shifted_2 && equal_2 && equal;
             const real choice_2 = (real)(equal_2 ? 1 : 0);
             sum_product_sum.add((direction_anchor(f) - direction_positive(f)) * sign_2 * choice);
             sum_choice_sum.add(choice);
@@ -1780,7 +1780,7 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad__p_general__swap_ye
             const bool above = sign<real>(ratio_2) * sign<real>(ratio_of_second) > 0;
             const real abs_ratio_2 = fabs(ratio_2);
             const real abs_ratio_of_second = fabs(ratio_of_second);
-            const bool and_4 = (above && abs_ratio_2 < 2 * abs_ratio_of_second) && abs_ratio_of_second < 2 * abs_ratio_2;
+            const bool and_4 = above && abs_ratio_2 < 2 * abs_ratio_of_second && abs_ratio_of_second < 2 * abs_ratio_2;
             const real apart_4 = negative(f) - positive(f);
             const real scaled_8 = second_5 / scale_of_second;
             const real eliminated = cross<real>(apart_4, choice_2, scaled_8, max_choice);
@@ -1795,7 +1795,7 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad__p_general__swap_ye
             const bool above_2 = sign<real>(ratio_3) * sign<real>(ratio_of_second_2) > 0;
             const real abs_ratio_3 = fabs(ratio_3);
             const real abs_ratio_of_second_2 = fabs(ratio_of_second_2);
-            const bool and_5 = (above_2 && abs_ratio_3 < 2 * abs_ratio_of_second_2) && abs_ratio_of_second_2 < 2 * abs_ratio_3;
+            const bool and_5 = above_2 && abs_ratio_3 < 2 * abs_ratio_of_second_2 && abs_ratio_of_second_2 < 2 * abs_ratio_3;
             const real apart_5 = to_negative_3 + product;
             const real eliminated_2 = cross<real>(apart_5, choice_4, second_6 / scale_of_second_2, max_choice_2);
             const real left_2 = eliminated_2 / choice_4;
@@ -1852,7 +1852,7 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad__p_general__swap_ye
             const bool above_3 = sign<real>(ratio_4) * sign<real>(ratio_of_second_3) > 0;
             const real abs_ratio_4 = fabs(ratio_4);
             const real abs_ratio_of_second_3 = fabs(ratio_of_second_3);
-            const bool and_6 = (above_3 && abs_ratio_4 < 2 * abs_ratio_of_second_3) && abs_ratio_of_second_3 < 2 * abs_ratio_4;
+            const bool and_6 = above_3 && abs_ratio_4 < 2 * abs_ratio_of_second_3 && abs_ratio_of_second_3 < 2 * abs_ratio_4;
             const real apart_6 = negative(f) - positive(f);
             const real scaled_10 = second_7 / scale_of_second;
             const real eliminated_3 = cross<real>(apart_6, choice_2, scaled_10, max_choice);
@@ -1869,7 +1869,7 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad__p_general__swap_ye
             const bool above_4 = sign<real>(ratio_5) * sign<real>(ratio_of_second_4) > 0;
             const real abs_ratio_5 = fabs(ratio_5);
             const real abs_ratio_of_second_4 = fabs(ratio_of_second_4);
-            const bool and_7 = (above_4 && abs_ratio_5 < 2 * abs_ratio_of_second_4) && abs_ratio_of_second_4 < 2 * abs_ratio_5;
+            const bool and_7 = above_4 && abs_ratio_5 < 2 * abs_ratio_of_second_4 && abs_ratio_of_second_4 < 2 * abs_ratio_5;
             const real apart_7 = to_negative_4 + product;
             const real eliminated_4 = cross<real>(apart_7, choice_4, second_8 / scale_of_second_2, max_choice_2);
             const real left_4 = eliminated_4 / choice_4;
@@ -1880,8 +1880,8 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad__p_general__swap_ye
             const real scaled_11 = (between_3 + eps) / binade_max_abs;
             const real signed_power_7 = signed_power<real>(scaled_11, difference_2);
             const real unit_y_2 = -signed_power_4 * signed_power_7;
-            grad_anchor.put((below ? 0 : (below_4 ? 0 : product_4 * signed_power_5 * step_2) * step_3) + (below_5 ? 0 : (below ? 0 : scale * ((and_2 && above_3) && fabs(turn) < (real)7 / 10 ? unit_y * expm1(turn) : unit_x - unit_y) * step_3) * step_4), f);
-            grad_positive.put(-((below ? 0 : (below_6 ? 0 : product_4 * signed_power_5 * step_5) * step_3) + (below_7 ? 0 : (below ? 0 : scale * ((and_3 && above_4) && fabs(turn_2) < (real)7 / 10 ? unit_y_2 * expm1(turn_2) : unit_x - unit_y_2) * step_3) * step_6)), f);
+            grad_anchor.put((below ? 0 : (below_4 ? 0 : product_4 * signed_power_5 * step_2) * step_3) + (below_5 ? 0 : (below ? 0 : scale * (and_2 && above_3 && fabs(turn) < (real)7 / 10 ? unit_y * expm1(turn) : unit_x - unit_y) * step_3) * step_4), f);
+            grad_positive.put(-((below ? 0 : (below_6 ? 0 : product_4 * signed_power_5 * step_5) * step_3) + (below_7 ? 0 : (below ? 0 : scale * (and_3 && above_4 && fabs(turn_2) < (real)7 / 10 ? unit_y_2 * expm1(turn_2) : unit_x - unit_y_2) * step_3) * step_6)), f);
             grad_negative.put((below_7 ? 0 : (below ? 0 : product_5 * signed_power_7 * step_3) * step_6) + (below_5 ? 0 : (below ? 0 : product_6 * signed_power_6 * step_3) * step_4), f);
         }
         const real value = below ? 0 : shifted_2;
@@ -2280,7 +2280,7 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad__p_general__swap_no
             const bool above = sign<real>(ratio_2) * sign<real>(ratio_of_second) > 0;
             const real abs_ratio_2 = fabs(ratio_2);
             const real abs_ratio_of_second = fabs(ratio_of_second);
-            const bool and_3 = (above && abs_ratio_2 < 2 * abs_ratio_of_second) && abs_ratio_of_second < 2 * abs_ratio_2;
+            const bool and_3 = above && abs_ratio_2 < 2 * abs_ratio_of_second && abs_ratio_of_second < 2 * abs_ratio_2;
             const real apart_2 = negative(f) - positive(f);
             const real scaled_5 = second_3 / scale_of_second;
             const real eliminated = cross<real>(apart_2, choice_2, scaled_5, max_choice);
@@ -2315,7 +2315,7 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad__p_general__swap_no
             const bool above_2 = sign<real>(ratio_3) * sign<real>(ratio_of_second_2) > 0;
             const real abs_ratio_3 = fabs(ratio_3);
             const real abs_ratio_of_second_2 = fabs(ratio_of_second_2);
-            const bool and_4 = (above_2 && abs_ratio_3 < 2 * abs_ratio_of_second_2) && abs_ratio_of_second_2 < 2 * abs_ratio_3;
+            const bool and_4 = above_2 && abs_ratio_3 < 2 * abs_ratio_of_second_2 && abs_ratio_of_second_2 < 2 * abs_ratio_3;
             const real apart_3 = negative(f) - positive(f);
             const real scaled_6 = second_4 / scale_of_second;
             const real eliminated_2 = cross<real>(apart_3, choice_2, scaled_6, max_choice);
@@ -2328,7 +2328,7 @@ __global__ void __launch_bounds__(THREADS, 1) value_and_grad__p_general__swap_no
             const real scaled_7 = first_5 / binade_largest_of_first;
             const real signed_power_5 = signed_power<real>(scaled_7, difference);
             const real unit_x = signed_power_3 * signed_power_5;
-            grad_anchor.put(below ? 0 : scale * ((and_2 && above_2) && fabs(turn) < (real)7 / 10 ? unit_y * expm1(turn) : unit_x - unit_y) * step_2, f);
+            grad_anchor.put(below ? 0 : scale * (and_2 && above_2 && fabs(turn) < (real)7 / 10 ? unit_y * expm1(turn) : unit_x - unit_y) * step_2, f);
             grad_positive.put(-(below ? 0 : product_2 * signed_power_5 * step_2), f);
             grad_negative.put(below ? 0 : product_3 * signed_power_4 * step_2, f);
         }
