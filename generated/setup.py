@@ -27,8 +27,9 @@ class BuildExtension(build_ext):
 
     def build_extension(self, ext):
         try:
-            flags = self.openmp()
-            ext.extra_compile_args, ext.extra_link_args = ext.extra_compile_args + flags, ext.extra_link_args + flags
+            openmp = self.taken(["-fopenmp"], "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n")
+            ext.extra_compile_args = ext.extra_compile_args + self.taken(recipe["GCC_FLAGS"]) + openmp
+            ext.extra_link_args = ext.extra_link_args + openmp
             one = self.compiler.compile
 
             def every(sources, extra_postargs=None, **options):
@@ -81,22 +82,21 @@ class BuildExtension(build_ext):
                                "-o", str(folder / "libtorch_cpu.so")])
         ext.library_dirs.append(str(folder))
 
-    def openmp(self):
-        """The flags that switch OpenMP on, or none; found by a trial."""
+    def taken(self, flags, text="int main(void) { return 0; }\n"):
+        """The flags, if a trial with them compiles and links; or none."""
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder, "trial.c")
-            source.write_text("#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n")
+            source.write_text(text)
             try:
-                objects = self.compiler.compile([str(source)], output_dir=folder, extra_postargs=["-fopenmp"])
-                self.compiler.link_executable(objects, str(Path(folder, "trial")), extra_postargs=["-fopenmp"])
+                objects = self.compiler.compile([str(source)], output_dir=folder, extra_postargs=[*flags, "-Werror"])
+                self.compiler.link_executable(objects, str(Path(folder, "trial")), extra_postargs=flags)
             except Exception:                                      # whatever it says: then without
                 return []
-        return ["-fopenmp"]
+        return flags
 
 
 def operators():
     """The torch operators, with the kernels of the C library inside."""
-    recipe = runpy.run_path(str(SRC / "c" / "_build.py"))
     ext = Extension(
         "losslib.torch._operators",
         sources=[*(str(SRC / "torch" / "csrc" / name) for name in torch_recipe["SOURCES"]), *(str(Path(s).relative_to(Path.cwd())) for s in recipe["sources"]())],
@@ -110,6 +110,7 @@ def operators():
 
 with_c = os.environ.get("LOSSLIB_C") != "0"
 with_torch = with_c and os.environ.get("LOSSLIB_TORCH") != "0" and (SRC / "torch").is_dir()
+recipe = runpy.run_path(str(SRC / "c" / "_build.py")) if with_c else {}
 torch_recipe = runpy.run_path(str(SRC / "torch" / "_build.py")) if with_torch else {}
 setup(cffi_modules=["src/losslib/c/_build.py:whole"] if with_c else [], ext_modules=[operators()] if with_torch else [],
       cmdclass={"build_ext": BuildExtension})

@@ -13,7 +13,7 @@ import subprocess
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -52,6 +52,10 @@ class Compiler:
     def openmp(self) -> tuple[str, ...]:
         """The flags that switch OpenMP on, or none."""
         return OPENMP if self.can("trial.c", "#include <omp.h>\nint threads(void) { return omp_get_max_threads(); }\n", OPENMP) else ()
+
+    def taken(self, flags: Sequence[str]) -> tuple[str, ...]:
+        """The flags, if it takes them without a warning, or none."""
+        return tuple(flags) if self.can("trial.c", "int trial(void) { return 0; }\n", (*flags, "-Werror")) else ()
 
     def cplusplus(self) -> bool:
         """Does it compile C++ too?"""
@@ -228,8 +232,8 @@ def compile_quick(job: Job) -> Binary:
 def c_flags(job: Job) -> list[str]:
     """How the files of the C library are compiled."""
     recipe = job.recipe("c/_build.py")
-    return [*recipe["FLAGS"], *job.compiler.openmp(), "-fPIC", "-I", str(job.root / "include"), "-I", str(job.root / "csrc"),
-            *shlex.split(os.environ.get("CFLAGS", ""))]
+    return [*recipe["FLAGS"], *job.compiler.taken(recipe["GCC_FLAGS"]), *job.compiler.openmp(), "-fPIC",
+            "-I", str(job.root / "include"), "-I", str(job.root / "csrc"), *shlex.split(os.environ.get("CFLAGS", ""))]
 
 
 def c_sources(job: Job) -> list[tuple[Path, list[str]]]:

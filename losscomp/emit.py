@@ -442,7 +442,7 @@ def emit_library(emitted: list[Emitted], package: str, version: str) -> Files:
     losses = [loss for loss in every if loss["folder"] == "losses"]
     values: dict[str, Any] = {"package": package, "losses": losses, "every": every, "reductions": reduction_records(), "version": version,
                               "axes": ir.MOST_AXES, "dims": ir.MOST_DIMENSIONS, "quoted": quoted, "braced": c_target.braced,
-                              "elementary": c_target.ELEMENTARY, "stamp": STAMP}
+                              "elementary": c_target.ELEMENTARY, "gcc_flags": c_target.GCC_FLAGS, "stamp": STAMP}
     src = f"src/{package}"
     plan = {
         f"{src}/errors.py": "library/package/errors.py.jinja",

@@ -22,6 +22,7 @@ from losscomp.compiler import missing_torch
 from losscomp.errors import BuildError, LosscompError
 from losscomp.parts import PARTS, Part
 from losscomp.plan import MANIFEST, Options
+from losscomp.targets.c import GCC_FLAGS
 
 build_module = import_module("losscomp.build")
 ROOT = Path(__file__).resolve().parent.parent
@@ -374,6 +375,21 @@ def test_a_compiler_error_leaves_the_library_whole(options: Options, defs: Path,
         build(options)
     assert times(options.out) == before
     assert (options.out / BINARY).read_bytes() == binary
+
+
+@needs_compiler
+def test_a_compiler_that_lacks_a_pass_compiles_without_the_list(options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The list of passes is GCC's; another compiler takes -O3."""
+    asked = tmp_path / "asked"
+    script = Path(fake_compiler(tmp_path, GCC_FLAGS[-1]))
+    script.write_text(script.read_text().replace("#!/bin/sh\n", f'#!/bin/sh\necho "$@" >> {asked}\n'))
+    monkeypatch.setenv("CC", str(script))
+    build(options)
+    compiled = [line.split() for line in asked.read_text().splitlines() if "-std=c99" in line.split()]
+    assert compiled and all("-O3" in line and not set(GCC_FLAGS) & set(line) for line in compiled)
+    monkeypatch.delenv("CC")
+    found = compiler.find()
+    assert found is not None and found.taken(["-O3", "-no-such-flag"]) == () and found.taken(["-O3"]) == ("-O3",)
 
 
 def test_a_first_build_that_fails_leaves_nothing(options: Options, defs: Path) -> None:

@@ -26,6 +26,9 @@ ELEMENTARY = (
     ("exp_difference", "exp_difference", "a, b"), ("exp_below", "exp_below", "a, most"), ("exp_quotient", "exp_quotient", "a, b, unit"),
     ("times_exp", "times_exp", "factor, x"), ("times_sigmoid", "times_sigmoid", "factor, x"),
 )
+# What GCC takes after -O3: of its passes those that these loops gain from, as fast in two thirds of the time.
+GCC_FLAGS = ("-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic", "-funswitch-loops", "-fsplit-loops", "-fversion-loops-for-strides",
+             "-fno-gcse", "-fira-region=one")
 WIDTH = 136
 TYPES = {"real": "REAL", "int": "int64_t", "bool": "int"}
 

@@ -9,6 +9,8 @@ import cffi
 
 HERE = Path(__file__).resolve().parent.parent
 FLAGS = ["-std=c99", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
+# For a compiler that takes them: of the passes of -O3 those that these loops gain from, as fast in two thirds of the time.
+GCC_FLAGS = ["-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic", "-funswitch-loops", "-fsplit-loops", "-fversion-loops-for-strides", "-fno-gcse", "-fira-region=one"]
 CDEF = """
 typedef struct losslib_kernel losslib_kernel;
 typedef struct losslib_call {

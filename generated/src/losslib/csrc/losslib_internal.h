@@ -187,7 +187,7 @@ static inline void prefetch(const void *from, const int64_t bytes)
 #endif
 
 /* Add with the rounding error kept (Knuth's TwoSum): the sum is that of twice the precision. */
-static inline void accumulate_wide(accumulator *a, const double x)
+static INLINE void accumulate_wide(accumulator *a, const double x)
 {
     const double sum = a->sum + x;
     const double back = sum - a->sum;
@@ -196,7 +196,7 @@ static inline void accumulate_wide(accumulator *a, const double x)
 }
 
 /* A position along an axis of n positions: the next one that there is. An array without elements is one that can be read. */
-static inline int64_t inside(const int64_t i, const int64_t n)
+static INLINE int64_t inside(const int64_t i, const int64_t n)
 {
     return i < 0 || n <= 0 ? 0 : i < n ? i : n - 1;
 }
@@ -218,12 +218,12 @@ static inline void fill_integers(int64_t *cells, const int64_t count, const int6
     for (int64_t k = 0; k < count; ++k) cells[k] = value;
 }
 
-static inline double total_of(const accumulator *a)
+static INLINE double total_of(const accumulator *a)
 {
     return isfinite(a->sum) ? a->sum + a->carry : a->sum;
 }
 
-static inline void add(accumulator *into, const accumulator *a)
+static INLINE void add(accumulator *into, const accumulator *a)
 {
     accumulate_wide(into, a->sum);
     into->carry += a->carry;

@@ -4,52 +4,52 @@
  */
 
 /* x log(y), and 0 where x is 0 and y is a number. */
-static inline REAL MATH(xlogy)(const REAL x, const REAL y)
+static INLINE REAL MATH(xlogy)(const REAL x, const REAL y)
 {
     return x == 0 && y == y ? 0 : x * MATH(vector_log)(y);
 }
 
-static inline REAL MATH(sign)(const REAL x)
+static INLINE REAL MATH(sign)(const REAL x)
 {
     return x != x ? x : (REAL)((x > 0) - (x < 0));
 }
 
 /* 1 above 0, 0 below, tie at 0. */
-static inline REAL MATH(step)(const REAL x, const REAL tie)
+static INLINE REAL MATH(step)(const REAL x, const REAL tie)
 {
     return x > 0 ? 1 : x < 0 ? 0 : x == 0 ? tie : x;
 }
 
-static inline REAL MATH(larger)(const REAL a, const REAL b)
+static INLINE REAL MATH(larger)(const REAL a, const REAL b)
 {
     return a >= b || a != a ? a : b;
 }
 
-static inline REAL MATH(smaller)(const REAL a, const REAL b)
+static INLINE REAL MATH(smaller)(const REAL a, const REAL b)
 {
     return a <= b || a != a ? a : b;
 }
 
 /* 1 / sqrt(x), and 0 where x is 0. */
-static inline REAL MATH(inverse_root)(const REAL x)
+static INLINE REAL MATH(inverse_root)(const REAL x)
 {
     return x == 0 ? 0 : 1 / sqrt(x);
 }
 
 /* |x|^p, and 0 where x is 0. */
-static inline REAL MATH(abs_power)(const REAL x, const REAL p)
+static INLINE REAL MATH(abs_power)(const REAL x, const REAL p)
 {
     return x == 0 ? 0 : pow(fabs(x), p);
 }
 
 /* sign(x) |x|^p, and 0 where x is 0. */
-static inline REAL MATH(signed_power)(const REAL x, const REAL p)
+static INLINE REAL MATH(signed_power)(const REAL x, const REAL p)
 {
     return x == 0 ? 0 : x < 0 ? -pow(-x, p) : pow(x, p);
 }
 
 /* a b - c d, rounded about once. */
-static inline REAL MATH(cross)(const REAL a, const REAL b, const REAL c, const REAL d)
+static INLINE REAL MATH(cross)(const REAL a, const REAL b, const REAL c, const REAL d)
 {
 #if WIDE
     const REAL cd = c * d;
@@ -62,7 +62,7 @@ static inline REAL MATH(cross)(const REAL a, const REAL b, const REAL c, const R
 }
 
 /* Sums are kept in double; those of doubles keep their rounding error too. */
-static inline void MATH(accumulate)(accumulator *a, const REAL x)
+static INLINE void MATH(accumulate)(accumulator *a, const REAL x)
 {
 #if WIDE
     accumulate_wide(a, x);
@@ -82,20 +82,20 @@ PURE accumulator MATH(losslib_sum_of_tile_avx512)(const REAL *values, int64_t co
 PURE REAL MATH(losslib_largest_of_tile_avx512)(REAL most, const REAL *values, int64_t count);
 #endif
 
-static inline void MATH(accumulate_tile)(const int dense, accumulator *a, const REAL *values, const int64_t count)
+static INLINE void MATH(accumulate_tile)(const int dense, accumulator *a, const REAL *values, const int64_t count)
 {
     (void)dense;
     const accumulator sum = AT_LEVEL(sum_of_tile)(values, count);
     add(a, &sum);
 }
 
-static inline REAL MATH(larger_tile)(const int dense, const REAL most, const REAL *values, const int64_t count)
+static INLINE REAL MATH(larger_tile)(const int dense, const REAL most, const REAL *values, const int64_t count)
 {
     (void)dense;
     return AT_LEVEL(largest_of_tile)(most, values, count);
 }
 
-static inline REAL MATH(value_of)(const accumulator *a)
+static INLINE REAL MATH(value_of)(const accumulator *a)
 {
     return (REAL)total_of(a);
 }
@@ -113,12 +113,12 @@ static inline void MATH(to_rows)(REAL *rows, REAL (*columns)[SIDE], const int64_
         for (int64_t i = 0; i < length; ++i) rows[k * stride + i] = columns[i][k];
 }
 
-static inline void MATH(fill_lanes)(REAL *values, const REAL value)
+static INLINE void MATH(fill_lanes)(REAL *values, const REAL value)
 {
     for (int k = 0; k < SIDE; ++k) values[k] = value;
 }
 
-static inline void MATH(add_to_lane)(lanes *a, const int64_t k, const REAL x)
+static INLINE void MATH(add_to_lane)(lanes *a, const int64_t k, const REAL x)
 {
     const double sum = a->sum[k] + x;
 #if WIDE
@@ -128,7 +128,7 @@ static inline void MATH(add_to_lane)(lanes *a, const int64_t k, const REAL x)
     a->sum[k] = sum;
 }
 
-static inline REAL MATH(value_of_lane)(const lanes *a, const int64_t k)
+static INLINE REAL MATH(value_of_lane)(const lanes *a, const int64_t k)
 {
     return (REAL)(fabs(a->sum[k]) <= DBL_MAX ? a->sum[k] + a->carry[k] : a->sum[k]);
 }

@@ -12,7 +12,7 @@ import sysconfig
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-FLAGS = ["-std=c++17", "-O2", "-fvisibility=hidden", "-Wno-unused-function"]
+FLAGS = ["-std=c++17", "-O1", "-fvisibility=hidden", "-Wno-unused-function"]
 SOURCES = ["schemas.cpp", "binding.cpp", "cuda.cpp"]                # in csrc; cuda.cpp needs no CUDA to compile
 QUICK = "quick.cpp"
 QUICK_FLAGS = ["-std=c++20", "-O1", "-fvisibility=hidden", "-w"]       # -w: torch's headers
