@@ -176,7 +176,7 @@ class CText:
     def body(self) -> list[tuple[int, str]]:
         """The lines of the function: how deep, and what."""
         lines: list[tuple[int, str]] = []
-        lines += [(0, f"accumulator {self.derived(name, 'sum')} = {{0}};") for name in self.totals]
+        lines += declared(0, "accumulator", [f"{self.derived(name, 'sum')} = {{0}}" for name in self.totals])
         self.block(self.kernel.body, 0, lines)
         lines += [(0, f"if ({name}) add({name}, &{self.derived(name, 'sum')});") for name in self.totals]
         return lines
@@ -200,9 +200,9 @@ class CText:
                 raise TargetError(f"C has no loop nest for {type(s).__name__} in the kernel {self.kernel.name}")
 
     def loop(self, s: Loop, depth: int, lines: list[tuple[int, str]]) -> None:
-        for start in s.starts:
-            opening = "accumulator {0}_sum = {{0}};" if start.op == "sum" else "REAL {0} = -INFINITY;"
-            lines.append((depth, opening.format(start.name)))
+        sums = [t.name for t in s.starts if t.op == "sum"]
+        lines += declared(depth, "accumulator", [f"{name}_sum = {{0}}" for name in sums])
+        lines += declared(depth, "REAL", [f"{t.name} = -INFINITY" for t in s.starts if t.op != "sum"])
         guard = self.guard(s)
         if tiled := self.tiled(s):
             self.tiles(s, tiled, depth, lines, guard)
@@ -215,7 +215,7 @@ class CText:
                 lines += [(depth + 1, row) for row in self.rows()]
             self.block(s.body, depth + 1, lines)
             lines.append((depth, "}"))
-        lines += [(depth, f"const REAL {t.name} = value_of(&{t.name}_sum);") for t in s.starts if t.op == "sum"]
+        lines += declared(depth, "const REAL", [f"{name} = value_of(&{name}_sum)" for name in sums])
 
     @property
     def totals(self) -> list[str]:
@@ -238,7 +238,7 @@ class CText:
         """A loop, a tile at a time: what is added up is kept in an array first."""
         i, largest = self.p.var(s.var), {t.name for t in s.starts if t.op != "sum"}
         lines += [(depth, f"{guard}FOR_TILES(first, end, {s.var.axis}) {{"),
-                  (depth + 1, f"REAL {', '.join(f'{self.tile(name)}[TILE]' for name in tiled)};"),
+                  *declared(depth + 1, "REAL", [f"{self.tile(name)}[TILE]" for name in tiled]),
                   *((depth + 1, f"PREFETCH({a.name} + end, {s.var.axis} - end);") for a in self.streamed(s)),
                   *[(depth + 1, "INDEPENDENT")] * self.independent(s),
                   (depth + 1, f"for (int64_t {i} = first; {i} < end; ++{i}) {{")]
@@ -383,6 +383,17 @@ class FamilyText:
     @staticmethod
     def settled(member: Member) -> str:
         return f"WITH({', '.join(str(int(holds)) for holds in member.flags)})" if member.flags else ""
+
+
+def declared(depth: int, kind: str, names: Sequence[str]) -> list[tuple[int, str]]:
+    """Declarations of one type, as many to a line as it has room for; and how deep they stand."""
+    lines: list[str] = []
+    for name in names:
+        if not lines or 4 * (depth + 1) + len(lines[-1]) + len(name) + 3 > WIDTH:
+            lines.append(f"{kind} {name}")
+        else:
+            lines[-1] += f", {name}"
+    return [(depth, f"{line};") for line in lines]
 
 
 def braced(items: Sequence[str], column: int) -> str:

@@ -189,8 +189,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         const REAL choice = difference_3 < 0 ? 0 : difference_3;
         const REAL product_2 = inverse_root(sum_product) * target[n * target_batch] * choice * scale[n * scale_batch];
         const REAL difference_4 = 1 - target[n * target_batch];
-        accumulator sum_product_2_sum = {0};
-        accumulator sum_product_3_sum = {0};
+        accumulator sum_product_2_sum = {0}, sum_product_3_sum = {0};
         FOR_TILES(first, end, features) {
             REAL sum_product_2_tile[TILE], sum_product_3_tile[TILE];
             INDEPENDENT
@@ -207,8 +206,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
             accumulate_tile(&sum_product_3_sum, sum_product_3_tile, end - first);
         }
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL sum_product_3 = value_of(&sum_product_3_sum);
+        const REAL sum_product_2 = value_of(&sum_product_2_sum), sum_product_3 = value_of(&sum_product_3_sum);
         const REAL product_4 = (REAL)0.5 * choice;
         const REAL value = (REAL)0.5 * sum_product_2 + product_4 * target[n * target_batch] * choice;
         if (loss_wanted) loss[n * loss_batch] = value;
@@ -250,10 +248,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         }
         const int below = fabs(target[n * target_batch]) < 1;
         const REAL binade_max_abs = binade(max_abs);
-        accumulator sum_shifted_sum = {0};
-        accumulator sum_choice_sum = {0};
-        accumulator sum_product_sum = {0};
-        accumulator sum_product_2_sum = {0};
+        accumulator sum_shifted_sum = {0}, sum_choice_sum = {0}, sum_product_sum = {0}, sum_product_2_sum = {0};
         FOR_TILES(first, end, features) {
             REAL sum_shifted_tile[TILE], sum_choice_tile[TILE], sum_product_tile[TILE], sum_product_2_tile[TILE];
             INDEPENDENT
@@ -276,10 +271,8 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
             accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
         }
-        const REAL sum_shifted = value_of(&sum_shifted_sum);
-        const REAL sum_choice = value_of(&sum_choice_sum);
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
+        const REAL sum_shifted = value_of(&sum_shifted_sum), sum_choice = value_of(&sum_choice_sum);
+        const REAL sum_product = value_of(&sum_product_sum), sum_product_2 = value_of(&sum_product_2_sum);
         const REAL distance = binade_max_abs * sqrt(sum_product);
         const REAL difference_4 = margin - distance;
         const REAL choice = difference_4 < 0 ? 0 : difference_4;
@@ -315,8 +308,8 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         REAL *hvp_input1_row = hvp_input1 + n * hvp_input1_batch;
         REAL *hvp_input2_row = hvp_input2 + n * hvp_input2_batch;
         const int below = fabs(target[n * target_batch]) < 1;
-        REAL max_abs = -INFINITY;
         accumulator sum_choice_sum = {0};
+        REAL max_abs = -INFINITY;
         FOR_TILES(first, end, features) {
             REAL max_abs_tile[TILE], sum_choice_tile[TILE];
             INDEPENDENT
@@ -383,8 +376,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         const REAL ratio = inverse_root_sum_product / binade_max_abs;
         const REAL product_6 = ratio * sum_choice * scale[n * scale_batch] * ratio;
         const REAL step_2 = step(difference_5, 0);
-        accumulator sum_product_3_sum = {0};
-        accumulator sum_shifted_sum = {0};
+        accumulator sum_product_3_sum = {0}, sum_shifted_sum = {0};
         FOR_TILES(first, end, features) {
             REAL sum_product_3_tile[TILE], sum_shifted_tile[TILE];
             INDEPENDENT
@@ -410,8 +402,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_product_3_sum, sum_product_3_tile, end - first);
             accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
         }
-        const REAL sum_product_3 = value_of(&sum_product_3_sum);
-        const REAL sum_shifted = value_of(&sum_shifted_sum);
+        const REAL sum_product_3 = value_of(&sum_product_3_sum), sum_shifted = value_of(&sum_shifted_sum);
         if (hvp_target_wanted) hvp_target[n * hvp_target_batch] = -(sum_product_3 / binade_max_abs * choice_2 * inverse_root_sum_product * scale[n * scale_batch] + (REAL)0.5 * sum_shifted * scale[n * scale_batch]);
     }
 }

@@ -233,8 +233,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         const REAL *input2_row = input2 + n * input2_batch;
         REAL *grad_input1_row = grad_input1 + n * grad_input1_batch;
         REAL *grad_input2_row = grad_input2 + n * grad_input2_batch;
-        REAL max_abs_input1 = -INFINITY;
-        REAL max_abs_input2 = -INFINITY;
+        REAL max_abs_input1 = -INFINITY, max_abs_input2 = -INFINITY;
         FOR_TILES(first, end, features) {
             REAL max_abs_input1_tile[TILE], max_abs_input2_tile[TILE];
             INDEPENDENT
@@ -247,10 +246,8 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         }
         const REAL binade_2 = binade(max_abs_input1 + (REAL)9.999999980020987e-07);
         const REAL binade_3 = binade(max_abs_input2 + (REAL)9.999999980020987e-07);
-        accumulator sum_product_sum = {0};
-        accumulator sum_product_2_sum = {0};
-        REAL max_choice = -INFINITY;
-        REAL max_choice_2 = -INFINITY;
+        accumulator sum_product_sum = {0}, sum_product_2_sum = {0};
+        REAL max_choice = -INFINITY, max_choice_2 = -INFINITY;
         FOR_TILES(first, end, features) {
             REAL sum_product_tile[TILE], sum_product_2_tile[TILE], max_choice_tile[TILE], max_choice_2_tile[TILE];
             INDEPENDENT
@@ -267,8 +264,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             max_choice = larger_tile(max_choice, max_choice_tile, end - first);
             max_choice_2 = larger_tile(max_choice_2, max_choice_2_tile, end - first);
         }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
+        const REAL sum_product = value_of(&sum_product_sum), sum_product_2 = value_of(&sum_product_2_sum);
         const REAL shifted = sum_product + (REAL)9.999999960041972e-13 / binade_2 / binade_2;
         const REAL square_root = sqrt(shifted);
         const REAL ratio = (REAL)9.999999960041972e-13 / binade_3;
@@ -278,9 +274,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         const REAL choice = max_abs_input1 == 0 ? 1 : max_abs_input1 / binade_max_abs_input1;
         const REAL binade_max_abs_input2 = binade(max_abs_input2);
         const REAL choice_2 = max_abs_input2 == 0 ? 1 : max_abs_input2 / binade_max_abs_input2;
-        accumulator cosine_sum = {0};
-        accumulator sum_product_3_sum = {0};
-        accumulator sum_product_4_sum = {0};
+        accumulator cosine_sum = {0}, sum_product_3_sum = {0}, sum_product_4_sum = {0};
         FOR_TILES(first, end, features) {
             REAL cosine_tile[TILE], sum_product_3_tile[TILE], sum_product_4_tile[TILE];
             INDEPENDENT
@@ -305,8 +299,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             accumulate_tile(&sum_product_3_sum, sum_product_3_tile, end - first);
             accumulate_tile(&sum_product_4_sum, sum_product_4_tile, end - first);
         }
-        const REAL cosine = value_of(&cosine_sum);
-        const REAL sum_product_3 = value_of(&sum_product_3_sum);
+        const REAL cosine = value_of(&cosine_sum), sum_product_3 = value_of(&sum_product_3_sum);
         const REAL sum_product_4 = value_of(&sum_product_4_sum);
         const int equal = target[n * target_batch] == 1;
         const REAL inverse_root_2 = inverse_root(shifted);
@@ -372,8 +365,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         const REAL *input2_row = input2 + n * input2_batch;
         const REAL *direction_input1_row = direction_input1 + n * direction_input1_batch;
         const REAL *direction_input2_row = direction_input2 + n * direction_input2_batch;
-        REAL max_abs_input1 = -INFINITY;
-        REAL max_abs_input2 = -INFINITY;
+        REAL max_abs_input1 = -INFINITY, max_abs_input2 = -INFINITY;
         FOR_TILES(first, end, features) {
             REAL max_abs_input1_tile[TILE], max_abs_input2_tile[TILE];
             INDEPENDENT
@@ -386,10 +378,8 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         }
         const REAL binade_2 = binade(max_abs_input1 + (REAL)9.999999980020987e-07);
         const REAL binade_3 = binade(max_abs_input2 + (REAL)9.999999980020987e-07);
-        accumulator sum_product_sum = {0};
-        accumulator sum_product_2_sum = {0};
-        REAL max_choice = -INFINITY;
-        REAL max_choice_2 = -INFINITY;
+        accumulator sum_product_sum = {0}, sum_product_2_sum = {0};
+        REAL max_choice = -INFINITY, max_choice_2 = -INFINITY;
         FOR_TILES(first, end, features) {
             REAL sum_product_tile[TILE], sum_product_2_tile[TILE], max_choice_tile[TILE], max_choice_2_tile[TILE];
             INDEPENDENT
@@ -406,14 +396,12 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             max_choice = larger_tile(max_choice, max_choice_tile, end - first);
             max_choice_2 = larger_tile(max_choice_2, max_choice_2_tile, end - first);
         }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
+        const REAL sum_product = value_of(&sum_product_sum), sum_product_2 = value_of(&sum_product_2_sum);
         const REAL binade_max_abs_input2 = binade(max_abs_input2);
         const REAL choice = max_abs_input2 == 0 ? 1 : max_abs_input2 / binade_max_abs_input2;
         const REAL binade_max_abs_input1 = binade(max_abs_input1);
         const REAL choice_2 = max_abs_input1 == 0 ? 1 : max_abs_input1 / binade_max_abs_input1;
-        accumulator sum_product_3_sum = {0};
-        accumulator sum_product_4_sum = {0};
+        accumulator sum_product_3_sum = {0}, sum_product_4_sum = {0};
         FOR_TILES(first, end, features) {
             REAL sum_product_3_tile[TILE], sum_product_4_tile[TILE];
             INDEPENDENT
@@ -430,8 +418,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_product_3_sum, sum_product_3_tile, end - first);
             accumulate_tile(&sum_product_4_sum, sum_product_4_tile, end - first);
         }
-        const REAL sum_product_3 = value_of(&sum_product_3_sum);
-        const REAL sum_product_4 = value_of(&sum_product_4_sum);
+        const REAL sum_product_3 = value_of(&sum_product_3_sum), sum_product_4 = value_of(&sum_product_4_sum);
         const REAL shifted = sum_product + (REAL)9.999999960041972e-13 / binade_2 / binade_2;
         const REAL square_root = sqrt(shifted);
         const REAL shifted_2 = sum_product_2 + (REAL)9.999999960041972e-13 / binade_3 / binade_3;
@@ -446,8 +433,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         const REAL defect_2 = (REAL)9.999999960041972e-13 * ratio_2 * ratio_2;
         const REAL share_2 = binade_max_abs_input1 / binade_2 * inverse_root_2;
         const REAL along_2 = defect_2 / choice_2 * max_choice_2 - share_2 * sum_product_4 * share_2;
-        accumulator sum_shifted_sum = {0};
-        accumulator cosine_sum = {0};
+        accumulator sum_shifted_sum = {0}, cosine_sum = {0};
         FOR_TILES(first, end, features) {
             REAL sum_shifted_tile[TILE], cosine_tile[TILE];
             INDEPENDENT
@@ -468,8 +454,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
             accumulate_tile(&cosine_sum, cosine_tile, end - first);
         }
-        const REAL sum_shifted = value_of(&sum_shifted_sum);
-        const REAL cosine = value_of(&cosine_sum);
+        const REAL sum_shifted = value_of(&sum_shifted_sum), cosine = value_of(&cosine_sum);
         const REAL choice_3 = target[n * target_batch] == 1 ? -sum_shifted : (target[n * target_batch] == -1 ? sum_shifted * step(cosine - margin, 1) : 0);
         if (rate_wanted) rate[n * rate_batch] = choice_3;
         accumulate(&total_rate_sum, choice_3);
@@ -499,10 +484,8 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         const REAL *direction_input2_row = direction_input2 + n * direction_input2_batch;
         REAL *hvp_input1_row = hvp_input1 + n * hvp_input1_batch;
         REAL *hvp_input2_row = hvp_input2 + n * hvp_input2_batch;
-        accumulator sum_product_sum = {0};
-        REAL max_abs_input1 = -INFINITY;
-        REAL max_abs_input2 = -INFINITY;
-        accumulator sum_product_2_sum = {0};
+        accumulator sum_product_sum = {0}, sum_product_2_sum = {0};
+        REAL max_abs_input1 = -INFINITY, max_abs_input2 = -INFINITY;
         FOR_TILES(first, end, features) {
             REAL sum_product_tile[TILE], max_abs_input1_tile[TILE], max_abs_input2_tile[TILE], sum_product_2_tile[TILE];
             INDEPENDENT
@@ -517,18 +500,14 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             max_abs_input2 = larger_tile(max_abs_input2, max_abs_input2_tile, end - first);
             accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
         }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
+        const REAL sum_product = value_of(&sum_product_sum), sum_product_2 = value_of(&sum_product_2_sum);
         const REAL binade_2 = binade(max_abs_input1 + (REAL)9.999999980020987e-07);
         const REAL binade_3 = binade(max_abs_input2 + (REAL)9.999999980020987e-07);
-        accumulator sum_product_3_sum = {0};
-        REAL max_choice = -INFINITY;
-        accumulator sum_product_4_sum = {0};
-        REAL max_choice_2 = -INFINITY;
-        REAL max_choice_3 = -INFINITY;
-        REAL max_choice_4 = -INFINITY;
+        accumulator sum_product_3_sum = {0}, sum_product_4_sum = {0};
+        REAL max_choice = -INFINITY, max_choice_2 = -INFINITY, max_choice_3 = -INFINITY, max_choice_4 = -INFINITY;
         FOR_TILES(first, end, features) {
-            REAL sum_product_3_tile[TILE], max_choice_tile[TILE], sum_product_4_tile[TILE], max_choice_2_tile[TILE], max_choice_3_tile[TILE], max_choice_4_tile[TILE];
+            REAL sum_product_3_tile[TILE], max_choice_tile[TILE], sum_product_4_tile[TILE], max_choice_2_tile[TILE];
+            REAL max_choice_3_tile[TILE], max_choice_4_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
                 const REAL scaled = input1_row[f * input1_features] / binade_2;
@@ -549,8 +528,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             max_choice_3 = larger_tile(max_choice_3, max_choice_3_tile, end - first);
             max_choice_4 = larger_tile(max_choice_4, max_choice_4_tile, end - first);
         }
-        const REAL sum_product_3 = value_of(&sum_product_3_sum);
-        const REAL sum_product_4 = value_of(&sum_product_4_sum);
+        const REAL sum_product_3 = value_of(&sum_product_3_sum), sum_product_4 = value_of(&sum_product_4_sum);
         const REAL binade_max_abs_input1 = binade(max_abs_input1);
         const REAL choice = max_abs_input1 == 0 ? 1 : max_abs_input1 / binade_max_abs_input1;
         const REAL binade_max_abs_input2 = binade(max_abs_input2);
@@ -559,15 +537,11 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         const REAL square_root = sqrt(shifted);
         const REAL shifted_2 = sum_product_4 + (REAL)9.999999960041972e-13 / binade_3 / binade_3;
         const REAL sqrt_shifted_2 = sqrt(shifted_2);
-        accumulator sum_product_5_sum = {0};
-        accumulator sum_product_6_sum = {0};
-        accumulator sum_product_7_sum = {0};
-        accumulator sum_product_8_sum = {0};
-        accumulator cosine_sum = {0};
-        accumulator sum_product_9_sum = {0};
-        accumulator sum_product_10_sum = {0};
+        accumulator sum_product_5_sum = {0}, sum_product_6_sum = {0}, sum_product_7_sum = {0}, sum_product_8_sum = {0};
+        accumulator cosine_sum = {0}, sum_product_9_sum = {0}, sum_product_10_sum = {0};
         FOR_TILES(first, end, features) {
-            REAL sum_product_5_tile[TILE], sum_product_6_tile[TILE], sum_product_7_tile[TILE], sum_product_8_tile[TILE], cosine_tile[TILE], sum_product_9_tile[TILE], sum_product_10_tile[TILE];
+            REAL sum_product_5_tile[TILE], sum_product_6_tile[TILE], sum_product_7_tile[TILE], sum_product_8_tile[TILE];
+            REAL cosine_tile[TILE], sum_product_9_tile[TILE], sum_product_10_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
                 const REAL scaled_3 = input1_row[f * input1_features] / binade_max_abs_input1;
@@ -602,12 +576,9 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_product_9_sum, sum_product_9_tile, end - first);
             accumulate_tile(&sum_product_10_sum, sum_product_10_tile, end - first);
         }
-        const REAL sum_product_5 = value_of(&sum_product_5_sum);
-        const REAL sum_product_6 = value_of(&sum_product_6_sum);
-        const REAL sum_product_7 = value_of(&sum_product_7_sum);
-        const REAL sum_product_8 = value_of(&sum_product_8_sum);
-        const REAL cosine = value_of(&cosine_sum);
-        const REAL sum_product_9 = value_of(&sum_product_9_sum);
+        const REAL sum_product_5 = value_of(&sum_product_5_sum), sum_product_6 = value_of(&sum_product_6_sum);
+        const REAL sum_product_7 = value_of(&sum_product_7_sum), sum_product_8 = value_of(&sum_product_8_sum);
+        const REAL cosine = value_of(&cosine_sum), sum_product_9 = value_of(&sum_product_9_sum);
         const REAL sum_product_10 = value_of(&sum_product_10_sum);
         const REAL inverse_root_shifted_2 = inverse_root(shifted_2);
         const REAL ratio = inverse_root_shifted_2 / binade_3;
@@ -623,10 +594,8 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         const REAL along_2 = ratio_4 * max_choice - share_2 * sum_product_5 * share_2;
         const REAL along_3 = ratio_4 * max_choice_3 - share_2 * sum_product_8 * share_2;
         const REAL along_4 = ratio_2 * max_choice_4 - share * sum_product_9 * share;
-        REAL max_choice_5 = -INFINITY;
-        accumulator sum_product_11_sum = {0};
-        REAL max_choice_6 = -INFINITY;
-        accumulator sum_product_12_sum = {0};
+        accumulator sum_product_11_sum = {0}, sum_product_12_sum = {0};
+        REAL max_choice_5 = -INFINITY, max_choice_6 = -INFINITY;
         FOR_TILES(first, end, features) {
             REAL max_choice_5_tile[TILE], sum_product_11_tile[TILE], max_choice_6_tile[TILE], sum_product_12_tile[TILE];
             INDEPENDENT
@@ -651,10 +620,8 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             max_choice_6 = larger_tile(max_choice_6, max_choice_6_tile, end - first);
             accumulate_tile(&sum_product_12_sum, sum_product_12_tile, end - first);
         }
-        const REAL sum_product_11 = value_of(&sum_product_11_sum);
-        const REAL sum_product_12 = value_of(&sum_product_12_sum);
-        accumulator sum_product_13_sum = {0};
-        accumulator sum_product_14_sum = {0};
+        const REAL sum_product_11 = value_of(&sum_product_11_sum), sum_product_12 = value_of(&sum_product_12_sum);
+        accumulator sum_product_13_sum = {0}, sum_product_14_sum = {0};
         FOR_TILES(first, end, features) {
             REAL sum_product_13_tile[TILE], sum_product_14_tile[TILE];
             INDEPENDENT
@@ -675,8 +642,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_product_13_sum, sum_product_13_tile, end - first);
             accumulate_tile(&sum_product_14_sum, sum_product_14_tile, end - first);
         }
-        const REAL sum_product_13 = value_of(&sum_product_13_sum);
-        const REAL sum_product_14 = value_of(&sum_product_14_sum);
+        const REAL sum_product_13 = value_of(&sum_product_13_sum), sum_product_14 = value_of(&sum_product_14_sum);
         const int equal_3 = target[n * target_batch] == 1;
         const REAL ratio_5 = sum_product / binade_2 / square_root / binade_2 / square_root / binade_2 / square_root;
         const REAL along_5 = ratio_4 * max_choice_5 - share_2 * sum_product_13 * share_2;
@@ -737,8 +703,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
         const REAL *input2_row = input2 + n * input2_batch;
         REAL *hessian_input1_row = hessian_input1 + n * hessian_input1_batch;
         REAL *hessian_input2_row = hessian_input2 + n * hessian_input2_batch;
-        REAL max_abs_input1 = -INFINITY;
-        REAL max_abs_input2 = -INFINITY;
+        REAL max_abs_input1 = -INFINITY, max_abs_input2 = -INFINITY;
         FOR_TILES(first, end, features) {
             REAL max_abs_input1_tile[TILE], max_abs_input2_tile[TILE];
             INDEPENDENT
@@ -751,10 +716,8 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
         }
         const REAL binade_2 = binade(max_abs_input1 + (REAL)9.999999980020987e-07);
         const REAL binade_3 = binade(max_abs_input2 + (REAL)9.999999980020987e-07);
-        accumulator sum_product_sum = {0};
-        REAL max_choice = -INFINITY;
-        accumulator sum_product_2_sum = {0};
-        REAL max_choice_2 = -INFINITY;
+        accumulator sum_product_sum = {0}, sum_product_2_sum = {0};
+        REAL max_choice = -INFINITY, max_choice_2 = -INFINITY;
         FOR_TILES(first, end, features) {
             REAL sum_product_tile[TILE], max_choice_tile[TILE], sum_product_2_tile[TILE], max_choice_2_tile[TILE];
             INDEPENDENT
@@ -771,8 +734,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
             accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
             max_choice_2 = larger_tile(max_choice_2, max_choice_2_tile, end - first);
         }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
+        const REAL sum_product = value_of(&sum_product_sum), sum_product_2 = value_of(&sum_product_2_sum);
         const REAL binade_max_abs_input1 = binade(max_abs_input1);
         const REAL choice = max_abs_input1 == 0 ? 1 : max_abs_input1 / binade_max_abs_input1;
         const REAL shifted = sum_product + (REAL)9.999999960041972e-13 / binade_2 / binade_2;
@@ -781,13 +743,11 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
         const REAL sqrt_shifted_2 = sqrt(shifted_2);
         const REAL binade_max_abs_input2 = binade(max_abs_input2);
         const REAL choice_2 = max_abs_input2 == 0 ? 1 : max_abs_input2 / binade_max_abs_input2;
-        accumulator sum_product_3_sum = {0};
-        accumulator sum_product_4_sum = {0};
-        accumulator cosine_sum = {0};
-        accumulator sum_product_5_sum = {0};
+        accumulator sum_product_3_sum = {0}, sum_product_4_sum = {0}, cosine_sum = {0}, sum_product_5_sum = {0};
         accumulator sum_product_6_sum = {0};
         FOR_TILES(first, end, features) {
-            REAL sum_product_3_tile[TILE], sum_product_4_tile[TILE], cosine_tile[TILE], sum_product_5_tile[TILE], sum_product_6_tile[TILE];
+            REAL sum_product_3_tile[TILE], sum_product_4_tile[TILE], cosine_tile[TILE], sum_product_5_tile[TILE];
+            REAL sum_product_6_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
                 const REAL scaled_3 = input1_row[f * input1_features] / binade_max_abs_input1;
@@ -812,10 +772,8 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
             accumulate_tile(&sum_product_5_sum, sum_product_5_tile, end - first);
             accumulate_tile(&sum_product_6_sum, sum_product_6_tile, end - first);
         }
-        const REAL sum_product_3 = value_of(&sum_product_3_sum);
-        const REAL sum_product_4 = value_of(&sum_product_4_sum);
-        const REAL cosine = value_of(&cosine_sum);
-        const REAL sum_product_5 = value_of(&sum_product_5_sum);
+        const REAL sum_product_3 = value_of(&sum_product_3_sum), sum_product_4 = value_of(&sum_product_4_sum);
+        const REAL cosine = value_of(&cosine_sum), sum_product_5 = value_of(&sum_product_5_sum);
         const REAL sum_product_6 = value_of(&sum_product_6_sum);
         const int equal = target[n * target_batch] == 1;
         const REAL inverse_root_2 = inverse_root(shifted);
@@ -839,8 +797,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
         const REAL ratio_6 = sum_product_6 / binade_3 / sqrt_shifted_2;
         const REAL product_2 = share_2 * share_2;
         for (int64_t f = 0; f < features; ++f) {
-            REAL max_choice_3 = -INFINITY;
-            REAL max_choice_4 = -INFINITY;
+            REAL max_choice_3 = -INFINITY, max_choice_4 = -INFINITY;
             FOR_TILES(first, end, features) {
                 REAL max_choice_3_tile[TILE], max_choice_4_tile[TILE];
                 INDEPENDENT
@@ -852,8 +809,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
                 max_choice_3 = larger_tile(max_choice_3, max_choice_3_tile, end - first);
                 max_choice_4 = larger_tile(max_choice_4, max_choice_4_tile, end - first);
             }
-            accumulator sum_product_7_sum = {0};
-            accumulator sum_product_8_sum = {0};
+            accumulator sum_product_7_sum = {0}, sum_product_8_sum = {0};
             FOR_TILES(first, end, features) {
                 REAL sum_product_7_tile[TILE], sum_product_8_tile[TILE];
                 INDEPENDENT
@@ -871,8 +827,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
                 accumulate_tile(&sum_product_7_sum, sum_product_7_tile, end - first);
                 accumulate_tile(&sum_product_8_sum, sum_product_8_tile, end - first);
             }
-            const REAL sum_product_7 = value_of(&sum_product_7_sum);
-            const REAL sum_product_8 = value_of(&sum_product_8_sum);
+            const REAL sum_product_7 = value_of(&sum_product_7_sum), sum_product_8 = value_of(&sum_product_8_sum);
             const REAL scaled_9 = input1_row[f * input1_features] / binade_2;
             const REAL scaled_10 = input1_row[f * input1_features] / binade_max_abs_input1;
             const REAL eliminated_5 = cross(input2_row[f * input2_features], choice, scaled_10, max_choice);

@@ -160,8 +160,7 @@ static INLINE void NAME(value)(const int64_t batch, const losslib_run *run, cons
                     }
                     largest = larger_tile(largest, largest_tile, end - first);
                 }
-                accumulator others_sum = {0};
-                accumulator ties_sum = {0};
+                accumulator others_sum = {0}, ties_sum = {0};
                 FOR_TILES(first, end, tags) {
                     REAL others_tile[TILE], ties_tile[TILE];
                     INDEPENDENT
@@ -176,8 +175,7 @@ static INLINE void NAME(value)(const int64_t batch, const losslib_run *run, cons
                     accumulate_tile(&others_sum, others_tile, end - first);
                     accumulate_tile(&ties_sum, ties_tile, end - first);
                 }
-                const REAL others = value_of(&others_sum);
-                const REAL ties = value_of(&ties_sum);
+                const REAL others = value_of(&others_sum), ties = value_of(&ties_sum);
                 const REAL log_mass = log1p(others + (ties - 1));
                 const REAL log_sum_exp = largest + log_mass;
                 alpha_total[p * alpha_total_positions + ta] = log_sum_exp;
@@ -233,8 +231,7 @@ static INLINE void NAME(value)(const int64_t batch, const losslib_run *run, cons
             }
             largest_2 = larger_tile(largest_2, largest_2_tile, end - first);
         }
-        accumulator others_2_sum = {0};
-        accumulator ties_2_sum = {0};
+        accumulator others_2_sum = {0}, ties_2_sum = {0};
         FOR_TILES(first, end, tags) {
             REAL others_2_tile[TILE], ties_2_tile[TILE];
             INDEPENDENT
@@ -248,8 +245,7 @@ static INLINE void NAME(value)(const int64_t batch, const losslib_run *run, cons
             accumulate_tile(&others_2_sum, others_2_tile, end - first);
             accumulate_tile(&ties_2_sum, ties_2_tile, end - first);
         }
-        const REAL others_2 = value_of(&others_2_sum);
-        const REAL ties_2 = value_of(&ties_2_sum);
+        const REAL others_2 = value_of(&others_2_sum), ties_2 = value_of(&ties_2_sum);
         const REAL log_mass_2 = log1p(others_2 + (ties_2 - 1));
         const REAL choice = positions == 0 ? 0 : sum_difference + largest_2 + log_mass_2;
         if (loss_wanted) loss[n * loss_batch] = (STORED)(choice);
@@ -318,8 +314,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
                     }
                     largest = larger_tile(largest, largest_tile, end - first);
                 }
-                accumulator others_sum = {0};
-                accumulator ties_sum = {0};
+                accumulator others_sum = {0}, ties_sum = {0};
                 FOR_TILES(first, end, tags) {
                     REAL others_tile[TILE], ties_tile[TILE];
                     INDEPENDENT
@@ -334,8 +329,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
                     accumulate_tile(&others_sum, others_tile, end - first);
                     accumulate_tile(&ties_sum, ties_tile, end - first);
                 }
-                const REAL others = value_of(&others_sum);
-                const REAL ties = value_of(&ties_sum);
+                const REAL others = value_of(&others_sum), ties = value_of(&ties_sum);
                 const REAL log_mass = log1p(others + (ties - 1));
                 const REAL log_sum_exp = largest + log_mass;
                 alpha_total[p * alpha_total_positions + ta] = log_sum_exp;
@@ -395,8 +389,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             }
             largest_2 = larger_tile(largest_2, largest_2_tile, end - first);
         }
-        accumulator others_2_sum = {0};
-        accumulator ties_2_sum = {0};
+        accumulator others_2_sum = {0}, ties_2_sum = {0};
         FOR_TILES(first, end, tags) {
             REAL others_2_tile[TILE], ties_2_tile[TILE];
             INDEPENDENT
@@ -410,8 +403,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             accumulate_tile(&others_2_sum, others_2_tile, end - first);
             accumulate_tile(&ties_2_sum, ties_2_tile, end - first);
         }
-        const REAL others_2 = value_of(&others_2_sum);
-        const REAL ties_2 = value_of(&ties_2_sum);
+        const REAL others_2 = value_of(&others_2_sum), ties_2 = value_of(&ties_2_sum);
         const REAL log_mass_2 = log1p(others_2 + (ties_2 - 1));
         const REAL log_sum_exp_2 = largest_2 + log_mass_2;
         INDEPENDENT
@@ -529,8 +521,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
                     }
                     largest = larger_tile(largest, largest_tile, end - first);
                 }
-                accumulator others_sum = {0};
-                accumulator ties_sum = {0};
+                accumulator others_sum = {0}, ties_sum = {0};
                 FOR_TILES(first, end, tags) {
                     REAL others_tile[TILE], ties_tile[TILE];
                     INDEPENDENT
@@ -545,8 +536,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
                     accumulate_tile(&others_sum, others_tile, end - first);
                     accumulate_tile(&ties_sum, ties_tile, end - first);
                 }
-                const REAL others = value_of(&others_sum);
-                const REAL ties = value_of(&ties_sum);
+                const REAL others = value_of(&others_sum), ties = value_of(&ties_sum);
                 const REAL log_mass = log1p(others + (ties - 1));
                 const REAL log_sum_exp = largest + log_mass;
                 alpha_total[p * alpha_total_positions + ta] = log_sum_exp;
@@ -614,9 +604,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             }
             largest_2 = larger_tile(largest_2, largest_2_tile, end - first);
         }
-        accumulator sum_product_sum = {0};
-        accumulator others_2_sum = {0};
-        accumulator ties_2_sum = {0};
+        accumulator sum_product_sum = {0}, others_2_sum = {0}, ties_2_sum = {0};
         FOR_TILES(first, end, tags) {
             REAL sum_product_tile[TILE], others_2_tile[TILE], ties_2_tile[TILE];
             INDEPENDENT
@@ -632,9 +620,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&others_2_sum, others_2_tile, end - first);
             accumulate_tile(&ties_2_sum, ties_2_tile, end - first);
         }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL others_2 = value_of(&others_2_sum);
-        const REAL ties_2 = value_of(&ties_2_sum);
+        const REAL sum_product = value_of(&sum_product_sum), others_2 = value_of(&others_2_sum), ties_2 = value_of(&ties_2_sum);
         const REAL sum_exp = others_2 + ties_2;
         const REAL choice_2 = positions == 0 ? 0 : -sum_shifted_2 + sum_product / sum_exp;
         if (rate_wanted) rate[n * rate_batch] = (STORED)(choice_2);
@@ -707,8 +693,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
                     }
                     largest = larger_tile(largest, largest_tile, end - first);
                 }
-                accumulator others_sum = {0};
-                accumulator ties_sum = {0};
+                accumulator others_sum = {0}, ties_sum = {0};
                 FOR_TILES(first, end, tags) {
                     REAL others_tile[TILE], ties_tile[TILE];
                     INDEPENDENT
@@ -723,8 +708,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
                     accumulate_tile(&others_sum, others_tile, end - first);
                     accumulate_tile(&ties_sum, ties_tile, end - first);
                 }
-                const REAL others = value_of(&others_sum);
-                const REAL ties = value_of(&ties_sum);
+                const REAL others = value_of(&others_sum), ties = value_of(&ties_sum);
                 const REAL log_mass = log1p(others + (ties - 1));
                 const REAL log_sum_exp = largest + log_mass;
                 alpha_total[p * alpha_total_positions + ta] = log_sum_exp;
@@ -782,9 +766,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             }
             largest_2 = larger_tile(largest_2, largest_2_tile, end - first);
         }
-        accumulator others_2_sum = {0};
-        accumulator ties_2_sum = {0};
-        accumulator sum_product_sum = {0};
+        accumulator others_2_sum = {0}, ties_2_sum = {0}, sum_product_sum = {0};
         FOR_TILES(first, end, tags) {
             REAL others_2_tile[TILE], ties_2_tile[TILE], sum_product_tile[TILE];
             INDEPENDENT
@@ -800,9 +782,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&ties_2_sum, ties_2_tile, end - first);
             accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
         }
-        const REAL others_2 = value_of(&others_2_sum);
-        const REAL ties_2 = value_of(&ties_2_sum);
-        const REAL sum_product = value_of(&sum_product_sum);
+        const REAL others_2 = value_of(&others_2_sum), ties_2 = value_of(&ties_2_sum), sum_product = value_of(&sum_product_sum);
         const int equal_2 = positions == 0;
         const REAL log_mass_2 = log1p(others_2 + (ties_2 - 1));
         const REAL log_sum_exp_2 = largest_2 + log_mass_2;

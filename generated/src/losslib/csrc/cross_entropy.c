@@ -148,10 +148,9 @@ static INLINE void NAME(value_and_grad__target_index)(const int64_t batch, const
     const REAL label_smoothing = (REAL)run->params[0];
     const int64_t ignore_index = (int64_t)run->params[1];
 
-    accumulator total_loss_sum = {0};
-    accumulator total_weight_sum = {0};
-    REAL max_abs_weight = -INFINITY;
+    accumulator total_loss_sum = {0}, total_weight_sum = {0};
     accumulator sum_weight_sum = {0};
+    REAL max_abs_weight = -INFINITY;
     if (grad_input_wanted) FOR_TILES(first, end, classes) {
         REAL max_abs_weight_tile[TILE], sum_weight_tile[TILE];
         INDEPENDENT
@@ -163,8 +162,7 @@ static INLINE void NAME(value_and_grad__target_index)(const int64_t batch, const
         accumulate_tile(&sum_weight_sum, weight_classes == 1 ? weight + first : sum_weight_tile, end - first);
     }
     const REAL sum_weight = value_of(&sum_weight_sum);
-    accumulator sum_choice_sum = {0};
-    accumulator sum_choice_2_sum = {0};
+    accumulator sum_choice_sum = {0}, sum_choice_2_sum = {0};
     if (grad_input_wanted) FOR_TILES(first, end, classes) {
         REAL sum_choice_tile[TILE], sum_choice_2_tile[TILE];
         INDEPENDENT
@@ -176,8 +174,7 @@ static INLINE void NAME(value_and_grad__target_index)(const int64_t batch, const
         accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
         accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
     }
-    const REAL sum_choice = value_of(&sum_choice_sum);
-    const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
+    const REAL sum_choice = value_of(&sum_choice_sum), sum_choice_2 = value_of(&sum_choice_2_sum);
     const REAL difference = label_smoothing - 1;
     const REAL ratio = label_smoothing / (REAL)classes;
     if (dense && classes > 0 && classes <= SHORT && target_batch == 1 && scale_batch == 0) FOR_SIDES(first, end, batch) {
@@ -272,8 +269,7 @@ static INLINE void NAME(value_and_grad__target_index)(const int64_t batch, const
             }
             largest = larger_tile(largest, input_classes == 1 ? input_row + first : largest_tile, end - first);
         }
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
+        accumulator others_sum = {0}, ties_sum = {0};
         if (loss_wanted || total_loss || grad_input_wanted || grad_weight_wanted) FOR_TILES(first, end, classes) {
             REAL others_tile[TILE], ties_tile[TILE];
             INDEPENDENT
@@ -287,8 +283,7 @@ static INLINE void NAME(value_and_grad__target_index)(const int64_t batch, const
             accumulate_tile(&others_sum, others_tile, end - first);
             accumulate_tile(&ties_sum, ties_tile, end - first);
         }
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
+        const REAL others = value_of(&others_sum), ties = value_of(&ties_sum);
         const int ignored = target[n * target_batch] == ignore_index;
         const int64_t safe_target = ignored ? 0 : target[n * target_batch];
         const REAL weight_at_safe_target = weight[safe_target * weight_classes];
@@ -351,8 +346,7 @@ static INLINE void NAME(jvp__target_index)(const int64_t batch, const losslib_ru
     const REAL label_smoothing = (REAL)run->params[0];
     const int64_t ignore_index = (int64_t)run->params[1];
 
-    accumulator total_rate_sum = {0};
-    accumulator total_weight_rate_sum = {0};
+    accumulator total_rate_sum = {0}, total_weight_rate_sum = {0};
     const REAL difference = label_smoothing - 1;
     const REAL ratio = label_smoothing / (REAL)classes;
     for (int64_t n = 0; n < batch; ++n) {
@@ -367,9 +361,7 @@ static INLINE void NAME(jvp__target_index)(const int64_t batch, const losslib_ru
             }
             largest = larger_tile(largest, input_classes == 1 ? input_row + first : largest_tile, end - first);
         }
-        accumulator sum_product_sum = {0};
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
+        accumulator sum_product_sum = {0}, others_sum = {0}, ties_sum = {0};
         FOR_TILES(first, end, classes) {
             REAL sum_product_tile[TILE], others_tile[TILE], ties_tile[TILE];
             INDEPENDENT
@@ -384,14 +376,11 @@ static INLINE void NAME(jvp__target_index)(const int64_t batch, const losslib_ru
             accumulate_tile(&others_sum, others_tile, end - first);
             accumulate_tile(&ties_sum, ties_tile, end - first);
         }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
+        const REAL sum_product = value_of(&sum_product_sum), others = value_of(&others_sum), ties = value_of(&ties_sum);
         const REAL sum_exp = others + ties;
         const REAL ratio_2 = sum_product / sum_exp;
         const REAL log_mass = log1p(others + (ties - 1));
-        accumulator sum_shifted_sum = {0};
-        accumulator sum_product_2_sum = {0};
+        accumulator sum_shifted_sum = {0}, sum_product_2_sum = {0};
         FOR_TILES(first, end, classes) {
             REAL sum_shifted_tile[TILE], sum_product_2_tile[TILE];
             INDEPENDENT
@@ -404,8 +393,7 @@ static INLINE void NAME(jvp__target_index)(const int64_t batch, const losslib_ru
             accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
             accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
         }
-        const REAL sum_shifted = value_of(&sum_shifted_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
+        const REAL sum_shifted = value_of(&sum_shifted_sum), sum_product_2 = value_of(&sum_product_2_sum);
         const int ignored = target[n * target_batch] == ignore_index;
         const int64_t safe_target = ignored ? 0 : target[n * target_batch];
         const REAL difference_2 = direction_input_row[safe_target * direction_input_classes] - ratio_2;
@@ -440,10 +428,8 @@ static INLINE void NAME(hvp__target_index)(const int64_t batch, const losslib_ru
     const REAL label_smoothing = (REAL)run->params[0];
     const int64_t ignore_index = (int64_t)run->params[1];
 
-    accumulator sum_weight_sum = {0};
-    REAL max_2 = -INFINITY;
-    accumulator sum_direction_weight_sum = {0};
-    REAL max_abs_weight = -INFINITY;
+    accumulator sum_weight_sum = {0}, sum_direction_weight_sum = {0};
+    REAL max_2 = -INFINITY, max_abs_weight = -INFINITY;
     FOR_TILES(first, end, classes) {
         REAL sum_weight_tile[TILE], max_2_tile[TILE], sum_direction_weight_tile[TILE], max_abs_weight_tile[TILE];
         INDEPENDENT
@@ -458,12 +444,8 @@ static INLINE void NAME(hvp__target_index)(const int64_t batch, const losslib_ru
         accumulate_tile(&sum_direction_weight_sum, direction_weight_classes == 1 ? direction_weight + first : sum_direction_weight_tile, end - first);
         max_abs_weight = larger_tile(max_abs_weight, max_abs_weight_tile, end - first);
     }
-    const REAL sum_weight = value_of(&sum_weight_sum);
-    const REAL sum_direction_weight = value_of(&sum_direction_weight_sum);
-    accumulator sum_choice_sum = {0};
-    accumulator sum_choice_2_sum = {0};
-    accumulator sum_choice_3_sum = {0};
-    accumulator sum_choice_4_sum = {0};
+    const REAL sum_weight = value_of(&sum_weight_sum), sum_direction_weight = value_of(&sum_direction_weight_sum);
+    accumulator sum_choice_sum = {0}, sum_choice_2_sum = {0}, sum_choice_3_sum = {0}, sum_choice_4_sum = {0};
     FOR_TILES(first, end, classes) {
         REAL sum_choice_tile[TILE], sum_choice_2_tile[TILE], sum_choice_3_tile[TILE], sum_choice_4_tile[TILE];
         INDEPENDENT
@@ -480,10 +462,8 @@ static INLINE void NAME(hvp__target_index)(const int64_t batch, const losslib_ru
         accumulate_tile(&sum_choice_3_sum, sum_choice_3_tile, end - first);
         accumulate_tile(&sum_choice_4_sum, sum_choice_4_tile, end - first);
     }
-    const REAL sum_choice = value_of(&sum_choice_sum);
-    const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
-    const REAL sum_choice_3 = value_of(&sum_choice_3_sum);
-    const REAL sum_choice_4 = value_of(&sum_choice_4_sum);
+    const REAL sum_choice = value_of(&sum_choice_sum), sum_choice_2 = value_of(&sum_choice_2_sum);
+    const REAL sum_choice_3 = value_of(&sum_choice_3_sum), sum_choice_4 = value_of(&sum_choice_4_sum);
     const REAL ratio = label_smoothing / (REAL)classes;
     const REAL product = ratio * sum_weight;
     const REAL difference = label_smoothing - 1;
@@ -500,9 +480,7 @@ static INLINE void NAME(hvp__target_index)(const int64_t batch, const losslib_ru
             }
             largest = larger_tile(largest, input_classes == 1 ? input_row + first : largest_tile, end - first);
         }
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
-        accumulator sum_product_sum = {0};
+        accumulator others_sum = {0}, ties_sum = {0}, sum_product_sum = {0};
         FOR_TILES(first, end, classes) {
             REAL others_tile[TILE], ties_tile[TILE], sum_product_tile[TILE];
             INDEPENDENT
@@ -518,9 +496,7 @@ static INLINE void NAME(hvp__target_index)(const int64_t batch, const losslib_ru
             accumulate_tile(&ties_sum, ties_tile, end - first);
             accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
         }
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
-        const REAL sum_product = value_of(&sum_product_sum);
+        const REAL others = value_of(&others_sum), ties = value_of(&ties_sum), sum_product = value_of(&sum_product_sum);
         const REAL sum_exp = others + ties;
         const REAL mean_under_softmax = sum_product / sum_exp;
         accumulator sum_product_2_sum = {0};
@@ -538,8 +514,7 @@ static INLINE void NAME(hvp__target_index)(const int64_t batch, const losslib_ru
             max_abs = larger_tile(max_abs, max_abs_tile, end - first);
         }
         const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        accumulator sum_choice_5_sum = {0};
-        accumulator sum_choice_6_sum = {0};
+        accumulator sum_choice_5_sum = {0}, sum_choice_6_sum = {0};
         FOR_TILES(first, end, classes) {
             REAL sum_choice_5_tile[TILE], sum_choice_6_tile[TILE];
             INDEPENDENT
@@ -554,8 +529,7 @@ static INLINE void NAME(hvp__target_index)(const int64_t batch, const losslib_ru
             accumulate_tile(&sum_choice_5_sum, sum_choice_5_tile, end - first);
             accumulate_tile(&sum_choice_6_sum, sum_choice_6_tile, end - first);
         }
-        const REAL sum_choice_5 = value_of(&sum_choice_5_sum);
-        const REAL sum_choice_6 = value_of(&sum_choice_6_sum);
+        const REAL sum_choice_5 = value_of(&sum_choice_5_sum), sum_choice_6 = value_of(&sum_choice_6_sum);
         const int ignored = target[n * target_batch] == ignore_index;
         const int64_t safe_target = ignored ? 0 : target[n * target_batch];
         const REAL weight_at_safe_target = weight[safe_target * weight_classes];
@@ -648,8 +622,7 @@ static INLINE void NAME(hessian_diag__target_index)(const int64_t batch, const l
             }
             largest = larger_tile(largest, input_classes == 1 ? input_row + first : largest_tile, end - first);
         }
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
+        accumulator others_sum = {0}, ties_sum = {0};
         FOR_TILES(first, end, classes) {
             REAL others_tile[TILE], ties_tile[TILE];
             INDEPENDENT
@@ -663,8 +636,7 @@ static INLINE void NAME(hessian_diag__target_index)(const int64_t batch, const l
             accumulate_tile(&others_sum, others_tile, end - first);
             accumulate_tile(&ties_sum, ties_tile, end - first);
         }
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
+        const REAL others = value_of(&others_sum), ties = value_of(&ties_sum);
         const int ignored = target[n * target_batch] == ignore_index;
         const int64_t safe_target = ignored ? 0 : target[n * target_batch];
         const REAL sum_exp = others + ties;
@@ -780,9 +752,8 @@ static INLINE void NAME(value_and_grad__target_real)(const int64_t batch, const 
         const REAL *target_row = target + n * target_batch;
         REAL *grad_input_row = grad_input + n * grad_input_batch;
         REAL *grad_target_row = grad_target + n * grad_target_batch;
-        REAL largest = -INFINITY;
-        REAL max_choice = -INFINITY;
         accumulator sum_choice_sum = {0};
+        REAL largest = -INFINITY, max_choice = -INFINITY;
         FOR_TILES(first, end, classes) {
             REAL largest_tile[TILE], max_choice_tile[TILE], sum_choice_tile[TILE];
             INDEPENDENT
@@ -797,10 +768,7 @@ static INLINE void NAME(value_and_grad__target_real)(const int64_t batch, const 
             accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
         }
         const REAL sum_choice = value_of(&sum_choice_sum);
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
-        accumulator sum_choice_2_sum = {0};
-        accumulator sum_choice_3_sum = {0};
+        accumulator others_sum = {0}, ties_sum = {0}, sum_choice_2_sum = {0}, sum_choice_3_sum = {0};
         FOR_TILES(first, end, classes) {
             REAL others_tile[TILE], ties_tile[TILE], sum_choice_2_tile[TILE], sum_choice_3_tile[TILE];
             INDEPENDENT
@@ -821,9 +789,7 @@ static INLINE void NAME(value_and_grad__target_real)(const int64_t batch, const 
             accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
             accumulate_tile(&sum_choice_3_sum, sum_choice_3_tile, end - first);
         }
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
-        const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
+        const REAL others = value_of(&others_sum), ties = value_of(&ties_sum), sum_choice_2 = value_of(&sum_choice_2_sum);
         const REAL sum_choice_3 = value_of(&sum_choice_3_sum);
         const REAL sum_exp = others + ties;
         const REAL more_ties = ties - 1;
@@ -888,9 +854,7 @@ static INLINE void NAME(jvp__target_real)(const int64_t batch, const losslib_run
             }
             largest = larger_tile(largest, input_classes == 1 ? input_row + first : largest_tile, end - first);
         }
-        accumulator sum_product_sum = {0};
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
+        accumulator sum_product_sum = {0}, others_sum = {0}, ties_sum = {0};
         FOR_TILES(first, end, classes) {
             REAL sum_product_tile[TILE], others_tile[TILE], ties_tile[TILE];
             INDEPENDENT
@@ -905,9 +869,7 @@ static INLINE void NAME(jvp__target_real)(const int64_t batch, const losslib_run
             accumulate_tile(&others_sum, others_tile, end - first);
             accumulate_tile(&ties_sum, ties_tile, end - first);
         }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
+        const REAL sum_product = value_of(&sum_product_sum), others = value_of(&others_sum), ties = value_of(&ties_sum);
         const REAL sum_exp = others + ties;
         const REAL ratio_2 = sum_product / sum_exp;
         const REAL log_mass = log1p(others + (ties - 1));
@@ -958,14 +920,11 @@ static INLINE void NAME(hvp__target_real)(const int64_t batch, const losslib_run
         const REAL *direction_target_row = direction_target + n * direction_target_batch;
         REAL *hvp_input_row = hvp_input + n * hvp_input_batch;
         REAL *hvp_target_row = hvp_target + n * hvp_target_batch;
-        REAL max_abs = -INFINITY;
-        accumulator sum_shifted_sum = {0};
-        REAL largest = -INFINITY;
-        accumulator sum_product_sum = {0};
-        accumulator sum_product_2_sum = {0};
-        accumulator sum_shifted_2_sum = {0};
+        accumulator sum_shifted_sum = {0}, sum_product_sum = {0}, sum_product_2_sum = {0}, sum_shifted_2_sum = {0};
+        REAL max_abs = -INFINITY, largest = -INFINITY;
         FOR_TILES(first, end, classes) {
-            REAL max_abs_tile[TILE], sum_shifted_tile[TILE], largest_tile[TILE], sum_product_tile[TILE], sum_product_2_tile[TILE], sum_shifted_2_tile[TILE];
+            REAL max_abs_tile[TILE], sum_shifted_tile[TILE], largest_tile[TILE], sum_product_tile[TILE], sum_product_2_tile[TILE];
+            REAL sum_shifted_2_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const REAL shifted = weight[c * weight_classes] * direction_target_row[c * direction_target_classes] + direction_weight[c * direction_weight_classes] * target_row[c * target_classes];
@@ -984,15 +943,9 @@ static INLINE void NAME(hvp__target_real)(const int64_t batch, const losslib_run
             accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
             accumulate_tile(&sum_shifted_2_sum, sum_shifted_2_tile, end - first);
         }
-        const REAL sum_shifted = value_of(&sum_shifted_sum);
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL sum_shifted_2 = value_of(&sum_shifted_2_sum);
-        accumulator sum_choice_sum = {0};
-        accumulator sum_choice_2_sum = {0};
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
-        accumulator sum_product_3_sum = {0};
+        const REAL sum_shifted = value_of(&sum_shifted_sum), sum_product = value_of(&sum_product_sum);
+        const REAL sum_product_2 = value_of(&sum_product_2_sum), sum_shifted_2 = value_of(&sum_shifted_2_sum);
+        accumulator sum_choice_sum = {0}, sum_choice_2_sum = {0}, others_sum = {0}, ties_sum = {0}, sum_product_3_sum = {0};
         FOR_TILES(first, end, classes) {
             REAL sum_choice_tile[TILE], sum_choice_2_tile[TILE], others_tile[TILE], ties_tile[TILE], sum_product_3_tile[TILE];
             INDEPENDENT
@@ -1014,11 +967,8 @@ static INLINE void NAME(hvp__target_real)(const int64_t batch, const losslib_run
             accumulate_tile(&ties_sum, ties_tile, end - first);
             accumulate_tile(&sum_product_3_sum, sum_product_3_tile, end - first);
         }
-        const REAL sum_choice = value_of(&sum_choice_sum);
-        const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
-        const REAL sum_product_3 = value_of(&sum_product_3_sum);
+        const REAL sum_choice = value_of(&sum_choice_sum), sum_choice_2 = value_of(&sum_choice_2_sum), others = value_of(&others_sum);
+        const REAL ties = value_of(&ties_sum), sum_product_3 = value_of(&sum_product_3_sum);
         const REAL sum_exp = others + ties;
         const REAL mean_under_softmax = sum_product_3 / sum_exp;
         accumulator sum_product_4_sum = {0};
@@ -1100,8 +1050,7 @@ static INLINE void NAME(hessian_diag__target_real)(const int64_t batch, const lo
             largest = larger_tile(largest, input_classes == 1 ? input_row + first : largest_tile, end - first);
         }
         const REAL sum_choice = value_of(&sum_choice_sum);
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
+        accumulator others_sum = {0}, ties_sum = {0};
         FOR_TILES(first, end, classes) {
             REAL others_tile[TILE], ties_tile[TILE];
             INDEPENDENT
@@ -1115,8 +1064,7 @@ static INLINE void NAME(hessian_diag__target_real)(const int64_t batch, const lo
             accumulate_tile(&others_sum, others_tile, end - first);
             accumulate_tile(&ties_sum, ties_tile, end - first);
         }
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
+        const REAL others = value_of(&others_sum), ties = value_of(&ties_sum);
         const REAL sum_exp = others + ties;
         const REAL product = sum_choice / sum_exp * (scale[n * scale_batch] / sum_exp);
         const REAL more_ties = ties - 1;

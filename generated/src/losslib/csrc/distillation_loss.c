@@ -205,8 +205,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         const REAL *target_row = target + n * target_batch;
         REAL *grad_input_row = grad_input + n * grad_input_batch;
         REAL *grad_target_row = grad_target + n * grad_target_batch;
-        REAL max_target = -INFINITY;
-        REAL max_input = -INFINITY;
+        REAL max_target = -INFINITY, max_input = -INFINITY;
         FOR_TILES(first, end, classes) {
             REAL max_target_tile[TILE], max_input_tile[TILE];
             INDEPENDENT
@@ -217,15 +216,11 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             max_target = larger_tile(max_target, target_classes == 1 ? target_row + first : max_target_tile, end - first);
             max_input = larger_tile(max_input, input_classes == 1 ? input_row + first : max_input_tile, end - first);
         }
-        REAL max_choice = -INFINITY;
-        REAL max_choice_2 = -INFINITY;
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
-        accumulator others_2_sum = {0};
-        accumulator ties_2_sum = {0};
-        accumulator sum_product_sum = {0};
+        accumulator others_sum = {0}, ties_sum = {0}, others_2_sum = {0}, ties_2_sum = {0}, sum_product_sum = {0};
+        REAL max_choice = -INFINITY, max_choice_2 = -INFINITY;
         FOR_TILES(first, end, classes) {
-            REAL max_choice_tile[TILE], max_choice_2_tile[TILE], others_tile[TILE], ties_tile[TILE], others_2_tile[TILE], ties_2_tile[TILE], sum_product_tile[TILE];
+            REAL max_choice_tile[TILE], max_choice_2_tile[TILE], others_tile[TILE], ties_tile[TILE], others_2_tile[TILE];
+            REAL ties_2_tile[TILE], sum_product_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const int is_largest = target_row[c * target_classes] == max_target;
@@ -251,18 +246,13 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             accumulate_tile(&ties_2_sum, ties_2_tile, end - first);
             accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
         }
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
-        const REAL others_2 = value_of(&others_2_sum);
-        const REAL ties_2 = value_of(&ties_2_sum);
-        const REAL sum_product = value_of(&sum_product_sum);
+        const REAL others = value_of(&others_sum), ties = value_of(&ties_sum), others_2 = value_of(&others_2_sum);
+        const REAL ties_2 = value_of(&ties_2_sum), sum_product = value_of(&sum_product_sum);
         const REAL across_pivot = max_choice / temperature;
         const REAL abs_across_pivot = fabs(across_pivot);
         const REAL sum_exp = others + ties;
         const REAL mean_under_softmax = sum_product / sum_exp;
-        accumulator sum_product_2_sum = {0};
-        accumulator mass_ahead_sum = {0};
-        accumulator sum_product_3_sum = {0};
+        accumulator sum_product_2_sum = {0}, mass_ahead_sum = {0}, sum_product_3_sum = {0};
         FOR_TILES(first, end, classes) {
             REAL sum_product_2_tile[TILE], mass_ahead_tile[TILE], sum_product_3_tile[TILE];
             INDEPENDENT
@@ -285,8 +275,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             accumulate_tile(&mass_ahead_sum, mass_ahead_tile, end - first);
             accumulate_tile(&sum_product_3_sum, sum_product_3_tile, end - first);
         }
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL mass_ahead = value_of(&mass_ahead_sum);
+        const REAL sum_product_2 = value_of(&sum_product_2_sum), mass_ahead = value_of(&mass_ahead_sum);
         const REAL sum_product_3 = value_of(&sum_product_3_sum);
         const REAL product_2 = temperature * scale[n * scale_batch];
         const REAL log1p_mass_ahead = log1p(mass_ahead);
@@ -294,8 +283,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         const REAL ratio = scale[n * scale_batch] / sum_exp;
         const REAL ratio_2 = sum_product_3 / sum_exp;
         const REAL mean_ahead = sum_product_2 / sum_exp;
-        accumulator bend_sum = {0};
-        accumulator sum_product_4_sum = {0};
+        accumulator bend_sum = {0}, sum_product_4_sum = {0};
         FOR_TILES(first, end, classes) {
             REAL bend_tile[TILE], sum_product_4_tile[TILE];
             INDEPENDENT
@@ -322,8 +310,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             accumulate_tile(&bend_sum, bend_tile, end - first);
             accumulate_tile(&sum_product_4_sum, sum_product_4_tile, end - first);
         }
-        const REAL bend = value_of(&bend_sum);
-        const REAL sum_product_4 = value_of(&sum_product_4_sum);
+        const REAL bend = value_of(&bend_sum), sum_product_4 = value_of(&sum_product_4_sum);
         const REAL ratio_3 = sum_product_4 / sum_exp;
         const REAL shifted = bend + ratio_3;
         const REAL shifted_2 = shifted + 2;
@@ -359,8 +346,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         const REAL *target_row = target + n * target_batch;
         const REAL *direction_input_row = direction_input + n * direction_input_batch;
         const REAL *direction_target_row = direction_target + n * direction_target_batch;
-        REAL max_input = -INFINITY;
-        REAL max_target = -INFINITY;
+        REAL max_input = -INFINITY, max_target = -INFINITY;
         FOR_TILES(first, end, classes) {
             REAL max_input_tile[TILE], max_target_tile[TILE];
             INDEPENDENT
@@ -371,15 +357,11 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             max_input = larger_tile(max_input, input_classes == 1 ? input_row + first : max_input_tile, end - first);
             max_target = larger_tile(max_target, target_classes == 1 ? target_row + first : max_target_tile, end - first);
         }
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
-        accumulator others_2_sum = {0};
-        accumulator ties_2_sum = {0};
-        accumulator sum_product_sum = {0};
-        REAL max_choice = -INFINITY;
-        REAL max_choice_2 = -INFINITY;
+        accumulator others_sum = {0}, ties_sum = {0}, others_2_sum = {0}, ties_2_sum = {0}, sum_product_sum = {0};
+        REAL max_choice = -INFINITY, max_choice_2 = -INFINITY;
         FOR_TILES(first, end, classes) {
-            REAL others_tile[TILE], ties_tile[TILE], others_2_tile[TILE], ties_2_tile[TILE], sum_product_tile[TILE], max_choice_tile[TILE], max_choice_2_tile[TILE];
+            REAL others_tile[TILE], ties_tile[TILE], others_2_tile[TILE], ties_2_tile[TILE], sum_product_tile[TILE];
+            REAL max_choice_tile[TILE], max_choice_2_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const int is_largest = input_row[c * input_classes] == max_input;
@@ -402,11 +384,8 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             max_choice = larger_tile(max_choice, max_choice_tile, end - first);
             max_choice_2 = larger_tile(max_choice_2, max_choice_2_tile, end - first);
         }
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
-        const REAL others_2 = value_of(&others_2_sum);
-        const REAL ties_2 = value_of(&ties_2_sum);
-        const REAL sum_product = value_of(&sum_product_sum);
+        const REAL others = value_of(&others_sum), ties = value_of(&ties_sum), others_2 = value_of(&others_2_sum);
+        const REAL ties_2 = value_of(&ties_2_sum), sum_product = value_of(&sum_product_sum);
         const REAL across_pivot = max_choice / temperature;
         const REAL abs_across_pivot = fabs(across_pivot);
         const REAL sum_exp = others_2 + ties_2;
@@ -432,9 +411,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         const REAL ratio = sum_product / temperature / temperature / sum_exp / sum_exp;
         const REAL log1p_mass_ahead = log1p(mass_ahead);
         const REAL sum_exp_2 = others + ties;
-        accumulator sum_product_2_sum = {0};
-        accumulator sum_shifted_sum = {0};
-        accumulator sum_product_3_sum = {0};
+        accumulator sum_product_2_sum = {0}, sum_shifted_sum = {0}, sum_product_3_sum = {0};
         FOR_TILES(first, end, classes) {
             REAL sum_product_2_tile[TILE], sum_shifted_tile[TILE], sum_product_3_tile[TILE];
             INDEPENDENT
@@ -460,8 +437,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
             accumulate_tile(&sum_product_3_sum, sum_product_3_tile, end - first);
         }
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL sum_shifted = value_of(&sum_shifted_sum);
+        const REAL sum_product_2 = value_of(&sum_product_2_sum), sum_shifted = value_of(&sum_shifted_sum);
         const REAL sum_product_3 = value_of(&sum_product_3_sum);
         const REAL choice = all ? temperature * (sum_product_2 / sum_exp_2) - product * sum_shifted - temperature * (sum_product / sum_exp) : temperature * sum_product_3;
         if (rate_wanted) rate[n * rate_batch] = choice;
@@ -491,8 +467,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         const REAL *direction_target_row = direction_target + n * direction_target_batch;
         REAL *hvp_input_row = hvp_input + n * hvp_input_batch;
         REAL *hvp_target_row = hvp_target + n * hvp_target_batch;
-        REAL max_target = -INFINITY;
-        REAL max_input = -INFINITY;
+        REAL max_target = -INFINITY, max_input = -INFINITY;
         FOR_TILES(first, end, classes) {
             REAL max_target_tile[TILE], max_input_tile[TILE];
             INDEPENDENT
@@ -503,15 +478,11 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             max_target = larger_tile(max_target, target_classes == 1 ? target_row + first : max_target_tile, end - first);
             max_input = larger_tile(max_input, input_classes == 1 ? input_row + first : max_input_tile, end - first);
         }
-        accumulator sum_product_sum = {0};
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
-        accumulator others_2_sum = {0};
-        accumulator ties_2_sum = {0};
-        accumulator sum_product_2_sum = {0};
-        accumulator sum_product_3_sum = {0};
+        accumulator sum_product_sum = {0}, others_sum = {0}, ties_sum = {0}, others_2_sum = {0}, ties_2_sum = {0};
+        accumulator sum_product_2_sum = {0}, sum_product_3_sum = {0};
         FOR_TILES(first, end, classes) {
-            REAL sum_product_tile[TILE], others_tile[TILE], ties_tile[TILE], others_2_tile[TILE], ties_2_tile[TILE], sum_product_2_tile[TILE], sum_product_3_tile[TILE];
+            REAL sum_product_tile[TILE], others_tile[TILE], ties_tile[TILE], others_2_tile[TILE], ties_2_tile[TILE];
+            REAL sum_product_2_tile[TILE], sum_product_3_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const REAL relative = exp_quotient(target_row[c * target_classes], max_target, temperature);
@@ -537,12 +508,8 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
             accumulate_tile(&sum_product_3_sum, sum_product_3_tile, end - first);
         }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
-        const REAL others_2 = value_of(&others_2_sum);
-        const REAL ties_2 = value_of(&ties_2_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
+        const REAL sum_product = value_of(&sum_product_sum), others = value_of(&others_sum), ties = value_of(&ties_sum);
+        const REAL others_2 = value_of(&others_2_sum), ties_2 = value_of(&ties_2_sum), sum_product_2 = value_of(&sum_product_2_sum);
         const REAL sum_product_3 = value_of(&sum_product_3_sum);
         const REAL sum_exp = others + ties;
         const REAL mean_under_softmax = sum_product / sum_exp;
@@ -551,13 +518,11 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         const REAL mean_under_softmax_3 = sum_product_3 / sum_exp;
         const REAL ratio = mean_under_softmax / temperature;
         const REAL ratio_2 = ratio / sum_exp;
+        accumulator sum_product_4_sum = {0}, sum_product_5_sum = {0}, sum_product_6_sum = {0}, sum_shifted_sum = {0};
         REAL max_abs = -INFINITY;
-        accumulator sum_product_4_sum = {0};
-        accumulator sum_product_5_sum = {0};
-        accumulator sum_product_6_sum = {0};
-        accumulator sum_shifted_sum = {0};
         FOR_TILES(first, end, classes) {
-            REAL max_abs_tile[TILE], sum_product_4_tile[TILE], sum_product_5_tile[TILE], sum_product_6_tile[TILE], sum_shifted_tile[TILE];
+            REAL max_abs_tile[TILE], sum_product_4_tile[TILE], sum_product_5_tile[TILE], sum_product_6_tile[TILE];
+            REAL sum_shifted_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const REAL from_mean = direction_target_row[c * direction_target_classes] - mean_under_softmax;
@@ -579,12 +544,9 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_product_6_sum, sum_product_6_tile, end - first);
             accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
         }
-        const REAL sum_product_4 = value_of(&sum_product_4_sum);
-        const REAL sum_product_5 = value_of(&sum_product_5_sum);
-        const REAL sum_product_6 = value_of(&sum_product_6_sum);
-        const REAL sum_shifted = value_of(&sum_shifted_sum);
-        accumulator sum_choice_sum = {0};
-        accumulator sum_choice_2_sum = {0};
+        const REAL sum_product_4 = value_of(&sum_product_4_sum), sum_product_5 = value_of(&sum_product_5_sum);
+        const REAL sum_product_6 = value_of(&sum_product_6_sum), sum_shifted = value_of(&sum_shifted_sum);
+        accumulator sum_choice_sum = {0}, sum_choice_2_sum = {0};
         FOR_TILES(first, end, classes) {
             REAL sum_choice_tile[TILE], sum_choice_2_tile[TILE];
             INDEPENDENT
@@ -599,8 +561,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
             accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
         }
-        const REAL sum_choice = value_of(&sum_choice_sum);
-        const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
+        const REAL sum_choice = value_of(&sum_choice_sum), sum_choice_2 = value_of(&sum_choice_2_sum);
         const REAL ratio_3 = sum_choice_2 / sum_exp;
         const REAL ratio_4 = sum_product_4 / sum_exp;
         const REAL more_ties = ties - 1;
@@ -647,8 +608,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
         const REAL *target_row = target + n * target_batch;
         REAL *hessian_input_row = hessian_input + n * hessian_input_batch;
         REAL *hessian_target_row = hessian_target + n * hessian_target_batch;
-        REAL max_input = -INFINITY;
-        REAL max_target = -INFINITY;
+        REAL max_input = -INFINITY, max_target = -INFINITY;
         FOR_TILES(first, end, classes) {
             REAL max_input_tile[TILE], max_target_tile[TILE];
             INDEPENDENT
@@ -659,11 +619,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
             max_input = larger_tile(max_input, input_classes == 1 ? input_row + first : max_input_tile, end - first);
             max_target = larger_tile(max_target, target_classes == 1 ? target_row + first : max_target_tile, end - first);
         }
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
-        accumulator others_2_sum = {0};
-        accumulator ties_2_sum = {0};
-        accumulator sum_product_sum = {0};
+        accumulator others_sum = {0}, ties_sum = {0}, others_2_sum = {0}, ties_2_sum = {0}, sum_product_sum = {0};
         FOR_TILES(first, end, classes) {
             REAL others_tile[TILE], ties_tile[TILE], others_2_tile[TILE], ties_2_tile[TILE], sum_product_tile[TILE];
             INDEPENDENT
@@ -686,11 +642,8 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
             accumulate_tile(&ties_2_sum, ties_2_tile, end - first);
             accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
         }
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
-        const REAL others_2 = value_of(&others_2_sum);
-        const REAL ties_2 = value_of(&ties_2_sum);
-        const REAL sum_product = value_of(&sum_product_sum);
+        const REAL others = value_of(&others_sum), ties = value_of(&ties_sum), others_2 = value_of(&others_2_sum);
+        const REAL ties_2 = value_of(&ties_2_sum), sum_product = value_of(&sum_product_sum);
         const REAL sum_exp = others_2 + ties_2;
         const REAL mean_under_softmax = sum_product / sum_exp;
         accumulator sum_product_2_sum = {0};

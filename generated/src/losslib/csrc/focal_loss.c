@@ -93,8 +93,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     const REAL gamma = (REAL)run->params[0];
     const int64_t ignore_index = (int64_t)run->params[1];
 
-    accumulator total_loss_sum = {0};
-    accumulator total_weight_sum = {0};
+    accumulator total_loss_sum = {0}, total_weight_sum = {0};
     const int equal = gamma == 0;
     if (dense && classes > 0 && classes <= SHORT && target_batch == 1 && scale_batch == 0) FOR_SIDES(first, end, batch) {
         REAL input_side[SHORT][SIDE], grad_input_side[SHORT][SIDE];
@@ -181,8 +180,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             }
             largest = larger_tile(largest, largest_tile, end - first);
         }
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
+        accumulator others_sum = {0}, ties_sum = {0};
         if (loss_wanted || total_loss || grad_input_wanted || grad_weight_wanted) FOR_TILES(first, end, classes) {
             REAL others_tile[TILE], ties_tile[TILE];
             INDEPENDENT
@@ -197,8 +195,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             accumulate_tile(&others_sum, others_tile, end - first);
             accumulate_tile(&ties_sum, ties_tile, end - first);
         }
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
+        const REAL others = value_of(&others_sum), ties = value_of(&ties_sum);
         const REAL weight_at_safe_target = weight[safe_target * weight_classes];
         const REAL log_mass = log1p(others + (ties - 1));
         const REAL odds = input_row[safe_target * input_classes] - largest - log_mass;
@@ -243,8 +240,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
     const REAL gamma = (REAL)run->params[0];
     const int64_t ignore_index = (int64_t)run->params[1];
 
-    accumulator total_rate_sum = {0};
-    accumulator total_weight_rate_sum = {0};
+    accumulator total_rate_sum = {0}, total_weight_rate_sum = {0};
     const int equal = gamma == 0;
     for (int64_t n = 0; n < batch; ++n) {
         const REAL *input_row = input + n * input_batch;
@@ -260,9 +256,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             }
             largest = larger_tile(largest, largest_tile, end - first);
         }
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
-        accumulator sum_product_sum = {0};
+        accumulator others_sum = {0}, ties_sum = {0}, sum_product_sum = {0};
         FOR_TILES(first, end, classes) {
             REAL others_tile[TILE], ties_tile[TILE], sum_product_tile[TILE];
             INDEPENDENT
@@ -279,9 +273,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&ties_sum, ties_tile, end - first);
             accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
         }
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
-        const REAL sum_product = value_of(&sum_product_sum);
+        const REAL others = value_of(&others_sum), ties = value_of(&ties_sum), sum_product = value_of(&sum_product_sum);
         const REAL log_mass = log1p(others + (ties - 1));
         const REAL odds = input_row[safe_target * input_classes] - largest - log_mass;
         const REAL minus_odds = -odds;
@@ -335,9 +327,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             }
             largest = larger_tile(largest, largest_tile, end - first);
         }
-        accumulator sum_product_sum = {0};
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
+        accumulator sum_product_sum = {0}, others_sum = {0}, ties_sum = {0};
         FOR_TILES(first, end, classes) {
             REAL sum_product_tile[TILE], others_tile[TILE], ties_tile[TILE];
             INDEPENDENT
@@ -355,9 +345,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&others_sum, others_tile, end - first);
             accumulate_tile(&ties_sum, ties_tile, end - first);
         }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
+        const REAL sum_product = value_of(&sum_product_sum), others = value_of(&others_sum), ties = value_of(&ties_sum);
         const REAL sum_exp = others + ties;
         const REAL mean_under_softmax = sum_product / sum_exp;
         accumulator sum_product_2_sum = {0};
@@ -449,8 +437,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
             }
             largest = larger_tile(largest, largest_tile, end - first);
         }
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
+        accumulator others_sum = {0}, ties_sum = {0};
         FOR_TILES(first, end, classes) {
             REAL others_tile[TILE], ties_tile[TILE];
             INDEPENDENT
@@ -465,8 +452,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
             accumulate_tile(&others_sum, others_tile, end - first);
             accumulate_tile(&ties_sum, ties_tile, end - first);
         }
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
+        const REAL others = value_of(&others_sum), ties = value_of(&ties_sum);
         const REAL weight_at_safe_target = weight[safe_target * weight_classes];
         const REAL more_ties = ties - 1;
         const REAL log_mass = log1p(others + more_ties);

@@ -82,8 +82,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
                 }
                 max_similarity = larger_tile(max_similarity, max_similarity_tile, end - first);
             }
-            accumulator ties_sum = {0};
-            accumulator others_sum = {0};
+            accumulator ties_sum = {0}, others_sum = {0};
             FOR_TILES(first, end, pairs) {
                 REAL ties_tile[TILE], others_tile[TILE];
                 INDEPENDENT
@@ -96,8 +95,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
                 accumulate_tile(&ties_sum, ties_tile, end - first);
                 accumulate_tile(&others_sum, others_tile, end - first);
             }
-            const REAL ties = value_of(&ties_sum);
-            const REAL others = value_of(&others_sum);
+            const REAL ties = value_of(&ties_sum), others = value_of(&others_sum);
             const REAL more_ties = ties - 1;
             const REAL sum_exp = others + ties;
             const REAL minus_ratio = -(similarity_row[p * similarity_pairs + p * similarity_pairs_2] == max_similarity ? more_ties + others : sum_exp - exp_quotient(similarity_row[p * similarity_pairs + p * similarity_pairs_2], max_similarity, temperature)) / sum_exp;
@@ -143,9 +141,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
                 }
                 max_similarity = larger_tile(max_similarity, max_similarity_tile, end - first);
             }
-            accumulator sum_product_sum = {0};
-            accumulator others_sum = {0};
-            accumulator ties_sum = {0};
+            accumulator sum_product_sum = {0}, others_sum = {0}, ties_sum = {0};
             FOR_TILES(first, end, pairs) {
                 REAL sum_product_tile[TILE], others_tile[TILE], ties_tile[TILE];
                 INDEPENDENT
@@ -160,9 +156,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
                 accumulate_tile(&others_sum, others_tile, end - first);
                 accumulate_tile(&ties_sum, ties_tile, end - first);
             }
-            const REAL sum_product = value_of(&sum_product_sum);
-            const REAL others = value_of(&others_sum);
-            const REAL ties = value_of(&ties_sum);
+            const REAL sum_product = value_of(&sum_product_sum), others = value_of(&others_sum), ties = value_of(&ties_sum);
             const REAL sum_exp = others + ties;
             accumulate(&sum_difference_sum, direction_similarity_row[p * direction_similarity_pairs + p * direction_similarity_pairs_2] - sum_product / sum_exp);
         }
@@ -199,9 +193,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
                 }
                 max_similarity = larger_tile(max_similarity, max_similarity_tile, end - first);
             }
-            accumulator others_sum = {0};
-            accumulator ties_sum = {0};
-            accumulator sum_product_sum = {0};
+            accumulator others_sum = {0}, ties_sum = {0}, sum_product_sum = {0};
             FOR_TILES(first, end, pairs) {
                 REAL others_tile[TILE], ties_tile[TILE], sum_product_tile[TILE];
                 INDEPENDENT
@@ -216,9 +208,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
                 accumulate_tile(&ties_sum, ties_tile, end - first);
                 accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
             }
-            const REAL others = value_of(&others_sum);
-            const REAL ties = value_of(&ties_sum);
-            const REAL sum_product = value_of(&sum_product_sum);
+            const REAL others = value_of(&others_sum), ties = value_of(&ties_sum), sum_product = value_of(&sum_product_sum);
             const REAL sum_exp = others + ties;
             const REAL mean_under_softmax = sum_product / sum_exp;
             accumulator sum_product_2_sum = {0};
@@ -268,8 +258,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
                 }
                 max_similarity = larger_tile(max_similarity, max_similarity_tile, end - first);
             }
-            accumulator others_sum = {0};
-            accumulator ties_sum = {0};
+            accumulator others_sum = {0}, ties_sum = {0};
             FOR_TILES(first, end, pairs) {
                 REAL others_tile[TILE], ties_tile[TILE];
                 INDEPENDENT
@@ -282,8 +271,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
                 accumulate_tile(&others_sum, others_tile, end - first);
                 accumulate_tile(&ties_sum, ties_tile, end - first);
             }
-            const REAL others = value_of(&others_sum);
-            const REAL ties = value_of(&ties_sum);
+            const REAL others = value_of(&others_sum), ties = value_of(&ties_sum);
             const REAL sum_exp = others + ties;
             const REAL ratio_2 = ratio / sum_exp / sum_exp;
             const REAL more_ties = ties - 1;

@@ -128,9 +128,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         const REAL *target_row = target + n * target_batch;
         REAL *grad_input_row = grad_input + n * grad_input_batch;
         REAL *grad_target_row = grad_target + n * grad_target_batch;
-        accumulator sum_product_sum = {0};
-        accumulator sum_product_2_sum = {0};
-        accumulator overlap_sum = {0};
+        accumulator sum_product_sum = {0}, sum_product_2_sum = {0}, overlap_sum = {0};
         FOR_TILES(first, end, pixels) {
             REAL sum_product_tile[TILE], sum_product_2_tile[TILE], overlap_tile[TILE];
             INDEPENDENT
@@ -143,8 +141,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
             accumulate_tile(&overlap_sum, overlap_tile, end - first);
         }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
+        const REAL sum_product = value_of(&sum_product_sum), sum_product_2 = value_of(&sum_product_2_sum);
         const REAL overlap = value_of(&overlap_sum);
         const REAL target_size = sum_product + overlap;
         const REAL shifted = target_size + sum_product_2 + smooth;
@@ -181,16 +178,11 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         const REAL *target_row = target + n * target_batch;
         const REAL *direction_input_row = direction_input + n * direction_input_batch;
         const REAL *direction_target_row = direction_target + n * direction_target_batch;
-        accumulator overlap_sum = {0};
-        accumulator sum_product_sum = {0};
-        accumulator sum_product_2_sum = {0};
-        accumulator sum_difference_sum = {0};
-        accumulator sum_shifted_sum = {0};
-        accumulator sum_difference_2_sum = {0};
-        accumulator sum_product_3_sum = {0};
-        accumulator sum_product_4_sum = {0};
+        accumulator overlap_sum = {0}, sum_product_sum = {0}, sum_product_2_sum = {0}, sum_difference_sum = {0}, sum_shifted_sum = {0};
+        accumulator sum_difference_2_sum = {0}, sum_product_3_sum = {0}, sum_product_4_sum = {0};
         FOR_TILES(first, end, pixels) {
-            REAL overlap_tile[TILE], sum_product_tile[TILE], sum_product_2_tile[TILE], sum_difference_tile[TILE], sum_shifted_tile[TILE], sum_difference_2_tile[TILE], sum_product_3_tile[TILE], sum_product_4_tile[TILE];
+            REAL overlap_tile[TILE], sum_product_tile[TILE], sum_product_2_tile[TILE], sum_difference_tile[TILE];
+            REAL sum_shifted_tile[TILE], sum_difference_2_tile[TILE], sum_product_3_tile[TILE], sum_product_4_tile[TILE];
             INDEPENDENT
             for (int64_t p = first; p < end; ++p) {
                 const REAL difference = 1 - input_row[p * input_pixels];
@@ -216,14 +208,10 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_product_3_sum, sum_product_3_tile, end - first);
             accumulate_tile(&sum_product_4_sum, sum_product_4_tile, end - first);
         }
-        const REAL overlap = value_of(&overlap_sum);
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL sum_difference = value_of(&sum_difference_sum);
-        const REAL sum_shifted = value_of(&sum_shifted_sum);
-        const REAL sum_difference_2 = value_of(&sum_difference_2_sum);
-        const REAL sum_product_3 = value_of(&sum_product_3_sum);
-        const REAL sum_product_4 = value_of(&sum_product_4_sum);
+        const REAL overlap = value_of(&overlap_sum), sum_product = value_of(&sum_product_sum);
+        const REAL sum_product_2 = value_of(&sum_product_2_sum), sum_difference = value_of(&sum_difference_sum);
+        const REAL sum_shifted = value_of(&sum_shifted_sum), sum_difference_2 = value_of(&sum_difference_2_sum);
+        const REAL sum_product_3 = value_of(&sum_product_3_sum), sum_product_4 = value_of(&sum_product_4_sum);
         const REAL target_size = sum_product + overlap;
         const REAL shifted = target_size + sum_product_2 + smooth;
         const REAL ratio = (overlap + smooth) / shifted;
@@ -254,16 +242,11 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         const REAL *direction_target_row = direction_target + n * direction_target_batch;
         REAL *hvp_input_row = hvp_input + n * hvp_input_batch;
         REAL *hvp_target_row = hvp_target + n * hvp_target_batch;
-        accumulator sum_shifted_sum = {0};
-        accumulator sum_product_sum = {0};
-        accumulator overlap_sum = {0};
-        accumulator sum_product_2_sum = {0};
-        accumulator sum_difference_sum = {0};
-        accumulator sum_product_3_sum = {0};
-        accumulator sum_choice_sum = {0};
-        accumulator sum_difference_2_sum = {0};
+        accumulator sum_shifted_sum = {0}, sum_product_sum = {0}, overlap_sum = {0}, sum_product_2_sum = {0}, sum_difference_sum = {0};
+        accumulator sum_product_3_sum = {0}, sum_choice_sum = {0}, sum_difference_2_sum = {0};
         FOR_TILES(first, end, pixels) {
-            REAL sum_shifted_tile[TILE], sum_product_tile[TILE], overlap_tile[TILE], sum_product_2_tile[TILE], sum_difference_tile[TILE], sum_product_3_tile[TILE], sum_choice_tile[TILE], sum_difference_2_tile[TILE];
+            REAL sum_shifted_tile[TILE], sum_product_tile[TILE], overlap_tile[TILE], sum_product_2_tile[TILE];
+            REAL sum_difference_tile[TILE], sum_product_3_tile[TILE], sum_choice_tile[TILE], sum_difference_2_tile[TILE];
             INDEPENDENT
             for (int64_t p = first; p < end; ++p) {
                 const REAL product = target_row[p * target_pixels] * direction_input_row[p * direction_input_pixels];
@@ -289,13 +272,9 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
             accumulate_tile(&sum_difference_2_sum, sum_difference_2_tile, end - first);
         }
-        const REAL sum_shifted = value_of(&sum_shifted_sum);
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL overlap = value_of(&overlap_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL sum_difference = value_of(&sum_difference_sum);
-        const REAL sum_product_3 = value_of(&sum_product_3_sum);
-        const REAL sum_choice = value_of(&sum_choice_sum);
+        const REAL sum_shifted = value_of(&sum_shifted_sum), sum_product = value_of(&sum_product_sum), overlap = value_of(&overlap_sum);
+        const REAL sum_product_2 = value_of(&sum_product_2_sum), sum_difference = value_of(&sum_difference_sum);
+        const REAL sum_product_3 = value_of(&sum_product_3_sum), sum_choice = value_of(&sum_choice_sum);
         const REAL sum_difference_2 = value_of(&sum_difference_2_sum);
         const REAL target_size = sum_product + overlap;
         const REAL shifted = target_size + sum_product_2 + smooth;
@@ -335,9 +314,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
         const REAL *target_row = target + n * target_batch;
         REAL *hessian_input_row = hessian_input + n * hessian_input_batch;
         REAL *hessian_target_row = hessian_target + n * hessian_target_batch;
-        accumulator sum_product_sum = {0};
-        accumulator overlap_sum = {0};
-        accumulator sum_product_2_sum = {0};
+        accumulator sum_product_sum = {0}, overlap_sum = {0}, sum_product_2_sum = {0};
         FOR_TILES(first, end, pixels) {
             REAL sum_product_tile[TILE], overlap_tile[TILE], sum_product_2_tile[TILE];
             INDEPENDENT
@@ -350,8 +327,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
             accumulate_tile(&overlap_sum, overlap_tile, end - first);
             accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
         }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL overlap = value_of(&overlap_sum);
+        const REAL sum_product = value_of(&sum_product_sum), overlap = value_of(&overlap_sum);
         const REAL sum_product_2 = value_of(&sum_product_2_sum);
         const REAL target_size = sum_product + overlap;
         const REAL shifted = target_size + sum_product_2 + smooth;

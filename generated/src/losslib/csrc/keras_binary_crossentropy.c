@@ -207,9 +207,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         const REAL *direction_y_true_row = direction_y_true + n * direction_y_true_batch;
         const REAL ratio = sample_weight[n * sample_weight_batch] / (REAL)features;
         const int below = fabs(ratio) < 1;
-        accumulator sum_choice_sum = {0};
-        accumulator sum_choice_2_sum = {0};
-        accumulator sum_choice_3_sum = {0};
+        accumulator sum_choice_sum = {0}, sum_choice_2_sum = {0}, sum_choice_3_sum = {0};
         FOR_TILES(first, end, features) {
             REAL sum_choice_tile[TILE], sum_choice_2_tile[TILE], sum_choice_3_tile[TILE];
             INDEPENDENT
@@ -250,8 +248,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
             accumulate_tile(&sum_choice_3_sum, sum_choice_3_tile, end - first);
         }
-        const REAL sum_choice = value_of(&sum_choice_sum);
-        const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
+        const REAL sum_choice = value_of(&sum_choice_sum), sum_choice_2 = value_of(&sum_choice_2_sum);
         const REAL sum_choice_3 = value_of(&sum_choice_3_sum);
         const REAL choice_2 = all ? sum_choice / (REAL)features * direction_sample_weight[n * direction_sample_weight_batch] + ratio * sum_choice_2 : sum_choice_3;
         if (rate_wanted) rate[n * rate_batch] = choice_2;

@@ -109,11 +109,8 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         const REAL *y_pred_row = y_pred + n * y_pred_batch;
         REAL *grad_y_true_row = grad_y_true + n * grad_y_true_batch;
         REAL *grad_y_pred_row = grad_y_pred + n * grad_y_pred_batch;
-        REAL largest = -INFINITY;
-        accumulator sum_y_pred_sum = {0};
-        REAL max_abs_y_pred = -INFINITY;
-        REAL max_abs = -INFINITY;
-        accumulator sum_shifted_sum = {0};
+        accumulator sum_y_pred_sum = {0}, sum_shifted_sum = {0};
+        REAL largest = -INFINITY, max_abs_y_pred = -INFINITY, max_abs = -INFINITY;
         FOR_TILES(first, end, features) {
             REAL largest_tile[TILE], sum_y_pred_tile[TILE], max_abs_y_pred_tile[TILE], max_abs_tile[TILE], sum_shifted_tile[TILE];
             INDEPENDENT
@@ -131,18 +128,13 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             max_abs = larger_tile(max_abs, max_abs_tile, end - first);
             accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
         }
-        const REAL sum_y_pred = value_of(&sum_y_pred_sum);
-        const REAL sum_shifted = value_of(&sum_shifted_sum);
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
-        accumulator sum_choice_sum = {0};
-        accumulator sum_choice_2_sum = {0};
-        accumulator sum_choice_3_sum = {0};
-        accumulator sum_choice_4_sum = {0};
-        accumulator sum_choice_5_sum = {0};
+        const REAL sum_y_pred = value_of(&sum_y_pred_sum), sum_shifted = value_of(&sum_shifted_sum);
+        accumulator others_sum = {0}, ties_sum = {0}, sum_choice_sum = {0}, sum_choice_2_sum = {0}, sum_choice_3_sum = {0};
+        accumulator sum_choice_4_sum = {0}, sum_choice_5_sum = {0};
         REAL max_choice = -INFINITY;
         FOR_TILES(first, end, features) {
-            REAL others_tile[TILE], ties_tile[TILE], sum_choice_tile[TILE], sum_choice_2_tile[TILE], sum_choice_3_tile[TILE], sum_choice_4_tile[TILE], sum_choice_5_tile[TILE], max_choice_tile[TILE];
+            REAL others_tile[TILE], ties_tile[TILE], sum_choice_tile[TILE], sum_choice_2_tile[TILE], sum_choice_3_tile[TILE];
+            REAL sum_choice_4_tile[TILE], sum_choice_5_tile[TILE], max_choice_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
                 const int is_largest = y_pred_row[f * y_pred_features] == largest;
@@ -178,13 +170,9 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             accumulate_tile(&sum_choice_5_sum, sum_choice_5_tile, end - first);
             max_choice = larger_tile(max_choice, max_choice_tile, end - first);
         }
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
-        const REAL sum_choice = value_of(&sum_choice_sum);
-        const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
-        const REAL sum_choice_3 = value_of(&sum_choice_3_sum);
-        const REAL sum_choice_4 = value_of(&sum_choice_4_sum);
-        const REAL sum_choice_5 = value_of(&sum_choice_5_sum);
+        const REAL others = value_of(&others_sum), ties = value_of(&ties_sum), sum_choice = value_of(&sum_choice_sum);
+        const REAL sum_choice_2 = value_of(&sum_choice_2_sum), sum_choice_3 = value_of(&sum_choice_3_sum);
+        const REAL sum_choice_4 = value_of(&sum_choice_4_sum), sum_choice_5 = value_of(&sum_choice_5_sum);
         const int equal_3 = max_abs_y_pred == 0;
         const REAL binade_max_abs_y_pred = binade(max_abs_y_pred);
         const REAL choice = equal_3 ? 1 : max_abs_y_pred / binade_max_abs_y_pred;
@@ -217,9 +205,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         const int below_3 = 2 * fabs(ratio_at_largest - mean_ratio) < abs_mean_ratio;
         const REAL ratio_2 = sum_ratio / sum_y_pred;
         const int below_4 = fabs(sample_weight[n * sample_weight_batch]) < 1;
-        accumulator sum_choice_6_sum = {0};
-        accumulator sum_product_sum = {0};
-        accumulator sum_choice_7_sum = {0};
+        accumulator sum_choice_6_sum = {0}, sum_product_sum = {0}, sum_choice_7_sum = {0};
         FOR_TILES(first, end, features) {
             REAL sum_choice_6_tile[TILE], sum_product_tile[TILE], sum_choice_7_tile[TILE];
             INDEPENDENT
@@ -264,8 +250,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
             accumulate_tile(&sum_choice_7_sum, sum_choice_7_tile, end - first);
         }
-        const REAL sum_choice_6 = value_of(&sum_choice_6_sum);
-        const REAL sum_product = value_of(&sum_product_sum);
+        const REAL sum_choice_6 = value_of(&sum_choice_6_sum), sum_product = value_of(&sum_product_sum);
         const REAL sum_choice_7 = value_of(&sum_choice_7_sum);
         const REAL value = -sum_choice_6;
         const REAL choice_4 = from_logits ? value : -sample_weight[n * sample_weight_batch] * sum_product;
@@ -300,10 +285,8 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         const REAL *y_pred_row = y_pred + n * y_pred_batch;
         const REAL *direction_y_pred_row = direction_y_pred + n * direction_y_pred_batch;
         const REAL *direction_y_true_row = direction_y_true + n * direction_y_true_batch;
-        REAL largest = -INFINITY;
-        accumulator sum_y_pred_sum = {0};
-        REAL max_abs_y_pred = -INFINITY;
-        accumulator sum_direction_y_pred_sum = {0};
+        accumulator sum_y_pred_sum = {0}, sum_direction_y_pred_sum = {0};
+        REAL largest = -INFINITY, max_abs_y_pred = -INFINITY;
         FOR_TILES(first, end, features) {
             REAL largest_tile[TILE], sum_y_pred_tile[TILE], max_abs_y_pred_tile[TILE], sum_direction_y_pred_tile[TILE];
             INDEPENDENT
@@ -318,16 +301,12 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             max_abs_y_pred = larger_tile(max_abs_y_pred, max_abs_y_pred_tile, end - first);
             accumulate_tile(&sum_direction_y_pred_sum, direction_y_pred_features == 1 ? direction_y_pred_row + first : sum_direction_y_pred_tile, end - first);
         }
-        const REAL sum_y_pred = value_of(&sum_y_pred_sum);
-        const REAL sum_direction_y_pred = value_of(&sum_direction_y_pred_sum);
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
-        accumulator sum_choice_sum = {0};
-        accumulator sum_choice_2_sum = {0};
-        accumulator sum_product_sum = {0};
+        const REAL sum_y_pred = value_of(&sum_y_pred_sum), sum_direction_y_pred = value_of(&sum_direction_y_pred_sum);
+        accumulator others_sum = {0}, ties_sum = {0}, sum_choice_sum = {0}, sum_choice_2_sum = {0}, sum_product_sum = {0};
         REAL max_choice = -INFINITY;
         FOR_TILES(first, end, features) {
-            REAL others_tile[TILE], ties_tile[TILE], sum_choice_tile[TILE], sum_choice_2_tile[TILE], sum_product_tile[TILE], max_choice_tile[TILE];
+            REAL others_tile[TILE], ties_tile[TILE], sum_choice_tile[TILE], sum_choice_2_tile[TILE], sum_product_tile[TILE];
+            REAL max_choice_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
                 const int is_largest = y_pred_row[f * y_pred_features] == largest;
@@ -347,11 +326,8 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
             max_choice = larger_tile(max_choice, max_choice_tile, end - first);
         }
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
-        const REAL sum_choice = value_of(&sum_choice_sum);
-        const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
-        const REAL sum_product = value_of(&sum_product_sum);
+        const REAL others = value_of(&others_sum), ties = value_of(&ties_sum), sum_choice = value_of(&sum_choice_sum);
+        const REAL sum_choice_2 = value_of(&sum_choice_2_sum), sum_product = value_of(&sum_product_sum);
         const int equal_2 = max_abs_y_pred == 0;
         const REAL binade_max_abs_y_pred = binade(max_abs_y_pred);
         const REAL choice = equal_2 ? 1 : max_abs_y_pred / binade_max_abs_y_pred;
@@ -379,13 +355,11 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         const int below_2 = 2 * fabs(ratio_at_largest - mean_ratio) < abs_mean_ratio;
         const REAL ratio_3 = sum_ratio / sum_y_pred;
         const int below_3 = fabs(sample_weight[n * sample_weight_batch]) < 1;
-        accumulator sum_choice_3_sum = {0};
-        accumulator sum_product_2_sum = {0};
-        accumulator sum_choice_4_sum = {0};
-        accumulator sum_choice_5_sum = {0};
+        accumulator sum_choice_3_sum = {0}, sum_product_2_sum = {0}, sum_choice_4_sum = {0}, sum_choice_5_sum = {0};
         accumulator sum_choice_6_sum = {0};
         FOR_TILES(first, end, features) {
-            REAL sum_choice_3_tile[TILE], sum_product_2_tile[TILE], sum_choice_4_tile[TILE], sum_choice_5_tile[TILE], sum_choice_6_tile[TILE];
+            REAL sum_choice_3_tile[TILE], sum_product_2_tile[TILE], sum_choice_4_tile[TILE], sum_choice_5_tile[TILE];
+            REAL sum_choice_6_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
                 const REAL shifted = difference * y_true_row[f * y_true_features] + ratio;
@@ -428,10 +402,8 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_choice_5_sum, sum_choice_5_tile, end - first);
             accumulate_tile(&sum_choice_6_sum, sum_choice_6_tile, end - first);
         }
-        const REAL sum_choice_3 = value_of(&sum_choice_3_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL sum_choice_4 = value_of(&sum_choice_4_sum);
-        const REAL sum_choice_5 = value_of(&sum_choice_5_sum);
+        const REAL sum_choice_3 = value_of(&sum_choice_3_sum), sum_product_2 = value_of(&sum_product_2_sum);
+        const REAL sum_choice_4 = value_of(&sum_choice_4_sum), sum_choice_5 = value_of(&sum_choice_5_sum);
         const REAL sum_choice_6 = value_of(&sum_choice_6_sum);
         const REAL choice_4 = all ? -((from_logits ? sum_choice_3 : sum_product_2 * direction_sample_weight[n * direction_sample_weight_batch]) + sample_weight[n * sample_weight_batch] * sum_choice_4) : (from_logits ? -sum_choice_5 : -sample_weight[n * sample_weight_batch] * sum_choice_6);
         if (rate_wanted) rate[n * rate_batch] = choice_4;
@@ -467,16 +439,11 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         const REAL *direction_y_true_row = direction_y_true + n * direction_y_true_batch;
         REAL *hvp_y_true_row = hvp_y_true + n * hvp_y_true_batch;
         REAL *hvp_y_pred_row = hvp_y_pred + n * hvp_y_pred_batch;
-        REAL largest = -INFINITY;
-        accumulator sum_y_pred_sum = {0};
-        accumulator sum_direction_y_pred_sum = {0};
-        REAL max_abs_y_pred = -INFINITY;
-        REAL max_2 = -INFINITY;
-        accumulator sum_direction_y_true_sum = {0};
-        accumulator sum_shifted_sum = {0};
-        REAL max_abs = -INFINITY;
+        accumulator sum_y_pred_sum = {0}, sum_direction_y_pred_sum = {0}, sum_direction_y_true_sum = {0}, sum_shifted_sum = {0};
+        REAL largest = -INFINITY, max_abs_y_pred = -INFINITY, max_2 = -INFINITY, max_abs = -INFINITY;
         FOR_TILES(first, end, features) {
-            REAL largest_tile[TILE], sum_y_pred_tile[TILE], sum_direction_y_pred_tile[TILE], max_abs_y_pred_tile[TILE], max_2_tile[TILE], sum_direction_y_true_tile[TILE], sum_shifted_tile[TILE], max_abs_tile[TILE];
+            REAL largest_tile[TILE], sum_y_pred_tile[TILE], sum_direction_y_pred_tile[TILE], max_abs_y_pred_tile[TILE];
+            REAL max_2_tile[TILE], sum_direction_y_true_tile[TILE], sum_shifted_tile[TILE], max_abs_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
                 const REAL shifted = difference * y_true_row[f * y_true_features] + ratio;
@@ -498,28 +465,19 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
             max_abs = larger_tile(max_abs, max_abs_tile, end - first);
         }
-        const REAL sum_y_pred = value_of(&sum_y_pred_sum);
-        const REAL sum_direction_y_pred = value_of(&sum_direction_y_pred_sum);
-        const REAL sum_direction_y_true = value_of(&sum_direction_y_true_sum);
-        const REAL sum_shifted = value_of(&sum_shifted_sum);
+        const REAL sum_y_pred = value_of(&sum_y_pred_sum), sum_direction_y_pred = value_of(&sum_direction_y_pred_sum);
+        const REAL sum_direction_y_true = value_of(&sum_direction_y_true_sum), sum_shifted = value_of(&sum_shifted_sum);
         const int below = fabs(sample_weight[n * sample_weight_batch]) < 1;
         const REAL product = difference * sum_y_pred;
-        accumulator sum_product_sum = {0};
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
-        REAL max_choice = -INFINITY;
-        accumulator sum_choice_sum = {0};
-        accumulator sum_choice_2_sum = {0};
-        accumulator sum_choice_3_sum = {0};
-        accumulator sum_choice_4_sum = {0};
-        accumulator sum_choice_5_sum = {0};
-        accumulator sum_choice_6_sum = {0};
-        accumulator sum_choice_7_sum = {0};
-        REAL max_choice_2 = -INFINITY;
-        accumulator sum_choice_8_sum = {0};
-        accumulator sum_shifted_2_sum = {0};
+        accumulator sum_product_sum = {0}, others_sum = {0}, ties_sum = {0}, sum_choice_sum = {0}, sum_choice_2_sum = {0};
+        accumulator sum_choice_3_sum = {0}, sum_choice_4_sum = {0}, sum_choice_5_sum = {0}, sum_choice_6_sum = {0};
+        accumulator sum_choice_7_sum = {0}, sum_choice_8_sum = {0}, sum_shifted_2_sum = {0};
+        REAL max_choice = -INFINITY, max_choice_2 = -INFINITY;
         FOR_TILES(first, end, features) {
-            REAL sum_product_tile[TILE], others_tile[TILE], ties_tile[TILE], max_choice_tile[TILE], sum_choice_tile[TILE], sum_choice_2_tile[TILE], sum_choice_3_tile[TILE], sum_choice_4_tile[TILE], sum_choice_5_tile[TILE], sum_choice_6_tile[TILE], sum_choice_7_tile[TILE], max_choice_2_tile[TILE], sum_choice_8_tile[TILE], sum_shifted_2_tile[TILE];
+            REAL sum_product_tile[TILE], others_tile[TILE], ties_tile[TILE], max_choice_tile[TILE], sum_choice_tile[TILE];
+            REAL sum_choice_2_tile[TILE], sum_choice_3_tile[TILE], sum_choice_4_tile[TILE], sum_choice_5_tile[TILE];
+            REAL sum_choice_6_tile[TILE], sum_choice_7_tile[TILE], max_choice_2_tile[TILE], sum_choice_8_tile[TILE];
+            REAL sum_shifted_2_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
                 const REAL relative = exp_below(y_pred_row[f * y_pred_features], largest);
@@ -575,26 +533,18 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_choice_8_sum, sum_choice_8_tile, end - first);
             accumulate_tile(&sum_shifted_2_sum, sum_shifted_2_tile, end - first);
         }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
-        const REAL sum_choice = value_of(&sum_choice_sum);
-        const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
-        const REAL sum_choice_3 = value_of(&sum_choice_3_sum);
-        const REAL sum_choice_4 = value_of(&sum_choice_4_sum);
-        const REAL sum_choice_5 = value_of(&sum_choice_5_sum);
-        const REAL sum_choice_6 = value_of(&sum_choice_6_sum);
-        const REAL sum_choice_7 = value_of(&sum_choice_7_sum);
-        const REAL sum_choice_8 = value_of(&sum_choice_8_sum);
+        const REAL sum_product = value_of(&sum_product_sum), others = value_of(&others_sum), ties = value_of(&ties_sum);
+        const REAL sum_choice = value_of(&sum_choice_sum), sum_choice_2 = value_of(&sum_choice_2_sum);
+        const REAL sum_choice_3 = value_of(&sum_choice_3_sum), sum_choice_4 = value_of(&sum_choice_4_sum);
+        const REAL sum_choice_5 = value_of(&sum_choice_5_sum), sum_choice_6 = value_of(&sum_choice_6_sum);
+        const REAL sum_choice_7 = value_of(&sum_choice_7_sum), sum_choice_8 = value_of(&sum_choice_8_sum);
         const REAL sum_shifted_2 = value_of(&sum_shifted_2_sum);
         const int equal_4 = max_abs_y_pred == 0;
         const REAL binade_max_abs_y_pred = binade(max_abs_y_pred);
         const REAL choice = equal_4 ? 1 : max_abs_y_pred / binade_max_abs_y_pred;
         const REAL sum_exp = others + ties;
         const REAL mean_under_softmax = sum_product / sum_exp;
-        accumulator sum_ratio_sum = {0};
-        accumulator sum_product_2_sum = {0};
-        accumulator sum_ratio_2_sum = {0};
+        accumulator sum_ratio_sum = {0}, sum_product_2_sum = {0}, sum_ratio_2_sum = {0};
         FOR_TILES(first, end, features) {
             REAL sum_ratio_tile[TILE], sum_product_2_tile[TILE], sum_ratio_2_tile[TILE];
             INDEPENDENT
@@ -617,8 +567,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
             accumulate_tile(&sum_ratio_2_sum, sum_ratio_2_tile, end - first);
         }
-        const REAL sum_ratio = value_of(&sum_ratio_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
+        const REAL sum_ratio = value_of(&sum_ratio_sum), sum_product_2 = value_of(&sum_product_2_sum);
         const REAL sum_ratio_2 = value_of(&sum_ratio_2_sum);
         const REAL product_3 = difference * sample_weight[n * sample_weight_batch] * scale[n * scale_batch];
         const REAL product_4 = difference * direction_sample_weight[n * direction_sample_weight_batch] * scale[n * scale_batch];
@@ -721,9 +670,8 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
         const REAL *y_pred_row = y_pred + n * y_pred_batch;
         REAL *hessian_y_true_row = hessian_y_true + n * hessian_y_true_batch;
         REAL *hessian_y_pred_row = hessian_y_pred + n * hessian_y_pred_batch;
-        accumulator sum_shifted_sum = {0};
+        accumulator sum_shifted_sum = {0}, sum_y_pred_sum = {0};
         REAL largest = -INFINITY;
-        accumulator sum_y_pred_sum = {0};
         FOR_TILES(first, end, features) {
             REAL sum_shifted_tile[TILE], largest_tile[TILE], sum_y_pred_tile[TILE];
             INDEPENDENT
@@ -736,12 +684,9 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
             largest = larger_tile(largest, y_pred_features == 1 ? y_pred_row + first : largest_tile, end - first);
             accumulate_tile(&sum_y_pred_sum, y_pred_features == 1 ? y_pred_row + first : sum_y_pred_tile, end - first);
         }
-        const REAL sum_shifted = value_of(&sum_shifted_sum);
-        const REAL sum_y_pred = value_of(&sum_y_pred_sum);
+        const REAL sum_shifted = value_of(&sum_shifted_sum), sum_y_pred = value_of(&sum_y_pred_sum);
         const int below = fabs(sample_weight[n * sample_weight_batch]) < 1;
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
-        accumulator sum_choice_sum = {0};
+        accumulator others_sum = {0}, ties_sum = {0}, sum_choice_sum = {0};
         FOR_TILES(first, end, features) {
             REAL others_tile[TILE], ties_tile[TILE], sum_choice_tile[TILE];
             INDEPENDENT
@@ -765,9 +710,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
             accumulate_tile(&ties_sum, ties_tile, end - first);
             accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
         }
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
-        const REAL sum_choice = value_of(&sum_choice_sum);
+        const REAL others = value_of(&others_sum), ties = value_of(&ties_sum), sum_choice = value_of(&sum_choice_sum);
         const REAL sum_exp = others + ties;
         const REAL product_2 = sum_shifted / sum_exp * (scale[n * scale_batch] / sum_exp);
         const REAL more_ties = ties - 1;

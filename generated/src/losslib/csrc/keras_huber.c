@@ -175,9 +175,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         const REAL *y_pred_row = y_pred + n * y_pred_batch;
         const REAL *direction_y_pred_row = direction_y_pred + n * direction_y_pred_batch;
         const REAL *direction_y_true_row = direction_y_true + n * direction_y_true_batch;
-        accumulator sum_choice_sum = {0};
-        accumulator sum_choice_2_sum = {0};
-        accumulator sum_choice_3_sum = {0};
+        accumulator sum_choice_sum = {0}, sum_choice_2_sum = {0}, sum_choice_3_sum = {0};
         FOR_TILES(first, end, features) {
             REAL sum_choice_tile[TILE], sum_choice_2_tile[TILE], sum_choice_3_tile[TILE];
             INDEPENDENT
@@ -195,8 +193,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
             accumulate_tile(&sum_choice_3_sum, sum_choice_3_tile, end - first);
         }
-        const REAL sum_choice = value_of(&sum_choice_sum);
-        const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
+        const REAL sum_choice = value_of(&sum_choice_sum), sum_choice_2 = value_of(&sum_choice_2_sum);
         const REAL sum_choice_3 = value_of(&sum_choice_3_sum);
         const REAL ratio = sample_weight[n * sample_weight_batch] / (REAL)features;
         const REAL choice = all ? sum_choice / (REAL)features * direction_sample_weight[n * direction_sample_weight_batch] + ratio * sum_choice_2 : ratio * sum_choice_3;

@@ -183,9 +183,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         const REAL *direction_y_pred_row = direction_y_pred + n * direction_y_pred_batch;
         const REAL *direction_y_true_row = direction_y_true + n * direction_y_true_batch;
         const int below = fabs(sample_weight[n * sample_weight_batch]) < 1;
-        accumulator sum_choice_sum = {0};
-        accumulator sum_difference_sum = {0};
-        accumulator sum_choice_2_sum = {0};
+        accumulator sum_choice_sum = {0}, sum_difference_sum = {0}, sum_choice_2_sum = {0};
         FOR_TILES(first, end, features) {
             REAL sum_choice_tile[TILE], sum_difference_tile[TILE], sum_choice_2_tile[TILE];
             INDEPENDENT
@@ -222,8 +220,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_difference_sum, sum_difference_tile, end - first);
             accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
         }
-        const REAL sum_choice = value_of(&sum_choice_sum);
-        const REAL sum_difference = value_of(&sum_difference_sum);
+        const REAL sum_choice = value_of(&sum_choice_sum), sum_difference = value_of(&sum_difference_sum);
         const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
         const REAL choice_2 = all ? sum_choice * direction_sample_weight[n * direction_sample_weight_batch] + sample_weight[n * sample_weight_batch] * sum_difference : -sum_choice_2;
         if (rate_wanted) rate[n * rate_batch] = choice_2;

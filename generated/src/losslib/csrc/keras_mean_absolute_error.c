@@ -169,9 +169,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         const REAL *direction_y_true_row = direction_y_true + n * direction_y_true_batch;
         const REAL ratio = sample_weight[n * sample_weight_batch] / (REAL)features;
         const int below = fabs(ratio) < 1;
-        accumulator sum_abs_sum = {0};
-        accumulator sum_difference_sum = {0};
-        accumulator sum_choice_sum = {0};
+        accumulator sum_abs_sum = {0}, sum_difference_sum = {0}, sum_choice_sum = {0};
         FOR_TILES(first, end, features) {
             REAL sum_abs_tile[TILE], sum_difference_tile[TILE], sum_choice_tile[TILE];
             INDEPENDENT
@@ -192,8 +190,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_difference_sum, sum_difference_tile, end - first);
             accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
         }
-        const REAL sum_abs = value_of(&sum_abs_sum);
-        const REAL sum_difference = value_of(&sum_difference_sum);
+        const REAL sum_abs = value_of(&sum_abs_sum), sum_difference = value_of(&sum_difference_sum);
         const REAL sum_choice = value_of(&sum_choice_sum);
         const REAL choice = all ? sum_abs / (REAL)features * direction_sample_weight[n * direction_sample_weight_batch] + ratio * sum_difference : sum_choice;
         if (rate_wanted) rate[n * rate_batch] = choice;

@@ -173,9 +173,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         const REAL *y_pred_row = y_pred + n * y_pred_batch;
         const REAL *direction_y_pred_row = direction_y_pred + n * direction_y_pred_batch;
         const REAL *direction_y_true_row = direction_y_true + n * direction_y_true_batch;
-        accumulator sum_product_sum = {0};
-        accumulator sum_difference_sum = {0};
-        accumulator sum_choice_sum = {0};
+        accumulator sum_product_sum = {0}, sum_difference_sum = {0}, sum_choice_sum = {0};
         FOR_TILES(first, end, features) {
             REAL sum_product_tile[TILE], sum_difference_tile[TILE], sum_choice_tile[TILE];
             INDEPENDENT
@@ -196,8 +194,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_difference_sum, sum_difference_tile, end - first);
             accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
         }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_difference = value_of(&sum_difference_sum);
+        const REAL sum_product = value_of(&sum_product_sum), sum_difference = value_of(&sum_difference_sum);
         const REAL sum_choice = value_of(&sum_choice_sum);
         const REAL product = 2 * (sample_weight[n * sample_weight_batch] / (REAL)features);
         const REAL choice_3 = all ? sum_product / (REAL)features * direction_sample_weight[n * direction_sample_weight_batch] + product * sum_difference : product * sum_choice;

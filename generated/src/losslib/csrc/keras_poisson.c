@@ -173,9 +173,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         const REAL *direction_y_true_row = direction_y_true + n * direction_y_true_batch;
         const REAL ratio = sample_weight[n * sample_weight_batch] / (REAL)features;
         const int below = fabs(ratio) < 1;
-        accumulator sum_difference_sum = {0};
-        accumulator sum_difference_2_sum = {0};
-        accumulator sum_choice_sum = {0};
+        accumulator sum_difference_sum = {0}, sum_difference_2_sum = {0}, sum_choice_sum = {0};
         FOR_TILES(first, end, features) {
             REAL sum_difference_tile[TILE], sum_difference_2_tile[TILE], sum_choice_tile[TILE];
             INDEPENDENT
@@ -197,8 +195,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_difference_2_sum, sum_difference_2_tile, end - first);
             accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
         }
-        const REAL sum_difference = value_of(&sum_difference_sum);
-        const REAL sum_difference_2 = value_of(&sum_difference_2_sum);
+        const REAL sum_difference = value_of(&sum_difference_sum), sum_difference_2 = value_of(&sum_difference_2_sum);
         const REAL sum_choice = value_of(&sum_choice_sum);
         const REAL choice = all ? sum_difference / (REAL)features * direction_sample_weight[n * direction_sample_weight_batch] + ratio * sum_difference_2 : sum_choice;
         if (rate_wanted) rate[n * rate_batch] = choice;

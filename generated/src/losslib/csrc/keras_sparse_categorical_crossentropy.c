@@ -82,8 +82,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     const REAL epsilon = (REAL)run->params[0];
     const int64_t ignore_class = (int64_t)run->params[1];
 
-    accumulator total_loss_sum = {0};
-    accumulator total_weight_sum = {0};
+    accumulator total_loss_sum = {0}, total_weight_sum = {0};
     const REAL bound = 1 - epsilon;
     if (dense && classes > 0 && classes <= SHORT && y_true_batch == 1 && scale_batch == 0) FOR_SIDES(first, end, batch) {
         REAL y_pred_side[SHORT][SIDE], grad_y_pred_side[SHORT][SIDE];
@@ -176,8 +175,8 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         REAL *grad_y_pred_row = grad_y_pred + n * grad_y_pred_batch;
         const int ignored = y_true[n * y_true_batch] == ignore_class;
         const int64_t safe_y_true = ignored ? 0 : y_true[n * y_true_batch];
-        REAL largest = -INFINITY;
         accumulator others_sum = {0};
+        REAL largest = -INFINITY;
         if (loss_wanted || total_loss || grad_y_pred_wanted) FOR_TILES(first, end, classes) {
             REAL largest_tile[TILE], others_tile[TILE];
             INDEPENDENT
@@ -189,8 +188,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             accumulate_tile(&others_sum, others_tile, end - first);
         }
         const REAL others = value_of(&others_sum);
-        accumulator others_2_sum = {0};
-        accumulator ties_sum = {0};
+        accumulator others_2_sum = {0}, ties_sum = {0};
         if (loss_wanted || total_loss || grad_y_pred_wanted) FOR_TILES(first, end, classes) {
             REAL others_2_tile[TILE], ties_tile[TILE];
             INDEPENDENT
@@ -204,8 +202,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             accumulate_tile(&others_2_sum, others_2_tile, end - first);
             accumulate_tile(&ties_sum, ties_tile, end - first);
         }
-        const REAL others_2 = value_of(&others_2_sum);
-        const REAL ties = value_of(&ties_sum);
+        const REAL others_2 = value_of(&others_2_sum), ties = value_of(&ties_sum);
         const REAL y_pred_at_safe_y_true = y_pred_row[safe_y_true * y_pred_classes];
         const REAL more_ties = ties - 1;
         const REAL sum_exp = others_2 + ties;
@@ -269,11 +266,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         }
         const int ignored = y_true[n * y_true_batch] == ignore_class;
         const int64_t safe_y_true = ignored ? 0 : y_true[n * y_true_batch];
-        accumulator sum_product_sum = {0};
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
-        accumulator sum_choice_sum = {0};
-        accumulator others_2_sum = {0};
+        accumulator sum_product_sum = {0}, others_sum = {0}, ties_sum = {0}, sum_choice_sum = {0}, others_2_sum = {0};
         FOR_TILES(first, end, classes) {
             REAL sum_product_tile[TILE], others_tile[TILE], ties_tile[TILE], sum_choice_tile[TILE], others_2_tile[TILE];
             INDEPENDENT
@@ -296,11 +289,8 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
             accumulate_tile(&others_2_sum, others_2_tile, end - first);
         }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
-        const REAL sum_choice = value_of(&sum_choice_sum);
-        const REAL others_2 = value_of(&others_2_sum);
+        const REAL sum_product = value_of(&sum_product_sum), others = value_of(&others_sum), ties = value_of(&ties_sum);
+        const REAL sum_choice = value_of(&sum_choice_sum), others_2 = value_of(&others_2_sum);
         const REAL sum_exp = others + ties;
         const REAL direction_y_pred_at_safe_y_true = direction_y_pred_row[safe_y_true * direction_y_pred_classes];
         const REAL y_pred_at_safe_y_true = y_pred_row[safe_y_true * y_pred_classes];
@@ -334,9 +324,8 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         REAL *hvp_y_pred_row = hvp_y_pred + n * hvp_y_pred_batch;
         const int ignored = y_true[n * y_true_batch] == ignore_class;
         const int64_t safe_y_true = ignored ? 0 : y_true[n * y_true_batch];
+        accumulator sum_choice_sum = {0}, others_sum = {0};
         REAL largest = -INFINITY;
-        accumulator sum_choice_sum = {0};
-        accumulator others_sum = {0};
         FOR_TILES(first, end, classes) {
             REAL largest_tile[TILE], sum_choice_tile[TILE], others_tile[TILE];
             INDEPENDENT
@@ -353,11 +342,8 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
             accumulate_tile(&others_sum, others_tile, end - first);
         }
-        const REAL sum_choice = value_of(&sum_choice_sum);
-        const REAL others = value_of(&others_sum);
-        accumulator others_2_sum = {0};
-        accumulator ties_sum = {0};
-        accumulator sum_product_sum = {0};
+        const REAL sum_choice = value_of(&sum_choice_sum), others = value_of(&others_sum);
+        accumulator others_2_sum = {0}, ties_sum = {0}, sum_product_sum = {0};
         FOR_TILES(first, end, classes) {
             REAL others_2_tile[TILE], ties_tile[TILE], sum_product_tile[TILE];
             INDEPENDENT
@@ -373,9 +359,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&ties_sum, ties_tile, end - first);
             accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
         }
-        const REAL others_2 = value_of(&others_2_sum);
-        const REAL ties = value_of(&ties_sum);
-        const REAL sum_product = value_of(&sum_product_sum);
+        const REAL others_2 = value_of(&others_2_sum), ties = value_of(&ties_sum), sum_product = value_of(&sum_product_sum);
         const REAL sum_exp = others_2 + ties;
         const REAL mean_under_softmax = sum_product / sum_exp;
         accumulator sum_product_2_sum = {0};
@@ -439,8 +423,8 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
         REAL *hessian_y_pred_row = hessian_y_pred + n * hessian_y_pred_batch;
         const int ignored = y_true[n * y_true_batch] == ignore_class;
         const int64_t safe_y_true = ignored ? 0 : y_true[n * y_true_batch];
-        REAL largest = -INFINITY;
         accumulator others_sum = {0};
+        REAL largest = -INFINITY;
         FOR_TILES(first, end, classes) {
             REAL largest_tile[TILE], others_tile[TILE];
             INDEPENDENT
@@ -452,8 +436,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
             accumulate_tile(&others_sum, others_tile, end - first);
         }
         const REAL others = value_of(&others_sum);
-        accumulator others_2_sum = {0};
-        accumulator ties_sum = {0};
+        accumulator others_2_sum = {0}, ties_sum = {0};
         FOR_TILES(first, end, classes) {
             REAL others_2_tile[TILE], ties_tile[TILE];
             INDEPENDENT
@@ -467,8 +450,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
             accumulate_tile(&others_2_sum, others_2_tile, end - first);
             accumulate_tile(&ties_sum, ties_tile, end - first);
         }
-        const REAL others_2 = value_of(&others_2_sum);
-        const REAL ties = value_of(&ties_sum);
+        const REAL others_2 = value_of(&others_2_sum), ties = value_of(&ties_sum);
         const REAL sum_exp = others_2 + ties;
         const REAL ratio = scale[n * scale_batch] / sum_exp / sum_exp;
         const REAL more_ties = ties - 1;

@@ -127,8 +127,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         REAL *grad_y_pred_row = grad_y_pred + n * grad_y_pred_batch;
         const REAL ratio = sample_weight[n * sample_weight_batch] / (REAL)features;
         const REAL product = 2 * ratio * scale[n * scale_batch];
-        accumulator value_sum = {0};
-        accumulator sum_product_sum = {0};
+        accumulator value_sum = {0}, sum_product_sum = {0};
         FOR_TILES(first, end, features) {
             REAL value_tile[TILE], sum_product_tile[TILE];
             INDEPENDENT
@@ -146,8 +145,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             accumulate_tile(&value_sum, value_tile, end - first);
             accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
         }
-        const REAL value = value_of(&value_sum);
-        const REAL sum_product = value_of(&sum_product_sum);
+        const REAL value = value_of(&value_sum), sum_product = value_of(&sum_product_sum);
         if (loss_wanted) loss[n * loss_batch] = value;
         accumulate(&total_loss_sum, value);
         if (grad_sample_weight_wanted) grad_sample_weight[n * grad_sample_weight_batch] = sum_product / (REAL)features * scale[n * scale_batch];
@@ -175,9 +173,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         const REAL *direction_y_pred_row = direction_y_pred + n * direction_y_pred_batch;
         const REAL *direction_y_true_row = direction_y_true + n * direction_y_true_batch;
         const REAL ratio = direction_sample_weight[n * direction_sample_weight_batch] / (REAL)features;
-        accumulator sum_product_sum = {0};
-        accumulator sum_shifted_sum = {0};
-        accumulator sum_product_2_sum = {0};
+        accumulator sum_product_sum = {0}, sum_shifted_sum = {0}, sum_product_2_sum = {0};
         FOR_TILES(first, end, features) {
             REAL sum_product_tile[TILE], sum_shifted_tile[TILE], sum_product_2_tile[TILE];
             INDEPENDENT
@@ -196,8 +192,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
             accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
         }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_shifted = value_of(&sum_shifted_sum);
+        const REAL sum_product = value_of(&sum_product_sum), sum_shifted = value_of(&sum_shifted_sum);
         const REAL sum_product_2 = value_of(&sum_product_2_sum);
         const REAL product_2 = 2 * (sample_weight[n * sample_weight_batch] / (REAL)features);
         const REAL choice_2 = all ? sum_product + -product_2 * sum_shifted : -product_2 * sum_product_2;

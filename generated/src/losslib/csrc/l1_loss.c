@@ -91,8 +91,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     REAL *restrict grad_target = run->data[9]; const int64_t grad_target_batch = dense ? 1 : run->steps[9][0]; const int grad_target_wanted = WANTS(9);
     REAL *restrict grad_weight = run->data[10]; const int64_t grad_weight_batch = dense ? 1 : run->steps[10][0]; const int grad_weight_wanted = WANTS(10);
 
-    accumulator total_loss_sum = {0};
-    accumulator total_weight_sum = {0};
+    accumulator total_loss_sum = {0}, total_weight_sum = {0};
     FOR_TILES(first, end, batch) {
         REAL total_loss_tile[TILE], total_weight_tile[TILE];
         INDEPENDENT
@@ -128,8 +127,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
     accumulator *restrict total_rate = WANTS(7) ? run->data[7] : NULL;
     accumulator *restrict total_weight_rate = WANTS(8) ? run->data[8] : NULL;
 
-    accumulator total_rate_sum = {0};
-    accumulator total_weight_rate_sum = {0};
+    accumulator total_rate_sum = {0}, total_weight_rate_sum = {0};
     FOR_TILES(first, end, batch) {
         REAL total_rate_tile[TILE], total_weight_rate_tile[TILE];
         INDEPENDENT

@@ -150,8 +150,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         const REAL *input_row = input + n * input_batch;
         REAL *grad_input_row = grad_input + n * grad_input_batch;
         const REAL input_at_target = input_row[target[n * target_batch] * input_classes];
-        accumulator sum_choice_sum = {0};
-        accumulator sum_choice_2_sum = {0};
+        accumulator sum_choice_sum = {0}, sum_choice_2_sum = {0};
         FOR_TILES(first, end, classes) {
             REAL sum_choice_tile[TILE], sum_choice_2_tile[TILE];
             INDEPENDENT
@@ -169,8 +168,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
             accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
         }
-        const REAL sum_choice = value_of(&sum_choice_sum);
-        const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
+        const REAL sum_choice = value_of(&sum_choice_sum), sum_choice_2 = value_of(&sum_choice_2_sum);
         const REAL ratio = weight[target[n * target_batch] * weight_classes] / (REAL)classes;
         const REAL product = ratio * scale[n * scale_batch];
         const REAL product_2 = sum_choice / (REAL)classes * scale[n * scale_batch];
@@ -212,8 +210,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         const REAL *direction_input_row = direction_input + n * direction_input_batch;
         const REAL input_at_target = input_row[target[n * target_batch] * input_classes];
         const REAL direction_input_at_target = direction_input_row[target[n * target_batch] * direction_input_classes];
-        accumulator sum_choice_sum = {0};
-        accumulator sum_choice_2_sum = {0};
+        accumulator sum_choice_sum = {0}, sum_choice_2_sum = {0};
         FOR_TILES(first, end, classes) {
             REAL sum_choice_tile[TILE], sum_choice_2_tile[TILE];
             INDEPENDENT
@@ -231,8 +228,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
             accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
         }
-        const REAL sum_choice = value_of(&sum_choice_sum);
-        const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
+        const REAL sum_choice = value_of(&sum_choice_sum), sum_choice_2 = value_of(&sum_choice_2_sum);
         const REAL ratio = weight[target[n * target_batch] * weight_classes] / (REAL)classes;
         const REAL product = (p_is_1 ? ratio : 2 * ratio) * sum_choice_2;
         const REAL choice = all ? sum_choice / (REAL)classes * direction_weight[target[n * target_batch] * direction_weight_classes] + product : product;
@@ -262,13 +258,11 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         REAL *hvp_input_row = hvp_input + n * hvp_input_batch;
         const REAL input_at_target = input_row[target[n * target_batch] * input_classes];
         const REAL direction_input_at_target = direction_input_row[target[n * target_batch] * direction_input_classes];
-        accumulator sum_choice_sum = {0};
-        accumulator sum_choice_2_sum = {0};
-        accumulator sum_choice_3_sum = {0};
-        accumulator sum_choice_4_sum = {0};
+        accumulator sum_choice_sum = {0}, sum_choice_2_sum = {0}, sum_choice_3_sum = {0}, sum_choice_4_sum = {0};
         accumulator sum_choice_5_sum = {0};
         FOR_TILES(first, end, classes) {
-            REAL sum_choice_tile[TILE], sum_choice_2_tile[TILE], sum_choice_3_tile[TILE], sum_choice_4_tile[TILE], sum_choice_5_tile[TILE];
+            REAL sum_choice_tile[TILE], sum_choice_2_tile[TILE], sum_choice_3_tile[TILE], sum_choice_4_tile[TILE];
+            REAL sum_choice_5_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const int equal = c == target[n * target_batch];
@@ -291,10 +285,8 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_choice_4_sum, sum_choice_4_tile, end - first);
             accumulate_tile(&sum_choice_5_sum, sum_choice_5_tile, end - first);
         }
-        const REAL sum_choice = value_of(&sum_choice_sum);
-        const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
-        const REAL sum_choice_3 = value_of(&sum_choice_3_sum);
-        const REAL sum_choice_4 = value_of(&sum_choice_4_sum);
+        const REAL sum_choice = value_of(&sum_choice_sum), sum_choice_2 = value_of(&sum_choice_2_sum);
+        const REAL sum_choice_3 = value_of(&sum_choice_3_sum), sum_choice_4 = value_of(&sum_choice_4_sum);
         const REAL sum_choice_5 = value_of(&sum_choice_5_sum);
         const REAL product = scale[n * scale_batch] / (REAL)classes * direction_weight[target[n * target_batch] * direction_weight_classes];
         const REAL ratio = weight[target[n * target_batch] * weight_classes] / (REAL)classes;

@@ -75,9 +75,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         accumulator sum_choice_sum = {0};
         for (int64_t c = 0; c < classes; ++c) {
             const int equal = target_row[c * target_classes] == 0;
-            accumulator sum_choice_2_sum = {0};
-            accumulator sum_choice_3_sum = {0};
-            accumulator shortfall_sum = {0};
+            accumulator sum_choice_2_sum = {0}, sum_choice_3_sum = {0}, shortfall_sum = {0};
             FOR_TILES(first, end, classes) {
                 REAL sum_choice_2_tile[TILE], sum_choice_3_tile[TILE], shortfall_tile[TILE];
                 INDEPENDENT
@@ -92,8 +90,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
                 accumulate_tile(&sum_choice_3_sum, sum_choice_3_tile, end - first);
                 accumulate_tile(&shortfall_sum, shortfall_tile, end - first);
             }
-            const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
-            const REAL sum_choice_3 = value_of(&sum_choice_3_sum);
+            const REAL sum_choice_2 = value_of(&sum_choice_2_sum), sum_choice_3 = value_of(&sum_choice_3_sum);
             const REAL shortfall = value_of(&shortfall_sum);
             if (grad_input_wanted) grad_input_row[c * grad_input_classes] = ratio * (sum_choice_2 + (equal ? 0 : (REAL)target_row[c * target_classes] * sum_choice_3));
             accumulate(&sum_choice_sum, equal ? 0 : (REAL)target_row[c * target_classes] * shortfall);

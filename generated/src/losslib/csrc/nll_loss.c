@@ -89,8 +89,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     accumulator *restrict grad_weight = run->data[9]; const int64_t grad_weight_classes = dense ? 1 : run->steps[9][0]; const int grad_weight_wanted = WANTS(9);
     const int64_t ignore_index = (int64_t)run->params[0];
 
-    accumulator total_loss_sum = {0};
-    accumulator total_weight_sum = {0};
+    accumulator total_loss_sum = {0}, total_weight_sum = {0};
     if (dense && classes > 0 && classes <= SHORT && target_batch == 1 && scale_batch == 0) FOR_SIDES(first, end, batch) {
         REAL input_side[SHORT][SIDE], grad_input_side[SHORT][SIDE];
         to_columns(input_side, input + first * input_batch, input_batch, classes, end - first);
@@ -166,8 +165,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
     accumulator *restrict total_weight_rate = WANTS(7) ? run->data[7] : NULL;
     const int64_t ignore_index = (int64_t)run->params[0];
 
-    accumulator total_rate_sum = {0};
-    accumulator total_weight_rate_sum = {0};
+    accumulator total_rate_sum = {0}, total_weight_rate_sum = {0};
     FOR_TILES(first, end, batch) {
         REAL total_rate_tile[TILE], total_weight_rate_tile[TILE];
         INDEPENDENT

@@ -184,8 +184,7 @@ static INLINE void NAME(value)(const int64_t batch, const losslib_run *run, cons
                     }
                     largest = larger_tile(largest, largest_tile, end - first);
                 }
-                accumulator others_sum = {0};
-                accumulator ties_sum = {0};
+                accumulator others_sum = {0}, ties_sum = {0};
                 FOR_TILES(first, end, classes) {
                     REAL others_tile[TILE], ties_tile[TILE];
                     INDEPENDENT
@@ -199,8 +198,7 @@ static INLINE void NAME(value)(const int64_t batch, const losslib_run *run, cons
                     accumulate_tile(&others_sum, others_tile, end - first);
                     accumulate_tile(&ties_sum, ties_tile, end - first);
                 }
-                const REAL others = value_of(&others_sum);
-                const REAL ties = value_of(&ties_sum);
+                const REAL others = value_of(&others_sum), ties = value_of(&ties_sum);
                 const REAL log_mass = log1p(others + (ties - 1));
                 const REAL log_sum_exp = largest + log_mass;
                 norm[f * norm_frames + e] = log_sum_exp;
@@ -304,8 +302,7 @@ static INLINE void NAME(value_scaled)(const int64_t batch, const losslib_run *ru
                     }
                     largest = larger_tile(largest, largest_tile, end - first);
                 }
-                accumulator others_sum = {0};
-                accumulator ties_sum = {0};
+                accumulator others_sum = {0}, ties_sum = {0};
                 FOR_TILES(first, end, classes) {
                     REAL others_tile[TILE], ties_tile[TILE];
                     INDEPENDENT
@@ -319,8 +316,7 @@ static INLINE void NAME(value_scaled)(const int64_t batch, const losslib_run *ru
                     accumulate_tile(&others_sum, others_tile, end - first);
                     accumulate_tile(&ties_sum, ties_tile, end - first);
                 }
-                const REAL others = value_of(&others_sum);
-                const REAL ties = value_of(&ties_sum);
+                const REAL others = value_of(&others_sum), ties = value_of(&ties_sum);
                 const REAL log_mass = log1p(others + (ties - 1));
                 const REAL log_sum_exp = largest + log_mass;
                 norm[f * norm_frames + e] = log_sum_exp;
@@ -446,8 +442,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
                     }
                     largest = larger_tile(largest, largest_tile, end - first);
                 }
-                accumulator others_sum = {0};
-                accumulator ties_sum = {0};
+                accumulator others_sum = {0}, ties_sum = {0};
                 FOR_TILES(first, end, classes) {
                     REAL others_tile[TILE], ties_tile[TILE];
                     INDEPENDENT
@@ -461,8 +456,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
                     accumulate_tile(&others_sum, others_tile, end - first);
                     accumulate_tile(&ties_sum, ties_tile, end - first);
                 }
-                const REAL others = value_of(&others_sum);
-                const REAL ties = value_of(&ties_sum);
+                const REAL others = value_of(&others_sum), ties = value_of(&ties_sum);
                 const REAL log_mass = log1p(others + (ties - 1));
                 const REAL log_sum_exp = largest + log_mass;
                 norm[f * norm_frames + e] = log_sum_exp;
@@ -633,8 +627,7 @@ static INLINE void NAME(value_and_grad_scaled)(const int64_t batch, const lossli
                     }
                     largest = larger_tile(largest, largest_tile, end - first);
                 }
-                accumulator others_sum = {0};
-                accumulator ties_sum = {0};
+                accumulator others_sum = {0}, ties_sum = {0};
                 FOR_TILES(first, end, classes) {
                     REAL others_tile[TILE], ties_tile[TILE];
                     INDEPENDENT
@@ -648,8 +641,7 @@ static INLINE void NAME(value_and_grad_scaled)(const int64_t batch, const lossli
                     accumulate_tile(&others_sum, others_tile, end - first);
                     accumulate_tile(&ties_sum, ties_tile, end - first);
                 }
-                const REAL others = value_of(&others_sum);
-                const REAL ties = value_of(&ties_sum);
+                const REAL others = value_of(&others_sum), ties = value_of(&ties_sum);
                 const REAL log_mass = log1p(others + (ties - 1));
                 const REAL log_sum_exp = largest + log_mass;
                 norm[f * norm_frames + e] = log_sum_exp;
@@ -812,8 +804,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
                     }
                     largest = larger_tile(largest, largest_tile, end - first);
                 }
-                accumulator others_sum = {0};
-                accumulator ties_sum = {0};
+                accumulator others_sum = {0}, ties_sum = {0};
                 FOR_TILES(first, end, classes) {
                     REAL others_tile[TILE], ties_tile[TILE];
                     INDEPENDENT
@@ -827,8 +818,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
                     accumulate_tile(&others_sum, others_tile, end - first);
                     accumulate_tile(&ties_sum, ties_tile, end - first);
                 }
-                const REAL others = value_of(&others_sum);
-                const REAL ties = value_of(&ties_sum);
+                const REAL others = value_of(&others_sum), ties = value_of(&ties_sum);
                 const REAL log_mass = log1p(others + (ties - 1));
                 const REAL log_sum_exp = largest + log_mass;
                 norm[f * norm_frames + e] = log_sum_exp;
@@ -987,8 +977,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
                     }
                     largest = larger_tile(largest, largest_tile, end - first);
                 }
-                accumulator others_sum = {0};
-                accumulator ties_sum = {0};
+                accumulator others_sum = {0}, ties_sum = {0};
                 FOR_TILES(first, end, classes) {
                     REAL others_tile[TILE], ties_tile[TILE];
                     INDEPENDENT
@@ -1002,8 +991,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
                     accumulate_tile(&others_sum, others_tile, end - first);
                     accumulate_tile(&ties_sum, ties_tile, end - first);
                 }
-                const REAL others = value_of(&others_sum);
-                const REAL ties = value_of(&ties_sum);
+                const REAL others = value_of(&others_sum), ties = value_of(&ties_sum);
                 const REAL log_mass = log1p(others + (ties - 1));
                 const REAL log_sum_exp = largest + log_mass;
                 norm[f * norm_frames + e] = log_sum_exp;

@@ -96,8 +96,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     const REAL lse_square_scale = (REAL)run->params[2];
     const int64_t ignore_index = (int64_t)run->params[3];
 
-    accumulator total_loss_sum = {0};
-    accumulator total_weight_sum = {0};
+    accumulator total_loss_sum = {0}, total_weight_sum = {0};
     const REAL product = 2 * softcap;
     const REAL ratio = label_smoothing / (REAL)classes;
     const REAL difference = label_smoothing - 1;
@@ -108,9 +107,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     for (int64_t n = 0; n < batch; ++n) {
         const REAL *input_row = input + n * input_batch;
         REAL *grad_input_row = grad_input + n * grad_input_batch;
-        REAL largest = -INFINITY;
-        REAL largest_2 = -INFINITY;
-        REAL largest_3 = -INFINITY;
+        REAL largest = -INFINITY, largest_2 = -INFINITY, largest_3 = -INFINITY;
         if (loss_wanted || total_loss || grad_input_wanted) FOR_TILES(first, end, classes) {
             REAL largest_tile[TILE], largest_2_tile[TILE], largest_3_tile[TILE];
             INDEPENDENT
@@ -130,12 +127,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         const REAL sign_ratio_2 = sign(ratio_2);
         const REAL left = above ? -times_sigmoid(product * sign_ratio_2, -2 * abs_ratio_2) : softcap * tanh(ratio_2);
         const REAL end_2 = above ? softcap * sign_ratio_2 : 0;
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
-        accumulator others_2_sum = {0};
-        accumulator ties_2_sum = {0};
-        accumulator others_3_sum = {0};
-        accumulator ties_3_sum = {0};
+        accumulator others_sum = {0}, ties_sum = {0}, others_2_sum = {0}, ties_2_sum = {0}, others_3_sum = {0}, ties_3_sum = {0};
         if (loss_wanted || total_loss || grad_input_wanted) FOR_TILES(first, end, classes) {
             REAL others_tile[TILE], ties_tile[TILE], others_2_tile[TILE], ties_2_tile[TILE], others_3_tile[TILE], ties_3_tile[TILE];
             INDEPENDENT
@@ -170,12 +162,8 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             accumulate_tile(&others_3_sum, others_3_tile, end - first);
             accumulate_tile(&ties_3_sum, ties_3_tile, end - first);
         }
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
-        const REAL others_2 = value_of(&others_2_sum);
-        const REAL ties_2 = value_of(&ties_2_sum);
-        const REAL others_3 = value_of(&others_3_sum);
-        const REAL ties_3 = value_of(&ties_3_sum);
+        const REAL others = value_of(&others_sum), ties = value_of(&ties_sum), others_2 = value_of(&others_2_sum);
+        const REAL ties_2 = value_of(&ties_2_sum), others_3 = value_of(&others_3_sum), ties_3 = value_of(&ties_3_sum);
         const int ignored = target[n * target_batch] == ignore_index;
         const REAL more_ties = ties_2 - 1;
         const REAL log_mass = log1p(others_2 + more_ties);
@@ -272,8 +260,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
     for (int64_t n = 0; n < batch; ++n) {
         const REAL *input_row = input + n * input_batch;
         const REAL *direction_input_row = direction_input + n * direction_input_batch;
-        REAL largest = -INFINITY;
-        REAL largest_2 = -INFINITY;
+        REAL largest = -INFINITY, largest_2 = -INFINITY;
         FOR_TILES(first, end, classes) {
             REAL largest_tile[TILE], largest_2_tile[TILE];
             INDEPENDENT
@@ -290,14 +277,11 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         const REAL sign_ratio_2 = sign(ratio_2);
         const REAL left = above ? -times_sigmoid(product_3 * sign_ratio_2, -2 * abs_ratio_2) : softcap * tanh(ratio_2);
         const REAL end_2 = above ? softcap * sign_ratio_2 : 0;
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
-        accumulator sum_product_sum = {0};
-        accumulator others_2_sum = {0};
-        accumulator ties_2_sum = {0};
+        accumulator others_sum = {0}, ties_sum = {0}, sum_product_sum = {0}, others_2_sum = {0}, ties_2_sum = {0};
         accumulator sum_product_2_sum = {0};
         FOR_TILES(first, end, classes) {
-            REAL others_tile[TILE], ties_tile[TILE], sum_product_tile[TILE], others_2_tile[TILE], ties_2_tile[TILE], sum_product_2_tile[TILE];
+            REAL others_tile[TILE], ties_tile[TILE], sum_product_tile[TILE], others_2_tile[TILE], ties_2_tile[TILE];
+            REAL sum_product_2_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const int is_largest = input_row[c * input_classes] == largest;
@@ -326,18 +310,13 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&ties_2_sum, ties_2_tile, end - first);
             accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
         }
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL others_2 = value_of(&others_2_sum);
-        const REAL ties_2 = value_of(&ties_2_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
+        const REAL others = value_of(&others_sum), ties = value_of(&ties_sum), sum_product = value_of(&sum_product_sum);
+        const REAL others_2 = value_of(&others_2_sum), ties_2 = value_of(&ties_2_sum), sum_product_2 = value_of(&sum_product_2_sum);
         const REAL sum_exp = others + ties;
         const REAL ratio_4 = sum_product / sum_exp;
         const REAL sum_exp_2 = others_2 + ties_2;
         const REAL product_6 = 4 * (sum_product_2 / sum_exp_2);
-        accumulator sum_difference_sum = {0};
-        accumulator sum_difference_2_sum = {0};
+        accumulator sum_difference_sum = {0}, sum_difference_2_sum = {0};
         FOR_TILES(first, end, classes) {
             REAL sum_difference_tile[TILE], sum_difference_2_tile[TILE];
             INDEPENDENT
@@ -349,8 +328,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_difference_sum, sum_difference_tile, end - first);
             accumulate_tile(&sum_difference_2_sum, sum_difference_2_tile, end - first);
         }
-        const REAL sum_difference = value_of(&sum_difference_sum);
-        const REAL sum_difference_2 = value_of(&sum_difference_2_sum);
+        const REAL sum_difference = value_of(&sum_difference_sum), sum_difference_2 = value_of(&sum_difference_2_sum);
         const int ignored = target[n * target_batch] == ignore_index;
         const REAL log_mass = log1p(others + (ties - 1));
         const REAL log_sum_exp = largest + log_mass;
@@ -392,8 +370,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         const REAL *input_row = input + n * input_batch;
         const REAL *direction_input_row = direction_input + n * direction_input_batch;
         REAL *hvp_input_row = hvp_input + n * hvp_input_batch;
-        REAL largest = -INFINITY;
-        REAL largest_2 = -INFINITY;
+        REAL largest = -INFINITY, largest_2 = -INFINITY;
         FOR_TILES(first, end, classes) {
             REAL largest_tile[TILE], largest_2_tile[TILE];
             INDEPENDENT
@@ -410,14 +387,11 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         const REAL sign_ratio_2 = sign(ratio_2);
         const REAL left = above ? -times_sigmoid(product_2 * sign_ratio_2, -2 * abs_ratio_2) : softcap * tanh(ratio_2);
         const REAL end_2 = above ? softcap * sign_ratio_2 : 0;
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
-        accumulator sum_product_sum = {0};
-        accumulator others_2_sum = {0};
-        accumulator ties_2_sum = {0};
+        accumulator others_sum = {0}, ties_sum = {0}, sum_product_sum = {0}, others_2_sum = {0}, ties_2_sum = {0};
         accumulator sum_product_2_sum = {0};
         FOR_TILES(first, end, classes) {
-            REAL others_tile[TILE], ties_tile[TILE], sum_product_tile[TILE], others_2_tile[TILE], ties_2_tile[TILE], sum_product_2_tile[TILE];
+            REAL others_tile[TILE], ties_tile[TILE], sum_product_tile[TILE], others_2_tile[TILE], ties_2_tile[TILE];
+            REAL sum_product_2_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const int is_largest = input_row[c * input_classes] == largest;
@@ -448,20 +422,14 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&ties_2_sum, ties_2_tile, end - first);
             accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
         }
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL others_2 = value_of(&others_2_sum);
-        const REAL ties_2 = value_of(&ties_2_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
+        const REAL others = value_of(&others_sum), ties = value_of(&ties_sum), sum_product = value_of(&sum_product_sum);
+        const REAL others_2 = value_of(&others_2_sum), ties_2 = value_of(&ties_2_sum), sum_product_2 = value_of(&sum_product_2_sum);
         const REAL sum_exp = others + ties;
         const REAL mean_under_softmax = sum_product / sum_exp;
         const REAL sum_exp_2 = others_2 + ties_2;
         const REAL mean_under_softmax_2 = 4 * (sum_product_2 / sum_exp_2);
-        accumulator sum_product_3_sum = {0};
-        REAL max_abs = -INFINITY;
-        accumulator sum_product_4_sum = {0};
-        REAL max_abs_2 = -INFINITY;
+        accumulator sum_product_3_sum = {0}, sum_product_4_sum = {0};
+        REAL max_abs = -INFINITY, max_abs_2 = -INFINITY;
         FOR_TILES(first, end, classes) {
             REAL sum_product_3_tile[TILE], max_abs_tile[TILE], sum_product_4_tile[TILE], max_abs_2_tile[TILE];
             INDEPENDENT
@@ -487,12 +455,8 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_product_4_sum, sum_product_4_tile, end - first);
             max_abs_2 = larger_tile(max_abs_2, max_abs_2_tile, end - first);
         }
-        const REAL sum_product_3 = value_of(&sum_product_3_sum);
-        const REAL sum_product_4 = value_of(&sum_product_4_sum);
-        accumulator sum_choice_sum = {0};
-        accumulator sum_choice_2_sum = {0};
-        accumulator sum_choice_3_sum = {0};
-        accumulator sum_choice_4_sum = {0};
+        const REAL sum_product_3 = value_of(&sum_product_3_sum), sum_product_4 = value_of(&sum_product_4_sum);
+        accumulator sum_choice_sum = {0}, sum_choice_2_sum = {0}, sum_choice_3_sum = {0}, sum_choice_4_sum = {0};
         FOR_TILES(first, end, classes) {
             REAL sum_choice_tile[TILE], sum_choice_2_tile[TILE], sum_choice_3_tile[TILE], sum_choice_4_tile[TILE];
             INDEPENDENT
@@ -522,10 +486,8 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_choice_3_sum, sum_choice_3_tile, end - first);
             accumulate_tile(&sum_choice_4_sum, sum_choice_4_tile, end - first);
         }
-        const REAL sum_choice = value_of(&sum_choice_sum);
-        const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
-        const REAL sum_choice_3 = value_of(&sum_choice_3_sum);
-        const REAL sum_choice_4 = value_of(&sum_choice_4_sum);
+        const REAL sum_choice = value_of(&sum_choice_sum), sum_choice_2 = value_of(&sum_choice_2_sum);
+        const REAL sum_choice_3 = value_of(&sum_choice_3_sum), sum_choice_4 = value_of(&sum_choice_4_sum);
         const int ignored = target[n * target_batch] == ignore_index;
         const REAL more_ties = ties - 1;
         const REAL log_mass = log1p(others + more_ties);
@@ -621,8 +583,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
     for (int64_t n = 0; n < batch; ++n) {
         const REAL *input_row = input + n * input_batch;
         REAL *hessian_input_row = hessian_input + n * hessian_input_batch;
-        REAL largest = -INFINITY;
-        REAL largest_2 = -INFINITY;
+        REAL largest = -INFINITY, largest_2 = -INFINITY;
         FOR_TILES(first, end, classes) {
             REAL largest_tile[TILE], largest_2_tile[TILE];
             INDEPENDENT
@@ -639,10 +600,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
         const REAL sign_ratio_3 = sign(ratio_3);
         const REAL left = above ? -times_sigmoid(product_3 * sign_ratio_3, -2 * abs_ratio_3) : softcap * tanh(ratio_3);
         const REAL end_2 = above ? softcap * sign_ratio_3 : 0;
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
-        accumulator others_2_sum = {0};
-        accumulator ties_2_sum = {0};
+        accumulator others_sum = {0}, ties_sum = {0}, others_2_sum = {0}, ties_2_sum = {0};
         FOR_TILES(first, end, classes) {
             REAL others_tile[TILE], ties_tile[TILE], others_2_tile[TILE], ties_2_tile[TILE];
             INDEPENDENT
@@ -670,9 +628,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
             accumulate_tile(&others_2_sum, others_2_tile, end - first);
             accumulate_tile(&ties_2_sum, ties_2_tile, end - first);
         }
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
-        const REAL others_2 = value_of(&others_2_sum);
+        const REAL others = value_of(&others_sum), ties = value_of(&ties_sum), others_2 = value_of(&others_2_sum);
         const REAL ties_2 = value_of(&ties_2_sum);
         const int ignored = target[n * target_batch] == ignore_index;
         const REAL sum_exp = others + ties;

@@ -548,8 +548,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
                 const REAL minus_ratio_5 = -r[(ro - 1) * r_rows + c] / smoothing;
                 const REAL minus_ratio_6 = -r[(ro - 1) * r_rows + c - 1] / smoothing;
                 nearest_rate[ro * nearest_rate_rows + c] = -(r_rate[ro * r_rate_rows + c - 1] / smoothing * zero_if_absent(minus_ratio_4, exp(smaller(minus_ratio_4 - nearest[ro * nearest_rows + c], 0))) + r_rate[(ro - 1) * r_rate_rows + c] / smoothing * zero_if_absent(minus_ratio_5, exp(smaller(minus_ratio_5 - nearest[ro * nearest_rows + c], 0))) + r_rate[(ro - 1) * r_rate_rows + c - 1] / smoothing * zero_if_absent(minus_ratio_6, exp(smaller(minus_ratio_6 - nearest[ro * nearest_rows + c], 0))));
-                accumulator sum_product_sum = {0};
-                accumulator sum_shifted_sum = {0};
+                accumulator sum_product_sum = {0}, sum_shifted_sum = {0};
                 FOR_TILES(first, end, features) {
                     REAL sum_product_tile[TILE], sum_shifted_tile[TILE];
                     INDEPENDENT
@@ -561,8 +560,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
                     accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
                     accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
                 }
-                const REAL sum_product = value_of(&sum_product_sum);
-                const REAL sum_shifted = value_of(&sum_shifted_sum);
+                const REAL sum_product = value_of(&sum_product_sum), sum_shifted = value_of(&sum_shifted_sum);
                 r[ro * r_rows + c] = sum_product - smoothing * nearest[ro * nearest_rows + c];
                 r_rate[ro * r_rate_rows + c] = sum_shifted - smoothing * nearest_rate[ro * nearest_rate_rows + c];
             }
@@ -644,8 +642,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
                 const REAL minus_ratio_5 = -r[(ro - 1) * r_rows + c] / smoothing;
                 const REAL minus_ratio_6 = -r[(ro - 1) * r_rows + c - 1] / smoothing;
                 nearest_rate[ro * nearest_rate_rows + c] = -(r_rate[ro * r_rate_rows + c - 1] / smoothing * zero_if_absent(minus_ratio_4, exp(smaller(minus_ratio_4 - nearest[ro * nearest_rows + c], 0))) + r_rate[(ro - 1) * r_rate_rows + c] / smoothing * zero_if_absent(minus_ratio_5, exp(smaller(minus_ratio_5 - nearest[ro * nearest_rows + c], 0))) + r_rate[(ro - 1) * r_rate_rows + c - 1] / smoothing * zero_if_absent(minus_ratio_6, exp(smaller(minus_ratio_6 - nearest[ro * nearest_rows + c], 0))));
-                accumulator sum_product_sum = {0};
-                accumulator sum_shifted_sum = {0};
+                accumulator sum_product_sum = {0}, sum_shifted_sum = {0};
                 FOR_TILES(first, end, features) {
                     REAL sum_product_tile[TILE], sum_shifted_tile[TILE];
                     INDEPENDENT
@@ -657,8 +654,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
                     accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
                     accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
                 }
-                const REAL sum_product = value_of(&sum_product_sum);
-                const REAL sum_shifted = value_of(&sum_shifted_sum);
+                const REAL sum_product = value_of(&sum_product_sum), sum_shifted = value_of(&sum_shifted_sum);
                 r[ro * r_rows + c] = sum_product - smoothing * nearest[ro * nearest_rows + c];
                 r_rate[ro * r_rate_rows + c] = sum_shifted - smoothing * nearest_rate[ro * nearest_rate_rows + c];
             }

@@ -91,10 +91,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
                 max_choice = larger_tile(max_choice, max_choice_tile, end - first);
             }
             const REAL sum_choice = value_of(&sum_choice_sum);
-            accumulator sum_choice_2_sum = {0};
-            accumulator sum_choice_3_sum = {0};
-            accumulator others_sum = {0};
-            accumulator ties_sum = {0};
+            accumulator sum_choice_2_sum = {0}, sum_choice_3_sum = {0}, others_sum = {0}, ties_sum = {0};
             FOR_TILES(first, end, points) {
                 REAL sum_choice_2_tile[TILE], sum_choice_3_tile[TILE], others_tile[TILE], ties_tile[TILE];
                 INDEPENDENT
@@ -114,10 +111,8 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
                 accumulate_tile(&others_sum, others_tile, end - first);
                 accumulate_tile(&ties_sum, ties_tile, end - first);
             }
-            const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
-            const REAL sum_choice_3 = value_of(&sum_choice_3_sum);
-            const REAL others = value_of(&others_sum);
-            const REAL ties = value_of(&ties_sum);
+            const REAL sum_choice_2 = value_of(&sum_choice_2_sum), sum_choice_3 = value_of(&sum_choice_3_sum);
+            const REAL others = value_of(&others_sum), ties = value_of(&ties_sum);
             const REAL larger_2 = larger(sum_choice, 1);
             const REAL ones_apart = sum_choice - sum_choice_3;
             const REAL sum_exp = sum_choice_3 + sum_choice_2;
@@ -182,9 +177,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
                 max_choice = larger_tile(max_choice, max_choice_tile, end - first);
             }
             const REAL sum_choice = value_of(&sum_choice_sum);
-            accumulator sum_product_sum = {0};
-            accumulator others_sum = {0};
-            accumulator ties_sum = {0};
+            accumulator sum_product_sum = {0}, others_sum = {0}, ties_sum = {0};
             FOR_TILES(first, end, points) {
                 REAL sum_product_tile[TILE], others_tile[TILE], ties_tile[TILE];
                 INDEPENDENT
@@ -201,9 +194,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
                 accumulate_tile(&others_sum, others_tile, end - first);
                 accumulate_tile(&ties_sum, ties_tile, end - first);
             }
-            const REAL sum_product = value_of(&sum_product_sum);
-            const REAL others = value_of(&others_sum);
-            const REAL ties = value_of(&ties_sum);
+            const REAL sum_product = value_of(&sum_product_sum), others = value_of(&others_sum), ties = value_of(&ties_sum);
             const REAL larger_2 = larger(sum_choice, 1);
             const REAL sum_exp = others + ties;
             const REAL ratio = sum_product / temperature / larger_2 / sum_exp;
@@ -259,9 +250,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
                 max_choice = larger_tile(max_choice, max_choice_tile, end - first);
             }
             const REAL sum_choice = value_of(&sum_choice_sum);
-            accumulator others_sum = {0};
-            accumulator ties_sum = {0};
-            accumulator sum_product_sum = {0};
+            accumulator others_sum = {0}, ties_sum = {0}, sum_product_sum = {0};
             FOR_TILES(first, end, points) {
                 REAL others_tile[TILE], ties_tile[TILE], sum_product_tile[TILE];
                 INDEPENDENT
@@ -278,9 +267,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
                 accumulate_tile(&ties_sum, ties_tile, end - first);
                 accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
             }
-            const REAL others = value_of(&others_sum);
-            const REAL ties = value_of(&ties_sum);
-            const REAL sum_product = value_of(&sum_product_sum);
+            const REAL others = value_of(&others_sum), ties = value_of(&ties_sum), sum_product = value_of(&sum_product_sum);
             const REAL sum_exp = others + ties;
             const REAL mean_under_softmax = sum_product / temperature / sum_exp;
             accumulator sum_product_2_sum = {0};
@@ -325,8 +312,8 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
         REAL *hessian_similarity_row = hessian_similarity + n * hessian_similarity_batch;
         const REAL ratio = scale[n * scale_batch] / (REAL)points;
         for (int64_t p = 0; p < points; ++p) {
-            REAL max_choice = -INFINITY;
             accumulator sum_choice_sum = {0};
+            REAL max_choice = -INFINITY;
             FOR_TILES(first, end, points) {
                 REAL max_choice_tile[TILE], sum_choice_tile[TILE];
                 INDEPENDENT
@@ -338,8 +325,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
                 accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
             }
             const REAL sum_choice = value_of(&sum_choice_sum);
-            accumulator others_sum = {0};
-            accumulator ties_sum = {0};
+            accumulator others_sum = {0}, ties_sum = {0};
             FOR_TILES(first, end, points) {
                 REAL others_tile[TILE], ties_tile[TILE];
                 INDEPENDENT
@@ -353,8 +339,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
                 accumulate_tile(&others_sum, others_tile, end - first);
                 accumulate_tile(&ties_sum, ties_tile, end - first);
             }
-            const REAL others = value_of(&others_sum);
-            const REAL ties = value_of(&ties_sum);
+            const REAL others = value_of(&others_sum), ties = value_of(&ties_sum);
             const REAL sum_exp = others + ties;
             const REAL ratio_2 = sum_choice / larger(sum_choice, 1);
             const REAL more_ties = ties - 1;

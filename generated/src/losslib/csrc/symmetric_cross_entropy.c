@@ -96,8 +96,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     const REAL log_zero = (REAL)run->params[2];
     const int64_t ignore_index = (int64_t)run->params[3];
 
-    accumulator total_loss_sum = {0};
-    accumulator total_weight_sum = {0};
+    accumulator total_loss_sum = {0}, total_weight_sum = {0};
     const REAL product = beta * log_zero;
     if (dense && classes > 0 && classes <= SHORT && target_batch == 1 && scale_batch == 0) FOR_SIDES(first, end, batch) {
         REAL input_side[SHORT][SIDE], grad_input_side[SHORT][SIDE];
@@ -179,8 +178,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             }
             largest = larger_tile(largest, largest_tile, end - first);
         }
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
+        accumulator others_sum = {0}, ties_sum = {0};
         if (loss_wanted || total_loss || grad_input_wanted || grad_weight_wanted) FOR_TILES(first, end, classes) {
             REAL others_tile[TILE], ties_tile[TILE];
             INDEPENDENT
@@ -195,8 +193,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             accumulate_tile(&others_sum, others_tile, end - first);
             accumulate_tile(&ties_sum, ties_tile, end - first);
         }
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
+        const REAL others = value_of(&others_sum), ties = value_of(&ties_sum);
         const REAL log_mass = log1p(others + (ties - 1));
         const REAL odds = input_row[safe_target * input_classes] - largest - log_mass;
         const REAL weight_at_safe_target = weight[safe_target * weight_classes];
@@ -240,8 +237,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
     const REAL log_zero = (REAL)run->params[2];
     const int64_t ignore_index = (int64_t)run->params[3];
 
-    accumulator total_rate_sum = {0};
-    accumulator total_weight_rate_sum = {0};
+    accumulator total_rate_sum = {0}, total_weight_rate_sum = {0};
     const REAL product = beta * log_zero;
     for (int64_t n = 0; n < batch; ++n) {
         const REAL *input_row = input + n * input_batch;
@@ -257,9 +253,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             }
             largest = larger_tile(largest, largest_tile, end - first);
         }
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
-        accumulator sum_product_sum = {0};
+        accumulator others_sum = {0}, ties_sum = {0}, sum_product_sum = {0};
         FOR_TILES(first, end, classes) {
             REAL others_tile[TILE], ties_tile[TILE], sum_product_tile[TILE];
             INDEPENDENT
@@ -276,9 +270,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&ties_sum, ties_tile, end - first);
             accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
         }
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
-        const REAL sum_product = value_of(&sum_product_sum);
+        const REAL others = value_of(&others_sum), ties = value_of(&ties_sum), sum_product = value_of(&sum_product_sum);
         const REAL log_mass = log1p(others + (ties - 1));
         const REAL odds = input_row[safe_target * input_classes] - largest - log_mass;
         const REAL sum_exp = others + ties;
@@ -329,9 +321,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             }
             largest = larger_tile(largest, largest_tile, end - first);
         }
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
-        accumulator sum_product_sum = {0};
+        accumulator others_sum = {0}, ties_sum = {0}, sum_product_sum = {0};
         FOR_TILES(first, end, classes) {
             REAL others_tile[TILE], ties_tile[TILE], sum_product_tile[TILE];
             INDEPENDENT
@@ -349,13 +339,11 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&ties_sum, ties_tile, end - first);
             accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
         }
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
-        const REAL sum_product = value_of(&sum_product_sum);
+        const REAL others = value_of(&others_sum), ties = value_of(&ties_sum), sum_product = value_of(&sum_product_sum);
         const REAL sum_exp = others + ties;
         const REAL mean_under_softmax = sum_product / sum_exp;
-        REAL max_abs = -INFINITY;
         accumulator sum_product_2_sum = {0};
+        REAL max_abs = -INFINITY;
         FOR_TILES(first, end, classes) {
             REAL max_abs_tile[TILE], sum_product_2_tile[TILE];
             INDEPENDENT
@@ -370,8 +358,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
         }
         const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        accumulator sum_choice_sum = {0};
-        accumulator sum_choice_2_sum = {0};
+        accumulator sum_choice_sum = {0}, sum_choice_2_sum = {0};
         FOR_TILES(first, end, classes) {
             REAL sum_choice_tile[TILE], sum_choice_2_tile[TILE];
             INDEPENDENT
@@ -387,8 +374,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
             accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
         }
-        const REAL sum_choice = value_of(&sum_choice_sum);
-        const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
+        const REAL sum_choice = value_of(&sum_choice_sum), sum_choice_2 = value_of(&sum_choice_2_sum);
         const REAL more_ties = ties - 1;
         const REAL log_mass = log1p(others + more_ties);
         const REAL odds = input_row[safe_target * input_classes] - largest - log_mass;
@@ -486,8 +472,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
             }
             largest = larger_tile(largest, largest_tile, end - first);
         }
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
+        accumulator others_sum = {0}, ties_sum = {0};
         FOR_TILES(first, end, classes) {
             REAL others_tile[TILE], ties_tile[TILE];
             INDEPENDENT
@@ -502,8 +487,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
             accumulate_tile(&others_sum, others_tile, end - first);
             accumulate_tile(&ties_sum, ties_tile, end - first);
         }
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
+        const REAL others = value_of(&others_sum), ties = value_of(&ties_sum);
         const REAL more_ties = ties - 1;
         const REAL log_mass = log1p(others + more_ties);
         const REAL odds = input_row[safe_target * input_classes] - largest - log_mass;

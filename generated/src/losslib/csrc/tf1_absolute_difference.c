@@ -86,8 +86,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     REAL *restrict grad_predictions = run->data[8]; const int64_t grad_predictions_batch = dense ? 1 : run->steps[8][0]; const int grad_predictions_wanted = WANTS(8);
     REAL *restrict grad_weights = run->data[9]; const int64_t grad_weights_batch = dense ? 1 : run->steps[9][0]; const int grad_weights_wanted = WANTS(9);
 
-    accumulator total_loss_sum = {0};
-    accumulator total_weight_sum = {0};
+    accumulator total_loss_sum = {0}, total_weight_sum = {0};
     FOR_TILES(first, end, batch) {
         REAL total_loss_tile[TILE], total_weight_tile[TILE];
         INDEPENDENT
@@ -123,8 +122,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
     accumulator *restrict total_rate = WANTS(7) ? run->data[7] : NULL;
     accumulator *restrict total_weight_rate = WANTS(8) ? run->data[8] : NULL;
 
-    accumulator total_rate_sum = {0};
-    accumulator total_weight_rate_sum = {0};
+    accumulator total_rate_sum = {0}, total_weight_rate_sum = {0};
     FOR_TILES(first, end, batch) {
         REAL total_rate_tile[TILE], total_weight_rate_tile[TILE];
         INDEPENDENT

@@ -88,8 +88,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     REAL *restrict grad_weights = run->data[9]; const int64_t grad_weights_batch = dense ? 1 : run->steps[9][0]; const int grad_weights_wanted = WANTS(9);
     const REAL delta = (REAL)run->params[0];
 
-    accumulator total_loss_sum = {0};
-    accumulator total_weight_sum = {0};
+    accumulator total_loss_sum = {0}, total_weight_sum = {0};
     const REAL product = (REAL)0.5 * delta;
     FOR_TILES(first, end, batch) {
         REAL total_loss_tile[TILE], total_weight_tile[TILE];
@@ -128,8 +127,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
     accumulator *restrict total_weight_rate = WANTS(8) ? run->data[8] : NULL;
     const REAL delta = (REAL)run->params[0];
 
-    accumulator total_rate_sum = {0};
-    accumulator total_weight_rate_sum = {0};
+    accumulator total_rate_sum = {0}, total_weight_rate_sum = {0};
     const REAL product = (REAL)0.5 * delta;
     FOR_TILES(first, end, batch) {
         REAL total_rate_tile[TILE], total_weight_rate_tile[TILE];

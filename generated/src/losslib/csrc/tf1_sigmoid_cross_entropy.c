@@ -91,8 +91,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     REAL *restrict grad_weights = run->data[9]; const int64_t grad_weights_batch = dense ? 1 : run->steps[9][0]; const int grad_weights_wanted = WANTS(9);
     const REAL label_smoothing = (REAL)run->params[0];
 
-    accumulator total_loss_sum = {0};
-    accumulator total_weight_sum = {0};
+    accumulator total_loss_sum = {0}, total_weight_sum = {0};
     const REAL difference = 1 - label_smoothing;
     const REAL product = (REAL)0.5 * label_smoothing;
     const REAL difference_2 = label_smoothing - 1;
@@ -132,8 +131,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
     accumulator *restrict total_weight_rate = WANTS(8) ? run->data[8] : NULL;
     const REAL label_smoothing = (REAL)run->params[0];
 
-    accumulator total_rate_sum = {0};
-    accumulator total_weight_rate_sum = {0};
+    accumulator total_rate_sum = {0}, total_weight_rate_sum = {0};
     const REAL difference = 1 - label_smoothing;
     const REAL difference_2 = label_smoothing - 1;
     const REAL product = (REAL)0.5 * label_smoothing;

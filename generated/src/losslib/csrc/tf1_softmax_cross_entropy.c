@@ -93,8 +93,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
     REAL *restrict grad_weights = run->data[9]; const int64_t grad_weights_batch = run->steps[9][0]; const int grad_weights_wanted = WANTS(9);
     const REAL label_smoothing = (REAL)run->params[0];
 
-    accumulator total_loss_sum = {0};
-    accumulator total_weight_sum = {0};
+    accumulator total_loss_sum = {0}, total_weight_sum = {0};
     const REAL difference = 1 - label_smoothing;
     const REAL ratio = label_smoothing / (REAL)classes;
     if (dense && classes > 0 && classes <= SHORT && weights_batch == 0 && scale_batch == 0) FOR_SIDES(first, end, batch) {
@@ -183,9 +182,8 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         const REAL *logits_row = logits + n * logits_batch;
         REAL *grad_onehot_labels_row = grad_onehot_labels + n * grad_onehot_labels_batch;
         REAL *grad_logits_row = grad_logits + n * grad_logits_batch;
-        REAL largest = -INFINITY;
-        REAL max_abs = -INFINITY;
         accumulator sum_shifted_sum = {0};
+        REAL largest = -INFINITY, max_abs = -INFINITY;
         if (loss_wanted || total_loss || grad_onehot_labels_wanted || grad_logits_wanted || grad_weights_wanted) FOR_TILES(first, end, classes) {
             REAL largest_tile[TILE], max_abs_tile[TILE], sum_shifted_tile[TILE];
             INDEPENDENT
@@ -200,10 +198,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
         }
         const REAL sum_shifted = value_of(&sum_shifted_sum);
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
-        accumulator sum_choice_sum = {0};
-        accumulator sum_choice_2_sum = {0};
+        accumulator others_sum = {0}, ties_sum = {0}, sum_choice_sum = {0}, sum_choice_2_sum = {0};
         if (loss_wanted || total_loss || grad_onehot_labels_wanted || grad_logits_wanted || grad_weights_wanted) FOR_TILES(first, end, classes) {
             REAL others_tile[TILE], ties_tile[TILE], sum_choice_tile[TILE], sum_choice_2_tile[TILE];
             INDEPENDENT
@@ -223,9 +218,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             accumulate_tile(&sum_choice_sum, sum_choice_tile, end - first);
             accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
         }
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
-        const REAL sum_choice = value_of(&sum_choice_sum);
+        const REAL others = value_of(&others_sum), ties = value_of(&ties_sum), sum_choice = value_of(&sum_choice_sum);
         const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
         const REAL product = difference * weights[n * weights_batch] * scale[n * scale_batch];
         const REAL more_ties = ties - 1;
@@ -234,8 +227,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         const REAL sum_exp = others + ties;
         const REAL shifted_3 = more_ties + others;
         const int below = fabs(weights[n * weights_batch]) < 1;
-        accumulator sum_choice_3_sum = {0};
-        accumulator sum_product_sum = {0};
+        accumulator sum_choice_3_sum = {0}, sum_product_sum = {0};
         if (loss_wanted || total_loss || grad_onehot_labels_wanted || grad_logits_wanted || grad_weights_wanted) FOR_TILES(first, end, classes) {
             REAL sum_choice_3_tile[TILE], sum_product_tile[TILE];
             INDEPENDENT
@@ -260,8 +252,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             accumulate_tile(&sum_choice_3_sum, sum_choice_3_tile, end - first);
             accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
         }
-        const REAL sum_choice_3 = value_of(&sum_choice_3_sum);
-        const REAL sum_product = value_of(&sum_product_sum);
+        const REAL sum_choice_3 = value_of(&sum_choice_3_sum), sum_product = value_of(&sum_product_sum);
         const REAL value = -sum_choice_3;
         if (loss_wanted) loss[n * loss_batch] = value;
         accumulate(&total_loss_sum, value);
@@ -287,8 +278,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
     accumulator *restrict total_weight_rate = WANTS(8) ? run->data[8] : NULL;
     const REAL label_smoothing = (REAL)run->params[0];
 
-    accumulator total_rate_sum = {0};
-    accumulator total_weight_rate_sum = {0};
+    accumulator total_rate_sum = {0}, total_weight_rate_sum = {0};
     const REAL difference = 1 - label_smoothing;
     const REAL ratio = label_smoothing / (REAL)classes;
     for (int64_t n = 0; n < batch; ++n) {
@@ -305,9 +295,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             }
             largest = larger_tile(largest, logits_classes == 1 ? logits_row + first : largest_tile, end - first);
         }
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
-        accumulator sum_product_sum = {0};
+        accumulator others_sum = {0}, ties_sum = {0}, sum_product_sum = {0};
         FOR_TILES(first, end, classes) {
             REAL others_tile[TILE], ties_tile[TILE], sum_product_tile[TILE];
             INDEPENDENT
@@ -322,17 +310,13 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&ties_sum, ties_tile, end - first);
             accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
         }
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
-        const REAL sum_product = value_of(&sum_product_sum);
+        const REAL others = value_of(&others_sum), ties = value_of(&ties_sum), sum_product = value_of(&sum_product_sum);
         const int below = fabs(direction_weights[n * direction_weights_batch]) < 1;
         const REAL log_mass = log1p(others + (ties - 1));
         const REAL sum_exp = others + ties;
         const REAL ratio_2 = sum_product / sum_exp;
         const int below_2 = fabs(weights[n * weights_batch]) < 1;
-        accumulator sum_choice_sum = {0};
-        accumulator sum_shifted_sum = {0};
-        accumulator sum_choice_2_sum = {0};
+        accumulator sum_choice_sum = {0}, sum_shifted_sum = {0}, sum_choice_2_sum = {0};
         FOR_TILES(first, end, classes) {
             REAL sum_choice_tile[TILE], sum_shifted_tile[TILE], sum_choice_2_tile[TILE];
             INDEPENDENT
@@ -359,8 +343,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
             accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
         }
-        const REAL sum_choice = value_of(&sum_choice_sum);
-        const REAL sum_shifted = value_of(&sum_shifted_sum);
+        const REAL sum_choice = value_of(&sum_choice_sum), sum_shifted = value_of(&sum_shifted_sum);
         const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
         const REAL choice = all ? -(sum_choice + weights[n * weights_batch] * sum_shifted) : -sum_choice_2;
         if (rate_wanted) rate[n * rate_batch] = choice;
@@ -397,11 +380,8 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         const REAL *direction_onehot_labels_row = direction_onehot_labels + n * direction_onehot_labels_batch;
         REAL *hvp_onehot_labels_row = hvp_onehot_labels + n * hvp_onehot_labels_batch;
         REAL *hvp_logits_row = hvp_logits + n * hvp_logits_batch;
-        REAL largest = -INFINITY;
-        REAL max_abs = -INFINITY;
-        accumulator sum_2_sum = {0};
-        accumulator sum_shifted_sum = {0};
-        REAL max_abs_2 = -INFINITY;
+        accumulator sum_2_sum = {0}, sum_shifted_sum = {0};
+        REAL largest = -INFINITY, max_abs = -INFINITY, max_abs_2 = -INFINITY;
         FOR_TILES(first, end, classes) {
             REAL largest_tile[TILE], max_abs_tile[TILE], sum_2_tile[TILE], sum_shifted_tile[TILE], max_abs_2_tile[TILE];
             INDEPENDENT
@@ -419,17 +399,12 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_shifted_sum, sum_shifted_tile, end - first);
             max_abs_2 = larger_tile(max_abs_2, max_abs_2_tile, end - first);
         }
-        const REAL sum_2 = value_of(&sum_2_sum);
-        const REAL sum_shifted = value_of(&sum_shifted_sum);
-        accumulator sum_product_sum = {0};
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
-        accumulator sum_choice_sum = {0};
-        accumulator sum_choice_2_sum = {0};
-        accumulator sum_choice_3_sum = {0};
-        accumulator sum_choice_4_sum = {0};
+        const REAL sum_2 = value_of(&sum_2_sum), sum_shifted = value_of(&sum_shifted_sum);
+        accumulator sum_product_sum = {0}, others_sum = {0}, ties_sum = {0}, sum_choice_sum = {0}, sum_choice_2_sum = {0};
+        accumulator sum_choice_3_sum = {0}, sum_choice_4_sum = {0};
         FOR_TILES(first, end, classes) {
-            REAL sum_product_tile[TILE], others_tile[TILE], ties_tile[TILE], sum_choice_tile[TILE], sum_choice_2_tile[TILE], sum_choice_3_tile[TILE], sum_choice_4_tile[TILE];
+            REAL sum_product_tile[TILE], others_tile[TILE], ties_tile[TILE], sum_choice_tile[TILE], sum_choice_2_tile[TILE];
+            REAL sum_choice_3_tile[TILE], sum_choice_4_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const REAL relative = exp_below(logits_row[c * logits_classes], largest);
@@ -454,13 +429,9 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_choice_3_sum, sum_choice_3_tile, end - first);
             accumulate_tile(&sum_choice_4_sum, sum_choice_4_tile, end - first);
         }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
-        const REAL sum_choice = value_of(&sum_choice_sum);
-        const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
-        const REAL sum_choice_3 = value_of(&sum_choice_3_sum);
-        const REAL sum_choice_4 = value_of(&sum_choice_4_sum);
+        const REAL sum_product = value_of(&sum_product_sum), others = value_of(&others_sum), ties = value_of(&ties_sum);
+        const REAL sum_choice = value_of(&sum_choice_sum), sum_choice_2 = value_of(&sum_choice_2_sum);
+        const REAL sum_choice_3 = value_of(&sum_choice_3_sum), sum_choice_4 = value_of(&sum_choice_4_sum);
         const REAL sum_exp = others + ties;
         const REAL mean_under_softmax = sum_product / sum_exp;
         accumulator sum_product_2_sum = {0};
@@ -488,8 +459,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         const REAL product_8 = weights[n * weights_batch] / sum_exp * scale_rate[n * scale_rate_batch];
         const REAL product_9 = sum_shifted / sum_exp * scale[n * scale_batch];
         const REAL ratio_2 = sum_product_2 / sum_exp;
-        accumulator sum_shifted_2_sum = {0};
-        accumulator sum_product_3_sum = {0};
+        accumulator sum_shifted_2_sum = {0}, sum_product_3_sum = {0};
         FOR_TILES(first, end, classes) {
             REAL sum_shifted_2_tile[TILE], sum_product_3_tile[TILE];
             INDEPENDENT
@@ -514,8 +484,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_shifted_2_sum, sum_shifted_2_tile, end - first);
             accumulate_tile(&sum_product_3_sum, sum_product_3_tile, end - first);
         }
-        const REAL sum_shifted_2 = value_of(&sum_shifted_2_sum);
-        const REAL sum_product_3 = value_of(&sum_product_3_sum);
+        const REAL sum_shifted_2 = value_of(&sum_shifted_2_sum), sum_product_3 = value_of(&sum_product_3_sum);
         if (hvp_weights_wanted) hvp_weights[n * hvp_weights_batch] = -(sum_shifted_2 * scale[n * scale_batch] + sum_product_3 * scale_rate[n * scale_rate_batch]);
     }
 }
@@ -550,8 +519,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
             largest = larger_tile(largest, logits_classes == 1 ? logits_row + first : largest_tile, end - first);
         }
         const REAL sum_shifted = value_of(&sum_shifted_sum);
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
+        accumulator others_sum = {0}, ties_sum = {0};
         FOR_TILES(first, end, classes) {
             REAL others_tile[TILE], ties_tile[TILE];
             INDEPENDENT
@@ -565,8 +533,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
             accumulate_tile(&others_sum, others_tile, end - first);
             accumulate_tile(&ties_sum, ties_tile, end - first);
         }
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
+        const REAL others = value_of(&others_sum), ties = value_of(&ties_sum);
         const REAL sum_exp = others + ties;
         const REAL product = sum_shifted / sum_exp * (scale[n * scale_batch] / sum_exp);
         const REAL more_ties = ties - 1;

@@ -146,8 +146,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             }
             largest = larger_tile(largest, logits_classes == 1 ? logits_row + first : largest_tile, end - first);
         }
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
+        accumulator others_sum = {0}, ties_sum = {0};
         FOR_TILES(first, end, classes) {
             REAL others_tile[TILE], ties_tile[TILE];
             INDEPENDENT
@@ -161,8 +160,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             accumulate_tile(&others_sum, others_tile, end - first);
             accumulate_tile(&ties_sum, ties_tile, end - first);
         }
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
+        const REAL others = value_of(&others_sum), ties = value_of(&ties_sum);
         const REAL log_mass = log1p(others + (ties - 1));
         const REAL sum_exp = others + ties;
         accumulator sum_product_sum = {0};
@@ -212,14 +210,11 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             }
             largest = larger_tile(largest, logits_classes == 1 ? logits_row + first : largest_tile, end - first);
         }
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
-        accumulator sum_direction_labels_sum = {0};
-        accumulator sum_shifted_sum = {0};
-        accumulator sum_product_sum = {0};
+        accumulator others_sum = {0}, ties_sum = {0}, sum_direction_labels_sum = {0}, sum_shifted_sum = {0}, sum_product_sum = {0};
         accumulator sum_product_2_sum = {0};
         FOR_TILES(first, end, classes) {
-            REAL others_tile[TILE], ties_tile[TILE], sum_direction_labels_tile[TILE], sum_shifted_tile[TILE], sum_product_tile[TILE], sum_product_2_tile[TILE];
+            REAL others_tile[TILE], ties_tile[TILE], sum_direction_labels_tile[TILE], sum_shifted_tile[TILE], sum_product_tile[TILE];
+            REAL sum_product_2_tile[TILE];
             INDEPENDENT
             for (int64_t c = first; c < end; ++c) {
                 const int is_largest = logits_row[c * logits_classes] == largest;
@@ -239,12 +234,9 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
             accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
         }
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
-        const REAL sum_direction_labels = value_of(&sum_direction_labels_sum);
-        const REAL sum_shifted = value_of(&sum_shifted_sum);
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
+        const REAL others = value_of(&others_sum), ties = value_of(&ties_sum);
+        const REAL sum_direction_labels = value_of(&sum_direction_labels_sum), sum_shifted = value_of(&sum_shifted_sum);
+        const REAL sum_product = value_of(&sum_product_sum), sum_product_2 = value_of(&sum_product_2_sum);
         const REAL log_mass = log1p(others + (ties - 1));
         const REAL log_sum_exp = largest + log_mass;
         const REAL sum_exp = others + ties;
@@ -282,9 +274,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             }
             largest = larger_tile(largest, logits_classes == 1 ? logits_row + first : largest_tile, end - first);
         }
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
-        accumulator sum_product_sum = {0};
+        accumulator others_sum = {0}, ties_sum = {0}, sum_product_sum = {0};
         FOR_TILES(first, end, classes) {
             REAL others_tile[TILE], ties_tile[TILE], sum_product_tile[TILE];
             INDEPENDENT
@@ -300,9 +290,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&ties_sum, ties_tile, end - first);
             accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
         }
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
-        const REAL sum_product = value_of(&sum_product_sum);
+        const REAL others = value_of(&others_sum), ties = value_of(&ties_sum), sum_product = value_of(&sum_product_sum);
         const REAL sum_exp = others + ties;
         const REAL mean_under_softmax = sum_product / sum_exp;
         accumulator sum_product_2_sum = {0};
@@ -352,8 +340,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
             }
             largest = larger_tile(largest, logits_classes == 1 ? logits_row + first : largest_tile, end - first);
         }
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
+        accumulator others_sum = {0}, ties_sum = {0};
         FOR_TILES(first, end, classes) {
             REAL others_tile[TILE], ties_tile[TILE];
             INDEPENDENT
@@ -367,8 +354,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
             accumulate_tile(&others_sum, others_tile, end - first);
             accumulate_tile(&ties_sum, ties_tile, end - first);
         }
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
+        const REAL others = value_of(&others_sum), ties = value_of(&ties_sum);
         const REAL sum_exp = others + ties;
         const REAL ratio = scale[n * scale_batch] / sum_exp / sum_exp;
         const REAL more_ties = ties - 1;

@@ -131,8 +131,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             }
             largest = larger_tile(largest, logits_classes == 1 ? logits_row + first : largest_tile, end - first);
         }
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
+        accumulator others_sum = {0}, ties_sum = {0};
         FOR_TILES(first, end, classes) {
             REAL others_tile[TILE], ties_tile[TILE];
             INDEPENDENT
@@ -146,8 +145,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             accumulate_tile(&others_sum, others_tile, end - first);
             accumulate_tile(&ties_sum, ties_tile, end - first);
         }
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
+        const REAL others = value_of(&others_sum), ties = value_of(&ties_sum);
         const REAL logits_at_labels = logits_row[labels[n * labels_batch] * logits_classes];
         const REAL more_ties = ties - 1;
         const REAL sum_exp = others + ties;
@@ -190,9 +188,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             }
             largest = larger_tile(largest, logits_classes == 1 ? logits_row + first : largest_tile, end - first);
         }
-        accumulator sum_product_sum = {0};
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
+        accumulator sum_product_sum = {0}, others_sum = {0}, ties_sum = {0};
         FOR_TILES(first, end, classes) {
             REAL sum_product_tile[TILE], others_tile[TILE], ties_tile[TILE];
             INDEPENDENT
@@ -207,9 +203,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&others_sum, others_tile, end - first);
             accumulate_tile(&ties_sum, ties_tile, end - first);
         }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
+        const REAL sum_product = value_of(&sum_product_sum), others = value_of(&others_sum), ties = value_of(&ties_sum);
         const REAL sum_exp = others + ties;
         const REAL difference = sum_product / sum_exp - direction_logits_row[labels[n * labels_batch] * direction_logits_classes];
         if (rate_wanted) rate[n * rate_batch] = difference;
@@ -240,9 +234,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             }
             largest = larger_tile(largest, logits_classes == 1 ? logits_row + first : largest_tile, end - first);
         }
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
-        accumulator sum_product_sum = {0};
+        accumulator others_sum = {0}, ties_sum = {0}, sum_product_sum = {0};
         FOR_TILES(first, end, classes) {
             REAL others_tile[TILE], ties_tile[TILE], sum_product_tile[TILE];
             INDEPENDENT
@@ -258,9 +250,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&ties_sum, ties_tile, end - first);
             accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
         }
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
-        const REAL sum_product = value_of(&sum_product_sum);
+        const REAL others = value_of(&others_sum), ties = value_of(&ties_sum), sum_product = value_of(&sum_product_sum);
         const REAL sum_exp = others + ties;
         const REAL mean_under_softmax = sum_product / sum_exp;
         accumulator sum_product_2_sum = {0};
@@ -306,8 +296,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
             }
             largest = larger_tile(largest, logits_classes == 1 ? logits_row + first : largest_tile, end - first);
         }
-        accumulator others_sum = {0};
-        accumulator ties_sum = {0};
+        accumulator others_sum = {0}, ties_sum = {0};
         FOR_TILES(first, end, classes) {
             REAL others_tile[TILE], ties_tile[TILE];
             INDEPENDENT
@@ -321,8 +310,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
             accumulate_tile(&others_sum, others_tile, end - first);
             accumulate_tile(&ties_sum, ties_tile, end - first);
         }
-        const REAL others = value_of(&others_sum);
-        const REAL ties = value_of(&ties_sum);
+        const REAL others = value_of(&others_sum), ties = value_of(&ties_sum);
         const REAL sum_exp = others + ties;
         const REAL ratio = scale[n * scale_batch] / sum_exp / sum_exp;
         const REAL more_ties = ties - 1;

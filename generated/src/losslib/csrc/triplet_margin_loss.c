@@ -152,18 +152,11 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         REAL *grad_anchor_row = grad_anchor + n * grad_anchor_batch;
         REAL *grad_positive_row = grad_positive + n * grad_positive_batch;
         REAL *grad_negative_row = grad_negative + n * grad_negative_batch;
-        accumulator near_sum = {0};
-        accumulator far_sum = {0};
-        accumulator across_sum = {0};
-        accumulator longer_by_sum = {0};
-        REAL near_2 = -INFINITY;
-        REAL far_2 = -INFINITY;
-        REAL across_2 = -INFINITY;
-        accumulator longer_by_2_sum = {0};
-        accumulator longer_by_3_sum = {0};
-        REAL largest = -INFINITY;
+        accumulator near_sum = {0}, far_sum = {0}, across_sum = {0}, longer_by_sum = {0}, longer_by_2_sum = {0}, longer_by_3_sum = {0};
+        REAL near_2 = -INFINITY, far_2 = -INFINITY, across_2 = -INFINITY, largest = -INFINITY;
         FOR_TILES(first, end, features) {
-            REAL near_tile[TILE], far_tile[TILE], across_tile[TILE], longer_by_tile[TILE], near_2_tile[TILE], far_2_tile[TILE], across_2_tile[TILE], longer_by_2_tile[TILE], longer_by_3_tile[TILE], largest_tile[TILE];
+            REAL near_tile[TILE], far_tile[TILE], across_tile[TILE], longer_by_tile[TILE], near_2_tile[TILE], far_2_tile[TILE];
+            REAL across_2_tile[TILE], longer_by_2_tile[TILE], longer_by_3_tile[TILE], largest_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
                 const REAL to_positive = anchor_row[f * anchor_features] - positive_row[f * positive_features];
@@ -202,41 +195,26 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             accumulate_tile(&longer_by_3_sum, longer_by_3_tile, end - first);
             largest = larger_tile(largest, largest_tile, end - first);
         }
-        const REAL near = value_of(&near_sum);
-        const REAL far = value_of(&far_sum);
-        const REAL across = value_of(&across_sum);
-        const REAL longer_by = value_of(&longer_by_sum);
-        const REAL longer_by_2 = value_of(&longer_by_2_sum);
+        const REAL near = value_of(&near_sum), far = value_of(&far_sum), across = value_of(&across_sum);
+        const REAL longer_by = value_of(&longer_by_sum), longer_by_2 = value_of(&longer_by_2_sum);
         const REAL longer_by_3 = value_of(&longer_by_3_sum);
         const REAL binade_near_2 = binade(near_2);
         const REAL scale_of_second = binade(far_2);
         const REAL binade_across_2 = binade(across_2);
-        accumulator sum_product_sum = {0};
-        accumulator sum_product_2_sum = {0};
-        accumulator sum_product_3_sum = {0};
-        accumulator sum_choice_sum = {0};
-        REAL max_choice = -INFINITY;
-        accumulator sum_abs_power_sum = {0};
-        accumulator sum_abs_power_2_sum = {0};
-        accumulator sum_abs_power_3_sum = {0};
-        accumulator sum_choice_2_sum = {0};
-        REAL max_choice_2 = -INFINITY;
-        accumulator sum_choice_3_sum = {0};
-        accumulator sum_choice_4_sum = {0};
-        REAL max_choice_3 = -INFINITY;
-        accumulator sum_choice_5_sum = {0};
-        accumulator sum_choice_6_sum = {0};
-        REAL first_there = -INFINITY;
-        REAL max_choice_4 = -INFINITY;
-        REAL max_choice_5 = -INFINITY;
-        accumulator sum_choice_7_sum = {0};
-        REAL max_choice_6 = -INFINITY;
-        accumulator sum_choice_8_sum = {0};
-        accumulator sum_choice_9_sum = {0};
-        REAL first_there_2 = -INFINITY;
+        accumulator sum_product_sum = {0}, sum_product_2_sum = {0}, sum_product_3_sum = {0}, sum_choice_sum = {0};
+        accumulator sum_abs_power_sum = {0}, sum_abs_power_2_sum = {0}, sum_abs_power_3_sum = {0}, sum_choice_2_sum = {0};
+        accumulator sum_choice_3_sum = {0}, sum_choice_4_sum = {0}, sum_choice_5_sum = {0}, sum_choice_6_sum = {0};
+        accumulator sum_choice_7_sum = {0}, sum_choice_8_sum = {0}, sum_choice_9_sum = {0};
+        REAL max_choice = -INFINITY, max_choice_2 = -INFINITY, max_choice_3 = -INFINITY, first_there = -INFINITY;
+        REAL max_choice_4 = -INFINITY, max_choice_5 = -INFINITY, max_choice_6 = -INFINITY, first_there_2 = -INFINITY;
         REAL max_choice_7 = -INFINITY;
         FOR_TILES(first, end, features) {
-            REAL sum_product_tile[TILE], sum_product_2_tile[TILE], sum_product_3_tile[TILE], sum_choice_tile[TILE], max_choice_tile[TILE], sum_abs_power_tile[TILE], sum_abs_power_2_tile[TILE], sum_abs_power_3_tile[TILE], sum_choice_2_tile[TILE], max_choice_2_tile[TILE], sum_choice_3_tile[TILE], sum_choice_4_tile[TILE], max_choice_3_tile[TILE], sum_choice_5_tile[TILE], sum_choice_6_tile[TILE], first_there_tile[TILE], max_choice_4_tile[TILE], max_choice_5_tile[TILE], sum_choice_7_tile[TILE], max_choice_6_tile[TILE], sum_choice_8_tile[TILE], sum_choice_9_tile[TILE], first_there_2_tile[TILE], max_choice_7_tile[TILE];
+            REAL sum_product_tile[TILE], sum_product_2_tile[TILE], sum_product_3_tile[TILE], sum_choice_tile[TILE];
+            REAL max_choice_tile[TILE], sum_abs_power_tile[TILE], sum_abs_power_2_tile[TILE], sum_abs_power_3_tile[TILE];
+            REAL sum_choice_2_tile[TILE], max_choice_2_tile[TILE], sum_choice_3_tile[TILE], sum_choice_4_tile[TILE];
+            REAL max_choice_3_tile[TILE], sum_choice_5_tile[TILE], sum_choice_6_tile[TILE], first_there_tile[TILE];
+            REAL max_choice_4_tile[TILE], max_choice_5_tile[TILE], sum_choice_7_tile[TILE], max_choice_6_tile[TILE];
+            REAL sum_choice_8_tile[TILE], sum_choice_9_tile[TILE], first_there_2_tile[TILE], max_choice_7_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
                 const REAL to_positive_2 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
@@ -334,20 +312,13 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             first_there_2 = larger_tile(first_there_2, first_there_2_tile, end - first);
             max_choice_7 = larger_tile(max_choice_7, max_choice_7_tile, end - first);
         }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL sum_product_3 = value_of(&sum_product_3_sum);
-        const REAL sum_choice = value_of(&sum_choice_sum);
-        const REAL sum_abs_power = value_of(&sum_abs_power_sum);
-        const REAL sum_abs_power_2 = value_of(&sum_abs_power_2_sum);
-        const REAL sum_abs_power_3 = value_of(&sum_abs_power_3_sum);
-        const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
-        const REAL sum_choice_3 = value_of(&sum_choice_3_sum);
-        const REAL sum_choice_4 = value_of(&sum_choice_4_sum);
-        const REAL sum_choice_5 = value_of(&sum_choice_5_sum);
-        const REAL sum_choice_6 = value_of(&sum_choice_6_sum);
-        const REAL sum_choice_7 = value_of(&sum_choice_7_sum);
-        const REAL sum_choice_8 = value_of(&sum_choice_8_sum);
+        const REAL sum_product = value_of(&sum_product_sum), sum_product_2 = value_of(&sum_product_2_sum);
+        const REAL sum_product_3 = value_of(&sum_product_3_sum), sum_choice = value_of(&sum_choice_sum);
+        const REAL sum_abs_power = value_of(&sum_abs_power_sum), sum_abs_power_2 = value_of(&sum_abs_power_2_sum);
+        const REAL sum_abs_power_3 = value_of(&sum_abs_power_3_sum), sum_choice_2 = value_of(&sum_choice_2_sum);
+        const REAL sum_choice_3 = value_of(&sum_choice_3_sum), sum_choice_4 = value_of(&sum_choice_4_sum);
+        const REAL sum_choice_5 = value_of(&sum_choice_5_sum), sum_choice_6 = value_of(&sum_choice_6_sum);
+        const REAL sum_choice_7 = value_of(&sum_choice_7_sum), sum_choice_8 = value_of(&sum_choice_8_sum);
         const REAL sum_choice_9 = value_of(&sum_choice_9_sum);
         const REAL sqrt_sum_product_2 = sqrt(sum_product_2);
         const REAL product_5 = (REAL)0.5 * scale_of_second * sqrt_sum_product_2;
@@ -368,19 +339,13 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         const REAL choice_4 = and_6 ? largest : 1;
         const REAL scale_of_second_2 = binade(largest);
         const REAL choice_5 = largest == 0 ? 1 : largest / scale_of_second_2;
-        accumulator sum_product_4_sum = {0};
-        accumulator sum_product_5_sum = {0};
-        accumulator cosine_sum = {0};
-        accumulator sum_product_6_sum = {0};
-        accumulator sum_choice_10_sum = {0};
-        accumulator sum_abs_power_4_sum = {0};
-        accumulator sum_product_7_sum = {0};
-        accumulator cosine_2_sum = {0};
-        accumulator sum_product_8_sum = {0};
-        accumulator sum_choice_11_sum = {0};
-        accumulator sum_abs_power_5_sum = {0};
+        accumulator sum_product_4_sum = {0}, sum_product_5_sum = {0}, cosine_sum = {0}, sum_product_6_sum = {0};
+        accumulator sum_choice_10_sum = {0}, sum_abs_power_4_sum = {0}, sum_product_7_sum = {0}, cosine_2_sum = {0};
+        accumulator sum_product_8_sum = {0}, sum_choice_11_sum = {0}, sum_abs_power_5_sum = {0};
         FOR_TILES(first, end, features) {
-            REAL sum_product_4_tile[TILE], sum_product_5_tile[TILE], cosine_tile[TILE], sum_product_6_tile[TILE], sum_choice_10_tile[TILE], sum_abs_power_4_tile[TILE], sum_product_7_tile[TILE], cosine_2_tile[TILE], sum_product_8_tile[TILE], sum_choice_11_tile[TILE], sum_abs_power_5_tile[TILE];
+            REAL sum_product_4_tile[TILE], sum_product_5_tile[TILE], cosine_tile[TILE], sum_product_6_tile[TILE];
+            REAL sum_choice_10_tile[TILE], sum_abs_power_4_tile[TILE], sum_product_7_tile[TILE], cosine_2_tile[TILE];
+            REAL sum_product_8_tile[TILE], sum_choice_11_tile[TILE], sum_abs_power_5_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
                 const REAL apart_4 = negative_row[f * negative_features] - positive_row[f * positive_features];
@@ -457,24 +422,18 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             accumulate_tile(&sum_choice_11_sum, sum_choice_11_tile, end - first);
             accumulate_tile(&sum_abs_power_5_sum, sum_abs_power_5_tile, end - first);
         }
-        const REAL sum_product_4 = value_of(&sum_product_4_sum);
-        const REAL sum_product_5 = value_of(&sum_product_5_sum);
-        const REAL cosine = value_of(&cosine_sum);
-        const REAL sum_product_6 = value_of(&sum_product_6_sum);
-        const REAL sum_choice_10 = value_of(&sum_choice_10_sum);
-        const REAL sum_abs_power_4 = value_of(&sum_abs_power_4_sum);
-        const REAL sum_product_7 = value_of(&sum_product_7_sum);
-        const REAL cosine_2 = value_of(&cosine_2_sum);
-        const REAL sum_product_8 = value_of(&sum_product_8_sum);
-        const REAL sum_choice_11 = value_of(&sum_choice_11_sum);
+        const REAL sum_product_4 = value_of(&sum_product_4_sum), sum_product_5 = value_of(&sum_product_5_sum);
+        const REAL cosine = value_of(&cosine_sum), sum_product_6 = value_of(&sum_product_6_sum);
+        const REAL sum_choice_10 = value_of(&sum_choice_10_sum), sum_abs_power_4 = value_of(&sum_abs_power_4_sum);
+        const REAL sum_product_7 = value_of(&sum_product_7_sum), cosine_2 = value_of(&cosine_2_sum);
+        const REAL sum_product_8 = value_of(&sum_product_8_sum), sum_choice_11 = value_of(&sum_choice_11_sum);
         const REAL sum_abs_power_5 = value_of(&sum_abs_power_5_sum);
         const REAL ratio_4 = inverse_root_sum_product / binade_near_2;
         const REAL share = scale_of_second / scale_of_second * inverse_root_sum_product_2;
         const REAL along = -share * sum_product_6 * share;
         const REAL share_2 = binade_across_2 / binade_across_2 * inverse_root_sum_product_3;
         const REAL along_2 = -share_2 * sum_product_8 * share_2;
-        accumulator sum_product_9_sum = {0};
-        accumulator sum_product_10_sum = {0};
+        accumulator sum_product_9_sum = {0}, sum_product_10_sum = {0};
         if (grad_anchor_wanted || grad_positive_wanted || grad_negative_wanted) FOR_TILES(first, end, features) {
             REAL sum_product_9_tile[TILE], sum_product_10_tile[TILE];
             INDEPENDENT
@@ -500,8 +459,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             accumulate_tile(&sum_product_9_sum, sum_product_9_tile, end - first);
             accumulate_tile(&sum_product_10_sum, sum_product_10_tile, end - first);
         }
-        const REAL sum_product_9 = value_of(&sum_product_9_sum);
-        const REAL sum_product_10 = value_of(&sum_product_10_sum);
+        const REAL sum_product_9 = value_of(&sum_product_9_sum), sum_product_10 = value_of(&sum_product_10_sum);
         const REAL shifted_4 = near - smaller(far, across) + margin;
         const int below = shifted_4 < 0;
         const REAL step_2 = step(shifted_4, 1);
@@ -591,9 +549,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         const REAL product_11 = inverse_root_sum_product_2 * scale[n * scale_batch];
         const REAL product_12 = signed_power_4 * scale[n * scale_batch];
         const REAL product_13 = signed_power_3 * scale[n * scale_batch];
-        accumulator near_5_sum = {0};
-        accumulator far_5_sum = {0};
-        accumulator across_7_sum = {0};
+        accumulator near_5_sum = {0}, far_5_sum = {0}, across_7_sum = {0};
         FOR_TILES(first, end, features) {
             REAL near_5_tile[TILE], far_5_tile[TILE], across_7_tile[TILE];
             INDEPENDENT
@@ -676,9 +632,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             accumulate_tile(&far_5_sum, far_5_tile, end - first);
             accumulate_tile(&across_7_sum, across_7_tile, end - first);
         }
-        const REAL near_5 = value_of(&near_5_sum);
-        const REAL far_5 = value_of(&far_5_sum);
-        const REAL across_7 = value_of(&across_7_sum);
+        const REAL near_5 = value_of(&near_5_sum), far_5 = value_of(&far_5_sum), across_7 = value_of(&across_7_sum);
         const REAL shifted_13 = near_5 - smaller(far_5, across_7) + margin;
         const REAL value = shifted_13 < 0 ? 0 : shifted_13;
         const REAL shifted_14 = near_5 - far_5 + margin;
@@ -722,9 +676,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         const REAL *direction_anchor_row = direction_anchor + n * direction_anchor_batch;
         const REAL *direction_negative_row = direction_negative + n * direction_negative_batch;
         const REAL *direction_positive_row = direction_positive + n * direction_positive_batch;
-        REAL near = -INFINITY;
-        REAL far = -INFINITY;
-        REAL across = -INFINITY;
+        REAL near = -INFINITY, far = -INFINITY, across = -INFINITY;
         FOR_TILES(first, end, features) {
             REAL near_tile[TILE], far_tile[TILE], across_tile[TILE];
             INDEPENDENT
@@ -743,9 +695,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         const REAL binade_near = binade(near);
         const REAL binade_far = binade(far);
         const REAL binade_across = binade(across);
-        accumulator sum_product_sum = {0};
-        accumulator sum_product_2_sum = {0};
-        accumulator sum_product_3_sum = {0};
+        accumulator sum_product_sum = {0}, sum_product_2_sum = {0}, sum_product_3_sum = {0};
         FOR_TILES(first, end, features) {
             REAL sum_product_tile[TILE], sum_product_2_tile[TILE], sum_product_3_tile[TILE];
             INDEPENDENT
@@ -764,8 +714,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
             accumulate_tile(&sum_product_3_sum, sum_product_3_tile, end - first);
         }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
+        const REAL sum_product = value_of(&sum_product_sum), sum_product_2 = value_of(&sum_product_2_sum);
         const REAL sum_product_3 = value_of(&sum_product_3_sum);
         const REAL sqrt_sum_product_3 = sqrt(sum_product_3);
         const REAL sqrt_sum_product_2 = sqrt(sum_product_2);
@@ -773,44 +722,25 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         const REAL mean_length = (REAL)0.5 * binade_across * sqrt_sum_product_3 + product;
         const REAL sqrt_sum_product = sqrt(sum_product);
         const REAL mean_length_2 = product + (REAL)0.5 * binade_near * sqrt_sum_product;
-        accumulator sum_product_4_sum = {0};
-        accumulator near_2_sum = {0};
-        accumulator far_2_sum = {0};
-        accumulator across_2_sum = {0};
-        accumulator sum_product_5_sum = {0};
-        accumulator longer_by_sum = {0};
-        accumulator sum_product_6_sum = {0};
-        accumulator longer_by_2_sum = {0};
-        accumulator longer_by_3_sum = {0};
-        accumulator sum_product_7_sum = {0};
-        accumulator sum_product_8_sum = {0};
-        accumulator sum_product_9_sum = {0};
-        accumulator sum_product_10_sum = {0};
-        accumulator sum_product_11_sum = {0};
-        accumulator sum_product_12_sum = {0};
-        accumulator sum_product_13_sum = {0};
-        accumulator sum_choice_sum = {0};
-        accumulator sum_product_14_sum = {0};
-        accumulator sum_choice_2_sum = {0};
-        accumulator sum_choice_3_sum = {0};
-        REAL max_choice = -INFINITY;
-        accumulator sum_product_15_sum = {0};
-        accumulator sum_choice_4_sum = {0};
-        accumulator sum_choice_5_sum = {0};
-        REAL max_choice_2 = -INFINITY;
-        accumulator sum_choice_6_sum = {0};
-        REAL max_choice_3 = -INFINITY;
-        accumulator sum_abs_power_sum = {0};
-        accumulator sum_abs_power_2_sum = {0};
-        accumulator sum_abs_power_3_sum = {0};
-        accumulator sum_product_16_sum = {0};
-        accumulator sum_choice_7_sum = {0};
-        accumulator sum_product_17_sum = {0};
-        accumulator sum_choice_8_sum = {0};
-        accumulator sum_product_18_sum = {0};
-        accumulator sum_choice_9_sum = {0};
+        accumulator sum_product_4_sum = {0}, near_2_sum = {0}, far_2_sum = {0}, across_2_sum = {0}, sum_product_5_sum = {0};
+        accumulator longer_by_sum = {0}, sum_product_6_sum = {0}, longer_by_2_sum = {0}, longer_by_3_sum = {0}, sum_product_7_sum = {0};
+        accumulator sum_product_8_sum = {0}, sum_product_9_sum = {0}, sum_product_10_sum = {0}, sum_product_11_sum = {0};
+        accumulator sum_product_12_sum = {0}, sum_product_13_sum = {0}, sum_choice_sum = {0}, sum_product_14_sum = {0};
+        accumulator sum_choice_2_sum = {0}, sum_choice_3_sum = {0}, sum_product_15_sum = {0}, sum_choice_4_sum = {0};
+        accumulator sum_choice_5_sum = {0}, sum_choice_6_sum = {0}, sum_abs_power_sum = {0}, sum_abs_power_2_sum = {0};
+        accumulator sum_abs_power_3_sum = {0}, sum_product_16_sum = {0}, sum_choice_7_sum = {0}, sum_product_17_sum = {0};
+        accumulator sum_choice_8_sum = {0}, sum_product_18_sum = {0}, sum_choice_9_sum = {0};
+        REAL max_choice = -INFINITY, max_choice_2 = -INFINITY, max_choice_3 = -INFINITY;
         FOR_TILES(first, end, features) {
-            REAL sum_product_4_tile[TILE], near_2_tile[TILE], far_2_tile[TILE], across_2_tile[TILE], sum_product_5_tile[TILE], longer_by_tile[TILE], sum_product_6_tile[TILE], longer_by_2_tile[TILE], longer_by_3_tile[TILE], sum_product_7_tile[TILE], sum_product_8_tile[TILE], sum_product_9_tile[TILE], sum_product_10_tile[TILE], sum_product_11_tile[TILE], sum_product_12_tile[TILE], sum_product_13_tile[TILE], sum_choice_tile[TILE], sum_product_14_tile[TILE], sum_choice_2_tile[TILE], sum_choice_3_tile[TILE], max_choice_tile[TILE], sum_product_15_tile[TILE], sum_choice_4_tile[TILE], sum_choice_5_tile[TILE], max_choice_2_tile[TILE], sum_choice_6_tile[TILE], max_choice_3_tile[TILE], sum_abs_power_tile[TILE], sum_abs_power_2_tile[TILE], sum_abs_power_3_tile[TILE], sum_product_16_tile[TILE], sum_choice_7_tile[TILE], sum_product_17_tile[TILE], sum_choice_8_tile[TILE], sum_product_18_tile[TILE], sum_choice_9_tile[TILE];
+            REAL sum_product_4_tile[TILE], near_2_tile[TILE], far_2_tile[TILE], across_2_tile[TILE], sum_product_5_tile[TILE];
+            REAL longer_by_tile[TILE], sum_product_6_tile[TILE], longer_by_2_tile[TILE], longer_by_3_tile[TILE];
+            REAL sum_product_7_tile[TILE], sum_product_8_tile[TILE], sum_product_9_tile[TILE], sum_product_10_tile[TILE];
+            REAL sum_product_11_tile[TILE], sum_product_12_tile[TILE], sum_product_13_tile[TILE], sum_choice_tile[TILE];
+            REAL sum_product_14_tile[TILE], sum_choice_2_tile[TILE], sum_choice_3_tile[TILE], max_choice_tile[TILE];
+            REAL sum_product_15_tile[TILE], sum_choice_4_tile[TILE], sum_choice_5_tile[TILE], max_choice_2_tile[TILE];
+            REAL sum_choice_6_tile[TILE], max_choice_3_tile[TILE], sum_abs_power_tile[TILE], sum_abs_power_2_tile[TILE];
+            REAL sum_abs_power_3_tile[TILE], sum_product_16_tile[TILE], sum_choice_7_tile[TILE], sum_product_17_tile[TILE];
+            REAL sum_choice_8_tile[TILE], sum_product_18_tile[TILE], sum_choice_9_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
                 const REAL difference_3 = direction_anchor_row[f * direction_anchor_features] - direction_positive_row[f * direction_positive_features];
@@ -942,39 +872,22 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_product_18_sum, sum_product_18_tile, end - first);
             accumulate_tile(&sum_choice_9_sum, sum_choice_9_tile, end - first);
         }
-        const REAL sum_product_4 = value_of(&sum_product_4_sum);
-        const REAL near_2 = value_of(&near_2_sum);
-        const REAL far_2 = value_of(&far_2_sum);
-        const REAL across_2 = value_of(&across_2_sum);
-        const REAL sum_product_5 = value_of(&sum_product_5_sum);
-        const REAL longer_by = value_of(&longer_by_sum);
-        const REAL sum_product_6 = value_of(&sum_product_6_sum);
-        const REAL longer_by_2 = value_of(&longer_by_2_sum);
-        const REAL longer_by_3 = value_of(&longer_by_3_sum);
-        const REAL sum_product_7 = value_of(&sum_product_7_sum);
-        const REAL sum_product_8 = value_of(&sum_product_8_sum);
-        const REAL sum_product_9 = value_of(&sum_product_9_sum);
-        const REAL sum_product_10 = value_of(&sum_product_10_sum);
-        const REAL sum_product_11 = value_of(&sum_product_11_sum);
-        const REAL sum_product_12 = value_of(&sum_product_12_sum);
-        const REAL sum_product_13 = value_of(&sum_product_13_sum);
-        const REAL sum_choice = value_of(&sum_choice_sum);
-        const REAL sum_product_14 = value_of(&sum_product_14_sum);
-        const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
-        const REAL sum_choice_3 = value_of(&sum_choice_3_sum);
-        const REAL sum_product_15 = value_of(&sum_product_15_sum);
-        const REAL sum_choice_4 = value_of(&sum_choice_4_sum);
-        const REAL sum_choice_5 = value_of(&sum_choice_5_sum);
-        const REAL sum_choice_6 = value_of(&sum_choice_6_sum);
-        const REAL sum_abs_power = value_of(&sum_abs_power_sum);
-        const REAL sum_abs_power_2 = value_of(&sum_abs_power_2_sum);
-        const REAL sum_abs_power_3 = value_of(&sum_abs_power_3_sum);
-        const REAL sum_product_16 = value_of(&sum_product_16_sum);
-        const REAL sum_choice_7 = value_of(&sum_choice_7_sum);
-        const REAL sum_product_17 = value_of(&sum_product_17_sum);
-        const REAL sum_choice_8 = value_of(&sum_choice_8_sum);
-        const REAL sum_product_18 = value_of(&sum_product_18_sum);
-        const REAL sum_choice_9 = value_of(&sum_choice_9_sum);
+        const REAL sum_product_4 = value_of(&sum_product_4_sum), near_2 = value_of(&near_2_sum), far_2 = value_of(&far_2_sum);
+        const REAL across_2 = value_of(&across_2_sum), sum_product_5 = value_of(&sum_product_5_sum);
+        const REAL longer_by = value_of(&longer_by_sum), sum_product_6 = value_of(&sum_product_6_sum);
+        const REAL longer_by_2 = value_of(&longer_by_2_sum), longer_by_3 = value_of(&longer_by_3_sum);
+        const REAL sum_product_7 = value_of(&sum_product_7_sum), sum_product_8 = value_of(&sum_product_8_sum);
+        const REAL sum_product_9 = value_of(&sum_product_9_sum), sum_product_10 = value_of(&sum_product_10_sum);
+        const REAL sum_product_11 = value_of(&sum_product_11_sum), sum_product_12 = value_of(&sum_product_12_sum);
+        const REAL sum_product_13 = value_of(&sum_product_13_sum), sum_choice = value_of(&sum_choice_sum);
+        const REAL sum_product_14 = value_of(&sum_product_14_sum), sum_choice_2 = value_of(&sum_choice_2_sum);
+        const REAL sum_choice_3 = value_of(&sum_choice_3_sum), sum_product_15 = value_of(&sum_product_15_sum);
+        const REAL sum_choice_4 = value_of(&sum_choice_4_sum), sum_choice_5 = value_of(&sum_choice_5_sum);
+        const REAL sum_choice_6 = value_of(&sum_choice_6_sum), sum_abs_power = value_of(&sum_abs_power_sum);
+        const REAL sum_abs_power_2 = value_of(&sum_abs_power_2_sum), sum_abs_power_3 = value_of(&sum_abs_power_3_sum);
+        const REAL sum_product_16 = value_of(&sum_product_16_sum), sum_choice_7 = value_of(&sum_choice_7_sum);
+        const REAL sum_product_17 = value_of(&sum_product_17_sum), sum_choice_8 = value_of(&sum_choice_8_sum);
+        const REAL sum_product_18 = value_of(&sum_product_18_sum), sum_choice_9 = value_of(&sum_choice_9_sum);
         const REAL step_2 = step(near_2 - smaller(far_2, across_2) + margin, 1);
         const REAL step_3 = step(longer_by_3 + margin, 1);
         const REAL near_3 = binade_near * sqrt_sum_product;
@@ -1055,9 +968,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         REAL *hvp_anchor_row = hvp_anchor + n * hvp_anchor_batch;
         REAL *hvp_positive_row = hvp_positive + n * hvp_positive_batch;
         REAL *hvp_negative_row = hvp_negative + n * hvp_negative_batch;
-        REAL max_abs = -INFINITY;
-        REAL max_abs_2 = -INFINITY;
-        REAL max_abs_3 = -INFINITY;
+        REAL max_abs = -INFINITY, max_abs_2 = -INFINITY, max_abs_3 = -INFINITY;
         FOR_TILES(first, end, features) {
             REAL max_abs_tile[TILE], max_abs_2_tile[TILE], max_abs_3_tile[TILE];
             INDEPENDENT
@@ -1076,25 +987,16 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         const REAL binade_max_abs = binade(max_abs);
         const REAL binade_max_abs_2 = binade(max_abs_2);
         const REAL binade_max_abs_3 = binade(max_abs_3);
-        accumulator sum_product_sum = {0};
-        accumulator sum_product_2_sum = {0};
-        accumulator sum_product_3_sum = {0};
-        REAL max_choice = -INFINITY;
-        REAL max_choice_2 = -INFINITY;
-        REAL max_choice_3 = -INFINITY;
-        REAL max_choice_4 = -INFINITY;
-        accumulator sum_abs_power_sum = {0};
-        accumulator sum_abs_power_2_sum = {0};
-        accumulator sum_abs_power_3_sum = {0};
-        REAL max_abs_4 = -INFINITY;
-        accumulator sum_choice_sum = {0};
-        REAL max_abs_5 = -INFINITY;
-        accumulator sum_choice_2_sum = {0};
-        REAL max_choice_5 = -INFINITY;
+        accumulator sum_product_sum = {0}, sum_product_2_sum = {0}, sum_product_3_sum = {0}, sum_abs_power_sum = {0};
+        accumulator sum_abs_power_2_sum = {0}, sum_abs_power_3_sum = {0}, sum_choice_sum = {0}, sum_choice_2_sum = {0};
         accumulator sum_choice_3_sum = {0};
-        REAL max_abs_6 = -INFINITY;
+        REAL max_choice = -INFINITY, max_choice_2 = -INFINITY, max_choice_3 = -INFINITY, max_choice_4 = -INFINITY;
+        REAL max_abs_4 = -INFINITY, max_abs_5 = -INFINITY, max_choice_5 = -INFINITY, max_abs_6 = -INFINITY;
         FOR_TILES(first, end, features) {
-            REAL sum_product_tile[TILE], sum_product_2_tile[TILE], sum_product_3_tile[TILE], max_choice_tile[TILE], max_choice_2_tile[TILE], max_choice_3_tile[TILE], max_choice_4_tile[TILE], sum_abs_power_tile[TILE], sum_abs_power_2_tile[TILE], sum_abs_power_3_tile[TILE], max_abs_4_tile[TILE], sum_choice_tile[TILE], max_abs_5_tile[TILE], sum_choice_2_tile[TILE], max_choice_5_tile[TILE], sum_choice_3_tile[TILE], max_abs_6_tile[TILE];
+            REAL sum_product_tile[TILE], sum_product_2_tile[TILE], sum_product_3_tile[TILE], max_choice_tile[TILE];
+            REAL max_choice_2_tile[TILE], max_choice_3_tile[TILE], max_choice_4_tile[TILE], sum_abs_power_tile[TILE];
+            REAL sum_abs_power_2_tile[TILE], sum_abs_power_3_tile[TILE], max_abs_4_tile[TILE], sum_choice_tile[TILE];
+            REAL max_abs_5_tile[TILE], sum_choice_2_tile[TILE], max_choice_5_tile[TILE], sum_choice_3_tile[TILE], max_abs_6_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
                 const REAL to_positive_2 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
@@ -1168,14 +1070,10 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_choice_3_sum, sum_choice_3_tile, end - first);
             max_abs_6 = larger_tile(max_abs_6, max_abs_6_tile, end - first);
         }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL sum_product_3 = value_of(&sum_product_3_sum);
-        const REAL sum_abs_power = value_of(&sum_abs_power_sum);
-        const REAL sum_abs_power_2 = value_of(&sum_abs_power_2_sum);
-        const REAL sum_abs_power_3 = value_of(&sum_abs_power_3_sum);
-        const REAL sum_choice = value_of(&sum_choice_sum);
-        const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
+        const REAL sum_product = value_of(&sum_product_sum), sum_product_2 = value_of(&sum_product_2_sum);
+        const REAL sum_product_3 = value_of(&sum_product_3_sum), sum_abs_power = value_of(&sum_abs_power_sum);
+        const REAL sum_abs_power_2 = value_of(&sum_abs_power_2_sum), sum_abs_power_3 = value_of(&sum_abs_power_3_sum);
+        const REAL sum_choice = value_of(&sum_choice_sum), sum_choice_2 = value_of(&sum_choice_2_sum);
         const REAL sum_choice_3 = value_of(&sum_choice_3_sum);
         const REAL choice = max_abs == 0 ? 1 : max_abs / binade_max_abs;
         const REAL sqrt_sum_product_3 = sqrt(sum_product_3);
@@ -1189,22 +1087,15 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         const REAL inverse_root_sum_product_2 = inverse_root(sum_product_2);
         const REAL ratio_2 = inverse_root_sum_product / binade_max_abs;
         const REAL choice_3 = max_abs_3 == 0 ? 1 : max_abs_3 / binade_max_abs_3;
-        accumulator sum_product_4_sum = {0};
-        accumulator sum_product_5_sum = {0};
-        accumulator sum_product_6_sum = {0};
-        accumulator sum_product_7_sum = {0};
-        accumulator cosine_sum = {0};
-        accumulator sum_product_8_sum = {0};
-        accumulator sum_product_9_sum = {0};
-        accumulator sum_product_10_sum = {0};
-        accumulator sum_product_11_sum = {0};
-        REAL max_choice_6 = -INFINITY;
-        REAL max_choice_7 = -INFINITY;
-        accumulator sum_product_12_sum = {0};
-        accumulator sum_product_13_sum = {0};
-        REAL max_choice_8 = -INFINITY;
+        accumulator sum_product_4_sum = {0}, sum_product_5_sum = {0}, sum_product_6_sum = {0}, sum_product_7_sum = {0};
+        accumulator cosine_sum = {0}, sum_product_8_sum = {0}, sum_product_9_sum = {0}, sum_product_10_sum = {0};
+        accumulator sum_product_11_sum = {0}, sum_product_12_sum = {0}, sum_product_13_sum = {0};
+        REAL max_choice_6 = -INFINITY, max_choice_7 = -INFINITY, max_choice_8 = -INFINITY;
         FOR_TILES(first, end, features) {
-            REAL sum_product_4_tile[TILE], sum_product_5_tile[TILE], sum_product_6_tile[TILE], sum_product_7_tile[TILE], cosine_tile[TILE], sum_product_8_tile[TILE], sum_product_9_tile[TILE], sum_product_10_tile[TILE], sum_product_11_tile[TILE], max_choice_6_tile[TILE], max_choice_7_tile[TILE], sum_product_12_tile[TILE], sum_product_13_tile[TILE], max_choice_8_tile[TILE];
+            REAL sum_product_4_tile[TILE], sum_product_5_tile[TILE], sum_product_6_tile[TILE], sum_product_7_tile[TILE];
+            REAL cosine_tile[TILE], sum_product_8_tile[TILE], sum_product_9_tile[TILE], sum_product_10_tile[TILE];
+            REAL sum_product_11_tile[TILE], max_choice_6_tile[TILE], max_choice_7_tile[TILE], sum_product_12_tile[TILE];
+            REAL sum_product_13_tile[TILE], max_choice_8_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
                 const REAL difference_5 = direction_anchor_row[f * direction_anchor_features] - direction_positive_row[f * direction_positive_features];
@@ -1267,16 +1158,11 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_product_13_sum, sum_product_13_tile, end - first);
             max_choice_8 = larger_tile(max_choice_8, max_choice_8_tile, end - first);
         }
-        const REAL sum_product_4 = value_of(&sum_product_4_sum);
-        const REAL sum_product_5 = value_of(&sum_product_5_sum);
-        const REAL sum_product_6 = value_of(&sum_product_6_sum);
-        const REAL sum_product_7 = value_of(&sum_product_7_sum);
-        const REAL cosine = value_of(&cosine_sum);
-        const REAL sum_product_8 = value_of(&sum_product_8_sum);
-        const REAL sum_product_9 = value_of(&sum_product_9_sum);
-        const REAL sum_product_10 = value_of(&sum_product_10_sum);
-        const REAL sum_product_11 = value_of(&sum_product_11_sum);
-        const REAL sum_product_12 = value_of(&sum_product_12_sum);
+        const REAL sum_product_4 = value_of(&sum_product_4_sum), sum_product_5 = value_of(&sum_product_5_sum);
+        const REAL sum_product_6 = value_of(&sum_product_6_sum), sum_product_7 = value_of(&sum_product_7_sum);
+        const REAL cosine = value_of(&cosine_sum), sum_product_8 = value_of(&sum_product_8_sum);
+        const REAL sum_product_9 = value_of(&sum_product_9_sum), sum_product_10 = value_of(&sum_product_10_sum);
+        const REAL sum_product_11 = value_of(&sum_product_11_sum), sum_product_12 = value_of(&sum_product_12_sum);
         const REAL sum_product_13 = value_of(&sum_product_13_sum);
         const REAL share = binade_max_abs_2 / binade_max_abs_2 * inverse_root_sum_product_2;
         const REAL along = -share * sum_product_10 * share;
@@ -1286,10 +1172,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         const REAL choice_5 = max_abs_5 == 0 ? 1 : max_abs_5 / binade_max_abs_5;
         const REAL binade_max_abs_6 = binade(max_abs_6);
         const REAL choice_6 = max_abs_6 == 0 ? 1 : max_abs_6 / binade_max_abs_6;
-        accumulator sum_product_14_sum = {0};
-        accumulator sum_product_15_sum = {0};
-        accumulator sum_product_16_sum = {0};
-        accumulator sum_product_17_sum = {0};
+        accumulator sum_product_14_sum = {0}, sum_product_15_sum = {0}, sum_product_16_sum = {0}, sum_product_17_sum = {0};
         FOR_TILES(first, end, features) {
             REAL sum_product_14_tile[TILE], sum_product_15_tile[TILE], sum_product_16_tile[TILE], sum_product_17_tile[TILE];
             INDEPENDENT
@@ -1322,10 +1205,8 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_product_16_sum, sum_product_16_tile, end - first);
             accumulate_tile(&sum_product_17_sum, sum_product_17_tile, end - first);
         }
-        const REAL sum_product_14 = value_of(&sum_product_14_sum);
-        const REAL sum_product_15 = value_of(&sum_product_15_sum);
-        const REAL sum_product_16 = value_of(&sum_product_16_sum);
-        const REAL sum_product_17 = value_of(&sum_product_17_sum);
+        const REAL sum_product_14 = value_of(&sum_product_14_sum), sum_product_15 = value_of(&sum_product_15_sum);
+        const REAL sum_product_16 = value_of(&sum_product_16_sum), sum_product_17 = value_of(&sum_product_17_sum);
         const REAL ratio_3 = sum_product_14 / (cosine + 1);
         accumulator sum_product_18_sum = {0};
         FOR_TILES(first, end, features) {
@@ -1481,9 +1362,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
         REAL *hessian_anchor_row = hessian_anchor + n * hessian_anchor_batch;
         REAL *hessian_positive_row = hessian_positive + n * hessian_positive_batch;
         REAL *hessian_negative_row = hessian_negative + n * hessian_negative_batch;
-        REAL max_abs = -INFINITY;
-        REAL max_abs_2 = -INFINITY;
-        REAL max_abs_3 = -INFINITY;
+        REAL max_abs = -INFINITY, max_abs_2 = -INFINITY, max_abs_3 = -INFINITY;
         FOR_TILES(first, end, features) {
             REAL max_abs_tile[TILE], max_abs_2_tile[TILE], max_abs_3_tile[TILE];
             INDEPENDENT
@@ -1502,17 +1381,13 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
         const REAL binade_max_abs = binade(max_abs);
         const REAL binade_max_abs_2 = binade(max_abs_2);
         const REAL binade_max_abs_3 = binade(max_abs_3);
-        accumulator sum_product_sum = {0};
-        accumulator sum_product_2_sum = {0};
-        accumulator sum_product_3_sum = {0};
-        accumulator sum_abs_power_sum = {0};
-        accumulator sum_abs_power_2_sum = {0};
-        accumulator sum_abs_power_3_sum = {0};
-        accumulator sum_choice_sum = {0};
-        accumulator sum_choice_2_sum = {0};
+        accumulator sum_product_sum = {0}, sum_product_2_sum = {0}, sum_product_3_sum = {0}, sum_abs_power_sum = {0};
+        accumulator sum_abs_power_2_sum = {0}, sum_abs_power_3_sum = {0}, sum_choice_sum = {0}, sum_choice_2_sum = {0};
         accumulator sum_choice_3_sum = {0};
         FOR_TILES(first, end, features) {
-            REAL sum_product_tile[TILE], sum_product_2_tile[TILE], sum_product_3_tile[TILE], sum_abs_power_tile[TILE], sum_abs_power_2_tile[TILE], sum_abs_power_3_tile[TILE], sum_choice_tile[TILE], sum_choice_2_tile[TILE], sum_choice_3_tile[TILE];
+            REAL sum_product_tile[TILE], sum_product_2_tile[TILE], sum_product_3_tile[TILE], sum_abs_power_tile[TILE];
+            REAL sum_abs_power_2_tile[TILE], sum_abs_power_3_tile[TILE], sum_choice_tile[TILE], sum_choice_2_tile[TILE];
+            REAL sum_choice_3_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
                 const REAL between_2 = positive_row[f * positive_features] - negative_row[f * negative_features];
@@ -1566,14 +1441,10 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
             accumulate_tile(&sum_choice_2_sum, sum_choice_2_tile, end - first);
             accumulate_tile(&sum_choice_3_sum, sum_choice_3_tile, end - first);
         }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
-        const REAL sum_product_3 = value_of(&sum_product_3_sum);
-        const REAL sum_abs_power = value_of(&sum_abs_power_sum);
-        const REAL sum_abs_power_2 = value_of(&sum_abs_power_2_sum);
-        const REAL sum_abs_power_3 = value_of(&sum_abs_power_3_sum);
-        const REAL sum_choice = value_of(&sum_choice_sum);
-        const REAL sum_choice_2 = value_of(&sum_choice_2_sum);
+        const REAL sum_product = value_of(&sum_product_sum), sum_product_2 = value_of(&sum_product_2_sum);
+        const REAL sum_product_3 = value_of(&sum_product_3_sum), sum_abs_power = value_of(&sum_abs_power_sum);
+        const REAL sum_abs_power_2 = value_of(&sum_abs_power_2_sum), sum_abs_power_3 = value_of(&sum_abs_power_3_sum);
+        const REAL sum_choice = value_of(&sum_choice_sum), sum_choice_2 = value_of(&sum_choice_2_sum);
         const REAL sum_choice_3 = value_of(&sum_choice_3_sum);
         const REAL sqrt_sum_product = sqrt(sum_product);
         const REAL sqrt_sum_product_2 = sqrt(sum_product_2);
@@ -1581,9 +1452,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
         const REAL mean_length = (REAL)0.5 * binade_max_abs * sqrt_sum_product + product_5;
         const REAL sqrt_sum_product_3 = sqrt(sum_product_3);
         const REAL mean_length_2 = product_5 + (REAL)0.5 * binade_max_abs_3 * sqrt_sum_product_3;
-        accumulator sum_product_4_sum = {0};
-        accumulator sum_product_5_sum = {0};
-        accumulator sum_product_6_sum = {0};
+        accumulator sum_product_4_sum = {0}, sum_product_5_sum = {0}, sum_product_6_sum = {0};
         FOR_TILES(first, end, features) {
             REAL sum_product_4_tile[TILE], sum_product_5_tile[TILE], sum_product_6_tile[TILE];
             INDEPENDENT
@@ -1602,8 +1471,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
             accumulate_tile(&sum_product_5_sum, sum_product_5_tile, end - first);
             accumulate_tile(&sum_product_6_sum, sum_product_6_tile, end - first);
         }
-        const REAL sum_product_4 = value_of(&sum_product_4_sum);
-        const REAL sum_product_5 = value_of(&sum_product_5_sum);
+        const REAL sum_product_4 = value_of(&sum_product_4_sum), sum_product_5 = value_of(&sum_product_5_sum);
         const REAL sum_product_6 = value_of(&sum_product_6_sum);
         const int equal = mean_length == 0;
         const REAL longer_by = equal ? 0 : sum_product_4;

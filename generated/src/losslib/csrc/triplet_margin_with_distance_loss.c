@@ -100,9 +100,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         REAL *grad_anchor_row = grad_anchor + n * grad_anchor_batch;
         REAL *grad_positive_row = grad_positive + n * grad_positive_batch;
         REAL *grad_negative_row = grad_negative + n * grad_negative_batch;
-        REAL max_abs = -INFINITY;
-        REAL max_abs_2 = -INFINITY;
-        REAL max_abs_3 = -INFINITY;
+        REAL max_abs = -INFINITY, max_abs_2 = -INFINITY, max_abs_3 = -INFINITY;
         FOR_TILES(first, end, features) {
             REAL max_abs_tile[TILE], max_abs_2_tile[TILE], max_abs_3_tile[TILE];
             INDEPENDENT
@@ -121,13 +119,11 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         const REAL binade_max_abs = binade(max_abs);
         const REAL binade_max_abs_2 = binade(max_abs_2);
         const REAL binade_max_abs_3 = binade(max_abs_3);
-        accumulator sum_product_sum = {0};
-        accumulator sum_product_2_sum = {0};
-        accumulator sum_product_3_sum = {0};
-        REAL max_choice = -INFINITY;
-        REAL max_choice_2 = -INFINITY;
+        accumulator sum_product_sum = {0}, sum_product_2_sum = {0}, sum_product_3_sum = {0};
+        REAL max_choice = -INFINITY, max_choice_2 = -INFINITY;
         FOR_TILES(first, end, features) {
-            REAL sum_product_tile[TILE], sum_product_2_tile[TILE], sum_product_3_tile[TILE], max_choice_tile[TILE], max_choice_2_tile[TILE];
+            REAL sum_product_tile[TILE], sum_product_2_tile[TILE], sum_product_3_tile[TILE], max_choice_tile[TILE];
+            REAL max_choice_2_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
                 const REAL to_positive_2 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
@@ -150,8 +146,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             max_choice = larger_tile(max_choice, max_choice_tile, end - first);
             max_choice_2 = larger_tile(max_choice_2, max_choice_2_tile, end - first);
         }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
+        const REAL sum_product = value_of(&sum_product_sum), sum_product_2 = value_of(&sum_product_2_sum);
         const REAL sum_product_3 = value_of(&sum_product_3_sum);
         const REAL sqrt_sum_product_2 = sqrt(sum_product_2);
         const REAL product = (REAL)0.5 * binade_max_abs_2 * sqrt_sum_product_2;
@@ -164,15 +159,11 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         const REAL choice = max_abs_2 == 0 ? 1 : max_abs_2 / binade_max_abs_2;
         const REAL inverse_root_sum_product_3 = inverse_root(sum_product_3);
         const REAL choice_2 = max_abs_3 == 0 ? 1 : max_abs_3 / binade_max_abs_3;
-        accumulator sum_product_4_sum = {0};
-        accumulator sum_product_5_sum = {0};
-        accumulator cosine_sum = {0};
-        accumulator sum_product_6_sum = {0};
-        accumulator sum_product_7_sum = {0};
-        accumulator cosine_2_sum = {0};
-        accumulator sum_product_8_sum = {0};
+        accumulator sum_product_4_sum = {0}, sum_product_5_sum = {0}, cosine_sum = {0}, sum_product_6_sum = {0};
+        accumulator sum_product_7_sum = {0}, cosine_2_sum = {0}, sum_product_8_sum = {0};
         FOR_TILES(first, end, features) {
-            REAL sum_product_4_tile[TILE], sum_product_5_tile[TILE], cosine_tile[TILE], sum_product_6_tile[TILE], sum_product_7_tile[TILE], cosine_2_tile[TILE], sum_product_8_tile[TILE];
+            REAL sum_product_4_tile[TILE], sum_product_5_tile[TILE], cosine_tile[TILE], sum_product_6_tile[TILE];
+            REAL sum_product_7_tile[TILE], cosine_2_tile[TILE], sum_product_8_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
                 const REAL difference = negative_row[f * negative_features] - positive_row[f * positive_features];
@@ -210,20 +201,16 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             accumulate_tile(&cosine_2_sum, cosine_2_tile, end - first);
             accumulate_tile(&sum_product_8_sum, sum_product_8_tile, end - first);
         }
-        const REAL sum_product_4 = value_of(&sum_product_4_sum);
-        const REAL sum_product_5 = value_of(&sum_product_5_sum);
-        const REAL cosine = value_of(&cosine_sum);
-        const REAL sum_product_6 = value_of(&sum_product_6_sum);
-        const REAL sum_product_7 = value_of(&sum_product_7_sum);
-        const REAL cosine_2 = value_of(&cosine_2_sum);
+        const REAL sum_product_4 = value_of(&sum_product_4_sum), sum_product_5 = value_of(&sum_product_5_sum);
+        const REAL cosine = value_of(&cosine_sum), sum_product_6 = value_of(&sum_product_6_sum);
+        const REAL sum_product_7 = value_of(&sum_product_7_sum), cosine_2 = value_of(&cosine_2_sum);
         const REAL sum_product_8 = value_of(&sum_product_8_sum);
         const REAL ratio = inverse_root_sum_product / binade_max_abs;
         const REAL share = binade_max_abs_2 / binade_max_abs_2 * inverse_root_sum_product_2;
         const REAL along = -share * sum_product_6 * share;
         const REAL share_2 = binade_max_abs_3 / binade_max_abs_3 * inverse_root_sum_product_3;
         const REAL along_2 = -share_2 * sum_product_8 * share_2;
-        accumulator sum_product_9_sum = {0};
-        accumulator sum_product_10_sum = {0};
+        accumulator sum_product_9_sum = {0}, sum_product_10_sum = {0};
         if (grad_anchor_wanted || grad_positive_wanted) FOR_TILES(first, end, features) {
             REAL sum_product_9_tile[TILE], sum_product_10_tile[TILE];
             INDEPENDENT
@@ -246,8 +233,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             accumulate_tile(&sum_product_9_sum, sum_product_9_tile, end - first);
             accumulate_tile(&sum_product_10_sum, sum_product_10_tile, end - first);
         }
-        const REAL sum_product_9 = value_of(&sum_product_9_sum);
-        const REAL sum_product_10 = value_of(&sum_product_10_sum);
+        const REAL sum_product_9 = value_of(&sum_product_9_sum), sum_product_10 = value_of(&sum_product_10_sum);
         const REAL shifted_4 = binade_max_abs * sqrt_sum_product - smaller(binade_max_abs_2 * sqrt_sum_product_2, binade_max_abs_3 * sqrt_sum_product_3) + margin;
         const int below = shifted_4 < 0;
         const int equal = mean_length_2 == 0;
@@ -331,9 +317,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         const REAL *direction_anchor_row = direction_anchor + n * direction_anchor_batch;
         const REAL *direction_negative_row = direction_negative + n * direction_negative_batch;
         const REAL *direction_positive_row = direction_positive + n * direction_positive_batch;
-        REAL max_abs = -INFINITY;
-        REAL max_abs_2 = -INFINITY;
-        REAL max_abs_3 = -INFINITY;
+        REAL max_abs = -INFINITY, max_abs_2 = -INFINITY, max_abs_3 = -INFINITY;
         FOR_TILES(first, end, features) {
             REAL max_abs_tile[TILE], max_abs_2_tile[TILE], max_abs_3_tile[TILE];
             INDEPENDENT
@@ -352,9 +336,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         const REAL binade_max_abs = binade(max_abs);
         const REAL binade_max_abs_2 = binade(max_abs_2);
         const REAL binade_max_abs_3 = binade(max_abs_3);
-        accumulator sum_product_sum = {0};
-        accumulator sum_product_2_sum = {0};
-        accumulator sum_product_3_sum = {0};
+        accumulator sum_product_sum = {0}, sum_product_2_sum = {0}, sum_product_3_sum = {0};
         FOR_TILES(first, end, features) {
             REAL sum_product_tile[TILE], sum_product_2_tile[TILE], sum_product_3_tile[TILE];
             INDEPENDENT
@@ -373,8 +355,7 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
             accumulate_tile(&sum_product_3_sum, sum_product_3_tile, end - first);
         }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
+        const REAL sum_product = value_of(&sum_product_sum), sum_product_2 = value_of(&sum_product_2_sum);
         const REAL sum_product_3 = value_of(&sum_product_3_sum);
         const REAL sqrt_sum_product_3 = sqrt(sum_product_3);
         const REAL sqrt_sum_product_2 = sqrt(sum_product_2);
@@ -382,14 +363,11 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         const REAL mean_length = (REAL)0.5 * binade_max_abs_3 * sqrt_sum_product_3 + product;
         const REAL sqrt_sum_product = sqrt(sum_product);
         const REAL mean_length_2 = product + (REAL)0.5 * binade_max_abs * sqrt_sum_product;
-        accumulator sum_product_4_sum = {0};
-        accumulator sum_product_5_sum = {0};
-        accumulator sum_product_6_sum = {0};
-        accumulator sum_product_7_sum = {0};
-        accumulator sum_product_8_sum = {0};
-        accumulator sum_product_9_sum = {0};
+        accumulator sum_product_4_sum = {0}, sum_product_5_sum = {0}, sum_product_6_sum = {0}, sum_product_7_sum = {0};
+        accumulator sum_product_8_sum = {0}, sum_product_9_sum = {0};
         FOR_TILES(first, end, features) {
-            REAL sum_product_4_tile[TILE], sum_product_5_tile[TILE], sum_product_6_tile[TILE], sum_product_7_tile[TILE], sum_product_8_tile[TILE], sum_product_9_tile[TILE];
+            REAL sum_product_4_tile[TILE], sum_product_5_tile[TILE], sum_product_6_tile[TILE], sum_product_7_tile[TILE];
+            REAL sum_product_8_tile[TILE], sum_product_9_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
                 const REAL to_positive_3 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
@@ -412,12 +390,9 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_product_8_sum, sum_product_8_tile, end - first);
             accumulate_tile(&sum_product_9_sum, sum_product_9_tile, end - first);
         }
-        const REAL sum_product_4 = value_of(&sum_product_4_sum);
-        const REAL sum_product_5 = value_of(&sum_product_5_sum);
-        const REAL sum_product_6 = value_of(&sum_product_6_sum);
-        const REAL sum_product_7 = value_of(&sum_product_7_sum);
-        const REAL sum_product_8 = value_of(&sum_product_8_sum);
-        const REAL sum_product_9 = value_of(&sum_product_9_sum);
+        const REAL sum_product_4 = value_of(&sum_product_4_sum), sum_product_5 = value_of(&sum_product_5_sum);
+        const REAL sum_product_6 = value_of(&sum_product_6_sum), sum_product_7 = value_of(&sum_product_7_sum);
+        const REAL sum_product_8 = value_of(&sum_product_8_sum), sum_product_9 = value_of(&sum_product_9_sum);
         const REAL shifted = binade_max_abs * sqrt_sum_product - smaller(binade_max_abs_2 * sqrt_sum_product_2, binade_max_abs_3 * sqrt_sum_product_3) + margin;
         const int below = shifted < 0;
         const REAL product_3 = (REAL)0.5 * (sum_product_4 / binade_max_abs) * inverse_root(sum_product);
@@ -463,9 +438,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         REAL *hvp_anchor_row = hvp_anchor + n * hvp_anchor_batch;
         REAL *hvp_positive_row = hvp_positive + n * hvp_positive_batch;
         REAL *hvp_negative_row = hvp_negative + n * hvp_negative_batch;
-        REAL max_abs = -INFINITY;
-        REAL max_abs_2 = -INFINITY;
-        REAL max_abs_3 = -INFINITY;
+        REAL max_abs = -INFINITY, max_abs_2 = -INFINITY, max_abs_3 = -INFINITY;
         FOR_TILES(first, end, features) {
             REAL max_abs_tile[TILE], max_abs_2_tile[TILE], max_abs_3_tile[TILE];
             INDEPENDENT
@@ -484,16 +457,12 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         const REAL binade_max_abs = binade(max_abs);
         const REAL binade_max_abs_2 = binade(max_abs_2);
         const REAL binade_max_abs_3 = binade(max_abs_3);
-        accumulator sum_product_sum = {0};
-        accumulator sum_product_2_sum = {0};
-        accumulator sum_product_3_sum = {0};
-        REAL max_choice = -INFINITY;
-        REAL max_choice_2 = -INFINITY;
-        REAL max_choice_3 = -INFINITY;
-        REAL max_choice_4 = -INFINITY;
+        accumulator sum_product_sum = {0}, sum_product_2_sum = {0}, sum_product_3_sum = {0};
+        REAL max_choice = -INFINITY, max_choice_2 = -INFINITY, max_choice_3 = -INFINITY, max_choice_4 = -INFINITY;
         REAL max_choice_5 = -INFINITY;
         FOR_TILES(first, end, features) {
-            REAL sum_product_tile[TILE], sum_product_2_tile[TILE], sum_product_3_tile[TILE], max_choice_tile[TILE], max_choice_2_tile[TILE], max_choice_3_tile[TILE], max_choice_4_tile[TILE], max_choice_5_tile[TILE];
+            REAL sum_product_tile[TILE], sum_product_2_tile[TILE], sum_product_3_tile[TILE], max_choice_tile[TILE];
+            REAL max_choice_2_tile[TILE], max_choice_3_tile[TILE], max_choice_4_tile[TILE], max_choice_5_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
                 const REAL to_positive_2 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
@@ -525,8 +494,7 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             max_choice_4 = larger_tile(max_choice_4, max_choice_4_tile, end - first);
             max_choice_5 = larger_tile(max_choice_5, max_choice_5_tile, end - first);
         }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
+        const REAL sum_product = value_of(&sum_product_sum), sum_product_2 = value_of(&sum_product_2_sum);
         const REAL sum_product_3 = value_of(&sum_product_3_sum);
         const REAL choice = max_abs == 0 ? 1 : max_abs / binade_max_abs;
         const REAL sqrt_sum_product_3 = sqrt(sum_product_3);
@@ -540,19 +508,13 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         const REAL inverse_root_sum_product_2 = inverse_root(sum_product_2);
         const REAL ratio = inverse_root_sum_product / binade_max_abs;
         const REAL choice_3 = max_abs_3 == 0 ? 1 : max_abs_3 / binade_max_abs_3;
-        accumulator sum_product_4_sum = {0};
-        accumulator sum_product_5_sum = {0};
-        accumulator sum_product_6_sum = {0};
-        accumulator sum_product_7_sum = {0};
-        accumulator cosine_sum = {0};
-        accumulator sum_product_8_sum = {0};
-        accumulator sum_product_9_sum = {0};
-        accumulator sum_product_10_sum = {0};
-        accumulator sum_product_11_sum = {0};
-        accumulator sum_product_12_sum = {0};
-        accumulator sum_product_13_sum = {0};
+        accumulator sum_product_4_sum = {0}, sum_product_5_sum = {0}, sum_product_6_sum = {0}, sum_product_7_sum = {0};
+        accumulator cosine_sum = {0}, sum_product_8_sum = {0}, sum_product_9_sum = {0}, sum_product_10_sum = {0};
+        accumulator sum_product_11_sum = {0}, sum_product_12_sum = {0}, sum_product_13_sum = {0};
         FOR_TILES(first, end, features) {
-            REAL sum_product_4_tile[TILE], sum_product_5_tile[TILE], sum_product_6_tile[TILE], sum_product_7_tile[TILE], cosine_tile[TILE], sum_product_8_tile[TILE], sum_product_9_tile[TILE], sum_product_10_tile[TILE], sum_product_11_tile[TILE], sum_product_12_tile[TILE], sum_product_13_tile[TILE];
+            REAL sum_product_4_tile[TILE], sum_product_5_tile[TILE], sum_product_6_tile[TILE], sum_product_7_tile[TILE];
+            REAL cosine_tile[TILE], sum_product_8_tile[TILE], sum_product_9_tile[TILE], sum_product_10_tile[TILE];
+            REAL sum_product_11_tile[TILE], sum_product_12_tile[TILE], sum_product_13_tile[TILE];
             INDEPENDENT
             for (int64_t f = first; f < end; ++f) {
                 const REAL to_positive_3 = anchor_row[f * anchor_features] - positive_row[f * positive_features];
@@ -607,16 +569,11 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_product_12_sum, sum_product_12_tile, end - first);
             accumulate_tile(&sum_product_13_sum, sum_product_13_tile, end - first);
         }
-        const REAL sum_product_4 = value_of(&sum_product_4_sum);
-        const REAL sum_product_5 = value_of(&sum_product_5_sum);
-        const REAL sum_product_6 = value_of(&sum_product_6_sum);
-        const REAL sum_product_7 = value_of(&sum_product_7_sum);
-        const REAL cosine = value_of(&cosine_sum);
-        const REAL sum_product_8 = value_of(&sum_product_8_sum);
-        const REAL sum_product_9 = value_of(&sum_product_9_sum);
-        const REAL sum_product_10 = value_of(&sum_product_10_sum);
-        const REAL sum_product_11 = value_of(&sum_product_11_sum);
-        const REAL sum_product_12 = value_of(&sum_product_12_sum);
+        const REAL sum_product_4 = value_of(&sum_product_4_sum), sum_product_5 = value_of(&sum_product_5_sum);
+        const REAL sum_product_6 = value_of(&sum_product_6_sum), sum_product_7 = value_of(&sum_product_7_sum);
+        const REAL cosine = value_of(&cosine_sum), sum_product_8 = value_of(&sum_product_8_sum);
+        const REAL sum_product_9 = value_of(&sum_product_9_sum), sum_product_10 = value_of(&sum_product_10_sum);
+        const REAL sum_product_11 = value_of(&sum_product_11_sum), sum_product_12 = value_of(&sum_product_12_sum);
         const REAL sum_product_13 = value_of(&sum_product_13_sum);
         const REAL share = binade_max_abs_2 / binade_max_abs_2 * inverse_root_sum_product_2;
         const REAL along = -share * sum_product_10 * share;
@@ -735,9 +692,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
         REAL *hessian_anchor_row = hessian_anchor + n * hessian_anchor_batch;
         REAL *hessian_positive_row = hessian_positive + n * hessian_positive_batch;
         REAL *hessian_negative_row = hessian_negative + n * hessian_negative_batch;
-        REAL max_abs = -INFINITY;
-        REAL max_abs_2 = -INFINITY;
-        REAL max_abs_3 = -INFINITY;
+        REAL max_abs = -INFINITY, max_abs_2 = -INFINITY, max_abs_3 = -INFINITY;
         FOR_TILES(first, end, features) {
             REAL max_abs_tile[TILE], max_abs_2_tile[TILE], max_abs_3_tile[TILE];
             INDEPENDENT
@@ -756,9 +711,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
         const REAL binade_max_abs = binade(max_abs);
         const REAL binade_max_abs_2 = binade(max_abs_2);
         const REAL binade_max_abs_3 = binade(max_abs_3);
-        accumulator sum_product_sum = {0};
-        accumulator sum_product_2_sum = {0};
-        accumulator sum_product_3_sum = {0};
+        accumulator sum_product_sum = {0}, sum_product_2_sum = {0}, sum_product_3_sum = {0};
         FOR_TILES(first, end, features) {
             REAL sum_product_tile[TILE], sum_product_2_tile[TILE], sum_product_3_tile[TILE];
             INDEPENDENT
@@ -777,8 +730,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
             accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
             accumulate_tile(&sum_product_3_sum, sum_product_3_tile, end - first);
         }
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
+        const REAL sum_product = value_of(&sum_product_sum), sum_product_2 = value_of(&sum_product_2_sum);
         const REAL sum_product_3 = value_of(&sum_product_3_sum);
         const REAL sqrt_sum_product = sqrt(sum_product);
         const REAL sqrt_sum_product_2 = sqrt(sum_product_2);
@@ -786,9 +738,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
         const REAL mean_length = (REAL)0.5 * binade_max_abs * sqrt_sum_product + product;
         const REAL sqrt_sum_product_3 = sqrt(sum_product_3);
         const REAL mean_length_2 = product + (REAL)0.5 * binade_max_abs_3 * sqrt_sum_product_3;
-        accumulator sum_product_4_sum = {0};
-        accumulator sum_product_5_sum = {0};
-        accumulator sum_product_6_sum = {0};
+        accumulator sum_product_4_sum = {0}, sum_product_5_sum = {0}, sum_product_6_sum = {0};
         FOR_TILES(first, end, features) {
             REAL sum_product_4_tile[TILE], sum_product_5_tile[TILE], sum_product_6_tile[TILE];
             INDEPENDENT
@@ -807,8 +757,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
             accumulate_tile(&sum_product_5_sum, sum_product_5_tile, end - first);
             accumulate_tile(&sum_product_6_sum, sum_product_6_tile, end - first);
         }
-        const REAL sum_product_4 = value_of(&sum_product_4_sum);
-        const REAL sum_product_5 = value_of(&sum_product_5_sum);
+        const REAL sum_product_4 = value_of(&sum_product_4_sum), sum_product_5 = value_of(&sum_product_5_sum);
         const REAL sum_product_6 = value_of(&sum_product_6_sum);
         const int equal = mean_length == 0;
         const REAL longer_by = equal ? 0 : sum_product_4;

@@ -137,9 +137,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
         const REAL *target_row = target + n * target_batch;
         REAL *grad_input_row = grad_input + n * grad_input_batch;
         REAL *grad_target_row = grad_target + n * grad_target_batch;
-        accumulator false_positive_sum = {0};
-        accumulator false_negative_sum = {0};
-        accumulator overlap_sum = {0};
+        accumulator false_positive_sum = {0}, false_negative_sum = {0}, overlap_sum = {0};
         FOR_TILES(first, end, pixels) {
             REAL false_positive_tile[TILE], false_negative_tile[TILE], overlap_tile[TILE];
             INDEPENDENT
@@ -152,8 +150,7 @@ static INLINE void NAME(value_and_grad)(const int64_t batch, const losslib_run *
             accumulate_tile(&false_negative_sum, false_negative_tile, end - first);
             accumulate_tile(&overlap_sum, overlap_tile, end - first);
         }
-        const REAL false_positive = value_of(&false_positive_sum);
-        const REAL false_negative = value_of(&false_negative_sum);
+        const REAL false_positive = value_of(&false_positive_sum), false_negative = value_of(&false_negative_sum);
         const REAL overlap = value_of(&overlap_sum);
         const REAL shifted = alpha * false_positive + beta * false_negative;
         const REAL shifted_2 = shifted + overlap + smooth;
@@ -195,16 +192,11 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
         const REAL *target_row = target + n * target_batch;
         const REAL *direction_input_row = direction_input + n * direction_input_batch;
         const REAL *direction_target_row = direction_target + n * direction_target_batch;
-        accumulator overlap_sum = {0};
-        accumulator false_positive_sum = {0};
-        accumulator false_negative_sum = {0};
-        accumulator sum_difference_sum = {0};
-        accumulator sum_shifted_sum = {0};
-        accumulator sum_difference_2_sum = {0};
-        accumulator sum_product_sum = {0};
-        accumulator sum_product_2_sum = {0};
+        accumulator overlap_sum = {0}, false_positive_sum = {0}, false_negative_sum = {0}, sum_difference_sum = {0};
+        accumulator sum_shifted_sum = {0}, sum_difference_2_sum = {0}, sum_product_sum = {0}, sum_product_2_sum = {0};
         FOR_TILES(first, end, pixels) {
-            REAL overlap_tile[TILE], false_positive_tile[TILE], false_negative_tile[TILE], sum_difference_tile[TILE], sum_shifted_tile[TILE], sum_difference_2_tile[TILE], sum_product_tile[TILE], sum_product_2_tile[TILE];
+            REAL overlap_tile[TILE], false_positive_tile[TILE], false_negative_tile[TILE], sum_difference_tile[TILE];
+            REAL sum_shifted_tile[TILE], sum_difference_2_tile[TILE], sum_product_tile[TILE], sum_product_2_tile[TILE];
             INDEPENDENT
             for (int64_t p = first; p < end; ++p) {
                 const REAL difference = 1 - target_row[p * target_pixels];
@@ -230,14 +222,10 @@ static INLINE void NAME(jvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
             accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
         }
-        const REAL overlap = value_of(&overlap_sum);
-        const REAL false_positive = value_of(&false_positive_sum);
-        const REAL false_negative = value_of(&false_negative_sum);
-        const REAL sum_difference = value_of(&sum_difference_sum);
-        const REAL sum_shifted = value_of(&sum_shifted_sum);
-        const REAL sum_difference_2 = value_of(&sum_difference_2_sum);
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
+        const REAL overlap = value_of(&overlap_sum), false_positive = value_of(&false_positive_sum);
+        const REAL false_negative = value_of(&false_negative_sum), sum_difference = value_of(&sum_difference_sum);
+        const REAL sum_shifted = value_of(&sum_shifted_sum), sum_difference_2 = value_of(&sum_difference_2_sum);
+        const REAL sum_product = value_of(&sum_product_sum), sum_product_2 = value_of(&sum_product_2_sum);
         const REAL shifted = alpha * false_positive + beta * false_negative;
         const REAL shifted_2 = shifted + overlap + smooth;
         const REAL ratio = (overlap + smooth) / shifted_2;
@@ -278,16 +266,11 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
         const REAL *direction_target_row = direction_target + n * direction_target_batch;
         REAL *hvp_input_row = hvp_input + n * hvp_input_batch;
         REAL *hvp_target_row = hvp_target + n * hvp_target_batch;
-        accumulator overlap_sum = {0};
-        accumulator false_positive_sum = {0};
-        accumulator false_negative_sum = {0};
-        accumulator sum_difference_sum = {0};
-        accumulator sum_difference_2_sum = {0};
-        accumulator sum_shifted_sum = {0};
-        accumulator sum_product_sum = {0};
-        accumulator sum_product_2_sum = {0};
+        accumulator overlap_sum = {0}, false_positive_sum = {0}, false_negative_sum = {0}, sum_difference_sum = {0};
+        accumulator sum_difference_2_sum = {0}, sum_shifted_sum = {0}, sum_product_sum = {0}, sum_product_2_sum = {0};
         FOR_TILES(first, end, pixels) {
-            REAL overlap_tile[TILE], false_positive_tile[TILE], false_negative_tile[TILE], sum_difference_tile[TILE], sum_difference_2_tile[TILE], sum_shifted_tile[TILE], sum_product_tile[TILE], sum_product_2_tile[TILE];
+            REAL overlap_tile[TILE], false_positive_tile[TILE], false_negative_tile[TILE], sum_difference_tile[TILE];
+            REAL sum_difference_2_tile[TILE], sum_shifted_tile[TILE], sum_product_tile[TILE], sum_product_2_tile[TILE];
             INDEPENDENT
             for (int64_t p = first; p < end; ++p) {
                 const REAL difference = 1 - target_row[p * target_pixels];
@@ -313,14 +296,10 @@ static INLINE void NAME(hvp)(const int64_t batch, const losslib_run *run, const 
             accumulate_tile(&sum_product_sum, sum_product_tile, end - first);
             accumulate_tile(&sum_product_2_sum, sum_product_2_tile, end - first);
         }
-        const REAL overlap = value_of(&overlap_sum);
-        const REAL false_positive = value_of(&false_positive_sum);
-        const REAL false_negative = value_of(&false_negative_sum);
-        const REAL sum_difference = value_of(&sum_difference_sum);
-        const REAL sum_difference_2 = value_of(&sum_difference_2_sum);
-        const REAL sum_shifted = value_of(&sum_shifted_sum);
-        const REAL sum_product = value_of(&sum_product_sum);
-        const REAL sum_product_2 = value_of(&sum_product_2_sum);
+        const REAL overlap = value_of(&overlap_sum), false_positive = value_of(&false_positive_sum);
+        const REAL false_negative = value_of(&false_negative_sum), sum_difference = value_of(&sum_difference_sum);
+        const REAL sum_difference_2 = value_of(&sum_difference_2_sum), sum_shifted = value_of(&sum_shifted_sum);
+        const REAL sum_product = value_of(&sum_product_sum), sum_product_2 = value_of(&sum_product_2_sum);
         const REAL shifted = alpha * false_positive + beta * false_negative;
         const REAL shifted_2 = shifted + overlap + smooth;
         const REAL ratio = (overlap + smooth) / shifted_2;
@@ -378,9 +357,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
         const REAL *target_row = target + n * target_batch;
         REAL *hessian_input_row = hessian_input + n * hessian_input_batch;
         REAL *hessian_target_row = hessian_target + n * hessian_target_batch;
-        accumulator overlap_sum = {0};
-        accumulator false_positive_sum = {0};
-        accumulator false_negative_sum = {0};
+        accumulator overlap_sum = {0}, false_positive_sum = {0}, false_negative_sum = {0};
         FOR_TILES(first, end, pixels) {
             REAL overlap_tile[TILE], false_positive_tile[TILE], false_negative_tile[TILE];
             INDEPENDENT
@@ -393,8 +370,7 @@ static INLINE void NAME(hessian_diag)(const int64_t batch, const losslib_run *ru
             accumulate_tile(&false_positive_sum, false_positive_tile, end - first);
             accumulate_tile(&false_negative_sum, false_negative_tile, end - first);
         }
-        const REAL overlap = value_of(&overlap_sum);
-        const REAL false_positive = value_of(&false_positive_sum);
+        const REAL overlap = value_of(&overlap_sum), false_positive = value_of(&false_positive_sum);
         const REAL false_negative = value_of(&false_negative_sum);
         const REAL shifted = alpha * false_positive + beta * false_negative;
         const REAL shifted_2 = shifted + overlap + smooth;
