@@ -27,6 +27,11 @@ class TextPrinter(StrPrinter):
             return self.names[expr]
         return str(super()._print(expr, **kwargs))
 
+    def parenthesize(self, item: Any, level: int, strict: bool = False) -> str:
+        """A part of an operation; one that has a name is a word."""
+        name = self.names.get(item) if item is not self.top else None
+        return name or str(super().parenthesize(item, level, strict))
+
     def _print_Where(self, e: Any) -> str:
         return f"({self._print(e.args[1])} if {self._print(e.args[0])} else {self._print(e.args[2])})"
 

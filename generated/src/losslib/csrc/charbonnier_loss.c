@@ -3,7 +3,7 @@
  * Charbonnier loss: the L1 loss with a rounded corner (Charbonnier et al., 1994; Lai et al., LapSRN, 2017).
  *
  *     error = input - target
- *     loss = sqrt(eps**2 + (error)**2)*weight
+ *     loss = sqrt(eps**2 + error**2)*weight
  *
  * Arrays: input [batch], target [batch], weight [batch].
  * A function computes a run of samples; strides are in elements. It serves all kernels in whose row of KERNELS it stands: what

@@ -3,7 +3,7 @@
  * Expectile loss: the constant that minimises it is an expectile of the targets (Newey and Powell, 1987).
  *
  *     error = input - target
- *     loss = (error)**2*weight*(expectile if error < 0 else 1 - expectile)
+ *     loss = error**2*weight*(expectile if error < 0 else 1 - expectile)
  *
  * Arrays: input [batch], target [batch], weight [batch].
  * A function computes a run of samples; strides are in elements. It serves all kernels in whose row of KERNELS it stands: what

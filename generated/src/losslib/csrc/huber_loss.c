@@ -3,7 +3,7 @@
  * Huber loss: quadratic within delta, linear beyond, with slope delta (Huber, 1964).
  *
  *     error = input - target
- *     loss = weight*((error)**2/2 if |error| < delta else delta*(-delta/2 + |error|))
+ *     loss = weight*(error**2/2 if |error| < delta else delta*(-delta/2 + |error|))
  *
  * Arrays: input [batch], target [batch], weight [batch].
  * A function computes a run of samples; strides are in elements. It serves all kernels in whose row of KERNELS it stands: what

@@ -3,7 +3,7 @@
  * Quantile or pinball loss: the constant that minimises it is a quantile of the targets (Koenker and Bassett, 1978).
  *
  *     error = input - target
- *     loss = (error)*weight*(-quantile if error < 0 else 1 - quantile)
+ *     loss = error*weight*(-quantile if error < 0 else 1 - quantile)
  *
  * Arrays: input [batch], target [batch], weight [batch].
  * A function computes a run of samples; strides are in elements. It serves all kernels in whose row of KERNELS it stands: what

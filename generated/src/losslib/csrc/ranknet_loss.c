@@ -3,7 +3,7 @@
  * RankNet: the difference of two scores is the log-odds that the first ranks higher.
  *
  *     logit = input1 - input2
- *     loss = (-(logit)*target + log(exp(logit) + 1))*weight
+ *     loss = (-logit*target + log(exp(logit) + 1))*weight
  *
  * Arrays: input1 [batch], input2 [batch], target [batch], weight [batch].
  * A function computes a run of samples; strides are in elements. It serves all kernels in whose row of KERNELS it stands: what

@@ -3,7 +3,7 @@
  * Smooth L1 loss: quadratic within beta, linear beyond, with slope 1 (Girshick, Fast R-CNN, 2015).
  *
  *     error = input - target
- *     loss = |error| if beta == 0 else ((error)**2/(2*beta) if |error| < beta else -beta/2 + |error|)
+ *     loss = |error| if beta == 0 else (error**2/(2*beta) if |error| < beta else -beta/2 + |error|)
  *
  * Arrays: input [batch], target [batch].
  * A function computes a run of samples; strides are in elements. It serves all kernels in whose row of KERNELS it stands: what

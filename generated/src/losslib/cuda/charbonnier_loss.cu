@@ -3,7 +3,7 @@
  * Charbonnier loss: the L1 loss with a rounded corner (Charbonnier et al., 1994; Lai et al., LapSRN, 2017).
  *
  *     error = input - target
- *     loss = sqrt(eps**2 + (error)**2)*weight
+ *     loss = sqrt(eps**2 + error**2)*weight
  *
  * Arrays: input [batch], target [batch], weight [batch].
  * A kernel computes a batch of samples; outputs that are NULL are not wanted. losslib_device.cuh says what kernels are made of.

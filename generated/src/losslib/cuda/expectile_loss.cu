@@ -3,7 +3,7 @@
  * Expectile loss: the constant that minimises it is an expectile of the targets (Newey and Powell, 1987).
  *
  *     error = input - target
- *     loss = (error)**2*weight*(expectile if error < 0 else 1 - expectile)
+ *     loss = error**2*weight*(expectile if error < 0 else 1 - expectile)
  *
  * Arrays: input [batch], target [batch], weight [batch].
  * A kernel computes a batch of samples; outputs that are NULL are not wanted. losslib_device.cuh says what kernels are made of.

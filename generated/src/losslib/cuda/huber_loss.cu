@@ -3,7 +3,7 @@
  * Huber loss: quadratic within delta, linear beyond, with slope delta (Huber, 1964).
  *
  *     error = input - target
- *     loss = weight*((error)**2/2 if |error| < delta else delta*(-delta/2 + |error|))
+ *     loss = weight*(error**2/2 if |error| < delta else delta*(-delta/2 + |error|))
  *
  * Arrays: input [batch], target [batch], weight [batch].
  * A kernel computes a batch of samples; outputs that are NULL are not wanted. losslib_device.cuh says what kernels are made of.

@@ -3,7 +3,7 @@
  * Jensen-Shannon divergence of two distributions, given as log-probabilities: the entropy of their mixture less their mean entropy.
  *
  *     mixture = beta*exp(target) + (1 - beta)*exp(input)
- *     loss = beta*exp(target)*target + (1 - beta)*exp(input)*input - (mixture)*log(mixture)
+ *     loss = beta*exp(target)*target + (1 - beta)*exp(input)*input - mixture*log(mixture)
  *
  * Arrays: input [batch], target [batch].
  * A kernel computes a batch of samples; outputs that are NULL are not wanted. losslib_device.cuh says what kernels are made of.

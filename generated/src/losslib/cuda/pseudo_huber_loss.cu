@@ -3,7 +3,7 @@
  * Pseudo-Huber loss: a Huber loss without a joint (Charbonnier et al., 1997; Hartley and Zisserman, 2003; XGBoost reg:pseudohubererror).
  *
  *     error = input - target
- *     loss = delta**2*(sqrt(1 + (error)**2/delta**2) - 1)*weight
+ *     loss = delta**2*(sqrt(1 + error**2/delta**2) - 1)*weight
  *
  * Arrays: input [batch], target [batch], weight [batch].
  * A kernel computes a batch of samples; outputs that are NULL are not wanted. losslib_device.cuh says what kernels are made of.

@@ -3,7 +3,7 @@
  * Quantile or pinball loss: the constant that minimises it is a quantile of the targets (Koenker and Bassett, 1978).
  *
  *     error = input - target
- *     loss = (error)*weight*(-quantile if error < 0 else 1 - quantile)
+ *     loss = error*weight*(-quantile if error < 0 else 1 - quantile)
  *
  * Arrays: input [batch], target [batch], weight [batch].
  * A kernel computes a batch of samples; outputs that are NULL are not wanted. losslib_device.cuh says what kernels are made of.

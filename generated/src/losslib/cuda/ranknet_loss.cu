@@ -3,7 +3,7 @@
  * RankNet: the difference of two scores is the log-odds that the first ranks higher.
  *
  *     logit = input1 - input2
- *     loss = (-(logit)*target + log(exp(logit) + 1))*weight
+ *     loss = (-logit*target + log(exp(logit) + 1))*weight
  *
  * Arrays: input1 [batch], input2 [batch], target [batch], weight [batch].
  * A kernel computes a batch of samples; outputs that are NULL are not wanted. losslib_device.cuh says what kernels are made of.

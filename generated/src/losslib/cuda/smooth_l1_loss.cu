@@ -3,7 +3,7 @@
  * Smooth L1 loss: quadratic within beta, linear beyond, with slope 1 (Girshick, Fast R-CNN, 2015).
  *
  *     error = input - target
- *     loss = |error| if beta == 0 else ((error)**2/(2*beta) if |error| < beta else -beta/2 + |error|)
+ *     loss = |error| if beta == 0 else (error**2/(2*beta) if |error| < beta else -beta/2 + |error|)
  *
  * Arrays: input [batch], target [batch].
  * A kernel computes a batch of samples; outputs that are NULL are not wanted. losslib_device.cuh says what kernels are made of.

@@ -58,7 +58,7 @@ class CharbonnierLossFunction(LossFunction):
     Formula of one sample:
 
         error = input - target
-        loss = sqrt(eps**2 + (error)**2)*weight
+        loss = sqrt(eps**2 + error**2)*weight
 
     Args:
         input: [batch].

@@ -58,7 +58,7 @@ class GaussianCRPSLossFunction(LossFunction):
     Formula of one sample:
 
         error = -input + target
-        loss = (-1/sqrt(pi) + sqrt(2)*exp(-(error)**2/(2*std**2))/sqrt(pi))*std + (error)*erf(sqrt(2)*(error)/(2*std))
+        loss = (-1/sqrt(pi) + sqrt(2)*exp(-error**2/(2*std**2))/sqrt(pi))*std + error*erf(sqrt(2)*error/(2*std))
 
     Args:
         input: [batch].

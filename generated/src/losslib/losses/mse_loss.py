@@ -57,7 +57,7 @@ class MSELossFunction(LossFunction):
     Formula of one sample:
 
         error = input - target
-        loss = (error)**2*weight
+        loss = error**2*weight
         mean = sum(loss) / sum(weight)
 
     Args:

@@ -59,7 +59,7 @@ class PseudoHuberLossFunction(LossFunction):
     Formula of one sample:
 
         error = input - target
-        loss = delta**2*(sqrt(1 + (error)**2/delta**2) - 1)*weight
+        loss = delta**2*(sqrt(1 + error**2/delta**2) - 1)*weight
 
     Args:
         input: [batch].

@@ -59,7 +59,7 @@ class RankNetLossFunction(LossFunction):
     Formula of one sample:
 
         logit = input1 - input2
-        loss = (-(logit)*target + log(exp(logit) + 1))*weight
+        loss = (-logit*target + log(exp(logit) + 1))*weight
 
     Args:
         input1: [batch].

@@ -57,7 +57,7 @@ class Tf1SigmoidCrossEntropyFunction(LossFunction):
     Formula of one sample:
 
         smoothed = label_smoothing/2 + (1 - label_smoothing)*multi_class_labels
-        loss = (-(smoothed)*log(1/(1 + exp(-logits))) - (-label_smoothing/2 - (1 - label_smoothing)*multi_class_labels + 1)*log(1 - 1/(1 + exp(-logits))))*weights
+        loss = (-smoothed*log(1/(1 + exp(-logits))) - (-label_smoothing/2 - (1 - label_smoothing)*multi_class_labels + 1)*log(1 - 1/(1 + exp(-logits))))*weights
         mean = sum(loss) / sum(1 if Ne(weights, 0) else 0)
 
     Args:

@@ -2,7 +2,7 @@
 """Expectile loss: the constant that minimises it is an expectile of the targets (Newey and Powell, 1987).
 
 error = input - target
-loss = (error)**2*weight*(expectile if error < 0 else 1 - expectile)
+loss = error**2*weight*(expectile if error < 0 else 1 - expectile)
 
 Arrays: input [batch], target [batch], weight [batch].
 Every function takes arrays of one type, per-sample ones with the batch first, and returns new arrays and totals.

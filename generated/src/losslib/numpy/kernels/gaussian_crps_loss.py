@@ -2,7 +2,7 @@
 """Continuous ranked probability score of a Gaussian prediction (Gneiting and Raftery, 2007, equation 21, with the sign of a loss).
 
 error = -input + target
-loss = (-1/sqrt(pi) + sqrt(2)*exp(-(error)**2/(2*std**2))/sqrt(pi))*std + (error)*erf(sqrt(2)*(error)/(2*std))
+loss = (-1/sqrt(pi) + sqrt(2)*exp(-error**2/(2*std**2))/sqrt(pi))*std + error*erf(sqrt(2)*error/(2*std))
 
 Arrays: input [batch], target [batch], std [batch].
 Every function takes arrays of one type, per-sample ones with the batch first, and returns new arrays and totals.

@@ -2,7 +2,7 @@
 """Huber loss: quadratic within delta, linear beyond, with slope delta (Huber, 1964).
 
 error = input - target
-loss = weight*((error)**2/2 if |error| < delta else delta*(-delta/2 + |error|))
+loss = weight*(error**2/2 if |error| < delta else delta*(-delta/2 + |error|))
 
 Arrays: input [batch], target [batch], weight [batch].
 Every function takes arrays of one type, per-sample ones with the batch first, and returns new arrays and totals.

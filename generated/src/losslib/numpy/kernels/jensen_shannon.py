@@ -2,7 +2,7 @@
 """Jensen-Shannon divergence of two distributions, given as log-probabilities: the entropy of their mixture less their mean entropy.
 
 mixture = beta*exp(target) + (1 - beta)*exp(input)
-loss = beta*exp(target)*target + (1 - beta)*exp(input)*input - (mixture)*log(mixture)
+loss = beta*exp(target)*target + (1 - beta)*exp(input)*input - mixture*log(mixture)
 
 Arrays: input [batch], target [batch].
 Every function takes arrays of one type, per-sample ones with the batch first, and returns new arrays and totals.

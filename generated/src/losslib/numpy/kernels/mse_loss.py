@@ -2,7 +2,7 @@
 """Mean squared error (torch.nn.functional.mse_loss).
 
 error = input - target
-loss = (error)**2*weight
+loss = error**2*weight
 mean = sum(loss) / sum(weight)
 
 Arrays: input [batch], target [batch], weight [batch].

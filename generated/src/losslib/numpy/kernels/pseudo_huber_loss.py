@@ -2,7 +2,7 @@
 """Pseudo-Huber loss: a Huber loss without a joint (Charbonnier et al., 1997; Hartley and Zisserman, 2003; XGBoost reg:pseudohubererror).
 
 error = input - target
-loss = delta**2*(sqrt(1 + (error)**2/delta**2) - 1)*weight
+loss = delta**2*(sqrt(1 + error**2/delta**2) - 1)*weight
 
 Arrays: input [batch], target [batch], weight [batch].
 Every function takes arrays of one type, per-sample ones with the batch first, and returns new arrays and totals.

@@ -2,7 +2,7 @@
 """Quantile or pinball loss: the constant that minimises it is a quantile of the targets (Koenker and Bassett, 1978).
 
 error = input - target
-loss = (error)*weight*(-quantile if error < 0 else 1 - quantile)
+loss = error*weight*(-quantile if error < 0 else 1 - quantile)
 
 Arrays: input [batch], target [batch], weight [batch].
 Every function takes arrays of one type, per-sample ones with the batch first, and returns new arrays and totals.

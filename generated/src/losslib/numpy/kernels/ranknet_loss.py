@@ -2,7 +2,7 @@
 """RankNet: the difference of two scores is the log-odds that the first ranks higher.
 
 logit = input1 - input2
-loss = (-(logit)*target + log(exp(logit) + 1))*weight
+loss = (-logit*target + log(exp(logit) + 1))*weight
 
 Arrays: input1 [batch], input2 [batch], target [batch], weight [batch].
 Every function takes arrays of one type, per-sample ones with the batch first, and returns new arrays and totals.

@@ -2,7 +2,7 @@
 """Smooth L1 loss: quadratic within beta, linear beyond, with slope 1 (Girshick, Fast R-CNN, 2015).
 
 error = input - target
-loss = |error| if beta == 0 else ((error)**2/(2*beta) if |error| < beta else -beta/2 + |error|)
+loss = |error| if beta == 0 else (error**2/(2*beta) if |error| < beta else -beta/2 + |error|)
 
 Arrays: input [batch], target [batch].
 Every function takes arrays of one type, per-sample ones with the batch first, and returns new arrays and totals.

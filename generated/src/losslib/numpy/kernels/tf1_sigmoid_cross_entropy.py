@@ -2,7 +2,7 @@
 """sigmoid_cross_entropy as tf.compat.v1.losses has it: labels first, the mean over the weights that are not 0.
 
 smoothed = label_smoothing/2 + (1 - label_smoothing)*multi_class_labels
-loss = (-(smoothed)*log(1/(1 + exp(-logits))) - (-label_smoothing/2 - (1 - label_smoothing)*multi_class_labels + 1)*log(1 - 1/(1 + exp(-logits))))*weights
+loss = (-smoothed*log(1/(1 + exp(-logits))) - (-label_smoothing/2 - (1 - label_smoothing)*multi_class_labels + 1)*log(1 - 1/(1 + exp(-logits))))*weights
 mean = sum(loss) / sum(1 if Ne(weights, 0) else 0)
 
 Arrays: multi_class_labels [batch], logits [batch], weights [batch].

@@ -2,7 +2,7 @@
 """Charbonnier loss: the L1 loss with a rounded corner (Charbonnier et al., 1994; Lai et al., LapSRN, 2017).
 
 error = input - target
-loss = sqrt(eps**2 + (error)**2)*weight
+loss = sqrt(eps**2 + error**2)*weight
 
 Tensors: input [batch], target [batch], weight [batch].
 In ordinary operations of PyTorch, which differentiates them to any order, maps, traces and compiles them. Any leading dimensions

@@ -2,8 +2,8 @@
 """Direct preference optimisation: the chosen answer should gain more log-probability over a reference model than the rejected one.
 
 logits = policy_chosen_logps - policy_rejected_logps - reference_chosen_logps + reference_rejected_logps
-p = 1/(1 + exp(-beta*(logits)))
-loss = -label_smoothing*log(1 - 1/(1 + exp(-beta*(logits)))) + (label_smoothing - 1)*log(p)
+p = 1/(1 + exp(-beta*logits))
+loss = -label_smoothing*log(1 - 1/(1 + exp(-beta*logits))) + (label_smoothing - 1)*log(p)
 
 Tensors: policy_chosen_logps [batch], policy_rejected_logps [batch], reference_chosen_logps [batch], reference_rejected_logps [batch].
 In ordinary operations of PyTorch, which differentiates them to any order, maps, traces and compiles them. Any leading dimensions

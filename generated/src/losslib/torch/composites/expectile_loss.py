@@ -2,7 +2,7 @@
 """Expectile loss: the constant that minimises it is an expectile of the targets (Newey and Powell, 1987).
 
 error = input - target
-loss = (error)**2*weight*(expectile if error < 0 else 1 - expectile)
+loss = error**2*weight*(expectile if error < 0 else 1 - expectile)
 
 Tensors: input [batch], target [batch], weight [batch].
 In ordinary operations of PyTorch, which differentiates them to any order, maps, traces and compiles them. Any leading dimensions

@@ -2,7 +2,7 @@
 """Huber loss: quadratic within delta, linear beyond, with slope delta (Huber, 1964).
 
 error = input - target
-loss = weight*((error)**2/2 if |error| < delta else delta*(-delta/2 + |error|))
+loss = weight*(error**2/2 if |error| < delta else delta*(-delta/2 + |error|))
 
 Tensors: input [batch], target [batch], weight [batch].
 In ordinary operations of PyTorch, which differentiates them to any order, maps, traces and compiles them. Any leading dimensions

@@ -2,7 +2,7 @@
 """Jensen-Shannon divergence of two distributions, given as log-probabilities: the entropy of their mixture less their mean entropy.
 
 mixture = beta*exp(target) + (1 - beta)*exp(input)
-loss = beta*exp(target)*target + (1 - beta)*exp(input)*input - (mixture)*log(mixture)
+loss = beta*exp(target)*target + (1 - beta)*exp(input)*input - mixture*log(mixture)
 
 Tensors: input [batch], target [batch].
 In ordinary operations of PyTorch, which differentiates them to any order, maps, traces and compiles them. Any leading dimensions

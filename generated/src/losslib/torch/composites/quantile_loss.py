@@ -2,7 +2,7 @@
 """Quantile or pinball loss: the constant that minimises it is a quantile of the targets (Koenker and Bassett, 1978).
 
 error = input - target
-loss = (error)*weight*(-quantile if error < 0 else 1 - quantile)
+loss = error*weight*(-quantile if error < 0 else 1 - quantile)
 
 Tensors: input [batch], target [batch], weight [batch].
 In ordinary operations of PyTorch, which differentiates them to any order, maps, traces and compiles them. Any leading dimensions

@@ -2,7 +2,7 @@
 """RankNet: the difference of two scores is the log-odds that the first ranks higher.
 
 logit = input1 - input2
-loss = (-(logit)*target + log(exp(logit) + 1))*weight
+loss = (-logit*target + log(exp(logit) + 1))*weight
 
 Tensors: input1 [batch], input2 [batch], target [batch], weight [batch].
 In ordinary operations of PyTorch, which differentiates them to any order, maps, traces and compiles them. Any leading dimensions

@@ -2,7 +2,7 @@
 """Smooth L1 loss: quadratic within beta, linear beyond, with slope 1 (Girshick, Fast R-CNN, 2015).
 
 error = input - target
-loss = |error| if beta == 0 else ((error)**2/(2*beta) if |error| < beta else -beta/2 + |error|)
+loss = |error| if beta == 0 else (error**2/(2*beta) if |error| < beta else -beta/2 + |error|)
 
 Tensors: input [batch], target [batch].
 In ordinary operations of PyTorch, which differentiates them to any order, maps, traces and compiles them. Any leading dimensions

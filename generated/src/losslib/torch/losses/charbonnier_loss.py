@@ -22,7 +22,7 @@ class CharbonnierLossFunction(TorchLoss):
     Formula of one sample:
 
         error = input - target
-        loss = sqrt(eps**2 + (error)**2)*weight
+        loss = sqrt(eps**2 + error**2)*weight
 
     Args:
         input: [batch].

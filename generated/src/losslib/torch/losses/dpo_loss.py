@@ -24,8 +24,8 @@ class DPOLossFunction(TorchLoss):
     Formula of one sample:
 
         logits = policy_chosen_logps - policy_rejected_logps - reference_chosen_logps + reference_rejected_logps
-        p = 1/(1 + exp(-beta*(logits)))
-        loss = -label_smoothing*log(1 - 1/(1 + exp(-beta*(logits)))) + (label_smoothing - 1)*log(p)
+        p = 1/(1 + exp(-beta*logits))
+        loss = -label_smoothing*log(1 - 1/(1 + exp(-beta*logits))) + (label_smoothing - 1)*log(p)
 
     Args:
         policy_chosen_logps: [batch].

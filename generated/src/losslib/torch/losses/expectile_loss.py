@@ -23,7 +23,7 @@ class ExpectileLossFunction(TorchLoss):
     Formula of one sample:
 
         error = input - target
-        loss = (error)**2*weight*(expectile if error < 0 else 1 - expectile)
+        loss = error**2*weight*(expectile if error < 0 else 1 - expectile)
 
     Args:
         input: [batch].

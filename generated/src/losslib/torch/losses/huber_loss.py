@@ -22,7 +22,7 @@ class HuberLossFunction(TorchLoss):
     Formula of one sample:
 
         error = input - target
-        loss = weight*((error)**2/2 if |error| < delta else delta*(-delta/2 + |error|))
+        loss = weight*(error**2/2 if |error| < delta else delta*(-delta/2 + |error|))
 
     Args:
         input: [batch].

@@ -25,7 +25,7 @@ class JensenShannonFunction(TorchLoss):
     Formula of one sample:
 
         mixture = beta*exp(target) + (1 - beta)*exp(input)
-        loss = beta*exp(target)*target + (1 - beta)*exp(input)*input - (mixture)*log(mixture)
+        loss = beta*exp(target)*target + (1 - beta)*exp(input)*input - mixture*log(mixture)
 
     Args:
         input: [batch]; at most 0.

@@ -22,7 +22,7 @@ class MSELossFunction(TorchLoss):
     Formula of one sample:
 
         error = input - target
-        loss = (error)**2*weight
+        loss = error**2*weight
         mean = sum(loss) / sum(weight)
 
     Args:

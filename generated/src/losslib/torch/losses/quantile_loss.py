@@ -23,7 +23,7 @@ class QuantileLossFunction(TorchLoss):
     Formula of one sample:
 
         error = input - target
-        loss = (error)*weight*(-quantile if error < 0 else 1 - quantile)
+        loss = error*weight*(-quantile if error < 0 else 1 - quantile)
 
     Args:
         input: [batch].

@@ -22,7 +22,7 @@ class SmoothL1LossFunction(TorchLoss):
     Formula of one sample:
 
         error = input - target
-        loss = |error| if beta == 0 else ((error)**2/(2*beta) if |error| < beta else -beta/2 + |error|)
+        loss = |error| if beta == 0 else (error**2/(2*beta) if |error| < beta else -beta/2 + |error|)
 
     Args:
         input: [batch].
