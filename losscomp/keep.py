@@ -56,7 +56,7 @@ def refined(kernel: Kernel, members: Sequence[Member]) -> Kernel:
     return replace(kernel, body=below(Keeper(kernel, cases)(kernel.body)))
 
 
-def needed(body: tuple[Statement, ...], case: Case, known: Iterable[str]) -> frozenset[str]:
+def names_for(body: tuple[Statement, ...], case: Case, known: Iterable[str]) -> frozenset[str]:
     """The names from which the results of a case are computed, where some are known."""
     made: dict[str, list[Node]] = {}
     for s in values(body):
@@ -135,7 +135,7 @@ class Keeper:
         for k, case in enumerate(self.cases if dearest else ()):
             read = set(self.read[k])
             for row in rows:
-                live = needed(self.body, case, read) - read
+                live = names_for(self.body, case, read) - read
                 name, was = next((x for x in dearest if x[0] in live), ("", ""))
                 if name:
                     chosen.setdefault((row, name, was), []).append(k)
